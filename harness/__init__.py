@@ -1,0 +1,1 @@
+"""harness: studies of H-Neurons across precisions, from questions to committed tables."""

@@ -1,0 +1,6 @@
+"""Benchmarks: importing this package enters each of them in `BENCHES`."""
+
+from harness.bench import cett as cett
+from harness.bench import l1 as l1
+from harness.bench.base import BENCHES as BENCHES
+from harness.bench.base import report as report

@@ -1,0 +1,56 @@
+"""The application itself: its help, its output, and what becomes of errors."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hq import __version__
+from hq.errors import HQError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+out = Console()
+err = Console(stderr=True)
+
+app = typer.Typer(
+    name="hq",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Find the neurons that predict when a model hallucinates, and see whether they survive "
+    "quantization.\n\nStart with [bold]hq study run[/bold]; [bold]hq doctor[/bold] says what this "
+    "machine can run.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options that stand before a command."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+def print_json(value: object) -> None:
+    """One JSON object on stdout, unwrapped and uncoloured."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Runs a command. Bad input is one sentence and exit code 2; Ctrl-C is exit code 130."""
+    try:
+        app()
+    except HQError as error:
+        err.print(f"[red]hq:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        err.print("Interrupted; the same command goes on from here.")
+        sys.exit(INTERRUPTED)

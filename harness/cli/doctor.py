@@ -1,0 +1,23 @@
+"""`hq doctor`: what of the extras, devices and kernels is there."""
+
+from rich.table import Table
+
+from harness.cli.app import AsJson, app, out, print_json
+
+_COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can run, and what to install for the rest."""
+    from harness.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json([finding.model_dump() for finding in findings])
+        return
+    table = Table("what", "state", "detail", "fix")
+    for finding in findings:
+        colour = _COLOURS[finding.state]
+        table.add_row(finding.what, f"[{colour}]{finding.state}[/]", finding.detail, finding.fix)
+    out.print(table)

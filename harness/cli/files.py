@@ -1,0 +1,103 @@
+"""`hq trace`, `hq identify`, `hq compare`: single stages, from files to files."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import AsJson, Quiet, app, err, out, print_json
+from harness.embedded import resolve_model
+from harness.progress import Progress
+from harness.samples import read_samples
+from harness.stages import identify as identification
+from harness.stages.compare import Comparison
+from harness.stages.trace import trace as trace_stage
+from harness.study import CompareSection, IdentifySection
+from harness.tables import markdown
+from hq.backends.torch import TorchBackend
+from hq.cett import MEASURES, SPANS
+from hq.errors import HQError
+from hq.neurons import NeuronSet
+from hq.traces import INFO_FILE, Traces
+
+Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it.")]
+
+
+@app.command()
+def trace(
+    samples: Samples,
+    into: Annotated[Path, typer.Option(help="Folder for the traces; a killed trace goes on.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder or hub id.")] = "smollm2",
+    precision: Annotated[str, typer.Option(help="fp16, int8, nf4 or fp4.")] = "fp16",
+    measures: Annotated[
+        str, typer.Option(help="Comma-separated: sum, output, contribution.")
+    ] = "sum,contribution",
+    spans: Annotated[str, typer.Option(help="Comma-separated: answer, prompt, other.")] = "answer",
+    quiet: Quiet = False,
+) -> None:
+    """CETT of every neuron over the samples' token ids, at one precision."""
+    if (into / INFO_FILE).exists():
+        raise HQError(f"{into} holds a finished trace already: name another folder.")
+    chosen_measures = _choose("measure", measures, MEASURES)
+    chosen_spans = _choose("span", spans, SPANS)
+    exchanges = [sample.exchange for sample in read_samples(samples)]
+    with Progress(quiet=quiet) as progress, TorchBackend(resolve_model(model), precision) as backend:
+        with progress.task(f"trace {precision}", len(exchanges), "texts") as task:
+            trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, "float32", task)
+    err.print(f"Traces: {into}")
+
+
+@app.command()
+def identify(
+    samples: Samples,
+    traces: Annotated[Path, typer.Option(help="A folder that `hq trace` wrote.")],
+    into: Annotated[Path, typer.Option(help="Folder for neurons.json and path.csv.")],
+    cett: Annotated[str, typer.Option(help="sum (the article) or output (the paper).")] = "sum",
+    tokens: Annotated[str, typer.Option(help="answer, prompt or other.")] = "answer",
+    labels: Annotated[str, typer.Option(help="1-vs-1 or 3-vs-1.")] = "1-vs-1",
+    seed: int = 0,
+) -> None:
+    """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
+    section = IdentifySection(
+        cett=_choose("CETT definition", cett, ("sum", "output"))[0],
+        tokens=_choose("span", tokens, SPANS)[0],
+        labels=_choose("labelling", labels, ("1-vs-1", "3-vs-1"))[0],
+    )
+    into.mkdir(parents=True, exist_ok=True)
+    identification.find_neurons(into, Traces.open(traces), read_samples(samples), section, seed)
+    found = NeuronSet.load(into / identification.NEURONS_FILE)
+    err.print(f"{len(found.positive)} H-Neurons: {into / identification.NEURONS_FILE}")
+
+
+@app.command()
+def compare(
+    samples: Samples,
+    neurons: Annotated[Path, typer.Option(help="A neurons.json found on the reference.")],
+    reference: Annotated[Path, typer.Option(help="Traces of the reference precision.")],
+    variant: Annotated[Path, typer.Option(help="Traces of the other precision.")],
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The frozen probe at another precision: detection, controls and fidelity."""
+    chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
+    probe = NeuronSet.load(neurons, ref.info.model)
+    section = IdentifySection(cett=probe.cett, tokens=probe.tokens, labels=probe.labels)
+    with TemporaryDirectory() as folder:
+        identification.find_neurons(Path(folder), var, chosen, section, seed)
+        again = NeuronSet.load(Path(folder) / identification.NEURONS_FILE)
+    comparison = Comparison(chosen, probe, ref, var, again, None, CompareSection(), seed)
+    tables = {name: rows for name, rows in comparison.tables().items() if rows}
+    if as_json:
+        print_json({name: [row.model_dump() for row in rows] for name, rows in tables.items()})
+        return
+    for name, rows in tables.items():
+        out.print(f"## {name}\n\n{markdown(rows)}\n", soft_wrap=True)
+
+
+def _choose(kind: str, text: str, known: tuple[str, ...]) -> tuple:  # type: ignore[type-arg]
+    chosen = tuple(text.split(","))
+    for name in chosen:
+        if name not in known:
+            raise HQError(f"There is no {kind} {name!r}: known are {', '.join(known)}.")
+    return chosen

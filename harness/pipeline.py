@@ -1,0 +1,293 @@
+"""The one way through: from a study to its tables, each stage built once and found again."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from harness import judges, prompts, scenarios, splits
+from harness.embedded import resolve_model
+from harness.progress import Progress
+from harness.samples import Sample
+from harness.schema import TABLES, Row
+from harness.stages import identify, sample, trace, uncertainty
+from harness.stages.compare import Comparison
+from harness.store import Store, digest
+from harness.study import REFERENCE, Study
+from hq.backends.base import Exchange
+from hq.backends.torch import TorchBackend
+from hq.cett import Measure, Span
+from hq.checkpoint import identity
+from hq.errors import HQError
+from hq.neurons import ModelIdentity, NeuronSet
+from hq.sampling import Ending
+from hq.traces import Traces, exchanges_digest
+
+
+@dataclass
+class Pipeline:
+    """A study's stages, in a store. Models are loaded when a stage needs one, one at a time."""
+
+    study: Study
+    store: Store
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self._loaded: TorchBackend | None = None
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loaded is not None:
+            self._loaded.close()
+
+    def tables(self) -> dict[str, list[Row]]:
+        """The rows of every precision, table by table."""
+        tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+        for precision in self.study.precisions:
+            for name, rows in self.comparison(precision).tables().items():
+                tables[name] += rows
+        return tables
+
+    def comparison(self, precision: str) -> Comparison:
+        """A precision beside the reference."""
+        return Comparison(
+            samples=self.samples,
+            neurons=self.neurons(REFERENCE),
+            reference=self.traces(REFERENCE),
+            variant=self.traces(precision),
+            again=self.neurons(precision),
+            uncertainty=self.uncertainty(precision),
+            section=self.study.compare,
+            seed=self.study.seed,
+        )
+
+    @cached_property
+    def path(self) -> Path:
+        """The checkpoint's folder."""
+        return resolve_model(self.study.model)
+
+    @cached_property
+    def model(self) -> ModelIdentity:
+        """Who the checkpoint is."""
+        return identity(self.path)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        return AutoTokenizer.from_pretrained(self.path)
+
+    @cached_property
+    def form(self) -> prompts.PromptForm:
+        """How a question is put."""
+        return prompts.form(self.study.prompt.form, self.study.prompt.shots)
+
+    @cached_property
+    def prompted(self) -> list[sample.Prompted]:
+        """Every question of the scenario in its fixed order, as tokens, with its split."""
+        section = self.study.scenario
+        questions = scenarios.load(section.name, seed=self.study.seed, **section.options)
+        side = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
+        component = splits.components(questions)
+        return [
+            sample.Prompted(
+                question=question,
+                ids=tuple(self.form.encode(self.tokenizer, question.question)),
+                split=side[question.id],
+                component=component[question.id],
+            )
+            for question in questions
+        ]
+
+    @cached_property
+    def responses(self) -> Path:
+        """Stage `sample`."""
+        section, seed = self.study.sampling, self.study.seed
+        inputs = {
+            "model": self.model.fingerprint,
+            "device": self.study.device,
+            "questions": digest([p.model_dump(mode="json") for p in self.prompted]),
+            "stop": self.form.stop_strings,
+            "sampling": section.model_dump(),
+            "seed": seed,
+        }
+
+        def make(folder: Path) -> None:
+            with self.progress.task("sample responses", len(self.prompted), "questions") as task:
+                sample.collect(
+                    folder,
+                    self.backend(REFERENCE).decoding(),
+                    self.prompted,
+                    section.settings(seed),
+                    self.ending,
+                    judges.judge(section.judge),
+                    section.quota,
+                    task,
+                )
+
+        return self.store.build("sample", inputs, make)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The balanced, consistent samples."""
+        return sample.retain(self.responses, self.prompted, self.study.sampling.quota)
+
+    @cached_property
+    def exchanges(self) -> list[Exchange]:
+        """The samples' token ids."""
+        return [sample.exchange for sample in self.samples]
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is traced: the CETT that identifies, and the contribution that is compared."""
+        return (self.study.identify.cett, "contribution")
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Where it is traced."""
+        section = self.study.identify
+        return (section.tokens, "other") if section.labels == "3-vs-1" else (section.tokens,)
+
+    def traces(self, precision: str) -> Traces:
+        """Stage `trace` at one precision."""
+        storage = self.study.identify.storage
+        inputs = self._cell(precision) | {
+            "measures": self.measures,
+            "spans": self.spans,
+            "storage": storage,
+        }
+
+        def make(folder: Path) -> None:
+            with self.progress.task(f"trace {precision}", len(self.exchanges), "texts") as task:
+                trace.trace(
+                    folder,
+                    self.backend(precision),
+                    self.exchanges,
+                    self.measures,
+                    self.spans,
+                    storage,
+                    task,
+                )
+
+        return Traces.open(self.store.build("trace", inputs, make))
+
+    def neurons(self, precision: str) -> NeuronSet:
+        """Stage `identify` at one precision."""
+        return NeuronSet.load(self.neurons_folder(precision) / identify.NEURONS_FILE, self.model)
+
+    def neurons_folder(self, precision: str) -> Path:
+        """The folder of stage `identify`: neurons.json and path.csv."""
+        traces, section, seed = self.traces(precision), self.study.identify, self.study.seed
+        labels = [[s.hallucinated, s.split, s.component] for s in self.samples]
+        inputs = {
+            "traces": traces.folder.name,
+            "labels": digest(labels),
+            "identify": section.model_dump(),
+            "seed": seed,
+        }
+
+        def make(folder: Path) -> None:
+            with self.progress.task(f"identify {precision}", 1, "fits") as task:
+                identify.find_neurons(folder, traces, self.samples, section, seed)
+                task.advance(1)
+
+        return self.store.build("identify", inputs, make)
+
+    def uncertainty(self, precision: str) -> uncertainty.Uncertainty:
+        """Stage `uncertainty` at one precision."""
+        return uncertainty.read(self._uncertainty(precision))
+
+    def _uncertainty(self, precision: str) -> Path:
+        reference = None if precision == REFERENCE else self._uncertainty(REFERENCE)
+        inputs = self._cell(precision) | {"texts": exchanges_digest(self.texts)}
+
+        def make(folder: Path) -> None:
+            total = len(self.exchanges) + len(self.texts)
+            with self.progress.task(f"logits {precision}", total, "texts") as task:
+                uncertainty.measure(
+                    folder,
+                    self.backend(precision),
+                    self.exchanges,
+                    self.texts,
+                    reference,
+                    task,
+                )
+
+        return self.store.build("uncertainty", inputs, make)
+
+    @cached_property
+    def texts(self) -> list[Exchange]:
+        """Held-out text, up to the study's number of tokens, in the order that it is met."""
+        section = self.study.compare
+        texts = self._file_texts(section.text) if section.text else self._true_answers()
+        ends = np.cumsum([len(text.response) for text in texts])
+        return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
+
+    @property
+    def ending(self) -> Ending:
+        """What ends a response: the prompt form's tokens and strings."""
+        stops = self.form.stop_ids(self.tokenizer)
+        return Ending(stops, self.form.stop_strings, self._decode)
+
+    def backend(self, precision: str) -> TorchBackend:
+        """The model at a precision; the one loaded before is freed."""
+        if self._loaded is None or self._loaded.precision != precision:
+            if self._loaded is not None:
+                self._loaded.close()
+            self._loaded = TorchBackend(
+                self.path, precision, self.study.device, model_identity=self.model
+            )
+        return self._loaded
+
+    def _cell(self, precision: str) -> dict[str, object]:
+        return {
+            "model": self.model.fingerprint,
+            "precision": precision,
+            "device": self.study.device,
+            "exchanges": exchanges_digest(self.exchanges),
+        }
+
+    def _true_answers(self) -> list[Exchange]:
+        tests = [p for p in self.prompted if p.split == "test"]
+        return [Exchange(p.ids, self._encode(f" {p.question.aliases[0]}")) for p in tests]
+
+    def _file_texts(self, path: str, length: int = 256) -> list[Exchange]:
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
+        ids = self._encode(text)
+        if len(ids) < 2:
+            raise HQError(f"The held-out text {path} is empty: name a file with some prose.")
+        pieces = [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
+        return [Exchange(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+
+def sampling_summary(pipeline: Pipeline) -> dict[str, int | float]:
+    """How many questions were asked, what became of them, and how many tokens that took."""
+    records = sample.read_records(pipeline.responses).values()
+    labels = Counter(record.hallucinated for record in records)
+    generated = sum(record.generated for record in records)
+    return {
+        "questions": len(pipeline.prompted),
+        "asked": len(records),
+        "consistently_right": labels[False],
+        "consistently_hallucinated": labels[True],
+        "set_aside": labels[None],
+        "kept_pairs": len(pipeline.samples) // 2,
+        "tokens_generated": generated,
+        # Responses that were given up, and questions never asked, would come on top.
+        "tokens_without_sharing_at_least": sum(record.naive for record in records),
+    }

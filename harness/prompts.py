@@ -1,0 +1,116 @@
+"""Prompt forms: how a question becomes token ids, and where a response to it ends."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from hq.errors import HQError
+from hq.registry import Registry
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Shots = Sequence[tuple[str, str]]
+
+# General, of four types of answer, and no question of a scenario.
+DEFAULT_SHOTS: Shots = (
+    ("What is the largest planet in the Solar System?", "Jupiter"),
+    ("Who wrote the play Hamlet?", "William Shakespeare"),
+    ("In which year did World War II end?", "1945"),
+    ("What is the chemical formula of water?", "H2O"),
+)
+
+
+class PromptForm(Protocol):
+    """One way to ask."""
+
+    stop_strings: tuple[str, ...]
+
+    def encode(self, tokenizer: "Tokenizer", question: str) -> list[int]:
+        """Token ids of the prompt, special tokens included."""
+        ...
+
+    def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
+        """Tokens that end a response."""
+        ...
+
+
+FORMS: Registry[Callable[[Shots], PromptForm]] = Registry("prompt form")
+
+
+def form(name: str, shots: Shots = ()) -> PromptForm:
+    """The form of that name. `shots` are (question, answer) pairs; () stands for the default ones.
+
+    Raises HQError for an unknown form, and for shots given to a form that has none.
+    """
+    return FORMS[name](shots)
+
+
+class FewShot:
+    """Solved examples, then the question: for base models too. A response ends with its line."""
+
+    stop_strings: tuple[str, ...] = ("\n",)
+
+    def __init__(self, shots: Shots = ()) -> None:
+        self._prefix = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in shots or DEFAULT_SHOTS)
+
+    def encode(self, tokenizer: "Tokenizer", question: str) -> list[int]:
+        """Ids with the special tokens that the tokenizer adds by itself (a BOS, or none)."""
+        # The prompt ends without a space: tokenizers join it to the answer's first word.
+        return list(tokenizer(f"{self._prefix}Q: {question}\nA:")["input_ids"])
+
+    def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
+        """The end-of-text token."""
+        return _end_of_text(tokenizer)
+
+
+class Chat:
+    """The question as a user's message in the tokenizer's own chat template."""
+
+    stop_strings: tuple[str, ...] = ()
+
+    def __init__(self, shots: Shots = ()) -> None:
+        if shots:
+            raise HQError("The prompt form 'chat' takes no shots: use 'few-shot', or drop them.")
+
+    def encode(self, tokenizer: "Tokenizer", question: str) -> list[int]:
+        """Ids as the template writes them, up to where the assistant answers.
+
+        Raises HQError for a tokenizer without a chat template.
+        """
+        _require_template(tokenizer)
+        message = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return _bare_ids(tokenizer, str(text))
+
+    def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
+        """The end-of-text token, and the special token that the template puts after an answer."""
+        _require_template(tokenizer)
+        answer = "x"
+        turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
+        after = _bare_ids(tokenizer, text[text.rindex(answer) + len(answer) :])
+        special = set(tokenizer.all_special_ids)
+        ends = next(([token] for token in after if token in special), [])
+        return _end_of_text(tokenizer) | frozenset(ends)
+
+
+FORMS.add("few-shot", FewShot)
+FORMS.add("chat", Chat)
+
+
+def _require_template(tokenizer: "Tokenizer") -> None:
+    if not tokenizer.chat_template:
+        raise HQError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template: "
+            "use the prompt form 'few-shot'."
+        )
+
+
+def _bare_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Ids of a rendered template, which holds its special tokens already."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _end_of_text(tokenizer: "Tokenizer") -> frozenset[int]:
+    end = tokenizer.eos_token_id
+    return frozenset(end if isinstance(end, list) else [end]) if end is not None else frozenset()

@@ -1,0 +1,57 @@
+"""Samples: the responses that were kept, labelled, as token ids. One JSON object a line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hq.backends.base import Exchange
+from hq.errors import HQError
+
+Split = Literal["train", "calibration", "test"]
+
+
+class Sample(BaseModel):
+    """One response to one question, whose samples all got the same verdict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    relation: str
+    split: Split
+    component: str  # samples of one component share an entity: never on two sides of a fold
+    hallucinated: bool
+    text: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+    @property
+    def exchange(self) -> Exchange:
+        """Its token ids."""
+        return Exchange(self.prompt_ids, self.response_ids)
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Writes one line a sample."""
+    path.write_text("".join(sample.model_dump_json() + "\n" for sample in samples))
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Raises HQError for a missing or empty file, or a line that is no sample."""
+    if not path.is_file():
+        raise HQError(f"There is no samples file {path}: `hq study run` writes one.")
+    samples: list[Sample] = []
+    with open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                samples.append(Sample.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"])) or "the line"
+                raise HQError(
+                    f"Line {number} of {path} is no sample: {where}: {first['msg']}."
+                ) from error
+    if not samples:
+        raise HQError(f"{path} is empty: it must hold at least one sample.")
+    return samples

@@ -1,0 +1,1 @@
+"""The stages of a study: each a function from files to files."""

@@ -1,0 +1,256 @@
+"""Stage `compare`: one precision beside FP16, as rows of the result tables.
+
+Three questions are kept apart: the frozen FP16 probe read here, the same with its threshold moved
+without labels, and neurons identified afresh here.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from harness.samples import Sample
+from harness.schema import Control, Detection, Fidelity, Model, Row
+from harness.stages.identify import THRESHOLD, Rows, require_same_tokens
+from harness.stages.uncertainty import Uncertainty
+from harness.study import CompareSection
+from hq.controls import (
+    control_auroc,
+    matched_neurons,
+    outliers,
+    random_neurons,
+    ridge_probe,
+)
+from hq.fidelity import correlation, rank_change, relative_error
+from hq.neurons import NeuronSet
+from hq.overlap import expected_jaccard, jaccard, overlap_p_value
+from hq.stats import (
+    Estimate,
+    bootstrap,
+    bootstrap_auroc,
+    bootstrap_auroc_difference,
+    bootstrap_mean,
+)
+from hq.thresholds import bootstrap_f1, match_quantile
+from hq.traces import Traces
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A precision's traces and neurons beside the reference's, on the same samples."""
+
+    samples: list[Sample]
+    neurons: NeuronSet
+    reference: Traces
+    variant: Traces
+    again: NeuronSet
+    uncertainty: Uncertainty | None  # None where only traces are at hand
+    section: CompareSection
+    seed: int
+
+    def __post_init__(self) -> None:
+        for traces in (self.reference, self.variant):
+            require_same_tokens(traces, self.samples)
+
+    def tables(self) -> dict[str, list[Row]]:
+        """All rows of this precision, by table."""
+        return {
+            "detection": [self.detection()],
+            "controls": [*self.controls()],
+            "fidelity": [*self.fidelity()],
+            "model": [] if self.uncertainty is None else [self.model(self.uncertainty)],
+        }
+
+    def detection(self) -> Detection:
+        """The three questions, on the test split."""
+        before, after, y = self._before, self._after, self._y
+        threshold = self.neurons.thresholds[THRESHOLD]
+        moved = match_quantile(
+            threshold, self._before_all[self._rows.calibration], self._calibration
+        )
+        common = len(np.intersect1d(self.neurons.flat, self.again.flat))
+        sizes = len(self.neurons.flat), len(self.again.flat), self.neurons.model.n_neurons
+        return Detection(
+            precision=self.variant.info.precision,
+            compute=self.variant.info.compute,
+            n=len(y),
+            seed=self.seed,
+            neurons=sizes[0],
+            h_neurons=len(self.neurons.positive),
+            per_mille=1000 * sizes[0] / sizes[2],
+            auroc=bootstrap_auroc(after, y, *self._draw),
+            auroc_change=bootstrap_auroc_difference(after, before, y, *self._draw),
+            auroc_h=bootstrap_auroc(self._h_only, y, *self._draw),
+            accuracy=self._accuracy(threshold),
+            f1=bootstrap_f1(after, y, threshold, *self._draw),
+            accuracy_recalibrated=self._accuracy(moved),
+            f1_recalibrated=bootstrap_f1(after, y, moved, *self._draw),
+            flips=bootstrap_mean((after >= threshold) != (before >= threshold), *self._draw),
+            auroc_again=bootstrap_auroc(
+                self.again.score(self._variant_cett[self._rows.test]), y, *self._draw
+            ),
+            neurons_again=sizes[1],
+            common=common,
+            jaccard=jaccard(self.neurons.flat, self.again.flat),
+            jaccard_chance=expected_jaccard(*sizes),
+            overlap_p=overlap_p_value(common, *sizes),
+        )
+
+    def controls(self) -> list[Control]:
+        """Random and matched neurons, and baselines without neurons, all fitted at this precision."""
+        return [
+            *(self._drawn(name, draws) for name, draws in self._draws.items()),
+            *(self._baseline(name, features) for name, features in self._baselines.items()),
+        ]
+
+    def fidelity(self) -> list[Fidelity]:
+        """Contributions of the probe's neurons, of the H-Neurons, and of matched random ones."""
+        groups = {
+            "probe": self.neurons.flat,
+            "h_neurons": self.neurons.flat_positive,
+            "matched": np.unique(self._draws["matched"]),
+        }
+        span, test = self.neurons.tokens, self._rows.test
+        a = self.reference.matrix("contribution", span)[test]
+        b = self.variant.matrix("contribution", span)[test]
+        return [
+            Fidelity(
+                precision=self.variant.info.precision,
+                group=name,
+                neurons=len(flat),
+                n=len(test),
+                seed=self.seed,
+                correlation=correlation(a[:, flat], b[:, flat], *self._draw),
+                relative_error=relative_error(a[:, flat], b[:, flat], *self._draw),
+                rank_change=rank_change(a, b, flat, self.neurons.model.d_ff, *self._draw),
+            )
+            for name, flat in groups.items()
+        ]
+
+    def model(self, u: Uncertainty) -> Model:
+        """What ran, and how far its outputs moved from the reference's."""
+        audit = self.variant.info.audit
+        total = sum(row.count for row in audit)
+        share = u.tokens / u.tokens.sum()
+        loss = bootstrap(lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *self._draw)
+        drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *self._draw)
+        return Model(
+            precision=self.variant.info.precision,
+            modules=" + ".join(f"{row.count} × {row.module}" for row in audit),
+            storage=" + ".join(dict.fromkeys(row.storage for row in audit)),
+            bits_per_weight=sum(row.bits_per_weight * row.count for row in audit) / total,
+            weights_mib=self.variant.info.weight_bytes / MIB,
+            n=len(share),
+            seed=self.seed,
+            perplexity=loss,
+            kl=drift,
+        )
+
+    def _accuracy(self, threshold: float) -> Estimate:
+        return bootstrap_mean((self._after >= threshold) == (self._y == 1), *self._draw)
+
+    def _drawn(self, name: str, draws: Int[np.ndarray, "draws k"]) -> Control:
+        X, y, (train, test) = self._variant_cett, self._rows.y, self._fitted
+        control = control_auroc(X[train], y[train], X[test], y[test], draws, self.seed)
+        return self._control(name, len(draws), control.estimate, control.decisions)
+
+    def _baseline(self, name: str, features: Float[np.ndarray, "n q"]) -> Control:
+        train, test = self._fitted
+        probe = ridge_probe(features[train], self._rows.y[train])
+        decisions = probe.decision_function(features[test])
+        estimate = bootstrap_auroc(decisions, self._y, *self._draw)
+        return self._control(name, 1, estimate, decisions)
+
+    def _control(
+        self, name: str, draws: int, auroc: Estimate, decisions: Float[np.ndarray, "*draws n"]
+    ) -> Control:
+        return Control(
+            precision=self.variant.info.precision,
+            control=name,
+            n=len(self._y),
+            draws=draws,
+            seed=self.seed,
+            auroc=auroc,
+            probe_minus_control=bootstrap_auroc_difference(
+                self._after, decisions, self._y, *self._draw
+            ),
+        )
+
+    @property
+    def _draw(self) -> tuple[int, int]:
+        return self.seed, self.section.replicates
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self.samples)
+
+    @property
+    def _fitted(self) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
+        return self._rows.train, self._rows.test
+
+    @property
+    def _y(self) -> Int[np.ndarray, " test"]:
+        return self._rows.y[self._rows.test]
+
+    @cached_property
+    def _variant_cett(self) -> Float[np.ndarray, "n p"]:
+        return self.variant.matrix(self.neurons.cett, self.neurons.tokens)
+
+    @cached_property
+    def _before_all(self) -> Float[np.ndarray, " n"]:
+        return self.neurons.score(self.reference.matrix(self.neurons.cett, self.neurons.tokens))
+
+    @cached_property
+    def _after_all(self) -> Float[np.ndarray, " n"]:
+        return self.neurons.score(self._variant_cett)
+
+    @property
+    def _before(self) -> Float[np.ndarray, " test"]:
+        return self._before_all[self._rows.test]
+
+    @property
+    def _after(self) -> Float[np.ndarray, " test"]:
+        return self._after_all[self._rows.test]
+
+    @property
+    def _calibration(self) -> Float[np.ndarray, " calibration"]:
+        return self._after_all[self._rows.calibration]
+
+    @property
+    def _h_only(self) -> Float[np.ndarray, " test"]:
+        """Scores from the positive weights alone."""
+        only = self.neurons.model_copy(update={"neurons": self.neurons.positive})
+        return only.score(self._variant_cett[self._rows.test])
+
+    @cached_property
+    def _magnitudes(self) -> Float[np.ndarray, " p"]:
+        """Mean contribution of every neuron at FP16 on the training rows."""
+        contribution = self.reference.matrix("contribution", self.neurons.tokens)
+        mean: Float[np.ndarray, " p"] = contribution[self._rows.train].mean(axis=0)
+        return mean
+
+    @cached_property
+    def _draws(self) -> dict[str, Int[np.ndarray, "draws k"]]:
+        flat, model = self.neurons.flat, self.neurons.model
+        draws, seed = self.section.draws, self.seed
+        exclude = np.union1d(flat, np.flatnonzero(outliers(self._magnitudes)))
+        return {
+            "random": random_neurons(len(flat), model.n_neurons, draws, seed, exclude),
+            "matched": matched_neurons(flat, self._magnitudes, model.d_ff, draws, seed),
+        }
+
+    @property
+    def _baselines(self) -> dict[str, Float[np.ndarray, "n q"]]:
+        lengths = [[len(s.response_ids), len(s.text)] for s in self.samples]
+        relations = np.array([s.relation for s in self.samples])
+        baselines = {
+            "length": np.array(lengths, dtype=float),
+            "relation": (relations[:, None] == np.unique(relations)).astype(float),
+        }
+        if self.uncertainty is not None:
+            baselines["entropy"] = self.uncertainty.entropy[:, None]
+        return baselines
+

@@ -1,0 +1,88 @@
+"""Stage `identify`: from traces and labels to a NeuronSet, with a threshold that calibration set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from harness.samples import Sample
+from harness.study import IdentifySection
+from hq.errors import HQError
+from hq.identify import identify
+from hq.thresholds import youden_threshold
+from hq.traces import Traces, exchanges_digest
+
+NEURONS_FILE = "neurons.json"
+PATH_FILE = "path.csv"
+THRESHOLD = "youden"
+
+
+def find_neurons(
+    folder: Path, traces: Traces, samples: Sequence[Sample], section: IdentifySection, seed: int
+) -> None:
+    """Writes neurons.json and the regularisation path, path.csv.
+
+    The fit sees the train split only, the threshold the calibration split only. Raises HQError when
+    the traces are not those of the samples, or a split lacks one of the labels.
+    """
+    require_same_tokens(traces, samples)
+    rows = Rows(samples)
+    X = traces.matrix(section.cett, section.tokens)
+    other = traces.matrix(section.cett, "other") if section.labels == "3-vs-1" else None
+    neurons, path = identify(
+        X[rows.train],
+        rows.y[rows.train],
+        model=traces.info.model,
+        cett=section.cett,
+        tokens=section.tokens,
+        folds=section.folds,
+        groups=rows.components[rows.train],
+        max_fraction=section.max_fraction,
+        seed=seed,
+        other=None if other is None else other[rows.train],
+    )
+    scores = neurons.score(X[rows.calibration])
+    threshold = youden_threshold(scores, rows.y[rows.calibration])
+    provenance = neurons.provenance | {
+        "precision": traces.info.precision,
+        "compute": traces.info.compute,
+        "exchanges": traces.info.exchanges,
+    }
+    neurons.model_copy(
+        update={"thresholds": {THRESHOLD: threshold}, "provenance": provenance}
+    ).save(folder / NEURONS_FILE)
+    pl.DataFrame([point.model_dump() for point in path]).write_csv(folder / PATH_FILE)
+
+
+class Rows:
+    """Where each split's samples stand, with labels and components, as arrays.
+
+    Raises HQError when a split holds one label only.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.y = np.array([sample.hallucinated for sample in samples], dtype=np.int64)
+        self.components = np.array([sample.component for sample in samples])
+        split = np.array([sample.split for sample in samples])
+        self.train, self.calibration, self.test = (
+            self._of(split, name) for name in ("train", "calibration", "test")
+        )
+
+    def _of(self, split: np.ndarray, name: str) -> np.ndarray:
+        rows = np.flatnonzero(split == name)
+        if len(np.unique(self.y[rows])) < 2:
+            raise HQError(
+                f"The {name} split has {len(rows)} samples of one label: both right and "
+                "hallucinated answers are needed; ask more questions or give the split a larger share."
+            )
+        return rows
+
+
+def require_same_tokens(traces: Traces, samples: Sequence[Sample]) -> None:
+    """Raises HQError when the traces were made of other token ids than the samples'."""
+    if traces.info.exchanges != exchanges_digest([sample.exchange for sample in samples]):
+        raise HQError(
+            f"{traces.folder} holds traces of other token ids than these samples: trace these "
+            "samples at that precision."
+        )

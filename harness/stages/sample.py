@@ -1,0 +1,208 @@
+"""Stage `sample`: n responses a question, kept where all are right or all are wrong.
+
+A question is given up as soon as two of its finished responses disagree, and sampling ends once the
+quota of pairs is full. Records are appended as they come; after a kill, whole batches go on.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.judges import Judge, Verdict
+from harness.pairing import Candidate, pairs
+from harness.progress import Task
+from harness.samples import Sample, Split
+from harness.scenarios import Question
+from hq.backends.base import Decoding
+from hq.errors import HQError
+from hq.sampling import Ending, Sampling, Tree, sample
+
+RESPONSES_FILE = "responses.jsonl"
+_DRAFT_FILE = "responses.draft.jsonl"
+_CHUNK = 1024  # questions between two looks at the quota
+_BATCH = 64  # prompts a batch: more do not decode faster on a CPU
+
+
+class Judged(BaseModel):
+    """One distinct response, its verdict, and how many of the n samples gave it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    ids: tuple[int, ...]
+    verdict: Verdict
+    count: int
+
+
+class Record(BaseModel):
+    """All that was sampled for one question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    prompt: tuple[int, ...]
+    responses: tuple[Judged, ...]
+    complete: bool  # all n responses were finished
+    generated: int  # tokens computed
+    naive: int  # tokens of the finished samples, each counted by itself
+
+    @property
+    def hallucinated(self) -> bool | None:
+        """True or False where all n responses are wrong or right; None otherwise."""
+        verdicts = {response.verdict for response in self.responses}
+        if not self.complete or verdicts not in ({Verdict.RIGHT}, {Verdict.WRONG}):
+            return None
+        return verdicts == {Verdict.WRONG}
+
+    @property
+    def typical(self) -> Judged:
+        """The response that most samples gave, the first of them."""
+        return max(self.responses, key=lambda response: response.count)
+
+
+class Prompted(BaseModel):
+    """A question ready to be asked: its tokens, and the group it is balanced in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question: Question
+    ids: tuple[int, ...]
+    split: Split
+    component: str  # no entity stands in two of them
+
+
+def collect(
+    folder: Path,
+    decoding: Decoding,
+    prompted: Sequence[Prompted],
+    settings: Sampling,
+    ending: Ending,
+    judge: Judge,
+    quota: int,
+    task: Task,
+) -> None:
+    """Writes responses.jsonl, in the order of the questions; goes on where it was killed."""
+    draft = folder / _DRAFT_FILE
+    records = {record.id: record for record in _read(draft, whole=False)}
+    questions = {p.question.id: p for p in prompted}
+    decoding.share([p.ids for p in prompted])
+
+    def wanted(tree: Tree) -> bool:
+        question = questions[tree.key].question
+        verdicts = {judge.judge(r.text, question, r.truncated) for r in tree.finished}
+        return verdicts in ({Verdict.RIGHT}, {Verdict.WRONG})
+
+    met: list[Prompted] = []
+    for chunk in _chunks(prompted):
+        for batch in _batches(chunk):
+            if not all(p.question.id in records for p in batch):
+                prompts = [(p.question.id, p.ids) for p in batch]
+                trees = sample(decoding, prompts, settings, ending, wanted)
+                new = [_record(t, questions[t.key].question, judge, settings) for t in trees]
+                _append(draft, new)
+                records |= {record.id: record for record in new}
+            task.advance(len(batch))
+        met += chunk
+        kept = pairs(candidates(met, records), quota)
+        task.note(f"{len(kept)} of {quota} pairs")
+        if len(kept) == quota:
+            break
+    whole = [records[p.question.id].model_dump_json() for p in met]
+    (folder / RESPONSES_FILE).write_text("".join(line + "\n" for line in whole))
+    draft.unlink()
+
+
+def candidates(
+    prompted: Iterable[Prompted], records: dict[str, Record]
+) -> Iterator[Candidate]:
+    """The consistent questions, in order, each in the group of its relation and split."""
+    for p in prompted:
+        record = records.get(p.question.id)
+        if record is not None and record.hallucinated is not None:
+            yield Candidate(record.id, (p.question.relation, p.split), record.hallucinated)
+
+
+def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sample]:
+    """The balanced samples of a finished responses.jsonl, in the order of the questions.
+
+    Raises HQError when no pair of right and hallucinated answers was found.
+    """
+    records = read_records(folder)
+    kept = {id for pair in pairs(candidates(prompted, records), quota) for id in pair}
+    if not kept:
+        raise HQError(
+            "No relation has both consistently right and consistently wrong answers: ask more "
+            "questions, lower the temperature, or choose a scenario that suits the model."
+        )
+    return [_as_sample(p, records[p.question.id]) for p in prompted if p.question.id in kept]
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """The records of a finished stage by question id."""
+    return {record.id: record for record in _read(folder / RESPONSES_FILE, whole=True)}
+
+
+def _as_sample(prompted: Prompted, record: Record) -> Sample:
+    return Sample(
+        id=record.id,
+        relation=prompted.question.relation,
+        split=prompted.split,
+        component=prompted.component,
+        hallucinated=bool(record.hallucinated),
+        text=record.typical.text.strip(),
+        prompt_ids=record.prompt,
+        response_ids=record.typical.ids,
+    )
+
+
+def _record(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> Record:
+    judged = tuple(
+        Judged(
+            text=r.text,
+            ids=r.ids,
+            verdict=judge.judge(r.text, question, r.truncated),
+            count=len(r.members),
+        )
+        for r in sorted(tree.finished, key=lambda r: r.members)
+    )
+    return Record(
+        id=tree.key,
+        prompt=tree.prompt,
+        responses=judged,
+        complete=sum(r.count for r in judged) == settings.responses,
+        generated=tree.generated,
+        naive=tree.naive,
+    )
+
+
+def _chunks(prompted: Sequence[Prompted]) -> Iterator[list[Prompted]]:
+    questions = iter(prompted)
+    while chunk := list(islice(questions, _CHUNK)):
+        yield chunk
+
+
+def _batches(chunk: Sequence[Prompted]) -> Iterator[list[Prompted]]:
+    """Batches of prompts of one length, so that none is padded."""
+    by_length = sorted(chunk, key=lambda p: len(p.ids))
+    for _, group in groupby(by_length, key=lambda p: len(p.ids)):
+        while batch := list(islice(group, _BATCH)):
+            yield batch
+
+
+def _append(path: Path, records: Sequence[Record]) -> None:
+    with open(path, "a") as stream:
+        stream.write("".join(record.model_dump_json() + "\n" for record in records))
+
+
+def _read(path: Path, whole: bool) -> list[Record]:
+    """Records of a file; a last line that a kill cut off is dropped unless the file is whole."""
+    if not whole and not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    kept = lines[:-1]
+    if not whole and lines[-1]:
+        path.write_text("".join(line + "\n" for line in kept))
+    return [Record.model_validate(json.loads(line)) for line in kept]

@@ -1,0 +1,89 @@
+"""Stage `uncertainty`: what the logits alone say, at one precision.
+
+Entropy of the answers' tokens, which is a baseline for detection; and on held-out text the loss,
+and the divergence from the reference precision.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import log_softmax
+
+from harness.progress import Task
+from hq.backends.base import Backend, Exchange
+
+LOG_PROBS_FILE = "log_probs.npy"
+
+
+class Uncertainty(NamedTuple):
+    """What a finished stage holds."""
+
+    entropy: Float[np.ndarray, " sample"]  # mean over the answer's tokens, in nats
+    nll: Float[np.ndarray, " text"]  # mean over the text's tokens, in nats
+    kl: Float[np.ndarray, " text"]  # mean KL(reference ‖ this) over the text's tokens, in nats
+    tokens: Float[np.ndarray, " text"]  # how many tokens each text has
+    tokens_per_second: float  # prompt tokens read, on this machine
+
+
+def measure(
+    folder: Path,
+    backend: Backend,
+    answers: Sequence[Exchange],
+    texts: Sequence[Exchange],
+    reference: Path | None,
+    task: Task,
+) -> None:
+    """Writes the stage's arrays; `reference` is the folder of the reference, None for itself."""
+    entropy = np.zeros(len(answers))
+    started = time.perf_counter()
+    for row, logits in backend.logits(answers):
+        log_probs = log_softmax(logits, axis=-1)
+        entropy[row] = -(np.exp(log_probs) * log_probs).sum(axis=-1).mean()
+        task.advance(1)
+    seconds = time.perf_counter() - started
+    nll, kl = _held_out(folder, backend, texts, reference, task)
+    np.savez(
+        folder / "uncertainty.npz",
+        entropy=entropy,
+        nll=nll,
+        kl=kl,
+        tokens=np.array([len(text.response) for text in texts], dtype=float),
+    )
+    speed = {"tokens_per_second": sum(map(len, answers)) / seconds}
+    (folder / "speed.json").write_text(json.dumps(speed))
+
+
+def _held_out(
+    folder: Path, backend: Backend, texts: Sequence[Exchange], reference: Path | None, task: Task
+) -> tuple[Float[np.ndarray, " text"], Float[np.ndarray, " text"]]:
+    """Mean loss and divergence of each text; the reference keeps its log-probabilities."""
+    starts = np.cumsum([0, *(len(text.response) for text in texts)])
+    theirs = None if reference is None else np.load(reference / LOG_PROBS_FILE, mmap_mode="r")
+    kept: list[Float[np.ndarray, "token vocab"]] = [np.empty(0)] * len(texts)
+    nll, kl = np.zeros(len(texts)), np.zeros(len(texts))
+    for row, logits in backend.logits(texts):
+        log_probs = log_softmax(logits, axis=-1)
+        target = np.array(texts[row].response)
+        nll[row] = -log_probs[np.arange(len(target)), target].mean()
+        if theirs is None:
+            kept[row] = log_probs.astype(np.float16)
+        else:
+            p = theirs[starts[row] : starts[row + 1]].astype(np.float32)
+            kl[row] = (np.exp(p) * (p - log_probs)).sum(axis=-1).mean()
+        task.advance(1)
+    if theirs is None:
+        np.save(folder / LOG_PROBS_FILE, np.concatenate(kept))
+    return nll, kl
+
+
+def read(folder: Path) -> Uncertainty:
+    """The arrays of a finished stage."""
+    arrays = np.load(folder / "uncertainty.npz", allow_pickle=False)
+    speed = json.loads((folder / "speed.json").read_text())
+    names = ("entropy", "nll", "kl", "tokens")
+    return Uncertainty(*(arrays[name] for name in names), speed["tokens_per_second"])

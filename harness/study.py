@@ -1,0 +1,138 @@
+"""A study: model × precisions × scenario, from one TOML file. Every figure in it has a default."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hq.cett import Span
+from hq.errors import HQError
+from hq.precisions import PRECISIONS
+from hq.sampling import Sampling
+from hq.traces import StorageType
+
+REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScenarioSection(_Section):
+    """Which questions, and the options of their loader."""
+
+    name: str = "facts"
+    options: dict[str, str | int | float | bool] = {}
+
+
+class PromptSection(_Section):
+    """How a question is put to the model; `shots` are (question, answer) pairs for few-shot."""
+
+    form: str = "chat"
+    shots: tuple[tuple[str, str], ...] = ()
+
+
+class SamplingSection(_Section):
+    """How many responses a question gets, how they are drawn, and how many pairs are kept."""
+
+    responses: Annotated[int, Field(ge=1)] = 10
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    quota: Annotated[int, Field(ge=1)] = 1000  # right, and as many hallucinated
+    judge: str = "rules"
+
+    def settings(self, seed: int) -> Sampling:
+        """What the sampler needs of it."""
+        return Sampling(
+            self.responses,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.max_new_tokens,
+            seed,
+        )
+
+
+class SplitSection(_Section):
+    """Shares of the questions that train, calibrate and test."""
+
+    train: Fraction = 0.6
+    calibration: Fraction = 0.15
+    test: Fraction = 0.25
+
+
+class IdentifySection(_Section):
+    """CETT and the fit."""
+
+    cett: Literal["sum", "output"] = "sum"
+    tokens: Span = "answer"
+    labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
+    folds: Annotated[int, Field(ge=2)] = 5
+    max_fraction: Fraction = 1e-3
+    storage: StorageType = "float32"
+
+
+class CompareSection(_Section):
+    """Controls, intervals, and the held-out text for perplexity and KL."""
+
+    draws: Annotated[int, Field(ge=2)] = 20
+    replicates: Annotated[int, Field(ge=100)] = 2000
+    text: str = ""  # a file of plain text; without one, the test questions with true answers
+    text_tokens: Annotated[int, Field(ge=16)] = 1024
+
+
+class Study(_Section):
+    """One study."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
+    model: str = "smollm2"
+    precisions: tuple[str, ...] = (REFERENCE, "nf4")
+    seed: int = 0
+    device: Literal["cpu", "cuda"] | None = None
+    scenario: ScenarioSection = ScenarioSection()
+    prompt: PromptSection = PromptSection()
+    sampling: SamplingSection = SamplingSection()
+    split: SplitSection = SplitSection()
+    identify: IdentifySection = IdentifySection()
+    compare: CompareSection = CompareSection()
+
+    @classmethod
+    def load(cls, source: str) -> Self:
+        """The study in a TOML file, or the packaged one of that name.
+
+        Raises HQError for a missing file, broken TOML, or a key or value that no study has.
+        """
+        path = Path(source)
+        packaged = files("harness") / "studies" / f"{source}.toml"
+        if path.is_file():
+            text = path.read_text()
+        elif packaged.is_file():
+            text = packaged.read_text()
+        else:
+            known = sorted(p.name[:-5] for p in (files("harness") / "studies").iterdir())
+            raise HQError(f"There is no study {source!r}: name a TOML file, or one of {known}.")
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise HQError(f"{source} is not valid TOML: {error}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise HQError(f"In the study {source}, {key}: {first['msg']}.") from error
+
+    def changed(self, **changes: object) -> Self:
+        """The study with some top-level values replaced, where they are given (not None).
+
+        Raises HQError for an unknown precision. The reference is always run, and first.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        study = self.model_copy(update=given)
+        for precision in study.precisions:
+            PRECISIONS[precision]  # an unknown name is said before anything runs
+        rest = tuple(p for p in dict.fromkeys(study.precisions) if p != REFERENCE)
+        return study.model_copy(update={"precisions": (REFERENCE, *rest)})

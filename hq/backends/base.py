@@ -1,0 +1,118 @@
+"""What every backend can do, whatever runs the model: the one protocol, and the data it speaks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hq.cett import Measure, Span
+from hq.errors import HQError
+from hq.neurons import ModelIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A prompt and the response to it, as token ids: the unit that is traced at every precision."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt or not self.response:
+            raise HQError("An exchange needs a token of prompt and one of response: leave it out.")
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and response in one."""
+        return self.prompt + self.response
+
+
+@dataclass(frozen=True, slots=True)
+class TraceBatch:
+    """The traces of some exchanges: `rows` are their places in the list that was asked for."""
+
+    number: int  # which batch of the plan
+
+    rows: Int[np.ndarray, " batch"]
+    values: Float[np.ndarray, "batch measure span layer d_ff"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One kind of FFN or attention projection as it is really loaded."""
+
+    module: str  # class of the module that multiplies
+    count: int
+    storage: str  # dtype of the stored weight
+    bits_per_weight: float  # real bytes, scales included
+    compute: str  # dtype the activations come in
+
+
+class Decoding(Protocol):
+    """Prompts being continued side by side, a row a continuation."""
+
+    def share(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Computes, once, the prefix that all `prompts`, of any length, share."""
+        ...
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "row vocab"]:
+        """Reads prompts of equal length; logits of the token after each."""
+        ...
+
+    def step(
+        self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
+    ) -> Float[Tensor, "row vocab"]:
+        """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
+        ...
+
+
+class Backend(Protocol):
+    """One loaded model at one precision."""
+
+    identity: ModelIdentity
+    precision: str
+    compute: str  # what the arithmetic runs in, for the tables
+
+    @property
+    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        """‖W_down[:, i]‖₂ of this variant's own dequantized weights."""
+        ...
+
+    def audit(self) -> list[AuditRow]:
+        """What is loaded, as found in the modules; HQError when it is not what was asked for."""
+        ...
+
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take in memory, embeddings and scales included."""
+        ...
+
+    def trace(
+        self,
+        exchanges: Sequence[Exchange],
+        measures: tuple[Measure, ...],
+        spans: tuple[Span, ...],
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TraceBatch]:
+        """CETT of every neuron, batch by batch; batches whose number is in `skip` are left out."""
+        ...
+
+    def logits(
+        self, exchanges: Sequence[Exchange]
+    ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
+        """(row, logits that predict each token of its response), shortest exchanges first."""
+        ...
+
+    def decoding(self) -> Decoding:
+        """A new set of continuations."""
+        ...
+
+    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
+        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        ...

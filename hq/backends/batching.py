@@ -1,0 +1,50 @@
+"""How exchanges are laid into batches: one shared prefix computed once, the rest by length."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from hq.backends.base import Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The prefix that all prompts share, and the rows of each batch, shortest first."""
+
+    prefix: tuple[int, ...]
+    batches: tuple[Int[np.ndarray, " batch"], ...]
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The longest token prefix of all prompts that leaves each at least one token of its own."""
+    first, last = min(prompts), max(prompts)  # the two that differ soonest
+    limit = min(len(prompt) for prompt in prompts) - 1
+    length = 0
+    while length < limit and first[length] == last[length]:
+        length += 1
+    return tuple(first[:length])
+
+
+def plan(exchanges: Sequence[Exchange], token_budget: int, max_rows: float = math.inf) -> Plan:
+    """Batches of at most `max_rows`, and `token_budget` tokens after the prefix, padding counted.
+
+    A batch has one row at least. The order depends on lengths and positions alone, so a resumed
+    trace meets the same batches and a variant is compared with its reference on equal shapes.
+    """
+    if not exchanges:
+        return Plan((), ())
+    prefix = shared_prefix([exchange.prompt for exchange in exchanges])
+    lengths = np.array([len(exchange) for exchange in exchanges]) - len(prefix)
+    batches: list[Int[np.ndarray, " batch"]] = []
+    rows: list[int] = []
+    for row in np.argsort(lengths, kind="stable"):
+        full = len(rows) >= max_rows or (len(rows) + 1) * lengths[row] > token_budget
+        if rows and full:
+            batches.append(np.array(rows))
+            rows = []
+        rows.append(int(row))
+    batches.append(np.array(rows))
+    return Plan(prefix, tuple(batches))

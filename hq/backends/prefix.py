@@ -1,0 +1,55 @@
+"""A token prefix that all prompts share: its keys and values once, for every batch after it."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from hq.backends.torch_hooks import DownHooks
+
+
+class PrefixCache:
+    """Keys and values of a prefix, and, where hooks are given, the sums of its tokens' CETT.
+
+    An empty prefix is a valid one: its batches then run without a cache.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        prefix: Sequence[int],
+        device: torch.device,
+        hooks: DownHooks | None = None,
+    ) -> None:
+        self._length = len(prefix)
+        self._cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+        self.sums: Float[Tensor, "measure layer d_ff"] = torch.zeros(())
+        if not prefix:
+            return
+        if hooks is not None:
+            hooks.expect(torch.ones(1, 1, len(prefix), device=device))
+        ids = torch.tensor([list(prefix)], device=device)
+        decoder(ids, cache=self._cache, use_cache=True)
+        if hooks is not None:
+            self.sums = hooks.collect()[0, :, 0]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def inputs(self, batch: int) -> dict[str, Any]:
+        """Keyword arguments that let a batch of this many rows go on after the prefix."""
+        if not self._length:
+            return {"use_cache": False}
+        return {"cache": self.expanded(batch), "use_cache": True}
+
+    def expanded(self, batch: int) -> DynamicCache:
+        """A cache of its own for `batch` rows; the prefix in it is a view until it grows."""
+        cache = copy.deepcopy(self._cache)
+        for layer in cache.layers if self._length else ():
+            layer.keys = layer.keys.expand(batch, -1, -1, -1)
+            layer.values = layer.values.expand(batch, -1, -1, -1)
+        return cache

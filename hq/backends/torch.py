@@ -1,0 +1,229 @@
+"""The torch backend: any transformers checkpoint, at any precision that torch runs."""
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hq.backends.base import AuditRow, Exchange, TraceBatch
+from hq.backends.batching import plan
+from hq.backends.prefix import PrefixCache
+from hq.backends.torch_decoding import TorchDecoding
+from hq.backends.torch_hooks import DownHooks, scaled
+from hq.cett import Measure, Span, column_norms
+from hq.checkpoint import identity, text_config
+from hq.errors import HQError
+from hq.families import down_projections, family_of
+from hq.neurons import ModelIdentity
+from hq.precisions import PRECISIONS
+
+TOKEN_BUDGET = 2048  # tokens a batch: past it a CPU gains nothing, and memory stays flat
+VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which two are alive
+
+
+class TorchBackend:
+    """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
+
+    Raises HQError for an unknown family or precision, an incomplete checkpoint, or modules that
+    turn out not to hold the precision that was asked for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        precision: str = "fp16",
+        device: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        model_identity: ModelIdentity | None = None,
+    ) -> None:
+        self.precision = precision
+        self._precision = PRECISIONS[precision]
+        self._family = family_of(text_config(path).model_type)
+        self.identity = model_identity or identity(path)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.token_budget = token_budget
+        self.model: Any = self._precision.load(path, self.device)
+        self.decoder: nn.Module = self.model.get_decoder()
+        self.downs = down_projections(self.decoder, self._family)
+        self.audit()
+
+    def __enter__(self) -> "TorchBackend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the weights."""
+        self.model = self.decoder = self.downs = None  # type: ignore[assignment]
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def compute(self) -> str:
+        """What the arithmetic runs in."""
+        return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+    @cached_property
+    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        """‖W_down[:, i]‖₂ of this variant's own dequantized weights, float32."""
+        return torch.stack(self._norms).cpu().numpy()
+
+    @cached_property
+    def _norms(self) -> list[Float[Tensor, " d_ff"]]:
+        return [column_norms(self._dense(down)) for down in self.downs]
+
+    def _dense(self, down: nn.Module) -> Float[Tensor, "d_model d_ff"]:
+        dense = self._precision.dense(down)
+        return dense.T if isinstance(down, Conv1D) else dense
+
+    def audit(self) -> list[AuditRow]:
+        """The projections inside the layers, counted by how they are really stored."""
+        layers = self.decoder.get_submodule(self._family.layers)
+        downs = set(self.downs)
+        projections = {n: m for n, m in layers.named_modules() if _projects(m) or m in downs}
+        wrong = [name for name, m in projections.items() if not self._precision.holds(m)]
+        if wrong:
+            raise HQError(
+                f"{len(wrong)} of {len(projections)} projections are not {self.precision}, "
+                f"{wrong[0]} first: refusing to report another precision under that name."
+            )
+        kinds = Counter(self._kind(m) for m in projections.values())
+        return [
+            AuditRow(module, count, storage, bits, self.compute)
+            for (module, storage, bits), count in sorted(kinds.items())
+        ]
+
+    def _kind(self, module: nn.Module) -> tuple[str, str, float]:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        stored = weight.nbytes + self._precision.scale_bytes(module)
+        packed = isinstance(module, nn.Linear)  # its weight may be, its features tell the size
+        size = module.in_features * module.out_features if packed else weight.numel()
+        bits = 8 * stored / size
+        return type(module).__name__, str(weight.dtype).removeprefix("torch."), round(bits, 3)
+
+    def weight_bytes(self) -> int:
+        """Bytes that the weights ship in: packed ones with their scales, all others in FP16.
+
+        A CPU holds the latter in FP32 to compute with; tied weights count once.
+        """
+        tensors = {t.data_ptr(): t for t in [*self.model.parameters(), *self.model.buffers()]}
+        stored = (2 * t.numel() if t.is_floating_point() else t.nbytes for t in tensors.values())
+        scales = (self._precision.scale_bytes(m) for m in self.decoder.modules() if _projects(m))
+        return sum(stored) + sum(scales)
+
+    def trace(
+        self,
+        exchanges: Sequence[Exchange],
+        measures: tuple[Measure, ...] = ("sum",),
+        spans: tuple[Span, ...] = ("answer",),
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TraceBatch]:
+        """Means of each measure over each span, for every neuron, in one pass over the body.
+
+        A prefix that all prompts share is computed once; its tokens still count in `other`.
+        Raises HQError when the activations of an exchange are not finite.
+        """
+        width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
+        layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
+        hooks = DownHooks(self.downs, self._norms, measures)
+        # Nothing stays switched on at a yield: between batches the model is the caller's.
+        with torch.inference_mode(), hooks:
+            prefix = PrefixCache(self.decoder, layout.prefix, self.device, hooks)
+        for number, rows in enumerate(layout.batches):
+            if number not in skip:
+                batch = [exchanges[row] for row in rows]
+                with torch.inference_mode(), hooks:
+                    values = self._trace_batch(batch, prefix, hooks, spans)
+                yield TraceBatch(number, rows, values)
+
+    def _trace_batch(
+        self,
+        batch: list[Exchange],
+        prefix: PrefixCache,
+        hooks: DownHooks,
+        spans: tuple[Span, ...],
+    ) -> Float[np.ndarray, "batch measure span layer d_ff"]:
+        start = len(prefix)
+        ids = self.padded(batch, start)
+        weights = span_weights(batch, start, ids.shape[1], spans)
+        hooks.expect(torch.from_numpy(weights).to(self.device))
+        self.decoder(ids, **prefix.inputs(len(batch)))
+        values = hooks.collect()
+        if "other" in spans and start:
+            counts = torch.tensor([len(e.prompt) for e in batch], device=self.device)
+            share = prefix.sums / counts.view(-1, 1, 1, 1)
+            values[:, :, spans.index("other")] += share
+        array = values.cpu().numpy()
+        if not np.isfinite(array).all():
+            raise HQError(
+                f"The activations at {self.precision} are not finite: the model overflows or its "
+                "weights are damaged."
+            )
+        return array
+
+    def logits(
+        self, exchanges: Sequence[Exchange]
+    ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
+        """(row, logits that predict each token of its response), in batches by length."""
+        layout = plan(exchanges, self.token_budget)
+        with torch.inference_mode():
+            prefix = PrefixCache(self.decoder, layout.prefix, self.device)
+        start = len(prefix)
+        for rows in layout.batches:
+            batch = [exchanges[row] for row in rows]
+            ids = self.padded(batch, start)
+            first = min(len(e.prompt) for e in batch) - start - 1
+            with torch.inference_mode():
+                inputs = prefix.inputs(len(batch))
+                out = self.model(ids, logits_to_keep=ids.shape[1] - first, **inputs).logits
+            for row, exchange, logits in zip(rows, batch, out, strict=True):
+                begin = len(exchange.prompt) - start - 1 - first
+                chosen = logits[begin : begin + len(exchange.response)]
+                yield int(row), chosen.float().cpu().numpy()
+
+    def decoding(self) -> TorchDecoding:
+        """A new set of continuations."""
+        return TorchDecoding(self.model, self.device)
+
+    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
+        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        return scaled(self.downs, factors, self.identity.d_ff)
+
+    def padded(self, batch: list[Exchange], start: int) -> Int[Tensor, "batch seq"]:
+        """Token ids after the prefix, padded on the right, where causality hides the padding."""
+        tails = [torch.tensor(exchange.ids[start:]) for exchange in batch]
+        return nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.device)
+
+
+def span_weights(
+    batch: Sequence[Exchange], start: int, length: int, spans: tuple[Span, ...]
+) -> Float[np.ndarray, "batch span seq"]:
+    """Weights over the tokens after `start` that turn sums into means over each span."""
+    weights = np.zeros((len(batch), len(spans), length), dtype=np.float32)
+    for b, exchange in enumerate(batch):
+        prompt, end = len(exchange.prompt) - start, len(exchange) - start
+        for s, span in enumerate(spans):
+            if span == "answer":
+                weights[b, s, prompt:end] = 1 / (end - prompt)
+            elif span == "prompt":
+                weights[b, s, prompt - 1] = 1
+            else:
+                weights[b, s, :prompt] = 1 / len(exchange.prompt)
+    return weights
+
+
+def _projects(module: nn.Module) -> bool:
+    """Whether a module is a matrix product with a weight: Linear and its kin, or GPT-2's Conv1D."""
+    return isinstance(module, (nn.Linear, Conv1D))

@@ -1,0 +1,128 @@
+"""A source checkpoint on disk: where it is, that it is whole, and who it is (its fingerprint)."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PretrainedConfig
+
+from hq.errors import HQError
+from hq.neurons import ModelIdentity
+
+_CHUNK = 1 << 22
+
+
+def resolve(model: str) -> Path:
+    """The folder of `model`: a local checkpoint folder, or a hub id (downloaded by its cache).
+
+    Raises HQError when it is neither, or when the weights are not safetensors: pickles are never
+    loaded.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        path = _from_hub(model)
+    if not (path / "config.json").is_file():
+        raise HQError(f"{path} is not a checkpoint: it has no config.json; name a model folder.")
+    if not weight_files(path):
+        raise HQError(f"{path} has no *.safetensors file: convert its weights to safetensors first.")
+    return path
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, by name."""
+    return sorted(path.glob("*.safetensors"))
+
+
+def identity(path: Path) -> ModelIdentity:
+    """Name, fingerprint and shape of the checkpoint in `path`."""
+    config = text_config(path)
+    return ModelIdentity(
+        name=path.name,
+        fingerprint=fingerprint(path),
+        architecture=config.model_type,
+        n_layers=config.num_hidden_layers,
+        d_ff=_d_ff(config),
+    )
+
+
+def text_config(path: Path) -> PretrainedConfig:
+    """The language model's own config, also inside a multimodal one."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
+    text: PretrainedConfig = config.get_text_config()
+    return text
+
+
+def fingerprint(path: Path) -> str:
+    """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
+
+    Sharding and file headers do not change it; one bit of one weight does.
+    Raises HQError for a truncated or unreadable safetensors file.
+    """
+    tensors = sorted(t for file in weight_files(path) for t in _tensors(file))
+    digest = hashlib.blake2b(digest_size=8)
+    for name, dtype, shape, file, start, end in tensors:
+        digest.update(f"{name} {dtype} {shape}\n".encode())
+        with open(file, "rb") as stream:
+            stream.seek(start)
+            while start < end:
+                chunk = stream.read(min(_CHUNK, end - start))
+                digest.update(chunk)
+                start += len(chunk)
+    return digest.hexdigest()
+
+
+_Tensor = tuple[str, str, str, Path, int, int]
+
+
+def _tensors(file: Path) -> Iterator[_Tensor]:
+    """Name, dtype, shape, file and byte range of each tensor, from the header alone."""
+    try:
+        with safe_open(file, framework="numpy"):
+            pass  # opening checks the header, and that the tensors cover the file
+    except (SafetensorError, OSError) as error:
+        raise HQError(
+            f"{file} is no whole safetensors file ({first_line(error)}): copy it again."
+        ) from error
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        yield name, entry["dtype"], str(entry["shape"]), file, start, end
+
+
+def _d_ff(config: PretrainedConfig) -> int:
+    """Width of the FFN's product, which each architecture names its own way."""
+    for name in ("intermediate_size", "ffn_dim", "n_inner"):
+        width = getattr(config, name, None)
+        if width:
+            return int(width)
+    return 4 * int(config.hidden_size)  # GPT-2 with n_inner unset
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"])
+        )
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise HQError(
+            f"Model {model!r} is neither a folder here nor a hub id that could be fetched: "
+            f"{first_line(error)}."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, to be put into a sentence."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

@@ -1,0 +1,8 @@
+"""The one error that a user's input can cause."""
+
+
+class HQError(Exception):
+    """Bad input, said in one sentence that names the thing and the fix.
+
+    The command line prints the sentence and exits with code 2; nothing has been half-written.
+    """

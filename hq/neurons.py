@@ -1,0 +1,206 @@
+"""NeuronSet, the artefact of identification: which neurons, with which weights, of which model.
+
+Kept as JSON that a person can read and diff. A file carries the schema version and the model's
+fingerprint, and loading refuses what does not match.
+"""
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hq.errors import HQError
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Record(BaseModel):
+    """Frozen, without unknown fields, and with finite numbers only (JSON knows no NaN)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelIdentity(_Record):
+    """Which model the neurons belong to; `fingerprint` is a digest of the source checkpoint."""
+
+    name: str
+    fingerprint: str
+    architecture: str
+    n_layers: Annotated[int, Field(gt=0)]
+    d_ff: Annotated[int, Field(gt=0)]
+
+    @property
+    def n_neurons(self) -> int:
+        """n_layers * d_ff, the number p of columns of a feature matrix."""
+        return self.n_layers * self.d_ff
+
+
+class Neuron(_Record):
+    """Coordinate `index` of the input of layer `layer`'s down projection.
+
+    `mean` and `scale` standardise its CETT before `weight` is applied.
+    """
+
+    layer: Annotated[int, Field(ge=0)]
+    index: Annotated[int, Field(ge=0)]
+    weight: float
+    mean: float
+    scale: Annotated[float, Field(gt=0)]
+
+
+class NeuronSet(_Record):
+    """All neurons with a non-zero weight, sorted by (layer, index), and what they were fitted on.
+
+    A response's decision value is intercept + Σ_k weight_k · (CETT_k − mean_k) / scale_k: the log
+    odds that it is hallucinated. `thresholds` are named cut-offs on that value.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: ModelIdentity
+    cett: Literal["sum", "output"]
+    tokens: Literal["answer", "prompt", "other"]
+    labels: Literal["1-vs-1", "3-vs-1"]
+    intercept: float
+    neurons: tuple[Neuron, ...]
+    thresholds: dict[str, float] = {}
+    provenance: dict[str, str | int | float] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        places = [(n.layer, n.index) for n in self.neurons]
+        outside = [p for p in places if p[0] >= self.model.n_layers or p[1] >= self.model.d_ff]
+        if outside:
+            raise ValueError(f"neuron {outside[0]} lies outside the model")
+        if places != sorted(set(places)):
+            raise ValueError("neurons must be unique and sorted by (layer, index)")
+        return self
+
+    @property
+    def positive(self) -> tuple[Neuron, ...]:
+        """The H-Neurons: those whose weight is above zero."""
+        return tuple(n for n in self.neurons if n.weight > 0)
+
+    @property
+    def flat(self) -> Int[np.ndarray, " k"]:
+        """Columns of all neurons in a feature matrix: layer * d_ff + index, int64."""
+        return flat_index(self.neurons, self.model.d_ff)
+
+    @property
+    def flat_positive(self) -> Int[np.ndarray, " h"]:
+        """Columns of the H-Neurons in a feature matrix, int64."""
+        return flat_index(self.positive, self.model.d_ff)
+
+    @property
+    def layers(self) -> dict[int, int]:
+        """How many H-Neurons each layer has; layers without any are left out."""
+        return dict(sorted(Counter(n.layer for n in self.positive).items()))
+
+    def score(self, X: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " n"]:
+        """Decision values from the CETT of all the model's neurons, float64.
+
+        HQError if the columns are not the model's, or a chosen neuron's CETT is not finite.
+        """
+        if X.ndim != 2 or X.shape[1] != self.model.n_neurons:
+            raise HQError(
+                f"The features have shape {X.shape}, but {self.model.name} has "
+                f"{self.model.n_neurons} neurons: trace the model that the set was found on."
+            )
+        return self.score_traces(X[:, self.flat])
+
+    def score_traces(self, traces: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+        """Decision values from the CETT of this set's neurons alone, in the order of `neurons`."""
+        if traces.ndim != 2 or traces.shape[1] != len(self.neurons):
+            raise HQError(
+                f"The traces have shape {traces.shape}, but the set has {len(self.neurons)} "
+                "neurons: pass one column a neuron, in the set's order."
+            )
+        if not np.isfinite(traces).all():
+            raise HQError("The traces hold NaN or infinite CETT values: trace the texts again.")
+        weight, mean, scale = (
+            np.array([getattr(n, field) for n in self.neurons], dtype=np.float64)
+            for field in ("weight", "mean", "scale")
+        )
+        decision: Float[np.ndarray, " n"] = (traces - mean) / scale @ weight + self.intercept
+        return decision
+
+    def save(self, path: str | Path) -> None:
+        """Write indented JSON; a reader sees the old file or the new one, never a part."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+
+    @classmethod
+    def load(cls, path: str | Path, model: ModelIdentity | None = None) -> Self:
+        """Read a set, and check that it belongs to `model` where one is given.
+
+        HQError for a missing file, broken JSON, another schema version, a bad field, or a model
+        with another fingerprint, number of layers or width.
+        """
+        source = Path(path)
+        neurons = cls._parse(source, _read(source))
+        if model is not None:
+            _require_same_model(source, neurons.model, model)
+        return neurons
+
+    @classmethod
+    def _parse(cls, source: Path, text: str) -> Self:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise HQError(_explain(source, error)) from error
+
+
+def flat_index(neurons: tuple[Neuron, ...], d_ff: int) -> Int[np.ndarray, " k"]:
+    """Columns layer * d_ff + index of a feature matrix, int64."""
+    return np.array([n.layer * d_ff + n.index for n in neurons], dtype=np.int64)
+
+
+def _read(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HQError(
+            f"The neuron set {source} cannot be read ({error.strerror}): "
+            "give the path of a file that `hq identify` wrote."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise HQError(
+            f"{source} is not text: give the path of a file that `hq identify` wrote."
+        ) from error
+
+
+def _explain(source: Path, error: ValidationError) -> str:
+    """One sentence for the fault that explains the others: syntax, then version, then a field."""
+    faults = error.errors(include_url=False)
+    by_kind = {fault["type"]: fault for fault in faults}
+    if "json_invalid" in by_kind:
+        return f"{source} is not valid JSON: write it again with `hq identify`."
+    version = next((f for f in faults if f["loc"] == ("schema_version",)), None)
+    if version is not None:
+        return (
+            f"{source} has schema version {version['input']!r} but this hq reads "
+            f"{SCHEMA_VERSION}: identify again with this version."
+        )
+    first = faults[0]
+    where = ".".join(map(str, first["loc"])) or "the set"
+    return f"{source} is not a neuron set: {where}: {first['msg']}; write it with `hq identify`."
+
+
+def _require_same_model(source: Path, found: ModelIdentity, wanted: ModelIdentity) -> None:
+    for field in ("fingerprint", "n_layers", "d_ff"):
+        have, need = getattr(found, field), getattr(wanted, field)
+        if have != need:
+            raise HQError(
+                f"{source} belongs to {found.name} ({field} {have}), not to {wanted.name} "
+                f"({field} {need}): identify neurons on this model."
+            )

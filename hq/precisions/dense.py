@@ -1,0 +1,41 @@
+"""fp16: the reference. Weights rounded to FP16; arithmetic in FP32 on a CPU, FP16 on a GPU."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hq.errors import HQError
+from hq.precisions.base import PRECISIONS, compute_dtype, from_pretrained
+
+
+class FP16:
+    """Dense half-precision weights."""
+
+    name = "fp16"
+
+    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+        """Loads in FP16 first, so that a wider checkpoint is rounded as it would ship."""
+        model = from_pretrained(path, device, dtype=torch.float16)
+        if getattr(model, "is_quantized", False):
+            raise HQError(f"{path} is quantized already, so it is not fp16: name its source.")
+        return model.to(compute_dtype(device))  # type: ignore[no-any-return, arg-type]
+
+    def holds(self, module: nn.Module) -> bool:
+        """Dense and floating, and of no class that packs."""
+        weight = getattr(module, "weight", None)
+        return isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2
+
+    def dense(self, module: nn.Module) -> Tensor:
+        """The weight itself."""
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def scale_bytes(self, module: nn.Module) -> int:
+        """None: there are no scales."""
+        return 0
+
+
+PRECISIONS.add(FP16.name, FP16())

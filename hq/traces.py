@@ -1,0 +1,170 @@
+"""Traces on disk: one .npy file a measure and span, and a JSON file that says what they are.
+
+Rows are written where they belong as batches come, so memory stays flat whatever n is, and a trace
+that was killed goes on with the batches that it lacks.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hq.backends.base import AuditRow, Backend, Exchange, TraceBatch
+from hq.cett import Measure, Span
+from hq.errors import HQError
+from hq.neurons import ModelIdentity
+
+INFO_FILE = "trace.json"
+_BATCHES_FILE = "batches.txt"
+StorageType = Literal["float32", "float16"]
+
+
+class TraceInfo(BaseModel):
+    """What a folder of traces holds, and what ran to make it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelIdentity
+    precision: str
+    compute: str
+    n: int
+    exchanges: str  # digest of the token ids, equal wherever the same tokens were traced
+    measures: tuple[Measure, ...]
+    spans: tuple[Span, ...]
+    dtype: StorageType
+    weight_bytes: int
+    audit: tuple[AuditRow, ...]
+
+
+def exchanges_digest(exchanges: Sequence[Exchange]) -> str:
+    """BLAKE2b of all token ids, with the border of prompt and response: 16 hex digits."""
+    ids = json.dumps([[e.prompt, e.response] for e in exchanges], separators=(",", ":"))
+    return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
+
+
+class TraceWriter:
+    """Writes batches of traces into a folder, and knows which ones are there already."""
+
+    def __init__(self, folder: Path, info: TraceInfo) -> None:
+        self._folder = folder
+        self._info = info
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (info.n, info.model.n_layers, info.model.d_ff)
+        self._files = {
+            (m, s): _array_file(folder / f"{m}.{s}.npy", shape, info.dtype)
+            for m in info.measures
+            for s in info.spans
+        }
+        self._log = folder / _BATCHES_FILE
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Numbers of the batches that are wholly written."""
+        if not self._log.exists():
+            return frozenset()
+        lines = self._log.read_text().split("\n")[:-1]  # what follows the last newline was cut off
+        return frozenset(map(int, lines))
+
+    def write(self, batch: TraceBatch) -> None:
+        """Writes a batch's rows, then notes its number."""
+        values = batch.values.astype(self._info.dtype, copy=False)
+        for m, measure in enumerate(self._info.measures):
+            for s, span in enumerate(self._info.spans):
+                handle, offset = self._files[measure, span]
+                for row, value in zip(batch.rows, values[:, m, s], strict=True):
+                    os.pwrite(handle, value.tobytes(), offset + int(row) * value.nbytes)
+        with open(self._log, "a") as log:
+            log.write(f"{batch.number}\n")
+
+    def close(self, norms: Float[np.ndarray, "layer d_ff"]) -> None:
+        """Writes norms and description: the folder is then whole."""
+        for handle, _ in self._files.values():
+            os.close(handle)
+        np.save(self._folder / "norms.npy", norms)
+        (self._folder / INFO_FILE).write_text(self._info.model_dump_json(indent=1) + "\n")
+        self._log.unlink(missing_ok=True)
+
+
+def describe(
+    backend: Backend,
+    exchanges: Sequence[Exchange],
+    measures: tuple[Measure, ...],
+    spans: tuple[Span, ...],
+    dtype: StorageType = "float32",
+) -> TraceInfo:
+    """The description of a trace of `exchanges` by `backend`."""
+    return TraceInfo(
+        model=backend.identity,
+        precision=backend.precision,
+        compute=backend.compute,
+        n=len(exchanges),
+        exchanges=exchanges_digest(exchanges),
+        measures=measures,
+        spans=spans,
+        dtype=dtype,
+        weight_bytes=backend.weight_bytes(),
+        audit=tuple(backend.audit()),
+    )
+
+
+class Traces:
+    """A folder of traces, opened to read; arrays are memory-mapped."""
+
+    def __init__(self, folder: Path, info: TraceInfo) -> None:
+        self.folder = folder
+        self.info = info
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Raises HQError when the folder is missing, unfinished or damaged."""
+        path = folder / INFO_FILE
+        if not path.is_file():
+            raise HQError(f"{folder} holds no finished trace: run `hq trace` into it first.")
+        try:
+            info = TraceInfo.model_validate_json(path.read_text())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise HQError(f"{path} is damaged ({first['msg']}): trace again.") from error
+        return cls(folder, info)
+
+    @property
+    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        """‖W_down[:, i]‖₂ of the variant that was traced."""
+        norms: Float[np.ndarray, "layer d_ff"] = np.load(self.folder / "norms.npy")
+        return norms
+
+    def matrix(self, measure: Measure, span: Span) -> Float[np.ndarray, "n p"]:
+        """The feature matrix of one measure over one span, p = layers · d_ff.
+
+        Raises HQError when it was not traced, or its file does not have the shape it should.
+        """
+        path = self.folder / f"{measure}.{span}.npy"
+        if measure not in self.info.measures or span not in self.info.spans or not path.is_file():
+            raise HQError(
+                f"{self.folder} has no {measure} over the {span} span: trace with "
+                f"--measures {measure} --spans {span}."
+            )
+        expected = (self.info.n, self.info.model.n_layers, self.info.model.d_ff)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise HQError(f"{path} is damaged or truncated: trace again.") from error
+        if array.shape != expected:
+            raise HQError(f"{path} has shape {array.shape}, not {expected}: trace again.")
+        flat: Float[np.ndarray, "n p"] = array.reshape(self.info.n, -1)
+        return flat
+
+
+def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[int, int]:
+    """(file handle, offset of the data) of an .npy file of this shape, made if it is not there."""
+    if not path.exists():
+        whole = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        del whole
+    array = np.load(path, mmap_mode="r")
+    return os.open(path, os.O_WRONLY), int(array.offset)

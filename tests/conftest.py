@@ -1,0 +1,33 @@
+"""Fixtures that many tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the tiny checkpoint of a family, saved once a session; read only."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def of(family: str) -> Path:
+        folder = root / family
+        return folder if folder.exists() else tiny.save(family, folder)
+
+    return of
+
+
+@pytest.fixture(scope="session", params=tuple(tiny.FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """More threads only wait for each other on models this small."""
+    torch.set_num_threads(1)

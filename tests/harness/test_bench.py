@@ -1,0 +1,44 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from harness.bench.base import BENCHES, Row, report
+from harness.bench.l1 import run
+
+
+@pytest.mark.parametrize(
+    ("value", "goal", "ok"),
+    [(5.0, ">= 5", True), (4.9, ">= 5", False), (1e-5, "<= 1e-4", True), (3.0, None, None), (None, ">= 5", None)],
+)
+def test_a_row_knows_whether_it_reaches_its_goal(value, goal, ok):
+    assert Row(name="x", value=value, unit="x", goal=goal).ok is ok
+
+
+def test_a_goal_must_be_a_comparison():
+    with pytest.raises(ValidationError):
+        Row(name="x", value=1.0, unit="x", goal="about 5")
+
+
+def test_the_report_is_json_with_machine_and_rows():
+    found = report("l1", [Row(name="x", value=1.0, unit="s", goal=">= 1")])
+    again = json.loads(json.dumps(found))
+    assert again["rows"] == [
+        {"name": "x", "value": 1.0, "unit": "s", "goal": ">= 1", "note": "", "ok": True}
+    ]
+    assert again["machine"]["cores"] >= 1
+    assert "numpy" in again["machine"]["packages"]
+
+
+def test_l1_has_its_rows_at_a_small_size(monkeypatch):
+    assert BENCHES["l1"] is run
+    monkeypatch.setattr("harness.bench.l1._SAGA_BUDGET_S", 0.05)
+    rows = {row.name: row for row in run(seed=0, n=200, p=300)}
+    assert set(rows) == {
+        "jit_warmup_s",
+        "skglm_s",
+        "speedup_over_liblinear",
+        "speedup_over_saga",
+        "objective_gap_relative",
+    }
+    assert rows["objective_gap_relative"].ok

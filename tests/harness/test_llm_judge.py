@@ -1,0 +1,214 @@
+"""The LLM judge against a real local HTTP server: verdicts, retries, cache, errors."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.judges import Verdict, judge
+from harness.llm_judge import ATTEMPTS, LLMJudge
+from harness.scenarios import Question
+from hq.errors import HQError
+
+QUESTION = Question("q", "What is the capital of France?", ("Paris",), "capital", ())
+
+
+class Endpoint:
+    """A server that plays a script of (status, reply) and then repeats its last line."""
+
+    def __init__(self) -> None:
+        self.script: list[tuple[int, str]] = [(200, "RIGHT")]
+        self.headers: dict[str, str] = {}
+        self.requests: list[dict[str, Any]] = []
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                seen = {"path": self.path, "key": self.headers["Authorization"], "body": body}
+                endpoint.requests.append(seen)
+                status, reply = endpoint.script[
+                    min(len(endpoint.requests), len(endpoint.script)) - 1
+                ]
+                self._send(status, reply)
+
+            def _send(self, status: int, reply: str) -> None:
+                self.send_response(status)
+                for name, value in endpoint.headers.items():
+                    self.send_header(name, value)
+                content = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+                body = reply if reply.startswith("{") else json.dumps(content)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    server = Endpoint()
+    yield server
+    server.close()
+
+
+def _judge(endpoint: Endpoint, waits: list[float] | None = None, **options: Any) -> LLMJudge:
+    slept: list[float] = [] if waits is None else waits
+    return LLMJudge(endpoint.url, "m", sleep=slept.append, **options)
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("RIGHT", Verdict.RIGHT),
+        ("Wrong.", Verdict.WRONG),
+        ("**UNCERTAIN**", Verdict.UNCERTAIN),
+    ],
+)
+def test_the_models_word_is_the_verdict(endpoint: Endpoint, reply: str, verdict: Verdict) -> None:
+    endpoint.script = [(200, reply)]
+    with _judge(endpoint, key="secret") as llm:
+        assert llm.judge("It is Paris", QUESTION, truncated=False) is verdict
+    (request,) = endpoint.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["key"] == "Bearer secret"
+    assert request["body"]["model"] == "m"
+    assert request["body"]["temperature"] == 0
+    prompt = request["body"]["messages"][0]["content"]
+    assert QUESTION.question in prompt
+    assert "Accepted answers: Paris" in prompt
+    assert '"It is Paris"' in prompt
+
+
+def test_a_truncated_response_that_is_not_right_is_cut(endpoint: Endpoint) -> None:
+    endpoint.script = [(200, "WRONG"), (200, "RIGHT")]
+    with _judge(endpoint) as llm:
+        assert llm.judge("The capital is", QUESTION, truncated=True) is Verdict.CUT
+        assert llm.judge("The capital is Paris, and", QUESTION, truncated=True) is Verdict.RIGHT
+
+
+def test_an_empty_response_is_not_sent(endpoint: Endpoint) -> None:
+    with _judge(endpoint) as llm:
+        assert llm.judge(" \n", QUESTION, truncated=False) is Verdict.UNCERTAIN
+    assert endpoint.requests == []
+
+
+def test_overload_is_tried_again_after_a_growing_wait(endpoint: Endpoint) -> None:
+    endpoint.script = [(429, ""), (503, ""), (200, "RIGHT")]
+    waits: list[float] = []
+    with _judge(endpoint, waits) as llm:
+        assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
+    assert len(endpoint.requests) == 3
+    assert waits == [1.0, 2.0]
+
+
+def test_the_servers_retry_after_is_kept(endpoint: Endpoint) -> None:
+    endpoint.script, endpoint.headers = [(429, ""), (200, "RIGHT")], {"Retry-After": "7"}
+    waits: list[float] = []
+    with _judge(endpoint, waits) as llm:
+        llm.judge("Paris", QUESTION, truncated=False)
+    assert waits == [7.0]
+
+
+def test_a_server_that_never_recovers_is_an_error(endpoint: Endpoint) -> None:
+    endpoint.script = [(500, "")]
+    with (
+        _judge(endpoint) as llm,
+        pytest.raises(HQError, match=r"gave no answer \(HTTP 500\).*judge 'rules'"),
+    ):
+        llm.judge("Paris", QUESTION, truncated=False)
+    assert len(endpoint.requests) == ATTEMPTS
+
+
+def test_a_refusal_is_not_tried_again(endpoint: Endpoint) -> None:
+    endpoint.script = [(401, "")]
+    with _judge(endpoint) as llm, pytest.raises(HQError, match=r"HTTP 401.*HQ_JUDGE_KEY"):
+        llm.judge("Paris", QUESTION, truncated=False)
+    assert len(endpoint.requests) == 1
+
+
+def test_no_server_is_an_error() -> None:
+    waits: list[float] = []
+    with (
+        LLMJudge("http://127.0.0.1:9/v1", "m", sleep=waits.append) as llm,
+        pytest.raises(HQError, match="ConnectError"),
+    ):
+        llm.judge("Paris", QUESTION, truncated=False)
+    assert len(waits) == ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ("perhaps", "holds no verdict"),
+        ('{"choices": []}', "OpenAI chat format"),
+        ('{"error": "x"}', "OpenAI chat format"),
+    ],
+)
+def test_a_reply_without_a_verdict_is_an_error(
+    endpoint: Endpoint, reply: str, message: str
+) -> None:
+    endpoint.script = [(200, reply)]
+    with _judge(endpoint) as llm, pytest.raises(HQError, match=message):
+        llm.judge("Paris", QUESTION, truncated=False)
+
+
+def test_a_cached_verdict_makes_no_call(endpoint: Endpoint, tmp_path: Path) -> None:
+    cache = tmp_path / "deep" / "judge.jsonl"
+    with _judge(endpoint, cache=cache) as llm:
+        llm.judge("Paris", QUESTION, truncated=False)
+        llm.judge("Paris", QUESTION, truncated=False)
+    with _judge(endpoint, cache=cache) as llm:
+        assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
+        assert len(endpoint.requests) == 1
+        llm.judge("Lyon", QUESTION, truncated=False)
+    assert len(endpoint.requests) == 2
+    assert len(cache.read_text().splitlines()) == 2
+
+
+def test_a_cache_line_cut_short_by_a_kill_is_asked_again(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    cache = tmp_path / "judge.jsonl"
+    with _judge(endpoint, cache=cache) as llm:
+        llm.judge("Paris", QUESTION, truncated=False)
+    cache.write_text(cache.read_text()[:-9])
+    with _judge(endpoint, cache=cache) as llm:
+        assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
+    assert len(endpoint.requests) == 2
+    with _judge(endpoint, cache=cache) as llm:
+        llm.judge("Paris", QUESTION, truncated=False)
+    assert len(endpoint.requests) == 2
+
+
+def test_the_environment_names_the_endpoint(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HQ_JUDGE_URL", endpoint.url)
+    monkeypatch.setenv("HQ_JUDGE_MODEL", "m")
+    monkeypatch.delenv("HQ_JUDGE_KEY", raising=False)
+    monkeypatch.setenv("HQ_JUDGE_CACHE", str(tmp_path / "judge.jsonl"))
+    llm = judge("llm")
+    assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
+    assert endpoint.requests[0]["key"] is None
+
+
+def test_a_missing_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HQ_JUDGE_URL", "http://host/v1")
+    monkeypatch.delenv("HQ_JUDGE_MODEL", raising=False)
+    with pytest.raises(HQError, match="needs HQ_JUDGE_MODEL in the environment"):
+        judge("llm")

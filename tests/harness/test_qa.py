@@ -1,0 +1,148 @@
+"""The QA loader: every accepted shape of a row, and a sentence for every bad file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from harness.scenarios import load
+from hq.errors import HQError
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "question": "Who painted Guernica?", "aliases": ["Pablo Picasso", "Picasso"]},
+    {"id": "b", "question": "Which city is on the Tiber?", "aliases": ["Rome", "Roma", "  "]},
+]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("scenario", ["triviaqa", "nq", "bioasq"])
+def test_rows_become_questions_of_the_data_set(scenario: str, tmp_path: Path) -> None:
+    loaded = load(scenario, source=_write(tmp_path / "q.jsonl", ROWS))
+    question = {q.id: q for q in loaded}[f"{scenario}:a"]
+    assert question.question == "Who painted Guernica?"
+    assert question.aliases == ("Pablo Picasso", "Picasso")
+    assert question.relation == scenario
+    assert question.entities == ("pablo picasso", "picasso")
+
+
+def test_blank_aliases_are_left_out(tmp_path: Path) -> None:
+    loaded = load("triviaqa", source=_write(tmp_path / "q.jsonl", ROWS))
+    assert {q.id: q.aliases for q in loaded}["triviaqa:b"] == ("Rome", "Roma")
+
+
+def test_the_hubs_triviaqa_answer_is_read(tmp_path: Path) -> None:
+    answer = {"value": "Rome", "aliases": ["Roma"], "normalized_aliases": ["rome", "roma"]}
+    row = {"question_id": "tc_1", "question": "Which city?", "answer": answer}
+    (question,) = load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+    assert question.id == "triviaqa:tc_1"
+    assert question.aliases == ("Rome", "Roma", "rome", "roma")
+    assert question.entities == ("rome", "roma")
+
+
+def test_nq_opens_answer_list_is_read(tmp_path: Path) -> None:
+    row = {"question": "who won?", "answer": ["France", "French team"]}
+    (question,) = load("nq", source=_write(tmp_path / "q.jsonl", [row]))
+    assert question.aliases == ("France", "French team")
+    assert question.id == "nq:0"
+
+
+def test_parquet_holds_the_same_as_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    pl.DataFrame(ROWS).write_parquet(path)
+    assert load("nq", source=str(path)) == load("nq", source=_write(tmp_path / "q.jsonl", ROWS))
+
+
+def test_the_order_is_drawn_before_the_limit(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n}?", "aliases": [f"number {n}"]} for n in range(50)]
+    source = _write(tmp_path / "q.jsonl", rows)
+    drawn = [q.id for q in load("nq", source=source, seed=4, limit=10)]
+    assert drawn == [q.id for q in load("nq", source=source, seed=4)][:10]
+    assert drawn != [q.id for q in load("nq", source=source, seed=5, limit=10)]
+    assert drawn != [f"nq:{n}" for n in range(10)]
+
+
+def test_different_questions_of_one_id_are_told_apart(tmp_path: Path) -> None:
+    rows = [*ROWS, {**ROWS[1], "id": "a"}]
+    ids = {q.id for q in load("nq", source=_write(tmp_path / "q.jsonl", rows))}
+    assert len(ids) == 3
+    assert "nq:b" in ids
+    assert sum(name.startswith("nq:a~") for name in ids) == 2
+
+
+def test_a_row_that_stands_twice_is_asked_once(tmp_path: Path) -> None:
+    assert len(load("nq", source=_write(tmp_path / "q.jsonl", [*ROWS, ROWS[0]]))) == 2
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HQError, match=r"There is no file .*none\.jsonl"):
+        load("triviaqa", source=str(tmp_path / "none.jsonl"))
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer\n")
+    with pytest.raises(HQError, match=r"not a \.jsonl or \.parquet file"):
+        load("triviaqa", source=str(path))
+
+
+def test_bad_json_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n{broken\n")
+    with pytest.raises(HQError, match=r"line 2 is not valid JSON"):
+        load("triviaqa", source=str(path))
+
+
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("[1]\n")
+    with pytest.raises(HQError, match="line 1 is not a JSON object"):
+        load("triviaqa", source=str(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"aliases": ["x"]}, "line 1 has no question"),
+        ({"question": " ", "aliases": ["x"]}, "line 1 has no question"),
+        ({"question": "Who?"}, "line 1 has no answers"),
+        ({"question": "Who?", "aliases": ["!"]}, "line 1 has no answers"),
+    ],
+)
+def test_a_row_without_question_or_answer_is_refused(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(HQError, match=message):
+        load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HQError, match="holds no questions"):
+        load("triviaqa", source=_write(tmp_path / "q.jsonl", []))
+
+
+def test_a_broken_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    path.write_bytes(b"PAR1 no more")
+    with pytest.raises(HQError, match="cannot be read as parquet"):
+        load("nq", source=str(path))
+
+
+@pytest.mark.parametrize("options", [{}, {"source": "someone/some_data"}])
+def test_the_hub_needs_the_package_datasets(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(HQError, match="pip install datasets"):
+        load("triviaqa", **options)
+
+
+def test_a_data_set_without_a_hub_id_needs_a_file() -> None:
+    with pytest.raises(HQError, match="needs a file"):
+        load("bioasq")

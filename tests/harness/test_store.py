@@ -1,0 +1,74 @@
+"""The store: built once, found again, resumed after a kill, rebuilt when asked."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from harness.store import Store
+
+
+def test_built_once_and_found_again(tmp_path):
+    calls = []
+
+    def make(folder):
+        calls.append(folder)
+        (folder / "out.txt").write_text("x")
+
+    first = Store(tmp_path).build("stage", {"a": 1}, make)
+    second = Store(tmp_path).build("stage", {"a": 1}, make)
+    assert first == second
+    assert len(calls) == 1
+    assert (first / "out.txt").read_text() == "x"
+
+
+def test_another_input_is_another_artefact(tmp_path):
+    store = Store(tmp_path)
+    folders = {store.build("stage", {"a": a}, lambda folder: None) for a in (1, 2, "1")}
+    assert len(folders) == 3
+    assert store.build("other", {"a": 1}, lambda folder: None) not in folders
+
+
+def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_goes_on(tmp_path):
+    def fail(folder):
+        (folder / "part").write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        Store(tmp_path).build("stage", {}, fail)
+    assert not [p for p in tmp_path.iterdir() if p.is_dir() and p.suffix != ".partial"]
+    seen = []
+    Store(tmp_path).build("stage", {}, lambda folder: seen.append((folder / "part").read_text()))
+    assert seen == ["half"]
+
+
+def test_fresh_builds_anew_but_once(tmp_path):
+    calls = []
+    Store(tmp_path).build("stage", {}, calls.append)
+    store = Store(tmp_path, fresh=True)
+    store.build("stage", {}, calls.append)
+    store.build("stage", {}, calls.append)
+    assert len(calls) == 2
+
+
+def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from harness.store import Store
+        def make(folder):
+            (folder / "part").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        Store(Path(sys.argv[1])).build("stage", {}, make)
+        """
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    seen = []
+    Store(tmp_path).build("stage", {}, lambda folder: seen.append((folder / "part").read_text()))
+    assert seen == ["half"]

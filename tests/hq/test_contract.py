@@ -1,0 +1,321 @@
+"""What every backend must do at every precision. A new one joins by a line in CASES.
+
+Only the protocol is used here; what belongs to one backend alone is tested beside that backend.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+
+from hq.backends.base import Backend, Exchange
+from hq.backends.torch import TorchBackend
+from hq.cett import MEASURES, SPANS
+from hq.errors import HQError
+from tests import tiny
+
+Array = Float[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One backend at one precision, and how far rounding may carry a row's values.
+
+    `shape` bounds the relative change of a row that is computed in a batch of another shape: the
+    order of float sums. LLM.int8() rounds each token's activations to 8 bits, so there a last bit
+    of a float can move a code by one of 127, and layers multiply that: no bound close to float's
+    can hold. `exact` is whether neighbours of the same shape leave a row's bits alone; LLM.int8()
+    looks for outlier columns in the whole batch, and promises nothing.
+    """
+
+    open: Callable[[Path], Backend]
+    shape: float = 1e-5
+    exact: bool = True
+
+
+CASES = {
+    "torch-fp16": Case(partial(TorchBackend, device="cpu", precision="fp16", token_budget=64)),
+    "torch-int8": Case(
+        partial(TorchBackend, device="cpu", precision="int8", token_budget=64),
+        shape=0.05,
+        exact=False,
+    ),
+    "torch-nf4": Case(partial(TorchBackend, device="cpu", precision="nf4", token_budget=64)),
+    "torch-fp4": Case(partial(TorchBackend, device="cpu", precision="fp4", token_budget=64)),
+}
+
+
+@pytest.fixture(scope="module", params=tuple(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    """Each case in turn."""
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def backend(case: Case, checkpoint: Callable[[str], Path]) -> Iterator[Backend]:
+    """The tiny llama, opened by the case."""
+    opened = case.open(checkpoint("llama"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def exchanges() -> list[Exchange]:
+    """Six exchanges over more than one batch, whose prompts share five tokens."""
+    return tiny.exchanges()
+
+
+def trace(backend: Backend, exchanges: Sequence[Exchange]) -> Array:
+    """Every measure and span, in the order asked: [n, measure, span, layer, d_ff]."""
+    values = np.empty((len(exchanges), len(MEASURES), len(SPANS), tiny.LAYERS, tiny.D_FF))
+    for batch in backend.trace(exchanges, MEASURES, SPANS):
+        values[batch.rows] = batch.values
+    return values
+
+
+def logits(backend: Backend, exchanges: Sequence[Exchange]) -> list[Array]:
+    """Of every response token, in the order asked."""
+    found = dict(backend.logits(exchanges))
+    return [found[row] for row in range(len(exchanges))]
+
+
+def off(values: Array, expected: Array) -> float:
+    """The largest relative error of a vector along the last axis."""
+    error = np.linalg.norm(values - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return float(error.max())
+
+
+def unlike(exchange: Exchange) -> Exchange:
+    """An exchange of the same lengths after the same first tokens, otherwise of other tokens."""
+    tail = tuple(127 - token for token in exchange.prompt[5:])
+    return Exchange(exchange.prompt[:5] + tail, tuple(127 - t for t in exchange.response))
+
+
+# --- tracing
+
+
+def test_the_exchanges_cover_more_than_one_batch(
+    backend: Backend, exchanges: list[Exchange]
+) -> None:
+    batches = list(backend.trace(exchanges, ("sum",), ("answer",)))
+    assert [batch.number for batch in batches] == list(range(len(batches)))
+    assert len(batches) > 1
+    assert sorted(np.concatenate([b.rows for b in batches])) == list(range(len(exchanges)))
+    assert {batch.values.dtype for batch in batches} == {np.dtype("float32")}
+
+
+def test_a_row_is_the_same_alone(
+    backend: Backend, case: Case, exchanges: list[Exchange]
+) -> None:
+    alone = np.concatenate([trace(backend, [exchange]) for exchange in exchanges])
+    assert off(trace(backend, exchanges), alone) <= case.shape
+
+
+def test_a_shared_prefix_changes_nothing(
+    backend: Backend, case: Case, exchanges: list[Exchange]
+) -> None:
+    stranger = Exchange((99, 98, 97), (96,))
+    without = trace(backend, [*exchanges, stranger])[:-1]
+    assert off(trace(backend, exchanges), without) <= case.shape
+
+
+def test_neighbours_of_the_same_shape_leave_the_bits_alone(
+    backend: Backend, case: Case, exchanges: list[Exchange]
+) -> None:
+    if not case.exact:
+        pytest.skip("this precision looks at the whole batch")
+    changed = [*exchanges[:1], *map(unlike, exchanges[1:])]
+    np.testing.assert_array_equal(trace(backend, changed)[0], trace(backend, exchanges)[0])
+    np.testing.assert_array_equal(logits(backend, changed)[0], logits(backend, exchanges)[0])
+
+
+def test_measures_and_spans_come_in_the_order_asked(
+    backend: Backend, exchanges: list[Exchange]
+) -> None:
+    whole = trace(backend, exchanges)
+    for batch in backend.trace(exchanges, ("contribution", "sum"), ("other", "answer")):
+        expected = whole[batch.rows][:, [2, 0]][:, :, [2, 0]]
+        assert off(batch.values, expected) <= 1e-6
+
+
+def test_skip_leaves_out_those_batches_and_no_others(
+    backend: Backend, exchanges: list[Exchange]
+) -> None:
+    whole = list(backend.trace(exchanges, MEASURES, SPANS))
+    rest = list(backend.trace(exchanges, MEASURES, SPANS, skip=frozenset({0})))
+    assert [batch.number for batch in rest] == [batch.number for batch in whole[1:]]
+    for batch, same in zip(rest, whole[1:], strict=True):
+        np.testing.assert_array_equal(batch.rows, same.rows)
+        np.testing.assert_array_equal(batch.values, same.values)
+
+
+def test_no_exchanges_give_no_traces(backend: Backend) -> None:
+    assert list(backend.trace([], MEASURES, SPANS)) == []
+    assert list(backend.logits([])) == []
+
+
+def test_sum_adds_up_to_one(backend: Backend, exchanges: list[Exchange]) -> None:
+    sums = trace(backend, exchanges)[:, MEASURES.index("sum")].sum(axis=-1)
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+
+
+def test_activations_that_are_not_finite_are_refused(
+    backend: Backend, exchanges: list[Exchange]
+) -> None:
+    overflow = {(0, i): 3e38 for i in range(tiny.D_FF)}
+    with backend.scale(overflow), pytest.raises(HQError, match="not finite"):
+        trace(backend, exchanges)
+
+
+def test_a_trace_can_be_paused_and_dropped(backend: Backend, exchanges: list[Exchange]) -> None:
+    expected = logits(backend, exchanges)
+    paused = backend.trace(exchanges, MEASURES, SPANS)
+    first = next(paused)
+    for found, same in zip(logits(backend, exchanges), expected, strict=True):
+        np.testing.assert_array_equal(found, same)
+    assert not torch.is_inference_mode_enabled()
+    np.testing.assert_array_equal(
+        next(iter(backend.trace(exchanges, MEASURES, SPANS))).values, first.values
+    )
+    rest = np.concatenate([batch.rows for batch in paused])
+    assert len(first.rows) + len(rest) == len(exchanges)
+
+
+# --- decoding
+
+
+def test_decoding_agrees_with_logits(
+    backend: Backend, case: Case, exchanges: list[Exchange]
+) -> None:
+    for exchange, expected in zip(exchanges, logits(backend, exchanges), strict=True):
+        decoding = backend.decoding()
+        rows = [decoding.start([exchange.prompt])]
+        rows += [decoding.step(np.array([0]), np.array([t])) for t in exchange.response[:-1]]
+        assert off(torch.cat(rows).numpy(), expected) <= case.shape
+
+
+def test_rows_that_branch_and_end_read_as_if_alone(backend: Backend, case: Case) -> None:
+    prompts = [(5, 6, 7), (5, 6, 8), (5, 9, 9)]
+    decoding = backend.decoding()
+    decoding.start(prompts)
+    decoding.step(np.array([0, 0, 2]), np.array([10, 11, 12]))  # the second prompt ends
+    branched = decoding.step(np.array([1, 2, 2]), np.array([20, 21, 22])).numpy()
+    texts = [(5, 6, 7, 11, 20), (5, 9, 9, 12, 21), (5, 9, 9, 12, 22)]
+    alone = [backend.decoding().start([text])[0].numpy() for text in texts]
+    assert off(branched, np.stack(alone)) <= case.shape
+
+
+def test_a_decoding_starts_again_and_again(backend: Backend, case: Case) -> None:
+    decoding = backend.decoding()
+    decoding.share([(5, 6, 7, 8), (5, 6, 9)])
+    starts = [[(5, 6, 7, 8), (5, 6, 9, 9)], [(5, 6, 9)], [(5, 6)], [(7,), (8,)]]
+    for prompts in starts:
+        alone = [backend.decoding().start([prompt])[0].numpy() for prompt in prompts]
+        assert off(decoding.start(prompts).numpy(), np.stack(alone)) <= case.shape
+
+
+# --- scaling
+
+
+def test_scaling_by_one_is_bit_identical(backend: Backend, exchanges: list[Exchange]) -> None:
+    plain = trace(backend, exchanges), logits(backend, exchanges)
+    with backend.scale({(layer, i): 1.0 for layer in range(tiny.LAYERS) for i in range(64)}):
+        np.testing.assert_array_equal(trace(backend, exchanges), plain[0])
+        for found, expected in zip(logits(backend, exchanges), plain[1], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_scaling_reaches_what_is_traced(backend: Backend, exchanges: list[Exchange]) -> None:
+    """In the first layer h depends on nothing that is scaled, so contributions go with α."""
+    contribution = MEASURES.index("contribution")
+    plain = trace(backend, exchanges)[:, contribution, :, 0]
+    with backend.scale({(0, 3): 0.0, (0, 5): 0.5, (0, 7): 4.0}):
+        scaled = trace(backend, exchanges)[:, contribution, :, 0]
+    factors = np.ones(tiny.D_FF)
+    factors[[3, 5, 7]] = 0.0, 0.5, 4.0
+    np.testing.assert_allclose(scaled, plain * factors, rtol=1e-6)
+
+
+def test_scaling_changes_later_layers_and_logits(
+    backend: Backend, case: Case, exchanges: list[Exchange]
+) -> None:
+    plain = trace(backend, exchanges), np.concatenate(logits(backend, exchanges))
+    with backend.scale({(1, i): 0.0 for i in range(tiny.D_FF)}):
+        np.testing.assert_array_equal(trace(backend, exchanges)[..., 0, :], plain[0][..., 0, :])
+        assert off(trace(backend, exchanges)[..., 2, :], plain[0][..., 2, :]) > 2 * case.shape
+        assert off(np.concatenate(logits(backend, exchanges)), plain[1]) > 2 * case.shape
+
+
+def test_a_factor_and_its_inverse_cancel(
+    backend: Backend, case: Case, exchanges: list[Exchange]
+) -> None:
+    plain = trace(backend, exchanges)
+    neurons = [(layer, i) for layer in range(tiny.LAYERS) for i in range(0, tiny.D_FF, 3)]
+    with backend.scale(dict.fromkeys(neurons, 0.3)), backend.scale(dict.fromkeys(neurons, 1 / 0.3)):
+        assert off(trace(backend, exchanges), plain) <= case.shape
+
+
+def test_decoding_is_scaled_too(backend: Backend, case: Case, exchanges: list[Exchange]) -> None:
+    with backend.scale({(1, i): 0.0 for i in range(tiny.D_FF)}):
+        expected = logits(backend, exchanges)[0][:1]
+        started = backend.decoding().start([exchanges[0].prompt]).numpy()
+    assert off(started, expected) <= case.shape
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), -0.5, float("inf"), -float("inf")])
+def test_factors_that_make_no_sense_are_refused(backend: Backend, alpha: float) -> None:
+    with pytest.raises(HQError, match=r"for neuron \(1, 2\): it must be"), backend.scale(
+        {(0, 0): 0.5, (1, 2): alpha}
+    ):
+        pass
+
+
+@pytest.mark.parametrize("neuron", [(3, 0), (-1, 0), (0, 128), (0, -1)])
+def test_neurons_that_the_model_lacks_are_refused(
+    backend: Backend, neuron: tuple[int, int]
+) -> None:
+    with pytest.raises(HQError, match="is not in this model, which has 3 layers of 128"):
+        with backend.scale({(0, 0): 0.5, neuron: 0.5}):
+            pass
+
+
+def test_nothing_stays_scaled(backend: Backend, exchanges: list[Exchange]) -> None:
+    plain = trace(backend, exchanges)
+    with pytest.raises(KeyError), backend.scale({(0, i): 0.0 for i in range(tiny.D_FF)}):
+        raise KeyError
+    np.testing.assert_array_equal(trace(backend, exchanges), plain)
+
+
+# --- what it says of itself
+
+
+def test_it_says_who_it_is(backend: Backend) -> None:
+    assert (backend.identity.n_layers, backend.identity.d_ff) == (tiny.LAYERS, tiny.D_FF)
+    assert backend.norms.shape == (tiny.LAYERS, tiny.D_FF)
+    assert (backend.norms > 0).all()
+    assert backend.compute in {"float32", "float16", "bfloat16"}
+
+
+def test_it_audits_every_projection(backend: Backend) -> None:
+    assert sum(row.count for row in backend.audit()) == 7 * tiny.LAYERS
+    assert backend.weight_bytes() > 0
+
+
+def test_contribution_is_h_times_the_norm(backend: Backend, exchanges: list[Exchange]) -> None:
+    """Σ_i contribution_i ≥ ‖W_down h‖: true only with norms of the weights that multiply."""
+    answers = trace(backend, [Exchange(e.prompt, e.response[:1]) for e in exchanges])[:, :, 0]
+    output = answers[:, MEASURES.index("contribution")] / answers[:, MEASURES.index("output")]
+    total = answers[:, MEASURES.index("contribution")].sum(axis=-1)
+    assert (output.max(axis=-1) <= total).all()
+
+
+def test_unknown_precisions_are_answered_with_the_nearest(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    with pytest.raises(HQError, match="no precision 'nf5': did you mean 'nf4'"):
+        TorchBackend(checkpoint("llama"), "nf5")

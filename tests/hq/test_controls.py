@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hq.controls import baseline_auroc, control_auroc, matched_neurons, outliers, random_neurons
+from hq.errors import HQError
+from hq.stats import auroc
+
+D_FF, LAYERS = 200, 3
+
+
+@pytest.fixture
+def magnitudes() -> np.ndarray:
+    """Contributions that grow from layer to layer, with two super-neurons in the last."""
+    rng = np.random.default_rng(0)
+    values = rng.lognormal(0, 0.5, (LAYERS, D_FF)) * np.array([[1.0], [3.0], [9.0]])
+    values[2, [10, 20]] = 1e9
+    return values.ravel()
+
+
+@given(st.integers(1, 10), st.integers(1, 5), st.integers(0, 99))
+def test_random_draws_are_distinct_and_allowed(k, draws, seed):
+    drawn = random_neurons(k, 30, draws, seed, exclude=range(0, 30, 3))
+    assert drawn.shape == (draws, k)
+    assert all(len(set(row)) == k for row in drawn.tolist())
+    assert (drawn % 3 != 0).all()
+    np.testing.assert_array_equal(drawn, random_neurons(k, 30, draws, seed, range(0, 30, 3)))
+
+
+def test_random_draws_need_enough_neurons():
+    with pytest.raises(HQError, match="Only 2 neurons"):
+        random_neurons(3, 5, 1, 0, exclude=[0, 1, 2])
+
+
+def test_super_neurons_are_outliers(magnitudes):
+    assert np.flatnonzero(outliers(magnitudes)).tolist() == [410, 420]
+    assert not outliers(np.zeros(5)).any()
+    assert np.flatnonzero(outliers(np.r_[magnitudes, 0.0])).tolist() == [410, 420]
+
+
+def test_matched_neurons_share_layer_and_magnitude(magnitudes):
+    chosen = np.array([5, 6, 250, 555])
+    drawn = matched_neurons(chosen, magnitudes, D_FF, draws=50, seed=0, nearest=20)
+    assert (drawn // D_FF == chosen // D_FF).all()
+    assert not np.isin(drawn, chosen).any()
+    assert all(len(set(row)) == len(chosen) for row in drawn.tolist())
+    ranks = magnitudes.reshape(LAYERS, D_FF).argsort(axis=1).argsort(axis=1).ravel()
+    assert np.abs(ranks[drawn] - ranks[chosen]).max() <= 20
+    assert len(np.unique(drawn[:, 0])) > 10
+
+
+def test_super_neurons_match_each_other_only(magnitudes):
+    ordinary = np.flatnonzero(np.arange(600) // D_FF == 2)
+    ordinary = ordinary[np.argsort(magnitudes[ordinary])][-3:-2]  # the largest that is no outlier
+    assert not np.isin(matched_neurons(ordinary, magnitudes, D_FF, 50, 0, 4), [410, 420]).any()
+    drawn = matched_neurons(np.array([410]), magnitudes, D_FF, 50, 0, nearest=4)
+    assert 420 in drawn
+
+
+def test_a_layer_with_too_few_left_is_refused():
+    with pytest.raises(HQError, match="too few neurons"):
+        matched_neurons(np.array([0, 1, 2]), np.arange(1.0, 5.0), 4, draws=1, seed=0)
+
+
+@pytest.fixture
+def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    X = rng.standard_normal((400, 50)).astype(np.float32)
+    X[:, :5] += y[:, None]
+    return X[:200], y[:200], X[200:], y[200:]
+
+
+def test_controls_tell_signal_from_none(split):
+    good = control_auroc(*split, draws=np.array([[0, 1], [2, 3]]), seed=0)
+    none = control_auroc(*split, draws=random_neurons(2, 50, 30, 0, exclude=range(5)), seed=0)
+    assert good.estimate.value > 0.8
+    assert abs(none.estimate.value - 0.5) < 0.05
+    assert none.per_draw.shape == (30,)
+    assert none.estimate.value == pytest.approx(none.per_draw.mean())
+    assert none.per_draw.min() <= none.estimate.low < none.estimate.high <= none.per_draw.max()
+    assert good.decisions.shape == (2, 200)
+    assert [auroc(row, split[3]) for row in good.decisions] == pytest.approx(good.per_draw)
+
+
+def test_a_baseline_has_its_interval(split):
+    X_train, y_train, X_test, y_test = split
+    found = baseline_auroc(X_train[:, :1], y_train, X_test[:, :1], y_test, seed=0)
+    assert found.low < found.value < found.high
+    assert 0.65 < found.value < 0.85
+    assert found.n == 200
+
+
+def test_a_relation_that_says_nothing_reaches_one_half():
+    """One column a relation, classes balanced within each."""
+    relation = np.eye(4)[np.repeat(np.arange(4), 20)]
+    y = np.tile([0, 1], 40)
+    assert baseline_auroc(relation, y, relation, y, seed=0).value == pytest.approx(0.5)
+
+
+def test_a_probe_needs_both_classes(split):
+    X_train, y_train, X_test, y_test = split
+    with pytest.raises(HQError, match="one class"):
+        baseline_auroc(X_train, np.ones_like(y_train), X_test, y_test, seed=0)

@@ -1,0 +1,211 @@
+"""Precisions are what they say: real storage, norms of what multiplies, and no silent fallback."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from torch import nn
+
+from hq.backends.torch import TorchBackend
+from hq.cett import column_norms
+from hq.errors import HQError
+from hq.precisions import PRECISIONS
+from hq.precisions.bitsandbytes import FourBit, Int8
+from hq.precisions.dense import FP16
+from tests import tiny
+
+Checkpoint = Callable[[str], Path]
+BITSANDBYTES = ("int8", "nf4", "fp4")
+# 4 bits and a float32 for each block of 64; 8 bits and a float32 for each row, of 64 or 128.
+BITS = {"fp16": {32.0}, "int8": {8.25, 8.5}, "nf4": {4.5}, "fp4": {4.5}}
+
+
+@pytest.fixture(params=tuple(PRECISIONS))
+def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[TorchBackend]:
+    """The tiny llama at each precision."""
+    with TorchBackend(checkpoint("llama"), request.param, device="cpu") as opened:
+        yield opened
+
+
+def source(checkpoint: Checkpoint, layer: int) -> torch.Tensor:
+    """The source's own W_down of a layer."""
+    weights = load_file(checkpoint("llama") / "model.safetensors")
+    return weights[f"model.layers.{layer}.mlp.down_proj.weight"].float()
+
+
+def test_norms_are_those_of_the_matrix_that_multiplies(backend: TorchBackend) -> None:
+    """Unit vectors through the real kernel give the columns of the W_down that it uses."""
+    for layer, down in enumerate(backend.downs):
+        with torch.inference_mode():
+            columns = down(torch.eye(tiny.D_FF))  # [d_ff, d_model]
+        norms = torch.linalg.vector_norm(columns, dim=1).numpy()
+        np.testing.assert_allclose(backend.norms[layer], norms, rtol=2e-3)
+
+
+def test_norms_do_not_change_after_a_forward(backend: TorchBackend) -> None:
+    """LLM.int8() moves its scales at the first one."""
+    before = backend.norms
+    list(backend.trace(tiny.exchanges()))
+    del backend.norms, backend._norms
+    np.testing.assert_array_equal(backend.norms, before)
+
+
+def test_norms_are_the_variants_own(checkpoint: Checkpoint, backend: TorchBackend) -> None:
+    error = np.abs(backend.norms[0] / column_norms(source(checkpoint, 0)).numpy() - 1).max()
+    low, high = {"fp16": (0, 1e-6), "int8": (1e-4, 0.02)}.get(backend.precision, (0.01, 0.3))
+    assert low <= error <= high
+
+
+@pytest.mark.parametrize("precision", ["nf4", "fp4"])
+def test_norms_of_packed_weights_are_the_trap(precision: str, checkpoint: Checkpoint) -> None:
+    """What a reader of `weight.norm(dim=0)` gets: one number, which broadcasts without a word."""
+    with TorchBackend(checkpoint("llama"), precision, device="cpu") as backend:
+        packed = column_norms(backend.downs[0].weight.data)
+        assert packed.shape == (1,)
+        assert not np.allclose(backend.norms[0], packed.numpy(), rtol=0.5)
+
+
+def test_norms_of_int8_codes_are_the_trap(checkpoint: Checkpoint) -> None:
+    with TorchBackend(checkpoint("llama"), "int8", device="cpu") as backend:
+        codes = column_norms(backend.downs[0].weight.data).numpy()
+        assert (codes > 50 * backend.norms[0]).all()
+
+
+def test_the_audit_shows_real_storage(backend: TorchBackend) -> None:
+    rows = backend.audit()
+    assert sum(row.count for row in rows) == 7 * tiny.LAYERS
+    assert {row.bits_per_weight for row in rows} == BITS[backend.precision]
+    storage, module = {
+        "fp16": ("float32", "Linear"),
+        "int8": ("int8", "Linear8bitLt"),
+    }.get(backend.precision, ("uint8", "Linear4bit"))
+    assert {(row.storage, row.module) for row in rows} == {(storage, module)}
+
+
+def test_the_audit_holds_after_a_forward(backend: TorchBackend) -> None:
+    before = backend.audit(), backend.weight_bytes()
+    list(backend.trace(tiny.exchanges()))
+    assert (backend.audit(), backend.weight_bytes()) == before
+
+
+def test_weight_bytes_count_what_ships(checkpoint: Checkpoint) -> None:
+    def of(precision: str) -> int:
+        with TorchBackend(checkpoint("llama"), precision, device="cpu") as backend:
+            return backend.weight_bytes()
+
+    weights = load_file(checkpoint("llama") / "model.safetensors")
+    rest = sum(t.nbytes for name, t in weights.items() if "_proj" not in name)
+    in_layers = sum(t.numel() for name, t in weights.items() if "_proj" in name)
+    slack = 1024  # buffers: rotary frequencies, quantization code books
+    for precision, bits in (("fp16", 16), ("nf4", 4.5), ("fp4", 4.5)):
+        assert 0 <= of(precision) - (rest + in_layers * bits / 8) <= slack, precision
+    assert of("nf4") < of("int8") < of("fp16")
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("int8", Int8), *[(p, FourBit) for p in ("nf4", "fp4")]])
+def test_a_model_loaded_dense_is_refused_under_another_name(
+    precision: str, kind: type, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "load", lambda self, *args: FP16().load(*args))
+    with pytest.raises(HQError, match=f"21 of 21 projections are not {precision}"):
+        TorchBackend(checkpoint("llama"), precision, device="cpu")
+
+
+def test_one_projection_left_dense_is_refused(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self: FourBit, path: Path, device: torch.device) -> Any:
+        config = hf.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["layers.1.mlp.up_proj"]
+        )
+        return hf.AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
+
+    monkeypatch.setattr(FourBit, "load", load)
+    with pytest.raises(HQError, match=r"not nf4, 1\.mlp\.up_proj first"):
+        TorchBackend(checkpoint("llama"), "nf4", device="cpu")
+
+
+def test_fp4_is_not_taken_for_nf4(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = FourBit.load
+    monkeypatch.setattr(FourBit, "load", lambda self, *args: load(FourBit("fp4"), *args))
+    with pytest.raises(HQError, match="21 of 21 projections are not nf4"):
+        TorchBackend(checkpoint("llama"), "nf4", device="cpu")
+
+
+def test_a_checkpoint_that_is_quantized_already_is_not_fp16(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with TorchBackend(checkpoint("llama"), "nf4", device="cpu") as backend:
+        backend.model.save_pretrained(tmp_path)
+    with pytest.raises(HQError, match="is quantized already, so it is not fp16"):
+        TorchBackend(tmp_path, "fp16", device="cpu")
+
+
+class Foreign(nn.Module):
+    """A packed projection of a class that hq has never heard of, as GPTQ and AWQ kernels are."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.qweight = inner.weight.data.to(torch.int8)
+
+
+def test_a_down_projection_of_an_unknown_class_is_refused(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = FP16.load
+
+    def foreign(self: FP16, path: Path, device: torch.device) -> Any:
+        model = load(self, path, device)
+        for layer in model.model.layers:
+            layer.mlp.down_proj = Foreign(layer.mlp.down_proj)
+        return model
+
+    monkeypatch.setattr(FP16, "load", foreign)
+    with pytest.raises(HQError, match=r"not fp16, 0\.mlp\.down_proj first"):
+        TorchBackend(checkpoint("llama"), device="cpu")
+
+
+@pytest.mark.parametrize("precision", BITSANDBYTES)
+def test_without_bitsandbytes_the_extra_is_named(
+    precision: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(HQError, match=rf"'{precision}' needs bitsandbytes: pip install 'hq\[bnb\]'"):
+        TorchBackend(checkpoint("llama"), precision, device="cpu")
+
+
+def test_fp16_rounds_a_wider_checkpoint_to_fp16(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 1e-5)
+    model.save_pretrained(tmp_path)
+    with TorchBackend(tmp_path, device="cpu") as backend:
+        for parameter in backend.model.parameters():
+            torch.testing.assert_close(parameter, parameter.half().float(), rtol=0, atol=0)
+            assert parameter.dtype == torch.float32
+
+
+def test_int8_is_silent(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        TorchBackend(checkpoint("llama"), "int8", device="cpu") as backend,
+        caplog.at_level(logging.WARNING),
+    ):
+        list(backend.trace(tiny.exchanges()))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_every_family_runs_quantized(
+    family: str, precision: str, checkpoint: Checkpoint
+) -> None:
+    with TorchBackend(checkpoint(family), precision, device="cpu") as backend:
+        (batch,) = backend.trace(tiny.exchanges(), ("sum",), ("answer",))
+    np.testing.assert_allclose(batch.values.sum(axis=-1), 1, rtol=1e-5)

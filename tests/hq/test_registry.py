@@ -1,0 +1,46 @@
+"""The table of named things: lookups that fail say what to do."""
+
+import pytest
+
+from hq.errors import HQError
+from hq.registry import Registry
+
+
+@pytest.fixture
+def fruit() -> Registry[int]:
+    registry: Registry[int] = Registry("fruit")
+    registry.add("apple", 1)
+    registry.add("banana", 2)
+    return registry
+
+
+def test_things_are_found_by_name_in_the_order_of_entry(fruit: Registry[int]) -> None:
+    assert fruit["banana"] == 2
+    assert list(fruit) == ["apple", "banana"]
+    assert "apple" in fruit
+    assert "cherry" not in fruit
+
+
+def test_register_decorates_and_returns_the_thing() -> None:
+    registry: Registry[type] = Registry("class")
+
+    @registry.register("a")
+    class A: ...
+
+    assert registry["a"] is A
+
+
+def test_a_name_registered_twice_is_a_programming_error(fruit: Registry[int]) -> None:
+    with pytest.raises(ValueError, match="fruit 'apple' is registered twice"):
+        fruit.add("apple", 3)
+    assert fruit["apple"] == 1
+
+
+def test_a_near_miss_is_answered_with_the_name_meant(fruit: Registry[int]) -> None:
+    with pytest.raises(HQError, match="no fruit 'bananna': did you mean 'banana'"):
+        fruit["bananna"]
+
+
+def test_a_far_miss_is_answered_with_all_names(fruit: Registry[int]) -> None:
+    with pytest.raises(HQError, match=r"no fruit 'xyz': known are apple, banana\.$"):
+        fruit["xyz"]

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hq.errors import HQError
+from hq.thresholds import decide, match_quantile, youden_threshold
+
+finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
+scores = st.lists(finite, min_size=1, max_size=30)
+
+
+@given(scores, finite)
+def test_equal_scores_keep_the_threshold(s, threshold):
+    assert match_quantile(threshold, s, s) == pytest.approx(threshold, abs=1e-9)
+
+
+@given(scores, st.floats(0, 1), st.floats(0.1, 10), finite)
+def test_a_linear_drift_is_undone(s, place, slope, shift):
+    threshold = min(s) + place * (max(s) - min(s))
+    drifted = slope * np.array(s) + shift
+    expected = slope * threshold + shift
+    assert match_quantile(threshold, s, drifted) == pytest.approx(expected, abs=1e-6)
+
+
+def test_as_many_responses_are_called_as_before():
+    rng = np.random.default_rng(0)
+    before, after = rng.standard_normal(500), np.exp(rng.standard_normal(700))
+    threshold = match_quantile(0.3, before, after)
+    assert (after >= threshold).mean() == pytest.approx((before >= 0.3).mean(), abs=0.005)
+
+
+def test_beyond_the_range_nothing_flips():
+    assert match_quantile(5.0, [0.0, 1.0], [10.0, 20.0]) == pytest.approx(24.0)
+    assert match_quantile(-5.0, [0.0, 1.0], [10.0, 20.0]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("bad", [[], [np.nan], [np.inf, 1.0]])
+def test_quantiles_need_finite_scores(bad):
+    with pytest.raises(HQError, match="finite"):
+        match_quantile(0.0, [1.0, 2.0], bad)
+
+
+def test_youden_separates_midway():
+    assert youden_threshold([0.0, 1.0, 3.0, 4.0], [0, 0, 1, 1]) == pytest.approx(2.0)
+
+
+def test_youden_is_the_best_of_all_thresholds():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 80)
+    s = rng.standard_normal(80) + labels
+    chosen = decide(s, labels, youden_threshold(s, labels))
+    best = max(decide(s, labels, t).balanced_accuracy for t in s)
+    assert chosen.balanced_accuracy == pytest.approx(best)
+
+
+def test_youden_stays_finite_for_useless_scores():
+    assert np.isfinite(youden_threshold([1.0, 1.0], [0, 1]))
+    assert np.isfinite(youden_threshold([2.0, 1.0], [0, 1]))
+
+
+def test_youden_needs_both_classes():
+    with pytest.raises(HQError, match="one class"):
+        youden_threshold([1.0, 2.0], [1, 1])
+
+
+def test_decisions_by_hand():
+    found = decide([0.1, 0.6, 0.5, 0.9], [0, 0, 1, 1], threshold=0.5)
+    assert found.accuracy == pytest.approx(0.75)  # a score at the threshold is called
+    assert found.balanced_accuracy == pytest.approx(0.75)
+    assert found.f1 == pytest.approx(0.8)
+
+
+def test_calling_nothing_has_f1_zero():
+    assert decide([0.1, 0.2], [0, 1], threshold=1.0).f1 == 0

@@ -1,0 +1,90 @@
+"""Tiny random models, one of each family: seeded, and saved as the FP16 checkpoints that hq reads.
+
+Every weight is random, biases and norms too, so that nothing is right by being zero or one. Widths
+are multiples of 64, bitsandbytes' block. Windows are shorter than the texts, so that they matter.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers as hf
+
+from hq.backends.base import Exchange
+
+VOCABULARY = 128
+LAYERS = 3
+D_FF = 128
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": D_FF,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+_GEMMA = _SHAPE | {"head_dim": 16, "sliding_window": 8}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+FAMILIES: dict[str, Callable[[], hf.PretrainedConfig]] = {
+    "llama": lambda: hf.LlamaConfig(**_SHAPE),
+    "mistral": lambda: hf.MistralConfig(**_SHAPE, sliding_window=8),
+    "qwen2": lambda: hf.Qwen2Config(**_SHAPE),
+    "qwen3": lambda: hf.Qwen3Config(**_SHAPE, head_dim=16),
+    "gemma2": lambda: hf.Gemma2Config(**_GEMMA),
+    "gemma3_text": lambda: hf.Gemma3TextConfig(**_GEMMA),
+    "gemma3": lambda: hf.Gemma3Config(text_config=_GEMMA, vision_config=_VISION),
+    "phi3": lambda: hf.Phi3Config(**_SHAPE, pad_token_id=0),
+    "gpt2": lambda: hf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=64, n_layer=LAYERS, n_head=4, n_positions=128, n_inner=D_FF
+    ),
+    "opt": lambda: hf.OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        ffn_dim=D_FF,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+    ),
+}
+
+
+def model(family: str, seed: int = 0) -> hf.PreTrainedModel:
+    """A random model whose weights are FP16 values, held in FP32."""
+    generator = torch.Generator().manual_seed(seed)
+    made = hf.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            centre = 1.0 if parameter.ndim == 1 and parameter.mean() > 0.5 else 0.0
+            noise = 0.15 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_((centre + noise).half())
+    return made
+
+
+def save(family: str, folder: Path, seed: int = 0) -> Path:
+    """An FP16 checkpoint of it in `folder`."""
+    model(family, seed).half().save_pretrained(folder)
+    return folder
+
+
+def exchanges(count: int = 6, shared: int = 5, seed: int = 0) -> list[Exchange]:
+    """Random exchanges of mixed lengths whose prompts begin with the same `shared` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return tuple(torch.randint(5, VOCABULARY, (length,), generator=generator).tolist())
+
+    prefix = draw(shared, shared + 1)
+    # Each prompt goes on with a token of its own, so that exactly `shared` tokens are shared.
+    return [Exchange((*prefix, 5 + i, *draw(2, 9)), draw(1, 7)) for i in range(count)]
