@@ -108,7 +108,7 @@ def _has_token(line: str, alias: str) -> bool:
     English word must not be followed by another word ("He is" is not helium).
     """
     token = re.escape(fold(alias).strip())
-    bounds = rf"(?<![\w.,])(?<!\w[-'’]){token}(?!\w|[-'’]\w|[.,]\d)"  # noqa: RUF001
+    bounds = rf"(?<![\w.,])(?<!\w[-'’]){token}(?!\w|[-'’]\w|[.,]\d)"
     if alias.strip().lower() in _WORDS:
         bounds += r"(?!\s+\w)"
     return re.search(bounds, fold(line)) is not None

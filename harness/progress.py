@@ -61,6 +61,9 @@ class Progress:
         self._bars: Bars | None = None
 
     def __enter__(self) -> Self:
+        from transformers.utils import logging  # takes a second to import
+
+        logging.disable_progress_bar()  # the bars here are the only ones
         if not self._quiet and self._console.is_terminal and "CI" not in os.environ:
             columns = (
                 TextColumn("{task.description}"),

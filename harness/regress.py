@@ -133,7 +133,9 @@ def _fingerprint(folder: Path) -> str:
     try:
         return str(TypeAdapter(dict[str, object]).validate_json(path.read_text())["fingerprint"])
     except (OSError, ValidationError, KeyError) as error:
-        raise HQError(f"{folder} has no readable {PROVENANCE_FILE}: give a finished run.") from error
+        raise HQError(
+            f"{folder} has no readable {PROVENANCE_FILE}: give a finished run."
+        ) from error
 
 
 def as_frame(differences: list[Difference]) -> pl.DataFrame:

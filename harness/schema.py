@@ -16,7 +16,7 @@ class Row(BaseModel):
 
 
 class Detection(Row):
-    """Does the probe found on FP16 still read at this precision?"""
+    """Whether the probe found on FP16 still reads at this precision."""
 
     precision: str = Field(description="how the checkpoint is run")
     compute: str = Field(description="what the arithmetic runs in")
@@ -84,7 +84,9 @@ class Model(Row):
     precision: str = Field(description="how the checkpoint is run")
     modules: str = Field(description="projections inside the layers: count × class")
     storage: str = Field(description="type that their weights are stored in")
-    bits_per_weight: float = Field(description="real bits a weight of these takes, with its scales")
+    bits_per_weight: float = Field(
+        description="bits that a weight of these takes in memory here, with its scales"
+    )
     weights_mib: float = Field(description="all weights as shipped, what is not packed in FP16")
     n: int = Field(description="held-out texts")
     seed: int = Field(description="seed of the bootstrap over texts")

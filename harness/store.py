@@ -28,9 +28,7 @@ class Store:
         self._fresh = fresh
         self._built: set[str] = set()
 
-    def build(
-        self, stage: str, inputs: Mapping[str, object], make: Callable[[Path], None]
-    ) -> Path:
+    def build(self, stage: str, inputs: Mapping[str, object], make: Callable[[Path], None]) -> Path:
         """The folder of a stage's output, made by `make(folder)` unless it is there already."""
         name = f"{stage}-{digest([stage, inputs])}"
         final, partial = self.root / name, self.root / f"{name}.partial"

@@ -10,7 +10,7 @@ _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "þ": "th", "ß": "ss", "æ": "ae", "œ": "oe"}
     | {"Ø": "O", "Ł": "L", "Đ": "D", "Ð": "D", "Þ": "Th", "Æ": "Ae", "Œ": "Oe", "ẞ": "SS"}
 )
-_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}‘’´`“”–—…¿¡ʻʼʹ]")  # noqa: RUF001
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}‘’´`“”–—…¿¡ʻʼʹ]")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b(?=\s*\S)")
 
 

@@ -23,7 +23,8 @@ SPANS: tuple[Span, ...] = get_args(Span)
 
 def column_norms(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, " d_ff"]:
     """‖W_down[:, i]‖₂ of a dense W_down, in float32."""
-    return torch.linalg.vector_norm(weight.float(), dim=0)
+    norms: Float[Tensor, " d_ff"] = torch.linalg.vector_norm(weight.float(), dim=0)
+    return norms
 
 
 def span_means(
@@ -43,7 +44,7 @@ def span_means(
     folded = [weights / _denominator(m, magnitude, output, norms)[:, None, :] for m in measures]
     stacked = torch.cat(folded, dim=1)  # [batch, measure·span, seq]
     sums = torch.bmm(stacked, magnitude).mul_(norms)  # [batch, measure·span, d_ff]
-    return sums.unflatten(1, (len(measures), weights.shape[1]))
+    return sums.reshape(len(sums), len(measures), weights.shape[1], -1)
 
 
 def _denominator(
@@ -54,9 +55,7 @@ def _denominator(
 ) -> Float[Tensor, "batch seq"]:
     if measure == "contribution":
         return torch.ones_like(magnitude[..., 0])
-    whole = (
-        magnitude @ norms
-        if measure == "sum"
-        else torch.linalg.vector_norm(output.float(), dim=-1)
+    whole: Float[Tensor, "batch seq"] = (
+        magnitude @ norms if measure == "sum" else torch.linalg.vector_norm(output.float(), dim=-1)
     )
     return whole.masked_fill(whole == 0, torch.inf)

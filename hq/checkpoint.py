@@ -28,7 +28,9 @@ def resolve(model: str) -> Path:
     if not (path / "config.json").is_file():
         raise HQError(f"{path} is not a checkpoint: it has no config.json; name a model folder.")
     if not weight_files(path):
-        raise HQError(f"{path} has no *.safetensors file: convert its weights to safetensors first.")
+        raise HQError(
+            f"{path} has no *.safetensors file: convert its weights to safetensors first."
+        )
     return path
 
 
@@ -110,11 +112,13 @@ def _d_ff(config: PretrainedConfig) -> int:
 
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(
-            snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"])
+            snapshot_download(
+                model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"]
+            )
         )
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise HQError(

@@ -1,4 +1,4 @@
-"""A table of named things: one file and one line add a scenario, a precision, a judge or a bench."""
+"""Tables of named things: one line adds a scenario, a precision, a judge or a bench."""
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches

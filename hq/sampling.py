@@ -87,7 +87,7 @@ def sample(
     prompts: Iterable[tuple[str, tuple[int, ...]]],
     settings: Sampling,
     ending: Ending,
-    wanted: Callable[[Tree], bool] = lambda tree: True,
+    wanted: Callable[[Tree], bool] = lambda _: True,
 ) -> Iterator[Tree]:
     """Samples every (key, prompt) of equal prompt length together; trees in the order given.
 

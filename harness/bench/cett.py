@@ -110,7 +110,10 @@ def _over_hprobes(
     if theirs is None:
         return Row(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
     pairs = [
-        (_seconds(lambda: _trace(backend, texts, _DUAL_SPAN)), _seconds(lambda: theirs.trace(texts)))
+        (
+            _seconds(lambda: _trace(backend, texts, _DUAL_SPAN)),
+            _seconds(lambda: theirs.trace(texts)),
+        )
         for _ in range(3)
     ]
     error = theirs.difference(backend, texts[:4])

@@ -47,6 +47,10 @@ def _table(rows: list[dict[str, object]]) -> Table:
         table.add_column(name)
     for row in rows:
         table.add_row(
-            *(f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items() if k != "regressed")
+            *(
+                f"{v:.4g}" if isinstance(v, float) else str(v)
+                for k, v in row.items()
+                if k != "regressed"
+            )
         )
     return table

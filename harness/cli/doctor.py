@@ -1,5 +1,6 @@
 """`hq doctor`: what of the extras, devices and kernels is there."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.app import AsJson, app, out, print_json
@@ -19,5 +20,6 @@ def doctor(as_json: AsJson = False) -> None:
     table = Table("what", "state", "detail", "fix")
     for finding in findings:
         colour = _COLOURS[finding.state]
-        table.add_row(finding.what, f"[{colour}]{finding.state}[/]", finding.detail, finding.fix)
+        state = f"[{colour}]{finding.state}[/]"
+        table.add_row(finding.what, state, escape(finding.detail), escape(finding.fix))
     out.print(table)

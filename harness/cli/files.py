@@ -42,9 +42,12 @@ def trace(
     chosen_measures = _choose("measure", measures, MEASURES)
     chosen_spans = _choose("span", spans, SPANS)
     exchanges = [sample.exchange for sample in read_samples(samples)]
-    with Progress(quiet=quiet) as progress, TorchBackend(resolve_model(model), precision) as backend:
-        with progress.task(f"trace {precision}", len(exchanges), "texts") as task:
-            trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, "float32", task)
+    with (
+        TorchBackend(resolve_model(model), precision) as backend,
+        Progress(quiet=quiet) as progress,
+        progress.task(f"trace {precision}", len(exchanges), "texts") as task,
+    ):
+        trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, "float32", task)
     err.print(f"Traces: {into}")
 
 

@@ -35,7 +35,8 @@ def run(
         str | None, typer.Option(help="A checkpoint folder or hub id, in place of the study's.")
     ] = None,
     precisions: Annotated[
-        str | None, typer.Option(help="Comma-separated, in place of the study's: fp16,int8,nf4,fp4.")
+        str | None,
+        typer.Option(help="Comma-separated, in place of the study's: fp16,int8,nf4,fp4."),
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(help="The question file of a scenario that reads one.")

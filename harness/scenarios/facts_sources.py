@@ -26,8 +26,8 @@ from harness.text import normalise
 CITIES_PER_COUNTRY = 40
 PROVINCES_PER_COUNTRY = 40
 
-_LATIN = re.compile(r"[A-Za-zÀ-ɏ .'’-]{4,}")  # noqa: RUF001
-_PLACE = re.compile(r"[^\W\d_](?:[^\W\d_]|[ .'’-])+")  # noqa: RUF001
+_LATIN = re.compile(r"[A-Za-zÀ-ɏ .'’-]{4,}")
+_PLACE = re.compile(r"[^\W\d_](?:[^\W\d_]|[ .'’-])+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,7 @@ def _single(values: Iterable[str] | None) -> str | None:
 def distinct(names: Iterable[str]) -> tuple[str, ...]:
     """The names in their order, with "St" beside "Saint", bare of apostrophes, none twice."""
     spelled = dict.fromkeys(
-        variant
-        for name in names
-        for variant in (name, _saint(name), re.sub("['’]", "", name))  # noqa: RUF001
+        variant for name in names for variant in (name, _saint(name), re.sub("['’]", "", name))
     )
     return tuple(spelled)
 

@@ -68,8 +68,9 @@ class Comparison:
         """The three questions, on the test split."""
         before, after, y = self._before, self._after, self._y
         threshold = self.neurons.thresholds[THRESHOLD]
+        calibration = self._rows.calibration
         moved = match_quantile(
-            threshold, self._before_all[self._rows.calibration], self._calibration
+            threshold, self._before_all[calibration], self._after_all[calibration]
         )
         common = len(np.intersect1d(self.neurons.flat, self.again.flat))
         sizes = len(self.neurons.flat), len(self.again.flat), self.neurons.model.n_neurons
@@ -100,7 +101,7 @@ class Comparison:
         )
 
     def controls(self) -> list[Control]:
-        """Random and matched neurons, and baselines without neurons, all fitted at this precision."""
+        """Random and matched neurons, and baselines without neurons, all fitted here."""
         return [
             *(self._drawn(name, draws) for name, draws in self._draws.items()),
             *(self._baseline(name, features) for name, features in self._baselines.items()),
@@ -135,7 +136,9 @@ class Comparison:
         audit = self.variant.info.audit
         total = sum(row.count for row in audit)
         share = u.tokens / u.tokens.sum()
-        loss = bootstrap(lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *self._draw)
+        loss = bootstrap(
+            lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *self._draw
+        )
         drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *self._draw)
         return Model(
             precision=self.variant.info.precision,
@@ -193,7 +196,7 @@ class Comparison:
 
     @property
     def _y(self) -> Int[np.ndarray, " test"]:
-        return self._rows.y[self._rows.test]
+        return self._at(self._rows.y, self._rows.test)
 
     @cached_property
     def _variant_cett(self) -> Float[np.ndarray, "n p"]:
@@ -201,7 +204,8 @@ class Comparison:
 
     @cached_property
     def _before_all(self) -> Float[np.ndarray, " n"]:
-        return self.neurons.score(self.reference.matrix(self.neurons.cett, self.neurons.tokens))
+        X = self.reference.matrix(self.neurons.cett, self.neurons.tokens)
+        return self.neurons.score(X)
 
     @cached_property
     def _after_all(self) -> Float[np.ndarray, " n"]:
@@ -209,15 +213,16 @@ class Comparison:
 
     @property
     def _before(self) -> Float[np.ndarray, " test"]:
-        return self._before_all[self._rows.test]
+        return self._at(self._before_all, self._rows.test)
 
     @property
     def _after(self) -> Float[np.ndarray, " test"]:
-        return self._after_all[self._rows.test]
+        return self._at(self._after_all, self._rows.test)
 
-    @property
-    def _calibration(self) -> Float[np.ndarray, " calibration"]:
-        return self._after_all[self._rows.calibration]
+    @staticmethod
+    def _at(values: np.ndarray, rows: Int[np.ndarray, " row"]) -> np.ndarray:
+        chosen: np.ndarray = values[rows]
+        return chosen
 
     @property
     def _h_only(self) -> Float[np.ndarray, " test"]:
@@ -253,4 +258,3 @@ class Comparison:
         if self.uncertainty is not None:
             baselines["entropy"] = self.uncertainty.entropy[:, None]
         return baselines
-

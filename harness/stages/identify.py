@@ -1,4 +1,4 @@
-"""Stage `identify`: from traces and labels to a NeuronSet, with a threshold that calibration set."""
+"""Stage `identify`: from traces and labels to a NeuronSet with its threshold."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ class Rows:
         if len(np.unique(self.y[rows])) < 2:
             raise HQError(
                 f"The {name} split has {len(rows)} samples of one label: both right and "
-                "hallucinated answers are needed; ask more questions or give the split a larger share."
+                "hallucinated answers are needed; ask more questions, or enlarge the split."
             )
         return rows
 

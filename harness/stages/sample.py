@@ -115,9 +115,7 @@ def collect(
     draft.unlink()
 
 
-def candidates(
-    prompted: Iterable[Prompted], records: dict[str, Record]
-) -> Iterator[Candidate]:
+def candidates(prompted: Iterable[Prompted], records: dict[str, Record]) -> Iterator[Candidate]:
     """The consistent questions, in order, each in the group of its relation and split."""
     for p in prompted:
         record = records.get(p.question.id)

@@ -85,5 +85,6 @@ def read(folder: Path) -> Uncertainty:
     """The arrays of a finished stage."""
     arrays = np.load(folder / "uncertainty.npz", allow_pickle=False)
     speed = json.loads((folder / "speed.json").read_text())
-    names = ("entropy", "nll", "kl", "tokens")
-    return Uncertainty(*(arrays[name] for name in names), speed["tokens_per_second"])
+    return Uncertainty(
+        arrays["entropy"], arrays["nll"], arrays["kl"], arrays["tokens"], speed["tokens_per_second"]
+    )

@@ -58,11 +58,11 @@ class AuditRow:
 class Decoding(Protocol):
     """Prompts being continued side by side, a row a continuation."""
 
-    def share(self, prompts: Sequence[Sequence[int]]) -> None:
+    def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Computes, once, the prefix that all `prompts`, of any length, share."""
         ...
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "row vocab"]:
+    def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[Tensor, "row vocab"]:
         """Reads prompts of equal length; logits of the token after each."""
         ...
 
@@ -78,7 +78,11 @@ class Backend(Protocol):
 
     identity: ModelIdentity
     precision: str
-    compute: str  # what the arithmetic runs in, for the tables
+
+    @property
+    def compute(self) -> str:
+        """What the arithmetic runs in."""
+        ...
 
     @property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:

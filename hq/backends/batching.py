@@ -18,14 +18,14 @@ class Plan:
     batches: tuple[Int[np.ndarray, " batch"], ...]
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The longest token prefix of all prompts that leaves each at least one token of its own."""
     first, last = min(prompts), max(prompts)  # the two that differ soonest
     limit = min(len(prompt) for prompt in prompts) - 1
     length = 0
     while length < limit and first[length] == last[length]:
         length += 1
-    return tuple(first[:length])
+    return first[:length]
 
 
 def plan(exchanges: Sequence[Exchange], token_budget: int, max_rows: float = math.inf) -> Plan:

@@ -26,7 +26,7 @@ class PrefixCache:
         hooks: DownHooks | None = None,
     ) -> None:
         self._length = len(prefix)
-        self._cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+        self._cache = DynamicCache(config=decoder.config)
         self.sums: Float[Tensor, "measure layer d_ff"] = torch.zeros(())
         if not prefix:
             return

@@ -104,21 +104,22 @@ class TorchBackend:
             for (module, storage, bits), count in sorted(kinds.items())
         ]
 
-    def _kind(self, module: nn.Module) -> tuple[str, str, float]:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+    def _kind(self, module: Any) -> tuple[str, str, float]:
+        """Class, storage type and bits a weight; a packed weight's features tell its size."""
+        weight: Tensor = module.weight
         stored = weight.nbytes + self._precision.scale_bytes(module)
-        packed = isinstance(module, nn.Linear)  # its weight may be, its features tell the size
-        size = module.in_features * module.out_features if packed else weight.numel()
-        bits = 8 * stored / size
-        return type(module).__name__, str(weight.dtype).removeprefix("torch."), round(bits, 3)
+        linear = isinstance(module, nn.Linear)
+        size = module.in_features * module.out_features if linear else weight.numel()
+        storage = str(weight.dtype).removeprefix("torch.")
+        return type(module).__name__, storage, round(8 * stored / size, 3)
 
     def weight_bytes(self) -> int:
         """Bytes that the weights ship in: packed ones with their scales, all others in FP16.
 
         A CPU holds the latter in FP32 to compute with; tied weights count once.
         """
-        tensors = {t.data_ptr(): t for t in [*self.model.parameters(), *self.model.buffers()]}
+        held: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
+        tensors = {t.data_ptr(): t for t in held}
         stored = (2 * t.numel() if t.is_floating_point() else t.nbytes for t in tensors.values())
         scales = (self._precision.scale_bytes(m) for m in self.decoder.modules() if _projects(m))
         return sum(stored) + sum(scales)

@@ -25,13 +25,13 @@ class TorchDecoding:
         self._prefix: PrefixCache | None = None
         self._cache: Any = None
 
-    def share(self, prompts: Sequence[Sequence[int]]) -> None:
+    def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Computes the prefix that all `prompts`, of any length, share."""
         with torch.inference_mode():
             self._prefix_ids = shared_prefix(prompts)
             self._prefix = PrefixCache(self._model.get_decoder(), self._prefix_ids, self._device)
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Float[torch.Tensor, "row vocab"]:
+    def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
         """Reads prompts of equal length; logits of the token after each."""
         if self._prefix is None or not all(self._continues(p) for p in prompts):
             self.share(prompts)

@@ -39,7 +39,9 @@ class DownHooks:
 
     def __enter__(self) -> "DownHooks":
         for layer, down in enumerate(self._downs):
-            self._stack.enter_context(_removing(down.register_forward_hook(partial(self._read, layer))))
+            self._stack.enter_context(
+                _removing(down.register_forward_hook(partial(self._read, layer)))
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

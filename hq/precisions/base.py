@@ -1,4 +1,4 @@
-"""What a precision is to the torch backend: how it loads, how it is proven, how it is dequantized."""
+"""What a precision is to the torch backend: how it loads, is proven, and is dequantized."""
 
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,10 @@ class Precision(Protocol):
         """The model at this precision, on `device`."""
         ...
 
+    def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
+        """One projection with this weight, quantized on the weight's device."""
+        ...
+
     def holds(self, module: nn.Module) -> bool:
         """Whether this projection really is stored at this precision."""
         ...
@@ -40,12 +44,12 @@ PRECISIONS: Registry[Precision] = Registry("precision")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """FP16 weights compute in FP32 on a CPU, which has no FP16 arithmetic, and in FP16 elsewhere."""
+    """FP32 on a CPU, which has no FP16 arithmetic of its own, and FP16 elsewhere."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
-    """transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
+    """Transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,

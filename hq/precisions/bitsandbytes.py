@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,7 @@ class Int8:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
-        _require_bitsandbytes(self.name)
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
+        _bitsandbytes(self.name)
         return from_pretrained(
             path,
             device,
@@ -27,11 +27,21 @@ class Int8:
             quantization_config=BitsAndBytesConfig(load_in_8bit=True),
         )
 
+    def layer(self, weight: Tensor) -> nn.Module:
+        """The weight as bitsandbytes' own 8-bit linear; it quantizes when it is moved."""
+        bnb = _bitsandbytes(self.name)
+        linear: nn.Module = bnb.nn.Linear8bitLt(
+            weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False
+        )
+        linear.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+        return linear.to(weight.device)
+
     def holds(self, module: nn.Module) -> bool:
         """8-bit integers in bitsandbytes' own linear."""
-        from bitsandbytes.nn import Linear8bitLt
-
-        return isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8
+        return (
+            isinstance(module, _bitsandbytes(self.name).nn.Linear8bitLt)
+            and module.weight.dtype == torch.int8
+        )
 
     def dense(self, module: nn.Module) -> Tensor:
         """Row r of W is SCB[r] / 127 times its integers."""
@@ -58,7 +68,7 @@ class FourBit:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
-        _require_bitsandbytes(self.name)
+        _bitsandbytes(self.name)
         from bitsandbytes.nn import Linear4bit
 
         dtype = compute_dtype(device)
@@ -71,47 +81,60 @@ class FourBit:
                 module.support_avx512bf16_for_cpu = False
         return model
 
+    def layer(self, weight: Tensor) -> nn.Module:
+        """The weight as bitsandbytes' own 4-bit linear; it quantizes when it is moved."""
+        bnb = _bitsandbytes(self.name)
+        linear: nn.Module = bnb.nn.Linear4bit(
+            weight.shape[1], weight.shape[0], bias=False, quant_type=self.name
+        )
+        linear.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type=self.name)
+        return linear.to(weight.device)
+
     def holds(self, module: nn.Module) -> bool:
         """4-bit codes of this very type, with their quantization state."""
-        from bitsandbytes.nn import Linear4bit
-
-        if not isinstance(module, Linear4bit):
-            return False
-        state = module.weight.quant_state
-        return state is not None and state.quant_type == self.name
+        state = getattr(module.weight, "quant_state", None)
+        return (
+            isinstance(module, _bitsandbytes(self.name).nn.Linear4bit)
+            and getattr(state, "quant_type", "") == self.name
+        )
 
     def dense(self, module: nn.Module) -> Tensor:
-        """bitsandbytes' own dequantization; norms of the packed bytes would be meaningless."""
+        """Bitsandbytes' own dequantization; norms of the packed bytes would be meaningless."""
         from bitsandbytes.functional import dequantize_4bit
 
-        weight = module.weight
-        dense: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[union-attr]
+        weight: Any = module.weight
+        dense: Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dense
 
     def scale_bytes(self, module: nn.Module) -> int:
         """One scale a block."""
-        absmax = module.weight.quant_state.absmax  # type: ignore[union-attr]
-        assert isinstance(absmax, Tensor)
-        return absmax.nbytes
+        weight: Any = module.weight
+        return int(weight.quant_state.absmax.nbytes)
 
 
 def _row_scales(module: nn.Module) -> Tensor:
     """SCB, which moves from the weight to the module's state at the first forward."""
-    scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB  # type: ignore[union-attr]
-    assert isinstance(scales, Tensor)
+    weight, state = (getattr(module, name) for name in ("weight", "state"))
+    scales: Tensor = state.SCB if weight.SCB is None else weight.SCB
     return scales
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """bitsandbytes says at every product that it casts its input, which is what int8 is."""
-    return "inputs will be cast" not in str(record.msg)
+    """Not that int8 casts its input, said at every product; nor that no kernel was downloaded."""
+    return not str(record.msg).startswith(
+        ("MatMul8bitLt: inputs will be", "Failed to load CPU gemm")
+    )
 
 
-def _require_bitsandbytes(name: str) -> None:
+def _bitsandbytes(name: str) -> Any:
+    """The package. Raises HQError when it is not installed."""
+    for module in ("autograd._functions", "backends.cpu.ops"):
+        logging.getLogger(f"bitsandbytes.{module}").addFilter(_is_news)
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes
     except ImportError as error:
         raise HQError(f"Precision {name!r} needs bitsandbytes: pip install 'hq[bnb]'.") from error
+    return bitsandbytes
 
 
 PRECISIONS.add(Int8.name, Int8())

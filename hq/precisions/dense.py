@@ -20,7 +20,13 @@ class FP16:
         model = from_pretrained(path, device, dtype=torch.float16)
         if getattr(model, "is_quantized", False):
             raise HQError(f"{path} is quantized already, so it is not fp16: name its source.")
-        return model.to(compute_dtype(device))  # type: ignore[no-any-return, arg-type]
+        return model.to(compute_dtype(device))
+
+    def layer(self, weight: Tensor) -> nn.Module:
+        """The weight, rounded to FP16."""
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+        linear.weight = nn.Parameter(weight.half().to(compute_dtype(weight.device)))
+        return linear
 
     def holds(self, module: nn.Module) -> bool:
         """Dense and floating, and of no class that packs."""

@@ -9,7 +9,13 @@ from harness.bench.l1 import run
 
 @pytest.mark.parametrize(
     ("value", "goal", "ok"),
-    [(5.0, ">= 5", True), (4.9, ">= 5", False), (1e-5, "<= 1e-4", True), (3.0, None, None), (None, ">= 5", None)],
+    [
+        (5.0, ">= 5", True),
+        (4.9, ">= 5", False),
+        (1e-5, "<= 1e-4", True),
+        (3.0, None, None),
+        (None, ">= 5", None),
+    ],
 )
 def test_a_row_knows_whether_it_reaches_its_goal(value, goal, ok):
     assert Row(name="x", value=value, unit="x", goal=goal).ok is ok

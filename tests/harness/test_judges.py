@@ -125,7 +125,7 @@ def test_a_longer_name_among_the_distractors_is_read_as_itself() -> None:
     "response",
     [
         "I don't know.",
-        "I don’t know",  # noqa: RUF001
+        "I don’t know",
         "I do not know the answer",
         "I'm not sure, but it may be Paris",
         "I am unable to answer",

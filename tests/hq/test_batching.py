@@ -14,7 +14,9 @@ EXCHANGES = st.lists(st.builds(Exchange, TOKENS, TOKENS), min_size=1, max_size=2
 
 
 @given(st.lists(TOKENS, min_size=1))
-def test_the_prefix_is_shared_and_leaves_each_prompt_a_token(prompts: list[tuple[int, ...]]) -> None:
+def test_the_prefix_is_shared_and_leaves_each_prompt_a_token(
+    prompts: list[tuple[int, ...]],
+) -> None:
     prefix = shared_prefix(prompts)
     assert all(prompt[: len(prefix)] == prefix and len(prompt) > len(prefix) for prompt in prompts)
 

@@ -109,9 +109,7 @@ def test_the_exchanges_cover_more_than_one_batch(
     assert {batch.values.dtype for batch in batches} == {np.dtype("float32")}
 
 
-def test_a_row_is_the_same_alone(
-    backend: Backend, case: Case, exchanges: list[Exchange]
-) -> None:
+def test_a_row_is_the_same_alone(backend: Backend, case: Case, exchanges: list[Exchange]) -> None:
     alone = np.concatenate([trace(backend, [exchange]) for exchange in exchanges])
     assert off(trace(backend, exchanges), alone) <= case.shape
 
@@ -269,8 +267,9 @@ def test_decoding_is_scaled_too(backend: Backend, case: Case, exchanges: list[Ex
 
 @pytest.mark.parametrize("alpha", [float("nan"), -0.5, float("inf"), -float("inf")])
 def test_factors_that_make_no_sense_are_refused(backend: Backend, alpha: float) -> None:
-    with pytest.raises(HQError, match=r"for neuron \(1, 2\): it must be"), backend.scale(
-        {(0, 0): 0.5, (1, 2): alpha}
+    with (
+        pytest.raises(HQError, match=r"for neuron \(1, 2\): it must be"),
+        backend.scale({(0, 0): 0.5, (1, 2): alpha}),
     ):
         pass
 

@@ -109,7 +109,9 @@ def test_weight_bytes_count_what_ships(checkpoint: Checkpoint) -> None:
     assert of("nf4") < of("int8") < of("fp16")
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("int8", Int8), *[(p, FourBit) for p in ("nf4", "fp4")]])
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("int8", Int8), *[(p, FourBit) for p in ("nf4", "fp4")]]
+)
 def test_a_model_loaded_dense_is_refused_under_another_name(
     precision: str, kind: type, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +125,9 @@ def test_one_projection_left_dense_is_refused(
 ) -> None:
     def load(self: FourBit, path: Path, device: torch.device) -> Any:
         config = hf.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["layers.1.mlp.up_proj"]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            llm_int8_skip_modules=["layers.1.mlp.up_proj"],
         )
         return hf.AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
 
@@ -177,7 +181,9 @@ def test_without_bitsandbytes_the_extra_is_named(
     precision: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(HQError, match=rf"'{precision}' needs bitsandbytes: pip install 'hq\[bnb\]'"):
+    with pytest.raises(
+        HQError, match=rf"'{precision}' needs bitsandbytes: pip install 'hq\[bnb\]'"
+    ):
         TorchBackend(checkpoint("llama"), precision, device="cpu")
 
 
@@ -203,9 +209,7 @@ def test_int8_is_silent(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_every_family_runs_quantized(
-    family: str, precision: str, checkpoint: Checkpoint
-) -> None:
+def test_every_family_runs_quantized(family: str, precision: str, checkpoint: Checkpoint) -> None:
     with TorchBackend(checkpoint(family), precision, device="cpu") as backend:
         (batch,) = backend.trace(tiny.exchanges(), ("sum",), ("answer",))
     np.testing.assert_allclose(batch.values.sum(axis=-1), 1, rtol=1e-5)

