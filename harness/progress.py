@@ -53,7 +53,7 @@ class Task:
 
 
 class Progress:
-    """Shows tasks on stderr: bars on a terminal, one line at the end of each elsewhere."""
+    """Shows tasks on stderr: bars on a terminal, a line at the start and end of each elsewhere."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -84,8 +84,11 @@ class Progress:
 
     @contextmanager
     def task(self, description: str, total: int, unit: str) -> Iterator[Task]:
-        """A task; where there are no bars, a line is printed when it is done."""
+        """A task: advance it as the work goes."""
+        lines = self._bars is None and not self._quiet
+        if lines:
+            self._console.print(f"{description}: {total} {unit} …", highlight=False)
         task = Task(self._bars, description, total, unit)
         yield task
-        if self._bars is None and not self._quiet:
+        if lines:
             self._console.print(f"{description}: {task}", highlight=False)

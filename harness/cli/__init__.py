@@ -1,6 +1,9 @@
-"""The command line, `hq …`: thin layers over stages and library calls."""
+"""The command line, `hq …`: thin layers over stages and library calls.
 
-from harness.cli import bench, check, doctor, files, neurons, study
+Commands import what they need when they run: torch takes seconds, `hq --help` should not.
+"""
+
+from harness.cli import bench, check, doctor, files, neurons, picture, study
 from harness.cli.app import app, main
 
-__all__ = ["app", "bench", "check", "doctor", "files", "main", "neurons", "study"]
+__all__ = ["app", "bench", "check", "doctor", "files", "main", "neurons", "picture", "study"]

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from harness.bench import BENCHES, report
 from harness.cli.app import AsJson, app, out, print_json
 
 
@@ -14,6 +13,8 @@ def bench(
     name: Annotated[str, typer.Argument(help="cett, l1 or sampling.")], as_json: AsJson = False
 ) -> None:
     """Measure one part of hq; rows with a goal say whether it was met."""
+    from harness.bench import BENCHES, report
+
     rows = BENCHES[name]()
     if as_json:
         print_json(report(name, rows))

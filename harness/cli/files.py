@@ -7,19 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
-from harness.embedded import resolve_model
-from harness.progress import Progress
-from harness.samples import read_samples
-from harness.stages import identify as identification
-from harness.stages.compare import Comparison
-from harness.stages.trace import trace as trace_stage
-from harness.study import CompareSection, IdentifySection
-from harness.tables import markdown
-from hq.backends.torch import TorchBackend
-from hq.cett import MEASURES, SPANS
 from hq.errors import HQError
-from hq.neurons import NeuronSet
-from hq.traces import INFO_FILE, Traces
 
 Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it.")]
 
@@ -37,6 +25,14 @@ def trace(
     quiet: Quiet = False,
 ) -> None:
     """CETT of every neuron over the samples' token ids, at one precision."""
+    from harness.embedded import resolve_model
+    from harness.progress import Progress
+    from harness.samples import read_samples
+    from harness.stages.trace import trace as trace_stage
+    from hq.backends.torch import TorchBackend
+    from hq.cett import MEASURES, SPANS
+    from hq.traces import INFO_FILE
+
     if (into / INFO_FILE).exists():
         raise HQError(f"{into} holds a finished trace already: name another folder.")
     chosen_measures = _choose("measure", measures, MEASURES)
@@ -62,15 +58,22 @@ def identify(
     seed: int = 0,
 ) -> None:
     """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
+    from harness.samples import read_samples
+    from harness.stages.identify import NEURONS_FILE, find_neurons
+    from harness.study import IdentifySection
+    from hq.cett import SPANS
+    from hq.neurons import NeuronSet
+    from hq.traces import Traces
+
     section = IdentifySection(
         cett=_choose("CETT definition", cett, ("sum", "output"))[0],
         tokens=_choose("span", tokens, SPANS)[0],
         labels=_choose("labelling", labels, ("1-vs-1", "3-vs-1"))[0],
     )
     into.mkdir(parents=True, exist_ok=True)
-    identification.find_neurons(into, Traces.open(traces), read_samples(samples), section, seed)
-    found = NeuronSet.load(into / identification.NEURONS_FILE)
-    err.print(f"{len(found.positive)} H-Neurons: {into / identification.NEURONS_FILE}")
+    find_neurons(into, Traces.open(traces), read_samples(samples), section, seed)
+    found = NeuronSet.load(into / NEURONS_FILE)
+    err.print(f"{len(found.positive)} H-Neurons: {into / NEURONS_FILE}")
 
 
 @app.command()
@@ -83,12 +86,20 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """The frozen probe at another precision: detection, controls and fidelity."""
+    from harness.samples import read_samples
+    from harness.stages.compare import Comparison
+    from harness.stages.identify import NEURONS_FILE, find_neurons
+    from harness.study import CompareSection, IdentifySection
+    from harness.tables import markdown
+    from hq.neurons import NeuronSet
+    from hq.traces import Traces
+
     chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
     probe = NeuronSet.load(neurons, ref.info.model)
     section = IdentifySection(cett=probe.cett, tokens=probe.tokens, labels=probe.labels)
     with TemporaryDirectory() as folder:
-        identification.find_neurons(Path(folder), var, chosen, section, seed)
-        again = NeuronSet.load(Path(folder) / identification.NEURONS_FILE)
+        find_neurons(Path(folder), var, chosen, section, seed)
+        again = NeuronSet.load(Path(folder) / NEURONS_FILE)
     comparison = Comparison(chosen, probe, ref, var, again, None, CompareSection(), seed)
     tables = {name: rows for name, rows in comparison.tables().items() if rows}
     if as_json:

@@ -1,0 +1,76 @@
+"""What a finished study leaves its reader: a folder of files, and a summary on the screen."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from harness.pipeline import Pipeline, sampling_summary
+from harness.samples import write_samples
+from harness.schema import Row
+from harness.stages.identify import NEURONS_FILE, PATH_FILE
+from harness.study import REFERENCE
+from harness.tables import provenance, write_tables
+from hq.stats import Estimate
+
+
+def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Writes tables, provenance, samples, neurons and speeds; gives the provenance.
+
+    Speeds stand in a file of their own, as no two runs have the same: all others are repeatable to
+    the byte on one machine.
+    """
+    study = pipeline.study
+    definition = study.model_dump(mode="json", exclude={"model"})
+    definition["scenario"]["options"].pop("source", None)  # a path, which is nobody else's
+    facts = provenance(
+        study=study.name,
+        fingerprint=pipeline.model.fingerprint,
+        model=pipeline.model.model_dump(),
+        definition=definition,
+        sampling=sampling_summary(pipeline),
+    )
+    write_tables(folder, tables, facts)
+    write_samples(folder / "samples.jsonl", pipeline.samples)
+    for name in (NEURONS_FILE, PATH_FILE):
+        shutil.copyfile(pipeline.neurons_folder(REFERENCE) / name, folder / name)
+    speeds = [(p, pipeline.uncertainty(p).tokens_per_second) for p in study.precisions]
+    lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
+    (folder / "speed.csv").write_text("precision,prompt_tokens_per_second\n" + "".join(lines))
+    return facts
+
+
+def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
+    """The columns that answer the question, controls beside them."""
+    rows = tables["detection"]
+    controls = {(row.precision, row.control): row.auroc for row in tables["controls"]}
+    first = rows[0]
+    table = Table(
+        title=f"{first.neurons} neurons found on FP16, {first.h_neurons} of them H-Neurons.\n"
+        f"AUROC and 95% intervals at each precision, on {first.n} test questions."
+    )
+    columns = ("AUROC", "change", "matched random", "entropy", "found afresh", "in common", "flips")
+    for column in ("precision", *columns):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row.precision,
+            _lines(row.auroc),
+            _lines(row.auroc_change, signed=True),
+            _lines(controls[row.precision, "matched"]),
+            _lines(controls[row.precision, "entropy"]),
+            _lines(row.auroc_again),
+            f"{row.common} of {row.neurons_again}",
+            f"{row.flips.value:.0%}",
+        )
+    return table
+
+
+def _lines(estimate: Estimate, signed: bool = False) -> str:
+    plus = "+" if signed else ""
+    value, low, high = (
+        format(v, f"{plus}.3f") for v in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value}\n[dim]{low} {high}[/dim]"
