@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 from hq.errors import HQError
-from hq.stats import Estimate, auroc, bootstrap_auroc
+from hq.stats import Estimate, auroc
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -133,27 +133,11 @@ def control_auroc(
     return Control(estimate, per_draw, decisions)
 
 
-def baseline_auroc(
-    features_train: Float[np.ndarray, "m q"],
-    y_train: Int[np.ndarray, " m"],
-    features_test: Float[np.ndarray, "n q"],
-    y_test: Int[np.ndarray, " n"],
-    seed: int,
-    groups: Shaped[np.ndarray, " n"] | None = None,
-) -> Estimate:
-    """AUROC of what is no neuron: answer length, relation (one column each), token entropy.
-
-    A ridge probe fitted on the training rows; the interval is a bootstrap over the test rows, or
-    over their groups.
-    """
-    decision = ridge_probe(features_train, y_train).decision_function(
-        features_test.astype(np.float64)
-    )
-    return bootstrap_auroc(decision, y_test, seed, groups=groups)
-
-
 def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) -> "Pipeline":
-    """Logistic regression with scikit-learn's default L2 penalty, on standardised features."""
+    """Logistic regression with scikit-learn's default L2 penalty, on standardised features.
+
+    Also the baselines' probe: answer length, token entropy, relation (one column each).
+    """
     # scikit-learn takes a second to import: only a fit pays for it.
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

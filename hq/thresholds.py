@@ -6,36 +6,9 @@ A response counts as hallucinated where its score is at or above the threshold.
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
 from hq.stats import Estimate, Weights, bootstrap
-
-
-class Decisions(BaseModel):
-    """How decisions at one threshold agree with the labels, each between 0 and 1."""
-
-    model_config = ConfigDict(frozen=True)
-
-    threshold: float
-    accuracy: float
-    balanced_accuracy: float
-    f1: float
-
-
-def decide(scores: ArrayLike, labels: ArrayLike, threshold: float) -> Decisions:
-    """Accuracy, balanced accuracy and F1 of the hallucinated class at `threshold`."""
-    # scikit-learn takes a second to import, and few callers of this module's neighbours need it.
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
-
-    called = np.asarray(scores) >= threshold
-    y = np.asarray(labels).astype(bool)
-    return Decisions(
-        threshold=threshold,
-        accuracy=accuracy_score(y, called),
-        balanced_accuracy=balanced_accuracy_score(y, called),
-        f1=f1_score(y, called, zero_division=0.0),
-    )
 
 
 def bootstrap_f1(
@@ -46,8 +19,9 @@ def bootstrap_f1(
     hits, called_or_true = called & y, called.astype(float) + y
 
     def f1(weights: Weights) -> Float[np.ndarray, " replicates"]:
-        result: Float[np.ndarray, " replicates"] = 2 * (weights @ hits) / (weights @ called_or_true)
-        return result
+        count = weights @ called_or_true
+        undefined = np.full(len(weights), np.nan)  # nothing called or true: drawn again
+        return np.divide(2 * (weights @ hits), count, out=undefined, where=count > 0)
 
     return bootstrap(f1, len(y), seed, replicates)
 

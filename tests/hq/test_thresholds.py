@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from hq.errors import HQError
-from hq.thresholds import decide, match_quantile, youden_threshold
+from hq.thresholds import bootstrap_f1, match_quantile, youden_threshold
 
 finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 scores = st.lists(finite, min_size=1, max_size=30)
@@ -49,9 +50,8 @@ def test_youden_is_the_best_of_all_thresholds():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 80)
     s = rng.standard_normal(80) + labels
-    chosen = decide(s, labels, youden_threshold(s, labels))
-    best = max(decide(s, labels, t).balanced_accuracy for t in s)
-    assert chosen.balanced_accuracy == pytest.approx(best)
+    chosen = balanced_accuracy_score(labels, s >= youden_threshold(s, labels))
+    assert chosen == pytest.approx(max(balanced_accuracy_score(labels, s >= t) for t in s))
 
 
 def test_youden_stays_finite_for_useless_scores():
@@ -64,12 +64,15 @@ def test_youden_needs_both_classes():
         youden_threshold([1.0, 2.0], [1, 1])
 
 
-def test_decisions_by_hand():
-    found = decide([0.1, 0.6, 0.5, 0.9], [0, 0, 1, 1], threshold=0.5)
-    assert found.accuracy == pytest.approx(0.75)  # a score at the threshold is called
-    assert found.balanced_accuracy == pytest.approx(0.75)
-    assert found.f1 == pytest.approx(0.8)
+@given(st.integers(0, 2**32 - 1))
+def test_f1_is_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    labels, s = rng.integers(0, 2, 30), rng.standard_normal(30)
+    labels[0] = 1
+    found = bootstrap_f1(s, labels, 0.2, seed=0, replicates=200)
+    assert found.value == pytest.approx(f1_score(labels, s >= 0.2, zero_division=0.0))
+    assert 0 <= found.low <= found.high <= 1
 
 
 def test_calling_nothing_has_f1_zero():
-    assert decide([0.1, 0.2], [0, 1], threshold=1.0).f1 == 0
+    assert bootstrap_f1([0.1, 0.2], [0, 1], 1.0, seed=0, replicates=100).value == 0
