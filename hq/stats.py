@@ -154,20 +154,6 @@ def bootstrap_mean(
     return bootstrap(mean, len(v), seed, replicates, groups)
 
 
-def bootstrap_mean_difference(
-    values_a: ArrayLike,
-    values_b: ArrayLike,
-    seed: int,
-    replicates: int = 2000,
-    groups: Shaped[np.ndarray, " n"] | None = None,
-) -> Estimate:
-    """Mean of `values_a` minus that of `values_b`, paired row by row."""
-    a, b = _finite(values_a, "values"), _finite(values_b, "values")
-    if a.shape != b.shape:
-        raise HQError(f"Paired values differ in number ({len(a)} and {len(b)}): pair them by row.")
-    return bootstrap_mean(a - b, seed, replicates, groups)
-
-
 def auroc_statistic(scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> Statistic:
     """Weighted AUROC; rows are sorted here once, and each call only adds up weights.
 

@@ -13,7 +13,6 @@ from hq.stats import (
     bootstrap_auroc,
     bootstrap_auroc_difference,
     bootstrap_mean,
-    bootstrap_mean_difference,
 )
 
 
@@ -148,14 +147,6 @@ def test_the_mean_has_the_interval_of_the_central_limit():
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - half, abs=0.01)
     assert found.high == pytest.approx(values.mean() + half, abs=0.01)
-
-
-def test_the_mean_difference_is_paired_by_row():
-    values = np.random.default_rng(4).standard_normal(50)
-    found = bootstrap_mean_difference(values + 1, values, seed=0, replicates=100)
-    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
-    with pytest.raises(HQError, match="pair"):
-        bootstrap_mean_difference(values, values[:-1], seed=0)
 
 
 @pytest.mark.parametrize("values", [[np.nan, 1.0], [[1.0], [2.0]]])
