@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hq.cett import Span
 from hq.errors import HQError
+from hq.neurons import NeuronSet
 from hq.precisions import PRECISIONS
 from hq.sampling import Sampling
 from hq.traces import StorageType
@@ -75,6 +76,13 @@ class IdentifySection(_Section):
     folds: Annotated[int, Field(ge=2)] = 5
     max_fraction: Fraction = 1e-3
     storage: StorageType = "float32"
+
+    @classmethod
+    def like(cls, neurons: NeuronSet) -> Self:
+        """How a NeuronSet was identified, so that another can be found in the same way."""
+        kept = {name: neurons.provenance[name] for name in ("folds", "max_fraction")}
+        settings = {"cett": neurons.cett, "tokens": neurons.tokens, "labels": neurons.labels}
+        return cls.model_validate(settings | kept)
 
 
 class CompareSection(_Section):

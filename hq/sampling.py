@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hq.backends.base import Decoding
+from hq.errors import HQError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,7 @@ class Tree:
     finished: list[Response] = field(default_factory=list)
     abandoned: bool = False
     generated: int = 0  # tokens computed
-
-    @property
-    def naive(self) -> int:
-        """Tokens that its finished samples have, each counted by itself, end token included."""
-        return sum((len(r.ids) + (not r.truncated)) * len(r.members) for r in self.finished)
+    naive: int = 0  # tokens of the finished samples, each counted by itself, ends included
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +70,21 @@ class Ending:
     strings: tuple[str, ...]
     decode: Callable[[Sequence[int]], str]
 
-    def text(self, ids: tuple[int, ...]) -> str | None:
-        """The response's text if `ids` ends it, else None."""
+    def split(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], str] | None:
+        """(ids, text) of the response that `ids` ends, without its end; None if it goes on.
+
+        A token that holds the last of the text as well as the end stays.
+        """
         if ids[-1] in self.tokens:
-            return self.decode(ids[:-1])
+            return ids[:-1], self.decode(ids[:-1])
         text = self.decode(ids)
         cuts = [cut for cut in (text.find(string) for string in self.strings) if cut >= 0]
-        return text[: min(cuts)] if cuts else None
+        if not cuts:
+            return None
+        text = text[: min(cuts)]
+        while ids and len(self.decode(ids[:-1])) >= len(text):
+            ids = ids[:-1]
+        return ids, text
 
 
 def sample(
@@ -123,7 +128,9 @@ def _draw(
     position: int,
     settings: Sampling,
 ) -> list[Int[np.ndarray, " member"]]:
-    """The next token of each member of each row."""
+    """The next token of each member of each row. Raises HQError for logits that are NaN."""
+    if logits.isnan().any():
+        raise HQError("The model's logits are not finite: its weights are damaged.")
     if settings.temperature == 0:
         best = logits.argmax(dim=-1).cpu().numpy()
         return [np.full(len(path.members), best[r]) for r, (_, path) in enumerate(rows)]
@@ -165,27 +172,16 @@ def _grow(
         for token in np.unique(tokens[r]):
             ids = (*path.ids, int(token))
             members = path.members[tokens[r] == token]
-            text = ending.text(ids)
-            if text is None and not last:
+            ended = ending.split(ids)
+            if ended is None and not last:
                 tree.paths.append(_Path(ids, members))
                 origins.setdefault(id(tree), []).append(r)
             else:
-                _finish(tree, ids, members, text, ending)
+                kept, text = ended or (ids, ending.decode(ids))
+                tree.finished.append(Response(kept, text, tuple(members.tolist()), ended is None))
+                tree.naive += len(ids) * len(members)
                 tree.abandoned = tree.abandoned or not wanted(tree)
         if tree.abandoned:
             tree.paths = []
             origins[id(tree)] = []
     return [r for parents in origins.values() for r in parents]
-
-
-def _finish(
-    tree: Tree,
-    ids: tuple[int, ...],
-    members: Int[np.ndarray, " member"],
-    text: str | None,
-    ending: Ending,
-) -> None:
-    truncated = text is None
-    kept = ids if truncated else ids[:-1]
-    body = ending.decode(ids) if text is None else text
-    tree.finished.append(Response(kept, body, tuple(int(m) for m in members), truncated))

@@ -55,6 +55,10 @@ def identify(
     cett: Annotated[str, typer.Option(help="sum (the article) or output (the paper).")] = "sum",
     tokens: Annotated[str, typer.Option(help="answer, prompt or other.")] = "answer",
     labels: Annotated[str, typer.Option(help="1-vs-1 or 3-vs-1.")] = "1-vs-1",
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation of C.")] = 5,
+    max_fraction: Annotated[
+        float, typer.Option(help="Share of the neurons that may have a weight.")
+    ] = 1e-3,
     seed: int = 0,
 ) -> None:
     """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
@@ -69,6 +73,8 @@ def identify(
         cett=_choose("CETT definition", cett, ("sum", "output"))[0],
         tokens=_choose("span", tokens, SPANS)[0],
         labels=_choose("labelling", labels, ("1-vs-1", "3-vs-1"))[0],
+        folds=folds,
+        max_fraction=max_fraction,
     )
     into.mkdir(parents=True, exist_ok=True)
     find_neurons(into, Traces.open(traces), read_samples(samples), section, seed)
@@ -96,7 +102,7 @@ def compare(
 
     chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
     probe = NeuronSet.load(neurons, ref.info.model)
-    section = IdentifySection(cett=probe.cett, tokens=probe.tokens, labels=probe.labels)
+    section = IdentifySection.like(probe)
     with TemporaryDirectory() as folder:
         find_neurons(Path(folder), var, chosen, section, seed)
         again = NeuronSet.load(Path(folder) / NEURONS_FILE)

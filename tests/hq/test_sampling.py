@@ -285,7 +285,14 @@ def test_nothing_is_computed_once_every_tree_has_ended() -> None:
 
 def test_a_string_ends_a_response_even_across_tokens() -> None:
     _, response = said([1, 2, 3, 4], Ending(frozenset(), ("bc", "x"), letters))
-    assert response == Response((1, 2), "a", (0, 1, 2, 3), truncated=False)
+    assert response == Response((1,), "a", (0, 1, 2, 3), truncated=False)
+
+
+def test_a_token_that_holds_text_and_end_stays() -> None:
+    _, response = said(
+        [1, 2, 3, 4], Ending(frozenset(), ("\n",), lambda ids: letters(ids).replace("b", "b\n"))
+    )
+    assert response == Response((1, 2), "ab", (0, 1, 2, 3), truncated=False)
 
 
 def test_the_earliest_string_cuts_the_text() -> None:

@@ -1,0 +1,70 @@
+"""Fixtures of the command line: a tiny study, and `hq` called in this process."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from tests.harness import study
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def hq(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Runs `hq` in an empty folder, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["hq", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study.toml of the tiny study, its model and questions beside it; read only."""
+    return study.write(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def own_study(tiny_study: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny study that a test may damage."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_study.parent, folder)
+    path = folder / "study.toml"
+    path.write_text(path.read_text().replace(str(tiny_study.parent), str(folder)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `runs/tiny` and `cache` of a finished run; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.chdir(folder)
+        patch.setenv("HQ_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "argv", ["hq", "study", "run", str(tiny_study), "--quiet"])
+        main()
+    assert not stop.value.code
+    return folder

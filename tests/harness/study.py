@@ -1,0 +1,92 @@
+"""A whole study in seconds: a tiny random model with a tokenizer, and questions that suit it.
+
+Half of the tokens start a new line, so that few-shot responses end. Half of the questions have the
+model's own greedy answer as their alias, so that both labels come up; the other half cannot be right.
+"""
+
+import json
+import string
+from pathlib import Path
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from harness.prompts import FewShot
+from hq.backends.torch import TorchBackend
+from hq.sampling import Ending, Sampling, sample
+
+_PLAIN = string.ascii_letters + string.digits + "?:ĠĊ"
+_ENDS = [f"Ċ{letter}" for letter in string.ascii_letters]
+_VOCABULARY = {token: i for i, token in enumerate(["<end>", *_PLAIN, *_ENDS])}
+
+STUDY = """
+name = "tiny"
+model = {model}
+precisions = ["fp16", "nf4"]
+scenario = {{name = "triviaqa", options = {{source = {questions}}}}}
+prompt = {{form = "few-shot", shots = [["a", "b"], ["c", "d"]]}}
+sampling = {{temperature = 0.02, responses = 3, max_new_tokens = 8, quota = 60}}
+split = {{train = 0.5, calibration = 0.2, test = 0.3}}
+identify = {{folds = 2, max_fraction = 0.05}}
+compare = {{draws = 3, replicates = 100, text_tokens = 64}}
+"""
+
+
+def tokenizer() -> hf.PreTrainedTokenizerFast:
+    """Characters, and new lines with a letter after them."""
+    core = Tokenizer(models.BPE(_VOCABULARY, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<end>", clean_up_tokenization_spaces=False
+    )
+
+
+def checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A Llama of 3 layers of 128 neurons, saved with the tokenizer."""
+    torch.manual_seed(seed)
+    config = hf.LlamaConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=0,
+        initializer_range=0.2,
+    )
+    hf.LlamaForCausalLM(config).half().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def questions(path: Path, model: Path, count: int = 400) -> Path:
+    """A QA file: every second question has the model's greedy answer as its alias."""
+    form, spell = FewShot((("a", "b"), ("c", "d"))), tokenizer()
+    asked = [f"word {i:04d}" for i in range(count)]
+    prompts = [(q, tuple(form.encode(spell, q))) for q in asked]
+    ending = Ending(frozenset({0}), form.stop_strings, lambda ids: str(spell.decode(list(ids))))
+    greedy = Sampling(responses=1, temperature=0, max_new_tokens=8)
+    with TorchBackend(model, device="cpu") as backend:
+        trees = list(sample(backend.decoding(), prompts, greedy, ending))
+    rows = [
+        {"id": f"q{i}", "question": tree.key, "aliases": [_alias(i, tree.finished[0].text)]}
+        for i, tree in enumerate(trees)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write(folder: Path) -> Path:
+    """Checkpoint, questions and study.toml in `folder`; the path of the last."""
+    model = checkpoint(folder / "model")
+    asked = questions(folder / "questions.jsonl", model)
+    text = STUDY.format(model=json.dumps(str(model)), questions=json.dumps(str(asked)))
+    (folder / "study.toml").write_text(text)
+    return folder / "study.toml"
+
+
+def _alias(i: int, answer: str) -> str:
+    return answer.strip() if i % 2 and answer.strip() else f"never {i}"

@@ -1,0 +1,153 @@
+"""`hq study run` from questions to tables, and every command that reads what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from harness.samples import read_samples
+from harness.schema import TABLES
+from harness.tables import read_table
+from hq.neurons import NeuronSet
+
+REPEATABLE = [f"{name}.csv" for name in TABLES] + [
+    "tables.md",
+    "neurons.json",
+    "path.csv",
+    "samples.jsonl",
+    "provenance.json",
+]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in REPEATABLE}
+
+
+def test_a_run_leaves_its_tables(finished):
+    run = finished / "runs" / "tiny"
+    detection = read_table(run, "detection")
+    assert detection["precision"].to_list() == ["fp16", "nf4"]
+    assert detection["auroc_change"][0] == 0
+    assert detection["flips"][0] == 0
+    assert set(read_table(run, "controls")["control"]) == {
+        "random",
+        "matched",
+        "entropy",
+        "length",
+        "relation",
+    }
+    assert read_table(run, "model")["kl"].to_list()[0] == 0
+    assert read_table(run, "model")["kl"].to_list()[1] > 0
+    assert (
+        read_table(run, "fidelity").filter(pl.col("precision") == "nf4")["relative_error"].min() > 0
+    )
+    assert len(NeuronSet.load(run / "neurons.json").positive) > 0
+
+
+def test_samples_are_balanced_and_no_component_stands_on_two_sides(finished):
+    samples = read_samples(finished / "runs" / "tiny" / "samples.jsonl")
+    for split in ("train", "calibration", "test"):
+        labels = [s.hallucinated for s in samples if s.split == split]
+        assert sum(labels) * 2 == len(labels) > 0
+    sides = {(s.component, s.split) for s in samples}
+    assert len(sides) == len({component for component, _ in sides})
+
+
+def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
+    monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
+
+    def no_model(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("harness.pipeline.TorchBackend", no_model)
+    outcome = hq("study", "run", tiny_study, "--into", "again", "--json")
+    assert outcome.code == 0
+    assert contents(Path("again")) == contents(finished / "runs" / "tiny")
+    printed = json.loads(outcome.out)
+    assert printed["tables"]["detection"][0]["precision"] == "fp16"
+
+
+def test_another_precision_only_adds(finished, tiny_study, hq, monkeypatch):
+    monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
+    before = {p.name for p in (finished / "cache" / "store").iterdir() if p.is_dir()}
+    assert hq("study", "run", tiny_study, "--precisions", "int8", "--into", "more").code == 0
+    added = {p.name for p in (finished / "cache" / "store").iterdir() if p.is_dir()} - before
+    assert sorted(name.split("-")[0] for name in added) == ["identify", "trace", "uncertainty"]
+    assert read_table(Path("more"), "detection")["precision"].to_list() == ["fp16", "int8"]
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        "sample-*.partial/responses.draft.jsonl",
+        "trace-*.partial/batches.txt",
+        "identify-*.partial",
+        "uncertainty-*.partial",
+    ],
+)
+def test_killed_at_any_stage_it_ends_with_the_same_bytes(sign, finished, tiny_study, hq, tmp_path):
+    command = [sys.executable, "-c", "from harness.cli import main; main()", "study", "run"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([*command, str(tiny_study), "--quiet"], env=env, cwd=tmp_path)
+    store, deadline = tmp_path / "cache" / "store", time.monotonic() + 120
+    while not any(store.glob(sign)) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "runs").exists()
+    assert hq("study", "run", tiny_study).code == 0
+    assert contents(tmp_path / "runs" / "tiny") == contents(finished / "runs" / "tiny")
+
+
+def test_check_passes_itself_and_names_what_regressed(finished, hq):
+    run = finished / "runs" / "tiny"
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    assert hq("check", run, "--against", "results").code == 0
+    path = Path("results/detection.csv")
+    frame = pl.read_csv(path)
+    frame.with_columns(auroc=pl.col("auroc") + 0.2).write_csv(path)
+    outcome = hq("check", run, "--against", "results")
+    assert outcome.code == 1
+    assert "auroc" in outcome.out
+    assert f"{frame['auroc'][1] + 0.2:.4g}" in outcome.out
+    assert len(json.loads(hq("check", run, "--against", "results", "--json").out)["regressed"]) == 2
+
+
+def test_single_stages_agree_with_the_study(finished, tiny_study, hq):
+    run, model = finished / "runs" / "tiny", tiny_study.parent / "model"
+    samples = ("--samples", run / "samples.jsonl")
+    for precision in ("fp16", "nf4"):
+        where = ("--precision", precision, "--into", precision, "--model", model)
+        assert hq("trace", *samples, *where).code == 0
+    compared = hq(
+        *("compare", *samples, "--neurons", run / "neurons.json", "--json"),
+        *("--reference", "fp16", "--variant", "nf4"),
+    )
+    assert compared.code == 0
+    found = json.loads(compared.out)["detection"][0]
+    expected = read_table(run, "detection").row(1, named=True)
+    for name in ("auroc", "auroc_change", "flips"):
+        assert found[name]["value"] == pytest.approx(expected[name], abs=1e-5)
+
+
+def test_neurons_and_pictures_can_be_shown(finished, hq):
+    run = finished / "runs" / "tiny"
+    shown = hq("neurons", "show", run / "neurons.json")
+    assert shown.code == 0
+    assert "H-Neurons" in shown.out
+    assert json.loads(hq("neurons", "show", run / "neurons.json", "--json").out)["neurons"]
+    pytest.importorskip("matplotlib")
+    assert hq("picture", run, "--into", "auroc.svg").code == 0
+    assert "matched random neurons" in Path("auroc.svg").read_text()
+
+
+def test_help_and_version(hq):
+    assert "study" in hq("--help").out
+    assert hq("--version").out.strip()
+    assert "--fresh" in hq("study", "run", "--help").out
