@@ -20,8 +20,9 @@ def bootstrap_f1(
 
     def f1(weights: Weights) -> Float[np.ndarray, " replicates"]:
         count = weights @ called_or_true
-        undefined = np.full(len(weights), np.nan)  # nothing called or true: drawn again
-        return np.divide(2 * (weights @ hits), count, out=undefined, where=count > 0)
+        # Nothing called or true: undefined, and drawn again.
+        ratio: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
+        return np.divide(2 * (weights @ hits), count, out=ratio, where=count > 0)
 
     return bootstrap(f1, len(y), seed, replicates)
 

@@ -4,7 +4,6 @@ Its projections have rank 16, so it needs neither 26 GB nor hours.
 What a trace allocates depends on shapes alone, and those are Llama-2 7B's.
 """
 
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -77,10 +76,13 @@ def _exchanges(seed: int, count: int, vocabulary: int) -> list[Exchange]:
 
 def _peak_mib() -> float:
     """The most memory that this process has had so far."""
-    import resource  # not on Windows
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose ru_maxrss begins with that of the parent process
+        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource  # macOS: in bytes
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _backend(folder: Path, config: dict[str, int]) -> TorchBackend:

@@ -5,7 +5,7 @@ quota of pairs is full. Records are appended as they come; after a kill, whole b
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -90,14 +90,10 @@ def collect(
     questions = {p.question.id: p for p in prompted}
     decoding.share([p.ids for p in prompted])
 
-    def wanted(tree: Tree) -> bool:
-        question = questions[tree.key].question
-        verdicts = {judge.judge(r.text, question, r.truncated) for r in tree.finished}
-        return verdicts in ({Verdict.RIGHT}, {Verdict.WRONG})
-
+    wanted = consistency(prompted, judge)
     met: list[Prompted] = []
     for chunk in _chunks(prompted):
-        for batch in _batches(chunk):
+        for batch in batches(chunk):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
                 trees = sample(decoding, prompts, settings, ending, wanted)
@@ -113,6 +109,18 @@ def collect(
     whole = [records[p.question.id].model_dump_json() for p in met]
     (folder / RESPONSES_FILE).write_text("".join(line + "\n" for line in whole))
     draft.unlink()
+
+
+def consistency(prompted: Iterable[Prompted], judge: Judge) -> Callable[[Tree], bool]:
+    """A test of a tree: whether its finished responses are all right, or all wrong."""
+    questions = {p.question.id: p.question for p in prompted}
+
+    def consistent(tree: Tree) -> bool:
+        question = questions[tree.key]
+        verdicts = {judge.judge(r.text, question, r.truncated) for r in tree.finished}
+        return verdicts in ({Verdict.RIGHT}, {Verdict.WRONG})
+
+    return consistent
 
 
 def candidates(prompted: Iterable[Prompted], records: dict[str, Record]) -> Iterator[Candidate]:
@@ -182,7 +190,7 @@ def _chunks(prompted: Sequence[Prompted]) -> Iterator[list[Prompted]]:
         yield chunk
 
 
-def _batches(chunk: Sequence[Prompted]) -> Iterator[list[Prompted]]:
+def batches(chunk: Sequence[Prompted]) -> Iterator[list[Prompted]]:
     """Batches of prompts of one length, so that none is padded."""
     by_length = sorted(chunk, key=lambda p: len(p.ids))
     for _, group in groupby(by_length, key=lambda p: len(p.ids)):

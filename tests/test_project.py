@@ -1,0 +1,85 @@
+"""The project keeps its word: README's commands exist, imports are light, sessions explain themselves."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from harness.cli import app
+from harness.study import Study
+from hq import __version__
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text().replace("\\\n", " ")
+COMMANDS = re.findall(r"^    hq (.+?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_parses(line):
+    command, arguments = typer.main.get_command(app), shlex.split(line)
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("hq", arguments)
+
+
+def test_the_readme_shows_every_command():
+    shown = {line.split()[0] for line in COMMANDS} | set(re.findall(r"`hq (\w+)", README))
+    assert set(typer.main.get_command(app).commands) <= shown
+
+
+def test_the_study_in_the_readme_is_valid():
+    block = README.split("    name = ", 1)[1].split("\n    hq study", 1)[0]
+    text = "name = " + re.sub(r"^    ", "", block, flags=re.MULTILINE)
+    assert Study.model_validate(tomllib.loads(text)).sampling.quota == 1000
+
+
+def test_nox_sessions_are_in_the_readme_or_ci_and_explain_themselves():
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    sessions = {
+        node.name: ast.get_docstring(node)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+    }
+    assert {"fp16", "int8", "int4", "tests", "lint", "types", "bench"} <= set(sessions)
+    for name, doc in sessions.items():
+        assert doc, name
+        assert "\n" not in doc, name
+    assert all(
+        name in sessions for line in re.findall(r"nox -s ([\w ]+)", README) for name in line.split()
+    )
+
+
+@pytest.mark.parametrize("module", ["hq", "harness.cli"])
+def test_importing_is_light(module):
+    heavy = ("torch", "transformers", "skglm", "numba", "bitsandbytes", "sklearn", "matplotlib")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_version_is_in_the_changelog():
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_pin_is_exact_and_every_dependency_is_pinned():
+    pins = (ROOT / ".ci" / "constraints.txt").read_text().split()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *extras["bnb"],
+        *extras["embedded"],
+        *extras["dev"],
+        *extras["report"],
+    ]
+    assert {re.split(r"[<>=\[]", name)[0].lower() for name in wanted} <= pinned
