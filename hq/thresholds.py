@@ -22,7 +22,8 @@ def bootstrap_f1(
         count = weights @ called_or_true
         # Nothing called or true: undefined, and drawn again.
         ratio: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
-        return np.divide(2 * (weights @ hits), count, out=ratio, where=count > 0)
+        np.divide(2 * (weights @ hits), count, out=ratio, where=count > 0)
+        return ratio
 
     return bootstrap(f1, len(y), seed, replicates)
 

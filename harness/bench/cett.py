@@ -21,11 +21,11 @@ from hq.backends.prefix import PrefixCache
 from hq.backends.torch import TorchBackend
 from hq.cett import MEASURES, SPANS, Measure, Span
 
-_STUDY = (("sum", "contribution"), ("answer",))  # what a study traces by default
-_DUAL_SPAN = (("output",), ("answer", "other"))  # what hprobes computes
-_INSTALL = "hprobes is not installed: pip install --no-deps 'hprobes==0.11.*'"
-
 What = tuple[tuple[Measure, ...], tuple[Span, ...]]
+
+_STUDY: What = (("sum", "contribution"), ("answer",))  # what a study traces by default
+_DUAL_SPAN: What = (("output",), ("answer", "other"))  # what hprobes computes
+_INSTALL = "hprobes is not installed: pip install --no-deps 'hprobes==0.11.*'"
 
 
 @bench("cett")
@@ -105,7 +105,7 @@ def _over_forward(
 def _over_hprobes(
     name: str, backend: TorchBackend, texts: Sequence[Exchange], goal: str, note: str
 ) -> Row:
-    """Time of hprobes' forward_cett_dual_span, which takes text after text, over that of a trace."""
+    """Time of hprobes, which takes text after text, over that of a trace."""
     theirs = Hprobes.of(backend)
     if theirs is None:
         return Row(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
@@ -142,7 +142,7 @@ def _forward(backend: TorchBackend, texts: Sequence[Exchange]) -> None:
             backend.decoder(ids, **prefix.inputs(len(rows)))
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

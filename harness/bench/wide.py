@@ -22,6 +22,7 @@ from hq.backends.torch import TorchBackend
 from hq.cett import Measure, Span
 from hq.neurons import ModelIdentity
 from hq.precisions import PRECISIONS
+from hq.precisions.dense import FP16
 from hq.traces import TraceWriter, describe
 
 _RANK = 16
@@ -53,7 +54,7 @@ def _stream(seed: int, config: dict[str, int], texts: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         backend = _backend(folder, config)
-        before = psutil.Process().memory_info().rss / 2**20
+        before: float = psutil.Process().memory_info().rss / 2**20
         exchanges = _exchanges(seed, texts, config["vocab_size"])
         info = describe(backend, exchanges, _MEASURES, _SPANS)
         writer = TraceWriter(folder / "traces", info)
@@ -114,7 +115,7 @@ class Product(nn.Module):
         return x @ first @ last
 
 
-class LowRank:
+class LowRank(FP16):
     """A precision, as far as the backend can tell: random factors in place of weights."""
 
     name = "low-rank"
@@ -144,17 +145,15 @@ class LowRank:
         """The whole matrix, as a quantized weight would be dequantized."""
         assert isinstance(module, Product)
         first, last = module.factors
-        return (first @ last).T
-
-    def scale_bytes(self, module: nn.Module) -> int:
-        """None."""
-        return 0
+        dense: Tensor = (first @ last).T
+        return dense
 
 
 def _product(linear: nn.Linear, device: torch.device) -> Product:
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, device=device) / rows**0.5
+        drawn = torch.randn(rows, columns, generator=generator, device=device)
+        return drawn.div_(rows**0.5)
 
     return Product(draw(linear.in_features, _RANK), draw(_RANK, linear.out_features))

@@ -68,16 +68,14 @@ class FourBit:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
-        _bitsandbytes(self.name)
-        from bitsandbytes.nn import Linear4bit
-
+        kind = _bitsandbytes(self.name).nn.Linear4bit
         dtype = compute_dtype(device)
         config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=self.name, bnb_4bit_compute_dtype=dtype
         )
         model = from_pretrained(path, device, dtype=dtype, quantization_config=config)
         for module in model.modules():
-            if isinstance(module, Linear4bit):
+            if isinstance(module, kind):
                 module.support_avx512bf16_for_cpu = False
         return model
 
