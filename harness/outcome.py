@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from harness.pipeline import Pipeline, sampling_summary
@@ -43,17 +44,19 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
 
 
 def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
-    """The columns that answer the question, controls beside them."""
+    """The columns that answer the question, controls beside them; 80 characters wide."""
     rows = tables["detection"]
     controls = {(row.precision, row.control): row.auroc for row in tables["controls"]}
     first = rows[0]
     table = Table(
         title=f"{first.neurons} neurons found on FP16, {first.h_neurons} of them H-Neurons.\n"
-        f"AUROC and 95% intervals at each precision, on {first.n} test questions."
+        f"AUROC and 95% intervals at each precision, on {first.n} test questions.",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
     )
-    columns = ("AUROC", "change", "matched random", "entropy", "found afresh", "in common", "flips")
+    columns = ("AUROC", "change", "matched\nrandom", "entropy", "found\nafresh", "in\ncommon")
     for column in ("precision", *columns):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(
             row.precision,
@@ -63,14 +66,11 @@ def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
             _lines(controls[row.precision, "entropy"]),
             _lines(row.auroc_again),
             f"{row.common} of {row.neurons_again}",
-            f"{row.flips.value:.0%}",
         )
     return table
 
 
 def _lines(estimate: Estimate, signed: bool = False) -> str:
-    plus = "+" if signed else ""
-    value, low, high = (
-        format(v, f"{plus}.3f") for v in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value}\n[dim]{low} {high}[/dim]"
+    shape = "+.2f" if signed else ".2f"
+    low, high = format(estimate.low, shape), format(estimate.high, shape)
+    return f"{estimate.value:{'+' if signed else ''}.3f}\n[dim]{low} {high}[/dim]"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from hq import __version__
+
 
 def digest(value: object) -> str:
     """BLAKE2b of a JSON value: 16 hex digits."""
@@ -30,7 +32,8 @@ class Store:
 
     def build(self, stage: str, inputs: Mapping[str, object], make: Callable[[Path], None]) -> Path:
         """The folder of a stage's output, made by `make(folder)` unless it is there already."""
-        name = f"{stage}-{digest([stage, inputs])}"
+        # Another release may compute another thing: its artefacts are its own.
+        name = f"{stage}-{digest([stage, __version__, inputs])}"
         final, partial = self.root / name, self.root / f"{name}.partial"
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f"{name}.lock"):

@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 
 from harness.progress import Task
 from hq.backends.base import Backend, Exchange
+from hq.backends.batching import shared_prefix
 
 LOG_PROBS_FILE = "log_probs.npy"
 
@@ -54,7 +55,9 @@ def measure(
         kl=kl,
         tokens=np.array([len(text.response) for text in texts], dtype=float),
     )
-    speed = {"tokens_per_second": sum(map(len, answers)) / seconds}
+    prefix = len(shared_prefix([answer.prompt for answer in answers]))  # read once
+    read = prefix + sum(len(answer) - prefix for answer in answers)
+    speed = {"tokens_per_second": read / seconds}
     (folder / "speed.json").write_text(json.dumps(speed))
 
 

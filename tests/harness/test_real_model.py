@@ -1,0 +1,68 @@
+"""What tiny models cannot show: the embedded model itself, through the default study's own parts."""
+
+import numpy as np
+import pytest
+
+from harness.embedded import checkpoint
+from harness.pipeline import Pipeline
+from harness.places import cache_folder
+from harness.progress import Progress
+from harness.stages.sample import batches
+from harness.store import Store
+from harness.study import Study
+from hq.backends.base import Exchange
+from hq.backends.torch import TorchBackend
+from hq.sampling import sample
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    store = Store(cache_folder() / "store")
+    with Pipeline(Study.load("smollm2-facts"), store, Progress(quiet=True)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def asked(pipeline):
+    """Questions of one prompt length, so that they make one batch."""
+    return max(batches(pipeline.prompted[:200]), key=len)[:12]
+
+
+def responses(pipeline, asked, wanted=lambda tree: True):
+    decoding = pipeline.backend("fp16").decoding()
+    decoding.share([p.ids for p in pipeline.prompted])
+    settings = pipeline.study.sampling.settings(pipeline.study.seed)
+    prompts = [(p.question.id, p.ids) for p in asked]
+    trees = sample(decoding, prompts, settings, pipeline.ending, wanted)
+    return {tree.key: tree.finished for tree in trees}
+
+
+def test_a_response_does_not_depend_on_what_is_sampled_beside_it(pipeline, asked):
+    together = responses(pipeline, asked)
+    alone = {}
+    for question in asked[:4]:
+        alone |= responses(pipeline, [question])
+    dropped = {p.question.id for p in asked[4:]}
+    beside_dropped = responses(pipeline, asked, lambda tree: tree.key not in dropped)
+    for key, finished in alone.items():
+        assert together[key] == finished == beside_dropped[key]
+
+
+def test_four_shots_make_it_answer(pipeline, asked):
+    finished = [r for trees in responses(pipeline, asked).values() for r in trees]
+    assert np.mean([not r.truncated and bool(r.text.strip()) for r in finished]) > 0.8
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp16", 0), ("int8", 0.02), ("nf4", 0.15)])
+def test_each_precision_reads_the_same_tokens(precision, error, pipeline, asked):
+    texts = [Exchange(p.ids, p.ids[-3:]) for p in asked]
+    with TorchBackend(checkpoint(), "fp16", model_identity=pipeline.model) as reference:
+        norms = reference.norms
+        before = np.concatenate([b.values for b in reference.trace(texts, ("contribution",))])
+    with TorchBackend(checkpoint(), precision, model_identity=pipeline.model) as variant:
+        off = np.linalg.norm(variant.norms - norms) / np.linalg.norm(norms)
+        after = np.concatenate([b.values for b in variant.trace(texts, ("contribution",))])
+    assert off <= error
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
