@@ -4,6 +4,7 @@ Three questions are kept apart: the frozen FP16 probe read here, the same with i
 without labels, and neurons identified afresh here.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -134,7 +135,9 @@ class Comparison:
     def model(self, u: Uncertainty) -> Model:
         """What ran, and how far its outputs moved from the reference's."""
         audit = self.variant.info.audit
-        total = sum(row.count for row in audit)
+        modules: Counter[str] = Counter()
+        for row in audit:
+            modules[row.module] += row.count
         share = u.tokens / u.tokens.sum()
         loss = bootstrap(
             lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *self._draw
@@ -142,9 +145,9 @@ class Comparison:
         drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *self._draw)
         return Model(
             precision=self.variant.info.precision,
-            modules=" + ".join(f"{row.count} × {row.module}" for row in audit),
+            modules=" + ".join(f"{count} × {name}" for name, count in modules.items()),
             storage=" + ".join(dict.fromkeys(row.storage for row in audit)),
-            bits_per_weight=sum(row.bits_per_weight * row.count for row in audit) / total,
+            bits_per_weight=sum(row.bits_per_weight * row.count for row in audit) / modules.total(),
             weights_mib=self.variant.info.weight_bytes / MIB,
             n=len(share),
             seed=self.seed,
