@@ -7,6 +7,7 @@ import polars as pl
 from harness.tables import read_table
 from hq.errors import HQError
 
+_FORMATS = (".svg", ".png", ".pdf")
 _CONTROLS = {"matched": "matched random neurons", "random": "random neurons"} | {
     name: name for name in ("entropy", "length", "relation")
 }
@@ -25,8 +26,10 @@ _STYLES = {
 def draw(run: Path, into: Path) -> None:
     """Draws the AUROCs of a run's tables with their intervals; the file's ending is its format.
 
-    Raises HQError without matplotlib, or for a folder that holds no tables.
+    Raises HQError without matplotlib, for another format, or for a folder that holds no tables.
     """
+    if into.suffix not in _FORMATS:
+        raise HQError(f"{into} ends in no known format: name a file in {', '.join(_FORMATS)}.")
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -52,6 +55,7 @@ def draw(run: Path, into: Path) -> None:
         axes.set_xlabel(f"AUROC on {points['n'][0]} held-out questions, 95% intervals")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        into.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if into.suffix == ".svg" else None
         figure.savefig(into, metadata=metadata, dpi=160)
 

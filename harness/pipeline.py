@@ -22,7 +22,7 @@ from harness.study import REFERENCE, Study
 from hq.backends.base import Exchange
 from hq.backends.torch import TorchBackend
 from hq.cett import Measure, Span
-from hq.checkpoint import identity
+from hq.checkpoint import first_line, identity
 from hq.errors import HQError
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.sampling import Ending
@@ -49,6 +49,7 @@ class Pipeline:
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
+        _ = self.texts  # what is wrong with questions or text is said before hours of work
         tables: dict[str, list[Row]] = {name: [] for name in TABLES}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
@@ -80,8 +81,13 @@ class Pipeline:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The checkpoint's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.path)
+        """The checkpoint's tokenizer. Raises HQError for a checkpoint without one."""
+        try:
+            return AutoTokenizer.from_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            raise HQError(
+                f"The tokenizer in {self.path} cannot be loaded: {first_line(error)}."
+            ) from error
 
     @cached_property
     def form(self) -> prompts.PromptForm:

@@ -75,11 +75,11 @@ def compare(run: Path, against: Path) -> list[Difference]:
 
 def accept(run: Path, into: Path) -> None:
     """Makes a run's tables the committed ones; tolerances that are there stay."""
-    into.mkdir(parents=True, exist_ok=True)
     names = [f"{name}.csv" for name in TABLE_NAMES] + ["tables.md", PROVENANCE_FILE, "neurons.json"]
     missing = [name for name in names if not (run / name).is_file()]
     if missing:
         raise HQError(f"{run} has no {missing[0]}: give the folder of a finished run.")
+    into.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(run / name, into / name)
     if not (into / TOLERANCES_FILE).exists():
@@ -101,8 +101,19 @@ def _differences(
     for row in both.iter_rows(named=True):
         label = " ".join(str(row[key]) for key in keys)
         for column, tolerance in columns.items():
-            before, after = float(row[column]), float(row[f"{column}.found"])
+            before = _number(row[column], against, name, column)
+            after = _number(row[f"{column}.found"], run, name, column)
             yield Difference(name, label, column, before, after, tolerance)
+
+
+def _number(value: object, folder: Path, table: str, column: str) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise HQError(
+            f"{folder / table}.csv has {value!r} in column {column!r}, which is no number: "
+            "run the study again, or drop the column's tolerance."
+        ) from error
 
 
 def _tolerances(folder: Path) -> dict[str, dict[str, Tolerance]]:
@@ -110,14 +121,18 @@ def _tolerances(folder: Path) -> dict[str, dict[str, Tolerance]]:
     if not path.is_file():
         raise HQError(f"{folder} has no {TOLERANCES_FILE}: `hq check --accept` writes one.")
     try:
-        parsed = tomllib.loads(path.read_text())
-        return TypeAdapter(dict[str, dict[str, Tolerance]]).validate_python(parsed)
-    except tomllib.TOMLDecodeError as error:
+        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+        tolerances = TypeAdapter(dict[str, dict[str, Tolerance]]).validate_python(parsed)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HQError(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise HQError(f"{path}: {where}: {first['msg']}.") from error
+    unknown = [name for name in tolerances if name not in TABLE_NAMES]
+    if unknown:
+        raise HQError(f"{path} names a table {unknown[0]!r}: there are {', '.join(TABLE_NAMES)}.")
+    return tolerances
 
 
 def _require_same_model(run: Path, against: Path) -> None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hq.backends.base import Exchange
 from hq.errors import HQError
 
 Split = Literal["train", "calibration", "test"]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class Sample(BaseModel):
@@ -23,8 +24,8 @@ class Sample(BaseModel):
     component: str  # samples of one component share an entity: never on two sides of a fold
     hallucinated: bool
     text: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
+    prompt_ids: tuple[TokenId, ...]
+    response_ids: tuple[TokenId, ...]
 
     @property
     def exchange(self) -> Exchange:
@@ -42,7 +43,7 @@ def read_samples(path: Path) -> list[Sample]:
     if not path.is_file():
         raise HQError(f"There is no samples file {path}: `hq study run` writes one.")
     samples: list[Sample] = []
-    with open(path) as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 samples.append(Sample.model_validate_json(line))

@@ -1,6 +1,7 @@
 """A study: model × precisions × scenario, from one TOML file. Every figure in it has a default."""
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -16,10 +17,21 @@ from hq.traces import StorageType
 
 REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, values: Mapping[str, object], where: str) -> Self:
+        """The section with these values; HQError for a key or value that it cannot have."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise HQError(f"In {where}, {key}: {first['msg']}.") from error
 
 
 class ScenarioSection(_Section):
@@ -80,9 +92,14 @@ class IdentifySection(_Section):
     @classmethod
     def like(cls, neurons: NeuronSet) -> Self:
         """How a NeuronSet was identified, so that another can be found in the same way."""
-        kept = {name: neurons.provenance[name] for name in ("folds", "max_fraction")}
+        stated = {k: v for k, v in neurons.provenance.items() if k in ("folds", "max_fraction")}
+        if len(stated) < 2:
+            raise HQError(
+                "The neuron set does not say with which folds and max_fraction it was found: "
+                "find it with `hq identify`."
+            )
         settings = {"cett": neurons.cett, "tokens": neurons.tokens, "labels": neurons.labels}
-        return cls.model_validate(settings | kept)
+        return cls.of({**settings, **stated}, "the neuron set's provenance")
 
 
 class CompareSection(_Section):
@@ -100,7 +117,7 @@ class Study(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
     model: str = "smollm2"
     precisions: tuple[str, ...] = (REFERENCE, "nf4")
-    seed: int = 0
+    seed: Seed = 0
     device: Literal["cpu", "cuda"] | None = None
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
@@ -117,21 +134,15 @@ class Study(_Section):
         """
         path = Path(source)
         packaged = files("harness") / "studies" / f"{source}.toml"
-        if path.is_file():
-            text = path.read_text()
-        elif packaged.is_file():
-            text = packaged.read_text()
-        else:
+        if not path.is_file() and not packaged.is_file():
             known = sorted(p.name[:-5] for p in (files("harness") / "studies").iterdir())
             raise HQError(f"There is no study {source!r}: name a TOML file, or one of {known}.")
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            text = (path if path.is_file() else packaged).read_text(encoding="utf-8")
+            values = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise HQError(f"{source} is not valid TOML: {error}.") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise HQError(f"In the study {source}, {key}: {first['msg']}.") from error
+        return cls.of(values, f"the study {source}")
 
     def changed(self, **changes: object) -> Self:
         """The study with some top-level values replaced, where they are given (not None).

@@ -19,14 +19,15 @@ _CHUNK = 1 << 22
 def resolve(model: str) -> Path:
     """The folder of `model`: a local checkpoint folder, or a hub id (downloaded by its cache).
 
-    Raises HQError when it is neither, or when the weights are not safetensors: pickles are never
-    loaded.
+    Raises HQError when it is neither, when its config cannot be read, or when the weights are not
+    safetensors: pickles are never loaded.
     """
     path = Path(model).expanduser()
     if not path.exists():
         path = _from_hub(model)
     if not (path / "config.json").is_file():
         raise HQError(f"{path} is not a checkpoint: it has no config.json; name a model folder.")
+    text_config(path)  # a broken config is named here, not by whatever reads it next
     if not weight_files(path):
         raise HQError(
             f"{path} has no *.safetensors file: convert its weights to safetensors first."
@@ -129,4 +130,4 @@ def _from_hub(model: str) -> Path:
 
 def first_line(error: Exception) -> str:
     """What an error says first, to be put into a sentence."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
+    return str(error).strip().splitlines()[0].rstrip(".: ") if str(error).strip() else repr(error)

@@ -21,6 +21,7 @@ from hq.errors import HQError
 from hq.neurons import ModelIdentity
 
 INFO_FILE = "trace.json"
+_DRAFT_FILE = "trace.draft.json"
 _BATCHES_FILE = "batches.txt"
 StorageType = Literal["float32", "float16"]
 
@@ -49,12 +50,21 @@ def exchanges_digest(exchanges: Sequence[Exchange]) -> str:
 
 
 class TraceWriter:
-    """Writes batches of traces into a folder, and knows which ones are there already."""
+    """Writes batches of traces into a folder, and knows which ones are there already.
+
+    Raises HQError for a folder that holds the beginning of another trace.
+    """
 
     def __init__(self, folder: Path, info: TraceInfo) -> None:
         self._folder = folder
         self._info = info
         folder.mkdir(parents=True, exist_ok=True)
+        self._draft = folder / _DRAFT_FILE
+        text = info.model_dump_json(indent=1) + "\n"
+        if not self._draft.exists():
+            _write_whole(self._draft, text)
+        elif self._draft.read_text() != text:
+            raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
         shape = (info.n, info.model.n_layers, info.model.d_ff)
         self._files = {
             (m, s): _array_file(folder / f"{m}.{s}.npy", shape, info.dtype)
@@ -87,7 +97,7 @@ class TraceWriter:
         for handle, _ in self._files.values():
             os.close(handle)
         np.save(self._folder / "norms.npy", norms)
-        (self._folder / INFO_FILE).write_text(self._info.model_dump_json(indent=1) + "\n")
+        os.replace(self._draft, self._folder / INFO_FILE)
         self._log.unlink(missing_ok=True)
 
 
@@ -164,7 +174,15 @@ class Traces:
 def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[int, int]:
     """(file handle, offset of the data) of an .npy file of this shape, made if it is not there."""
     if not path.exists():
-        whole = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        part = path.with_suffix(".part")  # a kill must not leave a short file under the final name
+        whole = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
         del whole
+        os.replace(part, path)
     array = np.load(path, mmap_mode="r")
     return os.open(path, os.O_WRONLY), int(array.offset)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)

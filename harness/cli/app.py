@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -51,8 +51,17 @@ def main() -> None:
     try:
         app()
     except HQError as error:
-        err.print(f"[red]hq:[/red] {escape(str(error))}", soft_wrap=True)
-        sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        err.print("Interrupted; the same command goes on from here.")
-        sys.exit(INTERRUPTED)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename} cannot be used: {error.strerror}.")
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            err.print("Interrupted; the same command goes on from here.")
+        raise
+
+
+def _refuse(sentence: str) -> NoReturn:
+    err.print(f"[red]hq:[/red] {escape(sentence)}", soft_wrap=True)
+    sys.exit(BAD_INPUT)

@@ -9,6 +9,7 @@ import typer
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 from hq.errors import HQError
 
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all that is drawn.")]
 Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it.")]
 
 
@@ -55,28 +56,22 @@ def identify(
     cett: Annotated[str, typer.Option(help="sum (the article) or output (the paper).")] = "sum",
     tokens: Annotated[str, typer.Option(help="answer, prompt or other.")] = "answer",
     labels: Annotated[str, typer.Option(help="1-vs-1 or 3-vs-1.")] = "1-vs-1",
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation of C.")] = 5,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation of C.")] = 5,
     max_fraction: Annotated[
         float, typer.Option(help="Share of the neurons that may have a weight.")
     ] = 1e-3,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
     from harness.samples import read_samples
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.study import IdentifySection
-    from hq.cett import SPANS
     from hq.neurons import NeuronSet
     from hq.traces import Traces
 
-    section = IdentifySection(
-        cett=_choose("CETT definition", cett, ("sum", "output"))[0],
-        tokens=_choose("span", tokens, SPANS)[0],
-        labels=_choose("labelling", labels, ("1-vs-1", "3-vs-1"))[0],
-        folds=folds,
-        max_fraction=max_fraction,
-    )
-    into.mkdir(parents=True, exist_ok=True)
+    options: dict[str, object] = {"cett": cett, "tokens": tokens, "labels": labels}
+    options |= {"folds": folds, "max_fraction": max_fraction}
+    section = IdentifySection.of(options, "the options")
     find_neurons(into, Traces.open(traces), read_samples(samples), section, seed)
     found = NeuronSet.load(into / NEURONS_FILE)
     err.print(f"{len(found.positive)} H-Neurons: {into / NEURONS_FILE}")
@@ -88,7 +83,7 @@ def compare(
     neurons: Annotated[Path, typer.Option(help="A neurons.json found on the reference.")],
     reference: Annotated[Path, typer.Option(help="Traces of the reference precision.")],
     variant: Annotated[Path, typer.Option(help="Traces of the other precision.")],
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """The frozen probe at another precision: detection, controls and fidelity."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
+from hq.errors import HQError
 
 study_app = typer.Typer(no_args_is_help=True, help="Run a study: model × precisions × scenario.")
 app.add_typer(study_app, name="study")
@@ -50,12 +51,14 @@ def run(
     from harness.study import ScenarioSection, Study
 
     plan = Study.load(study).changed(
-        model=model, precisions=tuple(precisions.split(",")) if precisions else None
+        model=model, precisions=None if precisions is None else tuple(precisions.split(","))
     )
     if questions is not None:
         options = plan.scenario.options | {"source": str(questions)}
         plan = plan.changed(scenario=ScenarioSection(name=plan.scenario.name, options=options))
     folder = into or Path("runs") / plan.name
+    if folder.is_file():
+        raise HQError(f"{folder} is a file: name a folder for the tables.")
     store = Store(cache_folder() / "store", fresh=not resume)
     with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
         tables = pipeline.tables()

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from typing import Annotated
+
+from pydantic import Field, ValidationError, validate_call
 
 from hq.errors import HQError
 from hq.registry import Registry
@@ -24,6 +27,8 @@ class Question:
 
 
 Loader = Callable[..., list[Question]]
+Limit = Annotated[int, Field(ge=1)] | None
+"""How many questions a loader may give; None for all."""
 
 SCENARIOS: Registry[Loader] = Registry("scenario")
 
@@ -33,12 +38,11 @@ register = SCENARIOS.register
 def load(name: str, **options: object) -> list[Question]:
     """The questions of a scenario; an unknown scenario or option is an HQError."""
     loader = SCENARIOS[name]
-    accepted = signature(loader)
     try:
-        accepted.bind(**options)
-    except TypeError as error:
+        return validate_call(loader)(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
         raise HQError(
-            f"Scenario {name!r} cannot be loaded so ({error}): "
-            f"its options are {', '.join(accepted.parameters)}."
+            f"Scenario {name!r} cannot be loaded so ({first['loc'][0]}: {first['msg']}): "
+            f"its options are {', '.join(signature(loader).parameters)}."
         ) from error
-    return loader(**options)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from random import Random
 
-from harness.scenarios.base import Question, register
+from harness.scenarios.base import Limit, Question, register
 from harness.scenarios.facts_relations import RELATIONS, Fact
 from harness.text import contains, normalise
 
@@ -17,7 +17,7 @@ CONFUSABLE = 3  # of those, so many at most are names that contain the answer's
 
 
 @register("facts")
-def load(seed: int = 0, limit: int | None = None) -> list[Question]:
+def load(seed: int = 0, limit: Limit = None) -> list[Question]:
     """All facts in an order drawn by `seed`, or the first `limit` of them.
 
     Ids and wording do not depend on the seed; the order and the distractors do.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from harness.scenarios.base import Question, register
+from harness.scenarios.base import Limit, Question, register
 from harness.text import normalise
 from hq.errors import HQError
 
@@ -58,9 +58,7 @@ def _load(
 
 
 def _bind(dataset: str) -> None:
-    def loader(
-        source: str | None = None, seed: int = 0, limit: int | None = None
-    ) -> list[Question]:
+    def loader(source: str | None = None, seed: int = 0, limit: Limit = None) -> list[Question]:
         return _load(dataset, source, seed, limit)
 
     register(dataset)(loader)
@@ -89,17 +87,17 @@ def _rows(dataset: str, source: str | None) -> Iterable[tuple[str, Row]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield f"{path} line {number}", _parse(line, f"{path} line {number}")
 
 
-def _parse(line: str, where: str) -> Row:
+def _parse(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise HQError(f"{where} is not valid JSON ({error.msg}): fix or remove it.") from error
+    except ValueError as error:  # no JSON, or no text
+        raise HQError(f"{where} is not valid JSON ({error}): fix or remove it.") from error
     if not isinstance(row, dict):
         raise HQError(f"{where} is not a JSON object: write one object a line.")
     return row

@@ -23,6 +23,7 @@ from hq.controls import (
     random_neurons,
     ridge_probe,
 )
+from hq.errors import HQError
 from hq.fidelity import correlation, rank_change, relative_error
 from hq.neurons import NeuronSet
 from hq.overlap import expected_jaccard, jaccard, overlap_p_value
@@ -55,6 +56,9 @@ class Comparison:
     def __post_init__(self) -> None:
         for traces in (self.reference, self.variant):
             require_same_tokens(traces, self.samples)
+            _require_model(traces, self.neurons)
+        if THRESHOLD not in self.neurons.thresholds:
+            raise HQError(f"The neuron set has no threshold {THRESHOLD!r}: use `hq identify`.")
 
     def tables(self) -> dict[str, list[Row]]:
         """All rows of this precision, by table."""
@@ -261,3 +265,12 @@ class Comparison:
         if self.uncertainty is not None:
             baselines["entropy"] = self.uncertainty.entropy[:, None]
         return baselines
+
+
+def _require_model(traces: Traces, neurons: NeuronSet) -> None:
+    found, wanted = traces.info.model, neurons.model
+    if found.fingerprint != wanted.fingerprint:
+        raise HQError(
+            f"{traces.folder} holds traces of {found.name} ({found.fingerprint}), not of "
+            f"{wanted.name} ({wanted.fingerprint}): trace the model that the neurons belong to."
+        )

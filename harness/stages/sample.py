@@ -103,12 +103,20 @@ def collect(
             task.advance(len(batch))
         met += chunk
         kept = pairs(candidates(met, records), quota)
-        task.note(f"{len(kept)} of {quota} pairs")
+        task.note(f"{len(kept)} of {quota} pairs, {savings(records.values())}")
         if len(kept) == quota:
             break
     whole = [records[p.question.id].model_dump_json() for p in met]
     (folder / RESPONSES_FILE).write_text("".join(line + "\n" for line in whole))
     draft.unlink()
+
+
+def savings(records: Iterable[Record]) -> str:
+    """How many tokens were computed, and for how many that the finished samples have."""
+    generated = naive = 0
+    for record in records:
+        generated, naive = generated + record.generated, naive + record.naive
+    return f"{generated:,} tokens computed in place of {naive:,} or more"
 
 
 def consistency(prompted: Iterable[Prompted], judge: Judge) -> Callable[[Tree], bool]:

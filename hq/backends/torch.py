@@ -33,8 +33,8 @@ VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which
 class TorchBackend:
     """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
 
-    Raises HQError for an unknown family or precision, an incomplete checkpoint, or modules that
-    turn out not to hold the precision that was asked for.
+    Raises HQError for an unknown family or precision, an incomplete checkpoint, a device that is
+    not there, or modules that turn out not to hold the precision that was asked for.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TorchBackend:
         self._precision = PRECISIONS[precision]
         self._family = family_of(text_config(path).model_type)
         self.identity = model_identity or identity(path)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device)
         self.token_budget = token_budget
         self.model: Any = self._precision.load(path, self.device)
         self.decoder: nn.Module = self.model.get_decoder()
@@ -134,8 +134,9 @@ class TorchBackend:
         """Means of each measure over each span, for every neuron, in one pass over the body.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError when the activations of an exchange are not finite.
+        Raises HQError for token ids that the model lacks, and for activations that are not finite.
         """
+        self._require_known(exchanges)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
@@ -177,7 +178,11 @@ class TorchBackend:
     def logits(
         self, exchanges: Sequence[Exchange]
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
-        """(row, logits that predict each token of its response), in batches by length."""
+        """(row, logits that predict each token of its response), in batches by length.
+
+        Raises HQError for token ids that the model lacks.
+        """
+        self._require_known(exchanges)
         layout = plan(exchanges, self.token_budget)
         with torch.inference_mode():
             prefix = PrefixCache(self.decoder, layout.prefix, self.device)
@@ -202,6 +207,15 @@ class TorchBackend:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
         return scaled(self.downs, factors, self.identity.d_ff)
 
+    def _require_known(self, exchanges: Sequence[Exchange]) -> None:
+        size = self.model.get_input_embeddings().num_embeddings
+        for exchange in exchanges:
+            if not 0 <= min(exchange.ids) <= max(exchange.ids) < size:
+                raise HQError(
+                    f"An exchange has a token id outside the {size} of {self.identity.name}: trace "
+                    "with the model that wrote the samples."
+                )
+
     def padded(self, batch: list[Exchange], start: int) -> Int[Tensor, "batch seq"]:
         """Token ids after the prefix, padded on the right, where causality hides the padding."""
         tails = [torch.tensor(exchange.ids[start:]) for exchange in batch]
@@ -223,6 +237,12 @@ def span_weights(
             else:
                 weights[b, s, :prompt] = 1 / len(exchange.prompt)
     return weights
+
+
+def _usable(device: str | None) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise HQError("There is no CUDA device that torch can use here: leave out `device`.")
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _projects(module: nn.Module) -> bool:

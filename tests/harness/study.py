@@ -65,7 +65,8 @@ def checkpoint(folder: Path, seed: int = 0) -> Path:
 def questions(path: Path, model: Path, count: int = 400) -> Path:
     """A QA file: every second question has the model's greedy answer as its alias."""
     form, spell = FewShot((("a", "b"), ("c", "d"))), tokenizer()
-    asked = [f"word {i:04d}" for i in range(count)]
+    # Long, so that the samples fill several batches of a trace.
+    asked = [f"{i:04d} " * 13 + f"word {i:04d}" for i in range(count)]
     prompts = [(q, tuple(form.encode(spell, q))) for q in asked]
     ending = Ending(frozenset({0}), form.stop_strings, lambda ids: str(spell.decode(list(ids))))
     greedy = Sampling(responses=1, temperature=0, max_new_tokens=8)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -81,12 +82,42 @@ STUDIES = {
         lambda s: (s.parent / "questions.jsonl").write_text("{"),
         "line 1",
     ),
+    "a question file that is no text": (
+        lambda s: (s.parent / "questions.jsonl").write_bytes(b'{"question": "\xff"}\n'),
+        "line 1",
+    ),
     "one class only": (never_right, "consistently right"),
+    "a study that is no text": (lambda s: s.write_bytes(b"\xff\xfe"), "not valid TOML"),
+    "a negative seed": (lambda s: edit(s, 'name = "tiny"', 'name = "tiny"\nseed = -1'), "seed"),
+    "an unknown option of a scenario": (lambda s: edit(s, "source =", "sauce ="), "sauce"),
+    "an option of another type": (lambda s: edit(s, "source =", "limit = 'x', source ="), "limit"),
+    "no questions wanted": (lambda s: edit(s, "source =", "limit = 0, source ="), "limit"),
+    "no tokenizer": (
+        lambda s: [path.unlink() for path in (s.parent / "model").glob("token*")],
+        "The tokenizer in",
+    ),
+    "a broken tokenizer": (
+        lambda s: (s.parent / "model" / "tokenizer.json").write_text("{"),
+        "The tokenizer in",
+    ),
+    "a broken config": (
+        lambda s: (s.parent / "model" / "config.json").write_text("{"),
+        "config.json cannot be read",
+    ),
+    "weights of another shape": (lambda s: config(s, intermediate_size=192), "cannot be loaded"),
+    "no held-out text": (
+        lambda s: edit(s, "text_tokens = 64", 'text_tokens = 64, text = "nowhere.txt"'),
+        "nowhere.txt",
+    ),
+    "too many folds": (lambda s: edit(s, "folds = 2", "folds = 99"), "99 folds"),
 }
 
 
+PROGRESS = ("sample responses", "trace fp16", "trace nf4", "identify fp16")
+
+
 def is_one_sentence(outcome, words: str) -> None:
-    lines = [line for line in outcome.err.splitlines() if not line.startswith(("sample", "trace"))]
+    lines = [line for line in outcome.err.splitlines() if not line.startswith(PROGRESS)]
     assert outcome.code == 2, outcome
     assert outcome.out == ""
     assert len(lines) == 1, outcome.err
@@ -103,21 +134,51 @@ def test_a_bad_study_is_refused(case, own_study, hq):
     assert not Path("runs").exists()
 
 
+def test_a_file_where_a_folder_should_be(tiny_study, hq, monkeypatch):
+    Path("file").write_text("")
+    is_one_sentence(hq("study", "run", "--into", "file", tiny_study), "file is a file")
+    monkeypatch.setenv("HQ_CACHE", "file")
+    is_one_sentence(hq("study", "run", tiny_study), "cannot be used")
+
+
+@pytest.mark.parametrize("precisions", ["", "fp16,", "fp8"])
+def test_precisions_that_do_not_exist(precisions, tiny_study, hq):
+    outcome = hq("study", "run", tiny_study, "--precisions", precisions)
+    is_one_sentence(outcome, "no precision")
+
+
 def test_no_such_study(hq):
     is_one_sentence(hq("study", "run", "nowhere.toml"), "no study 'nowhere.toml'")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no samples file"), ("", "is empty"), ("{}\n", "Line 1"), ("garbage\n", "Line 1")],
+    [
+        (None, "no samples file"),
+        (b"", "is empty"),
+        (b"{}\n", "Line 1"),
+        (b"garbage\n", "Line 1"),
+        (b"\xff\n", "Line 1"),
+    ],
 )
 def test_bad_samples(content, words, tiny_study, hq):
     if content is not None:
-        Path("samples.jsonl").write_text(content)
+        Path("samples.jsonl").write_bytes(content)
     model = tiny_study.parent / "model"
     outcome = hq("trace", "--samples", "samples.jsonl", "--into", "traces", "--model", model)
     is_one_sentence(outcome, words)
     assert not Path("traces").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"), [([-1], "response_ids"), ([99999], "outside the"), ([], "one of response")]
+)
+def test_tokens_that_no_model_has(ids, words, finished, tiny_study, hq):
+    first = (finished / "runs" / "tiny" / "samples.jsonl").read_text().splitlines()[0]
+    Path("samples.jsonl").write_text(json.dumps(json.loads(first) | {"response_ids": ids}) + "\n")
+    model = tiny_study.parent / "model"
+    outcome = hq("trace", "--samples", "samples.jsonl", "--into", "traces", "--model", model)
+    is_one_sentence(outcome, words)
 
 
 @pytest.fixture
@@ -150,22 +211,62 @@ def test_another_neuron_set(old, new, words, traces, finished, hq):
     is_one_sentence(compare(hq, traces, "neurons.json"), words)
 
 
+@pytest.mark.parametrize(
+    ("lacking", "words"), [("thresholds", "no threshold"), ("provenance", "folds")]
+)
+def test_a_neuron_set_that_says_too_little(lacking, words, traces, finished, hq):
+    stated = json.loads((finished / "runs" / "tiny" / "neurons.json").read_text())
+    Path("neurons.json").write_text(json.dumps(stated | {lacking: {}}))
+    is_one_sentence(compare(hq, traces, "neurons.json"), words)
+
+
+def test_traces_of_another_model(traces, finished, hq):
+    neurons = finished / "runs" / "tiny" / "neurons.json"
+    shutil.copytree("fp16", "other")
+    edit(Path("other/trace.json"), '"fingerprint": "', '"fingerprint": "0')
+    outcome = hq(
+        *("compare", "--samples", traces, "--neurons", neurons),
+        *("--reference", "fp16", "--variant", "other"),
+    )
+    is_one_sentence(outcome, "other holds traces of model")
+
+
+def test_the_beginning_of_another_trace(traces, tiny_study, hq):
+    Path("fp16/trace.json").rename("fp16/trace.draft.json")
+    where = ("--samples", traces, "--into", "fp16", "--model", tiny_study.parent / "model")
+    is_one_sentence(hq("trace", *where, "--precision", "nf4"), "beginning of another trace")
+
+
 def test_traces_of_other_tokens(traces, finished, hq):
     lines = traces.read_text().splitlines(keepends=True)
     Path("fewer.jsonl").write_text("".join(lines[:-1]))
     outcome = hq("identify", "--samples", "fewer.jsonl", "--traces", "fp16", "--into", "found")
     is_one_sentence(outcome, "other token ids")
+    assert not Path("found").exists()
 
 
 def test_damaged_traces(traces, hq):
     truncate(Path("fp16/sum.answer.npy"))
     outcome = hq("identify", "--samples", traces, "--traces", "fp16", "--into", "found")
     is_one_sentence(outcome, "sum.answer.npy")
+    assert not Path("found").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--max-fraction", 5), ("--folds", 1), ("--cett", "sum,output"), ("--labels", "2-vs-1")],
+)
+def test_options_that_cannot_be(option, value, traces, hq):
+    outcome = hq(
+        *("identify", "--samples", traces, "--traces", "fp16", "--into", "found", option, value)
+    )
+    is_one_sentence(outcome, f"In the options, {option[2:].replace('-', '_')}")
+    assert not Path("found").exists()
 
 
 def test_nan_in_traces(traces, hq):
     array = np.load("fp16/sum.answer.npy")
-    array[0, 0, 0] = np.nan
+    array[:, 0, 0] = np.nan
     np.save("fp16/sum.answer.npy", array)
     where = ("--samples", traces, "--traces", "fp16", "--into", "found")
     outcome = hq("identify", *where, "--folds", 2, "--max-fraction", 0.1)
@@ -184,6 +285,41 @@ def test_an_unknown_measure(traces, hq):
 
 def test_check_of_nothing(hq):
     is_one_sentence(hq("check", "runs/none", "--against", "results"), "provenance.json")
+    outcome = hq("check", "runs/none", "--against", "results", "--accept")
+    is_one_sentence(outcome, "no detection.csv")
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[", "not valid TOML"),
+        (b"\xff", "not valid TOML"),
+        (b"[detect]\nauroc = {within = 1}", "table 'detect'"),
+        (b"[detection]\naurocc = {within = 1}", "column 'aurocc'"),
+        (b"[detection]\nauroc = {within = -1}", "greater than or equal to 0"),
+        (b"[detection]\ncompute = {within = 1}", "'float32' in column 'compute'"),
+        (None, "no tolerances.toml"),
+    ],
+)
+def test_bad_tolerances(content, words, finished, hq):
+    run, path = finished / "runs" / "tiny", Path("results/tolerances.toml")
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    path.unlink() if content is None else path.write_bytes(content)
+    is_one_sentence(hq("check", run, "--against", "results"), words)
+
+
+def test_a_table_with_a_hole(finished, hq):
+    run, path = finished / "runs" / "tiny", Path("results/detection.csv")
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    pl.read_csv(path).with_columns(auroc=None).write_csv(path)
+    is_one_sentence(hq("check", run, "--against", "results"), "None in column 'auroc'")
+
+
+def test_a_picture_of_nothing_and_in_no_format(finished, hq):
+    pytest.importorskip("matplotlib")
+    is_one_sentence(hq("picture", "nowhere", "--into", "a.svg"), "no detection.csv")
+    is_one_sentence(hq("picture", finished / "runs" / "tiny", "--into", "a.xyz"), "a.xyz")
 
 
 def test_an_unknown_bench(hq):

@@ -3,6 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from harness.bench import sampling
 from harness.bench.base import BENCHES, Row, report
 from harness.bench.l1 import run
 
@@ -34,6 +35,34 @@ def test_the_report_is_json_with_machine_and_rows():
     ]
     assert again["machine"]["cores"] >= 1
     assert "numpy" in again["machine"]["packages"]
+
+
+def test_sampling_saves_tokens_and_keeps_the_same(tiny_study, tmp_path, monkeypatch):
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    rows = {row.name: row for row in sampling.run(str(tiny_study), questions=100)}
+    assert rows["retained_set_equal"].ok
+    assert rows["token_saving"].value > rows["token_saving_by_tree_alone"].value > 1
+    assert rows["tokens_per_second"].value > 0
+    assert not list(tmp_path.glob("store/sample-*"))
+
+
+def test_a_changed_response_is_not_the_same_set(tiny_study, tmp_path, monkeypatch):
+    sampled = sampling._sample
+
+    def shortened(*arguments):
+        trees, seconds = sampled(*arguments)
+        return trees[:-20], seconds
+
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        sampling,
+        "_sample",
+        lambda p, asked, wanted: (shortened if wanted.__name__ == "consistent" else sampled)(
+            p, asked, wanted
+        ),
+    )
+    rows = {row.name: row for row in sampling.run(str(tiny_study), questions=100)}
+    assert rows["retained_set_equal"].ok is False
 
 
 def test_l1_has_its_rows_at_a_small_size(monkeypatch):

@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -44,5 +43,5 @@ def test_the_real_model_is_dequantized_once_and_answers():
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer("Q: What is the capital of France?\nA:").input_ids
     with TorchBackend(path, model_identity=found) as backend:
-        best = int(np.argmax(backend.decoding().start([tuple(prompt)])[0]))
+        best = int(backend.decoding().start([tuple(prompt)])[0].argmax())
     assert tokenizer.decode([best]).strip() == "Paris"

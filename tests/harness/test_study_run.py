@@ -2,10 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
@@ -25,8 +25,34 @@ REPEATABLE = [f"{name}.csv" for name in TABLES] + [
 ]
 
 
+BEFORE_LOGITS = ("sample", "trace", "identify")
+
+# Kills its own process with SIGKILL when a function is called for the nth time.
+KILLED = """
+import os, pkgutil, signal, sys
+owner, name, left = pkgutil.resolve_name(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original = getattr(owner, name)
+
+def fatal(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+
+setattr(owner, name, fatal)
+sys.argv = ["hq", *sys.argv[4:]]
+from harness.cli import main
+main()
+"""
+
+
 def contents(run: Path) -> dict[str, bytes]:
     return {name: (run / name).read_bytes() for name in REPEATABLE}
+
+
+def stages(store: Path) -> set[str]:
+    return {path.name for path in store.iterdir() if path.is_dir()}
 
 
 def test_a_run_leaves_its_tables(finished):
@@ -71,38 +97,46 @@ def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
     assert contents(Path("again")) == contents(finished / "runs" / "tiny")
     printed = json.loads(outcome.out)
     assert printed["tables"]["detection"][0]["precision"] == "fp16"
+    for name, (kind, _) in TABLES.items():
+        assert [kind.model_validate(row, extra="forbid") for row in printed["tables"][name]]
 
 
-def test_another_precision_only_adds(finished, tiny_study, hq, monkeypatch):
-    monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
-    before = {p.name for p in (finished / "cache" / "store").iterdir() if p.is_dir()}
+def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+    before = stages(tmp_path / "cache" / "store")
     assert hq("study", "run", tiny_study, "--precisions", "int8", "--into", "more").code == 0
-    added = {p.name for p in (finished / "cache" / "store").iterdir() if p.is_dir()} - before
+    added = stages(tmp_path / "cache" / "store") - before
     assert sorted(name.split("-")[0] for name in added) == ["identify", "trace", "uncertainty"]
     assert read_table(Path("more"), "detection")["precision"].to_list() == ["fp16", "int8"]
 
 
 @pytest.mark.parametrize(
-    "sign",
+    ("done", "function", "call", "left"),
     [
-        "sample-*.partial/responses.draft.jsonl",
-        "trace-*.partial/batches.txt",
-        "identify-*.partial",
-        "uncertainty-*.partial",
+        ((), "harness.stages.sample _append", 4, "sample-*.partial/responses.draft.jsonl"),
+        (("sample",), "os pwrite", 100, "trace-*.partial/batches.txt"),
+        (("sample", "trace"), "polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
+        (BEFORE_LOGITS, "numpy savez", 1, "uncertainty-*.partial/log_probs.npy"),
+        (BEFORE_LOGITS, "os rename", 1, "uncertainty-*.partial/inputs.json"),
     ],
+    ids=["sample", "trace", "identify", "uncertainty", "at the last moment"],
 )
-def test_killed_at_any_stage_it_ends_with_the_same_bytes(sign, finished, tiny_study, hq, tmp_path):
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "study", "run"]
+def test_killed_at_any_stage_it_ends_with_the_same_bytes(
+    done, function, call, left, finished, tiny_study, hq, tmp_path
+):
+    cache = tmp_path / "cache" / "store"
+    for name in stages(finished / "cache" / "store"):
+        if name.startswith(done):  # stages that are over when the kill comes
+            shutil.copytree(finished / "cache" / "store" / name, cache / name)
+    command = [sys.executable, "-c", KILLED, *function.split(), str(call), "study", "run"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([*command, str(tiny_study), "--quiet"], env=env, cwd=tmp_path)
-    store, deadline = tmp_path / "cache" / "store", time.monotonic() + 120
-    while not any(store.glob(sign)) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    killed = subprocess.run([*command, str(tiny_study), "--quiet"], env=env, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(cache.glob(left))
     assert not (tmp_path / "runs").exists()
     assert hq("study", "run", tiny_study).code == 0
     assert contents(tmp_path / "runs" / "tiny") == contents(finished / "runs" / "tiny")
+    assert stages(cache) == stages(finished / "cache" / "store")
 
 
 def test_check_passes_itself_and_names_what_regressed(finished, hq):
@@ -125,8 +159,12 @@ def test_single_stages_agree_with_the_study(finished, tiny_study, hq):
     for precision in ("fp16", "nf4"):
         where = ("--precision", precision, "--into", precision, "--model", model)
         assert hq("trace", *samples, *where).code == 0
+    limits = ("--folds", 2, "--max-fraction", 0.05)
+    assert hq("identify", *samples, "--traces", "fp16", "--into", "found", *limits).code == 0
+    for name in ("neurons.json", "path.csv"):
+        assert (Path("found") / name).read_bytes() == (run / name).read_bytes()
     compared = hq(
-        *("compare", *samples, "--neurons", run / "neurons.json", "--json"),
+        *("compare", *samples, "--neurons", "found/neurons.json", "--json"),
         *("--reference", "fp16", "--variant", "nf4"),
     )
     assert compared.code == 0
@@ -145,6 +183,16 @@ def test_neurons_and_pictures_can_be_shown(finished, hq):
     pytest.importorskip("matplotlib")
     assert hq("picture", run, "--into", "auroc.svg").code == 0
     assert "matched random neurons" in Path("auroc.svg").read_text()
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_study, hq, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.pipeline.Pipeline.tables", interrupt)
+    outcome = hq("study", "run", tiny_study)
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err == "Interrupted; the same command goes on from here.\n"
 
 
 def test_help_and_version(hq):

@@ -88,14 +88,35 @@ def test_hooks_are_off_while_a_trace_waits(backend: TorchBackend) -> None:
     assert hooks(backend) == 0
 
 
-def test_hooks_come_off_after_a_failure(backend: TorchBackend) -> None:
-    beyond = Exchange((5, 6), (tiny.VOCABULARY,))  # no such token
-    with pytest.raises(IndexError):
-        list(backend.trace([beyond]))
+def test_hooks_come_off_after_a_failure(
+    backend: TorchBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        assert hooks(backend) > 0
+        raise KeyError
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(backend.decoder, "forward", fail)
+        list(backend.trace(tiny.exchanges()))
+    assert hooks(backend) == 0
     with pytest.raises(KeyError), backend.scale({(0, 0): 0.5, (2, 1): 2.0}):
         assert hooks(backend) == 2
         raise KeyError
     assert hooks(backend) == 0
+
+
+@pytest.mark.parametrize("token", [-1, tiny.VOCABULARY])
+def test_tokens_that_the_model_lacks_are_refused(backend: TorchBackend, token: int) -> None:
+    beyond = [Exchange((5, 6), (token,))]
+    for read in (backend.trace, backend.logits):
+        with pytest.raises(HQError, match=f"outside the {tiny.VOCABULARY}"):
+            list(read(beyond))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(HQError, match="no CUDA device"):
+        TorchBackend(checkpoint("llama"), device="cuda")
 
 
 def test_no_hook_is_set_when_a_factor_is_refused(backend: TorchBackend) -> None:
