@@ -41,7 +41,7 @@ def test_the_real_model_is_dequantized_once_and_answers():
     found = identity(path)
     assert (found.n_layers, found.d_ff, found.architecture) == (30, 1536, "llama")
     tokenizer = AutoTokenizer.from_pretrained(path)
-    prompt = tokenizer("Q: What is the capital of France?\nA:").input_ids
+    prompt = tokenizer("The capital of France is").input_ids
     with TorchBackend(path, model_identity=found) as backend:
         best = int(backend.decoding().start([tuple(prompt)])[0].argmax())
     assert tokenizer.decode([best]).strip() == "Paris"
