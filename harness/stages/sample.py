@@ -22,7 +22,7 @@ from hq.sampling import Ending, Sampling, Tree, sample
 
 RESPONSES_FILE = "responses.jsonl"
 _DRAFT_FILE = "responses.draft.jsonl"
-_CHUNK = 1024  # questions between two looks at the quota
+CHUNK = 1024  # questions between two looks at the quota
 _BATCH = 64  # prompts a batch: more do not decode faster on a CPU
 
 
@@ -97,7 +97,7 @@ def collect(
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
                 trees = sample(decoding, prompts, settings, ending, wanted)
-                new = [_record(t, questions[t.key].question, judge, settings) for t in trees]
+                new = [record_of(t, questions[t.key].question, judge, settings) for t in trees]
                 _append(draft, new)
                 records |= {record.id: record for record in new}
             task.advance(len(batch))
@@ -172,7 +172,8 @@ def _as_sample(prompted: Prompted, record: Record) -> Sample:
     )
 
 
-def _record(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> Record:
+def record_of(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> Record:
+    """What stays of a tree: its distinct responses, judged."""
     judged = tuple(
         Judged(
             text=r.text,
@@ -194,7 +195,7 @@ def _record(tree: Tree, question: Question, judge: Judge, settings: Sampling) ->
 
 def _chunks(prompted: Sequence[Prompted]) -> Iterator[list[Prompted]]:
     questions = iter(prompted)
-    while chunk := list(islice(questions, _CHUNK)):
+    while chunk := list(islice(questions, CHUNK)):
         yield chunk
 
 

@@ -46,7 +46,7 @@ def test_giving_up_early_keeps_what_full_sampling_keeps(parts, tmp_path, monkeyp
 
 
 def test_the_quota_ends_sampling_and_changes_nothing_before_it(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "_CHUNK", 30)
+    monkeypatch.setattr(stage, "CHUNK", 30)
     everything = run(tmp_path / "all", parts)
     some = run(tmp_path / "some", parts, quota=3)
     assert len(some) < len(everything)
