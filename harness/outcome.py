@@ -71,6 +71,6 @@ def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
 
 
 def _lines(estimate: Estimate, signed: bool = False) -> str:
-    shape = "+.2f" if signed else ".2f"
-    low, high = format(estimate.low, shape), format(estimate.high, shape)
-    return f"{estimate.value:{'+' if signed else ''}.3f}\n[dim]{low} {high}[/dim]"
+    sign = "+" if signed else ""
+    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:{sign}.3f}\n[dim]{low} {high}[/dim]"

@@ -8,17 +8,21 @@ from harness.tables import read_table
 from hq.errors import HQError
 
 _FORMATS = (".svg", ".png", ".pdf")
-_CONTROLS = {"matched": "matched random neurons", "random": "random neurons"} | {
-    name: name for name in ("entropy", "length", "relation")
+_CONTROLS = {
+    "matched": "matched random neurons*",
+    "random": "random neurons*",
+    "entropy": "token entropy",
+    "length": "answer length",
+    "relation": "relation",
 }
 # Colour-blind safe (Okabe & Ito), with shapes that tell them apart in grey too.
 _STYLES = {
     "probe found on FP16, frozen": ("#0072B2", "o"),
     "identified afresh": ("#56B4E9", "D"),
-    "matched random neurons": ("#D55E00", "s"),
-    "random neurons": ("#E69F00", "^"),
-    "entropy": ("#009E73", "v"),
-    "length": ("#999999", "<"),
+    "matched random neurons*": ("#D55E00", "s"),
+    "random neurons*": ("#E69F00", "^"),
+    "token entropy": ("#009E73", "v"),
+    "answer length": ("#999999", "<"),
     "relation": ("#CC79A7", ">"),
 }
 
@@ -52,7 +56,7 @@ def draw(run: Path, into: Path) -> None:
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
         axes.set_yticks(range(len(precisions)), precisions)
         axes.invert_yaxis()
-        axes.set_xlabel(f"AUROC on {points['n'][0]} held-out questions, 95% intervals")
+        axes.set_xlabel(f"AUROC on {points['n'][0]} held-out questions, 95% intervals (*: of the draws)")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         into.parent.mkdir(parents=True, exist_ok=True)
