@@ -56,7 +56,8 @@ def draw(run: Path, into: Path) -> None:
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
         axes.set_yticks(range(len(precisions)), precisions)
         axes.invert_yaxis()
-        axes.set_xlabel(f"AUROC on {points['n'][0]} held-out questions, 95% intervals (*: of the draws)")
+        held_out = f"AUROC on {points['n'][0]} held-out questions"
+        axes.set_xlabel(f"{held_out}, 95% intervals (*: of the draws)")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         into.parent.mkdir(parents=True, exist_ok=True)
