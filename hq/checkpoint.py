@@ -3,14 +3,17 @@
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 
 from hq.errors import HQError
+from hq.kin import NORM_NAMES, kin
 from hq.neurons import ModelIdentity
 
 _CHUNK = 1 << 22
@@ -41,7 +44,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def identity(path: Path) -> ModelIdentity:
-    """Name, fingerprint and shape of the checkpoint in `path`."""
+    """Name, fingerprint, shape and kin of the checkpoint in `path`."""
     config = text_config(path)
     return ModelIdentity(
         name=path.name,
@@ -49,6 +52,7 @@ def identity(path: Path) -> ModelIdentity:
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
         d_ff=_d_ff(config),
+        kin=_kin(path, config),
     )
 
 
@@ -79,6 +83,35 @@ def fingerprint(path: Path) -> str:
                 digest.update(chunk)
                 start += len(chunk)
     return digest.hexdigest()
+
+
+def _kin(path: Path, config: PretrainedConfig) -> str:
+    """`hq.kin` of the checkpoint; empty for a family without GGUF, or when a norm is missing."""
+    names = NORM_NAMES.get(config.model_type)
+    if names is None:
+        return ""
+    norms: dict[str, Float[np.ndarray, " d"]] = {}
+    for tensor in (t for file in weight_files(path) for t in _tensors(file)):
+        canonical = names.canonical(tensor[0])
+        if canonical is not None and tensor[1] in _TO_FLOAT32:
+            norms[canonical] = _vector(tensor) + np.float32(names.offset)
+    wanted = list(names.ordered(config.num_hidden_layers))
+    return kin(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
+
+
+_TO_FLOAT32: dict[str, Callable[[bytes], Float[np.ndarray, " d"]]] = {
+    "F32": lambda stored: np.frombuffer(stored, "<f4"),
+    "F16": lambda stored: np.frombuffer(stored, "<f2").astype(np.float32),
+    "BF16": lambda stored: (np.frombuffer(stored, "<u2").astype(np.uint32) << 16).view(np.float32),
+}
+
+
+def _vector(tensor: "_Tensor") -> Float[np.ndarray, " d"]:
+    """A small tensor as float32, exactly."""
+    _, dtype, _, file, start, end = tensor
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        return _TO_FLOAT32[dtype](stream.read(end - start))
 
 
 _Tensor = tuple[str, str, str, Path, int, int]

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hq.errors import HQError
 
 SCHEMA_VERSION: Literal[1] = 1
+GGUF_ORIGIN = "gguf:"  # begins the fingerprint of a GGUF file that names no source checkpoint
 
 
 class _Record(BaseModel):
@@ -26,13 +27,19 @@ class _Record(BaseModel):
 
 
 class ModelIdentity(_Record):
-    """Which model the neurons belong to; `fingerprint` is a digest of the source checkpoint."""
+    """Which model the neurons belong to; `fingerprint` is a digest of the source checkpoint.
+
+    `kin` is 16 hex digits over the model's RMSNorm/LayerNorm weights in FP16, which quantizing
+    leaves as they are: what ties a GGUF of unknown origin to a checkpoint. Frozen norms survive
+    LoRA fine-tuning too, so it is weaker than the fingerprint. Empty where it is not known.
+    """
 
     name: str
     fingerprint: str
     architecture: str
     n_layers: Annotated[int, Field(gt=0)]
     d_ff: Annotated[int, Field(gt=0)]
+    kin: str = ""
 
     @property
     def n_neurons(self) -> int:
@@ -144,7 +151,8 @@ class NeuronSet(_Record):
         """Read a set, and check that it belongs to `model` where one is given.
 
         HQError for a missing file, broken JSON, another schema version, a bad field, or a model
-        with another fingerprint, number of layers or width.
+        with another fingerprint, number of layers or width. Between a checkpoint and a GGUF file of
+        unknown origin, the same `kin` stands in for the same fingerprint.
         """
         source = Path(path)
         neurons = cls._parse(source, _read(source))
@@ -197,10 +205,17 @@ def _explain(source: Path, error: ValidationError) -> str:
 
 
 def _require_same_model(source: Path, found: ModelIdentity, wanted: ModelIdentity) -> None:
-    for field in ("fingerprint", "n_layers", "d_ff"):
+    shape = ("n_layers", "d_ff")
+    for field in shape if _akin(found, wanted) else ("fingerprint", *shape):
         have, need = getattr(found, field), getattr(wanted, field)
         if have != need:
             raise HQError(
                 f"{source} belongs to {found.name} ({field} {have}), not to {wanted.name} "
                 f"({field} {need}): identify neurons on this model."
             )
+
+
+def _akin(one: ModelIdentity, other: ModelIdentity) -> bool:
+    """Whether one is a checkpoint and the other a GGUF of unknown origin with the same norms."""
+    unknown = [model.fingerprint.startswith(GGUF_ORIGIN) for model in (one, other)]
+    return unknown[0] != unknown[1] and one.kin == other.kin != ""

@@ -21,6 +21,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return of
 
 
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The tiny model of a family as a GGUF file of a kind (`f32`, `q8_0`, …); read only."""
+    root = tmp_path_factory.mktemp("gguf")
+
+    def of(family: str, kind: str = "f32") -> Path:
+        path = root / f"{family}-{kind}.gguf"
+        return path if path.exists() else tiny.save_gguf(family, path, kind)
+
+    return of
+
+
 @pytest.fixture(scope="session", params=tuple(tiny.FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     """Each family in turn."""

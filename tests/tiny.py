@@ -11,6 +11,10 @@ import torch
 import transformers as hf
 
 from hq.backends.base import Exchange
+from hq.checkpoint import identity
+from hq.gguf.quantize import quantize
+from hq.gguf.write import write
+from tests import tiny_tokenizers
 
 VOCABULARY = 128
 LAYERS = 3
@@ -75,6 +79,25 @@ def save(family: str, folder: Path, seed: int = 0) -> Path:
     """An FP16 checkpoint of it in `folder`."""
     model(family, seed).half().save_pretrained(folder)
     return folder
+
+
+def save_gguf(family: str, path: Path, kind: str) -> Path:
+    """The same model as a GGUF file; a sliding window, which llama.cpp may lack, is left out."""
+    folder = path.with_suffix("")
+    save(family, folder)
+    if family == "mistral":
+        config = folder / "config.json"
+        config.write_text(
+            config.read_text().replace('"sliding_window": 8', '"sliding_window": null')
+        )
+    tiny_tokenizers.byte_level(VOCABULARY, every_byte=False).save_pretrained(folder)
+    dense = kind if kind in ("f32", "f16") else "f16"
+    whole = path.with_name(f"{family}-{dense}.gguf")
+    if not whole.exists():
+        write(folder, whole, dense, identity(folder))
+    if kind != dense:
+        quantize(whole, path, kind)
+    return path
 
 
 def exchanges(count: int = 6, shared: int = 5, seed: int = 0) -> list[Exchange]:

@@ -56,7 +56,9 @@ class AuditRow:
 
 
 class Decoding(Protocol):
-    """Prompts being continued side by side, a row a continuation."""
+    """Prompts being continued side by side, a row a continuation; at most `max_rows` of them."""
+
+    max_rows: int
 
     def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Computes, once, the prefix that all `prompts`, of any length, share."""
@@ -120,3 +122,34 @@ class Backend(Protocol):
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
         ...
+
+
+def check_factors(factors: Mapping[tuple[int, int], float], layers: int, d_ff: int) -> None:
+    """Raises HQError for a neuron that the model lacks, or an α that is no number from 0 up."""
+    for (layer, index), alpha in factors.items():
+        if not 0 <= layer < layers or not 0 <= index < d_ff:
+            raise HQError(
+                f"Neuron ({layer}, {index}) is not in this model, which has {layers} layers "
+                f"of {d_ff}: use a NeuronSet of this model."
+            )
+        if not 0 <= alpha < float("inf"):
+            raise HQError(f"α = {alpha} for neuron ({layer}, {index}): it must be 0 or more.")
+
+
+def require_known(exchanges: Sequence[Exchange], vocabulary: int, name: str) -> None:
+    """Raises HQError for token ids that the model lacks."""
+    for exchange in exchanges:
+        if not 0 <= min(exchange.ids) <= max(exchange.ids) < vocabulary:
+            raise HQError(
+                f"An exchange has a token id outside the {vocabulary} of {name}: trace with the "
+                "model that wrote the samples."
+            )
+
+
+def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
+    """Raises HQError for traces that are NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise HQError(
+            f"The activations at {precision} are not finite: the model overflows or its weights "
+            "are damaged."
+        )

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from hq.backends.base import Exchange
+from hq.cett import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,20 @@ def plan(exchanges: Sequence[Exchange], token_budget: int, max_rows: float = mat
         rows.append(int(row))
     batches.append(np.array(rows))
     return Plan(prefix, tuple(batches))
+
+
+def span_weights(
+    batch: Sequence[Exchange], start: int, length: int, spans: tuple[Span, ...]
+) -> Float[np.ndarray, "batch span seq"]:
+    """Weights over the tokens after `start` that turn sums into means over each span."""
+    weights = np.zeros((len(batch), len(spans), length), dtype=np.float32)
+    for b, exchange in enumerate(batch):
+        prompt, end = len(exchange.prompt) - start, len(exchange) - start
+        for s, span in enumerate(spans):
+            if span == "answer":
+                weights[b, s, prompt:end] = 1 / (end - prompt)
+            elif span == "prompt":
+                weights[b, s, prompt - 1] = 1
+            else:
+                weights[b, s, :prompt] = 1 / len(exchange.prompt)
+    return weights

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hq.backends.base import AuditRow, Exchange, TraceBatch
-from hq.backends.batching import plan
+from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, require_known
+from hq.backends.batching import plan, span_weights
 from hq.backends.prefix import PrefixCache
 from hq.backends.torch_decoding import TorchDecoding
 from hq.backends.torch_hooks import DownHooks, scaled
@@ -87,6 +87,10 @@ class TorchBackend:
         dense = self._precision.dense(down)
         return dense.T if isinstance(down, Conv1D) else dense
 
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.get_input_embeddings().num_embeddings)
+
     def audit(self) -> list[AuditRow]:
         """The projections inside the layers, counted by how they are really stored."""
         layers = self.decoder.get_submodule(self._family.layers)
@@ -136,7 +140,7 @@ class TorchBackend:
         A prefix that all prompts share is computed once; its tokens still count in `other`.
         Raises HQError for token ids that the model lacks, and for activations that are not finite.
         """
-        self._require_known(exchanges)
+        require_known(exchanges, self._vocabulary, self.identity.name)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
@@ -168,11 +172,7 @@ class TorchBackend:
             share = prefix.sums / counts.view(-1, 1, 1, 1)
             values[:, :, spans.index("other")] += share
         array = values.cpu().numpy()
-        if not np.isfinite(array).all():
-            raise HQError(
-                f"The activations at {self.precision} are not finite: the model overflows or its "
-                "weights are damaged."
-            )
+        require_finite(array, self.precision)
         return array
 
     def logits(
@@ -182,7 +182,7 @@ class TorchBackend:
 
         Raises HQError for token ids that the model lacks.
         """
-        self._require_known(exchanges)
+        require_known(exchanges, self._vocabulary, self.identity.name)
         layout = plan(exchanges, self.token_budget)
         with torch.inference_mode():
             prefix = PrefixCache(self.decoder, layout.prefix, self.device)
@@ -207,36 +207,10 @@ class TorchBackend:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
         return scaled(self.downs, factors, self.identity.d_ff)
 
-    def _require_known(self, exchanges: Sequence[Exchange]) -> None:
-        size = self.model.get_input_embeddings().num_embeddings
-        for exchange in exchanges:
-            if not 0 <= min(exchange.ids) <= max(exchange.ids) < size:
-                raise HQError(
-                    f"An exchange has a token id outside the {size} of {self.identity.name}: trace "
-                    "with the model that wrote the samples."
-                )
-
     def padded(self, batch: list[Exchange], start: int) -> Int[Tensor, "batch seq"]:
         """Token ids after the prefix, padded on the right, where causality hides the padding."""
         tails = [torch.tensor(exchange.ids[start:]) for exchange in batch]
         return nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.device)
-
-
-def span_weights(
-    batch: Sequence[Exchange], start: int, length: int, spans: tuple[Span, ...]
-) -> Float[np.ndarray, "batch span seq"]:
-    """Weights over the tokens after `start` that turn sums into means over each span."""
-    weights = np.zeros((len(batch), len(spans), length), dtype=np.float32)
-    for b, exchange in enumerate(batch):
-        prompt, end = len(exchange.prompt) - start, len(exchange) - start
-        for s, span in enumerate(spans):
-            if span == "answer":
-                weights[b, s, prompt:end] = 1 / (end - prompt)
-            elif span == "prompt":
-                weights[b, s, prompt - 1] = 1
-            else:
-                weights[b, s, :prompt] = 1 / len(exchange.prompt)
-    return weights
 
 
 def _usable(device: str | None) -> torch.device:

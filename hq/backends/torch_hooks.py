@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hq.backends.base import check_factors
 from hq.cett import Measure, span_means
-from hq.errors import HQError
 
 
 class DownHooks:
@@ -81,15 +81,9 @@ def scaled(
     Raises HQError for a neuron that the model does not have, or an α that is negative or not a
     number.
     """
+    check_factors(factors, len(downs), d_ff)
     by_layer: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in factors.items():
-        if not 0 <= layer < len(downs) or not 0 <= index < d_ff:
-            raise HQError(
-                f"Neuron ({layer}, {index}) is not in this model, which has {len(downs)} layers "
-                f"of {d_ff}: use a NeuronSet of this model."
-            )
-        if not 0 <= alpha < float("inf"):
-            raise HQError(f"α = {alpha} for neuron ({layer}, {index}): it must be 0 or more.")
         by_layer[layer][index] = alpha
     with ExitStack() as stack:
         for layer, chosen in by_layer.items():

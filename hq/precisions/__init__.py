@@ -1,6 +1,13 @@
 """Named ways to run one source checkpoint; importing this package registers them all."""
 
-from hq.precisions import bitsandbytes, dense
+from hq.precisions import bitsandbytes, dense, gguf
 from hq.precisions.base import PRECISIONS, Precision
+from hq.registry import Registry
 
-__all__ = ["PRECISIONS", "Precision", "bitsandbytes", "dense"]
+BACKEND_OF: Registry[str] = Registry("precision")  # every precision there is: what runs it
+for _name in PRECISIONS:
+    BACKEND_OF.add(_name, "torch")
+for _name in gguf.NAMES:
+    BACKEND_OF.add(_name, "llamacpp")
+
+__all__ = ["BACKEND_OF", "PRECISIONS", "Precision", "bitsandbytes", "dense", "gguf"]

@@ -36,6 +36,14 @@ class Case:
     open: Callable[[Path], Backend]
     shape: float = 1e-5
     exact: bool = True
+    file: str = ""  # the kind of GGUF file that it opens, in place of a checkpoint
+
+
+def llamacpp(kind: str, path: Path) -> Backend:
+    """llama.cpp, which is an extra."""
+    from hq.backends.llamacpp import LlamaBackend
+
+    return LlamaBackend(path, f"gguf-{kind}", token_budget=64)
 
 
 CASES = {
@@ -47,6 +55,9 @@ CASES = {
     ),
     "torch-nf4": Case(partial(TorchBackend, device="cpu", precision="nf4", token_budget=64)),
     "torch-fp4": Case(partial(TorchBackend, device="cpu", precision="fp4", token_budget=64)),
+    "llamacpp-f32": Case(partial(llamacpp, "f32"), file="f32"),
+    "llamacpp-q8_0": Case(partial(llamacpp, "q8_0"), shape=0.05, file="q8_0"),
+    "llamacpp-q4_0": Case(partial(llamacpp, "q4_0"), shape=0.1, file="q4_0"),
 }
 
 
@@ -57,9 +68,13 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def backend(case: Case, checkpoint: Callable[[str], Path]) -> Iterator[Backend]:
+def backend(
+    case: Case, checkpoint: Callable[[str], Path], gguf: Callable[[str, str], Path]
+) -> Iterator[Backend]:
     """The tiny llama, opened by the case."""
-    opened = case.open(checkpoint("llama"))
+    if case.file:
+        pytest.importorskip("llama_cpp")
+    opened = case.open(gguf("llama", case.file) if case.file else checkpoint("llama"))
     yield opened
     opened.close()
 
@@ -297,7 +312,7 @@ def test_it_says_who_it_is(backend: Backend) -> None:
     assert (backend.identity.n_layers, backend.identity.d_ff) == (tiny.LAYERS, tiny.D_FF)
     assert backend.norms.shape == (tiny.LAYERS, tiny.D_FF)
     assert (backend.norms > 0).all()
-    assert backend.compute in {"float32", "float16", "bfloat16"}
+    assert backend.compute in {"float32", "float16", "bfloat16", "int8"}
 
 
 def test_it_audits_every_projection(backend: Backend) -> None:

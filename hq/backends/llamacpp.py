@@ -1,0 +1,196 @@
+"""The llama.cpp backend: a GGUF file, observed and scaled inside llama.cpp's own graph."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, require_known
+from hq.backends.batching import Plan, plan, span_weights
+from hq.backends.llamacpp_decoding import LlamaDecoding
+from hq.backends.llamacpp_tails import Tails, read_prefix
+from hq.cett import Measure, Span
+from hq.errors import HQError
+from hq.gguf.file import GGUFFile
+from hq.llama.model import Context, LlamaModel
+from hq.llama.tap import Scales, Tap
+from hq.neurons import ModelIdentity
+from hq.precisions.gguf import require_kind
+
+TOKEN_BUDGET = 512  # tokens a decode: each attends to all cells of its batch, so more costs more
+VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
+MAX_ROWS = 255  # llama.cpp's sequences, less the one that keeps the prefix
+
+
+class LlamaBackend:
+    """One GGUF file. A context manager; `close` frees the weights.
+
+    Raises HQError for a file that is damaged, an architecture whose FFN products cannot be
+    observed, or another quantization than the precision names.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        precision: str = "gguf-source",
+        token_budget: int = TOKEN_BUDGET,
+        model_identity: ModelIdentity | None = None,
+        threads: int = 1,
+        n_gpu_layers: int = 0,
+    ) -> None:
+        self.precision = precision
+        self.file = GGUFFile(path)
+        require_kind(self.file, precision)
+        self.identity = model_identity or self.file.identity
+        self.token_budget = token_budget
+        self.threads = threads
+        self.model = LlamaModel(path, n_gpu_layers)
+        try:
+            self._products = self.model.products(self.file.n_layers, self.file.d_ff)
+        except HQError:
+            self.close()
+            raise
+        self.scales = Scales(self.file.n_layers, self.file.d_ff)
+
+    def __enter__(self) -> "LlamaBackend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the weights, and every context made of them first."""
+        self.model.close()
+
+    @property
+    def compute(self) -> str:
+        """What the arithmetic runs in: on a CPU, quantized weights meet activations in 8 bits."""
+        types = {row.storage for row in self.file.audit("")}
+        return "float32" if types == {"f32"} else "float16" if types <= {"f32", "f16"} else "int8"
+
+    @property
+    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        """‖W_down[:, i]‖₂ of the file's own dequantized blocks, float32."""
+        return self.file.norms
+
+    def audit(self) -> list[AuditRow]:
+        """The projections inside the layers, counted by the type that each really got."""
+        return self.file.audit(self.compute)
+
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors in the file."""
+        return self.file.weight_bytes()
+
+    def context(self, tokens: int, sequences: int, batch: int) -> tuple[Context, Tap]:
+        """A context of this size, with the tap that reads and scales in it."""
+        tap = Tap(self._products, self.norms, batch, self.scales)
+        context = self.model.context(
+            tap, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
+        )
+        return context, tap
+
+    def trace(
+        self,
+        exchanges: Sequence[Exchange],
+        measures: tuple[Measure, ...] = ("sum",),
+        spans: tuple[Span, ...] = ("answer",),
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TraceBatch]:
+        """Means of each measure over each span, for every neuron, added up inside llama.cpp.
+
+        A prefix that all prompts share is computed once; its tokens still count in `other`.
+        Raises HQError for token ids that the model lacks, and for activations that are not finite.
+        """
+        require_known(exchanges, self.model.vocabulary, self.identity.name)
+        width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
+        layout = plan(exchanges, self.token_budget, min(MAX_ROWS, VALUE_BUDGET // width))
+        if not exchanges:
+            return
+        context, tap = self._context_for(layout, exchanges)
+        with closing(context):
+            shape = (len(measures), len(spans), self.identity.n_layers, self.identity.d_ff)
+            prefix = np.zeros((1, len(measures), 1, *shape[2:]), dtype=np.float32)
+            ones = np.full((len(layout.prefix), 1), "other" in spans, dtype=np.float32)
+            with tap.traced(np.zeros(len(ones), dtype=np.int64), ones, prefix, measures):
+                read_prefix(context, layout.prefix)
+            for number, rows in enumerate(layout.batches):
+                if number not in skip:
+                    batch = [exchanges[row] for row in rows]
+                    values = np.zeros((len(rows), *shape), dtype=np.float32)
+                    start = len(layout.prefix)
+                    self._trace_batch(context, tap, batch, start, values, measures, spans)
+                    if "other" in spans:
+                        counts = np.array([len(e.prompt) for e in batch], dtype=np.float32)
+                        share = prefix[:, :, 0] / counts.reshape(-1, 1, 1, 1)
+                        values[:, :, spans.index("other")] += share
+                    require_finite(values, self.precision)
+                    yield TraceBatch(number, rows, values)
+
+    def _trace_batch(
+        self,
+        context: Context,
+        tap: Tap,
+        batch: Sequence[Exchange],
+        start: int,
+        values: Float[np.ndarray, "batch measure span layer d_ff"],
+        measures: tuple[Measure, ...],
+        spans: tuple[Span, ...],
+    ) -> None:
+        tails = Tails(batch, start)
+        padded = span_weights(batch, start, max(tails.lengths), spans)
+        weights = padded.transpose(0, 2, 1)[tails.rows, tails.places]  # [token, span]
+        with tails.held(context):
+            for piece in tails.pieces(context.batch):
+                mine = np.ascontiguousarray(weights[piece])
+                with tap.traced(tails.rows[piece].copy(), mine, values, measures):
+                    tails.decode(context, piece, mine.any(axis=1))
+
+    def logits(
+        self, exchanges: Sequence[Exchange]
+    ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
+        """(row, logits that predict each token of its response), in batches by length.
+
+        Raises HQError for token ids that the model lacks.
+        """
+        require_known(exchanges, self.model.vocabulary, self.identity.name)
+        if not exchanges:
+            return
+        layout = plan(exchanges, self.token_budget, MAX_ROWS)
+        context, _ = self._context_for(layout, exchanges)
+        with closing(context):
+            read_prefix(context, layout.prefix)
+            for rows in layout.batches:
+                batch = [exchanges[row] for row in rows]
+                tails = Tails(batch, len(layout.prefix))
+                answers = np.array([len(exchange.response) for exchange in batch])
+                ends = np.array(tails.lengths) - 1  # the last token predicts nothing that is asked
+                firsts = ends - answers
+                first, end = firsts[tails.rows], ends[tails.rows]
+                wanted = np.logical_and(tails.places >= first, tails.places < end)
+                with tails.held(context):
+                    found = np.concatenate(
+                        [
+                            tails.decode(context, piece, wanted[piece]).copy()
+                            for piece in tails.pieces(context.batch)
+                        ]
+                    )
+                parts = np.split(found, np.cumsum(answers)[:-1])
+                yield from zip(map(int, rows), parts, strict=True)
+
+    def decoding(self) -> LlamaDecoding:
+        """A new set of continuations."""
+        return LlamaDecoding(lambda *sizes: self.context(*sizes)[0])
+
+    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
+        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        return self.scales.scaled(factors)
+
+    def _context_for(self, layout: Plan, exchanges: Sequence[Exchange]) -> tuple[Context, Tap]:
+        """A context in which the prefix and any batch have room."""
+        start = len(layout.prefix)
+        tails = [sum(len(exchanges[row]) - start for row in rows) for rows in layout.batches]
+        rows = max(len(rows) for rows in layout.batches)
+        batch = max(start, min(max(tails), self.token_budget))
+        return self.context(start + max(tails), rows + 1, batch)

@@ -1,0 +1,111 @@
+"""Continuations on llama.cpp: a sequence a row, and the cells of a shared past kept once."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from hq.backends.batching import shared_prefix
+from hq.backends.llamacpp_tails import PREFIX, read_prefix
+from hq.errors import HQError
+from hq.llama.model import Context
+
+CELLS = 8192  # tokens of all rows together
+BATCH = 2048  # tokens a decode
+
+
+class LlamaDecoding:
+    """Prompts being continued side by side, at most `max_rows` of them.
+
+    Raises HQError for more rows, or more tokens than the context has cells for.
+    """
+
+    max_rows = 255  # llama.cpp's sequences, less the one that keeps the prefix
+
+    def __init__(self, context: Callable[[int, int, int], Context], cells: int = CELLS) -> None:
+        self._context = context(cells, self.max_rows + 1, BATCH)
+        self._prefix: tuple[int, ...] | None = None
+        self._rows: list[int] = []  # the sequence of each row
+        self._length = 0  # tokens of each row
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # where __init__ failed
+            self._context.close()
+
+    def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Computes the prefix that all `prompts`, of any length, share."""
+        self._prefix = shared_prefix(prompts)
+        self._rows = []
+        read_prefix(self._context, self._prefix)
+
+    def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
+        """Reads prompts of equal length; logits of the token after each."""
+        if self._prefix is None or not all(self._continues(p) for p in prompts):
+            self.share(prompts)
+        assert self._prefix is not None
+        self._require_room(len(prompts))
+        for sequence in self._rows:
+            self._context.forget(sequence)
+        self._rows = list(range(1, 1 + len(prompts)))
+        for sequence in self._rows:
+            self._context.copy(PREFIX, sequence)
+        begin = len(self._prefix)
+        self._length = begin
+        return self._advance(np.array([prompt[begin:] for prompt in prompts]))
+
+    def step(
+        self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
+    ) -> Float[torch.Tensor, "row vocab"]:
+        """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
+        self._require_room(len(parents))
+        self._branch([self._rows[parent] for parent in parents])
+        return self._advance(tokens.reshape(-1, 1))
+
+    def _branch(self, parents: Sequence[int]) -> None:
+        """A sequence for each row: its parent's own for the first child, a copy for others."""
+        alive = set(parents)
+        for sequence in set(self._rows) - alive:
+            self._context.forget(sequence)
+        free = (s for s in range(1, 1 + self.max_rows) if s not in alive)
+        self._rows = []
+        taken: set[int] = set()
+        for parent in parents:
+            sequence = parent if parent not in taken else next(free)
+            if sequence != parent:
+                self._context.copy(parent, sequence)
+            taken.add(parent)
+            self._rows.append(sequence)
+
+    def _advance(self, ids: Int[np.ndarray, "row seq"]) -> Float[torch.Tensor, "row vocab"]:
+        """Decodes the next tokens of every row; the logits after each row's last."""
+        rows, width = ids.shape
+        positions = np.tile(self._length + np.arange(width), rows)
+        sequences = np.repeat(self._rows, width)
+        wanted = np.tile(np.arange(width) == width - 1, rows)
+        flat = ids.reshape(-1)
+        found = [
+            self._context.decode(
+                flat[begin : begin + BATCH],
+                positions[begin : begin + BATCH],
+                sequences[begin : begin + BATCH],
+                wanted[begin : begin + BATCH],
+            ).copy()
+            for begin in range(0, len(flat), BATCH)
+        ]
+        self._length += width
+        return torch.from_numpy(np.concatenate(found))
+
+    def _continues(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt goes on, by a token at least, after the prefix."""
+        assert self._prefix is not None
+        length = len(self._prefix)
+        return len(prompt) > length and tuple(prompt[:length]) == self._prefix
+
+    def _require_room(self, rows: int) -> None:
+        if rows > self.max_rows:
+            raise HQError(
+                f"llama.cpp continues at most {self.max_rows} rows side by side, not {rows}: start "
+                "with fewer prompts."
+            )

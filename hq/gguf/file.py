@@ -1,0 +1,221 @@
+"""One GGUF file, opened and checked: what model it is, what its tensors got, and its norms."""
+
+import hashlib
+import mmap
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hq.backends.base import AuditRow
+from hq.errors import HQError
+from hq.gguf.header import Header, Tensor, Value, cut_off, damaged, read_header
+from hq.gguf.layout import (
+    ARCHITECTURES,
+    PROJECTIONS,
+    Sizes,
+    architecture_of,
+    require_tensors,
+    sizes_of,
+)
+from hq.gguf.norms import cached, column_norms
+from hq.gguf.types import dequantized
+from hq.gguf.vocabulary import tokens_of
+from hq.kin import NORM_NAMES, kin
+from hq.neurons import GGUF_ORIGIN, ModelIdentity
+
+_CHUNK = 1 << 22
+
+
+class TensorTypes(NamedTuple):
+    """How many layers got which type for one kind of FFN tensor."""
+
+    kind: str  # "ffn_up", "ffn_gate", "ffn_down"
+    type: str
+    bits_per_weight: float
+    layers: int
+
+
+class GGUFFile:
+    """A GGUF model, read through a memory map; only what is asked for is read.
+
+    Raises HQError for a file that is missing, damaged, cut off, of an architecture that hq does not
+    know, or whose tensors are not what its hyperparameters say.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._data, status = _map(path)
+        self.header: Header = read_header(path, self._data)
+        self.architecture = architecture_of(path, self.header)
+        self.tokens = tokens_of(path, self.metadata)
+        self._sizes: Sizes = sizes_of(path, self.header, self.architecture, len(self.tokens))
+        require_tensors(path, self.header, self.architecture, self._sizes)
+        self._stamp = f"{status.st_size} {status.st_mtime_ns} {self.header.digest}"
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """Every key: numbers, strings, tuples of strings, and arrays that lie in the file."""
+        return self.header.metadata
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor by its name, in the file's order."""
+        return self.header.tensors
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return self._sizes.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self._sizes.d_model
+
+    @property
+    def d_ff(self) -> int:
+        """Width of the FFN's product: neurons of a layer."""
+        return self._sizes.d_ff
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return self._sizes.vocabulary
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Whose neurons it has.
+
+        A file that hq wrote names the checkpoint it was made from. Any other is known by its own
+        bytes, and by the norms that it shares with its checkpoint (`hq.kin`).
+        """
+        return self._source() or self._own()
+
+    def rows(self, name: str) -> UInt8[np.ndarray, "row nbytes"]:
+        """The stored bytes of a tensor, a row of whole blocks after the other; read-only."""
+        tensor = self.tensors[name]
+        stored = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.offset)
+        row_bytes = tensor.shape[0] // tensor.type.weights * tensor.type.nbytes
+        return stored.reshape(-1, row_bytes)
+
+    def dense(self, name: str) -> Float[np.ndarray, "row weight"]:
+        """A tensor dequantized, float32; a vector is one row."""
+        return dequantized(self.rows(name), self.tensors[name].type)
+
+    @cached_property
+    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        """‖W_down[:, i]‖₂ of the file's own dequantized weights, float32.
+
+        Kept as "<file name>.hq.safetensors" beside the file. HQError for weights that are NaN or
+        infinite.
+        """
+        return cached(self.path, self._stamp, (self.n_layers, self.d_ff), self._norms)
+
+    def ffn_types(self) -> list[TensorTypes]:
+        """What each FFN tensor really got, counted over the layers: a file's label can mislead."""
+        kinds = ("ffn_up", "ffn_gate", "ffn_down")
+        counts = Counter(
+            (kinds.index(kind), tensor.type.name, tensor.bits_per_weight)
+            for kind, tensor in self._projections()
+            if kind in kinds
+        )
+        return [
+            TensorTypes(kinds[place], name, bits, count)
+            for (place, name, bits), count in sorted(counts.items())
+        ]
+
+    def audit(self, compute: str) -> list[AuditRow]:
+        """The projections inside the layers, counted by how they are really stored."""
+        counts = Counter(
+            (tensor.type.name.lower(), tensor.bits_per_weight) for _, tensor in self._projections()
+        )
+        return [
+            AuditRow("GGUF", count, storage, bits, compute)
+            for (storage, bits), count in sorted(counts.items())
+        ]
+
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors, scales included."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def _projections(self) -> Iterable[tuple[str, Tensor]]:
+        for name, tensor in self.tensors.items():
+            parts = name.split(".")  # blk, layer, kind, "weight" or "bias"
+            if len(parts) == 4 and parts[2] in PROJECTIONS and parts[3] == "weight":
+                yield parts[2], tensor
+
+    def _norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        norms = np.empty((self.n_layers, self.d_ff), dtype=np.float32)
+        for layer in range(self.n_layers):
+            name = f"blk.{layer}.ffn_down.weight"
+            norms[layer] = column_norms(self.rows(name), self.tensors[name].type)
+            if not np.isfinite(norms[layer]).all():
+                raise damaged(self.path, f"{name} holds weights that are not finite")
+        return norms
+
+    def _source(self) -> ModelIdentity | None:
+        """The identity of the checkpoint that the file says it was made from."""
+        keys = ("name", "fingerprint", "architecture", "kin")
+        said = {key: self.metadata.get(f"hq.source.{key}") for key in keys}
+        if said["fingerprint"] is None:
+            return None
+        name, fingerprint, architecture, of_kin = (said[key] for key in keys)
+        of_kin = "" if of_kin is None else of_kin  # GGUF writers leave empty strings out
+        if not (
+            isinstance(name, str)
+            and isinstance(fingerprint, str)
+            and isinstance(architecture, str)
+            and isinstance(of_kin, str)
+        ):
+            raise damaged(self.path, "its hq.source keys do not name a checkpoint")
+        return ModelIdentity(
+            name=name,
+            fingerprint=fingerprint,
+            architecture=architecture,
+            n_layers=self.n_layers,
+            d_ff=self.d_ff,
+            kin=of_kin,
+        )
+
+    def _own(self) -> ModelIdentity:
+        model_type = ARCHITECTURES[self.architecture].model_type
+        given = self.metadata.get("general.name")
+        norms = NORM_NAMES[model_type].ordered(self.n_layers)
+        return ModelIdentity(
+            name=given if isinstance(given, str) and given else self.path.stem,
+            fingerprint=GGUF_ORIGIN + self._fingerprint(),
+            architecture=model_type,
+            n_layers=self.n_layers,
+            d_ff=self.d_ff,
+            kin=kin(self.dense(name).ravel() for name in norms),
+        )
+
+    def _fingerprint(self) -> str:
+        """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.type.name} {list(tensor.shape)}\n".encode())
+            stored = self.rows(name).reshape(-1)
+            for start in range(0, tensor.nbytes, _CHUNK):
+                digest.update(stored[start : start + _CHUNK].data)
+        return digest.hexdigest()
+
+
+def _map(path: Path) -> tuple[mmap.mmap, os.stat_result]:
+    """The file, mapped read-only, and its status at that moment."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise cut_off(path)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
+    except OSError as error:
+        raise HQError(
+            f"The GGUF file {path} cannot be read ({error.strerror}): name a file that is there."
+        ) from error

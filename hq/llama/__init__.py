@@ -1,0 +1,4 @@
+"""llama.cpp at its own speed: loading, decoding, and its FFN products read and scaled natively.
+
+Everything here speaks to llama-cpp-python's low-level API; hq/backends/llamacpp.py speaks hq's.
+"""

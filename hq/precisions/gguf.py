@@ -1,0 +1,25 @@
+"""GGUF files as precisions: `gguf-q4_k_m` and its kin, run by llama.cpp."""
+
+from hq.errors import HQError
+from hq.gguf.file import GGUFFile
+from hq.gguf.quantize import KINDS
+from hq.llama.library import library
+
+PREFIX = "gguf-"
+SOURCE = "gguf-source"  # the file that a study's model was given as, whatever is in it
+_DENSE = {"f32": 0, "f16": 1}  # general.file_type of what hq.gguf.write writes
+NAMES = (SOURCE, *(PREFIX + kind for kind in (*_DENSE, *KINDS)))
+
+
+def require_kind(file: GGUFFile, precision: str) -> None:
+    """Raises HQError where a file says that it is of another kind than `precision`."""
+    if precision == SOURCE:
+        return
+    kind = precision.removeprefix(PREFIX)
+    wanted = _DENSE[kind] if kind in _DENSE else getattr(library().llama, KINDS[kind])
+    found = file.metadata.get("general.file_type")
+    if found != wanted:
+        raise HQError(
+            f"{file.path} is of file type {found}, not {wanted} ({kind}): refusing to report "
+            f"another precision under the name {precision}."
+        )
