@@ -61,53 +61,72 @@ def matched_neurons(
     d_ff: int,
     draws: int,
     seed: int,
-    nearest: int = 64,
+    caliper: float = 0.2,
+    nearest: int = 5,
 ) -> Int[np.ndarray, "draws k"]:
     """For each chosen neuron a random one of its layer and magnitude; all different in a draw.
 
-    Candidates are the `nearest` by rank of mean contribution (`magnitudes`) within the layer,
-    without the chosen ones, and without super-neurons unless the chosen neuron is one itself.
+    Candidates are those whose mean contribution (`magnitudes`) lies within `caliper` of the chosen
+    one's, as a difference of logarithms; where there is none, the `nearest` few, however far. None
+    is a chosen one, nor a super-neuron unless the chosen neuron is one itself. `magnitude_ratio`
+    tells how near the match is.
     Column j of the result matches `chosen[j]`. HQError if a layer has too few neurons left.
     """
+    logs = _logs(magnitudes)
     extreme = outliers(magnitudes)
     taken = np.isin(np.arange(len(magnitudes)), chosen)
-    pools = [
-        _nearest_in_layer(int(flat), magnitudes, d_ff, ~taken & (~extreme | extreme[flat]), nearest)
+    candidates = [
+        _nearest_first(int(flat), logs, d_ff, ~taken & (~extreme | extreme[flat]))
         for flat in chosen
     ]
+    near = [int((distances <= caliper).sum()) for _, distances in candidates]
+    # Those with the least choice draw first, so that no other takes their only near match.
+    order = np.argsort(near, kind="stable")
+    drawn = np.empty((draws, len(chosen)), dtype=np.int64)
     rng = np.random.default_rng(seed)
-    return np.stack([_draw_different(pools, rng) for _ in range(draws)])
+    for row in drawn:
+        free = np.ones(len(magnitudes), dtype=bool)
+        for j in order:
+            neurons, distances = candidates[j]
+            left = free[neurons]
+            pool = neurons[left][: int((distances[left] <= caliper).sum()) or nearest]
+            if pool.size == 0:
+                raise HQError(
+                    f"Layer {chosen[j] // d_ff} has too few neurons to match the chosen ones: "
+                    "choose fewer of them."
+                )
+            row[j] = rng.choice(pool)
+            free[row[j]] = False
+    return drawn
 
 
-def _nearest_in_layer(
-    flat: int,
+def magnitude_ratio(
+    neurons: Int[np.ndarray, "*draws k"],
+    chosen: Int[np.ndarray, " h"],
     magnitudes: Float[np.ndarray, " p"],
-    d_ff: int,
-    allowed: Bool[np.ndarray, " p"],
-    nearest: int,
-) -> Int[np.ndarray, " m"]:
-    """Allowed neurons of the same layer, by distance in rank of magnitude, the nearest first."""
+) -> float:
+    """Geometric mean of the neurons' magnitudes ÷ that of the chosen ones."""
+    logs = _logs(magnitudes)
+    return float(np.exp(logs[neurons].mean() - logs[chosen].mean()))
+
+
+def _logs(magnitudes: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
+    """Logarithms; those of silent neurons are equal, and far from all others."""
+    logs: Float[np.ndarray, " p"] = np.log(
+        np.maximum(magnitudes.astype(np.float64), np.finfo(float).tiny)
+    )
+    return logs
+
+
+def _nearest_first(
+    flat: int, logs: Float[np.ndarray, " p"], d_ff: int, allowed: Bool[np.ndarray, " p"]
+) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Allowed neurons of the same layer with their |log ratio| of magnitude, ascending."""
     start = flat // d_ff * d_ff
-    layer = slice(start, start + d_ff)
-    ranks = np.argsort(np.argsort(magnitudes[layer], kind="stable"), kind="stable")
-    candidates = np.flatnonzero(allowed[layer])
-    distance = np.abs(ranks[candidates] - ranks[flat - start])
-    return start + candidates[np.argsort(distance, kind="stable")[:nearest]]
-
-
-def _draw_different(
-    pools: list[Int[np.ndarray, " m"]], rng: np.random.Generator
-) -> Int[np.ndarray, " k"]:
-    drawn: list[int] = []
-    for pool in pools:
-        free = np.setdiff1d(pool, drawn)
-        if free.size == 0:
-            raise HQError(
-                "A layer has too few neurons to match the chosen ones: raise the number of nearest "
-                "candidates, or choose fewer neurons."
-            )
-        drawn.append(int(rng.choice(free)))
-    return np.array(drawn, dtype=np.int64)
+    neurons = start + np.flatnonzero(allowed[start : start + d_ff])
+    distances = np.abs(logs[neurons] - logs[flat])
+    order = np.argsort(distances, kind="stable")
+    return neurons[order], distances[order]
 
 
 def control_auroc(
@@ -126,11 +145,7 @@ def control_auroc(
         ]
     )
     per_draw = np.array([auroc(row, y_test) for row in decisions])
-    low, high = np.quantile(per_draw, [0.025, 0.975])
-    estimate = Estimate(
-        value=float(per_draw.mean()), low=float(low), high=float(high), n=len(draws), seed=seed
-    )
-    return Control(estimate, per_draw, decisions)
+    return Control(Estimate.of_draws(per_draw, seed), per_draw, decisions)
 
 
 def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) -> "Pipeline":

@@ -69,9 +69,14 @@ def identify(
     tokens, other tokens of both). Rows count alike, 1 to 3, as skglm has no weighted logistic loss;
     C is still chosen by the AUROC between answers, which is what the set is for.
 
-    HQError for features or labels that do not fit together, NaN, one class, too few groups, or when
-    no C is eligible.
+    HQError for features or labels that do not fit together, NaN, one class, too few groups, `other`
+    where the features are those of the other tokens already, or when no C is eligible.
     """
+    if other is not None and tokens == "other":
+        raise HQError(
+            "3-vs-1 sets the chosen tokens against the other ones, so tokens cannot be 'other': "
+            "choose 'answer' or 'prompt'."
+        )
     design = _stack(X, y, groups, other)
     _check(X, y, model, folds, design.groups[: len(y)])
     whole = standardise(design.X, d_ff=model.d_ff)
@@ -165,7 +170,7 @@ def _eligible(path: Path, cap: float) -> Path:
         raise HQError(
             f"No C selects an H-Neuron within the cap of {cap:g} non-zero weights "
             f"(from C = {path.Cs[0]:g} on, the fits have {path.n_nonzero.tolist()}): "
-            "add other values of C, or raise the cap."
+            "gather more samples, or raise max_fraction."
         )
     return Path(path.Cs[keep], path.coefs[keep], path.intercepts[keep])
 

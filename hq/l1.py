@@ -132,7 +132,10 @@ def _fit(
         if violation <= tolerance * alpha:
             w[:-1][np.abs(w[:-1]) < _ZERO] = 0
             return w
-    raise HQError(f"The L1 fit does not converge at C = {C:g}: leave out this C and larger ones.")
+    raise HQError(
+        f"The L1 fit does not converge at C = {C:g}: gather more samples, or lower max_fraction, "
+        "which ends the path sooner."
+    )
 
 
 def _decision(Z: Float[np.ndarray, "n p"], w: Float[np.ndarray, " p1"]) -> Float[np.ndarray, " n"]:

@@ -157,8 +157,12 @@ class NeuronSet(_Record):
         source = Path(path)
         neurons = cls._parse(source, _read(source))
         if model is not None:
-            _require_same_model(source, neurons.model, model)
+            neurons.require(model, str(source))
         return neurons
+
+    def require(self, model: ModelIdentity, name: str = "The neuron set") -> None:
+        """HQError, with `name` in it, unless the set belongs to `model`."""
+        _require_same_model(name, self.model, model)
 
     @classmethod
     def _parse(cls, source: Path, text: str) -> Self:
@@ -204,7 +208,7 @@ def _explain(source: Path, error: ValidationError) -> str:
     return f"{source} is not a neuron set: {where}: {first['msg']}; write it with `hq identify`."
 
 
-def _require_same_model(source: Path, found: ModelIdentity, wanted: ModelIdentity) -> None:
+def _require_same_model(source: str, found: ModelIdentity, wanted: ModelIdentity) -> None:
     shape = ("n_layers", "d_ff")
     for field in shape if _akin(found, wanted) else ("fingerprint", *shape):
         have, need = getattr(found, field), getattr(wanted, field)

@@ -5,6 +5,7 @@ of counts and nothing is sorted or copied twice.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -38,6 +39,14 @@ class Estimate(BaseModel):
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @classmethod
+    def of_draws(cls, values: Float[np.ndarray, " draws"], seed: int) -> Self:
+        """Mean over draws, and the interval that holds 95% of them; `n` counts the draws."""
+        low, high = np.quantile(values, [0.025, 0.975])
+        return cls(
+            value=float(values.mean()), low=float(low), high=float(high), n=len(values), seed=seed
+        )
+
 
 def bootstrap(
     statistic: Statistic,
@@ -45,12 +54,14 @@ def bootstrap(
     seed: int,
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
+    name: str = "statistic",
 ) -> Estimate:
     """Percentile bootstrap of a statistic over row weights (Efron & Tibshirani 1993, ch. 13).
 
     Rows are drawn with replacement, or whole groups of rows where `groups` names one per row.
     A resample for which the statistic is NaN (undefined) is drawn again.
-    HQError if there is nothing to resample or nearly every resample is undefined.
+    HQError, with the statistic's `name`, if there is nothing to resample, or if it is undefined for
+    the rows as they are or for nearly every resample.
     """
     if n == 0:
         raise HQError("There are no rows to estimate anything from: check the selection.")
@@ -59,7 +70,9 @@ def bootstrap(
         raise HQError(f"There are {len(unit)} groups for {n} rows: give one group per row.")
     units = int(unit.max()) + 1
     value = float(statistic(np.ones((1, n)))[0])
-    values = _replicate(statistic, unit, units, np.random.default_rng(seed), replicates)
+    if np.isnan(value):
+        raise HQError(f"The {name} is undefined for these {n} rows: gather more, and other ones.")
+    values = _replicate(statistic, unit, units, np.random.default_rng(seed), replicates, name)
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(value=value, low=float(low), high=float(high), n=units, seed=seed)
 
@@ -70,6 +83,7 @@ def _replicate(
     units: int,
     rng: np.random.Generator,
     replicates: int,
+    name: str,
 ) -> Float[np.ndarray, " replicates"]:
     """Values of the statistic on `replicates` defined resamples, in chunks of bounded memory."""
     chunk = max(1, _CHUNK // len(unit))
@@ -78,7 +92,8 @@ def _replicate(
     while missing > 0:
         if drawn > _MAX_REDRAWS * replicates:
             raise HQError(
-                "Nearly every resample lacks one of the two classes: gather more rows of the rarer."
+                f"The {name} is undefined for nearly every resample of these {len(unit)} rows: "
+                "gather more of the rarer kind."
             )
         rows = min(chunk, missing)
         values = statistic(_counts(rng, rows, units)[:, unit].astype(np.float64))
@@ -112,7 +127,7 @@ def bootstrap_auroc(
 ) -> Estimate:
     """AUROC with its bootstrap interval; resamples with one class only are drawn again."""
     s, y = _two_classes(scores, labels)
-    return bootstrap(auroc_statistic(s, y), len(y), seed, replicates, groups)
+    return bootstrap(auroc_statistic(s, y), len(y), seed, replicates, groups, "AUROC")
 
 
 def bootstrap_auroc_difference(
@@ -135,7 +150,7 @@ def bootstrap_auroc_difference(
         subtracted = sum(other(weights) for other in others) / len(others)
         return first(weights) - subtracted
 
-    return bootstrap(difference, len(y), seed, replicates, groups)
+    return bootstrap(difference, len(y), seed, replicates, groups, "difference of AUROCs")
 
 
 def bootstrap_mean(
@@ -151,7 +166,7 @@ def bootstrap_mean(
         result: Float[np.ndarray, " replicates"] = weights @ v / weights.sum(axis=1)
         return result
 
-    return bootstrap(mean, len(v), seed, replicates, groups)
+    return bootstrap(mean, len(v), seed, replicates, groups, "mean")
 
 
 def auroc_statistic(scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> Statistic:

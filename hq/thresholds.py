@@ -4,7 +4,7 @@ A response counts as hallucinated where its score is at or above the threshold.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
@@ -12,7 +12,12 @@ from hq.stats import Estimate, Weights, bootstrap
 
 
 def bootstrap_f1(
-    scores: ArrayLike, labels: ArrayLike, threshold: float, seed: int, replicates: int = 2000
+    scores: ArrayLike,
+    labels: ArrayLike,
+    threshold: float,
+    seed: int,
+    replicates: int = 2000,
+    groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
     """F1 of the hallucinated class at `threshold`, with its bootstrap interval."""
     called, y = np.asarray(scores) >= threshold, np.asarray(labels).astype(bool)
@@ -25,7 +30,7 @@ def bootstrap_f1(
         np.divide(2 * (weights @ hits), count, out=ratio, where=count > 0)
         return ratio
 
-    return bootstrap(f1, len(y), seed, replicates)
+    return bootstrap(f1, len(y), seed, replicates, groups, "F1")
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:

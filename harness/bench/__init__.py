@@ -2,6 +2,7 @@
 
 from harness.bench import cett as cett
 from harness.bench import l1 as l1
+from harness.bench import monitor as monitor
 from harness.bench import sampling as sampling
 from harness.bench.base import BENCHES as BENCHES
 from harness.bench.base import report as report

@@ -3,7 +3,18 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, neurons, picture, study
+from harness.cli import bench, check, doctor, files, monitor, neurons, picture, study
 from harness.cli.app import app, main
 
-__all__ = ["app", "bench", "check", "doctor", "files", "main", "neurons", "picture", "study"]
+__all__ = [
+    "app",
+    "bench",
+    "check",
+    "doctor",
+    "files",
+    "main",
+    "monitor",
+    "neurons",
+    "picture",
+    "study",
+]

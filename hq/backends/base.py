@@ -53,6 +53,7 @@ class AuditRow:
     storage: str  # dtype of the stored weight
     bits_per_weight: float  # real bytes, scales included
     compute: str  # dtype the activations come in
+    weights: int  # how many numbers it holds, all `count` together
 
 
 class Decoding(Protocol):

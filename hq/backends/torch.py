@@ -104,18 +104,18 @@ class TorchBackend:
             )
         kinds = Counter(self._kind(m) for m in projections.values())
         return [
-            AuditRow(module, count, storage, bits, self.compute)
-            for (module, storage, bits), count in sorted(kinds.items())
+            AuditRow(module, count, storage, bits, self.compute, count * size)
+            for (module, storage, bits, size), count in sorted(kinds.items())
         ]
 
-    def _kind(self, module: Any) -> tuple[str, str, float]:
-        """Class, storage type and bits a weight; a packed weight's features tell its size."""
+    def _kind(self, module: Any) -> tuple[str, str, float, int]:
+        """Class, storage type, bits a weight, size; a packed weight's features tell the last."""
         weight: Tensor = module.weight
         stored = weight.nbytes + self._precision.scale_bytes(module)
         linear = isinstance(module, nn.Linear)
         size = module.in_features * module.out_features if linear else weight.numel()
         storage = str(weight.dtype).removeprefix("torch.")
-        return type(module).__name__, storage, round(8 * stored / size, 3)
+        return type(module).__name__, storage, round(8 * stored / size, 3), size
 
     def weight_bytes(self) -> int:
         """Bytes that the weights ship in: packed ones with their scales, all others in FP16.

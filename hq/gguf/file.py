@@ -1,9 +1,10 @@
 """One GGUF file, opened and checked: what model it is, what its tensors got, and its norms."""
 
 import hashlib
+import math
 import mmap
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -132,12 +133,13 @@ class GGUFFile:
 
     def audit(self, compute: str) -> list[AuditRow]:
         """The projections inside the layers, counted by how they are really stored."""
-        counts = Counter(
-            (tensor.type.name.lower(), tensor.bits_per_weight) for _, tensor in self._projections()
-        )
+        kinds: dict[tuple[str, float], list[int]] = defaultdict(list)
+        for _, tensor in self._projections():
+            kind = (tensor.type.name.lower(), tensor.bits_per_weight)
+            kinds[kind].append(math.prod(tensor.shape))
         return [
-            AuditRow("GGUF", count, storage, bits, compute)
-            for (storage, bits), count in sorted(counts.items())
+            AuditRow("GGUF", len(sizes), storage, bits, compute, sum(sizes))
+            for (storage, bits), sizes in sorted(kinds.items())
         ]
 
     def weight_bytes(self) -> int:

@@ -4,6 +4,8 @@ What is written is the tokenizer that transformers makes of the checkpoint, not 
 One that llama.cpp cannot follow is refused. What it does not do, and so splits otherwise:
 
 - Unicode normalisation (Qwen's NFC): texts that are not in NFC already;
+- characters of bytes that a byte-level vocabulary lacks (SmolLM2's: some control characters): both
+  drop them, and transformers then merges what stood around them;
 - the prefix space of `Metaspace` tokenizers (Llama 2 and Mistral in transformers 5): llama.cpp puts
   one before a text that begins with a space too, and, where the scheme is "first", after every
   special token inside the text;
@@ -85,7 +87,8 @@ def _added(checkpoint: Path, tokenizer: Any, core: Core) -> list[dict[str, Any]]
         text = token["content"]
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise refusal(checkpoint, f"looks at what stands around {text!r}", "does not")
-        if token["normalized"] and normalizer and normalizer.normalize_str(text) != text:
+        as_found = {text, text.replace(" ", "▁")}
+        if token["normalized"] and normalizer and normalizer.normalize_str(text) not in as_found:
             raise refusal(checkpoint, f"normalizes its token {text!r}", "does not")
     return added
 

@@ -54,7 +54,7 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
 
     Raises HQError, naming the cause, for an architecture that is not in hq/gguf/conversion.py or
     asks for what llama.cpp does not do; for a missing or unknown tokenizer; for a tensor with an
-    unexpected name, type or shape; for weights that float16 cannot hold; for a missing `gguf`.
+    unexpected name or type; for weights that float16 cannot hold; for a missing `gguf`.
     """
     gguf = _gguf()
     config = text_config(checkpoint)
@@ -89,7 +89,7 @@ def _general(dtype: Dtype, identity: ModelIdentity) -> Metadata:
         "name": identity.name,
         "fingerprint": identity.fingerprint,
         "architecture": identity.architecture,
-        "kin": str(getattr(identity, "kin", "")),
+        "kin": identity.kin,
     }
     general: Metadata = {
         "general.type": "model",

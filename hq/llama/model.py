@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 
 from hq.errors import HQError
 from hq.llama.library import library
-from hq.llama.native import address
 from hq.llama.products import ProductFinder, Products
 from hq.llama.tap import Tap
 
@@ -135,6 +134,8 @@ class Context:
         settings.kv_unified = True  # sequences share the cells of a prefix, and batches keep order
         settings.swa_full = True
         if tap is not None:
+            from hq.llama.native import address  # compiles, so only when it is needed
+
             callback = llama.ggml_backend_sched_eval_callback(address())
             settings.cb_eval_user_data = tap.address
         if callback is not None:
@@ -176,8 +177,7 @@ class Context:
         The logits are a view that the next decode overwrites. Raises HQError where llama.cpp fails,
         or the FFN products could not be read; the context's sequences are then undefined.
         """
-        if not self._context:
-            raise HQError(f"A context of {self.model.path} is closed: open another.")
+        self._require_open()
         llama, count = library().llama, len(tokens)
         outputs = np.flatnonzero(wanted).astype(np.int64)
         if self._tap is not None:
@@ -200,15 +200,22 @@ class Context:
 
     def clear(self) -> None:
         """Forgets every sequence."""
+        self._require_open()
         library().llama.llama_memory_clear(self._memory, False)
 
     def copy(self, source: int, target: int) -> None:
         """Lets `target` go on from all of `source`, whose cells they then share."""
+        self._require_open()
         library().llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Removes a sequence's tokens from position `start` on."""
-        library().llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
+    def forget(self, sequence: int) -> None:
+        """Removes a sequence; a closed context has none."""
+        if self._context:
+            library().llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def _require_open(self) -> None:
+        if not self._context:
+            raise HQError(f"A context of {self.model.path} is closed: open another.")
 
 
 class _Batch:

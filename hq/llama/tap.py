@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from hq.backends.base import check_factors
 from hq.cett import Measure
 from hq.errors import HQError
-from hq.llama.native import Fault, Field, Job
 from hq.llama.products import Products
+from hq.llama.state import Fault, Field, Job
 
 _NEVER = -1  # a measure that is not wanted
 _FIELDS: dict[Measure, Field] = {

@@ -1,0 +1,22 @@
+"""Where a study's model comes from: the embedded one, a checkpoint, a hub id, or a GGUF file."""
+
+from pathlib import Path
+
+from harness.embedded import NAME, packaged_gguf
+from hq.errors import HQError
+
+
+def gguf_of(model: str | Path) -> Path:
+    """The GGUF file that a name or path stands for. Raises HQError where it is none."""
+    found = gguf_or_none(model)
+    if found is None:
+        raise HQError(f"{model} is no GGUF file: name one that ends in .gguf, or {NAME}.")
+    return found
+
+
+def gguf_or_none(model: str | Path) -> Path | None:
+    """The file that the model is given as, None for a checkpoint or hub id."""
+    if str(model) == NAME:
+        return packaged_gguf()
+    path = Path(model).expanduser()
+    return path if path.suffix == ".gguf" else None

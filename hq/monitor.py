@@ -1,0 +1,135 @@
+"""A live monitor: a response as it is generated, and what its H-Neurons say at every token."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import expit
+
+from hq.backends.llamacpp import LlamaBackend
+from hq.errors import HQError
+from hq.llama.tap import Watch
+from hq.neurons import NeuronSet
+from hq.sampling import Ending
+
+Choose = Callable[[Float[np.ndarray, " vocab"]], int]  # the next token from its logits
+_BATCH = 512  # tokens of a prompt that one decode reads
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of the response, once the model has read it."""
+
+    token: int
+    cett: Float[np.ndarray, " k"]  # of the set's neurons at this token
+    token_score: float  # the decision value of this token alone: log odds of a hallucination
+    score: float  # that of the response so far, which the threshold is for
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the response so far is no hallucination, as the probe has it."""
+        return float(expit(-self.score))
+
+
+class Monitor:
+    """Watches a NeuronSet while a model answers; nothing but these neurons and sums is read.
+
+    A context manager. Several may share a backend, or run on backends of their own.
+    Raises HQError for a set of another model.
+    """
+
+    def __init__(self, backend: LlamaBackend, neurons: NeuronSet, tokens: int = 2048) -> None:
+        neurons.require(backend.identity)
+        if not neurons.neurons:
+            raise HQError("The neuron set is empty: there is nothing to watch.")
+        self.neurons = neurons
+        self._capacity = tokens
+        self._context, self._tap = backend.context(tokens, 1, min(tokens, _BATCH))
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees its keys and values."""
+        self._context.close()
+
+    def answer(
+        self,
+        prompt: Sequence[int],
+        ending: Ending,
+        max_new_tokens: int = 64,
+        choose: Choose = lambda logits: int(logits.argmax()),
+    ) -> Iterator[Step]:
+        """Reads the prompt and streams the response, without the token that ends it.
+
+        Raises HQError for a prompt that is empty or leaves no room for the response.
+        """
+        if not prompt or len(prompt) + max_new_tokens > self._capacity:
+            raise HQError(
+                f"A prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
+                f"{self._capacity}: shorten them, or open the monitor with more tokens."
+            )
+        with self._watched() as watch:
+            decisions, logits = self._read(prompt, watch)
+            running = _Running(self.neurons.tokens, decisions)
+            ids: tuple[int, ...] = ()
+            while len(ids) < max_new_tokens:
+                ids = (*ids, choose(logits))
+                ended = ending.split(ids)
+                if ended is not None and len(ended[0]) < len(ids):
+                    return
+                logits = self._decode(ids[-1:], len(prompt) + len(ids) - 1)
+                cett = watch.cett(1)
+                decision = float(self.neurons.score_traces(cett)[0])
+                yield Step(ids[-1], cett[0], decision, running.add(decision))
+                if ended is not None:
+                    return
+
+    @contextmanager
+    def _watched(self) -> Iterator[Watch]:
+        places = [(n.layer, n.index) for n in self.neurons.neurons]
+        self._context.clear()
+        with self._tap.watched(places, self.neurons.cett) as watch:
+            yield watch
+
+    def _read(
+        self, prompt: Sequence[int], watch: Watch
+    ) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " vocab"]]:
+        """Decision values at the prompt's tokens, and the logits after it."""
+        found = []
+        for begin in range(0, len(prompt), self._context.batch):
+            piece = prompt[begin : begin + self._context.batch]
+            logits = self._decode(piece, begin)
+            found.append(self.neurons.score_traces(watch.cett(len(piece))))
+        return np.concatenate(found), logits
+
+    def _decode(self, ids: Sequence[int], start: int) -> Float[np.ndarray, " vocab"]:
+        """Logits after the last of the tokens; every one is an output, as each is watched."""
+        count = len(ids)
+        positions, sequence = start + np.arange(count), np.zeros(count)
+        logits: Float[np.ndarray, " vocab"] = self._context.decode(
+            ids, positions, sequence, np.ones(count)
+        )[-1]
+        return logits
+
+
+class _Running:
+    """The decision value of the span that the set reads, as tokens come.
+
+    The probe is linear in the mean CETT, so its value is the mean of the tokens' values.
+    """
+
+    def __init__(self, span: str, prompt: Float[np.ndarray, " token"]) -> None:
+        fixed = {"prompt": prompt[-1], "other": prompt.mean()}
+        self._fixed = float(fixed[span]) if span in fixed else None
+        self._sum, self._count = 0.0, 0
+
+    def add(self, decision: float) -> float:
+        """The value with one more token of the response."""
+        self._sum, self._count = self._sum + decision, self._count + 1
+        return self._fixed if self._fixed is not None else self._sum / self._count

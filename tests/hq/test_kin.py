@@ -1,0 +1,120 @@
+"""Kin: a checkpoint and the GGUF files made from it have the same, whatever the family and type."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+from hq.checkpoint import identity
+from hq.gguf.file import GGUFFile
+from hq.kin import NORM_NAMES, kin
+from tests import tiny
+from tests.hq import gguf_files
+
+Checkpoint = Callable[[str], Path]
+
+ARCHITECTURE = {"mistral": "llama", "gemma3_text": "gemma3"}
+CONVERTED = [family for family in tiny.FAMILIES if family != "opt"]
+
+
+def converted(family: str, checkpoint: Path) -> dict[str, np.ndarray]:
+    """A checkpoint's weights by the names that the gguf package maps theirs to, as it stores them."""
+    architecture = ARCHITECTURE.get(family, family)
+    (enum,) = (a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(enum, tiny.LAYERS)
+    weights = {}
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        if "vision" in name or "projector" in name:
+            continue
+        known = names.get_name(re.sub(r"language_model\.", "", name), (".weight", ".bias"))
+        weight = tensor.float().numpy()
+        if architecture == "gpt2" and re.search(r"(c_attn|c_proj|c_fc)\.weight", name):
+            weight = weight.T
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            weight = weight + np.float32(1)
+        weights[known] = np.ascontiguousarray(weight)
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+@pytest.mark.parametrize("family", CONVERTED)
+def test_a_checkpoint_and_its_gguf_are_akin(family, kind, checkpoint: Checkpoint, tmp_path):
+    weights = converted(family, checkpoint(family))
+    architecture = ARCHITECTURE.get(family, family)
+    path = gguf_files.write(tmp_path / "a.gguf", kind, weights=weights, architecture=architecture)
+    found, source = GGUFFile(path).identity, identity(checkpoint(family))
+    assert found.kin == source.kin
+    assert re.fullmatch("[0-9a-f]{16}", found.kin)
+    assert (found.n_layers, found.d_ff) == (source.n_layers, source.d_ff)
+    assert found.fingerprint.startswith("gguf:")
+
+
+def test_every_family_has_a_kin_of_its_own(checkpoint: Checkpoint):
+    kins = [identity(checkpoint(family)).kin for family in tiny.FAMILIES]
+    assert kins.pop(list(tiny.FAMILIES).index("opt")) == ""
+    assert "" not in kins
+    same_weights = {"llama", "mistral"}  # one seed, one shape
+    assert len(set(kins)) >= len(kins) - len(same_weights)
+
+
+def test_every_norm_counts(checkpoint: Checkpoint, tmp_path):
+    folder = tiny.save("gemma3_text", tmp_path / "copy")
+    path, before = folder / "model.safetensors", identity(folder).kin
+    tensors = load_file(path)
+    norms = [name for name in tensors if name.endswith("norm.weight")]
+    assert len(norms) == 6 * tiny.LAYERS + 1
+    for name in norms:
+        changed = tensors[name].clone()
+        changed[3] += 0.5
+        save_file(tensors | {name: changed}, path, metadata={"format": "pt"})
+        assert identity(folder).kin != before, name
+    others = {name: t for name, t in tensors.items() if name not in norms}
+    save_file(tensors | {n: -t for n, t in others.items()}, path, metadata={"format": "pt"})
+    assert identity(folder).kin == before
+    del tensors[norms[0]]
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert identity(folder).kin == ""
+
+
+def test_sharding_and_dtype_keep_the_kin(checkpoint: Checkpoint, tmp_path):
+    model = hf.AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float16)
+    before = identity(checkpoint("llama")).kin
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    model.float().save_pretrained(tmp_path / "float32")
+    assert identity(tmp_path / "shards").kin == identity(tmp_path / "float32").kin == before
+    model.bfloat16().save_pretrained(tmp_path / "bf16")
+    model.float().save_pretrained(tmp_path / "rounded")
+    assert identity(tmp_path / "bf16").kin == identity(tmp_path / "rounded").kin != before
+
+
+def test_order_and_lengths_count_and_what_fp16_cannot_hold_does_not():
+    ones, more = np.ones(3, dtype=np.float32), np.full(2, 2, dtype=np.float32)
+    assert kin([ones, more]) != kin([more, ones])
+    assert kin([ones, ones]) != kin([np.ones(6, dtype=np.float32)])
+    assert kin([ones]) == kin([ones * np.float32(1 + 1e-5)]) == kin([ones.astype(np.float16)])
+    assert kin([ones * 1e6]) == kin([ones * 1e7])
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("model.layers.12.input_layernorm.weight", "blk.12.attn_norm.weight"),
+        ("model.language_model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+        ("language_model.model.norm.weight", "output_norm.weight"),
+        ("norm.weight", "output_norm.weight"),
+        ("layers.3.input_layernorm.weight", "blk.3.attn_norm.weight"),
+        ("model.layers.0.input_layernorm.bias", None),
+        ("model.layers.0.mlp.down_proj.weight", None),
+        ("model.vision_tower.layers.0.input_layernorm.weight", None),
+        ("model.vision_tower.norm.weight", None),
+        ("lm_head.weight", None),
+    ],
+)
+def test_only_the_decoders_norms_have_a_name(name, canonical):
+    assert NORM_NAMES["llama"].canonical(name) == canonical

@@ -1,0 +1,343 @@
+"""What llama.cpp alone can get wrong: parity with transformers, its callback, its lifetimes."""
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from hq.backends.base import Backend, Exchange
+from hq.backends.llamacpp import LlamaBackend
+from hq.backends.torch import TorchBackend
+from hq.cett import MEASURES, SPANS
+from hq.errors import HQError
+from hq.llama import library as library_module
+from hq.llama.model import LlamaModel
+from hq.llama.products import ProductFinder
+from hq.monitor import Monitor
+from hq.neurons import Neuron, NeuronSet
+from hq.sampling import Ending, Sampling, sample
+from tests import tiny
+
+GGUF = Callable[..., Path]
+ENDLESS = Ending(frozenset(), (), lambda ids: "x" * len(ids))
+
+
+@pytest.fixture(scope="module")
+def backend(gguf: GGUF) -> Iterator[LlamaBackend]:
+    """The tiny llama in F32."""
+    with LlamaBackend(gguf("llama"), "gguf-f32") as opened:
+        yield opened
+
+
+def trace(backend: Backend, exchanges: list[Exchange]) -> np.ndarray:
+    """[n, measure, span, layer, d_ff]."""
+    values = np.empty((len(exchanges), len(MEASURES), len(SPANS), tiny.LAYERS, tiny.D_FF))
+    for batch in backend.trace(exchanges, MEASURES, SPANS):
+        values[batch.rows] = batch.values
+    return values
+
+
+def logits(backend: Backend, exchanges: list[Exchange]) -> np.ndarray:
+    """[token of all responses, vocab]."""
+    found = dict(backend.logits(exchanges))
+    return np.concatenate([found[row] for row in range(len(exchanges))])
+
+
+def off(values: np.ndarray, expected: np.ndarray) -> float:
+    """Largest relative error of a vector along the last axis."""
+    error = np.linalg.norm(values - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return float(error.max())
+
+
+# --- parity
+
+
+# ggml takes GELU from a table in FP16, so Gemma's products agree to that and no further.
+GELU = {"h": 1e-3, "cett": 1e-3, "logits": 5e-3}
+EXACT = {"h": 1e-5, "cett": 1e-4, "logits": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"),
+    [
+        *((family, EXACT) for family in ("llama", "mistral", "qwen2", "qwen3")),
+        *((family, GELU) for family in ("gemma2", "gemma3_text", "gemma3")),
+    ],
+)
+@pytest.mark.parametrize("factors", [{}, {(0, 3): 0.0, (1, 5): 0.5, (1, 90): 0.3, (2, 7): 2.0}])
+def test_an_f32_file_computes_what_transformers_does(family, limit, factors, gguf):
+    path = gguf(family)
+    exchanges = tiny.exchanges()
+    with (
+        TorchBackend(path.with_suffix(""), device="cpu") as theirs,
+        LlamaBackend(path, "gguf-f32") as ours,
+        theirs.scale(factors),
+        ours.scale(factors),
+    ):
+        contribution = MEASURES.index("contribution")
+        expected, found = trace(theirs, exchanges), trace(ours, exchanges)
+        assert off(found[:, contribution], expected[:, contribution]) <= limit["h"]
+        assert off(found, expected) <= limit["cett"]
+        assert np.abs(logits(ours, exchanges) - logits(theirs, exchanges)).max() <= limit["logits"]
+        np.testing.assert_allclose(ours.norms, theirs.norms, rtol=1e-6)
+
+
+def test_samples_are_those_of_torch(gguf):
+    path = gguf("llama")
+    settings = Sampling(responses=5, temperature=1.0, max_new_tokens=6, seed=1)
+    prompts = [("a", (5, 6, 7)), ("b", (5, 6, 8)), ("c", (5, 9, 9))]
+    with (
+        TorchBackend(path.with_suffix(""), device="cpu") as theirs,
+        LlamaBackend(path, "gguf-f32") as ours,
+    ):
+        expected, found = (
+            [tree.finished for tree in sample(b.decoding(), prompts, settings, ENDLESS)]
+            for b in (theirs, ours)
+        )
+    assert found == expected
+
+
+# --- the callback
+
+
+def test_memory_outside_the_host_is_copied_in_and_out(backend, monkeypatch):
+    exchanges = tiny.exchanges()
+    factors = {(1, 5): 0.5, (2, 7): 2.0}
+    with backend.scale(factors):
+        expected = trace(backend, exchanges), logits(backend, exchanges)
+    monkeypatch.setattr(backend, "_products", replace(backend._products, on_host=False))
+    with backend.scale(factors):
+        np.testing.assert_array_equal(trace(backend, exchanges), expected[0])
+        np.testing.assert_array_equal(logits(backend, exchanges), expected[1])
+
+
+def test_alpha_may_change_between_tokens(backend):
+    decoding = backend.decoding()
+    decoding.start([(5, 6, 7)])
+    everything = {(0, i): 0.0 for i in range(tiny.D_FF)}
+    with backend.scale(everything):
+        silenced = decoding.step(np.array([0]), np.array([8])).numpy()
+    fresh = backend.decoding()
+    fresh.start([(5, 6, 7)])
+    plain = fresh.step(np.array([0]), np.array([8])).numpy()
+    assert np.abs(silenced - plain).max() > 1e-2
+    again = decoding.step(np.array([0]), np.array([9])).numpy()
+    with backend.scale(everything):
+        still = fresh.step(np.array([0]), np.array([9])).numpy()
+    assert np.isfinite(again).all()
+    assert np.abs(again - still).max() > 1e-2
+
+
+def test_a_layer_that_is_not_computed_is_an_error(backend, monkeypatch):
+    elsewhere = replace(backend._products, product="ffn_elsewhere-")
+    monkeypatch.setattr(backend, "_products", elsewhere)
+    with pytest.raises(HQError, match="layer 0 was not computed"):
+        list(backend.trace(tiny.exchanges(), ("sum",), ("answer",)))
+
+
+def test_a_product_that_is_not_there_is_an_error():
+    with pytest.raises(HQError, match=r"layer 0 of model\.gguf cannot be observed"):
+        ProductFinder("model.gguf").products(3, 128)
+
+
+def test_another_layout_of_tensors_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(
+        library_module, "_find", lambda field, *_: (_ for _ in ()).throw(LookupError(field))
+    )
+    library_module.library.cache_clear()
+    try:
+        with pytest.raises(HQError, match=r"lays out its tensors .* cannot find"):
+            library_module.library()
+    finally:
+        monkeypatch.undo()
+        library_module.library.cache_clear()
+        library_module.library()
+
+
+def test_a_missing_library_is_a_sentence(monkeypatch):
+    import builtins
+
+    imported = builtins.__import__
+
+    def without(name, *rest):
+        if name == "llama_cpp":
+            raise ImportError
+        return imported(name, *rest)
+
+    library_module.library.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", without)
+    try:
+        with pytest.raises(HQError, match=r"pip install 'hq\[llama\]'"):
+            library_module.library()
+    finally:
+        monkeypatch.undo()
+        library_module.library()
+
+
+# --- lifetimes
+
+
+def test_a_model_freed_while_its_contexts_live(gguf):
+    model = LlamaModel(gguf("llama"))
+    context = model.context(None, tokens=32, batch=8)
+    model.close()
+    model.close()
+    with pytest.raises(HQError, match="is closed"):
+        context.decode([5], [0], [0], [1])
+    with pytest.raises(HQError, match="is closed"):
+        model.context(None, tokens=32, batch=8)
+
+
+def test_a_backend_freed_in_the_middle_of_a_trace(gguf):
+    opened = LlamaBackend(gguf("llama"), "gguf-f32", token_budget=16)
+    paused = opened.trace(tiny.exchanges(), MEASURES, SPANS)
+    next(paused)
+    opened.close()
+    with pytest.raises(HQError, match="is closed"):
+        next(paused)
+    paused.close()
+
+
+def test_a_full_cache_is_a_sentence(backend):
+    context, _ = backend.context(256, 1, 256)
+    context.decode(np.full(256, 5), np.arange(256), np.zeros(256), np.zeros(256))
+    with pytest.raises(HQError, match="cache is full"):
+        context.decode([5], [256], [0], [1])
+
+
+def test_too_many_rows_are_a_sentence(backend):
+    with pytest.raises(HQError, match="at most 255 rows"):
+        backend.decoding().start([(5, 6)] * 256)
+
+
+# --- the monitor
+
+
+def neuron_set(backend: LlamaBackend, cett: str = "sum", tokens: str = "answer") -> NeuronSet:
+    """Three neurons of two layers with made-up weights."""
+    places = [(0, 3, 1.0), (2, 7, 2.0), (2, 90, -1.0)]
+    return NeuronSet(
+        model=backend.identity,
+        cett=cett,
+        tokens=tokens,
+        labels="1-vs-1",
+        intercept=0.1,
+        neurons=tuple(
+            Neuron(layer=layer, index=index, weight=weight, mean=0.01, scale=0.02)
+            for layer, index, weight in places
+        ),
+        thresholds={"youden": 0.0},
+    )
+
+
+@pytest.mark.parametrize("cett", ["sum", "output"])
+@pytest.mark.parametrize("tokens", ["answer", "prompt", "other"])
+def test_the_live_score_is_the_probe_s_on_the_trace(backend, cett, tokens):
+    neurons = neuron_set(backend, cett, tokens)
+    prompt = (5, 6, 7, 8)
+    with Monitor(backend, neurons) as monitor:
+        steps = list(monitor.answer(prompt, ENDLESS, max_new_tokens=9))
+    exchange = Exchange(prompt, tuple(step.token for step in steps))
+    (batch,) = backend.trace([exchange], (cett,), (tokens,))
+    expected = neurons.score(batch.values.reshape(1, -1))
+    assert steps[-1].score == pytest.approx(expected[0], rel=1e-4)
+    assert 0 < steps[-1].confidence < 1
+
+
+def test_a_monitored_answer_is_the_greedy_one(backend):
+    settings = Sampling(responses=1, temperature=0, max_new_tokens=12)
+    (tree,) = sample(backend.decoding(), [("a", (5, 6, 7))], settings, ENDLESS)
+    with Monitor(backend, neuron_set(backend)) as monitor:
+        steps = list(monitor.answer((5, 6, 7), ENDLESS, max_new_tokens=12))
+        silenced = {(layer, i): 0.0 for layer in range(3) for i in range(tiny.D_FF)}
+        with backend.scale(silenced):
+            other = list(monitor.answer((5, 6, 7), ENDLESS, max_new_tokens=12))
+    assert tuple(step.token for step in steps) == tree.finished[0].ids
+    assert [step.token for step in other] != [step.token for step in steps]
+    assert {float(step.cett.max()) for step in other} == {0.0}
+
+
+def test_an_answer_ends_without_its_end(backend):
+    with Monitor(backend, neuron_set(backend)) as monitor:
+        tokens = [step.token for step in monitor.answer((5, 6), ENDLESS, max_new_tokens=6)]
+        cut = Ending(frozenset({tokens[3]}), (), ENDLESS.decode)
+        shorter = [step.token for step in monitor.answer((5, 6), cut, max_new_tokens=6)]
+    assert shorter == tokens[: tokens.index(tokens[3])]
+
+
+def test_two_monitors_side_by_side(backend, gguf):
+    with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
+        alone = []
+        for which in (backend, other):
+            with Monitor(which, neuron_set(which)) as monitor:
+                alone.append([s.score for s in monitor.answer((5, 6, 7), ENDLESS, 10)])
+        with Monitor(backend, neuron_set(backend)) as a, Monitor(other, neuron_set(other)) as b:
+            pairs = zip(
+                a.answer((5, 6, 7), ENDLESS, 10), b.answer((5, 6, 7), ENDLESS, 10), strict=True
+            )
+            together = [[one.score, two.score] for one, two in pairs]
+    np.testing.assert_array_equal(np.array(together).T, alone)
+
+
+def test_ten_thousand_tokens_take_no_more_memory(backend):
+    process = psutil.Process()
+    with Monitor(backend, neuron_set(backend), tokens=256) as monitor:
+
+        def read(answers: int) -> None:
+            for _ in range(answers):
+                assert len(list(monitor.answer((5, 6), ENDLESS, 200))) == 200
+
+        read(10)
+        gc.collect()
+        before = process.memory_info().rss
+        read(50)
+        gc.collect()
+    assert process.memory_info().rss - before < 4 << 20
+
+
+def test_ctrl_c_in_the_middle_of_an_answer(backend):
+    monitor = Monitor(backend, neuron_set(backend), tokens=2048)
+    plain = [step.score for step in monitor.answer((5, 6), ENDLESS, 20)]
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        while True:
+            for _ in monitor.answer((5, 6), ENDLESS, 2000):
+                pass
+    assert [step.score for step in monitor.answer((5, 6), ENDLESS, 20)] == plain
+    monitor.close()
+
+
+def test_a_set_of_another_model_is_refused(backend, gguf):
+    with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
+        with pytest.raises(HQError, match="belongs to"):
+            Monitor(backend, neuron_set(other))
+
+
+def test_a_prompt_without_room_is_refused(backend):
+    with Monitor(backend, neuron_set(backend), tokens=256) as monitor:
+        for prompt, new in (((), 5), ((5,) * 250, 10)):
+            with pytest.raises(HQError, match="do not fit"):
+                next(monitor.answer(prompt, ENDLESS, new))
+
+
+# --- files
+
+
+def test_another_kind_than_its_name_says_is_refused(gguf):
+    with pytest.raises(HQError, match=r"is of file type 0, not 7 \(q8_0\)"):
+        LlamaBackend(gguf("llama"), "gguf-q8_0")
+
+
+def test_token_ids_that_the_model_lacks_are_refused(backend):
+    with pytest.raises(HQError, match="outside the 128"):
+        list(backend.trace([Exchange((5, 128), (6,))]))
