@@ -46,6 +46,7 @@ class Monitor:
             raise HQError("The neuron set is empty: there is nothing to watch.")
         self.neurons = neurons
         self._capacity = tokens
+        self._backend = backend
         self._context, self._tap = backend.context(tokens, 1, min(tokens, _BATCH))
 
     def __enter__(self) -> "Monitor":
@@ -74,6 +75,7 @@ class Monitor:
                 f"A prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
                 f"{self._capacity}: shorten them, or open the monitor with more tokens."
             )
+        self._backend.require_length(len(prompt) + max_new_tokens)
         with self._watched() as watch:
             decisions, logits = self._read(prompt, watch)
             running = _Running(self.neurons.tokens, decisions)

@@ -105,9 +105,10 @@ class LlamaBackend:
         """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
-        layout = plan(exchanges, self.token_budget, min(MAX_ROWS, VALUE_BUDGET // width))
         if not exchanges:
             return
+        self.require_length(max(map(len, exchanges)))
+        layout = plan(exchanges, self.token_budget, min(MAX_ROWS, VALUE_BUDGET // width))
         context, tap = self._context_for(layout, exchanges)
         with closing(context):
             shape = (len(measures), len(spans), self.identity.n_layers, self.identity.d_ff)
@@ -157,6 +158,7 @@ class LlamaBackend:
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         if not exchanges:
             return
+        self.require_length(max(map(len, exchanges)))
         layout = plan(exchanges, self.token_budget, MAX_ROWS)
         context, _ = self._context_for(layout, exchanges)
         with closing(context):
@@ -181,7 +183,19 @@ class LlamaBackend:
 
     def decoding(self) -> LlamaDecoding:
         """A new set of continuations."""
-        return LlamaDecoding(lambda *sizes: self.context(*sizes)[0])
+        return LlamaDecoding(lambda *sizes: self.context(*sizes)[0], self.require_length)
+
+    def require_length(self, tokens: int) -> None:
+        """Raises HQError for a text longer than the model's context, where it computes otherwise.
+
+        A sliding window that llama.cpp does not know ends the context that hq writes.
+        """
+        limit = self.file.metadata.get(f"{self.file.architecture}.context_length")
+        if isinstance(limit, int) and tokens > limit:
+            raise HQError(
+                f"A text of {tokens} tokens is longer than the context of {self.file.path.name}, "
+                f"{limit} tokens: shorten it."
+            )
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""

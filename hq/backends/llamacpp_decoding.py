@@ -24,8 +24,11 @@ class LlamaDecoding:
 
     max_rows = 255  # llama.cpp's sequences, less the one that keeps the prefix
 
-    def __init__(self, context: Callable[[int, int, int], Context], cells: int = CELLS) -> None:
-        self._context = context(cells, self.max_rows + 1, BATCH)
+    def __init__(
+        self, context: Callable[[int, int, int], Context], require_length: Callable[[int], None]
+    ) -> None:
+        self._context = context(CELLS, self.max_rows + 1, BATCH)
+        self._require_length = require_length
         self._prefix: tuple[int, ...] | None = None
         self._rows: list[int] = []  # the sequence of each row
         self._length = 0  # tokens of each row
@@ -81,6 +84,7 @@ class LlamaDecoding:
     def _advance(self, ids: Int[np.ndarray, "row seq"]) -> Float[torch.Tensor, "row vocab"]:
         """Decodes the next tokens of every row; the logits after each row's last."""
         rows, width = ids.shape
+        self._require_length(self._length + width)
         positions = np.tile(self._length + np.arange(width), rows)
         sequences = np.repeat(self._rows, width)
         wanted = np.tile(np.arange(width) == width - 1, rows)

@@ -19,6 +19,8 @@ def tokens_of(path: Path, metadata: Mapping[str, Value]) -> tuple[str, ...]:
     tokens = metadata.get(f"{_PREFIX}tokens")
     if not isinstance(tokens, tuple) or not tokens:
         raise HQError(f"{path} holds no vocabulary: convert the model together with its tokenizer.")
+    if len(set(tokens)) < len(tokens):  # llama.cpp would end the process
+        raise damaged(path, "a token occurs twice")
     if not isinstance(metadata.get(f"{_PREFIX}model"), str):
         raise damaged(path, f"{_PREFIX}model does not name a tokenizer")
     if not isinstance(metadata.get(f"{_PREFIX}merges", ()), tuple):

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hq.controls import control_auroc, matched_neurons, outliers, random_neurons, ridge_probe
+from hq.controls import (
+    control_auroc,
+    magnitude_ratio,
+    matched_neurons,
+    outliers,
+    random_neurons,
+    ridge_probe,
+)
 from hq.errors import HQError
 from hq.stats import auroc
 
@@ -41,21 +48,54 @@ def test_super_neurons_are_outliers(magnitudes):
 
 def test_matched_neurons_share_layer_and_magnitude(magnitudes):
     chosen = np.array([5, 6, 250, 555])
-    drawn = matched_neurons(chosen, magnitudes, D_FF, draws=50, seed=0, nearest=20)
+    drawn = matched_neurons(chosen, magnitudes, D_FF, draws=50, seed=0)
     assert (drawn // D_FF == chosen // D_FF).all()
     assert not np.isin(drawn, chosen).any()
     assert all(len(set(row)) == len(chosen) for row in drawn.tolist())
-    ranks = magnitudes.reshape(LAYERS, D_FF).argsort(axis=1).argsort(axis=1).ravel()
-    assert np.abs(ranks[drawn] - ranks[chosen]).max() <= 20
+    assert np.abs(np.log(magnitudes[drawn] / magnitudes[chosen])).max() <= 0.2
     assert len(np.unique(drawn[:, 0])) > 10
+    assert magnitude_ratio(drawn, chosen, magnitudes) == pytest.approx(1, abs=0.05)
+
+
+def test_where_none_is_near_the_nearest_are_taken():
+    """The top of a layer: all others lie below it, and most of them far below."""
+    magnitudes = np.geomspace(1e-3, 1.0, 200)
+    top, below = np.array([199]), magnitudes[-6:-1]
+    drawn = matched_neurons(top, magnitudes, 200, draws=100, seed=0, caliper=0.01)
+    assert set(drawn.ravel().tolist()) == set(range(194, 199))
+    ratio = magnitude_ratio(drawn, top, magnitudes)
+    assert below.min() < ratio < below.max() < 1
+    assert magnitude_ratio(top, top, magnitudes) == 1
+
+
+def test_magnitude_counts_and_not_rank():
+    """The 20 next in rank are 100 times smaller; the ones of its size are few, and all above."""
+    magnitudes = np.r_[np.geomspace(0.01, 0.02, 20), 2.0, 2.02, 2.04, 2.06, 2.08, 2.1, 9.0]
+    drawn = matched_neurons(np.array([20]), magnitudes, 27, draws=100, seed=0)
+    assert set(drawn.ravel().tolist()) == {21, 22, 23, 24, 25}
+
+
+def test_neurons_that_compete_for_their_matches_share_them():
+    """Seven alike with seven matches between them: each draw uses every match once."""
+    magnitudes = np.r_[np.full(14, 1.0), np.geomspace(1e-3, 1e-2, 10)]
+    drawn = matched_neurons(np.arange(7), magnitudes, 24, draws=20, seed=0)
+    np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(7, 14), (20, 1)))
+
+
+def test_a_silent_neuron_is_no_match_for_one_that_speaks():
+    magnitudes = np.r_[np.zeros(10), np.geomspace(0.1, 0.2, 6)]
+    drawn = matched_neurons(np.array([10]), magnitudes, 16, draws=50, seed=0)
+    assert drawn.min() > 10
+    silent = matched_neurons(np.array([0]), magnitudes, 16, draws=50, seed=0)
+    assert silent.max() < 10
 
 
 def test_super_neurons_match_each_other_only(magnitudes):
     ordinary = np.flatnonzero(np.arange(600) // D_FF == 2)
     ordinary = ordinary[np.argsort(magnitudes[ordinary])][-3:-2]  # the largest that is no outlier
-    assert not np.isin(matched_neurons(ordinary, magnitudes, D_FF, 50, 0, 4), [410, 420]).any()
-    drawn = matched_neurons(np.array([410]), magnitudes, D_FF, 50, 0, nearest=4)
-    assert 420 in drawn
+    assert not np.isin(matched_neurons(ordinary, magnitudes, D_FF, 50, 0), [410, 420]).any()
+    drawn = matched_neurons(np.array([410]), magnitudes, D_FF, 50, 0)
+    assert (drawn == 420).all()
 
 
 def test_a_layer_with_too_few_left_is_refused():

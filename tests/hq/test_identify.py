@@ -131,8 +131,9 @@ def test_three_against_one_is_judged_between_answers(data):
         ({"Cs": []}, "positive number"),
         ({"Cs": [0.1, -1.0]}, "positive number"),
         ({"Cs": [1e-6]}, "No C selects"),
-        ({"max_fraction": 1e-4}, "No C selects"),
+        ({"max_fraction": 1e-4}, "No C selects .* raise max_fraction"),
         ({"other": np.zeros((3, 600))}, "other tokens"),
+        ({"other": np.zeros((300, 600)), "tokens": "other"}, "tokens cannot be 'other'"),
     ],
 )
 def test_refused(data, change, message):

@@ -290,28 +290,28 @@ def test_two_monitors_side_by_side(backend, gguf):
 
 def test_ten_thousand_tokens_take_no_more_memory(backend):
     process = psutil.Process()
-    with Monitor(backend, neuron_set(backend), tokens=256) as monitor:
+    with Monitor(backend, neuron_set(backend), tokens=128) as monitor:
 
         def read(answers: int) -> None:
             for _ in range(answers):
-                assert len(list(monitor.answer((5, 6), ENDLESS, 200))) == 200
+                assert len(list(monitor.answer((5, 6), ENDLESS, 100))) == 100
 
         read(10)
         gc.collect()
         before = process.memory_info().rss
-        read(50)
+        read(100)
         gc.collect()
     assert process.memory_info().rss - before < 4 << 20
 
 
 def test_ctrl_c_in_the_middle_of_an_answer(backend):
-    monitor = Monitor(backend, neuron_set(backend), tokens=2048)
+    monitor = Monitor(backend, neuron_set(backend), tokens=128)
     plain = [step.score for step in monitor.answer((5, 6), ENDLESS, 20)]
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         timer.start()
         while True:
-            for _ in monitor.answer((5, 6), ENDLESS, 2000):
+            for _ in monitor.answer((5, 6), ENDLESS, 100):
                 pass
     assert [step.score for step in monitor.answer((5, 6), ENDLESS, 20)] == plain
     monitor.close()
@@ -324,8 +324,8 @@ def test_a_set_of_another_model_is_refused(backend, gguf):
 
 
 def test_a_prompt_without_room_is_refused(backend):
-    with Monitor(backend, neuron_set(backend), tokens=256) as monitor:
-        for prompt, new in (((), 5), ((5,) * 250, 10)):
+    with Monitor(backend, neuron_set(backend), tokens=64) as monitor:
+        for prompt, new in (((), 5), ((5,) * 60, 10)):
             with pytest.raises(HQError, match="do not fit"):
                 next(monitor.answer(prompt, ENDLESS, new))
 
@@ -336,6 +336,15 @@ def test_a_prompt_without_room_is_refused(backend):
 def test_another_kind_than_its_name_says_is_refused(gguf):
     with pytest.raises(HQError, match=r"is of file type 0, not 7 \(q8_0\)"):
         LlamaBackend(gguf("llama"), "gguf-q8_0")
+
+
+def test_texts_longer_than_the_context_are_refused(backend):
+    long = Exchange((5,) * 100, (6,) * 29)  # the tiny models know 128 positions
+    for refused in (backend.trace([long]), backend.logits([long])):
+        with pytest.raises(HQError, match="129 tokens is longer than the context"):
+            next(iter(refused))
+    with pytest.raises(HQError, match="longer than the context"):
+        backend.decoding().start([(5,) * 129])
 
 
 def test_token_ids_that_the_model_lacks_are_refused(backend):

@@ -82,6 +82,10 @@ def test_the_audit_shows_real_storage(backend: TorchBackend) -> None:
     rows = backend.audit()
     assert sum(row.count for row in rows) == 7 * tiny.LAYERS
     assert {row.bits_per_weight for row in rows} == BITS[backend.precision]
+    projections = [m for name, m in backend.model.named_modules() if name.endswith("_proj")]
+    assert sum(row.weights for row in rows) == sum(
+        m.in_features * m.out_features for m in projections
+    )
     storage, module = {
         "fp16": ("float32", "Linear"),
         "int8": ("int8", "Linear8bitLt"),

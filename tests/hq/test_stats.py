@@ -104,14 +104,52 @@ def test_groups_are_resampled_whole():
     assert copied.n == alone.n == 30
 
 
+def clustered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels and groups: 60 entities, of whom the model knows all or nothing.
+
+    Scores share a part within an entity, which has 1 to 9 questions. The AUROC is Φ(1 / √2).
+    """
+    groups = np.repeat(np.arange(60), rng.integers(1, 10, 60))
+    labels = np.tile([0, 1], 30)[groups]
+    shared, own = rng.standard_normal(60)[groups], rng.standard_normal(len(groups))
+    return labels + np.sqrt(0.8) * shared + np.sqrt(0.2) * own, labels, groups
+
+
+def test_questions_about_one_entity_count_once():
+    """The bootstrap over groups covers the truth; over rows, it is far too sure."""
+    rng = np.random.default_rng(11)
+    truths = {"auroc": norm.cdf(1 / np.sqrt(2)), "mean": 0.5}
+    inside = {(name, grouped): 0 for name in truths for grouped in (False, True)}
+    for seed in range(200):
+        scores, labels, names = clustered(rng)
+        for grouped in (False, True):
+            draw = (seed, 300, names if grouped else None)
+            for name, found in (
+                ("auroc", bootstrap_auroc(scores, labels, *draw)),
+                ("mean", bootstrap_mean(scores - labels + 0.5, *draw)),
+            ):
+                inside[name, grouped] += found.low <= truths[name] <= found.high
+    for name in truths:
+        assert 0.90 <= inside[name, True] / 200 <= 0.99, inside
+        assert inside[name, False] / 200 < 0.75, inside
+
+
 def test_resamples_without_a_class_are_drawn_again():
     found = bootstrap_auroc([0.1, 0.2, 0.3, 0.9], [0, 0, 0, 1], seed=0, replicates=500)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
-def test_a_statistic_that_is_never_defined_is_refused():
-    with pytest.raises(HQError, match="resample"):
-        bootstrap(lambda w: np.full(len(w), np.nan), n=3, seed=0, replicates=10)
+def test_a_statistic_that_is_never_defined_is_refused_by_name():
+    with pytest.raises(HQError, match="The correlation is undefined for these 3 rows"):
+        bootstrap(lambda w: np.full(len(w), np.nan), 3, 0, replicates=10, name="correlation")
+
+
+def test_a_statistic_that_no_resample_defines_is_refused_by_name():
+    def whole_only(weights):
+        return np.where((weights == 1).all(axis=1), 0.5, np.nan)
+
+    with pytest.raises(HQError, match="The entropy is undefined for nearly every resample"):
+        bootstrap(whole_only, 50, 0, replicates=10, name="entropy")
 
 
 def test_nothing_to_resample_is_refused():

@@ -74,5 +74,15 @@ def test_f1_is_scikit_learns(seed):
     assert 0 <= found.low <= found.high <= 1
 
 
+def test_f1_resamples_whole_groups():
+    rng = np.random.default_rng(0)
+    labels, s = rng.integers(0, 2, 30), rng.standard_normal(30)
+    alone = bootstrap_f1(s, labels, 0.2, seed=0, replicates=200)
+    copied = bootstrap_f1(
+        *(np.repeat(s, 4), np.repeat(labels, 4), 0.2, 0, 200), np.repeat(np.arange(30), 4)
+    )
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+
+
 def test_calling_nothing_has_f1_zero():
     assert bootstrap_f1([0.1, 0.2], [0, 1], 1.0, seed=0, replicates=100).value == 0
