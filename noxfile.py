@@ -39,6 +39,16 @@ def shared(session: nox.Session) -> None:
     stamp.write_text(wanted)
 
 
+def with_llama(session: nox.Session) -> None:
+    """The shared environment with llama.cpp in it, which a compiler builds in some minutes."""
+    shared(session)
+    stamp = SHARED / "llama"
+    if not stamp.exists():
+        pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
+        session.run(*pip, "-e", ".[llama]", external=True)
+        stamp.touch()
+
+
 def run(session: nox.Session, command: str, *arguments: str) -> None:
     """Runs a program of the shared environment."""
     session.run(str(BIN / command), *arguments, external=True)
@@ -68,6 +78,13 @@ def int8(session: nox.Session) -> None:
 def int4(session: nox.Session) -> None:
     """Read the FP16 neurons at INT4 (NF4), and check results/."""
     study(session, "fp16,nf4")
+
+
+@nox.session
+def llamacpp(session: nox.Session) -> None:
+    """Read the FP16 neurons in llama.cpp, at Q8_0, Q4_K_M and the embedded Q4_1; check results/."""
+    with_llama(session)
+    study(session, "fp16,gguf-q8_0,gguf-q4_k_m,gguf-source")
 
 
 @nox.session
@@ -101,8 +118,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory against peers: cett, l1, sampling."""
-    shared(session)
+    """Speed and memory against peers: cett, l1, sampling, monitor."""
+    with_llama(session)
     run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "hprobes==0.11.*")
-    for name in session.posargs or ("cett", "l1", "sampling"):
+    for name in session.posargs or ("cett", "l1", "sampling", "monitor"):
         run(session, "hq", "bench", name)

@@ -1,0 +1,167 @@
+"""`hq monitor`: what a person sees, what a machine reads, and what it refuses."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from harness.gguf_tokenizer import GGUFTokenizer
+from hq.backends.llamacpp import LlamaBackend
+from hq.errors import HQError
+from hq.gguf.file import GGUFFile
+from hq.neurons import Neuron, NeuronSet
+from tests import tiny
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def neurons(gguf, tmp_path_factory):
+    """A file of two neurons of the tiny llama."""
+    identity = GGUFFile(gguf("llama")).identity
+    path = tmp_path_factory.mktemp("neurons") / "neurons.json"
+    NeuronSet(
+        model=identity,
+        cett="sum",
+        tokens="answer",
+        labels="1-vs-1",
+        intercept=0.1,
+        neurons=(
+            Neuron(layer=0, index=3, weight=1.0, mean=0.01, scale=0.02),
+            Neuron(layer=2, index=7, weight=-2.0, mean=0.01, scale=0.02),
+        ),
+        thresholds={"youden": 0.0},
+        provenance={"prompt": "few-shot"},
+    ).save(path)
+    return path
+
+
+@pytest.fixture
+def ask(hq, gguf, neurons):
+    """`hq monitor` on the tiny llama, whose context holds no few-shot prompt: with a chat one."""
+
+    def call(*arguments, **changed):
+        options = {"gguf": gguf("llama"), "neurons": neurons, "form": "few-shot"} | changed
+        named = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return hq("monitor", "a", "--threads", 1, *named, *arguments)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def long_context(gguf, tmp_path_factory):
+    """The tiny llama that says it has room for the few-shot prompt of a tiny tokenizer."""
+    path = tmp_path_factory.mktemp("long") / "llama.gguf"
+    raw = gguf("llama").read_bytes()
+    key = b"llama.context_length"
+    at = raw.index(key) + len(key) + 4
+    path.write_bytes(raw[:at] + (2048).to_bytes(4, "little") + raw[at + 4 :])
+    return path
+
+
+def test_an_answer_with_its_score_and_verdict(ask, long_context):
+    outcome = ask("--max-new-tokens", 5, gguf=long_context)
+    assert outcome.code == 0, outcome
+    verdict = outcome.out.splitlines()[-1]
+    assert re.fullmatch(
+        r"(no )?hallucination: score [+-]\d\.\d\d, threshold \+0\.00, confidence \d+%", verdict
+    )
+
+
+def test_lines_for_machines(ask, long_context):
+    outcome = ask("--json", "--max-new-tokens", 5, gguf=long_context)
+    assert outcome.code == 0, outcome
+    *steps, verdict = map(json.loads, outcome.out.splitlines())
+    assert verdict["tokens"] == len(steps) > 0
+    assert verdict["score"] == steps[-1]["score"]
+    assert verdict["score"] == pytest.approx(np.mean([step["token_score"] for step in steps]))
+    assert (verdict["verdict"] == "hallucination") == (verdict["score"] >= verdict["threshold"])
+
+
+def test_alpha_changes_what_is_seen(ask, long_context):
+    scores = [
+        json.loads(ask("--json", "--alpha", alpha, gguf=long_context).out.splitlines()[0])
+        for alpha in (0, 1, 3)
+    ]
+    assert len({step["token_score"] for step in scores}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"gguf": "nowhere.gguf"}, "nowhere.gguf"),
+        ({"gguf": "model"}, "is no GGUF file"),
+        ({"neurons": "nowhere.json"}, "nowhere.json"),
+        ({"form": "chat"}, "no chat template"),
+        ({"form": "few"}, "no prompt form 'few'"),
+        ({}, "longer than the context"),
+    ],
+)
+def test_bad_input_is_one_sentence(changed, words, ask):
+    outcome = ask(**changed)
+    assert outcome.code == 2, outcome
+    assert outcome.out.strip() == ""
+    assert words in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+
+
+def test_a_set_of_another_model_is_refused(ask, gguf):
+    outcome = ask(gguf=gguf("qwen2"))
+    assert outcome.code == 2
+    assert "belongs to" in outcome.err
+
+
+def test_a_file_that_is_cut_off_is_refused(ask, gguf, tmp_path):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(gguf("llama").read_bytes()[:-100])
+    outcome = ask(gguf=path)
+    assert outcome.code == 2
+    assert "cut.gguf" in outcome.err
+
+
+def test_the_tokenizer_of_a_file_is_that_of_its_checkpoint(gguf):
+    from transformers import AutoTokenizer
+
+    path = gguf("llama")
+    theirs = AutoTokenizer.from_pretrained(path.with_suffix(""))
+    with LlamaBackend(path, "gguf-f32") as backend:
+        ours = GGUFTokenizer(backend.file, backend.model)
+        for text in ("Q: what is it?\nA:", "  two spaces", "don't"):
+            ids = ours(text)["input_ids"]
+            assert ids == theirs(text)["input_ids"]
+            assert ours.decode(ids) == theirs.decode(ids)
+        assert theirs.eos_token_id in ours.eos_token_id
+
+
+def test_a_chat_template_is_rendered_as_transformers_does(gguf, monkeypatch):
+    from transformers import AutoTokenizer
+
+    path = gguf("llama")
+    theirs = AutoTokenizer.from_pretrained(path.with_suffix(""))
+    theirs.chat_template = CHAT
+    messages = [{"role": "user", "content": "hello"}]
+    with LlamaBackend(path, "gguf-f32") as backend:
+        ours = GGUFTokenizer(backend.file, backend.model)
+        for source, words in ((CHAT, None), ("{{ raise_exception('no') }}", "rendered")):
+            monkeypatch.setattr(GGUFTokenizer, "chat_template", source)
+            if words is None:
+                expected = theirs.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+                assert ours.apply_chat_template(messages, False, True) == expected
+            else:
+                with pytest.raises(HQError, match=words):
+                    ours.apply_chat_template(messages, False, True)
+
+
+def test_the_tiny_model_is_left_alone(gguf):
+    """The files above are shared: nothing of a monitor may be left beside them but their norms."""
+    beside = {path.name for path in gguf("llama").parent.iterdir() if path.is_file()}
+    assert all(name.endswith((".gguf", ".gguf.hq.safetensors")) for name in beside)
+    assert GGUFFile(gguf("llama")).n_layers == tiny.LAYERS
