@@ -26,7 +26,7 @@ def resolve_model(model: str) -> Path:
 def checkpoint() -> Path:
     """The embedded model as an FP16 checkpoint, dequantized into the cache the first time.
 
-    Raises HQError when the package that carries it is not installed.
+    Raises HQError when the package that carries it, or the one that reads it, is not installed.
     """
     folder = cache_folder() / "models" / _FOLDER
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,8 @@ def packaged_gguf() -> Path:
 
 
 def _dequantize(gguf: Path, into: Path) -> None:
+    if find_spec("gguf") is None:
+        raise HQError("Reading the embedded model needs gguf: pip install 'hq[embedded]'.")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging

@@ -20,7 +20,20 @@ class Verdict(StrEnum):
 
 
 class Judge(Protocol):
-    """Gives a verdict on a response; `truncated` says that the token limit ended it."""
+    """Gives a verdict on a response; `truncated` says that the token limit ended it.
+
+    Labels are kept under `identity`: it must change whenever a verdict may.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Which judge, in which version."""
+        ...
+
+    @property
+    def unclear(self) -> int:
+        """How many responses were set aside because the judge's own reply was not clear."""
+        ...
 
     def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
         """The verdict on one response."""
@@ -49,6 +62,7 @@ _WORDS = frozenset(
     "a am as at be he i in is it me my no of on or so to us we an by do go if".split()
 )
 _SHORT = 2
+_VERSION = 1  # raised with every change of a rule, here or in harness/text.py
 
 
 @JUDGES.register("rules")
@@ -59,6 +73,9 @@ class RuleJudge:
     or two characters, or a number, counts as the whole answer, or as a token in its own case. A
     distractor that holds the alias's words ("Guinea-Bissau" for "Guinea") is read as itself.
     """
+
+    identity = f"rules, version {_VERSION}"
+    unclear = 0
 
     def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
         """`uncertain` comes before an answer that follows a disclaimer."""

@@ -28,7 +28,7 @@ MAX_WAIT_S = 30.0
 _INSTRUCTION = """\
 You grade answers to questions. Compare the response with the accepted answers; they mean the same
 thing, and any of them, or another wording of the same thing, is right.
-Reply with one word:
+Reply with exactly one of these three words and nothing else:
 RIGHT if the response gives an accepted answer,
 WRONG if it gives another answer,
 UNCERTAIN if it gives no answer, refuses, or says that it does not know.
@@ -37,12 +37,14 @@ Question: {question}
 Accepted answers: {answers}
 Response: {response}
 """
-_VERDICT = re.compile(r"\b(right|wrong|uncertain)\b", re.IGNORECASE)
+_AGAIN = "Reply with exactly one word: RIGHT, WRONG or UNCERTAIN."
+_DECORATION = re.compile(r"[\W_]+")  # quotes, asterisks, a full stop
+_WORDS = {verdict.value: verdict for verdict in (Verdict.RIGHT, Verdict.WRONG, Verdict.UNCERTAIN)}
 _SHOWN_ALIASES = 20
 
 
 class _Message(BaseModel):
-    content: str
+    content: str | None  # null where the model refuses
 
 
 class _Choice(BaseModel):
@@ -63,7 +65,11 @@ class _Entry(BaseModel):
 
 
 class LLMJudge:
-    """Asks a model for the verdict; equal requests are asked once, ever (the cache)."""
+    """Asks a model for the verdict; equal requests are asked once, ever (the cache).
+
+    A reply that is not one of the three words is asked for once more, and then set aside as
+    uncertain: one odd reply ends no study. Raises HQError for a URL that is none.
+    """
 
     def __init__(
         self,
@@ -74,7 +80,9 @@ class LLMJudge:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url = f"{url.rstrip('/')}/chat/completions"
+        self._host = _host(self._url)
         self._model = model
+        self.unclear = 0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
         self._cache = cache
@@ -86,6 +94,12 @@ class LLMJudge:
 
     def __exit__(self, *exception: object) -> None:
         self._client.close()
+
+    @property
+    def identity(self) -> str:
+        """Model, host and wording: another of any of them gives other labels."""
+        wording = hashlib.sha256((_INSTRUCTION + _AGAIN).encode()).hexdigest()[:16]
+        return f"llm {self._model} at {self._host}, prompt {wording}"
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -104,7 +118,7 @@ class LLMJudge:
     def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
         """Right, wrong or uncertain as the model says; a wrong but truncated response is cut.
 
-        Raises HQError when the endpoint cannot be reached, refuses, or replies without a verdict.
+        Raises HQError when the endpoint cannot be reached, or refuses.
         """
         if not response.strip():
             return Verdict.UNCERTAIN
@@ -114,10 +128,22 @@ class LLMJudge:
     def _verdict(self, prompt: str) -> Verdict:
         key = hashlib.sha256(f"{self._url}\n{self._model}\n{prompt}".encode()).hexdigest()
         if key not in self._known:
-            verdict = _parse(self._ask(prompt))
+            verdict = self._replied(prompt)
             self._known[key] = verdict
             self._remember(_Entry(key=key, verdict=verdict))
         return self._known[key]
+
+    def _replied(self, prompt: str) -> Verdict:
+        """The verdict that the model's reply is, or its reply to being asked once more."""
+        messages = [{"role": "user", "content": prompt}]
+        reply = self._ask(messages)
+        if _parse(reply) is None:
+            messages.append({"role": "assistant", "content": reply})
+            messages.append({"role": "user", "content": _AGAIN})
+            reply = self._ask(messages)
+        verdict = _parse(reply)
+        self.unclear += verdict is None
+        return verdict or Verdict.UNCERTAIN
 
     def _remember(self, entry: _Entry) -> None:
         if self._cache is not None:
@@ -125,7 +151,7 @@ class LLMJudge:
             with self._cache.open("a", encoding="utf-8") as lines:
                 lines.write(entry.model_dump_json() + "\n")
 
-    def _ask(self, prompt: str) -> str:
+    def _ask(self, messages: list[dict[str, str]]) -> str:
         """The model's reply. Overload, server errors and lost connections are tried again."""
         trouble, wait = "", 0.0
         for attempt in range(ATTEMPTS):
@@ -133,8 +159,8 @@ class LLMJudge:
                 self._sleep(wait)
             wait = min(2.0**attempt, MAX_WAIT_S)
             try:
-                reply = self._client.post(self._url, json=self._request(prompt))
-            except httpx.TransportError as error:
+                reply = self._client.post(self._url, json=self._request(messages))
+            except httpx.RequestError as error:
                 trouble = f"{type(error).__name__}: {error}"
                 continue
             if reply.is_success:
@@ -148,8 +174,7 @@ class LLMJudge:
             "HQ_JUDGE_KEY and HQ_JUDGE_MODEL, or use the judge 'rules'."
         )
 
-    def _request(self, prompt: str) -> dict[str, object]:
-        messages = [{"role": "user", "content": prompt}]
+    def _request(self, messages: list[dict[str, str]]) -> dict[str, object]:
         return {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 16}
 
 
@@ -162,7 +187,7 @@ def _retry_after(reply: httpx.Response) -> float | None:
 def _content(reply: httpx.Response, url: str) -> str:
     try:
         completion = _Completion.model_validate_json(reply.content)
-        return completion.choices[0].message.content
+        return completion.choices[0].message.content or ""
     except (ValidationError, IndexError) as error:
         raise HQError(
             f"The judge at {url} does not speak the OpenAI chat format: check HQ_JUDGE_URL."
@@ -177,14 +202,19 @@ def _prompt(response: str, question: Question) -> str:
     )
 
 
-def _parse(reply: str) -> Verdict:
-    found = _VERDICT.search(reply)
-    if found is None:
-        raise HQError(
-            f"The judge replied {reply[:80]!r}, which holds no verdict: "
-            "choose another HQ_JUDGE_MODEL."
-        )
-    return Verdict(found.group(1).lower())
+def _parse(reply: str) -> Verdict | None:
+    """The verdict where the reply is one of the words alone: "not right" holds one, and is none."""
+    return _WORDS.get(_DECORATION.sub(" ", reply).strip().lower())
+
+
+def _host(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise HQError(f"HQ_JUDGE_URL gives {url!r}, which is no URL: {error}.") from error
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise HQError(f"HQ_JUDGE_URL gives {url!r}, which is no URL: name https://HOST/v1.")
+    return parts.netloc.decode()
 
 
 def _read_cache(path: Path | None) -> dict[str, Verdict]:

@@ -8,12 +8,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from harness.pipeline import Pipeline, sampling_summary
+from harness.pipeline import Pipeline, built_from, sampling_summary
 from harness.samples import write_samples
 from harness.schema import Row
 from harness.stages.identify import NEURONS_FILE, PATH_FILE
 from harness.study import REFERENCE
-from harness.tables import provenance, write_tables
+from harness.tables import write_tables
 from hq.stats import Estimate
 
 
@@ -26,13 +26,14 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     study = pipeline.study
     definition = study.model_dump(mode="json", exclude={"model"})
     definition["scenario"]["options"].pop("source", None)  # a path, which is nobody else's
-    facts = provenance(
-        study=study.name,
-        fingerprint=pipeline.model.fingerprint,
-        model=pipeline.model.model_dump(),
-        definition=definition,
-        sampling=sampling_summary(pipeline),
-    )
+    facts = {
+        "study": study.name,
+        "fingerprint": pipeline.model.fingerprint,
+        "model": pipeline.model.model_dump(),
+        "definition": definition,
+        "sampling": sampling_summary(pipeline),
+        "stages": built_from(pipeline),
+    }
     write_tables(folder, tables, facts)
     write_samples(folder / "samples.jsonl", pipeline.samples)
     for name in (NEURONS_FILE, PATH_FILE):

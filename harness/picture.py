@@ -7,6 +7,7 @@ import polars as pl
 from harness.tables import read_table
 from hq.errors import HQError
 
+PICTURE_FILE = "auroc.svg"  # beside committed tables
 _FORMATS = (".svg", ".png", ".pdf")
 _CONTROLS = {
     "matched": "matched random neurons*",
@@ -56,7 +57,8 @@ def draw(run: Path, into: Path) -> None:
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
         axes.set_yticks(range(len(precisions)), precisions)
         axes.invert_yaxis()
-        held_out = f"AUROC on {points['n'][0]} held-out questions"
+        n, entities = points.select("n", "entities").row(0)
+        held_out = f"AUROC on {n} held-out questions about {entities} entities"
         axes.set_xlabel(f"{held_out}, 95% intervals (*: of the draws)")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
@@ -66,7 +68,7 @@ def draw(run: Path, into: Path) -> None:
 
 
 def _points(run: Path) -> pl.DataFrame:
-    """name, precision, n, value, low, high of everything that is drawn."""
+    """name, precision, n, entities, value, low, high of everything that is drawn."""
     detection, controls = read_table(run, "detection"), read_table(run, "controls")
     probe, afresh = list(_STYLES)[:2]
     return pl.concat(
@@ -83,6 +85,7 @@ def _columns(table: pl.DataFrame, name: pl.Expr, column: str) -> pl.DataFrame:
         name.alias("name"),
         "precision",
         "n",
+        "entities",
         pl.col(column).alias("value"),
         pl.col(f"{column}_low").alias("low"),
         pl.col(f"{column}_high").alias("high"),

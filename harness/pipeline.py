@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,26 @@ from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
 from harness.embedded import resolve_model
+from harness.environment import FIT, QUESTIONS, engine, machine_class, versions
 from harness.progress import Progress
-from harness.samples import Sample
+from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import TABLES, Row
 from harness.stages import identify, sample, trace, uncertainty
 from harness.stages.compare import Comparison
-from harness.store import Store, digest
+from harness.store import Store, digest, inputs_of
 from harness.study import REFERENCE, Study
+from hq import __version__
 from hq.backends.base import Exchange
 from hq.backends.torch import TorchBackend
 from hq.cett import Measure, Span
-from hq.checkpoint import first_line, identity
+from hq.checkpoint import end_tokens, file_digests, first_line, identity
 from hq.errors import HQError
 from hq.neurons import ModelIdentity, NeuronSet
-from hq.sampling import Ending
+from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
+
+_SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+"""Files that decide what tokens are as text."""
 
 
 @dataclass
@@ -58,10 +63,12 @@ class Pipeline:
 
     def comparison(self, precision: str) -> Comparison:
         """A precision beside the reference."""
+        neurons, reference = self.neurons(REFERENCE), self.traces(REFERENCE)
+        require_origin(neurons, self.samples, reference)
         return Comparison(
             samples=self.samples,
-            neurons=self.neurons(REFERENCE),
-            reference=self.traces(REFERENCE),
+            neurons=neurons,
+            reference=reference,
             variant=self.traces(precision),
             again=self.neurons(precision),
             uncertainty=self.uncertainty(precision),
@@ -113,31 +120,48 @@ class Pipeline:
 
     @cached_property
     def responses(self) -> Path:
-        """Stage `sample`."""
-        section, seed = self.study.sampling, self.study.seed
+        """Stage `sample`: what was asked for this quota in these splits, out of a log for any."""
+        section, settings, judge = self.study.sampling, self._sampling, self._judge
+        asked = [p.model_dump(mode="json", exclude={"split", "component"}) for p in self.prompted]
+        responses = self._model(REFERENCE, _SPELLING) | {
+            "questions": digest(asked),
+            "stop_strings": self.ending.strings,
+            "stop_tokens": sorted(self.ending.tokens),
+            "sampling": asdict(settings),
+            "judge": judge.identity,
+        }
         inputs = {
-            "model": self.model.fingerprint,
-            "device": self.study.device,
-            "questions": digest([p.model_dump(mode="json") for p in self.prompted]),
-            "stop": self.form.stop_strings,
-            "sampling": section.model_dump(),
-            "seed": seed,
+            "responses": responses,
+            "quota": section.quota,
+            "splits": digest([[p.split, p.component] for p in self.prompted]),
         }
 
         def make(folder: Path) -> None:
-            with self.progress.task("sample responses", len(self.prompted), "questions") as task:
-                sample.collect(
-                    folder,
-                    self.backend(REFERENCE).decoding(),
+            with (
+                self.store.growing("responses", responses) as log,
+                self.progress.task("sample responses", len(self.prompted), "questions") as task,
+            ):
+                records = sample.collect(
+                    log / sample.LOG_FILE,
+                    lambda: self.backend(REFERENCE).decoding(),
                     self.prompted,
-                    section.settings(seed),
+                    settings,
                     self.ending,
-                    judges.judge(section.judge),
+                    judge,
                     section.quota,
                     task,
                 )
+            sample.write_records(folder, records)
 
         return self.store.build("sample", inputs, make)
+
+    @property
+    def _sampling(self) -> Sampling:
+        return self.study.sampling.settings(self.study.seed)
+
+    @cached_property
+    def _judge(self) -> judges.Judge:
+        return judges.judge(self.study.sampling.judge)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -162,6 +186,10 @@ class Pipeline:
 
     def traces(self, precision: str) -> Traces:
         """Stage `trace` at one precision."""
+        return Traces.open(self.traces_folder(precision))
+
+    def traces_folder(self, precision: str) -> Path:
+        """The folder of stage `trace`."""
         storage = self.study.identify.storage
         inputs = self._cell(precision) | {
             "measures": self.measures,
@@ -181,7 +209,7 @@ class Pipeline:
                     task,
                 )
 
-        return Traces.open(self.store.build("trace", inputs, make))
+        return self.store.build("trace", inputs, make)
 
     def neurons(self, precision: str) -> NeuronSet:
         """Stage `identify` at one precision."""
@@ -190,10 +218,11 @@ class Pipeline:
     def neurons_folder(self, precision: str) -> Path:
         """The folder of stage `identify`: neurons.json and path.csv."""
         traces, section, seed = self.traces(precision), self.study.identify, self.study.seed
-        labels = [[s.hallucinated, s.split, s.component] for s in self.samples]
         inputs = {
+            "packages": versions(*FIT),
+            "machine": machine_class(),
             "traces": traces.folder.name,
-            "labels": digest(labels),
+            "samples": samples_digest(self.samples),
             "identify": section.model_dump(),
             "seed": seed,
         }
@@ -207,11 +236,15 @@ class Pipeline:
 
     def uncertainty(self, precision: str) -> uncertainty.Uncertainty:
         """Stage `uncertainty` at one precision."""
-        return uncertainty.read(self._uncertainty(precision))
+        return uncertainty.read(self.uncertainty_folder(precision))
 
-    def _uncertainty(self, precision: str) -> Path:
-        reference = None if precision == REFERENCE else self._uncertainty(REFERENCE)
-        inputs = self._cell(precision) | {"texts": exchanges_digest(self.texts)}
+    def uncertainty_folder(self, precision: str) -> Path:
+        """The folder of stage `uncertainty`."""
+        reference = None if precision == REFERENCE else self.uncertainty_folder(REFERENCE)
+        inputs = self._cell(precision) | {
+            "texts": exchanges_digest(self.texts),
+            "reference": None if reference is None else reference.name,
+        }
 
         def make(folder: Path) -> None:
             total = len(self.exchanges) + len(self.texts)
@@ -235,10 +268,10 @@ class Pipeline:
         ends = np.cumsum([len(text.response) for text in texts])
         return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
 
-    @property
+    @cached_property
     def ending(self) -> Ending:
-        """What ends a response: the prompt form's tokens and strings."""
-        stops = self.form.stop_ids(self.tokenizer)
+        """What ends a response: the prompt form's tokens and strings, and the model's tokens."""
+        stops = self.form.stop_ids(self.tokenizer) | end_tokens(self.path)
         return Ending(stops, self.form.stop_strings, self._decode)
 
     def backend(self, precision: str) -> TorchBackend:
@@ -252,11 +285,14 @@ class Pipeline:
         return self._loaded
 
     def _cell(self, precision: str) -> dict[str, object]:
-        return {
+        return self._model(precision) | {"exchanges": exchanges_digest(self.exchanges)}
+
+    def _model(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
+        """What the model computes depends on, with digests of the files `also`."""
+        return engine(precision, self.study.device) | {
             "model": self.model.fingerprint,
+            "files": file_digests(self.path, ("config.json", *also)),
             "precision": precision,
-            "device": self.study.device,
-            "exchanges": exchanges_digest(self.exchanges),
         }
 
     def _true_answers(self) -> list[Exchange]:
@@ -296,4 +332,23 @@ def sampling_summary(pipeline: Pipeline) -> dict[str, int | float]:
         "tokens_generated": generated,
         # Responses that were given up, and questions never asked, would come on top.
         "tokens_without_sharing_at_least": sum(record.naive for record in records),
+    }
+
+
+def built_from(pipeline: Pipeline) -> dict[str, object]:
+    """All that each stage's artefact was hashed by when it was built, a precision where it has one.
+
+    What is not kept, the questions and the tables' statistics, is of the packages installed now.
+    """
+    precisions = pipeline.study.precisions
+    folders = {
+        "trace": pipeline.traces_folder,
+        "identify": pipeline.neurons_folder,
+        "uncertainty": pipeline.uncertainty_folder,
+    }
+    return {
+        "questions": versions(*QUESTIONS.get(pipeline.study.scenario.name, ())),
+        "sample": inputs_of(pipeline.responses),
+        **{name: {p: inputs_of(of(p)) for p in precisions} for name, of in folders.items()},
+        "compare": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
     }

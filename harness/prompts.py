@@ -85,17 +85,25 @@ class Chat:
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token, and the special token that the template puts after an answer."""
         _require_template(tokenizer)
-        answer = "x"
-        turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
         text = str(tokenizer.apply_chat_template(turn, tokenize=False))
-        after = _bare_ids(tokenizer, text[text.rindex(answer) + len(answer) :])
-        special = set(tokenizer.all_special_ids)
-        ends = next(([token] for token in after if token in special), [])
+        _, _, rest = text.partition(_ANSWER)
+        special = _special(tokenizer)
+        ends = next(([token] for token in _bare_ids(tokenizer, rest) if token in special), [])
         return _end_of_text(tokenizer) | frozenset(ends)
 
 
 FORMS.add("few-shot", FewShot)
 FORMS.add("chat", Chat)
+
+
+_ANSWER = "hq answers here"  # no part of a special token, nor of any template
+
+
+def _special(tokenizer: "Tokenizer") -> set[int]:
+    """Special tokens, named ones and those that only the vocabulary marks so (Phi-3's turns)."""
+    marked = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | set(tokenizer.all_special_ids)
 
 
 def _require_template(tokenizer: "Tokenizer") -> None:

@@ -6,40 +6,25 @@ Tolerances stand in `tolerances.toml` beside the committed tables:
     auroc = {within = 0.03, worse = "lower"}
 
 A number regresses when it is worse by more than `within`; `worse` is "lower", "higher" or "either".
-Columns without a line are not compared.
+With `relative = true`, `within` is a share of the committed number; with `only = "matched"`, rows
+with that key are compared, and no others. Columns without a line are not compared.
 """
 
-import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from harness.provenance import definition, difference, read_provenance
 from harness.schema import TABLES
-from harness.tables import PROVENANCE_FILE, TABLE_NAMES, read_table
+from harness.tables import TABLE_NAMES, read_table
+from harness.tolerance import Tolerance
 from hq.errors import HQError
 
 TOLERANCES_FILE = "tolerances.toml"
-
-
-class Tolerance(BaseModel):
-    """How far a column may move, and which direction is a regression."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    within: Annotated[float, Field(ge=0)]
-    worse: Literal["lower", "higher", "either"] = "either"
-
-    def exceeded(self, expected: float, found: float) -> bool:
-        """Whether the change is a regression."""
-        change = found - expected
-        bad = {"lower": -change, "higher": change, "either": abs(change)}[self.worse]
-        return not bad <= self.within  # NaN regresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +47,15 @@ class Difference:
 def compare(run: Path, against: Path) -> list[Difference]:
     """Every compared number of the rows that the run has.
 
-    Raises HQError when either folder lacks tables, tolerances are malformed, the models differ, or
-    no row of the run is in the committed tables.
+    Raises HQError when either folder lacks tables, tolerances are malformed, models or studies
+    differ, or no row of the run is in the committed tables.
     """
-    _require_same_model(run, against)
+    _require_same_study(run, against)
     tolerances = _tolerances(against)
     differences = [d for name in TABLE_NAMES for d in _differences(name, run, against, tolerances)]
     if not differences:
         raise HQError(f"{run} and {against} have no row in common: check another study's results.")
     return differences
-
-
-def accept(run: Path, into: Path) -> None:
-    """Makes a run's tables the committed ones; tolerances that are there stay."""
-    names = [f"{name}.csv" for name in TABLE_NAMES] + ["tables.md", PROVENANCE_FILE, "neurons.json"]
-    missing = [name for name in names if not (run / name).is_file()]
-    if missing:
-        raise HQError(f"{run} has no {missing[0]}: give the folder of a finished run.")
-    into.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(run / name, into / name)
-    if not (into / TOLERANCES_FILE).exists():
-        default = files("harness") / TOLERANCES_FILE
-        (into / TOLERANCES_FILE).write_text(default.read_text())
 
 
 def _differences(
@@ -97,13 +68,20 @@ def _differences(
         lacking = [c for c in [*keys, *columns] if c not in side.columns]
         if lacking:
             raise HQError(f"{where / name}.csv has no column {lacking[0]!r}: run the study again.")
+    for column, tolerance in columns.items():
+        if not any(tolerance.covers(row) for row in expected.select(keys).iter_rows()):
+            raise HQError(
+                f"{against / TOLERANCES_FILE}: {name}.{column} is for {tolerance.only!r} only, "
+                "which no row has."
+            )
     both = expected.join(found, on=keys, suffix=".found", how="inner", maintain_order="left")
     for row in both.iter_rows(named=True):
-        label = " ".join(str(row[key]) for key in keys)
-        for column, tolerance in columns.items():
+        values = [str(row[key]) for key in keys]
+        compared = {c: t for c, t in columns.items() if t.covers(values)}
+        for column, tolerance in compared.items():
             before = _number(row[column], against, name, column)
             after = _number(row[f"{column}.found"], run, name, column)
-            yield Difference(name, label, column, before, after, tolerance)
+            yield Difference(name, " ".join(values), column, before, after, tolerance)
 
 
 def _number(value: object, folder: Path, table: str, column: str) -> float:
@@ -135,22 +113,22 @@ def _tolerances(folder: Path) -> dict[str, dict[str, Tolerance]]:
     return tolerances
 
 
-def _require_same_model(run: Path, against: Path) -> None:
-    ours, theirs = (_fingerprint(folder) for folder in (run, against))
-    if ours != theirs:
+def _require_same_study(run: Path, against: Path) -> None:
+    ours, theirs = read_provenance(run), read_provenance(against)
+    models = ours["fingerprint"], theirs["fingerprint"]
+    if models[0] != models[1]:
         raise HQError(
-            f"{run} is of model {ours}, {against} of model {theirs}: check a run of the same model."
+            f"{run} is of model {models[0]}, {against} of model {models[1]}: "
+            "check a run of the same model."
         )
-
-
-def _fingerprint(folder: Path) -> str:
-    path = folder / PROVENANCE_FILE
-    try:
-        return str(TypeAdapter(dict[str, object]).validate_json(path.read_text())["fingerprint"])
-    except (OSError, ValidationError, KeyError) as error:
+    changed = difference(
+        {"study": ours["study"], "definition": definition(ours)},
+        {"study": theirs["study"], "definition": definition(theirs)},
+    )
+    if changed:
         raise HQError(
-            f"{folder} has no readable {PROVENANCE_FILE}: give a finished run."
-        ) from error
+            f"{run} and {against} are of other studies ({changed}): check a run of the same study."
+        )
 
 
 def as_frame(differences: list[Difference]) -> pl.DataFrame:
@@ -162,7 +140,7 @@ def as_frame(differences: list[Difference]) -> pl.DataFrame:
             "column": d.column,
             "expected": d.expected,
             "found": d.found,
-            "tolerance": d.tolerance.within,
+            "tolerance": d.tolerance.allowed(d.expected),
             "regressed": d.regressed,
         }
         for d in sorted(differences, key=lambda d: not d.regressed)

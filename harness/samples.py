@@ -1,5 +1,7 @@
 """Samples: the responses that were kept, labelled, as token ids. One JSON object a line."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hq.backends.base import Exchange
 from hq.errors import HQError
+from hq.neurons import NeuronSet
+from hq.traces import Traces
 
 Split = Literal["train", "calibration", "test"]
 TokenId = Annotated[int, Field(ge=0)]
@@ -31,6 +35,33 @@ class Sample(BaseModel):
     def exchange(self) -> Exchange:
         """Its token ids."""
         return Exchange(self.prompt_ids, self.response_ids)
+
+
+def samples_digest(samples: Sequence[Sample]) -> str:
+    """BLAKE2b of ids, relations, splits, labels and token ids: 16 hex digits."""
+    facts = [sample.model_dump(exclude={"text"}) for sample in samples]
+    text = json.dumps(facts, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Traces) -> None:
+    """Raises HQError unless the neurons were found on these samples, at the reference's precision.
+
+    On samples split in another way, what is reported as held out may have been trained on.
+    """
+    stated = neurons.provenance
+    if stated.get("samples") != samples_digest(samples):
+        raise HQError(
+            "The neuron set was found on other samples, or on the same in other splits "
+            f"({stated.get('samples', 'it does not say which')}): give the samples that "
+            "`hq identify` was given."
+        )
+    if stated.get("precision") != reference.info.precision:
+        raise HQError(
+            f"The neuron set was found at {stated.get('precision', 'no stated precision')}, but "
+            f"{reference.folder} holds traces at {reference.info.precision}: give traces of the "
+            "precision that it was found at as the reference."
+        )
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

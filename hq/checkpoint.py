@@ -3,12 +3,13 @@
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 
@@ -83,6 +84,39 @@ def fingerprint(path: Path) -> str:
                 digest.update(chunk)
                 start += len(chunk)
     return digest.hexdigest()
+
+
+def file_digests(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """BLAKE2b of those of a checkpoint's files that are there, by name: 16 hex digits each.
+
+    The fingerprint tells the weights alone; config.json also decides what they compute.
+    """
+    return {
+        name: hashlib.blake2b((path / name).read_bytes(), digest_size=8).hexdigest()
+        for name in names
+        if (path / name).is_file()
+    }
+
+
+def end_tokens(path: Path) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, one or several; none without the file.
+
+    Raises HQError for a file that cannot be read, or an id that is no number.
+    """
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return frozenset()
+    try:
+        stated = _GenerationConfig.model_validate_json(file.read_bytes()).eos_token_id
+    except ValidationError as error:
+        raise HQError(
+            f"{file} cannot be read: {error.errors()[0]['msg']}; copy it again, or remove it."
+        ) from error
+    return frozenset([stated] if isinstance(stated, int) else stated or ())
+
+
+class _GenerationConfig(BaseModel):
+    eos_token_id: int | list[int] | None = None
 
 
 def _kin(path: Path, config: PretrainedConfig) -> str:

@@ -34,7 +34,9 @@ BYTE_LEVEL: dict[str, Callable[[], list[_Step]]] = {
 }
 
 
-def byte_level(size: int, pre: str = "gpt-2", every_byte: bool = True) -> hf.PreTrainedTokenizerFast:
+def byte_level(
+    size: int, pre: str = "gpt-2", every_byte: bool = True
+) -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE of exactly `size` tokens; without `every_byte` a lossy one may be smaller."""
     core = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
     core.pre_tokenizer = pre_tokenizers.Sequence(BYTE_LEVEL[pre]())
@@ -120,7 +122,9 @@ _PIECES: tuple[Callable[[random.Random], str], ...] = (
     lambda r: r.choice([" ", "\n", "\t", "\r\n", "  "]) * r.randint(1, 7),
     lambda r: r.choice(["  if x == 0:\n    return {}", "a[i] += 1;", "</div>", "x->y::z", "\\n"]),
     lambda r: "".join(r.choices("🚀😶🌫️👩‍👩‍👧🇨🇭✅", k=r.randint(1, 4))),
-    lambda r: "".join(r.choices("éüßñçøłżÅΩλжитдяשלוםمرحبا你好世界東京ไทยहिन्दी", k=r.randint(1, 6))),
+    lambda r: "".join(
+        r.choices("éüßñçøłżÅΩλжитдяשלוםمرحبا你好世界東京ไทยहिन्दी", k=r.randint(1, 6))
+    ),
     lambda r: "".join(r.choices("!?.,;:'\"()[]{}<>@#$%^&*-_=+|/~`…—«»°²½①٣", k=r.randint(1, 5))),
     lambda r: "".join(chr(_scalar(r)) for _ in range(r.randint(1, 4))),
 )
@@ -141,5 +145,4 @@ def texts(count: int = 1000, seed: int = 0, special: tuple[str, ...] = SPECIAL[1
 
 def _scalar(r: random.Random) -> int:
     """Any character but NUL, which ends a text in C, and surrogates, which are none."""
-    code = r.choice([r.randrange(1, 0x250), r.randrange(1, 0xD800), r.randrange(0xE000, 0x110000)])
-    return code
+    return r.choice([r.randrange(1, 0x250), r.randrange(1, 0xD800), r.randrange(0xE000, 0x110000)])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from errno import ENOSPC
 from typing import Annotated, NoReturn
 
 import typer
@@ -53,13 +54,20 @@ def main() -> None:
     except HQError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.filename is None:
-            raise
-        _refuse(f"{error.filename} cannot be used: {error.strerror}.")
+        _refuse(_system_says(error))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             err.print("Interrupted; the same command goes on from here.")
         raise
+
+
+def _system_says(error: OSError) -> str:
+    """A sentence of an error that often names no file, as when the disk is full."""
+    if error.errno == ENOSPC:
+        where = error.filename or "what hq writes"
+        return f"No space is left for {where}: free some, or set HQ_CACHE to another disk's folder."
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename or 'A file'} cannot be used: {reason}."
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """`hq check`: a run's tables against committed ones."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 from rich.table import Table
 
 from harness.cli.app import AsJson, app, err, out, print_json
-from harness.regress import accept, as_frame
+from harness.regress import as_frame
 from harness.regress import compare as differences_between
 
 
@@ -22,11 +23,15 @@ def check(
 ) -> None:
     """Compare a run with committed tables; exit 1 when a number regressed.
 
-    Each column's tolerance stands in tolerances.toml beside the committed tables.
+    Each column's tolerance stands in tolerances.toml beside the committed tables. --accept keeps
+    committed rows of precisions that the run does not have, where all else is the same.
     """
     if accepting:
+        from harness.acceptance import accept
+
         accept(run, against)
         err.print(f"{against} now holds the tables of {run}.")
+        _redraw(against)
         return
     differences = differences_between(run, against)
     frame = as_frame(differences)
@@ -39,6 +44,17 @@ def check(
         out.print(f"{len(frame)} numbers compared with {against}: {len(bad)} regressed.")
     if len(bad):
         raise typer.Exit(1)
+
+
+def _redraw(folder: Path) -> None:
+    """Draws a picture that is there anew, or says how to: it shows the tables from before."""
+    from harness.picture import PICTURE_FILE, draw
+
+    picture = folder / PICTURE_FILE
+    if picture.exists() and find_spec("matplotlib") is None:
+        err.print(f"{picture} shows the earlier tables: hq picture {folder} --into {picture}.")
+    elif picture.exists():
+        draw(folder, picture)
 
 
 def _table(rows: list[dict[str, object]]) -> Table:

@@ -87,7 +87,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """The frozen probe at another precision: detection, controls and fidelity."""
-    from harness.samples import read_samples
+    from harness.samples import read_samples, require_origin
     from harness.stages.compare import Comparison
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.study import CompareSection, IdentifySection
@@ -98,6 +98,7 @@ def compare(
     chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
     probe = NeuronSet.load(neurons, ref.info.model)
     section = IdentifySection.like(probe)
+    require_origin(probe, chosen, ref)
     with TemporaryDirectory() as folder:
         find_neurons(Path(folder), var, chosen, section, seed)
         again = NeuronSet.load(Path(folder) / NEURONS_FILE)

@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from importlib import import_module
 from typing import Any
-
-import airportsdata
-import periodictable
-from countryinfo import CountryInfo
 
 from harness.scenarios.facts_names import (
     CAPITAL_ALIASES,
@@ -21,6 +18,7 @@ from harness.scenarios.facts_names import (
 )
 from harness.scenarios.facts_rules import NO_CITY, is_telling, kept, ruled
 from harness.text import normalise
+from hq.errors import HQError
 
 # Of each country at most so many, or a few large countries would be most of the questions.
 CITIES_PER_COUNTRY = 40
@@ -79,6 +77,14 @@ class Element:
     number: int
 
 
+def _package(name: str) -> Any:
+    """A package of facts, which only this scenario needs. HQError when it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise HQError(f"The scenario 'facts' needs {name}: pip install 'hq[embedded]'.") from error
+
+
 @cache
 def countries() -> Mapping[str, Country]:
     """Every country and territory by its ISO code, in the order of the codes."""
@@ -88,7 +94,8 @@ def countries() -> Mapping[str, Country]:
 
 @cache
 def _entries() -> dict[str, Mapping[str, Any]]:
-    return {entry["name"]: dict(entry) for entry in CountryInfo.all().values()}
+    listed = _package("countryinfo").CountryInfo.all()
+    return {entry["name"]: dict(entry) for entry in listed.values()}
 
 
 def _code(entry: Mapping[str, Any]) -> str:
@@ -217,7 +224,7 @@ def airports() -> tuple[Airport, ...]:
 
 @cache
 def _iata() -> dict[str, dict[str, Any]]:
-    return {code: dict(row) for code, row in airportsdata.load("IATA").items()}
+    return {code: dict(row) for code, row in _package("airportsdata").load("IATA").items()}
 
 
 @cache
@@ -265,5 +272,5 @@ def _lot(name: str) -> bytes:
 @cache
 def elements() -> tuple[Element, ...]:
     """The 118 elements in the order of their numbers."""
-    listed = [e for e in periodictable.elements if e.number > 0]
+    listed = [e for e in _package("periodictable").elements if e.number > 0]
     return tuple(Element(e.name, e.symbol, e.number) for e in listed)

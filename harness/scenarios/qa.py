@@ -18,6 +18,7 @@ import polars as pl
 
 from harness.scenarios.base import Limit, Question, register
 from harness.text import normalise
+from hq.checkpoint import first_line
 from hq.errors import HQError
 
 Row = Mapping[str, Any]
@@ -118,12 +119,19 @@ _READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 def _hub_rows(hub: Hub) -> Iterator[tuple[str, Row]]:
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise HQError(
             f"Reading {hub.id} from the hub needs the package datasets: "
             "`pip install datasets`, or set source to a .jsonl or .parquet file."
         ) from error
-    rows = load_dataset(hub.id, hub.config, split=hub.split)
+    try:
+        rows = load_dataset(hub.id, hub.config, split=hub.split)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise HQError(
+            f"The data set {hub.id} cannot be read from the hub ({first_line(error)}): check its "
+            "id, or set source to a .jsonl or .parquet file."
+        ) from error
     return ((f"{hub.id} row {number}", row) for number, row in enumerate(rows, start=1))
 
 

@@ -5,11 +5,12 @@ without labels, and neurons identified afresh here.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from harness.samples import Sample
 from harness.schema import Control, Detection, Fidelity, Model, Row
@@ -18,13 +19,14 @@ from harness.stages.uncertainty import Uncertainty
 from harness.study import CompareSection
 from hq.controls import (
     control_auroc,
+    magnitude_ratio,
     matched_neurons,
     outliers,
     random_neurons,
     ridge_probe,
 )
 from hq.errors import HQError
-from hq.fidelity import correlation, rank_change, relative_error
+from hq.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
 from hq.neurons import NeuronSet
 from hq.overlap import expected_jaccard, jaccard, overlap_p_value
 from hq.stats import (
@@ -38,11 +40,16 @@ from hq.thresholds import bootstrap_f1, match_quantile
 from hq.traces import Traces
 
 MIB = 2**20
+ANY = 1000  # neurons that stand for the whole model
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A precision's traces and neurons beside the reference's, on the same samples."""
+    """A precision's traces and neurons beside the reference's, on the same samples.
+
+    Intervals resample the samples' components, which are independent of each other, as questions
+    about one entity are not.
+    """
 
     samples: list[Sample]
     neurons: NeuronSet
@@ -52,6 +59,7 @@ class Comparison:
     uncertainty: Uncertainty | None  # None where only traces are at hand
     section: CompareSection
     seed: int
+    text_components: Sequence[str] | None = None  # of the uncertainty's texts; None: all different
 
     def __post_init__(self) -> None:
         for traces in (self.reference, self.variant):
@@ -83,6 +91,7 @@ class Comparison:
             precision=self.variant.info.precision,
             compute=self.variant.info.compute,
             n=len(y),
+            entities=self._entities,
             seed=self.seed,
             neurons=sizes[0],
             h_neurons=len(self.neurons.positive),
@@ -113,27 +122,15 @@ class Comparison:
         ]
 
     def fidelity(self) -> list[Fidelity]:
-        """Contributions of the probe's neurons, of the H-Neurons, and of matched random ones."""
-        groups = {
-            "probe": self.neurons.flat,
-            "h_neurons": self.neurons.flat_positive,
-            "matched": np.unique(self._draws["matched"]),
-        }
+        """Contributions of the probe's neurons, the H-Neurons, matched ones, and any at all."""
         span, test = self.neurons.tokens, self._rows.test
         a = self.reference.matrix("contribution", span)[test]
         b = self.variant.matrix("contribution", span)[test]
         return [
-            Fidelity(
-                precision=self.variant.info.precision,
-                group=name,
-                neurons=len(flat),
-                n=len(test),
-                seed=self.seed,
-                correlation=correlation(a[:, flat], b[:, flat], *self._draw),
-                relative_error=relative_error(a[:, flat], b[:, flat], *self._draw),
-                rank_change=rank_change(a, b, flat, self.neurons.model.d_ff, *self._draw),
-            )
-            for name, flat in groups.items()
+            self._fidelity(a, b, "probe", self.neurons.flat),
+            self._fidelity(a, b, "h_neurons", self.neurons.flat_positive),
+            self._fidelity(a, b, "matched", self._draws["matched"]),
+            self._fidelity(a, b, "any", self._any),
         ]
 
     def model(self, u: Uncertainty) -> Model:
@@ -143,17 +140,21 @@ class Comparison:
         for row in audit:
             modules[row.module] += row.count
         share = u.tokens / u.tokens.sum()
+        groups = None if self.text_components is None else np.array(self.text_components)
+        draw = (self.seed, self.section.replicates, groups)
         loss = bootstrap(
-            lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *self._draw
+            lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *draw, "perplexity"
         )
-        drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *self._draw)
+        drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *draw, "KL")
         return Model(
             precision=self.variant.info.precision,
             modules=" + ".join(f"{count} × {name}" for name, count in modules.items()),
             storage=" + ".join(dict.fromkeys(row.storage for row in audit)),
-            bits_per_weight=sum(row.bits_per_weight * row.count for row in audit) / modules.total(),
+            bits_per_weight=sum(row.bits_per_weight * row.weights for row in audit)
+            / sum(row.weights for row in audit),
             weights_mib=self.variant.info.weight_bytes / MIB,
             n=len(share),
+            entities=loss.n,
             seed=self.seed,
             perplexity=loss,
             kl=drift,
@@ -161,6 +162,38 @@ class Comparison:
 
     def _accuracy(self, threshold: float) -> Estimate:
         return bootstrap_mean((self._after >= threshold) == (self._y == 1), *self._draw)
+
+    def _fidelity(
+        self,
+        a: Float[np.ndarray, "test p"],
+        b: Float[np.ndarray, "test p"],
+        group: str,
+        neurons: Int[np.ndarray, "*draws k"],
+    ) -> Fidelity:
+        """A row: of the neurons themselves, or of draws of them."""
+        flat, places = np.unique(neurons, return_inverse=True)
+        measures = {
+            "correlation": correlation(a[:, flat], b[:, flat]),
+            "relative_error": relative_error(a[:, flat], b[:, flat]),
+            "rank_change": rank_change(a, b, flat, self.neurons.model.d_ff),
+        }
+        estimates = {
+            name: over_questions(measure, len(a), name, *self._draw)
+            if neurons.ndim == 1
+            else over_draws(measure, len(a), name, places, self.seed)
+            for name, measure in measures.items()
+        }
+        return Fidelity(
+            precision=self.variant.info.precision,
+            group=group,
+            neurons=neurons.shape[-1],
+            draws=1 if neurons.ndim == 1 else len(neurons),
+            magnitude=magnitude_ratio(neurons, self.neurons.flat, self._magnitudes),
+            n=len(a),
+            entities=self._entities,
+            seed=self.seed,
+            **estimates,
+        )
 
     def _drawn(self, name: str, draws: Int[np.ndarray, "draws k"]) -> Control:
         X, y, (train, test) = self._variant_cett, self._rows.y, self._fitted
@@ -181,6 +214,7 @@ class Comparison:
             precision=self.variant.info.precision,
             control=name,
             n=len(self._y),
+            entities=self._entities,
             draws=draws,
             seed=self.seed,
             auroc=auroc,
@@ -190,8 +224,13 @@ class Comparison:
         )
 
     @property
-    def _draw(self) -> tuple[int, int]:
-        return self.seed, self.section.replicates
+    def _draw(self) -> tuple[int, int, Shaped[np.ndarray, " test"]]:
+        """Seed, replicates, and the component of each test row: what an interval is made with."""
+        return self.seed, self.section.replicates, self._rows.components[self._rows.test]
+
+    @property
+    def _entities(self) -> int:
+        return len(np.unique(self._rows.components[self._rows.test]))
 
     @cached_property
     def _rows(self) -> Rows:
@@ -253,6 +292,12 @@ class Comparison:
             "random": random_neurons(len(flat), model.n_neurons, draws, seed, exclude),
             "matched": matched_neurons(flat, self._magnitudes, model.d_ff, draws, seed),
         }
+
+    @property
+    def _any(self) -> Int[np.ndarray, " k"]:
+        """Neurons that depend on the seed alone, so that another fit is read on the same ones."""
+        p = self.neurons.model.n_neurons
+        return random_neurons(min(ANY, p), p, 1, self.seed).ravel()
 
     @property
     def _baselines(self) -> dict[str, Float[np.ndarray, "n q"]]:

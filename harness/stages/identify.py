@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from harness.samples import Sample
+from harness.samples import Sample, samples_digest
 from harness.study import IdentifySection
 from hq.errors import HQError
 from hq.identify import identify
@@ -48,6 +48,7 @@ def find_neurons(
         "precision": traces.info.precision,
         "compute": traces.info.compute,
         "exchanges": traces.info.exchanges,
+        "samples": samples_digest(samples),
     }
     neurons.model_copy(
         update={"thresholds": {THRESHOLD: threshold}, "provenance": provenance}

@@ -1,11 +1,13 @@
 """Stage `sample`: n responses a question, kept where all are right or all are wrong.
 
 A question is given up as soon as two of its finished responses disagree, and sampling ends once the
-quota of pairs is full. Records are appended as they come; after a kill, whole batches go on.
+quota of pairs is full. Records are appended to a log as they come: a killed run goes on after its
+last whole batch, and a run with another quota or other splits asks only what was not asked yet.
 """
 
-import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from hq.errors import HQError
 from hq.sampling import Ending, Sampling, Tree, sample
 
 RESPONSES_FILE = "responses.jsonl"
-_DRAFT_FILE = "responses.draft.jsonl"
+LOG_FILE = "log.jsonl"
 CHUNK = 1024  # questions between two looks at the quota
 _BATCH = 64  # prompts a batch: more do not decode faster on a CPU
 
@@ -75,40 +77,55 @@ class Prompted(BaseModel):
 
 
 def collect(
-    folder: Path,
-    decoding: Decoding,
+    log: Path,
+    decoding: Callable[[], Decoding],
     prompted: Sequence[Prompted],
     settings: Sampling,
     ending: Ending,
     judge: Judge,
     quota: int,
     task: Task,
-) -> None:
-    """Writes responses.jsonl, in the order of the questions; goes on where it was killed."""
-    draft = folder / _DRAFT_FILE
-    records = {record.id: record for record in _read(draft, whole=False)}
-    questions = {p.question.id: p for p in prompted}
-    decoding.share([p.ids for p in prompted])
+) -> list[Record]:
+    """The records of all questions that are asked for the quota, in the order of the questions.
 
+    Those that `log` lacks are sampled and appended to it. What stands there does not depend on
+    quota and splits, so that other ones go on from it; `decoding` is called if anything is missing.
+    """
+    records = {record.id: record for record in _read_log(log)}
+    questions = {p.question.id: p for p in prompted}
     wanted = consistency(prompted, judge)
+    shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
     met: list[Prompted] = []
     for chunk in _chunks(prompted):
         for batch in batches(chunk):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
-                trees = sample(decoding, prompts, settings, ending, wanted)
+                trees = sample(shared(), prompts, settings, ending, wanted)
                 new = [record_of(t, questions[t.key].question, judge, settings) for t in trees]
-                _append(draft, new)
+                _append(log, new)
                 records |= {record.id: record for record in new}
             task.advance(len(batch))
         met += chunk
         kept = pairs(candidates(met, records), quota)
-        task.note(f"{len(kept)} of {quota} pairs, {savings(records.values())}")
+        unclear = f", {judge.unclear} replies of the judge unclear" if judge.unclear else ""
+        asked = [records[p.question.id] for p in met]
+        task.note(f"{len(kept)} of {quota} pairs, {savings(asked)}{unclear}")
         if len(kept) == quota:
             break
-    whole = [records[p.question.id].model_dump_json() for p in met]
-    (folder / RESPONSES_FILE).write_text("".join(line + "\n" for line in whole))
-    draft.unlink()
+    return [records[p.question.id] for p in met]
+
+
+def _sharing(decoding: Callable[[], Decoding], prompts: Sequence[tuple[int, ...]]) -> Decoding:
+    """A decoding that has read the prefix that all prompts share."""
+    made = decoding()
+    made.share(prompts)
+    return made
+
+
+def write_records(folder: Path, records: Sequence[Record]) -> None:
+    """Writes responses.jsonl."""
+    lines = (record.model_dump_json() + "\n" for record in records)
+    (folder / RESPONSES_FILE).write_text("".join(lines))
 
 
 def savings(records: Iterable[Record]) -> str:
@@ -156,7 +173,8 @@ def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sampl
 
 def read_records(folder: Path) -> dict[str, Record]:
     """The records of a finished stage by question id."""
-    return {record.id: record for record in _read(folder / RESPONSES_FILE, whole=True)}
+    records = _parse((folder / RESPONSES_FILE).read_text())
+    return {record.id: record for record in records}
 
 
 def _as_sample(prompted: Prompted, record: Record) -> Sample:
@@ -212,12 +230,16 @@ def _append(path: Path, records: Sequence[Record]) -> None:
         stream.write("".join(record.model_dump_json() + "\n" for record in records))
 
 
-def _read(path: Path, whole: bool) -> list[Record]:
-    """Records of a file; a last line that a kill cut off is dropped unless the file is whole."""
-    if not whole and not path.exists():
+def _read_log(path: Path) -> list[Record]:
+    """The records of a log; a last line that a kill cut off is taken off the file."""
+    if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    kept = lines[:-1]
-    if not whole and lines[-1]:
-        path.write_text("".join(line + "\n" for line in kept))
-    return [Record.model_validate(json.loads(line)) for line in kept]
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return _parse(content[:whole].decode())
+
+
+def _parse(text: str) -> list[Record]:
+    return [Record.model_validate_json(line) for line in text.split("\n")[:-1]]

@@ -39,17 +39,18 @@ class TorchBackend:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         precision: str = "fp16",
         device: str | None = None,
         token_budget: int = TOKEN_BUDGET,
         model_identity: ModelIdentity | None = None,
     ) -> None:
+        path = Path(path)
         self.precision = precision
         self._precision = PRECISIONS[precision]
         self._family = family_of(text_config(path).model_type)
         self.identity = model_identity or identity(path)
-        self.device = _usable(device)
+        self.device = usable_device(device)
         self.token_budget = token_budget
         self.model: Any = self._precision.load(path, self.device)
         self.decoder: nn.Module = self.model.get_decoder()
@@ -213,7 +214,8 @@ class TorchBackend:
         return nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.device)
 
 
-def _usable(device: str | None) -> torch.device:
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name; None is CUDA where torch has it. HQError where it has not."""
     if device == "cuda" and not torch.cuda.is_available():
         raise HQError("There is no CUDA device that torch can use here: leave out `device`.")
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -18,6 +18,7 @@ class Precision(Protocol):
     """A named way to run one source checkpoint."""
 
     name: str
+    packages: tuple[str, ...]  # what computes it, beside torch and transformers
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model at this precision, on `device`."""

@@ -16,6 +16,7 @@ class Int8:
     """LLM.int8(): rows of the weight in 8 bits, activations in 8 bits but for outlier columns."""
 
     name = "int8"
+    packages: tuple[str, ...] = ("bitsandbytes",)
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
@@ -62,6 +63,8 @@ class FourBit:
     repack weights at the first forward on a CPU with AVX512-BF16, round scales and activations to
     BF16 there, and so give other results than elsewhere, with codes that no longer dequantize.
     """
+
+    packages: tuple[str, ...] = ("bitsandbytes",)
 
     def __init__(self, name: str) -> None:
         self.name = name

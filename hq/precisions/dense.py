@@ -14,6 +14,7 @@ class FP16:
     """Dense half-precision weights."""
 
     name = "fp16"
+    packages: tuple[str, ...] = ()
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Loads in FP16 first, so that a wider checkpoint is rounded as it would ship."""

@@ -1,5 +1,6 @@
 """Bad input, through the command line: one sentence, exit code 2, and nothing half-written."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -100,6 +101,10 @@ STUDIES = {
         lambda s: (s.parent / "model" / "tokenizer.json").write_text("{"),
         "The tokenizer in",
     ),
+    "a broken generation config": (
+        lambda s: (s.parent / "model" / "generation_config.json").write_text("{"),
+        "generation_config.json cannot be read",
+    ),
     "a broken config": (
         lambda s: (s.parent / "model" / "config.json").write_text("{"),
         "config.json cannot be read",
@@ -108,6 +113,10 @@ STUDIES = {
     "no held-out text": (
         lambda s: edit(s, "text_tokens = 64", 'text_tokens = 64, text = "nowhere.txt"'),
         "nowhere.txt",
+    ),
+    "labels against themselves": (
+        lambda s: edit(s, "folds = 2", 'folds = 2, tokens = "other", labels = "3-vs-1"'),
+        "labels: 3-vs-1 sets the chosen tokens against",
     ),
     "too many folds": (lambda s: edit(s, "folds = 2", "folds = 99"), "99 folds"),
 }
@@ -229,6 +238,42 @@ def test_traces_of_another_model(traces, finished, hq):
         *("--reference", "fp16", "--variant", "other"),
     )
     is_one_sentence(outcome, "other holds traces of model")
+
+
+def test_samples_in_other_splits(traces, finished, hq):
+    """What was trained on must not be reported as held out."""
+    turned = {"train": "test", "test": "calibration", "calibration": "train"}
+    samples = [json.loads(line) for line in traces.read_text().splitlines()]
+    lines = [json.dumps(s | {"split": turned[s["split"]]}) + "\n" for s in samples]
+    Path("turned.jsonl").write_text("".join(lines))
+    outcome = compare(hq, "turned.jsonl", finished / "runs" / "tiny" / "neurons.json")
+    is_one_sentence(outcome, "in other splits")
+
+
+def test_reference_and_variant_swapped(traces, finished, hq):
+    shutil.copytree("fp16", "nf4")
+    edit(Path("nf4/trace.json"), '"precision": "fp16"', '"precision": "nf4"')
+    outcome = hq(
+        *("compare", "--samples", traces, "--reference", "nf4", "--variant", "fp16"),
+        *("--neurons", finished / "runs" / "tiny" / "neurons.json"),
+    )
+    is_one_sentence(outcome, "nf4 holds traces at nf4")
+
+
+def test_a_full_disk(tiny_study, hq, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as numpy says it, without a file
+
+    monkeypatch.setattr("harness.pipeline.Pipeline.tables", full)
+    is_one_sentence(hq("study", "run", tiny_study), "No space is left")
+
+
+def test_an_error_of_the_system_that_names_no_file(tiny_study, hq, monkeypatch):
+    def broken(*_):
+        raise OSError("something is wrong")
+
+    monkeypatch.setattr("harness.pipeline.Pipeline.tables", broken)
+    is_one_sentence(hq("study", "run", tiny_study), "something is wrong")
 
 
 def test_the_beginning_of_another_trace(traces, tiny_study, hq):

@@ -20,6 +20,14 @@ def test_a_missing_package_is_a_sentence(monkeypatch, tmp_path):
     assert not list((tmp_path / "models").glob("*/config.json"))
 
 
+def test_a_missing_reader_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "packaged_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None if name == "gguf" else name)
+    with pytest.raises(HQError, match=r"gguf: pip install 'hq\[embedded\]'"):
+        embedded.resolve_model("smollm2")
+
+
 def test_another_name_is_a_folder_or_hub_id(monkeypatch, tmp_path):
     with pytest.raises(HQError, match=r"no config\.json"):
         embedded.resolve_model(str(tmp_path))

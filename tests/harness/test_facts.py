@@ -1,5 +1,8 @@
 """The scenario `facts`: enough questions, none ambiguous, stale entries filtered by rules."""
 
+import os
+import subprocess
+import sys
 from collections import Counter, defaultdict
 
 import pytest
@@ -212,3 +215,21 @@ def test_an_unknown_option_names_the_known_ones() -> None:
 def test_a_scenario_cannot_be_registered_twice() -> None:
     with pytest.raises(ValueError, match="'facts' is registered twice"):
         register("facts")(SCENARIOS["facts"])
+
+
+@pytest.mark.parametrize("package", ["countryinfo", "airportsdata", "periodictable"])
+def test_without_its_packages_only_this_scenario_is_refused(package):
+    script = f"""
+import sys
+sys.modules[{package!r}] = None  # what an import of a missing package comes to
+from harness.scenarios import SCENARIOS, load
+from hq.errors import HQError
+assert "triviaqa" in SCENARIOS
+try:
+    load("facts")
+except HQError as error:
+    print(error)
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.stdout == f"The scenario 'facts' needs {package}: pip install 'hq[embedded]'.\n"

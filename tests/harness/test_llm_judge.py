@@ -152,9 +152,59 @@ def test_no_server_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
+    "reply",
+    ["perhaps", "The response is not right.", "INCORRECT", "right or wrong", "", "WRONG?!?no"],
+)
+def test_an_unclear_reply_is_asked_for_again_and_then_set_aside(
+    endpoint: Endpoint, tmp_path: Path, reply: str
+) -> None:
+    endpoint.script = [(200, reply)]
+    with _judge(endpoint, cache=tmp_path / "judge.jsonl") as llm:
+        assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.UNCERTAIN
+        assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.UNCERTAIN
+        assert llm.unclear == 1
+    first, second = (request["body"]["messages"] for request in endpoint.requests)
+    assert second[:2] == [*first, {"role": "assistant", "content": reply}]
+    assert "one word" in second[2]["content"]
+
+
+def test_a_second_reply_that_is_clear_counts(endpoint: Endpoint) -> None:
+    endpoint.script = [(200, "It is not right."), (200, "'Wrong'")]
+    with _judge(endpoint) as llm:
+        assert llm.judge("Lyon", QUESTION, truncated=False) is Verdict.WRONG
+        assert llm.unclear == 0
+
+
+def test_a_reply_without_content_is_unclear(endpoint: Endpoint) -> None:
+    endpoint.script = [(200, '{"choices": [{"message": {"content": null}}]}')]
+    with _judge(endpoint) as llm:
+        assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.UNCERTAIN
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host:port/v1", "host/v1", "ftp://host/v1", "http://", "http://a\x00b"]
+)
+def test_what_is_no_url_is_an_error(url: str) -> None:
+    with pytest.raises(HQError, match="HQ_JUDGE_URL"):
+        LLMJudge(url, "m")
+
+
+def test_another_model_host_or_wording_is_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = [
+        LLMJudge("http://a/v1", "m"),
+        LLMJudge("http://a/v1", "n"),
+        LLMJudge("http://b/v1", "m"),
+    ]
+    seen = {one.identity for one in judges}
+    assert LLMJudge("http://user:secret@a/v1/", "m", key="k").identity in seen
+    assert len(seen) == 3
+    monkeypatch.setattr("harness.llm_judge._INSTRUCTION", "Grade this. {question}")
+    assert judges[0].identity not in seen
+
+
+@pytest.mark.parametrize(
     ("reply", "message"),
     [
-        ("perhaps", "holds no verdict"),
         ('{"choices": []}', "OpenAI chat format"),
         ('{"error": "x"}', "OpenAI chat format"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from harness.prompts import DEFAULT_SHOTS, form
 from hq.errors import HQError
@@ -13,6 +13,10 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+PHI3 = (  # Phi-3's: <|end|> is no named special token, and what ends the text holds an x
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
 
 
 def _tokenizer(*, template: str | None = TEMPLATE, bos: bool = False) -> PreTrainedTokenizerFast:
@@ -91,6 +95,19 @@ def test_few_shot_ends_at_the_line_and_chat_at_its_turn() -> None:
     assert form("few-shot").stop_ids(tokenizer) == {end}
     assert form("chat").stop_strings == ()
     assert form("chat").stop_ids(tokenizer) == {end, turn}
+
+
+def test_a_turn_ends_at_its_token_also_before_an_end_of_text_that_follows() -> None:
+    tokenizer = _tokenizer(template=PHI3)
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    names = ("<|endoftext|>", "<|end|>")
+    assert form("chat").stop_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids(list(names)))
+
+
+def test_a_template_that_leaves_the_answer_out_adds_no_end() -> None:
+    tokenizer = _tokenizer(template="<|im_start|>{{ messages[0]['content'] }}<|im_end|>")
+    assert form("chat").stop_ids(tokenizer) == {tokenizer.eos_token_id}
 
 
 @pytest.mark.parametrize("call", ["encode", "stop_ids"])

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -146,3 +147,20 @@ def test_the_hub_needs_the_package_datasets(
 def test_a_data_set_without_a_hub_id_needs_a_file() -> None:
     with pytest.raises(HQError, match="needs a file"):
         load("bioasq")
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, LookupError])
+def test_a_data_set_that_the_hub_does_not_give_is_a_sentence(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
+        raise kind("Dataset 'no/such' doesn't exist on the Hub.\nLong advice.")
+
+    modules = {
+        "datasets": SimpleNamespace(load_dataset=load_dataset),
+        "datasets.exceptions": SimpleNamespace(DatasetsError=LookupError),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(HQError, match=r"The data set no/such .*doesn't exist.*check its id"):
+        load("triviaqa", source="no/such")

@@ -1,12 +1,14 @@
 """Stage `sample`: what is kept does not depend on what was given up, nor on being killed."""
 
+import json
+
 import pytest
 
 from harness.judges import Verdict, judge
 from harness.pipeline import Pipeline
 from harness.progress import Progress
 from harness.stages import sample as stage
-from harness.stages.sample import Judged, Record, collect, read_records, retain
+from harness.stages.sample import Judged, Record, collect, read_records, retain, write_records
 from harness.store import Store
 from harness.study import REFERENCE, Study
 from hq.sampling import Sampling
@@ -22,15 +24,37 @@ def parts(tiny_study):
         yield pipeline.backend(REFERENCE).decoding(), pipeline.prompted[:200], pipeline.ending
 
 
-def run(folder, parts, quota=1000):
+def run(folder, parts, quota=1000, log=None):
+    """The records of a run; with a `log`, one that other runs share."""
     decoding, prompted, ending = parts
     folder.mkdir(exist_ok=True)
+    log = log or folder / "log.jsonl"
     with (
         Progress(quiet=True) as progress,
         progress.task("sample", len(prompted), "questions") as task,
     ):
-        collect(folder, decoding, prompted, SETTINGS, ending, judge("rules"), quota, task)
+        found = collect(
+            log, lambda: decoding, prompted, SETTINGS, ending, judge("rules"), quota, task
+        )
+    write_records(folder, found)
     return read_records(folder)
+
+
+class Counting:
+    """A decoding that counts the batches that it starts."""
+
+    def __init__(self, decoding):
+        self.decoding, self.max_rows, self.started = decoding, decoding.max_rows, 0
+
+    def share(self, prompts):
+        self.decoding.share(prompts)
+
+    def start(self, prompts):
+        self.started += 1
+        return self.decoding.start(prompts)
+
+    def step(self, parents, tokens):
+        return self.decoding.step(parents, tokens)
 
 
 def test_giving_up_early_keeps_what_full_sampling_keeps(parts, tmp_path, monkeypatch):
@@ -59,11 +83,41 @@ def test_a_torn_draft_goes_on_and_ends_with_the_same_bytes(parts, tmp_path):
     whole = (tmp_path / "whole" / "responses.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "responses.draft.jsonl").write_bytes(
-        b"".join(lines[40:90]) + lines[90][:25]
-    )
+    log = tmp_path / "torn" / "log.jsonl"
+    log.write_bytes(b"".join(lines[40:90]) + lines[90][:25])
     run(tmp_path / "torn", parts)
     assert (tmp_path / "torn" / "responses.jsonl").read_bytes() == whole
+    assert all(json.loads(line) for line in log.read_text().splitlines())
+
+
+def test_another_quota_or_split_goes_on_from_the_same_log(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "CHUNK", 30)
+    decoding, prompted, ending = parts
+    resplit = [p.model_copy(update={"split": "train"}) for p in prompted]
+    fresh, log = Counting(decoding), tmp_path / "log.jsonl"
+    all_at_once = run(tmp_path / "all", (fresh, prompted, ending))
+    shared = Counting(decoding)
+    few = run(tmp_path / "few", (shared, prompted, ending), quota=3, log=log)
+    so_far = shared.started
+    assert 0 < so_far < fresh.started
+    assert run(tmp_path / "more", (shared, prompted, ending), log=log) == all_at_once
+    assert shared.started == fresh.started
+    # What is there already needs no model, and says the same as if it had been asked alone.
+    again = (None, prompted, ending)
+    assert run(tmp_path / "again", again, quota=3, log=log) == few
+    assert run(tmp_path / "other", (None, resplit, ending), log=log) == all_at_once
+    for one, other in (("again", "few"), ("more", "all")):
+        name = "responses.jsonl"
+        assert (tmp_path / one / name).read_bytes() == (tmp_path / other / name).read_bytes()
+
+
+def test_text_with_any_line_separator_comes_back(tmp_path):
+    odd = record(Verdict.RIGHT)
+    odd = odd.model_copy(
+        update={"responses": (odd.responses[0].model_copy(update={"text": "a\u2028b\x85c\n"}),)}
+    )
+    write_records(tmp_path, [odd])
+    assert read_records(tmp_path) == {"q": odd}
 
 
 def test_records_stand_in_the_order_of_the_questions(parts, tmp_path):

@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from harness.store import Store
+from harness.store import Store, inputs_of
+from hq import __version__
 
 
 def test_built_once_and_found_again(tmp_path):
@@ -52,6 +53,28 @@ def test_fresh_builds_anew_but_once(tmp_path):
     store.build("stage", {}, calls.append)
     store.build("stage", {}, calls.append)
     assert len(calls) == 2
+
+
+def test_inputs_are_written_whole_and_found_again(tmp_path):
+    folder = Store(tmp_path).build("stage", {"a": 1}, lambda folder: None)
+    assert inputs_of(folder) == {"hq": __version__, "a": 1}
+    with Store(tmp_path).growing("log", {"a": 1}) as growing:
+        assert inputs_of(growing) == {"hq": __version__, "a": 1}
+
+
+def test_what_grows_goes_on_after_an_error_and_begins_anew_once_if_fresh(tmp_path):
+    def grow(store):
+        with store.growing("log", {}) as folder, open(folder / "log", "a") as log:
+            log.write("x")
+        return (folder / "log").read_text()
+
+    with pytest.raises(RuntimeError), Store(tmp_path).growing("log", {}) as folder:
+        (folder / "log").write_text("x")
+        raise RuntimeError
+    assert grow(Store(tmp_path)) == "xx"
+    fresh = Store(tmp_path, fresh=True)
+    assert grow(fresh) == "x"
+    assert grow(fresh) == "xx"
 
 
 def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):

@@ -25,7 +25,8 @@ REPEATABLE = [f"{name}.csv" for name in TABLES] + [
 ]
 
 
-BEFORE_LOGITS = ("sample", "trace", "identify")
+SAMPLED = ("responses", "sample")
+BEFORE_LOGITS = (*SAMPLED, "trace", "identify")
 
 # Kills its own process with SIGKILL when a function is called for the nth time.
 KILLED = """
@@ -113,9 +114,9 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
 @pytest.mark.parametrize(
     ("done", "function", "call", "left"),
     [
-        ((), "harness.stages.sample _append", 4, "sample-*.partial/responses.draft.jsonl"),
-        (("sample",), "os pwrite", 100, "trace-*.partial/batches.txt"),
-        (("sample", "trace"), "polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
+        ((), "harness.stages.sample _append", 4, "responses-*/log.jsonl"),
+        (SAMPLED, "os pwrite", 100, "trace-*.partial/batches.txt"),
+        ((*SAMPLED, "trace"), "polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
         (BEFORE_LOGITS, "numpy savez", 1, "uncertainty-*.partial/log_probs.npy"),
         (BEFORE_LOGITS, "os rename", 1, "uncertainty-*.partial/inputs.json"),
     ],
@@ -151,6 +152,41 @@ def test_check_passes_itself_and_names_what_regressed(finished, hq):
     assert "auroc" in outcome.out
     assert f"{frame['auroc'][1] + 0.2:.4g}" in outcome.out
     assert len(json.loads(hq("check", run, "--against", "results", "--json").out)["regressed"]) == 2
+
+
+def test_check_refuses_another_study_and_accepts_some_of_its_rows(finished, tiny_study, hq):
+    run = finished / "runs" / "tiny"
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    shutil.copytree(run, "other")
+    path = Path("other/provenance.json")
+    facts = json.loads(path.read_text())
+    facts["definition"]["sampling"]["quota"] = 7
+    path.write_text(json.dumps(facts))
+    outcome = hq("check", "other", "--against", "results")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "definition.sampling.quota is 7, not 60" in outcome.err
+    shutil.copytree(finished / "cache", "cache")
+    assert hq("study", "run", tiny_study, "--precisions", "fp16", "--into", "fp16").code == 0
+    assert hq("check", "fp16", "--against", "results").code == 0
+    assert hq("check", "fp16", "--against", "results", "--accept").code == 0
+    for name in (*(f"{name}.csv" for name in TABLES), "tables.md", "provenance.json"):
+        assert (Path("results") / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_accepting_draws_a_picture_that_is_there_anew(finished, hq, monkeypatch):
+    run = finished / "runs" / "tiny"
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    assert not Path("results/auroc.svg").exists()
+    picture = Path("results/auroc.svg")
+    picture.write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.cli.check.find_spec", lambda name: None)
+        outcome = hq("check", run, "--against", "results", "--accept")
+    assert "hq picture results --into results/auroc.svg" in outcome.err
+    assert picture.read_text() == "old"
+    pytest.importorskip("matplotlib")
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    assert "matched random neurons" in picture.read_text()
 
 
 def test_single_stages_agree_with_the_study(finished, tiny_study, hq):

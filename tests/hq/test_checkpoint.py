@@ -12,7 +12,14 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from hq.backends.torch import TorchBackend
-from hq.checkpoint import fingerprint, identity, resolve, text_config
+from hq.checkpoint import (
+    end_tokens,
+    file_digests,
+    fingerprint,
+    identity,
+    resolve,
+    text_config,
+)
 from hq.errors import HQError
 from hq.neurons import ModelIdentity
 from tests import tiny
@@ -35,6 +42,32 @@ def test_identity_tells_family_and_shape(family: str, checkpoint: Checkpoint) ->
     assert (found.n_layers, found.d_ff) == (tiny.LAYERS, tiny.D_FF)
     assert found.architecture == {"gemma3": "gemma3_text"}.get(family, family)
     assert found.name == family
+
+
+@pytest.mark.parametrize(
+    ("stated", "tokens"),
+    [('{"eos_token_id": 2}', {2}), ('{"eos_token_id": [2, 7]}', {2, 7}), ("{}", set())],
+)
+def test_the_models_own_end_tokens(stated: str, tokens: set[int], tmp_path: Path) -> None:
+    assert end_tokens(tmp_path) == set()
+    (tmp_path / "generation_config.json").write_text(stated)
+    assert end_tokens(tmp_path) == tokens
+
+
+@pytest.mark.parametrize("stated", ["{", '{"eos_token_id": "</s>"}'])
+def test_end_tokens_that_are_none(stated: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(stated)
+    with pytest.raises(HQError, match=r"generation_config\.json cannot be read"):
+        end_tokens(tmp_path)
+
+
+def test_a_config_has_a_digest_of_its_own(copied: Path) -> None:
+    before, weights_before = file_digests(copied, ("config.json", "none")), fingerprint(copied)
+    assert before.keys() == {"config.json"}
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    assert file_digests(copied, ("config.json",)) != before
+    assert fingerprint(copied) == weights_before
 
 
 def test_gpt2_without_n_inner_is_four_times_as_wide(tmp_path: Path) -> None:

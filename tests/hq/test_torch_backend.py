@@ -30,6 +30,11 @@ def hooks(backend: TorchBackend) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
+def test_a_path_may_be_text(checkpoint: Checkpoint) -> None:
+    with TorchBackend(str(checkpoint("llama")), device="cpu") as backend:
+        assert backend.identity.name == "llama"
+
+
 # --- every family, with a prefix longer than its window
 
 

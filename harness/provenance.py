@@ -1,0 +1,89 @@
+"""Provenance of tables: read, compared, and put together where only precisions differ."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hq.errors import HQError
+
+PROVENANCE_FILE = "provenance.json"
+CELL_STAGES = ("trace", "identify", "uncertainty")  # stages with an artefact a precision
+
+Facts = dict[str, Any]
+
+
+class _Definition(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    precisions: list[str]
+
+
+class _Provenance(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    study: str
+    fingerprint: str
+    definition: _Definition
+    stages: dict[str, dict[str, Any]] = {}
+
+
+def read_provenance(folder: Path) -> Facts:
+    """What the tables in a folder depend on. Raises HQError where that cannot be read."""
+    try:
+        text = (folder / PROVENANCE_FILE).read_text(encoding="utf-8")
+        return _Provenance.model_validate_json(text).model_dump()
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise HQError(
+            f"{folder} has no readable {PROVENANCE_FILE}: give a finished run."
+        ) from error
+
+
+def precisions(facts: Facts) -> list[str]:
+    """The precisions that it is of, in the order of the tables."""
+    found: list[str] = facts["definition"]["precisions"]
+    return found
+
+
+def definition(facts: Facts) -> Facts:
+    """The study's definition, less its precisions."""
+    return {key: value for key, value in facts["definition"].items() if key != "precisions"}
+
+
+def of_precisions(facts: Facts, kept: Collection[str]) -> Facts:
+    """All of it but what is of other precisions."""
+    stages = {
+        name: {p: v for p, v in value.items() if p in kept} if name in CELL_STAGES else value
+        for name, value in facts["stages"].items()
+    }
+    return facts | {"definition": definition(facts), "stages": stages}
+
+
+def merged(ours: Facts, theirs: Facts, order: Sequence[str]) -> Facts:
+    """Ours, and of theirs the precisions that ours does not have."""
+    stages = {
+        name: theirs["stages"].get(name, {}) | value if name in CELL_STAGES else value
+        for name, value in ours["stages"].items()
+    }
+    return ours | {
+        "definition": ours["definition"] | {"precisions": list(order)},
+        "stages": stages,
+    }
+
+
+def difference(ours: Facts, theirs: Facts) -> str | None:
+    """The first of the values in which two provenances differ, in words; None where none does."""
+    return next(_differences(ours, theirs, ""), None)
+
+
+def _differences(ours: object, theirs: object, where: str) -> Iterator[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted(ours.keys() | theirs.keys()):
+            place = f"{where}.{key}" if where else key
+            if key in ours and key in theirs:
+                yield from _differences(ours[key], theirs[key], place)
+            else:
+                yield f"only one of them has {place}"
+    elif ours != theirs:
+        yield f"{where} is {ours!r}, not {theirs!r}"
