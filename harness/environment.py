@@ -9,6 +9,8 @@ from hq.precisions.base import compute_dtype
 
 FIT = ("numba", "numpy", "scikit-learn", "scipy", "skglm")
 """What fits and what the tables' statistics are computed by."""
+CONVERT = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "transformers")
+"""What writes and quantizes GGUF files."""
 QUESTIONS = {"facts": ("airportsdata", "countryinfo", "periodictable")}
 """Packages that a scenario's questions come from."""
 _RUNS = {
@@ -28,9 +30,13 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
     Raises HQError for an unknown precision, or a device that is not here.
     """
     backend = BACKEND_OF[precision]
-    if backend != "torch":
-        return {"packages": versions(*_RUNS[backend]), "machine": machine_class()}
     place = usable_device(device)
+    if backend != "torch":  # what its arithmetic runs in follows from the file
+        return {
+            "packages": versions(*_RUNS[backend]),
+            "device": place.type,
+            "machine": machine_class(),
+        }
     return {
         "packages": versions(*_RUNS[backend], *PRECISIONS[precision].packages),
         "device": place.type,

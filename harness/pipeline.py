@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,26 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
-from harness.embedded import resolve_model
-from harness.environment import FIT, QUESTIONS, engine, machine_class, versions
+from harness.environment import CONVERT, FIT, QUESTIONS, engine, machine_class, versions
 from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import TABLES, Row
-from harness.stages import identify, sample, trace, uncertainty
+from harness.sources import gguf_of, resolve_model
+from harness.stages import gguf, identify, sample, trace, uncertainty
 from harness.stages.compare import Comparison
 from harness.store import Store, digest, inputs_of
-from harness.study import REFERENCE, Study
+from harness.study import REFERENCE, SAMPLERS, Study
 from hq import __version__
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
+from hq.backends.base import Backend, Exchange
+from hq.backends.opening import max_rows, open_backend
 from hq.cett import Measure, Span
 from hq.checkpoint import end_tokens, file_digests, first_line, identity
 from hq.errors import HQError
+from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity, NeuronSet
+from hq.precisions import BACKEND_OF
+from hq.precisions.gguf import PREFIX as GGUF_PREFIX
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
 
@@ -43,7 +47,7 @@ class Pipeline:
     progress: Progress
 
     def __post_init__(self) -> None:
-        self._loaded: TorchBackend | None = None
+        self._loaded: Backend | None = None
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -74,6 +78,7 @@ class Pipeline:
             uncertainty=self.uncertainty(precision),
             section=self.study.compare,
             seed=self.study.seed,
+            text_components=self._text_components,
         )
 
     @cached_property
@@ -123,7 +128,8 @@ class Pipeline:
         """Stage `sample`: what was asked for this quota in these splits, out of a log for any."""
         section, settings, judge = self.study.sampling, self._sampling, self._judge
         asked = [p.model_dump(mode="json", exclude={"split", "component"}) for p in self.prompted]
-        responses = self._model(REFERENCE, _SPELLING) | {
+        precision = SAMPLERS[section.sampler]
+        responses = self._model(precision, _SPELLING) | {
             "questions": digest(asked),
             "stop_strings": self.ending.strings,
             "stop_tokens": sorted(self.ending.tokens),
@@ -143,13 +149,14 @@ class Pipeline:
             ):
                 records = sample.collect(
                     log / sample.LOG_FILE,
-                    lambda: self.backend(REFERENCE).decoding(),
+                    lambda: self.backend(precision).decoding(),
                     self.prompted,
                     settings,
                     self.ending,
                     judge,
                     section.quota,
                     task,
+                    max_rows(precision),
                 )
             sample.write_records(folder, records)
 
@@ -274,15 +281,37 @@ class Pipeline:
         stops = self.form.stop_ids(self.tokenizer) | end_tokens(self.path)
         return Ending(stops, self.form.stop_strings, self._decode)
 
-    def backend(self, precision: str) -> TorchBackend:
+    def backend(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""
         if self._loaded is None or self._loaded.precision != precision:
             if self._loaded is not None:
                 self._loaded.close()
-            self._loaded = TorchBackend(
-                self.path, precision, self.study.device, model_identity=self.model
+            self._loaded = open_backend(
+                self._source(precision), precision, self.study.device, self.model
             )
         return self._loaded
+
+    def _source(self, precision: str) -> Path:
+        """What the precision's backend opens."""
+        return self.path if BACKEND_OF[precision] == "torch" else self.gguf_file(precision)
+
+    def gguf_file(self, precision: str) -> Path:
+        """Stage `gguf`: the file of a precision; that of `gguf-source` is the study's own."""
+        if precision == GGUF_SOURCE:
+            return gguf_of(self.study.model)
+        kind = precision.removeprefix(GGUF_PREFIX)
+        inputs = {
+            "packages": versions(*CONVERT),
+            "model": self.model.fingerprint,
+            "files": file_digests(self.path, ("config.json", *_SPELLING)),
+            "kind": kind,
+        }
+
+        def make(folder: Path) -> None:
+            dense = partial(self.gguf_file, GGUF_PREFIX + "f16")
+            gguf.make(folder, kind, self.path, self.model, dense)
+
+        return self.store.build("gguf", inputs, make) / gguf.FILE
 
     def _cell(self, precision: str) -> dict[str, object]:
         return self._model(precision) | {"exchanges": exchanges_digest(self.exchanges)}
@@ -293,7 +322,23 @@ class Pipeline:
             "model": self.model.fingerprint,
             "files": file_digests(self.path, ("config.json", *also)),
             "precision": precision,
+            **self._file(precision),
         }
+
+    def _file(self, precision: str) -> dict[str, object]:
+        """Which GGUF file runs a precision; nothing where the checkpoint itself does."""
+        if BACKEND_OF[precision] == "torch":
+            return {}
+        source = self.gguf_file(precision)
+        given = precision == GGUF_SOURCE
+        return {"gguf": GGUFFile(source).identity.fingerprint if given else source.parent.name}
+
+    @property
+    def _text_components(self) -> list[str] | None:
+        """Which texts share an entity; None for pieces of a file, which stand alone."""
+        if self.study.compare.text:
+            return None
+        return [p.component for p in self.prompted if p.split == "test"][: len(self.texts)]
 
     def _true_answers(self) -> list[Exchange]:
         tests = [p for p in self.prompted if p.split == "test"]

@@ -2,8 +2,19 @@
 
 from pathlib import Path
 
+from harness.dequantized import checkpoint_of
 from harness.embedded import NAME, packaged_gguf
+from hq.checkpoint import resolve
 from hq.errors import HQError
+
+
+def resolve_model(model: str) -> Path:
+    """The checkpoint folder that a model's name stands for; that of a GGUF is dequantized.
+
+    Raises HQError for a name that is none of these, or a model that cannot be read.
+    """
+    gguf = gguf_or_none(model)
+    return resolve(model) if gguf is None else checkpoint_of(gguf)
 
 
 def gguf_of(model: str | Path) -> Path:

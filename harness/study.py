@@ -18,10 +18,11 @@ from pydantic import (
 from hq.cett import Span
 from hq.errors import HQError
 from hq.neurons import NeuronSet
-from hq.precisions import PRECISIONS
+from hq.precisions import BACKEND_OF
 from hq.sampling import Sampling
 from hq.traces import StorageType
 
+SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # what the responses are drawn at
 REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
@@ -66,6 +67,7 @@ class SamplingSection(_Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     quota: Annotated[int, Field(ge=1)] = 1000  # right, and as many hallucinated
     judge: str = "rules"
+    sampler: Literal["torch", "llamacpp"] = "torch"
 
     def settings(self, seed: int) -> Sampling:
         """What the sampler needs of it."""
@@ -169,6 +171,6 @@ class Study(_Section):
         given = {key: value for key, value in changes.items() if value is not None}
         study = self.model_copy(update=given)
         for precision in study.precisions:
-            PRECISIONS[precision]  # an unknown name is said before anything runs
+            BACKEND_OF[precision]  # an unknown name is said before anything runs
         rest = tuple(p for p in dict.fromkeys(study.precisions) if p != REFERENCE)
         return study.model_copy(update={"precisions": (REFERENCE, *rest)})

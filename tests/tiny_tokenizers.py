@@ -35,7 +35,7 @@ BYTE_LEVEL: dict[str, Callable[[], list[_Step]]] = {
 
 
 def byte_level(
-    size: int, pre: str = "gpt-2", every_byte: bool = True
+    size: int, pre: str = "gpt-2", every_byte: bool = True, special: tuple[str, ...] = SPECIAL
 ) -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE of exactly `size` tokens; without `every_byte` a lossy one may be smaller."""
     core = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
@@ -44,7 +44,7 @@ def byte_level(
     alphabet = pre_tokenizers.ByteLevel.alphabet() if every_byte else []
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=alphabet,
         limit_alphabet=max(len(alphabet), size - 16),
         show_progress=False,

@@ -12,9 +12,10 @@ import torch
 from harness.bench import wide
 from harness.bench.base import Row, bench
 from harness.bench.hprobes import Hprobes
-from harness.embedded import NAME, resolve_model
+from harness.embedded import NAME
 from harness.prompts import FewShot
 from harness.scenarios.base import load
+from harness.sources import resolve_model
 from hq.backends.base import Exchange
 from hq.backends.batching import plan
 from hq.backends.prefix import PrefixCache

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 
 from harness.bench.base import Row, bench
-from harness.embedded import NAME, resolve_model
-from harness.sources import gguf_of
+from harness.embedded import NAME
+from harness.sources import gguf_of, resolve_model
 from hq.backends.llamacpp import LlamaBackend
 from hq.backends.torch import TorchBackend
 from hq.backends.torch_hooks import DownHooks

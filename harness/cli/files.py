@@ -26,9 +26,9 @@ def trace(
     quiet: Quiet = False,
 ) -> None:
     """CETT of every neuron over the samples' token ids, at one precision."""
-    from harness.embedded import resolve_model
     from harness.progress import Progress
     from harness.samples import read_samples
+    from harness.sources import resolve_model
     from harness.stages.trace import trace as trace_stage
     from hq.backends.torch import TorchBackend
     from hq.cett import MEASURES, SPANS

@@ -20,11 +20,14 @@ def run(
         str, typer.Argument(help="A TOML file, or the name of a packaged study.")
     ] = DEFAULT_STUDY,
     model: Annotated[
-        str | None, typer.Option(help="A checkpoint folder or hub id, in place of the study's.")
+        str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")
     ] = None,
     precisions: Annotated[
         str | None,
-        typer.Option(help="Comma-separated, in place of the study's: fp16,int8,nf4,fp4."),
+        typer.Option(help="Comma-separated, in place of the study's: fp16,nf4,gguf-q4_k_m."),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="What draws the responses: torch, or llamacpp at Q8_0.")
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(help="The question file of a scenario that reads one.")
@@ -48,7 +51,7 @@ def run(
     from harness.places import cache_folder
     from harness.progress import Progress
     from harness.store import Store
-    from harness.study import ScenarioSection, Study
+    from harness.study import SamplingSection, ScenarioSection, Study
 
     plan = Study.load(study).changed(
         model=model, precisions=None if precisions is None else tuple(precisions.split(","))
@@ -56,6 +59,9 @@ def run(
     if questions is not None:
         options = plan.scenario.options | {"source": str(questions)}
         plan = plan.changed(scenario=ScenarioSection(name=plan.scenario.name, options=options))
+    if sampler is not None:
+        values = plan.sampling.model_dump() | {"sampler": sampler}
+        plan = plan.changed(sampling=SamplingSection.of(values, "the options"))
     folder = into or Path("runs") / plan.name
     if folder.is_file():
         raise HQError(f"{folder} is a file: name a folder for the tables.")

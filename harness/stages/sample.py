@@ -85,11 +85,13 @@ def collect(
     judge: Judge,
     quota: int,
     task: Task,
+    max_rows: int = 1 << 16,
 ) -> list[Record]:
     """The records of all questions that are asked for the quota, in the order of the questions.
 
-    Those that `log` lacks are sampled and appended to it. What stands there does not depend on
-    quota and splits, so that other ones go on from it; `decoding` is called if anything is missing.
+    Those that `log` lacks are sampled, at most `max_rows` rows at a time, and appended to it. What
+    stands there does not depend on quota and splits, so that other ones go on from it; `decoding`
+    is called if anything is missing.
     """
     records = {record.id: record for record in _read_log(log)}
     questions = {p.question.id: p for p in prompted}
@@ -97,7 +99,7 @@ def collect(
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
     met: list[Prompted] = []
     for chunk in _chunks(prompted):
-        for batch in batches(chunk):
+        for batch in batches(chunk, max_rows // settings.responses):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
                 trees = sample(shared(), prompts, settings, ending, wanted)
@@ -217,11 +219,11 @@ def _chunks(prompted: Sequence[Prompted]) -> Iterator[list[Prompted]]:
         yield chunk
 
 
-def batches(chunk: Sequence[Prompted]) -> Iterator[list[Prompted]]:
+def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Prompted]]:
     """Batches of prompts of one length, so that none is padded."""
     by_length = sorted(chunk, key=lambda p: len(p.ids))
     for _, group in groupby(by_length, key=lambda p: len(p.ids)):
-        while batch := list(islice(group, _BATCH)):
+        while batch := list(islice(group, min(limit, _BATCH))):
             yield batch
 
 

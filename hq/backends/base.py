@@ -57,9 +57,7 @@ class AuditRow:
 
 
 class Decoding(Protocol):
-    """Prompts being continued side by side, a row a continuation; at most `max_rows` of them."""
-
-    max_rows: int
+    """Prompts being continued side by side, a row a continuation."""
 
     def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Computes, once, the prefix that all `prompts`, of any length, share."""
@@ -90,6 +88,10 @@ class Backend(Protocol):
     @property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
         """‖W_down[:, i]‖₂ of this variant's own dequantized weights."""
+        ...
+
+    def close(self) -> None:
+        """Frees the weights."""
         ...
 
     def audit(self) -> list[AuditRow]:

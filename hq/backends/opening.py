@@ -47,4 +47,10 @@ def _llamacpp(
     )
 
 
+def max_rows(precision: str) -> int:
+    """How many rows a decoding at this precision may continue side by side."""
+    return _MAX_ROWS[BACKEND_OF[precision]]
+
+
 _OPEN: dict[str, _Open] = {"torch": _torch, "llamacpp": _llamacpp}
+_MAX_ROWS = {"torch": 1 << 16, "llamacpp": 255}  # memory; llama.cpp's sequences less the prefix's

@@ -18,8 +18,6 @@ class TorchDecoding:
     depend on its neighbours. The prefix that they share is kept for the next `start`.
     """
 
-    max_rows = 1 << 16  # memory is the bound, and comes later
-
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model = model
         self._device = device

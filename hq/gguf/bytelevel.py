@@ -6,6 +6,7 @@ A pre-tokenizer is recognised by its structure, which is all that decides how it
 from pathlib import Path
 from typing import Any
 
+from hq.errors import HQError
 from hq.gguf.tokens import Core, Tokens, refusal, tokens_by_id
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -38,6 +39,21 @@ def byte_level(checkpoint: Path, core: Core) -> Tokens:
             "the table in hq/gguf/bytelevel.py)",
         )
     return Tokens("gpt2", _NAMES[structure], tokens_by_id(core), {})
+
+
+def steps_of(name: str, file: str) -> tuple[tuple[str, ...], bool]:
+    """The steps of llama.cpp's pre-tokenizer of that name, and whether whole words skip the merges.
+
+    Raises HQError, naming the file, for a name that is not in the table.
+    """
+    for structure, named in _NAMES.items():
+        if named == name:
+            return structure
+    known = ", ".join(_NAMES.values())
+    raise HQError(
+        f"The tokenizer of {file} splits as {name}, and hq knows {known}: name the model's "
+        "checkpoint instead."
+    )
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -51,6 +51,8 @@ def tokenizer_metadata(checkpoint: Path, config: PretrainedConfig, rows: int) ->
     }
     if tokens.scores is None:
         keys["merges"] = [" ".join(pair) for pair in merges_of(core)]
+        if not keys["merges"]:
+            raise refusal(checkpoint, "has no merges", "has some")
     else:
         keys["scores"] = [tokens.scores.get(text, _LEAST) for text in texts]
     keys |= _special_ids(checkpoint, tokenizer, config, rows) | _ends(checkpoint, tokenizer)

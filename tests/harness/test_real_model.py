@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from harness.embedded import checkpoint
 from harness.pipeline import Pipeline
 from harness.places import cache_folder
 from harness.progress import Progress
+from harness.sources import resolve_model
 from harness.stages.sample import batches
 from harness.store import Store
 from harness.study import Study
@@ -58,10 +58,12 @@ def test_four_shots_make_it_answer(pipeline, asked):
 @pytest.mark.parametrize(("precision", "error"), [("fp16", 0), ("int8", 0.02), ("nf4", 0.15)])
 def test_each_precision_reads_the_same_tokens(precision, error, pipeline, asked):
     texts = [Exchange(p.ids, p.ids[-3:]) for p in asked]
-    with TorchBackend(checkpoint(), "fp16", model_identity=pipeline.model) as reference:
+    with TorchBackend(resolve_model("smollm2"), "fp16", model_identity=pipeline.model) as reference:
         norms = reference.norms
         before = np.concatenate([b.values for b in reference.trace(texts, ("contribution",))])
-    with TorchBackend(checkpoint(), precision, model_identity=pipeline.model) as variant:
+    with TorchBackend(
+        resolve_model("smollm2"), precision, model_identity=pipeline.model
+    ) as variant:
         off = np.linalg.norm(variant.norms - norms) / np.linalg.norm(norms)
         after = np.concatenate([b.values for b in variant.trace(texts, ("contribution",))])
     assert off <= error

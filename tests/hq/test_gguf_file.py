@@ -686,19 +686,20 @@ def test_any_bytes_may_be_a_file(scratch, content, magic):
 
 @pytest.mark.slow
 def test_the_embedded_model_is_akin_to_its_dequantized_checkpoint(tmp_path):
-    from harness.embedded import checkpoint, packaged_gguf
+    from harness.dequantized import checkpoint_of
+    from harness.embedded import packaged_gguf
     from hq.backends.torch import TorchBackend
     from hq.checkpoint import identity
 
     path = tmp_path / "embedded.gguf"
     path.symlink_to(packaged_gguf())
     file = GGUFFile(path)
-    assert file.identity.kin == identity(checkpoint()).kin != ""
+    assert file.identity.kin == identity(checkpoint_of(packaged_gguf())).kin != ""
     assert [row[:2] for row in file.ffn_types()] == [
         ("ffn_up", "Q4_1"),
         ("ffn_gate", "Q4_1"),
         ("ffn_down", "Q4_1"),
     ]
     assert [(row.count, row.storage) for row in file.audit("q8_1")] == [(210, "q4_1")]
-    with TorchBackend(checkpoint(), "fp16") as backend:
+    with TorchBackend(checkpoint_of(packaged_gguf()), "fp16") as backend:
         np.testing.assert_allclose(file.norms, backend.norms, rtol=1e-3)  # weights rounded to FP16

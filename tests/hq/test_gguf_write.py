@@ -387,9 +387,9 @@ def test_a_missing_package_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_the_embedded_model_agrees(tmp_path: Path) -> None:
-    from harness.embedded import checkpoint
+    from harness.sources import resolve_model
 
-    source = checkpoint()
+    source = resolve_model("smollm2")
     write(source, tmp_path / "model.gguf", "f32", identity(source))
     special = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<file_sep>")
     tokenizer = hf.AutoTokenizer.from_pretrained(source)

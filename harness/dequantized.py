@@ -1,0 +1,62 @@
+"""A GGUF file as an FP16 checkpoint, so that a study can begin from one."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.environment import versions
+from harness.places import cache_folder
+from harness.store import digest
+from hq.checkpoint import first_line
+from hq.errors import HQError
+from hq.gguf.file import GGUFFile
+
+_READ_BY = ("gguf", "tokenizers", "transformers")
+_EDITION = 1  # of what is made here; another one is another folder
+
+
+def checkpoint_of(gguf: Path) -> Path:
+    """The checkpoint folder, made in the cache the first time.
+
+    Raises HQError for a damaged file, a missing package, an architecture that transformers does not
+    read from GGUF, or a tokenizer that is not known.
+    """
+    if find_spec("gguf") is None:
+        raise HQError("Reading a GGUF model needs gguf: pip install 'hq[embedded]'.")
+    file = GGUFFile(gguf)
+    key = digest([file.identity.fingerprint, versions(*_READ_BY), _EDITION])
+    folder = cache_folder() / "models" / key / gguf.stem
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            draft = folder.with_name("partial")
+            shutil.rmtree(draft, ignore_errors=True)
+            try:
+                _dequantize(file, draft)
+            except (ValueError, OSError, KeyError, NotImplementedError) as error:
+                raise HQError(
+                    f"transformers cannot read {gguf}: {first_line(error)}; name its checkpoint."
+                ) from error
+            os.rename(draft, folder)
+    return folder
+
+
+def _dequantize(file: GGUFFile, into: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    from hq.gguf.read_tokenizer import byte_level_tokenizer
+
+    logging.disable_progress_bar()
+    where = {"pretrained_model_name_or_path": file.path.parent, "gguf_file": file.path.name}
+    byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
+    tokenizer = byte_level_tokenizer(file) if byte_level else AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
+    )
+    model.save_pretrained(into)
+    tokenizer.save_pretrained(into)

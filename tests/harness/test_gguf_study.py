@@ -1,0 +1,69 @@
+"""A study whose cells, source or sampler run in llama.cpp."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from hq.checkpoint import identity
+from hq.gguf.write import write
+
+
+def detection(run: str = "runs/tiny") -> pl.DataFrame:
+    """The table of a run."""
+    return pl.read_csv(Path(run) / "detection.csv")
+
+
+def test_gguf_precisions_are_cells_like_any_other(hq, tiny_study):
+    outcome = hq("study", "run", tiny_study, "--precisions", "fp16,gguf-f16,gguf-q8_0", "--quiet")
+    assert outcome.code == 0, outcome
+    table = detection()
+    assert table["precision"].to_list() == ["fp16", "gguf-f16", "gguf-q8_0"]
+    assert table["compute"].to_list() == ["float32", "float16", "int8"]
+    assert table["auroc_change"].abs().max() < 0.05
+    model = pl.read_csv("runs/tiny/model.csv")
+    assert model["storage"].to_list() == ["float32", "f16", "q8_0"]
+    assert model["bits_per_weight"].to_list() == [32, 16, 8.5]
+    stages = json.loads(Path("runs/tiny/provenance.json").read_text())["stages"]
+    assert "llama-cpp-python" in stages["trace"]["gguf-q8_0"]["packages"]
+    # A second run finds everything.
+    again = hq("study", "run", tiny_study, "--precisions", "fp16,gguf-f16,gguf-q8_0", "--json")
+    assert again.code == 0
+    assert detection().equals(table)
+
+
+def test_a_study_begins_from_a_gguf_file(hq, tiny_study):
+    model = tiny_study.parent / "model"
+    write(model, Path("tiny.gguf").absolute(), "f32", identity(model))
+    options = ("--model", "tiny.gguf", "--precisions", "fp16,gguf-source", "--quiet")
+    outcome = hq("study", "run", tiny_study, *options)
+    assert outcome.code == 0, outcome
+    assert detection()["auroc_change"].abs().max() < 0.02
+
+
+def test_sampling_in_llamacpp(hq, tiny_study):
+    outcome = hq(
+        *("study", "run", tiny_study, "--sampler", "llamacpp", "--precisions", "fp16", "--quiet")
+    )
+    assert outcome.code == 0, outcome
+    sampled = json.loads(Path("runs/tiny/provenance.json").read_text())["stages"]["sample"]
+    assert sampled["responses"]["precision"] == "gguf-q8_0"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--precisions", "fp16,gguf-source"), "is no GGUF file"),
+        (("--precisions", "fp16,gguf-q9"), "no precision 'gguf-q9'"),
+        (("--sampler", "llama"), "sampler"),
+        (("--model", "nowhere.gguf"), "nowhere.gguf"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, words, hq, tiny_study):
+    outcome = hq("study", "run", tiny_study, *options, "--quiet")
+    assert outcome.code == 2, outcome
+    assert words in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
