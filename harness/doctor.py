@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.embedded import packaged_gguf
 from harness.places import cache_folder
 from hq.errors import HQError
+from hq.llama.library import library
 from hq.precisions import PRECISIONS
 from hq.precisions.base import compute_dtype
 
@@ -18,6 +19,7 @@ _EXTRAS = {
     "bnb": ("bitsandbytes",),
     "embedded": ("countryinfo", "airportsdata", "periodictable", "gguf"),
     "datasets": ("datasets",),
+    "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
 }
 _GIB = 2**30
@@ -42,6 +44,7 @@ def examine() -> list[Finding]:
         _torch(),
         *(_extra(name, packages) for name, packages in _EXTRAS.items()),
         *(_kernel(name) for name in PRECISIONS),
+        _llamacpp(),
         _embedded(),
         _cache(),
     ]
@@ -80,6 +83,16 @@ def _kernel(name: str) -> Finding:
     error = float((product - x @ weight.T).norm() / (x @ weight.T).norm())
     detail = f"a product on {device.type} is off by {error:.1%} of its norm"
     return Finding(what=f"precision {name}", state="ok", detail=detail)
+
+
+def _llamacpp() -> Finding:
+    """Whether its tensors are laid out in a way that hq can read."""
+    try:
+        layout = library().layout
+    except HQError as missing:
+        return Finding(what="llama.cpp", state="missing", detail=str(missing))
+    detail = f"tensors can be read: name at {layout.name}, data at {layout.data}"
+    return Finding(what="llama.cpp", state="ok", detail=detail)
 
 
 def _embedded() -> Finding:

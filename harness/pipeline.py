@@ -231,12 +231,14 @@ class Pipeline:
             "traces": traces.folder.name,
             "samples": samples_digest(self.samples),
             "identify": section.model_dump(),
+            "prompt": self.study.prompt.form,
             "seed": seed,
         }
 
         def make(folder: Path) -> None:
             with self.progress.task(f"identify {precision}", 1, "fits") as task:
-                identify.find_neurons(folder, traces, self.samples, section, seed)
+                form = self.study.prompt.form
+                identify.find_neurons(folder, traces, self.samples, section, seed, form)
                 task.advance(1)
 
         return self.store.build("identify", inputs, make)

@@ -107,8 +107,12 @@ class Model(Row):
     """What runs, how large it is, and how far its outputs moved."""
 
     precision: str = Field(description="how the checkpoint is run")
-    modules: str = Field(description="projections inside the layers: count × class")
-    storage: str = Field(description="type that their weights are stored in")
+    modules: str = Field(
+        description="projections inside the layers: count × class, or place in a GGUF file"
+    )
+    storage: str = Field(
+        description="type that their weights are stored in: one, or how many of each got which"
+    )
     bits_per_weight: float = Field(
         description="bits that a weight of these takes in memory here, with its scales; mean over "
         "all weights"

@@ -6,6 +6,7 @@ from harness.dequantized import checkpoint_of
 from harness.embedded import NAME, packaged_gguf
 from hq.checkpoint import resolve
 from hq.errors import HQError
+from hq.precisions import BACKEND_OF
 
 
 def resolve_model(model: str) -> Path:
@@ -15,6 +16,14 @@ def resolve_model(model: str) -> Path:
     """
     gguf = gguf_or_none(model)
     return resolve(model) if gguf is None else checkpoint_of(gguf)
+
+
+def source_of(model: str, precision: str) -> Path:
+    """What the backend of a precision opens: the model's GGUF file, or its checkpoint folder.
+
+    Raises HQError as the other two do, and for an unknown precision.
+    """
+    return gguf_of(model) if BACKEND_OF[precision] == "llamacpp" else resolve_model(model)
 
 
 def gguf_of(model: str | Path) -> Path:

@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+
+import torch
 
 from harness.bench.base import Row, bench
 from harness.judges import judge
@@ -19,8 +22,13 @@ from harness.stages.sample import (
     record_of,
 )
 from harness.store import Store
-from harness.study import REFERENCE, Study
+from harness.study import REFERENCE, SAMPLERS, Study
+from hq.backends.opening import max_rows
+from hq.backends.torch import TorchBackend
 from hq.sampling import Tree, sample
+
+_GENERATED = 16  # questions that transformers' generate answers
+_INSTALL = "llama-cpp-python is not installed: pip install 'hq[llama]'"
 
 
 @bench("sampling")
@@ -34,7 +42,11 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
     not counted. `token_saving_same_questions` leaves the quota out. `retained_set_equal` says that
     both runs find the same consistent questions, with the same responses, and keep the same pairs
     at the quota. `tokens_per_second` counts computed tokens, in the time that reading the
-    prompts is part of. Takes about 2 minutes.
+    prompts is part of.
+
+    The llama.cpp rows compare response tokens a second, of all n responses to the end, with hq's
+    own torch sampler on the same questions, and with transformers' `generate` on the first of them.
+    Takes about 3 minutes.
     """
     store = Store(cache_folder() / "store")
     with Pipeline(Study.load(study), store, Progress(quiet=True)) as pipeline:
@@ -43,6 +55,8 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
         quota = max(1, round(pipeline.study.sampling.quota * share))
         whole, slow = _sample(pipeline, asked, lambda _: True)
         early, seconds = _sample(pipeline, asked, consistency(asked, judge("rules")))
+        theirs = _generate(pipeline, asked[:_GENERATED])
+        llamacpp = _llamacpp(pipeline, asked)
     naive = sum(record.naive for record in whole.values())
     computed = sum(record.generated for record in early.values())
     needed = _until_full(early, asked, quota, max(1, round(CHUNK * share)))
@@ -87,18 +101,65 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
             note=f"{seconds:.1f} s, and {slow:.1f} s to the end of every response",
         ),
         Row(name="questions_per_second", value=len(asked) / seconds, unit="1/s"),
+        _over("llamacpp_over_transformers", llamacpp, theirs, "generate", ">= 3"),
+        _over("llamacpp_over_torch", llamacpp, naive / slow, "hq's sampler on torch"),
     ]
 
 
+def _over(name: str, ours: float | None, theirs: float, whose: str, goal: str | None = None) -> Row:
+    if ours is None:
+        return Row(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
+    note = f"{ours:.0f} response tokens a second at {SAMPLERS['llamacpp']}, {theirs:.0f} by {whose}"
+    return Row(name=name, value=ours / theirs, unit="x", goal=goal, note=note)
+
+
+def _llamacpp(pipeline: Pipeline, asked: Sequence[Prompted]) -> float | None:
+    """Response tokens a second of the llama.cpp sampler; None where it is not installed."""
+    if find_spec("llama_cpp") is None:
+        return None
+    records, seconds = _sample(pipeline, asked, lambda _: True, SAMPLERS["llamacpp"])
+    return sum(record.naive for record in records.values()) / seconds
+
+
+def _generate(pipeline: Pipeline, asked: Sequence[Prompted]) -> float:
+    """Response tokens a second of transformers' own sampling, question after question."""
+    settings, ending = pipeline.study.sampling, pipeline.ending
+    backend = pipeline.backend(REFERENCE)
+    assert isinstance(backend, TorchBackend)
+    torch.manual_seed(pipeline.study.seed)
+    tokens, started = 0, time.perf_counter()
+    for prompted in asked:
+        made = backend.model.generate(
+            torch.tensor([prompted.ids], device=backend.device),
+            attention_mask=torch.ones(1, len(prompted.ids), device=backend.device),
+            do_sample=True,
+            num_return_sequences=settings.responses,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            stop_strings=list(ending.strings),
+            tokenizer=pipeline.tokenizer,
+            pad_token_id=min(ending.tokens),
+        )
+        for response in made[:, len(prompted.ids) :].tolist():
+            ends = range(1, len(response))
+            tokens += next((n for n in ends if ending.split(tuple(response[:n]))), len(response))
+    return tokens / (time.perf_counter() - started)
+
+
 def _sample(
-    pipeline: Pipeline, asked: Sequence[Prompted], wanted: Callable[[Tree], bool]
+    pipeline: Pipeline,
+    asked: Sequence[Prompted],
+    wanted: Callable[[Tree], bool],
+    precision: str = REFERENCE,
 ) -> tuple[dict[str, Record], float]:
     """The records by question, and the seconds that sampling took, prefix included."""
-    decoding, study = pipeline.backend(REFERENCE).decoding(), pipeline.study
+    decoding, study = pipeline.backend(precision).decoding(), pipeline.study
     settings, ending = study.sampling.settings(study.seed), pipeline.ending
 
     def trees() -> Iterator[Tree]:
-        for batch in batches(asked):
+        for batch in batches(asked, max_rows(precision) // settings.responses):
             yield from sample(
                 decoding, [(p.question.id, p.ids) for p in batch], settings, ending, wanted
             )

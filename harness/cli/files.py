@@ -1,5 +1,6 @@
 """`hq trace`, `hq identify`, `hq compare`: single stages, from files to files."""
 
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -17,8 +18,8 @@ Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` 
 def trace(
     samples: Samples,
     into: Annotated[Path, typer.Option(help="Folder for the traces; a killed trace goes on.")],
-    model: Annotated[str, typer.Option(help="A checkpoint folder or hub id.")] = "smollm2",
-    precision: Annotated[str, typer.Option(help="fp16, int8, nf4 or fp4.")] = "fp16",
+    model: Annotated[str, typer.Option(help="A checkpoint, GGUF file or hub id.")] = "smollm2",
+    precision: Annotated[str, typer.Option(help="fp16, int8, nf4, fp4 or gguf-….")] = "fp16",
     measures: Annotated[
         str, typer.Option(help="Comma-separated: sum, output, contribution.")
     ] = "sum,contribution",
@@ -28,9 +29,9 @@ def trace(
     """CETT of every neuron over the samples' token ids, at one precision."""
     from harness.progress import Progress
     from harness.samples import read_samples
-    from harness.sources import resolve_model
+    from harness.sources import source_of
     from harness.stages.trace import trace as trace_stage
-    from hq.backends.torch import TorchBackend
+    from hq.backends.opening import open_backend
     from hq.cett import MEASURES, SPANS
     from hq.traces import INFO_FILE
 
@@ -40,7 +41,7 @@ def trace(
     chosen_spans = _choose("span", spans, SPANS)
     exchanges = [sample.exchange for sample in read_samples(samples)]
     with (
-        TorchBackend(resolve_model(model), precision) as backend,
+        closing(open_backend(source_of(model, precision), precision)) as backend,
         Progress(quiet=quiet) as progress,
         progress.task(f"trace {precision}", len(exchanges), "texts") as task,
     ):
@@ -61,6 +62,9 @@ def identify(
         float, typer.Option(help="Share of the neurons that may have a weight.")
     ] = 1e-3,
     seed: Seed = 0,
+    prompt: Annotated[
+        str, typer.Option(help="How the questions were asked: chat or few-shot; for `hq monitor`.")
+    ] = "",
 ) -> None:
     """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
     from harness.samples import read_samples
@@ -72,7 +76,7 @@ def identify(
     options: dict[str, object] = {"cett": cett, "tokens": tokens, "labels": labels}
     options |= {"folds": folds, "max_fraction": max_fraction}
     section = IdentifySection.of(options, "the options")
-    find_neurons(into, Traces.open(traces), read_samples(samples), section, seed)
+    find_neurons(into, Traces.open(traces), read_samples(samples), section, seed, prompt)
     found = NeuronSet.load(into / NEURONS_FILE)
     err.print(f"{len(found.positive)} H-Neurons: {into / NEURONS_FILE}")
 

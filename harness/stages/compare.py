@@ -4,7 +4,7 @@ Three questions are kept apart: the frozen FP16 probe read here, the same with i
 without labels, and neurons identified afresh here.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ from harness.schema import Control, Detection, Fidelity, Model, Row
 from harness.stages.identify import THRESHOLD, Rows, require_same_tokens
 from harness.stages.uncertainty import Uncertainty
 from harness.study import CompareSection
+from hq.backends.base import AuditRow
 from hq.controls import (
     control_auroc,
     magnitude_ratio,
@@ -136,9 +137,6 @@ class Comparison:
     def model(self, u: Uncertainty) -> Model:
         """What ran, and how far its outputs moved from the reference's."""
         audit = self.variant.info.audit
-        modules: Counter[str] = Counter()
-        for row in audit:
-            modules[row.module] += row.count
         share = u.tokens / u.tokens.sum()
         groups = None if self.text_components is None else np.array(self.text_components)
         draw = (self.seed, self.section.replicates, groups)
@@ -148,8 +146,8 @@ class Comparison:
         drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *draw, "KL")
         return Model(
             precision=self.variant.info.precision,
-            modules=" + ".join(f"{count} × {name}" for name, count in modules.items()),
-            storage=" + ".join(dict.fromkeys(row.storage for row in audit)),
+            modules=_modules(audit),
+            storage=_storage(audit),
             bits_per_weight=sum(row.bits_per_weight * row.weights for row in audit)
             / sum(row.weights for row in audit),
             weights_mib=self.variant.info.weight_bytes / MIB,
@@ -312,10 +310,22 @@ class Comparison:
         return baselines
 
 
+def _modules(audit: Sequence[AuditRow]) -> str:
+    counts: Counter[str] = Counter()
+    for row in audit:
+        counts[row.module] += row.count
+    return " + ".join(f"{count} × {module}" for module, count in counts.items())
+
+
+def _storage(audit: Sequence[AuditRow]) -> str:
+    """One type, or which module got which types, and how many of each."""
+    if len({row.storage for row in audit}) == 1:
+        return audit[0].storage
+    types: dict[str, list[str]] = defaultdict(list)
+    for row in audit:
+        types[row.module].append(f"{row.count} × {row.storage}")
+    return ", ".join(f"{module} {' + '.join(found)}" for module, found in types.items())
+
+
 def _require_model(traces: Traces, neurons: NeuronSet) -> None:
-    found, wanted = traces.info.model, neurons.model
-    if found.fingerprint != wanted.fingerprint:
-        raise HQError(
-            f"{traces.folder} holds traces of {found.name} ({found.fingerprint}), not of "
-            f"{wanted.name} ({wanted.fingerprint}): trace the model that the neurons belong to."
-        )
+    neurons.require(traces.info.model, f"The neuron set that {traces.folder} is compared by")

@@ -19,10 +19,16 @@ THRESHOLD = "youden"
 
 
 def find_neurons(
-    folder: Path, traces: Traces, samples: Sequence[Sample], section: IdentifySection, seed: int
+    folder: Path,
+    traces: Traces,
+    samples: Sequence[Sample],
+    section: IdentifySection,
+    seed: int,
+    prompt: str = "",
 ) -> None:
     """Writes neurons.json and the regularisation path, path.csv.
 
+    `prompt` is the form that the questions were asked in, where it is known: a monitor asks so too.
     The fit sees the train split only, the threshold the calibration split only. Raises HQError when
     the traces are not those of the samples, or a split lacks one of the labels.
     """
@@ -49,6 +55,7 @@ def find_neurons(
         "compute": traces.info.compute,
         "exchanges": traces.info.exchanges,
         "samples": samples_digest(samples),
+        **({"prompt": prompt} if prompt else {}),
     }
     neurons.model_copy(
         update={"thresholds": {THRESHOLD: threshold}, "provenance": provenance}

@@ -4,11 +4,10 @@ import hashlib
 import math
 import mmap
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -31,15 +30,6 @@ from hq.kin import NORM_NAMES, kin
 from hq.neurons import GGUF_ORIGIN, ModelIdentity
 
 _CHUNK = 1 << 22
-
-
-class TensorTypes(NamedTuple):
-    """How many layers got which type for one kind of FFN tensor."""
-
-    kind: str  # "ffn_up", "ffn_gate", "ffn_down"
-    type: str
-    bits_per_weight: float
-    layers: int
 
 
 class GGUFFile:
@@ -118,28 +108,16 @@ class GGUFFile:
         """
         return cached(self.path, self._stamp, (self.n_layers, self.d_ff), self._norms)
 
-    def ffn_types(self) -> list[TensorTypes]:
-        """What each FFN tensor really got, counted over the layers: a file's label can mislead."""
-        kinds = ("ffn_up", "ffn_gate", "ffn_down")
-        counts = Counter(
-            (kinds.index(kind), tensor.type.name, tensor.bits_per_weight)
-            for kind, tensor in self._projections()
-            if kind in kinds
-        )
-        return [
-            TensorTypes(kinds[place], name, bits, count)
-            for (place, name, bits), count in sorted(counts.items())
-        ]
-
     def audit(self, compute: str) -> list[AuditRow]:
         """The projections inside the layers, counted by how they are really stored."""
-        kinds: dict[tuple[str, float], list[int]] = defaultdict(list)
-        for _, tensor in self._projections():
-            kind = (tensor.type.name.lower(), tensor.bits_per_weight)
-            kinds[kind].append(math.prod(tensor.shape))
+        kinds: dict[tuple[str, str, float], list[int]] = defaultdict(list)
+        for kind, tensor in self._projections():
+            module = kind if kind.startswith("ffn") else "attention"
+            key = (module, tensor.type.name.lower(), tensor.bits_per_weight)
+            kinds[key].append(math.prod(tensor.shape))
         return [
-            AuditRow("GGUF", len(sizes), storage, bits, compute, sum(sizes))
-            for (storage, bits), sizes in sorted(kinds.items())
+            AuditRow(module, len(sizes), storage, bits, compute, sum(sizes))
+            for (module, storage, bits), sizes in sorted(kinds.items())
         ]
 
     def weight_bytes(self) -> int:

@@ -237,7 +237,7 @@ def test_traces_of_another_model(traces, finished, hq):
         *("compare", "--samples", traces, "--neurons", neurons),
         *("--reference", "fp16", "--variant", "other"),
     )
-    is_one_sentence(outcome, "other holds traces of model")
+    is_one_sentence(outcome, "that other is compared by belongs to")
 
 
 def test_samples_in_other_splits(traces, finished, hq):

@@ -196,7 +196,8 @@ def test_single_stages_agree_with_the_study(finished, tiny_study, hq):
         where = ("--precision", precision, "--into", precision, "--model", model)
         assert hq("trace", *samples, *where).code == 0
     limits = ("--folds", 2, "--max-fraction", 0.05)
-    assert hq("identify", *samples, "--traces", "fp16", "--into", "found", *limits).code == 0
+    where = ("--traces", "fp16", "--into", "found", "--prompt", "few-shot")
+    assert hq("identify", *samples, *where, *limits).code == 0
     for name in ("neurons.json", "path.csv"):
         assert (Path("found") / name).read_bytes() == (run / name).read_bytes()
     compared = hq(

@@ -91,6 +91,38 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
         np.testing.assert_allclose(ours.norms, theirs.norms, rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_the_embedded_model_computes_what_transformers_does(tmp_path):
+    from harness.bench.cett import exchanges
+    from harness.sources import resolve_model
+    from hq.checkpoint import identity
+    from hq.gguf.write import write
+
+    path = resolve_model("smollm2")
+    write(path, tmp_path / "model.gguf", "f32", identity(path))
+    factors = {(10, 1275): 0.0, (11, 1158): 0.3, (20, 703): 0.5, (0, 5): 2.0}
+    with (
+        TorchBackend(path, device="cpu") as theirs,
+        LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as ours,
+    ):
+        texts = exchanges(theirs, seed=0, count=16)[1]
+        for scaled in ({}, factors):
+            with theirs.scale(scaled), ours.scale(scaled):
+                expected, found = (
+                    _every_row(b.trace(texts, MEASURES), len(texts)) for b in (theirs, ours)
+                )
+                assert off(found, expected) <= 1e-5
+                assert np.abs(logits(ours, texts) - logits(theirs, texts)).max() <= 1e-3
+
+
+def _every_row(batches, count):
+    values: list[np.ndarray] = [np.empty(0)] * count
+    for batch in batches:
+        for row, value in zip(batch.rows, batch.values, strict=True):
+            values[row] = value
+    return np.stack(values)
+
+
 def test_samples_are_those_of_torch(gguf):
     path = gguf("llama")
     settings = Sampling(responses=5, temperature=1.0, max_new_tokens=6, seed=1)
