@@ -1,6 +1,7 @@
 """What a finished study leaves its reader: a folder of files, and a summary on the screen."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from harness.pipeline import Pipeline, built_from, sampling_summary
+from harness.environment import FIT, QUESTIONS, machine_class, versions
+from harness.pipeline import Pipeline
 from harness.samples import write_samples
 from harness.schema import Row
+from harness.stages import sample
 from harness.stages.identify import NEURONS_FILE, PATH_FILE
+from harness.store import inputs_of
 from harness.study import REFERENCE
 from harness.tables import write_tables
+from hq import __version__
 from hq.stats import Estimate
 
 
@@ -31,7 +36,7 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
         "fingerprint": pipeline.model.fingerprint,
         "model": pipeline.model.model_dump(),
         "definition": definition,
-        "sampling": sampling_summary(pipeline),
+        "sampling": _sampling(pipeline),
         "stages": built_from(pipeline),
     }
     write_tables(folder, tables, facts)
@@ -42,6 +47,43 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
     (folder / "speed.csv").write_text("precision,prompt_tokens_per_second\n" + "".join(lines))
     return facts
+
+
+def _sampling(pipeline: Pipeline) -> dict[str, int | float]:
+    """How many questions were asked, what became of them, and how many tokens that took."""
+    records = sample.read_records(pipeline.responses).values()
+    labels = Counter(record.hallucinated for record in records)
+    generated = sum(record.generated for record in records)
+    return {
+        "questions": len(pipeline.prompted),
+        "asked": len(records),
+        "consistently_right": labels[False],
+        "consistently_hallucinated": labels[True],
+        "set_aside": labels[None],
+        "kept_pairs": len(pipeline.samples) // 2,
+        "tokens_generated": generated,
+        # Responses that were given up, and questions never asked, would come on top.
+        "tokens_without_sharing_at_least": sum(record.naive for record in records),
+    }
+
+
+def built_from(pipeline: Pipeline) -> dict[str, object]:
+    """All that each stage's artefact was hashed by when it was built, a precision where it has one.
+
+    What is not kept, the questions and the tables' statistics, is of the packages installed now.
+    """
+    precisions = pipeline.study.precisions
+    folders = {
+        "trace": pipeline.traces_folder,
+        "identify": pipeline.neurons_folder,
+        "uncertainty": pipeline.uncertainty_folder,
+    }
+    return {
+        "questions": versions(*QUESTIONS.get(pipeline.study.scenario.name, ())),
+        "sample": inputs_of(pipeline.responses),
+        **{name: {p: inputs_of(of(p)) for p in precisions} for name, of in folders.items()},
+        "compare": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
+    }
 
 
 def summary(tables: Mapping[str, Sequence[Any]]) -> Table:

@@ -1,6 +1,5 @@
 """The one way through: from a study to its tables, each stage built once and found again."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -11,16 +10,15 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
-from harness.environment import CONVERT, FIT, QUESTIONS, engine, machine_class, versions
+from harness.environment import CONVERT, FIT, engine, machine_class, versions
 from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import TABLES, Row
 from harness.sources import gguf_of, resolve_model
 from harness.stages import gguf, identify, sample, trace, uncertainty
 from harness.stages.compare import Comparison
-from harness.store import Store, digest, inputs_of
+from harness.store import Store, digest
 from harness.study import REFERENCE, SAMPLERS, Study
-from hq import __version__
 from hq.backends.base import Backend, Exchange
 from hq.backends.opening import max_rows, open_backend
 from hq.cett import Measure, Span
@@ -362,40 +360,3 @@ class Pipeline:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
-
-
-def sampling_summary(pipeline: Pipeline) -> dict[str, int | float]:
-    """How many questions were asked, what became of them, and how many tokens that took."""
-    records = sample.read_records(pipeline.responses).values()
-    labels = Counter(record.hallucinated for record in records)
-    generated = sum(record.generated for record in records)
-    return {
-        "questions": len(pipeline.prompted),
-        "asked": len(records),
-        "consistently_right": labels[False],
-        "consistently_hallucinated": labels[True],
-        "set_aside": labels[None],
-        "kept_pairs": len(pipeline.samples) // 2,
-        "tokens_generated": generated,
-        # Responses that were given up, and questions never asked, would come on top.
-        "tokens_without_sharing_at_least": sum(record.naive for record in records),
-    }
-
-
-def built_from(pipeline: Pipeline) -> dict[str, object]:
-    """All that each stage's artefact was hashed by when it was built, a precision where it has one.
-
-    What is not kept, the questions and the tables' statistics, is of the packages installed now.
-    """
-    precisions = pipeline.study.precisions
-    folders = {
-        "trace": pipeline.traces_folder,
-        "identify": pipeline.neurons_folder,
-        "uncertainty": pipeline.uncertainty_folder,
-    }
-    return {
-        "questions": versions(*QUESTIONS.get(pipeline.study.scenario.name, ())),
-        "sample": inputs_of(pipeline.responses),
-        **{name: {p: inputs_of(of(p)) for p in precisions} for name, of in folders.items()},
-        "compare": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
-    }

@@ -8,8 +8,8 @@ import pytest
 
 from harness import environment
 from harness.judges import RuleJudge
-from harness.outcome import write
-from harness.pipeline import Pipeline, built_from
+from harness.outcome import built_from, write
+from harness.pipeline import Pipeline
 from harness.progress import Progress
 from harness.store import Store, inputs_of
 from harness.study import Study

@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,6 +30,7 @@ from hq.sampling import Ending, Sampling, sample
 from tests import tiny
 
 GGUF = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 ENDLESS = Ending(frozenset(), (), lambda ids: "x" * len(ids))
 
 
@@ -363,6 +366,15 @@ def test_a_prompt_without_room_is_refused(backend):
 
 
 # --- files
+
+
+def test_damaged_files_never_end_the_process(gguf, tmp_path):
+    source = tmp_path / "whole.gguf"
+    source.write_bytes(gguf("llama", "q4_0").read_bytes())
+    command = (sys.executable, "-m", "tests.hq.damaged_loads", str(source), "0", "80")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
 
 
 def test_another_kind_than_its_name_says_is_refused(gguf):
