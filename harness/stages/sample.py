@@ -223,7 +223,7 @@ def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Pro
     """Batches of prompts of one length, so that none is padded."""
     by_length = sorted(chunk, key=lambda p: len(p.ids))
     for _, group in groupby(by_length, key=lambda p: len(p.ids)):
-        while batch := list(islice(group, min(limit, _BATCH))):
+        while batch := list(islice(group, min(max(limit, 1), _BATCH))):
             yield batch
 
 

@@ -44,7 +44,7 @@ class Counting:
     """A decoding that counts the batches that it starts."""
 
     def __init__(self, decoding):
-        self.decoding, self.max_rows, self.started = decoding, decoding.max_rows, 0
+        self.decoding, self.started = decoding, 0
 
     def share(self, prompts):
         self.decoding.share(prompts)

@@ -125,3 +125,10 @@ def _say(writer: gguf.GGUFWriter, key: str, value: object) -> None:
     }
     if value is not None:
         adders[type(value)](key, value)
+
+
+def overwrite(path: Path, at: int, content: bytes) -> None:
+    """Puts bytes in the place of others."""
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(content)

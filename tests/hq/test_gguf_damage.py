@@ -14,17 +14,12 @@ from hypothesis import strategies as st
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from tests.hq import gguf_files as tiny
+from tests.hq.gguf_files import overwrite
 
 TYPE = gguf.GGMLQuantizationType
 
 
 # Damage
-
-
-def overwrite(path: Path, at: int, content: bytes) -> None:
-    with open(path, "r+b") as file:
-        file.seek(at)
-        file.write(content)
 
 
 def refused(path: Path, message: str) -> None:

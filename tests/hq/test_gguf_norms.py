@@ -11,6 +11,7 @@ import pytest
 from hq.gguf.file import GGUFFile
 from hq.gguf.norms import column_norms
 from tests.hq import gguf_files as tiny
+from tests.hq.gguf_files import overwrite
 
 TYPE = gguf.GGMLQuantizationType
 
