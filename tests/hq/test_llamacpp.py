@@ -1,11 +1,9 @@
 """What llama.cpp alone can get wrong: parity with transformers, its callback, its lifetimes."""
 
 import gc
-import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -340,16 +338,20 @@ def test_ten_thousand_tokens_take_no_more_memory(backend):
 
 
 def test_ctrl_c_in_the_middle_of_an_answer(backend):
-    monitor = Monitor(backend, neuron_set(backend), tokens=128)
-    plain = [step.score for step in monitor.answer((5, 6), ENDLESS, 20)]
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        timer.start()
-        while True:
-            for _ in monitor.answer((5, 6), ENDLESS, 100):
-                pass
-    assert [step.score for step in monitor.answer((5, 6), ENDLESS, 20)] == plain
-    monitor.close()
+    chosen: list[int] = []
+
+    def interrupted(values: np.ndarray) -> int:
+        chosen.append(int(values.argmax()))
+        if len(chosen) == 10:
+            signal.raise_signal(signal.SIGINT)
+        return chosen[-1]
+
+    with Monitor(backend, neuron_set(backend), tokens=128) as monitor:
+        plain = [step.score for step in monitor.answer((5, 6), ENDLESS, 20)]
+        with pytest.raises(KeyboardInterrupt):
+            list(monitor.answer((5, 6), ENDLESS, 20, interrupted))
+        assert len(chosen) == 10
+        assert [step.score for step in monitor.answer((5, 6), ENDLESS, 20)] == plain
 
 
 def test_a_set_of_another_model_is_refused(backend, gguf):
