@@ -4,6 +4,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -34,17 +35,14 @@ def checkpoint_of(gguf: Path) -> Path:
         if not folder.exists():
             draft = folder.with_name("partial")
             shutil.rmtree(draft, ignore_errors=True)
-            try:
-                _dequantize(file, draft)
-            except (ValueError, OSError, KeyError, NotImplementedError) as error:
-                raise HQError(
-                    f"transformers cannot read {gguf}: {first_line(error)}; name its checkpoint."
-                ) from error
+            for part in _read(file):
+                part.save_pretrained(draft)
             os.rename(draft, folder)
     return folder
 
 
-def _dequantize(file: GGUFFile, into: Path) -> None:
+def _read(file: GGUFFile) -> tuple[Any, Any]:
+    """The model, dequantized, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -54,9 +52,15 @@ def _dequantize(file: GGUFFile, into: Path) -> None:
     logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": file.path.parent, "gguf_file": file.path.name}
     byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
-    tokenizer = byte_level_tokenizer(file) if byte_level else AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForCausalLM.from_pretrained(
-        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
-    )
-    model.save_pretrained(into)
-    tokenizer.save_pretrained(into)
+    try:
+        tokenizer = (
+            byte_level_tokenizer(file) if byte_level else AutoTokenizer.from_pretrained(**where)
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
+        )
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        raise HQError(
+            f"transformers cannot read {file.path}: {first_line(error)}; name its checkpoint."
+        ) from error
+    return model, tokenizer

@@ -329,9 +329,14 @@ class Pipeline:
         """Which GGUF file runs a precision; nothing where the checkpoint itself does."""
         if BACKEND_OF[precision] == "torch":
             return {}
-        source = self.gguf_file(precision)
-        given = precision == GGUF_SOURCE
-        return {"gguf": GGUFFile(source).identity.fingerprint if given else source.parent.name}
+        if precision == GGUF_SOURCE:
+            return {"gguf": self._given}
+        return {"gguf": self.gguf_file(precision).parent.name}
+
+    @cached_property
+    def _given(self) -> str:
+        """Fingerprint of the file that the model is given as: all its bytes, read once."""
+        return GGUFFile(gguf_of(self.study.model)).identity.fingerprint
 
     @property
     def _text_components(self) -> list[str] | None:

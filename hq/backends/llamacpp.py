@@ -10,7 +10,7 @@ from jaxtyping import Float
 from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, require_known
 from hq.backends.batching import Plan, plan, span_weights
 from hq.backends.llamacpp_decoding import LlamaDecoding
-from hq.backends.llamacpp_tails import Tails, read_prefix
+from hq.backends.llamacpp_tails import MAX_ROWS, Tails, read_prefix
 from hq.cett import Measure, Span
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
@@ -21,7 +21,6 @@ from hq.precisions.gguf import require_kind
 
 TOKEN_BUDGET = 512  # tokens a decode: each attends to all cells of its batch, so more costs more
 VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
-MAX_ROWS = 255  # llama.cpp's sequences, less the one that keeps the prefix
 
 
 class LlamaBackend:

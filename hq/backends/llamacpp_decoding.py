@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 
 from hq.backends.batching import shared_prefix
-from hq.backends.llamacpp_tails import PREFIX, read_prefix
+from hq.backends.llamacpp_tails import MAX_ROWS, PREFIX, read_prefix
 from hq.errors import HQError
 from hq.llama.model import Context
 
@@ -17,17 +17,15 @@ BATCH = 2048  # tokens a decode
 
 
 class LlamaDecoding:
-    """Prompts being continued side by side, at most `max_rows` of them.
+    """Prompts being continued side by side, at most MAX_ROWS of them.
 
     Raises HQError for more rows, or more tokens than the context has cells for.
     """
 
-    max_rows = 255  # llama.cpp's sequences, less the one that keeps the prefix
-
     def __init__(
         self, context: Callable[[int, int, int], Context], require_length: Callable[[int], None]
     ) -> None:
-        self._context = context(CELLS, self.max_rows + 1, BATCH)
+        self._context = context(CELLS, MAX_ROWS + 1, BATCH)
         self._require_length = require_length
         self._prefix: tuple[int, ...] | None = None
         self._rows: list[int] = []  # the sequence of each row
@@ -71,7 +69,7 @@ class LlamaDecoding:
         alive = set(parents)
         for sequence in set(self._rows) - alive:
             self._context.forget(sequence)
-        free = (s for s in range(1, 1 + self.max_rows) if s not in alive)
+        free = (s for s in range(1, 1 + MAX_ROWS) if s not in alive)
         self._rows = []
         taken: set[int] = set()
         for parent in parents:
@@ -108,8 +106,8 @@ class LlamaDecoding:
         return len(prompt) > length and tuple(prompt[:length]) == self._prefix
 
     def _require_room(self, rows: int) -> None:
-        if rows > self.max_rows:
+        if rows > MAX_ROWS:
             raise HQError(
-                f"llama.cpp continues at most {self.max_rows} rows side by side, not {rows}: start "
+                f"llama.cpp continues at most {MAX_ROWS} rows side by side, not {rows}: start "
                 "with fewer prompts."
             )

@@ -11,6 +11,7 @@ from hq.backends.base import Exchange
 from hq.llama.model import Context
 
 PREFIX = 0  # the sequence that keeps the prefix; row r is sequence 1 + r
+MAX_ROWS = 255  # llama.cpp's sequences, less that one
 
 
 def read_prefix(context: Context, prefix: Sequence[int]) -> None:

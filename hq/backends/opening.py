@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hq.backends.base import Backend
+from hq.backends.llamacpp_tails import MAX_ROWS
 from hq.backends.torch import TorchBackend
 from hq.neurons import ModelIdentity
 from hq.precisions import BACKEND_OF
@@ -53,4 +54,4 @@ def max_rows(precision: str) -> int:
 
 
 _OPEN: dict[str, _Open] = {"torch": _torch, "llamacpp": _llamacpp}
-_MAX_ROWS = {"torch": 1 << 16, "llamacpp": 255}  # memory; llama.cpp's sequences less the prefix's
+_MAX_ROWS = {"torch": 1 << 16, "llamacpp": MAX_ROWS}  # torch is bounded by memory, and later

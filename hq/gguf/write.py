@@ -23,7 +23,7 @@ from hq.neurons import ModelIdentity
 Dtype = Literal["f32", "f16"]
 
 _NUMPY: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
-_FILE_TYPE = {"f32": 0, "f16": 1}  # llama.cpp's LLAMA_FTYPE_ALL_F32 and LLAMA_FTYPE_MOSTLY_F16
+FILE_TYPE = {"f32": 0, "f16": 1}  # llama.cpp's LLAMA_FTYPE_ALL_F32 and LLAMA_FTYPE_MOSTLY_F16
 _QUANTIZATION_VERSION = 2
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
@@ -94,7 +94,7 @@ def _general(dtype: Dtype, identity: ModelIdentity) -> Metadata:
     general: Metadata = {
         "general.type": "model",
         "general.name": identity.name,
-        "general.file_type": _FILE_TYPE[dtype],
+        "general.file_type": FILE_TYPE[dtype],
         "general.quantization_version": _QUANTIZATION_VERSION,
     }
     return general | {f"hq.source.{key}": text for key, text in source.items() if text}

@@ -85,7 +85,6 @@ def _functions(ggml: Any) -> Any:
         ("ggml_set_name", pointer, [pointer, ctypes.c_char_p]),
         ("ggml_get_name", pointer, [pointer]),
         ("ggml_get_data", pointer, [pointer]),
-        ("ggml_op_desc", ctypes.c_char_p, [pointer]),
         ("ggml_tensor_overhead", size, []),
         ("ggml_backend_cpu_buffer_type", pointer, []),
         ("ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),

@@ -65,13 +65,10 @@ class Tap:
         return not self._jobs.any()
 
     @contextmanager
-    def watched(
-        self, neurons: Sequence[tuple[int, int]], whole: Measure, layers: Sequence[int] = ()
-    ) -> Iterator["Watch"]:
+    def watched(self, neurons: Sequence[tuple[int, int]], whole: Measure) -> Iterator["Watch"]:
         """Contributions of some neurons at every token, and the wholes of their layers.
 
-        `layers` are watched even if none of the neurons is in them. `whole` is what a contribution
-        is divided by: `sum` or `output`.
+        `whole` is what a contribution is divided by: `sum` or `output`.
         """
         order = np.array(
             sorted(range(len(neurons)), key=lambda k: neurons[k]), dtype=np.int64
@@ -89,7 +86,7 @@ class Tap:
         self._give(Field.WATCH_WHOLE_AT, watch.wholes)
         self._set(Field.WATCHED, len(neurons))
         self._measure((whole,))
-        self._jobs[np.union1d(chosen[:, 0], np.array(layers, dtype=np.int64))] |= Job.WATCH
+        self._jobs[chosen[:, 0]] |= Job.WATCH
         try:
             yield watch
         finally:

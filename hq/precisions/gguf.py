@@ -3,12 +3,12 @@
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.quantize import KINDS
+from hq.gguf.write import FILE_TYPE
 from hq.llama.library import library
 
 PREFIX = "gguf-"
 SOURCE = "gguf-source"  # the file that a study's model was given as, whatever is in it
-_DENSE = {"f32": 0, "f16": 1}  # general.file_type of what hq.gguf.write writes
-NAMES = (SOURCE, *(PREFIX + kind for kind in (*_DENSE, *KINDS)))
+NAMES = (SOURCE, *(PREFIX + kind for kind in (*FILE_TYPE, *KINDS)))
 
 
 def require_kind(file: GGUFFile, precision: str) -> None:
@@ -16,7 +16,7 @@ def require_kind(file: GGUFFile, precision: str) -> None:
     if precision == SOURCE:
         return
     kind = precision.removeprefix(PREFIX)
-    wanted = _DENSE[kind] if kind in _DENSE else getattr(library().llama, KINDS[kind])
+    wanted = FILE_TYPE[kind] if kind in FILE_TYPE else getattr(library().llama, KINDS[kind])
     found = file.metadata.get("general.file_type")
     if found != wanted:
         raise HQError(
