@@ -16,7 +16,7 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 
 _READ_BY = ("gguf", "tokenizers", "transformers")
-_EDITION = 1  # of what is made here; another one is another folder
+_EDITION = 2  # of what is made here; another one is another folder
 
 
 def checkpoint_of(gguf: Path) -> Path:
@@ -44,18 +44,15 @@ def checkpoint_of(gguf: Path) -> Path:
 def _read(file: GGUFFile) -> tuple[Any, Any]:
     """The model, dequantized, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
     from transformers.utils import logging
 
-    from hq.gguf.read_tokenizer import byte_level_tokenizer
+    from hq.gguf.read_tokenizer import tokenizer_of
 
     logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": file.path.parent, "gguf_file": file.path.name}
-    byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
+    tokenizer = tokenizer_of(file)
     try:
-        tokenizer = (
-            byte_level_tokenizer(file) if byte_level else AutoTokenizer.from_pretrained(**where)
-        )
         model = AutoModelForCausalLM.from_pretrained(
             **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float16
         )

@@ -1,12 +1,22 @@
-"""A transformers tokenizer of what a GGUF file says, for byte-level BPE: the way back of writing.
+"""A transformers tokenizer of what a GGUF file says: the way back of writing one.
 
-Transformers' own reading loses steps of the pre-tokenizer and may add a token.
+Transformers' own reading loses steps of a pre-tokenizer, may add a token, and puts no space after a
+special token where SentencePiece does.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+import numpy as np
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +26,7 @@ from hq.gguf.file import GGUFFile
 from hq.gguf.tokens import TokenType
 
 _PREFIX = "tokenizer.ggml."
+_SPACE = "▁"
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _STEPS: dict[str, Callable[[], Any]] = {
     "words": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -24,11 +35,37 @@ _STEPS: dict[str, Callable[[], Any]] = {
 }
 
 
-def byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
-    """The tokenizer in the file, whose model is `gpt2`.
+def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
+    """The tokenizer in the file: byte-level BPE, or SentencePiece's.
 
-    Raises HQError for a pre-tokenizer that hq does not know, or a file without merges.
+    Raises HQError for another kind, a pre-tokenizer that hq does not know, or missing merges.
     """
+    said = file.metadata
+    kind = str(said[f"{_PREFIX}model"])
+    if kind not in _CORES:
+        raise HQError(
+            f"{file.path} has a tokenizer of kind {kind!r}, and hq reads {' and '.join(_CORES)}: "
+            "name the model's checkpoint instead."
+        )
+    core = _CORES[kind](file)
+    _add(core, file)
+    if said.get(f"{_PREFIX}add_bos_token", kind == "llama"):
+        first = int(str(said[f"{_PREFIX}bos_token_id"]))
+        token = file.tokens[first]
+        core.post_processor = TemplateProcessing(f"{token} $A", special_tokens=[(token, first)])
+    roles = {
+        f"{ours}_token": file.tokens[index]
+        for ours, theirs in _ROLES.items()
+        if isinstance(index := said.get(f"{_PREFIX}{theirs}_token_id"), int)
+    }
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, **roles
+    )
+    made.chat_template = said.get("tokenizer.chat_template")
+    return made
+
+
+def _byte_level(file: GGUFFile) -> Tokenizer:
     said = file.metadata
     merges = said.get(f"{_PREFIX}merges")
     if not isinstance(merges, tuple):
@@ -43,21 +80,53 @@ def byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     )
     core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in steps])
     core.decoder = decoders.ByteLevel()
-    _add(core, file)
-    if said.get(f"{_PREFIX}add_bos_token"):
-        first = int(str(said[f"{_PREFIX}bos_token_id"]))
-        token = file.tokens[first]
-        core.post_processor = TemplateProcessing(f"{token} $A", special_tokens=[(token, first)])
-    roles = {
-        f"{ours}_token": file.tokens[index]
-        for ours, theirs in _ROLES.items()
-        if isinstance(index := said.get(f"{_PREFIX}{theirs}_token_id"), int)
-    }
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=core, clean_up_tokenization_spaces=False, **roles
+    return core
+
+
+def _sentencepiece(file: GGUFFile) -> Tokenizer:
+    said = file.metadata
+    unknown = said.get(f"{_PREFIX}unknown_token_id")
+    core = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(file.tokens)},
+            _merges(file),
+            unk_token=file.tokens[unknown] if isinstance(unknown, int) else None,
+            byte_fallback=True,
+            fuse_unk=True,
+        )
     )
-    made.chat_template = said.get("tokenizer.chat_template")
-    return made
+    escape = normalizers.Replace(" ", _SPACE)
+    spelled = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if said.get(f"{_PREFIX}add_space_prefix", True):
+        core.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape])
+        spelled.append(decoders.Strip(" ", 1, 0))
+    else:
+        core.normalizer = escape
+    core.decoder = decoders.Sequence(spelled)
+    return core
+
+
+def _merges(file: GGUFFile) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, the best score first: what llama.cpp joins."""
+    scores, types = (file.metadata.get(f"{_PREFIX}{key}") for key in ("scores", "token_type"))
+    if not isinstance(scores, np.ndarray) or not isinstance(types, np.ndarray):
+        raise HQError(f"{file.path} has no scores: name the model's checkpoint instead.")
+    normal = np.flatnonzero(types == TokenType.NORMAL)
+    ranked = [file.tokens[i] for i in normal[np.argsort(-scores[normal], kind="stable")]]
+    known = set(ranked)
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+
+
+_CORES: dict[str, Callable[[GGUFFile], Tokenizer]] = {
+    "gpt2": _byte_level,
+    "llama": _sentencepiece,
+}
+"""The kinds of tokenizer that hq reads, by llama.cpp's names."""
 
 
 def _step(step: str) -> Any:

@@ -213,13 +213,8 @@ class Watch:
         self.values, self.wholes = values, wholes
         self._layers, self._places = layers, places
 
-    def contributions(self, tokens: int) -> Float[np.ndarray, "token watched"]:
-        """|h_i|·‖W_down[:, i]‖ of the watched neurons, in the order in which they were named."""
-        values: Float[np.ndarray, "token watched"] = self.values[:tokens, self._places]
-        return values
-
     def cett(self, tokens: int) -> Float[np.ndarray, "token watched"]:
-        """Their shares of the whole; zero at a token whose layer does nothing."""
+        """Shares of the whole, in the order in which the neurons were named; zero where it is."""
         wholes = self.wholes[:tokens][:, self._layers]
         shares = np.divide(
             self.values[:tokens], wholes, out=np.zeros_like(wholes), where=wholes != 0
