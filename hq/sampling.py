@@ -94,7 +94,9 @@ def sample(
     ending: Ending,
     wanted: Callable[[Tree], bool] = lambda _: True,
 ) -> Iterator[Tree]:
-    """Samples every (key, prompt) of equal prompt length together; trees in the order given.
+    """Samples every (key, prompt) together; trees in the order given.
+
+    Prompts of one length are never padded, and so drawn as if each were alone.
 
     `wanted` is asked whenever a tree has a new response: False abandons the rest of that tree.
     """

@@ -64,7 +64,7 @@ class Decoding(Protocol):
         ...
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[Tensor, "row vocab"]:
-        """Reads prompts of equal length; logits of the token after each."""
+        """Reads prompts; logits of the token after each."""
         ...
 
     def step(

@@ -29,7 +29,7 @@ class LlamaDecoding:
         self._require_length = require_length
         self._prefix: tuple[int, ...] | None = None
         self._rows: list[int] = []  # the sequence of each row
-        self._length = 0  # tokens of each row
+        self._lengths = np.zeros(0, dtype=np.int64)  # tokens of each row
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # where __init__ failed
@@ -42,7 +42,7 @@ class LlamaDecoding:
         read_prefix(self._context, self._prefix)
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
-        """Reads prompts of equal length; logits of the token after each."""
+        """Reads prompts; logits of the token after each."""
         if self._prefix is None or not all(self._continues(p) for p in prompts):
             self.share(prompts)
         assert self._prefix is not None
@@ -53,8 +53,8 @@ class LlamaDecoding:
         for sequence in self._rows:
             self._context.copy(PREFIX, sequence)
         begin = len(self._prefix)
-        self._length = begin
-        return self._advance(np.array([prompt[begin:] for prompt in prompts]))
+        self._lengths = np.full(len(prompts), begin)
+        return self._advance([prompt[begin:] for prompt in prompts])
 
     def step(
         self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
@@ -62,7 +62,8 @@ class LlamaDecoding:
         """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
         self._require_room(len(parents))
         self._branch([self._rows[parent] for parent in parents])
-        return self._advance(tokens.reshape(-1, 1))
+        self._lengths = self._lengths[parents]
+        return self._advance([(int(token),) for token in tokens])
 
     def _branch(self, parents: Sequence[int]) -> None:
         """A sequence for each row: its parent's own for the first child, a copy for others."""
@@ -79,14 +80,18 @@ class LlamaDecoding:
             taken.add(parent)
             self._rows.append(sequence)
 
-    def _advance(self, ids: Int[np.ndarray, "row seq"]) -> Float[torch.Tensor, "row vocab"]:
+    def _advance(self, ids: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
         """Decodes the next tokens of every row; the logits after each row's last."""
-        rows, width = ids.shape
-        self._require_length(self._length + width)
-        positions = np.tile(self._length + np.arange(width), rows)
-        sequences = np.repeat(self._rows, width)
-        wanted = np.tile(np.arange(width) == width - 1, rows)
-        flat = ids.reshape(-1)
+        widths = np.array([len(row) for row in ids])
+        ends = self._lengths + widths
+        self._require_length(int(ends.max()))
+        last = np.cumsum(widths) - 1
+        # Counts up within each row, from the tokens that the row has.
+        positions = np.arange(widths.sum()) + np.repeat(ends - 1 - last, widths)
+        sequences = np.repeat(self._rows, widths)
+        wanted = np.zeros(len(positions), dtype=bool)
+        wanted[last] = True
+        flat = np.concatenate([np.array(row) for row in ids])
         found = [
             self._context.decode(
                 flat[begin : begin + BATCH],
@@ -96,7 +101,7 @@ class LlamaDecoding:
             ).copy()
             for begin in range(0, len(flat), BATCH)
         ]
-        self._length += width
+        self._lengths = ends
         return torch.from_numpy(np.concatenate(found))
 
     def _continues(self, prompt: Sequence[int]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -26,7 +26,8 @@ class PrefixCache:
         hooks: DownHooks | None = None,
     ) -> None:
         self._length = len(prefix)
-        self._cache = DynamicCache(config=decoder.config)
+        self._config = decoder.config
+        self._cache = DynamicCache(config=self._config)
         self.sums: Float[Tensor, "measure layer d_ff"] = torch.zeros(())
         if not prefix:
             return
@@ -53,3 +54,20 @@ class PrefixCache:
             layer.keys = layer.keys.expand(batch, -1, -1, -1)
             layer.values = layer.values.expand(batch, -1, -1, -1)
         return cache
+
+    def shifted(self, pads: Int[Tensor, " row"]) -> tuple[DynamicCache, int]:
+        """A cache of its own for rows of which each begins `pads` slots late, and its slots.
+
+        A row has less of the prefix the later it begins: the rest is to be computed with what comes
+        after. Layers with a sliding window keep no more than that of a prefix, so with any such the
+        cache is empty, and the whole of each row is to be computed.
+        """
+        cache = copy.deepcopy(self._cache)
+        if not self._length or any(layer.is_sliding for layer in cache.layers):
+            return DynamicCache(config=self._config), 0
+        slots = torch.arange(self._length) - pads[:, None]
+        for layer in cache.layers:
+            places = slots.clamp(min=0).to(layer.keys.device)
+            layer.keys = layer.keys[0][:, places].transpose(0, 1)
+            layer.values = layer.values[0][:, places].transpose(0, 1)
+        return cache, self._length

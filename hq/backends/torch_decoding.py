@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from hq.backends.batching import shared_prefix
 from hq.backends.prefix import PrefixCache
@@ -14,8 +14,9 @@ from hq.backends.prefix import PrefixCache
 class TorchDecoding:
     """Prompts being continued side by side.
 
-    Prompts of one `start` must be of equal length: nothing is padded, so a row's logits do not
-    depend on its neighbours. The prefix that they share is kept for the next `start`.
+    Prompts of one length are not padded, so a row's logits do not depend on its neighbours. Those
+    of several end at the same slot: shorter ones are padded before their first token, and what is
+    padding is masked. The prefix that prompts share is kept for the next `start`.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -24,6 +25,8 @@ class TorchDecoding:
         self._prefix_ids: tuple[int, ...] = ()
         self._prefix: PrefixCache | None = None
         self._cache: Any = None
+        self._pads: Int[torch.Tensor, " row"] | None = None  # None where no row is padded
+        self._slots = 0
 
     def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Computes the prefix that all `prompts`, of any length, share."""
@@ -32,20 +35,30 @@ class TorchDecoding:
             self._prefix = PrefixCache(self._model.get_decoder(), self._prefix_ids, self._device)
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
-        """Reads prompts of equal length; logits of the token after each."""
+        """Reads prompts; logits of the token after each."""
         if self._prefix is None or not all(self._continues(p) for p in prompts):
             self.share(prompts)
         assert self._prefix is not None
-        start = len(self._prefix)
-        self._cache = self._prefix.expanded(len(prompts))
-        return self._advance(torch.tensor([list(p[start:]) for p in prompts]))
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        pads = int(lengths.max()) - lengths
+        ragged = bool(pads.any())
+        self._pads = pads.to(self._device) if ragged else None
+        if ragged:
+            self._cache, self._slots = self._prefix.shifted(pads)
+        else:
+            self._cache, self._slots = self._prefix.expanded(len(prompts)), len(self._prefix)
+        width = int(lengths.max()) - self._slots
+        ids = [[0] * (width - len(p)) + list(p[-width:]) for p in prompts]
+        return self._advance(torch.tensor(ids))
 
     def step(
         self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
     ) -> Float[torch.Tensor, "row vocab"]:
         """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
         if not np.array_equal(parents, np.arange(self._rows)):
-            self._cache.batch_select_indices(torch.from_numpy(parents).to(self._device))
+            rows = torch.from_numpy(parents).to(self._device)
+            self._cache.batch_select_indices(rows)
+            self._pads = None if self._pads is None else self._pads[rows]
         return self._advance(torch.from_numpy(tokens)[:, None])
 
     def _continues(self, prompt: Sequence[int]) -> bool:
@@ -55,9 +68,22 @@ class TorchDecoding:
 
     def _advance(self, ids: Int[torch.Tensor, "row seq"]) -> Float[torch.Tensor, "row vocab"]:
         self._rows = len(ids)
+        self._slots += ids.shape[1]
         with torch.inference_mode():
             out = self._model(
-                ids.to(self._device), cache=self._cache, use_cache=True, logits_to_keep=1
+                ids.to(self._device),
+                cache=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self._places(ids.shape[1]),
             )
         logits: torch.Tensor = out.logits[:, -1]
         return logits
+
+    def _places(self, new: int) -> dict[str, torch.Tensor]:
+        """What says where padded rows begin; nothing where none is padded."""
+        if self._pads is None:
+            return {}
+        slots = torch.arange(self._slots, device=self._device) - self._pads[:, None]
+        mask: Bool[torch.Tensor, "row slot"] = slots >= 0
+        return {"attention_mask": mask.long(), "position_ids": slots[:, -new:].clamp(min=0)}

@@ -232,6 +232,24 @@ def test_a_decoding_starts_again_and_again(backend: Backend, case: Case) -> None
         assert off(decoding.start(prompts).numpy(), np.stack(alone)) <= case.shape
 
 
+def test_prompts_of_several_lengths_read_as_if_alone(backend: Backend, case: Case) -> None:
+    """With a shared prefix, without one, and one that is longer than another's whole prompt."""
+    together = [
+        [(5, 6, 7, 8, 9, 10), (5, 6, 9), (5, 6, 9, 11)],
+        [(7,), (8, 9, 10, 11, 12)],
+        [(5, 6, 7, 8, 9, 10, 11, 12), (5, 6, 7, 8, 9, 13)],
+    ]
+    decoding = backend.decoding()
+    for prompts in together:
+        alone = [backend.decoding().start([prompt])[0].numpy() for prompt in prompts]
+        assert off(decoding.start(prompts).numpy(), np.stack(alone)) <= case.shape
+        parents, tokens = np.array([1, 0, 0]), np.array([20, 21, 22])
+        branched = decoding.step(parents, tokens).numpy()
+        texts = [(*prompts[p], t) for p, t in zip(parents, tokens.tolist(), strict=True)]
+        alone = [backend.decoding().start([text])[0].numpy() for text in texts]
+        assert off(branched, np.stack(alone)) <= case.shape
+
+
 # --- scaling
 
 

@@ -48,6 +48,18 @@ def test_a_long_prefix_gives_the_same_trace(family: str, checkpoint: Checkpoint)
     np.testing.assert_allclose(shared.values, apart_values, rtol=1e-4, atol=1e-6)
 
 
+def test_prompts_of_several_lengths_read_as_if_alone(family: str, checkpoint: Checkpoint) -> None:
+    prefix = tuple(range(20, 32))
+    prompts = [(*prefix, 5, 6, 7, 8), (*prefix, 7), (*prefix, 9, 10)]
+    with TorchBackend(checkpoint(family), device="cpu") as backend:
+        decoding = backend.decoding()
+        decoding.start(prompts)
+        found = decoding.step(np.array([2, 1, 0]), np.array([11, 12, 13])).numpy()
+        texts = [(*prompts[2], 11), (*prompts[1], 12), (*prompts[0], 13)]
+        alone = [backend.decoding().start([text])[0].numpy() for text in texts]
+    np.testing.assert_allclose(found, np.stack(alone), rtol=1e-3, atol=1e-4)
+
+
 def test_decoding_after_a_long_prefix_reads_as_one_text(
     family: str, checkpoint: Checkpoint
 ) -> None:
