@@ -337,6 +337,15 @@ def test_ten_thousand_tokens_take_no_more_memory(backend):
     assert process.memory_info().rss - before < 4 << 20
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as a terminal has it: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_middle_of_an_answer(backend):
     chosen: list[int] = []
 
