@@ -5,7 +5,7 @@ of counts and nothing is sorted or copied twice.
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -48,6 +48,24 @@ class Estimate(BaseModel):
         )
 
 
+class Replicates(NamedTuple):
+    """A statistic, and what it is on each bootstrap resample."""
+
+    value: float
+    draws: Float[np.ndarray, " replicates"]
+    units: int  # what was resampled: groups where there are groups, else rows
+
+    def interval(self, tail: float) -> tuple[float, float]:
+        """Percentile interval that leaves out `tail` of the resamples at either end."""
+        low, high = np.quantile(self.draws, [tail, 1 - tail])
+        return float(low), float(high)
+
+    def estimate(self, seed: int) -> Estimate:
+        """Value and 95% interval; `seed` is the one that the resamples were drawn with."""
+        low, high = self.interval(0.025)
+        return Estimate(value=self.value, low=low, high=high, n=self.units, seed=seed)
+
+
 def bootstrap(
     statistic: Statistic,
     n: int,
@@ -57,6 +75,21 @@ def bootstrap(
     name: str = "statistic",
 ) -> Estimate:
     """Percentile bootstrap of a statistic over row weights (Efron & Tibshirani 1993, ch. 13).
+
+    `replicates_of` says what is drawn, and what is refused.
+    """
+    return replicates_of(statistic, n, seed, replicates, groups, name).estimate(seed)
+
+
+def replicates_of(
+    statistic: Statistic,
+    n: int,
+    seed: int,
+    replicates: int = 2000,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    name: str = "statistic",
+) -> Replicates:
+    """The statistic of the rows as they are, and of each resample.
 
     Rows are drawn with replacement, or whole groups of rows where `groups` names one per row.
     A resample for which the statistic is NaN (undefined) is drawn again.
@@ -72,9 +105,8 @@ def bootstrap(
     value = float(statistic(np.ones((1, n)))[0])
     if np.isnan(value):
         raise HQError(f"The {name} is undefined for these {n} rows: gather more, and other ones.")
-    values = _replicate(statistic, unit, units, np.random.default_rng(seed), replicates, name)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(value=value, low=float(low), high=float(high), n=units, seed=seed)
+    rng = np.random.default_rng(seed)
+    return Replicates(value, _replicate(statistic, unit, units, rng, replicates, name), units)
 
 
 def _replicate(

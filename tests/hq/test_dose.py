@@ -1,0 +1,327 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau, linregress
+
+from hq.dose import (
+    bootstrap_rates,
+    bootstrap_reduction,
+    bootstrap_slope,
+    bootstrap_slope_difference,
+    draw_p_value,
+    monotonicity,
+    r_squared,
+    rates,
+    slope_difference_statistic,
+    slope_statistic,
+)
+from hq.errors import HQError
+from hq.stats import bootstrap, bootstrap_mean
+
+ALPHAS = np.array([0.0, 0.5, 1.0, 2.0, 3.0])
+
+
+def trials(seed: int, n: int = 60, slope: float = 0.2) -> np.ndarray:
+    """Trials that comply more often the larger α: each has one threshold for all α."""
+    rng = np.random.default_rng(seed)
+    return rng.random(n) < np.clip(0.2 + slope * ALPHAS, 0, 1)[:, None]
+
+
+def slope(complied: np.ndarray, alphas=ALPHAS) -> float:
+    return float(slope_statistic(complied, alphas)(np.ones((1, complied.shape[1])))[0])
+
+
+@st.composite
+def responses(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Rates of 0 to 20 trials out of 20, many alike, at different α."""
+    alphas = draw(st.lists(st.integers(-20, 20), min_size=2, max_size=8, unique=True))
+    counts = st.lists(st.integers(0, 20), min_size=len(alphas), max_size=len(alphas))
+    return np.array(draw(counts)) / 20, np.array(alphas) / 4
+
+
+@st.composite
+def tables(draw) -> tuple[np.ndarray, np.ndarray]:
+    _, alphas = draw(responses())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return rng.random((len(alphas), draw(st.integers(1, 12)))), alphas
+
+
+@given(tables(), st.integers(0, 2**32 - 1))
+def test_weighted_rates_and_slope_are_those_of_repeated_trials(data, seed):
+    complied, alphas = data
+    counts = np.random.default_rng(seed).integers(1, 4, size=(3, complied.shape[1]))
+    repeated = [np.repeat(complied, c, axis=1).mean(axis=1) for c in counts]
+    np.testing.assert_allclose(rates(complied)(counts.astype(float)), repeated, atol=1e-12)
+    np.testing.assert_allclose(
+        slope_statistic(complied, alphas)(counts.astype(float)),
+        [np.polyfit(alphas, r, 1)[0] for r in repeated],
+        atol=1e-9,
+    )
+
+
+def test_rates_have_the_interval_of_the_mean():
+    complied = trials(0)
+    found = bootstrap_rates(complied, seed=3, replicates=200)
+    assert found == [bootstrap_mean(row, 3, replicates=200) for row in complied]
+    assert [e.value for e in found] == pytest.approx(complied.mean(axis=1))
+
+
+def test_the_slope_is_that_of_a_least_squares_line():
+    complied = trials(1)
+    found = bootstrap_slope(complied, ALPHAS, seed=0)
+    assert found.value == pytest.approx(np.polyfit(ALPHAS, complied.mean(axis=1), 1)[0])
+    assert found.low < found.value < found.high
+    assert found.low > 0
+    assert found.n == 60
+
+
+@given(tables(), st.floats(0, 1))
+def test_the_slope_is_linear_in_the_rates(data, share):
+    complied, alphas = data
+    other = complied[::-1]
+    mixed = slope(share * complied + (1 - share) * other, alphas)
+    expected = share * slope(complied, alphas) + (1 - share) * slope(other, alphas)
+    assert mixed == pytest.approx(expected, abs=1e-9)
+
+
+@given(tables(), st.integers(-50, 50), st.sampled_from([-2.0, 0.5, 4.0]))
+def test_the_slope_does_not_see_where_alpha_starts_and_scales_with_its_unit(data, shift, unit):
+    complied, alphas = data
+    alone = slope(complied, alphas)
+    assert slope(complied, alphas + shift) == pytest.approx(alone, abs=1e-9)
+    assert slope(complied, alphas * unit) == pytest.approx(alone / unit, abs=1e-9)
+
+
+def test_trials_that_never_change_have_a_slope_of_exactly_nothing():
+    never_changing = np.tile(np.arange(30) % 3 == 0, (3, 1))
+    alphas = [0.1, 0.2, 0.4]  # which, less their mean, do not add up to 0 in floating point
+    found = bootstrap_slope(never_changing, alphas, seed=0, replicates=50)
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_the_slope_interval_covers_the_truth_about_95_times_in_100():
+    truth = np.polyfit(ALPHAS, np.clip(0.2 + 0.2 * ALPHAS, 0, 1), 1)[0]
+    inside = 0
+    for seed in range(200):
+        found = bootstrap_slope(trials(seed, n=80), ALPHAS, seed, replicates=400)
+        inside += found.low <= truth <= found.high
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_groups_of_trials_count_once():
+    complied = trials(2, n=30)
+    alone = bootstrap_slope(complied, ALPHAS, 0, 200)
+    names = np.array([f"entity {i:02d}" for i in range(30)])
+    copied = bootstrap_slope(
+        np.repeat(complied, 4, axis=1), ALPHAS, 0, 200, groups=np.repeat(names, 4)
+    )
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+    assert copied.n == alone.n == 30
+
+
+@given(tables(), st.integers(0, 2**32 - 1))
+def test_a_set_does_not_differ_from_itself(data, seed):
+    complied, alphas = data
+    found = bootstrap_slope_difference(complied, complied, alphas, seed, replicates=20)
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_a_difference_of_slopes_is_paired():
+    first = trials(3, n=200)
+    second = first.copy()
+    second[-1, :6] = False  # six trials stop complying at the largest α
+    found = bootstrap_slope_difference(first, second, ALPHAS, seed=0, replicates=300)
+    alone = bootstrap_slope(first, ALPHAS, seed=0, replicates=300)
+    assert found.value == pytest.approx(slope(first) - slope(second))
+    assert found.high - found.low < (alone.high - alone.low) / 2
+    turned = bootstrap_slope_difference(second, first, ALPHAS, seed=0, replicates=300)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+
+    def by_hand(weights):
+        return slope_statistic(first, ALPHAS)(weights) - slope_statistic(second, ALPHAS)(weights)
+
+    expected = bootstrap(by_hand, 200, seed=0, replicates=300)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_reduction_is_a_percentage_of_the_unscaled_rate():
+    complied = np.zeros((3, 10), dtype=bool)
+    complied[1, :8] = True  # OC(1) = 0.8
+    complied[0, :6] = True  # OC(0) = 0.6
+    complied[2, :10] = True
+    found = bootstrap_reduction(complied, [0, 1, 2], 0, seed=0)
+    assert found is not None
+    assert found.value == pytest.approx(25)
+    assert 0 <= found.low < 25 < found.high
+    more = bootstrap_reduction(complied, [0, 1, 2], 2, seed=0)
+    assert more is not None
+    assert more.value == pytest.approx(-25)
+    itself = bootstrap_reduction(complied, [0, 1, 2], 1, seed=0)
+    assert itself is not None
+    assert (itself.value, itself.low, itself.high) == (0, 0, 0)
+
+
+def test_no_reduction_where_nothing_complies_unscaled():
+    complied = np.array([[True, False], [False, False]])
+    assert bootstrap_reduction(complied, [0, 1], 0, seed=0) is None
+
+
+def test_resamples_with_nothing_to_reduce_are_drawn_again():
+    complied = np.zeros((2, 12), dtype=bool)
+    complied[1, 0] = True
+    found = bootstrap_reduction(complied, [0, 1], 0, seed=0, replicates=200)
+    assert found is not None
+    assert (found.value, found.low, found.high) == (100, 100, 100)
+
+
+def test_an_alpha_is_found_despite_its_rounding():
+    complied = trials(4)[:4]
+    alphas = [0.1 * k for k in (3, 10, 11, 12)]  # 0.30000000000000004, …
+    found = bootstrap_reduction(complied, alphas, 0.3, seed=0, replicates=50)
+    assert found == bootstrap_reduction(complied, alphas, 0.1 * 3, seed=0, replicates=50)
+
+
+@given(responses())
+def test_r_squared_equals_scipys(data):
+    response, alphas = data
+    assume(np.ptp(response) > 0)
+    assert r_squared(response, alphas) == pytest.approx(
+        linregress(alphas, response).rvalue ** 2, abs=1e-9
+    )
+
+
+@given(responses())
+def test_monotonicity_equals_scipys_and_turns_with_alpha(data):
+    response, alphas = data
+    assume(np.ptp(response) > 0)
+    tau = monotonicity(response, alphas)
+    assert tau == pytest.approx(kendalltau(response, alphas).statistic, abs=1e-12)
+    assert monotonicity(response, -alphas) == pytest.approx(-tau, abs=1e-12)
+    assert monotonicity(response**3, alphas) == pytest.approx(tau, abs=1e-12)
+
+
+def test_tau_b_by_hand():
+    """Of 6 pairs, 3 agree, 2 disagree and 1 is tied: (3 − 2) / √(6 · 5)."""
+    assert monotonicity([0.1, 0.3, 0.3, 0.2], [0, 1, 2, 3]) == pytest.approx(1 / np.sqrt(30))
+    assert monotonicity([0.1, 0.2, 0.3, 0.3], [0, 1, 2, 3]) == pytest.approx(5 / np.sqrt(30))
+    assert monotonicity([0.1, 0.2, 0.3], [0, 1, 2]) == pytest.approx(1)
+
+
+def test_constant_rates_have_no_response():
+    nearly = [0.3, 0.1 + 0.2, 0.3]  # 0.30000000000000004
+    for constant in ([0.5, 0.5, 0.5], nearly):
+        assert r_squared(constant, [0, 1, 2]) == 0
+        assert monotonicity(constant, [0, 1, 2]) == 0
+
+
+def test_rates_that_differ_by_rounding_are_tied():
+    tied = monotonicity([0.1 + 0.2, 0.3, 0.5], [0, 1, 2])
+    assert tied == monotonicity([0.3, 0.3, 0.5], [0, 1, 2]) == pytest.approx(2 / np.sqrt(6))
+
+
+def test_a_value_among_draws_by_hand():
+    draws = [-2.0, -1.0, 0.0, 1.0, 2.0]
+    assert draw_p_value(5, draws) == pytest.approx(1 / 6)  # the floor
+    assert draw_p_value(-5, draws) == pytest.approx(1 / 6)
+    assert draw_p_value(1.5, draws) == pytest.approx(4 / 6)  # their mean is 0.25
+    assert draw_p_value(-2, draws) == pytest.approx(3 / 6)
+    assert draw_p_value(0, draws) == 1
+    assert draw_p_value(0.1, [0.1] * 3) == 1
+    assert draw_p_value(0.4, [0.0, 0.5, 0.1]) == pytest.approx(3 / 4)  # 0.2 off, as 0.0 is
+
+
+@given(
+    st.integers(-100, 100),
+    st.lists(st.integers(-100, 100), min_size=1, max_size=30),
+    st.integers(-1000, 1000),
+)
+def test_a_draw_p_value_sees_neither_sign_nor_origin_nor_rounding(value, draws, shift):
+    p = draw_p_value(value, draws)
+    assert 1 / (len(draws) + 1) <= p <= 1
+    assert draw_p_value(-value, [-d for d in draws]) == p
+    assert draw_p_value((value + shift) / 10, [(d + shift) / 10 for d in draws]) == p
+
+
+def test_one_of_the_draws_reaches_p_005_about_once_in_twenty():
+    draws = np.random.default_rng(0).standard_normal((2000, 100))
+    found = [draw_p_value(row[0], row[1:]) for row in draws]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("complied", "message"),
+    [
+        ([1, 0, 1], "no table of trials"),
+        (np.zeros((2, 0)), "no table of trials"),
+        ([[0, np.nan], [0, 1]], "between 0 and 1"),
+        ([[0, 2], [0, 1]], "between 0 and 1"),
+        ([[0, 1], [0, -1]], "between 0 and 1"),
+    ],
+)
+def test_bad_trials_are_refused(complied, message):
+    for refused in (
+        lambda: rates(complied),
+        lambda: bootstrap_rates(complied, 0),
+        lambda: bootstrap_slope(complied, [0, 1], 0),
+        lambda: bootstrap_reduction(complied, [0, 1], 0, 0),
+        lambda: bootstrap_slope_difference([[0, 1], [1, 1]], complied, [0, 1], 0),
+    ):
+        with pytest.raises(HQError, match=message):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("alphas", "message"),
+    [
+        ([0], "one α per rate"),
+        ([[0, 1]], "one α per rate"),
+        ([1, 1], "finite and different"),
+        ([0, np.nan], "finite and different"),
+        ([0, np.inf], "finite and different"),
+    ],
+)
+def test_bad_alphas_are_refused(alphas, message):
+    complied = np.array([[0, 1], [1, 1]])
+    for refused in (
+        lambda: bootstrap_slope(complied, alphas, 0),
+        lambda: bootstrap_slope_difference(complied, complied, alphas, 0),
+        lambda: bootstrap_reduction(complied, alphas, 1, 0),
+        lambda: r_squared([0.1, 0.2], alphas),
+        lambda: monotonicity([0.1, 0.2], alphas),
+    ):
+        with pytest.raises(HQError, match=message):
+            refused()
+
+
+def test_one_alpha_is_no_dose_response():
+    with pytest.raises(HQError, match="two or more α"):
+        bootstrap_slope(np.ones((1, 4)), [1], 0)
+    with pytest.raises(HQError, match="two or more α"):
+        r_squared([0.5], [1])
+
+
+def test_pairs_need_the_same_trials():
+    with pytest.raises(HQError, match="cannot be paired"):
+        slope_difference_statistic(np.ones((2, 3)), np.ones((2, 4)), [0, 1])
+
+
+@pytest.mark.parametrize(("alphas", "alpha"), [([0, 2], 0), ([0, 1], 2), ([0, 1], np.nan)])
+def test_a_reduction_needs_both_of_its_alphas(alphas, alpha):
+    with pytest.raises(HQError, match="is not among the α measured"):
+        bootstrap_reduction(np.ones((2, 4)), alphas, alpha, 0)
+
+
+@pytest.mark.parametrize("response", [[0.1, np.nan], [[0.1, 0.2]]])
+def test_bad_rates_are_refused(response):
+    for refused in (r_squared, monotonicity):
+        with pytest.raises(HQError, match="one finite number per α"):
+            refused(response, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "draws"), [(0.1, []), (0.1, [np.nan]), (np.nan, [0.1]), (0.1, [[0.1]])]
+)
+def test_bad_draws_are_refused(value, draws):
+    with pytest.raises(HQError, match="at least one draw"):
+        draw_p_value(value, draws)

@@ -1,0 +1,272 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu, rankdata
+
+from hq.dose import slope_difference_statistic
+from hq.equivalence import Statement, Verdict, equivalence, holm, permutation_p
+from hq.errors import HQError
+from hq.stats import auroc, bootstrap
+
+P_VALUES = st.lists(st.floats(0, 1), max_size=12)
+
+
+def mean_of(values: np.ndarray):
+    return lambda weights: weights @ values / weights.sum(axis=1)
+
+
+def spread(mean: float, n: int, deviation: float = 1.0) -> np.ndarray:
+    """n values of exactly this mean and standard deviation."""
+    values = np.random.default_rng(0).standard_normal(n)
+    return mean + deviation * (values - values.mean()) / values.std()
+
+
+def state(mean: float, n: int, margin: float, **rest) -> Statement:
+    return equivalence(mean_of(spread(mean, n)), n, margin, seed=0, **rest)
+
+
+def test_a_small_difference_is_preserved():
+    found = state(0.0, n=1000, margin=0.2)
+    assert found.verdict is Verdict.PRESERVED == "preserved"
+    assert -0.2 < found.low90 < 0 < found.high90 < 0.2
+    assert found.tost_p == 1 / 2001
+    assert (found.n, found.n_needed, found.margin) == (1000, None, 0.2)
+
+
+def test_a_visible_but_negligible_difference_is_preserved():
+    found = state(0.1, n=1000, margin=0.2)
+    assert found.difference.low > 0
+    assert found.verdict is Verdict.PRESERVED
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_visible_difference_that_may_matter_is_changed(sign):
+    for size in (0.19, 0.4):  # within the margin but not shown to be, and beyond it
+        found = state(sign * size, n=1000, margin=0.2)
+        assert found.verdict is Verdict.CHANGED == "changed"
+        assert found.n_needed is None
+        assert found.tost_p > 0.05
+
+
+def test_too_few_rows_decide_nothing():
+    found = state(0.0, n=50, margin=0.2)
+    assert found.verdict is Verdict.UNDECIDED == "not decided at this n"
+    assert found.difference.low < 0 < found.difference.high
+    assert found.tost_p > 0.05
+
+
+def test_the_difference_is_the_bootstraps_and_the_90_interval_is_the_central_limits():
+    values = spread(0.3, 400)
+    found = equivalence(mean_of(values), 400, 0.2, seed=5)
+    assert found.difference == bootstrap(mean_of(values), 400, seed=5)
+    assert found.low90 == pytest.approx(0.3 - 1.645 / 20, abs=0.01)
+    assert found.high90 == pytest.approx(0.3 + 1.645 / 20, abs=0.01)
+
+
+def test_the_tost_p_value_by_hand():
+    """Resamples of two rows, −1 and 1: a quarter has mean −1, half 0, a quarter 1."""
+    found = equivalence(mean_of(np.array([-1.0, 1.0])), 2, 1.0, seed=0, replicates=4000)
+    assert found.tost_p == pytest.approx(0.25, abs=0.03)
+    wider = equivalence(mean_of(np.array([-1.0, 1.0])), 2, 1.0001, seed=0, replicates=4000)
+    assert wider.tost_p == 1 / 4001
+
+
+@given(
+    st.lists(st.integers(0, 1), min_size=4, max_size=40),
+    st.floats(0, 1e9, exclude_min=True),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_set_is_preserved_against_itself_whatever_the_margin(rows, margin, seed):
+    complied = np.array(rows[: len(rows) // 2 * 2]).reshape(2, -1)
+    statistic = slope_difference_statistic(complied, complied, [0.0, 1.0])
+    found = equivalence(statistic, complied.shape[1], margin, seed, replicates=20)
+    assert found.verdict is Verdict.PRESERVED
+    assert (found.difference.value, found.low90, found.high90) == (0, 0, 0)
+    assert found.tost_p == 1 / 21
+    assert found.n_needed is None
+
+
+@given(st.floats(-1, 1), st.integers(2, 80), st.floats(0.01, 1))
+def test_the_verdict_does_not_see_the_sign_and_says_when_more_is_needed(mean, n, margin):
+    values = spread(mean, n, deviation=0.5)
+    found = equivalence(mean_of(values), n, margin, 0, replicates=200)
+    turned = equivalence(mean_of(-values), n, margin, 0, replicates=200)
+    assert turned.verdict is found.verdict
+    assert turned.tost_p == found.tost_p
+    assert turned.n_needed is None or turned.n_needed > n
+    if found.verdict is not Verdict.UNDECIDED:
+        assert found.n_needed is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "margin", "verdict"),
+    [(0.05, 0.2, Verdict.PRESERVED), (0.0, 0.15, Verdict.PRESERVED), (0.2, 0.1, Verdict.CHANGED)],
+)
+def test_a_decision_falls_at_the_units_needed(mean, margin, verdict):
+    """The same mean and deviation at more rows: undecided before `n_needed`, decided after it."""
+    found = state(mean, 40, margin)
+    assert found.verdict is Verdict.UNDECIDED
+    assert found.n_needed is not None
+    before, after = (state(mean, int(found.n_needed * k), margin).verdict for k in (0.8, 1.25))
+    assert before is Verdict.UNDECIDED
+    assert after is verdict
+
+
+def test_the_units_needed_by_hand():
+    found = state(0.05, 40, 0.2)
+    half = (found.high90 - found.low90) / 2
+    assert found.n_needed is not None
+    assert 0.05 + half * np.sqrt(40 / found.n_needed) < 0.2
+    assert 0.05 + half * np.sqrt(40 / (found.n_needed - 1)) >= 0.2
+    beyond = state(0.25, 40, 0.2)
+    half = (beyond.difference.high - beyond.difference.low) / 2
+    assert beyond.n_needed is not None
+    assert 0.25 - half * np.sqrt(40 / beyond.n_needed) > 0
+    assert 0.25 - half * np.sqrt(40 / (beyond.n_needed - 1)) <= 0
+
+
+def test_no_number_of_units_settles_a_difference_at_the_margin():
+    values = spread(0.15, 40)
+    margin = abs(float(mean_of(values)(np.ones((1, 40)))[0]))
+    for near in (margin, margin * (1 + 1e-13), margin * (1 - 1e-13)):
+        found = equivalence(mean_of(values), 40, near, seed=0)
+        assert found.verdict is Verdict.UNDECIDED
+        assert found.n_needed is None
+    hopeless = equivalence(mean_of(np.array([-1.0, 1.0] * 20)), 40, 1e-200, seed=0)
+    assert hopeless.verdict is Verdict.UNDECIDED
+    assert hopeless.n_needed is None
+
+
+def test_units_are_groups():
+    values, names = spread(0.05, 40), np.arange(40)
+    alone = equivalence(mean_of(values), 40, 0.2, 0)
+    copied = equivalence(mean_of(np.repeat(values, 5)), 200, 0.2, 0, groups=np.repeat(names, 5))
+    assert copied.n == copied.difference.n == 40
+    assert copied.n_needed == pytest.approx(alone.n_needed, abs=1)
+
+
+def preserved_share(difference: float, n: int, margin: float, runs: int = 300) -> float:
+    """Share of PRESERVED among runs in which the true slopes differ by `difference`.
+
+    Nobody complies at α = 0. At α = 1, the trials are paired: 30% comply in both sets, and 20% in
+    one only, of which more in the first.
+    """
+    rng = np.random.default_rng(21)
+    kinds = np.array([[0, 0], [1, 1], [1, 0], [0, 1]])
+    shares = [0.5, 0.3, 0.1 + difference / 2, 0.1 - difference / 2]
+    preserved = 0
+    for seed in range(runs):
+        first, second = kinds[rng.choice(4, size=n, p=shares)].T
+        nobody = np.zeros(n, dtype=int)
+        statistic = slope_difference_statistic(
+            np.stack([nobody, first]), np.stack([nobody, second]), [0.0, 1.0]
+        )
+        found = equivalence(statistic, n, margin, seed, replicates=400)
+        preserved += found.verdict is Verdict.PRESERVED
+    return preserved / runs
+
+
+def test_a_difference_as_large_as_the_margin_is_seldom_called_preserved():
+    assert preserved_share(0.1, n=200, margin=0.1) <= 0.07
+    assert preserved_share(0.0, n=400, margin=0.1) > 0.9
+
+
+@pytest.mark.parametrize("margin", [0, -0.1, np.nan, np.inf])
+def test_a_margin_is_a_positive_number(margin):
+    with pytest.raises(HQError, match="is no positive number"):
+        equivalence(mean_of(np.zeros(4)), 4, margin, seed=0)
+
+
+def test_what_cannot_be_estimated_is_refused_by_name():
+    with pytest.raises(HQError, match="The change of slope is undefined for these 3 rows"):
+        equivalence(lambda w: np.full(len(w), np.nan), 3, 0.1, 0, name="change of slope")
+    with pytest.raises(HQError, match="no rows"):
+        equivalence(mean_of(np.zeros(0)), 0, 0.1, 0)
+    with pytest.raises(HQError, match="one group per row"):
+        equivalence(mean_of(np.zeros(3)), 3, 0.1, 0, groups=np.arange(2))
+
+
+def test_holm_by_hand():
+    """Sorted: 4 · 0.005, 3 · 0.01, 2 · 0.03, then 1 · 0.04, which may not fall below 0.06."""
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.4, 0.6, 0.5]), [1, 1, 1])
+    np.testing.assert_allclose(holm([0.2]), [0.2])
+    assert holm([]).shape == (0,)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values):
+    """Marcus, Peritz & Gabriel 1976: rejected is what every set of tests that holds it rejects."""
+    p, m = np.array(p_values), len(p_values)
+    sets = [list(s) for size in range(1, m + 1) for s in combinations(range(m), size)]
+    closed = [max(min(1, len(s) * p[s].min()) for s in sets if i in s) for i in range(m)]
+    np.testing.assert_allclose(holm(p), closed)
+
+
+@given(P_VALUES)
+def test_holm_keeps_the_order_and_lowers_nothing(p_values):
+    p = np.array(p_values)
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(1, len(p) * p)).all()
+    order = np.argsort(p)
+    assert (np.diff(adjusted[order]) >= 0).all()
+    np.testing.assert_array_equal(holm(p[order]), adjusted[order])
+
+
+@pytest.mark.parametrize("p_values", [[np.nan], [-0.1], [1.1], [[0.1]]])
+def test_bad_p_values_are_refused(p_values):
+    with pytest.raises(HQError, match="one number from 0 to 1 per test"):
+        holm(p_values)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_auroc_is_the_rank_sums(seed):
+    """What `permutation_p` compares rank sums for, against scipy's U."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.r_[0, 1, rng.integers(0, 2, 20)])
+    scores = rng.integers(0, 6, 22).astype(float)
+    u = mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
+    n1 = int(labels.sum())
+    assert auroc(scores, labels) == pytest.approx(u / (n1 * (22 - n1)))
+    assert u == rankdata(scores)[labels == 1].sum() - n1 * (n1 + 1) / 2
+
+
+def test_a_permutation_p_is_the_exact_one():
+    """All 84 choices of 3 positives among 9 scores, two of them tied."""
+    scores = np.array([1.0, 2, 3, 3, 5, 6, 7, 8, 9])
+    labels = np.array([0, 0, 0, 1, 0, 1, 0, 0, 1])
+    chosen = [np.isin(np.arange(9), c).astype(int) for c in combinations(range(9), 3)]
+    observed = auroc(scores, labels)
+    exact = np.mean([auroc(scores, y) >= observed - 1e-12 for y in chosen])
+    found = permutation_p(scores, labels, seed=0, permutations=20_000)
+    assert found == pytest.approx(exact, abs=0.01)
+
+
+def test_a_permutation_p_agrees_with_mann_and_whitneys():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, 120)
+    scores = rng.standard_normal(120) + 0.3 * labels
+    expected = mannwhitneyu(scores[labels == 1], scores[labels == 0], alternative="greater").pvalue
+    assert permutation_p(scores, labels, 0) == pytest.approx(expected, abs=0.015)
+
+
+def test_a_permutation_p_has_a_floor_and_is_one_sided():
+    scores, labels = np.arange(60.0), np.repeat([0, 1], 30)
+    assert permutation_p(scores, labels, 0, permutations=99) == 1 / 100
+    assert permutation_p(-scores, labels, 0, permutations=99) == 1
+    assert permutation_p(np.ones(60), labels, 0, permutations=99) == 1
+    noise = np.random.default_rng(0).random(60)
+    assert permutation_p(noise, labels, 1) == permutation_p(np.exp(noise), labels, 1)
+
+
+def test_bad_permutations_are_refused():
+    with pytest.raises(HQError, match="at least one"):
+        permutation_p([0.1, 0.2], [0, 1], 0, permutations=0)
+    with pytest.raises(HQError, match="1 of 2 scores are NaN"):
+        permutation_p([0.1, np.nan], [0, 1], 0)
+    with pytest.raises(HQError, match="one class"):
+        permutation_p([0.1, 0.2], [1, 1], 0)
