@@ -88,6 +88,15 @@ def llamacpp(session: nox.Session) -> None:
 
 
 @nox.session
+def sweep(session: nox.Session) -> None:
+    """Scale the H-Neurons by α at FP16 and NF4 in four scenarios, and check results/."""
+    shared(session)
+    run(session, "hq", "sweep", STUDY, "--precisions", "fp16,nf4", *session.posargs)
+    if not session.posargs:
+        run(session, "hq", "check", f"runs/{STUDY}-sweep", "--against", f"results/{STUDY}-sweep")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Fast tests, with coverage."""
     shared(session)

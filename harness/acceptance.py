@@ -8,19 +8,19 @@ from pathlib import Path
 
 from harness.provenance import (
     PROVENANCE_FILE,
+    Facts,
     difference,
     merged,
     of_precisions,
     precisions,
     read_provenance,
+    tables,
 )
 from harness.regress import TOLERANCES_FILE
 from harness.stages.identify import NEURONS_FILE
-from harness.tables import TABLE_NAMES, provenance_json
+from harness.tables import provenance_json
 from hq.errors import HQError
 
-_TABLES = (*(f"{name}.csv" for name in TABLE_NAMES), "tables.md")
-_BESIDE = (PROVENANCE_FILE, NEURONS_FILE)
 _FIRST_CELL = re.compile(r"(?:\| )?([\w.-]+)(?:,| \|)")  # of a CSV's line, or of Markdown's
 
 
@@ -31,18 +31,26 @@ def accept(run: Path, into: Path) -> None:
     is not finished, for another study's tables, and where rows that should stay depend on anything
     that is not as it was.
     """
-    missing = [name for name in (*_TABLES, *_BESIDE) if not (run / name).is_file()]
+    facts = read_provenance(run)
+    names = _tables(facts)
+    whole = (*names, PROVENANCE_FILE, NEURONS_FILE)
+    missing = [name for name in whole if not (run / name).is_file()]
     if missing:
         raise HQError(f"{run} has no {missing[0]}: give the folder of a finished run.")
-    texts = {name: (run / name).read_text(encoding="utf-8") for name in (*_TABLES, *_BESIDE)}
+    texts = {name: (run / name).read_text(encoding="utf-8") for name in whole}
     if (into / PROVENANCE_FILE).exists():
         texts |= _with_earlier_rows(run, into)
     into.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (into / name).write_text(text, encoding="utf-8")
     if not (into / TOLERANCES_FILE).exists():
-        default = files("harness") / TOLERANCES_FILE
+        default = files("harness") / "tolerances" / f"{facts['kind']}.toml"
         (into / TOLERANCES_FILE).write_text(default.read_text())
+
+
+def _tables(facts: Facts) -> list[str]:
+    """Files with rows in them."""
+    return [*(f"{name}.csv" for name in tables(facts)), "tables.md"]
 
 
 def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
@@ -51,7 +59,7 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
     Nothing, where there are none.
     """
     ours, theirs = read_provenance(run), read_provenance(into)
-    if ours["study"] != theirs["study"]:
+    if (ours["kind"], ours["study"]) != (theirs["kind"], theirs["study"]):
         raise HQError(
             f"{into} holds tables of the study {theirs['study']}, not of {ours['study']}: name "
             "another folder."
@@ -63,7 +71,7 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
         return {}
     common = set(committed) & set(new)
     changed = difference(of_precisions(ours, common), of_precisions(theirs, common))
-    texts = {name: _with_rows(run / name, into / name, order, new) for name in _TABLES}
+    texts = {name: _with_rows(run / name, into / name, order, new) for name in _tables(ours)}
     whole = {name: text for name, text in texts.items() if text is not None}
     if changed is None and whole != texts:
         changed = f"{min(texts.keys() - whole.keys())} has other columns"

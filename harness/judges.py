@@ -1,13 +1,16 @@
 """Judges: whether a response answers its question. The rule judge, and the registry of judges."""
 
-import re
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from harness.scenarios.base import Question
-from harness.text import contains, fold, normalise
+from harness.mentions import mentions
+from harness.phrases import UNCERTAIN
+from harness.text import normalise
 from hq.registry import Registry
+
+if TYPE_CHECKING:  # scenarios of over-compliance use the judges
+    from harness.scenarios.base import Question
 
 
 class Verdict(StrEnum):
@@ -35,7 +38,7 @@ class Judge(Protocol):
         """How many responses were set aside because the judge's own reply was not clear."""
         ...
 
-    def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
+    def judge(self, response: str, question: "Question", truncated: bool) -> Verdict:
         """The verdict on one response."""
         ...
 
@@ -48,21 +51,8 @@ def judge(name: str) -> Judge:
     return JUDGES[name]()
 
 
-# As the normalisation leaves them: apostrophes are spaces.
-_UNCERTAIN = re.compile(
-    r"\bi (?:do not|don t|don) (?:know|have (?:any |enough |that |this |specific )?information)\b"
-    r"|\bi (?:am|m) (?:not|un) ?(?:sure|certain|able|aware|familiar)\b"
-    r"|\bi (?:can not|cannot|can t|could not|couldn t) (?:answer|find|say|tell|provide|determine)\b"
-    r"|\bi have no (?:idea|information)\b|^no idea\b|^as ai\b|\bas an ai\b"
-    r"|^(?:it is |it s |that is )?(?:unknown|not known|uncertain|unclear|n a|none of above)$"
-    r"|\b(?:is|are) not (?:known|specified|mentioned|provided)\b"
-)
-# Symbols and codes that are words of a sentence: "He is", "In the", "No".
-_WORDS = frozenset(
-    "a am as at be he i in is it me my no of on or so to us we an by do go if".split()
-)
-_SHORT = 2
-_VERSION = 1  # raised with every change of a rule, here or in harness/text.py
+# Raised with every change of a rule, here or in harness/{mentions,phrases,text}.py.
+_VERSION = 1
 
 
 @JUDGES.register("rules")
@@ -77,58 +67,24 @@ class RuleJudge:
     identity = f"rules, version {_VERSION}"
     unclear = 0
 
-    def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
+    def judge(self, response: str, question: "Question", truncated: bool) -> Verdict:
         """`uncertain` comes before an answer that follows a disclaimer."""
-        line = _first_line(response)
+        line = first_line(response)
         answer = normalise(line)
         if not answer:
             return Verdict.CUT if truncated and response.strip() else Verdict.UNCERTAIN
         if any(answer == normalise(alias) for alias in question.aliases if normalise(alias)):
             return Verdict.RIGHT
-        if _UNCERTAIN.search(answer):
+        if UNCERTAIN.search(answer):
             return Verdict.UNCERTAIN
-        if _mentions(line, question):
+        if mentions(line, question.aliases, question.distractors):
             return Verdict.RIGHT
         return Verdict.CUT if truncated else Verdict.WRONG
 
 
-def _first_line(response: str) -> str:
+def first_line(response: str) -> str:
+    """The line with a response's answer: in a list of questions, the model writes on."""
     return response.strip().partition("\n")[0].strip()
-
-
-def _mentions(line: str, question: Question) -> bool:
-    aliases = {alias: normalise(alias) for alias in question.aliases}
-    answer = _without_lookalikes(normalise(line), set(aliases.values()), question.distractors)
-    return any(
-        _has_token(line, alias) if _is_short(plain) else contains(answer, plain)
-        for alias, plain in aliases.items()
-    )
-
-
-def _is_short(plain: str) -> bool:
-    return len(plain) <= _SHORT or plain.replace(" ", "").isdigit()
-
-
-def _without_lookalikes(answer: str, aliases: set[str], distractors: tuple[str, ...]) -> str:
-    """The answer without the distractors that hold an alias among their words."""
-    others = {normalise(distractor) for distractor in distractors} - aliases
-    for other in sorted(others, key=len, reverse=True):
-        if any(contains(other, alias) for alias in aliases):
-            answer = f" {answer} ".replace(f" {other} ", " ").strip()
-    return answer
-
-
-def _has_token(line: str, alias: str) -> bool:
-    """Whether `alias` stands in the line as a token of its own, in its own case.
-
-    A number must not be part of a longer one (33 in 1,933 or 33.5); a symbol that is also an
-    English word must not be followed by another word ("He is" is not helium).
-    """
-    token = re.escape(fold(alias).strip())
-    bounds = rf"(?<![\w.,])(?<!\w[-'’]){token}(?!\w|[-'’]\w|[.,]\d)"
-    if alias.strip().lower() in _WORDS:
-        bounds += r"(?!\s+\w)"
-    return re.search(bounds, fold(line)) is not None
 
 
 @JUDGES.register("llm")

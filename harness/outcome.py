@@ -29,9 +29,10 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     the byte on one machine.
     """
     study = pipeline.study
-    definition = study.model_dump(mode="json", exclude={"model"})
+    definition = study.model_dump(mode="json", exclude={"model", "sweep"})
     definition["scenario"]["options"].pop("source", None)  # a path, which is nobody else's
     facts = {
+        "kind": "study",
         "study": study.name,
         "fingerprint": pipeline.model.fingerprint,
         "model": pipeline.model.model_dump(),

@@ -13,7 +13,7 @@ from harness import judges, prompts, scenarios, splits
 from harness.environment import CONVERT, FIT, engine, machine_class, versions
 from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
-from harness.schema import TABLES, Row
+from harness.schema import KINDS, Row
 from harness.sources import gguf_of, resolve_model
 from harness.stages import gguf, identify, sample, trace, uncertainty
 from harness.stages.compare import Comparison
@@ -32,7 +32,7 @@ from hq.precisions.gguf import SOURCE as GGUF_SOURCE
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
 
-_SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """Files that decide what tokens are as text."""
 
 
@@ -57,7 +57,7 @@ class Pipeline:
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
         _ = self.texts  # what is wrong with questions or text is said before hours of work
-        tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+        tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
                 tables[name] += rows
@@ -76,7 +76,7 @@ class Pipeline:
             uncertainty=self.uncertainty(precision),
             section=self.study.compare,
             seed=self.study.seed,
-            text_components=self._text_components,
+            text_components=self.text_components,
         )
 
     @cached_property
@@ -124,10 +124,10 @@ class Pipeline:
     @cached_property
     def responses(self) -> Path:
         """Stage `sample`: what was asked for this quota in these splits, out of a log for any."""
-        section, settings, judge = self.study.sampling, self._sampling, self._judge
+        section, settings, judge = self.study.sampling, self._sampling, self.judge
         asked = [p.model_dump(mode="json", exclude={"split", "component"}) for p in self.prompted]
         precision = SAMPLERS[section.sampler]
-        responses = self._model(precision, _SPELLING) | {
+        responses = self.runs_on(precision, SPELLING) | {
             "questions": digest(asked),
             "stop_strings": self.ending.strings,
             "stop_tokens": sorted(self.ending.tokens),
@@ -165,7 +165,8 @@ class Pipeline:
         return self.study.sampling.settings(self.study.seed)
 
     @cached_property
-    def _judge(self) -> judges.Judge:
+    def judge(self) -> judges.Judge:
+        """Whose verdicts label the responses."""
         return judges.judge(self.study.sampling.judge)
 
     @cached_property
@@ -194,25 +195,29 @@ class Pipeline:
         return Traces.open(self.traces_folder(precision))
 
     def traces_folder(self, precision: str) -> Path:
-        """The folder of stage `trace`."""
+        """The folder of stage `trace`, of the samples."""
+        return self.trace(precision, self.exchanges, self.measures, self.spans)
+
+    def trace(
+        self,
+        precision: str,
+        exchanges: Sequence[Exchange],
+        measures: tuple[Measure, ...],
+        spans: tuple[Span, ...],
+    ) -> Path:
+        """The folder of stage `trace`, of any exchanges."""
         storage = self.study.identify.storage
-        inputs = self._cell(precision) | {
-            "measures": self.measures,
-            "spans": self.spans,
+        inputs = self.runs_on(precision) | {
+            "exchanges": exchanges_digest(exchanges),
+            "measures": measures,
+            "spans": spans,
             "storage": storage,
         }
 
         def make(folder: Path) -> None:
-            with self.progress.task(f"trace {precision}", len(self.exchanges), "texts") as task:
-                trace.trace(
-                    folder,
-                    self.backend(precision),
-                    self.exchanges,
-                    self.measures,
-                    self.spans,
-                    storage,
-                    task,
-                )
+            with self.progress.task(f"trace {precision}", len(exchanges), "texts") as task:
+                backend = self.backend(precision)
+                trace.trace(folder, backend, exchanges, measures, spans, storage, task)
 
         return self.store.build("trace", inputs, make)
 
@@ -275,11 +280,15 @@ class Pipeline:
         ends = np.cumsum([len(text.response) for text in texts])
         return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
 
-    @cached_property
+    @property
     def ending(self) -> Ending:
+        """What ends a response in the study's own prompt form."""
+        return self.ending_of(self.form)
+
+    def ending_of(self, form: prompts.PromptForm) -> Ending:
         """What ends a response: the prompt form's tokens and strings, and the model's tokens."""
-        stops = self.form.stop_ids(self.tokenizer) | end_tokens(self.path)
-        return Ending(stops, self.form.stop_strings, self._decode)
+        stops = form.stop_ids(self.tokenizer) | end_tokens(self.path)
+        return Ending(stops, form.stop_strings, self._decode)
 
     def backend(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""
@@ -303,7 +312,7 @@ class Pipeline:
         inputs = {
             "packages": versions(*CONVERT),
             "model": self.model.fingerprint,
-            "files": file_digests(self.path, ("config.json", *_SPELLING)),
+            "files": file_digests(self.path, ("config.json", *SPELLING)),
             "kind": kind,
         }
 
@@ -314,9 +323,9 @@ class Pipeline:
         return self.store.build("gguf", inputs, make) / gguf.FILE
 
     def _cell(self, precision: str) -> dict[str, object]:
-        return self._model(precision) | {"exchanges": exchanges_digest(self.exchanges)}
+        return self.runs_on(precision) | {"exchanges": exchanges_digest(self.exchanges)}
 
-    def _model(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
+    def runs_on(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
         """What the model computes depends on, with digests of the files `also`."""
         return engine(precision, self.study.device) | {
             "model": self.model.fingerprint,
@@ -339,7 +348,7 @@ class Pipeline:
         return GGUFFile(gguf_of(self.study.model)).identity.fingerprint
 
     @property
-    def _text_components(self) -> list[str] | None:
+    def text_components(self) -> list[str] | None:
         """Which texts share an entity; None for pieces of a file, which stand alone."""
         if self.study.compare.text:
             return None
@@ -347,20 +356,21 @@ class Pipeline:
 
     def _true_answers(self) -> list[Exchange]:
         tests = [p for p in self.prompted if p.split == "test"]
-        return [Exchange(p.ids, self._encode(f" {p.question.aliases[0]}")) for p in tests]
+        return [Exchange(p.ids, self.encode(f" {p.question.aliases[0]}")) for p in tests]
 
     def _file_texts(self, path: str, length: int = 256) -> list[Exchange]:
         try:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
-        ids = self._encode(text)
+        ids = self.encode(text)
         if len(ids) < 2:
             raise HQError(f"The held-out text {path} is empty: name a file with some prose.")
         pieces = [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
         return [Exchange(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text's token ids, without special tokens around them."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -25,8 +25,8 @@ class PromptForm(Protocol):
 
     stop_strings: tuple[str, ...]
 
-    def encode(self, tokenizer: "Tokenizer", question: str) -> list[int]:
-        """Token ids of the prompt, special tokens included."""
+    def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
+        """Token ids of the prompt, special tokens included; `before` is what was said already."""
         ...
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
@@ -51,12 +51,13 @@ class FewShot:
     stop_strings: tuple[str, ...] = ("\n",)
 
     def __init__(self, shots: Shots = ()) -> None:
-        self._prefix = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in shots or DEFAULT_SHOTS)
+        self._shots = tuple(shots or DEFAULT_SHOTS)
 
-    def encode(self, tokenizer: "Tokenizer", question: str) -> list[int]:
+    def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
         """Ids with the special tokens that the tokenizer adds by itself (a BOS, or none)."""
+        said = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in (*self._shots, *before))
         # The prompt ends without a space: tokenizers join it to the answer's first word.
-        return list(tokenizer(f"{self._prefix}Q: {question}\nA:")["input_ids"])
+        return list(tokenizer(f"{said}Q: {question}\nA:")["input_ids"])
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token."""
@@ -72,14 +73,19 @@ class Chat:
         if shots:
             raise HQError("The prompt form 'chat' takes no shots: use 'few-shot', or drop them.")
 
-    def encode(self, tokenizer: "Tokenizer", question: str) -> list[int]:
+    def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
         """Ids as the template writes them, up to where the assistant answers.
 
         Raises HQError for a tokenizer without a chat template.
         """
         _require_template(tokenizer)
-        message = [{"role": "user", "content": question}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        messages = [
+            {"role": role, "content": text}
+            for turn in before
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        messages.append({"role": "user", "content": question})
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return _bare_ids(tokenizer, str(text))
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.schema import KINDS, Tables
 from hq.errors import HQError
 
 PROVENANCE_FILE = "provenance.json"
-CELL_STAGES = ("trace", "identify", "uncertainty")  # stages with an artefact a precision
+CELL_STAGES = ("trace", "identify", "uncertainty", "sweep")  # stages with an artefact a precision
 
 Facts = dict[str, Any]
 
@@ -23,6 +24,7 @@ class _Definition(BaseModel):
 class _Provenance(BaseModel):
     model_config = ConfigDict(extra="allow")
 
+    kind: str
     study: str
     fingerprint: str
     definition: _Definition
@@ -38,6 +40,14 @@ def read_provenance(folder: Path) -> Facts:
         raise HQError(
             f"{folder} has no readable {PROVENANCE_FILE}: give a finished run."
         ) from error
+
+
+def tables(facts: Facts) -> Tables:
+    """The tables that a run of this kind has. Raises HQError for a kind that is not known."""
+    kind = facts["kind"]
+    if kind not in KINDS:
+        raise HQError(f"{PROVENANCE_FILE} is of a {kind!r}: there are {', '.join(KINDS)}.")
+    return KINDS[kind]
 
 
 def precisions(facts: Facts) -> list[str]:

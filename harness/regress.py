@@ -18,9 +18,9 @@ from pathlib import Path
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
-from harness.provenance import definition, difference, read_provenance
-from harness.schema import TABLES
-from harness.tables import TABLE_NAMES, read_table
+from harness.provenance import definition, difference, read_provenance, tables
+from harness.schema import Tables
+from harness.tables import read_table
 from harness.tolerance import Tolerance
 from hq.errors import HQError
 
@@ -50,18 +50,25 @@ def compare(run: Path, against: Path) -> list[Difference]:
     Raises HQError when either folder lacks tables, tolerances are malformed, models or studies
     differ, or no row of the run is in the committed tables.
     """
-    _require_same_study(run, against)
-    tolerances = _tolerances(against)
-    differences = [d for name in TABLE_NAMES for d in _differences(name, run, against, tolerances)]
+    known = _require_same_study(run, against)
+    tolerances = _tolerances(against, known)
+    differences = [
+        d
+        for name, (_, keys) in known.items()
+        for d in _differences(name, list(keys), run, against, tolerances)
+    ]
     if not differences:
         raise HQError(f"{run} and {against} have no row in common: check another study's results.")
     return differences
 
 
 def _differences(
-    name: str, run: Path, against: Path, tolerances: dict[str, dict[str, Tolerance]]
+    name: str,
+    keys: list[str],
+    run: Path,
+    against: Path,
+    tolerances: dict[str, dict[str, Tolerance]],
 ) -> Iterator[Difference]:
-    keys = list(TABLES[name][1])
     columns = tolerances.get(name, {})
     expected, found = read_table(against, name), read_table(run, name)
     for side, where in ((expected, against), (found, run)):
@@ -69,7 +76,8 @@ def _differences(
         if lacking:
             raise HQError(f"{where / name}.csv has no column {lacking[0]!r}: run the study again.")
     for column, tolerance in columns.items():
-        if not any(tolerance.covers(row) for row in expected.select(keys).iter_rows()):
+        rows = expected.select(keys).iter_rows()
+        if tolerance.only is not None and not any(map(tolerance.covers, rows)):
             raise HQError(
                 f"{against / TOLERANCES_FILE}: {name}.{column} is for {tolerance.only!r} only, "
                 "which no row has."
@@ -94,7 +102,7 @@ def _number(value: object, folder: Path, table: str, column: str) -> float:
         ) from error
 
 
-def _tolerances(folder: Path) -> dict[str, dict[str, Tolerance]]:
+def _tolerances(folder: Path, known: Tables) -> dict[str, dict[str, Tolerance]]:
     path = folder / TOLERANCES_FILE
     if not path.is_file():
         raise HQError(f"{folder} has no {TOLERANCES_FILE}: `hq check --accept` writes one.")
@@ -107,13 +115,14 @@ def _tolerances(folder: Path) -> dict[str, dict[str, Tolerance]]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise HQError(f"{path}: {where}: {first['msg']}.") from error
-    unknown = [name for name in tolerances if name not in TABLE_NAMES]
+    unknown = [name for name in tolerances if name not in known]
     if unknown:
-        raise HQError(f"{path} names a table {unknown[0]!r}: there are {', '.join(TABLE_NAMES)}.")
+        raise HQError(f"{path} names a table {unknown[0]!r}: there are {', '.join(known)}.")
     return tolerances
 
 
-def _require_same_study(run: Path, against: Path) -> None:
+def _require_same_study(run: Path, against: Path) -> Tables:
+    """The tables that both have."""
     ours, theirs = read_provenance(run), read_provenance(against)
     models = ours["fingerprint"], theirs["fingerprint"]
     if models[0] != models[1]:
@@ -122,13 +131,14 @@ def _require_same_study(run: Path, against: Path) -> None:
             "check a run of the same model."
         )
     changed = difference(
-        {"study": ours["study"], "definition": definition(ours)},
-        {"study": theirs["study"], "definition": definition(theirs)},
+        {key: ours[key] for key in ("kind", "study")} | {"definition": definition(ours)},
+        {key: theirs[key] for key in ("kind", "study")} | {"definition": definition(theirs)},
     )
     if changed:
         raise HQError(
             f"{run} and {against} are of other studies ({changed}): check a run of the same study."
         )
+    return tables(ours)
 
 
 def as_frame(differences: list[Difference]) -> pl.DataFrame:

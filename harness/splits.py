@@ -1,6 +1,7 @@
 """Train, calibration and test, split so that no entity stands on two sides."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,7 +12,21 @@ from harness.scenarios.base import Question
 from hq.errors import HQError
 
 
-def components(questions: Sequence[Question]) -> dict[str, str]:
+class Item(Protocol):
+    """What a component is made of: a question, a trial or a choice."""
+
+    @property
+    def id(self) -> str:
+        """Unique among them."""
+        ...
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """What two sides of a split must not share."""
+        ...
+
+
+def components(questions: Sequence[Item]) -> dict[str, str]:
     """Question id to component: questions that share an entity, directly or through others.
 
     A component is named by the least id in it, so the names do not depend on the order. A question
@@ -26,7 +41,7 @@ def components(questions: Sequence[Question]) -> dict[str, str]:
     return {q.id: names[label] for q, label in zip(questions, labels.tolist(), strict=True)}
 
 
-def _labels(questions: Sequence[Question]) -> Int[np.ndarray, " question"]:
+def _labels(questions: Sequence[Item]) -> Int[np.ndarray, " question"]:
     """Connected components of the graph whose nodes are the questions and their entities."""
     entities = {e: i for i, e in enumerate(dict.fromkeys(e for q in questions for e in q.entities))}
     links = [(row, entities[e]) for row, q in enumerate(questions) for e in q.entities]

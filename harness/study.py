@@ -26,6 +26,7 @@ SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # what the responses are 
 REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
+Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -130,6 +131,49 @@ class CompareSection(_Section):
     text_tokens: Annotated[int, Field(ge=16)] = 1024
 
 
+class SweepSection(_Section):
+    """α-suppression: in which scenarios, how far, and beside how many draws of other neurons.
+
+    `sources` are files of scenarios that read one, `choices` one of questions of MMLU's form.
+    `margin` is what two slopes may differ by and count as the same.
+    """
+
+    scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
+    sources: dict[str, str] = {}
+    alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
+    control_alphas: tuple[Alpha, ...] = (0.0, 1.0, 3.0)  # at which matched draws are scaled
+    trials: Annotated[int, Field(ge=8)] = 48  # of each kind in a scenario
+    form: str = ""  # the prompts' form; each scenario's own where it is empty
+    max_new_tokens: Annotated[int, Field(ge=1)] = 24
+    draws: Annotated[int, Field(ge=2)] = 5
+    transfer_draws: Annotated[int, Field(ge=2)] = 100
+    margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
+    questions: Annotated[int, Field(ge=8)] = 100  # what it costs is read on, as many choices, texts
+    choices: str = ""  # a file of choices; without one, they are made of facts
+
+    @field_validator("alphas", "control_alphas")
+    @classmethod
+    def _around_one(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in alphas or len(set(alphas)) < 3:
+            raise ValueError("give three α or more, 1 among them: effects are told from α = 1")
+        return tuple(sorted(set(alphas)))
+
+    @field_validator("control_alphas")
+    @classmethod
+    def _among(cls, alphas: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        lacking = set(alphas) - set(info.data.get("alphas", alphas))
+        if lacking:
+            raise ValueError(f"{min(lacking):g} is not among alphas, so nothing compares with it")
+        return alphas
+
+    @field_validator("scenarios")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("name one scenario or more")
+        return tuple(dict.fromkeys(names))
+
+
 class Study(_Section):
     """One study."""
 
@@ -144,6 +188,7 @@ class Study(_Section):
     split: SplitSection = SplitSection()
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
+    sweep: SweepSection = SweepSection()
 
     @classmethod
     def load(cls, source: str) -> Self:
@@ -174,3 +219,9 @@ class Study(_Section):
             BACKEND_OF[precision]  # an unknown name is said before anything runs
         rest = tuple(p for p in dict.fromkeys(study.precisions) if p != REFERENCE)
         return study.model_copy(update={"precisions": (REFERENCE, *rest)})
+
+    def reading(self, source: str) -> Self:
+        """The study with its scenario's questions from this file."""
+        options = self.scenario.options | {"source": source}
+        scenario = ScenarioSection(name=self.scenario.name, options=options)
+        return self.model_copy(update={"scenario": scenario})

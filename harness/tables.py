@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from harness.provenance import PROVENANCE_FILE
-from harness.schema import TABLES, Row
+from harness.schema import KINDS, Row
 from hq.errors import HQError
 from hq.stats import Estimate
 
@@ -20,8 +20,9 @@ def write_tables(folder: Path, tables: Tables, provenance: Mapping[str, object])
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"# {provenance['study']}\n"]
     for name, rows in tables.items():
-        _frame(rows).write_csv(folder / f"{name}.csv")
-        parts.append(f"## {name}\n\n{markdown(rows)}\n\n{_legend(type(rows[0]))}\n")
+        kind = KINDS[str(provenance["kind"])][name][0]
+        _frame(kind, rows).write_csv(folder / f"{name}.csv")
+        parts.append(f"## {name}\n\n{markdown(rows, kind)}\n\n{_legend(kind)}\n")
     (folder / "tables.md").write_text("\n".join(parts))
     (folder / PROVENANCE_FILE).write_text(provenance_json(provenance))
 
@@ -42,16 +43,27 @@ def read_table(folder: Path, name: str) -> pl.DataFrame:
         raise HQError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}.") from error
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table of rows of one kind; estimates as `value [low, high]`."""
-    names = list(type(rows[0]).model_fields)
+def markdown(rows: Sequence[Row], kind: type[Row] | None = None) -> str:
+    """A Markdown table of rows of one kind, named where there may be none.
+
+    Estimates are written as `value [low, high]`.
+    """
+    names = list((kind or type(rows[0])).model_fields)
     lines = [_line(names), _line(["---"] * len(names))]
     lines += [_line([_cell(getattr(row, name)) for name in names]) for row in rows]
     return "\n".join(lines)
 
 
-def _frame(rows: Sequence[Row]) -> pl.DataFrame:
-    return pl.DataFrame([_flat(row) for row in rows], infer_schema_length=None)
+def _frame(kind: type[Row], rows: Sequence[Row]) -> pl.DataFrame:
+    flat = [_flat(row) for row in rows]
+    columns = None if flat else [c for name in kind.model_fields for c in _columns(kind, name)]
+    return pl.DataFrame(flat, schema=columns, infer_schema_length=None)
+
+
+def _columns(kind: type[Row], name: str) -> list[str]:
+    """A field's columns: three for an estimate."""
+    estimate = kind.model_fields[name].annotation in (Estimate, Estimate | None)
+    return [name, f"{name}_low", f"{name}_high"] if estimate else [name]
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -59,14 +71,15 @@ def _flat(row: Row) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name in type(row).model_fields:
         value = getattr(row, name)
-        if isinstance(value, Estimate):
-            flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-        else:
-            flat[name] = value
+        parts = (value.value, value.low, value.high) if isinstance(value, Estimate) else None
+        columns = _columns(type(row), name)
+        flat |= dict(zip(columns, parts or [value] * len(columns), strict=True))
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in flat.items()}
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return "—"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -77,6 +90,3 @@ def _line(cells: Sequence[str]) -> str:
 def _legend(kind: type[Row]) -> str:
     fields = kind.model_fields.items()
     return "\n".join(f"- `{name}`: {field.description}" for name, field in fields)
-
-
-TABLE_NAMES = tuple(TABLES)

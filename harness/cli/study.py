@@ -51,14 +51,13 @@ def run(
     from harness.places import cache_folder
     from harness.progress import Progress
     from harness.store import Store
-    from harness.study import SamplingSection, ScenarioSection, Study
+    from harness.study import SamplingSection, Study
 
     plan = Study.load(study).changed(
         model=model, precisions=None if precisions is None else tuple(precisions.split(","))
     )
     if questions is not None:
-        options = plan.scenario.options | {"source": str(questions)}
-        plan = plan.changed(scenario=ScenarioSection(name=plan.scenario.name, options=options))
+        plan = plan.reading(str(questions))
     if sampler is not None:
         values = plan.sampling.model_dump() | {"sampler": sampler}
         plan = plan.changed(sampling=SamplingSection.of(values, "the options"))

@@ -1,6 +1,33 @@
 """Questions to ask a model. Importing this package registers every scenario."""
 
-from harness.scenarios import facts, qa
+from harness.scenarios import (
+    facts,
+    faitheval,
+    falseqa,
+    hallucination,
+    jailbreak,
+    nonexist,
+    qa,
+    sycophancy,
+)
 from harness.scenarios.base import SCENARIOS, Question, load, register
+from harness.scenarios.trials import BEHAVIOURS, Behaviour, Outcome, Trial
 
-__all__ = ["SCENARIOS", "Question", "facts", "load", "qa", "register"]
+__all__ = [
+    "BEHAVIOURS",
+    "SCENARIOS",
+    "Behaviour",
+    "Outcome",
+    "Question",
+    "Trial",
+    "facts",
+    "faitheval",
+    "falseqa",
+    "hallucination",
+    "jailbreak",
+    "load",
+    "nonexist",
+    "qa",
+    "register",
+    "sycophancy",
+]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from harness.samples import Sample
 from harness.schema import Control, Detection, Fidelity, Model, Row
 from harness.stages.identify import THRESHOLD, Rows, require_same_tokens
-from harness.stages.uncertainty import Uncertainty
+from harness.stages.uncertainty import Uncertainty, perplexity
 from harness.study import CompareSection
 from hq.backends.base import AuditRow
 from hq.controls import (
@@ -140,9 +140,7 @@ class Comparison:
         share = u.tokens / u.tokens.sum()
         groups = None if self.text_components is None else np.array(self.text_components)
         draw = (self.seed, self.section.replicates, groups)
-        loss = bootstrap(
-            lambda w: np.exp(w @ (u.nll * share) / (w @ share)), len(share), *draw, "perplexity"
-        )
+        loss = perplexity(u.nll, u.tokens, *draw)
         drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *draw, "KL")
         return Model(
             precision=self.variant.info.precision,

@@ -5,7 +5,6 @@ quota of pairs is full. Records are appended to a log as they come: a killed run
 last whole batch, and a run with another quota or other splits asks only what was not asked yet.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import groupby, islice
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from harness.jsonl import append, parse, read_log
 from harness.judges import Judge, Verdict
 from harness.pairing import Candidate, pairs
 from harness.progress import Task
@@ -93,7 +93,7 @@ def collect(
     stands there does not depend on quota and splits, so that other ones go on from it; `decoding`
     is called if anything is missing.
     """
-    records = {record.id: record for record in _read_log(log)}
+    records = {record.id: record for record in read_log(log, Record)}
     questions = {p.question.id: p for p in prompted}
     wanted = consistency(prompted, judge)
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
@@ -104,7 +104,7 @@ def collect(
                 prompts = [(p.question.id, p.ids) for p in batch]
                 trees = sample(shared(), prompts, settings, ending, wanted)
                 new = [record_of(t, questions[t.key].question, judge, settings) for t in trees]
-                _append(log, new)
+                append(log, new)
                 records |= {record.id: record for record in new}
             task.advance(len(batch))
         met += chunk
@@ -175,7 +175,7 @@ def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sampl
 
 def read_records(folder: Path) -> dict[str, Record]:
     """The records of a finished stage by question id."""
-    records = _parse((folder / RESPONSES_FILE).read_text())
+    records = parse((folder / RESPONSES_FILE).read_text(), Record)
     return {record.id: record for record in records}
 
 
@@ -225,23 +225,3 @@ def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Pro
     for _, group in groupby(by_length, key=lambda p: len(p.ids)):
         while batch := list(islice(group, min(max(limit, 1), _BATCH))):
             yield batch
-
-
-def _append(path: Path, records: Sequence[Record]) -> None:
-    with open(path, "a") as stream:
-        stream.write("".join(record.model_dump_json() + "\n" for record in records))
-
-
-def _read_log(path: Path) -> list[Record]:
-    """The records of a log; a last line that a kill cut off is taken off the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return _parse(content[:whole].decode())
-
-
-def _parse(text: str) -> list[Record]:
-    return [Record.model_validate_json(line) for line in text.split("\n")[:-1]]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy.special import log_softmax
 
 from harness.progress import Task
 from hq.backends.base import Backend, Exchange
 from hq.backends.batching import shared_prefix
+from hq.stats import Estimate, bootstrap
 
 LOG_PROBS_FILE = "log_probs.npy"
 
@@ -82,6 +83,25 @@ def _held_out(
     if theirs is None:
         np.save(folder / LOG_PROBS_FILE, np.concatenate(kept))
     return nll, kl
+
+
+def perplexity(
+    nll: Float[np.ndarray, " text"],
+    tokens: Float[np.ndarray, " text"],
+    seed: int,
+    replicates: int,
+    groups: Shaped[np.ndarray, " text"] | None,
+) -> Estimate:
+    """Exp of the mean loss a token, from each text's mean; resamples texts, or groups of them."""
+    share = tokens / tokens.sum()
+    return bootstrap(
+        lambda w: np.exp(w @ (nll * share) / (w @ share)),
+        len(share),
+        seed,
+        replicates,
+        groups,
+        "perplexity",
+    )
 
 
 def read(folder: Path) -> Uncertainty:

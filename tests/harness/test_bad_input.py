@@ -331,7 +331,7 @@ def test_an_unknown_measure(traces, hq):
 def test_check_of_nothing(hq):
     is_one_sentence(hq("check", "runs/none", "--against", "results"), "provenance.json")
     outcome = hq("check", "runs/none", "--against", "results", "--accept")
-    is_one_sentence(outcome, "no detection.csv")
+    is_one_sentence(outcome, "provenance.json")
     assert not Path("results").exists()
 
 

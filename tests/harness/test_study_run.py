@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 
 from harness.samples import read_samples
-from harness.schema import TABLES
+from harness.schema import KINDS
 from harness.tables import read_table
 from hq.neurons import NeuronSet
 
-REPEATABLE = [f"{name}.csv" for name in TABLES] + [
+REPEATABLE = [f"{name}.csv" for name in KINDS["study"]] + [
     "tables.md",
     "neurons.json",
     "path.csv",
@@ -98,7 +98,7 @@ def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
     assert contents(Path("again")) == contents(finished / "runs" / "tiny")
     printed = json.loads(outcome.out)
     assert printed["tables"]["detection"][0]["precision"] == "fp16"
-    for name, (kind, _) in TABLES.items():
+    for name, (kind, _) in KINDS["study"].items():
         assert [kind.model_validate(row, extra="forbid") for row in printed["tables"][name]]
 
 
@@ -114,7 +114,7 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
 @pytest.mark.parametrize(
     ("done", "function", "call", "left"),
     [
-        ((), "harness.stages.sample _append", 4, "responses-*/log.jsonl"),
+        ((), "harness.stages.sample append", 4, "responses-*/log.jsonl"),
         (SAMPLED, "os pwrite", 100, "trace-*.partial/batches.txt"),
         ((*SAMPLED, "trace"), "polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
         (BEFORE_LOGITS, "numpy savez", 1, "uncertainty-*.partial/log_probs.npy"),
@@ -169,7 +169,7 @@ def test_check_refuses_another_study_and_accepts_some_of_its_rows(finished, tiny
     assert hq("study", "run", tiny_study, "--precisions", "fp16", "--into", "fp16").code == 0
     assert hq("check", "fp16", "--against", "results").code == 0
     assert hq("check", "fp16", "--against", "results", "--accept").code == 0
-    for name in (*(f"{name}.csv" for name in TABLES), "tables.md", "provenance.json"):
+    for name in (*(f"{name}.csv" for name in KINDS["study"]), "tables.md", "provenance.json"):
         assert (Path("results") / name).read_bytes() == (run / name).read_bytes()
 
 

@@ -1,0 +1,112 @@
+"""`hq sweep`: what scaling the H-Neurons does to over-compliance, at each precision."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import AsJson, Quiet, app, err, out, print_json
+from harness.cli.study import DEFAULT_STUDY
+from hq.errors import HQError
+
+
+@app.command()
+def sweep(
+    study: Annotated[
+        str, typer.Argument(help="A TOML file, or the name of a packaged study.")
+    ] = DEFAULT_STUDY,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")
+    ] = None,
+    precisions: Annotated[
+        str | None, typer.Option(help="Comma-separated, in place of the study's.")
+    ] = None,
+    scenarios: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: falseqa,faitheval,sycophancy,jailbreak,nonexist,…"),
+    ] = None,
+    alphas: Annotated[
+        str | None, typer.Option(help="Comma-separated, 1 among them: 0,0.5,1,2.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=8, help="Trials of each kind in a scenario.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=2, help="Draws of matched neurons, scaled for comparison.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="SCENARIO=FILE, for each scenario that is to read a file or hub id."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="The question file of the study's own scenario.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Folder for the tables; default runs/NAME-sweep.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many responses it takes, and how long.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on with finished stages, or redo all.")
+    ] = True,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Scale the H-Neurons by α, and count how often the model over-complies.
+
+    The study's neurons are found first, if they were not yet. Every response is kept: another α,
+    scenario or precision asks only what was not asked before.
+    """
+    from harness.forecast import forecast
+    from harness.pipeline import Pipeline
+    from harness.places import cache_folder
+    from harness.progress import Progress
+    from harness.steering import Steering
+    from harness.store import Store
+    from harness.study import Study, SweepSection
+    from harness.sweep_outcome import summary, write
+
+    plan = Study.load(study).changed(
+        model=model, precisions=None if precisions is None else tuple(precisions.split(","))
+    )
+    if questions is not None:
+        plan = plan.reading(str(questions))
+    given = {
+        "scenarios": None if scenarios is None else scenarios.split(","),
+        "alphas": None if alphas is None else alphas.split(","),
+        "trials": trials,
+        "draws": draws,
+        "sources": None if source is None else dict(map(_pair, source)),
+    }
+    changed = {key: value for key, value in given.items() if value is not None}
+    section = SweepSection.of(plan.sweep.model_dump() | changed, "the options")
+    plan = plan.changed(sweep=section)
+    folder = into or Path("runs") / f"{plan.name}-sweep"
+    if folder.is_file():
+        raise HQError(f"{folder} is a file: name a folder for the tables.")
+    store = Store(cache_folder() / "store", fresh=not resume)
+    with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
+        if dry_run:
+            expected = forecast(pipeline)
+            if as_json:
+                print_json(expected.model_dump())
+            else:
+                out.print(str(expected), highlight=False)
+            return
+        steering = Steering(pipeline)
+        tables = steering.tables()
+        facts = write(folder, steering, tables)
+    if as_json:
+        rows = {name: [row.model_dump() for row in table] for name, table in tables.items()}
+        print_json({"folder": str(folder), "tables": rows, "provenance": facts})
+    else:
+        out.print(summary(tables))
+        err.print(f"All tables: {folder}/tables.md")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise HQError(f"--source {text} names no file: write SCENARIO=FILE, as falseqa=rows.jsonl.")
+    return name, path

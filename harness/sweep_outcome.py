@@ -1,0 +1,108 @@
+"""What a finished sweep leaves its reader: a folder of files, and a summary on the screen."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.environment import FIT, QUESTIONS, machine_class, versions
+from harness.pipeline import SPELLING
+from harness.scenarios.trials import BEHAVIOURS
+from harness.schema import Row
+from harness.stages.identify import NEURONS_FILE
+from harness.steering import Steering
+from harness.store import inputs_of
+from harness.study import REFERENCE
+from harness.tables import write_tables
+from hq import __version__
+from hq.stats import Estimate
+
+OUTPUTS_FILE = "outputs.jsonl"
+
+
+def write(folder: Path, steering: Steering, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Writes tables, provenance, neurons, and every output of the H-Neurons with its verdict."""
+    pipeline, section = steering.pipeline, steering.section
+    study = pipeline.study
+    definition = study.model_dump(mode="json", exclude={"model"})
+    definition["scenario"]["options"].pop("source", None)  # paths, which are nobody else's
+    definition["sweep"]["sources"] = sorted(section.sources)
+    definition["sweep"]["choices"] = bool(section.choices)
+    facts = {
+        "kind": "sweep",
+        "study": f"{study.name}-sweep",
+        "fingerprint": pipeline.model.fingerprint,
+        "model": pipeline.model.model_dump(),
+        "definition": definition,
+        "judges": {name: BEHAVIOURS[name].version for name in section.scenarios},
+        "stages": {
+            "questions": versions(*QUESTIONS["facts"]),
+            "identify": {REFERENCE: inputs_of(pipeline.neurons_folder(REFERENCE))},
+            "sweep": {p: pipeline.runs_on(p, SPELLING) for p in study.precisions},
+            "compare": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
+        },
+    }
+    write_tables(folder, tables, facts)
+    shutil.copyfile(pipeline.neurons_folder(REFERENCE) / NEURONS_FILE, folder / NEURONS_FILE)
+    with open(folder / OUTPUTS_FILE, "w", encoding="utf-8") as lines:
+        for precision in study.precisions:
+            for output in _outputs(steering, precision):
+                lines.write(json.dumps(output, ensure_ascii=False) + "\n")
+    return facts
+
+
+def _outputs(steering: Steering, precision: str) -> list[dict[str, object]]:
+    swept, replies = steering.swept(precision), steering.replies(precision)
+    return [
+        {
+            "precision": precision,
+            "scenario": label,
+            "alpha": alpha,
+            "id": one.trial.id,
+            "prompt": one.trial.prompt,
+            "response": replies[label][a][i].text,
+            "outcome": swept[label].h.outcomes[a, i],
+        }
+        for label, trials in steering.asked.items()
+        for a, alpha in enumerate(steering.section.alphas)
+        for i, one in enumerate(trials)
+    ]
+
+
+def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
+    """Rates at the ends and at 1, slopes beside matched neurons', and the verdict."""
+    rates = {
+        (row.precision, row.scenario, row.alpha): row.rate
+        for row in tables["rates"]
+        if row.neurons == "h"
+    }
+    alphas = sorted({alpha for _, _, alpha in rates})
+    shown = sorted({alphas[0], 1.0, alphas[-1]})
+    first = tables["slopes"][0]
+    table = Table(
+        title=f"{first.neurons} H-Neurons scaled by α: share of responses that comply.\n"
+        f"Slope over α with its 95% interval, and where 95% of {first.draws} matched draws lie.",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    columns = [f"α = {alpha:g}" for alpha in shown]
+    for column in ("precision", "scenario", *columns, "slope", "matched", "beside fp16"):
+        table.add_column(column, no_wrap=True)
+    for row in tables["slopes"]:
+        table.add_row(
+            row.precision,
+            row.scenario,
+            *(f"{rates[row.precision, row.scenario, alpha].value:.2f}" for alpha in shown),
+            _lines(row.slope),
+            _lines(row.slope_matched),
+            "—" if row.precision == REFERENCE else row.verdict,
+        )
+    return table
+
+
+def _lines(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f}\n[dim]{estimate.low:+.2f} {estimate.high:+.2f}[/dim]"

@@ -1,0 +1,101 @@
+"""Greedy responses under scaling: named by what acts, kept in a log, asked once."""
+
+import pytest
+
+from harness.pipeline import Pipeline
+from harness.progress import Progress
+from harness.stages.respond import PLAIN, Response, prompt_name, respond, variant_of
+from harness.store import Store
+from harness.study import REFERENCE, Study
+from hq.sampling import Sampling, sample
+
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_study, tmp_path_factory):
+    """The tiny study's pipeline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        store = Store(tmp_path_factory.mktemp("store"))
+        with Pipeline(Study.load(str(tiny_study)), store, Progress(quiet=True)) as made:
+            yield made
+
+
+@pytest.fixture
+def ask(pipeline, tmp_path):
+    """Responses to prompts under variants, out of one log; says how often a model was needed."""
+    opened = []
+
+    def asked(prompts, variants):
+        def backend():
+            opened.append(1)
+            return pipeline.backend(REFERENCE)
+
+        with pipeline.progress.task("", 1, "") as task:
+            log = tmp_path / "log.jsonl"
+            return respond(log, backend, prompts, variants, pipeline.ending, NEW, task)
+
+    asked.opened, asked.log = opened, tmp_path / "log.jsonl"
+    return asked
+
+
+def test_variants_are_named_by_what_acts():
+    assert variant_of({}) == variant_of({(0, 1): 1.0, (2, 3): 1.0}) == PLAIN
+    assert variant_of({(0, 1): 0.5, (2, 3): 1.0}) == variant_of({(0, 1): 0.5})
+    assert variant_of({(0, 1): 0.5, (2, 3): 0.0}) == variant_of({(2, 3): 0.0, (0, 1): 0.5})
+    names = {variant_of(f) for f in ({}, {(0, 1): 0.5}, {(1, 0): 0.5}, {(0, 1): 0.25})}
+    assert len(names) == 4
+
+
+def test_responses_are_those_of_greedy_sampling_alone(pipeline, ask):
+    prompts = [p.ids for p in pipeline.prompted[:20]]
+    (found,) = ask(prompts, [{}])
+    settings = Sampling(responses=1, temperature=0, max_new_tokens=NEW)
+    for prompt, response in zip(prompts, found, strict=True):
+        decoding = pipeline.backend(REFERENCE).decoding()
+        (tree,) = sample(decoding, [("", prompt)], settings, pipeline.ending)
+        assert response.ids == tree.finished[0].ids
+        assert response.text == tree.finished[0].text
+
+
+def test_scaling_acts_and_alpha_one_does_not(pipeline, ask):
+    prompts = [p.ids for p in pipeline.prompted[:20]]
+    silenced = {(layer, i): 0.0 for layer in range(3) for i in range(128)}
+    plain, one, zero = ask(prompts, [{}, dict.fromkeys(silenced, 1.0), silenced])
+    assert plain == one
+    assert [r.ids for r in plain] != [r.ids for r in zero]
+    assert {r.variant for r in plain} == {PLAIN}
+    assert {r.prompt for r in zero} == {prompt_name(p) for p in prompts}
+
+
+def test_only_what_the_log_lacks_is_asked(pipeline, ask):
+    prompts = [p.ids for p in pipeline.prompted[:10]]
+    half = {(1, 2): 0.5}
+    first = ask(prompts[:6], [{}, half])
+    lines = ask.log.read_text().splitlines()
+    assert len(lines) == 12
+    again = ask(prompts, [{}, half])
+    assert [row[:6] for row in again] == first
+    assert ask.log.read_text().splitlines()[:12] == lines
+    assert len(ask.log.read_text().splitlines()) == 20
+    needed = len(ask.opened)
+    ask(prompts, [half])
+    assert len(ask.opened) == needed
+
+
+def test_a_line_that_a_kill_cut_off_is_asked_again(pipeline, ask):
+    prompts = [p.ids for p in pipeline.prompted[:4]]
+    whole = ask(prompts, [{}])
+    text = ask.log.read_text()
+    ask.log.write_text(text[:-10])
+    assert ask(prompts, [{}]) == whole
+    assert sorted(ask.log.read_text().splitlines()) == sorted(text.splitlines())
+
+
+def test_equal_prompts_are_asked_once(pipeline, ask):
+    prompt = pipeline.prompted[0].ids
+    ((first, second),) = ask([prompt, prompt], [{}])
+    assert first == second
+    assert isinstance(first, Response)
+    assert len(ask.log.read_text().splitlines()) == 1
