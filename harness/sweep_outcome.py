@@ -65,6 +65,7 @@ def _outputs(steering: Steering, precision: str) -> list[dict[str, object]]:
             "id": one.trial.id,
             "prompt": one.trial.prompt,
             "response": replies[label][a][i].text,
+            "truncated": replies[label][a][i].truncated,
             "outcome": swept[label].h.outcomes[a, i],
         }
         for label, trials in steering.asked.items()

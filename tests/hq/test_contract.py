@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jaxtyping import Float
 
 from hq.backends.base import Backend, Exchange
@@ -289,6 +291,25 @@ def test_a_factor_and_its_inverse_cancel(
     neurons = [(layer, i) for layer in range(tiny.LAYERS) for i in range(0, tiny.D_FF, 3)]
     with backend.scale(dict.fromkeys(neurons, 0.3)), backend.scale(dict.fromkeys(neurons, 1 / 0.3)):
         assert off(trace(backend, exchanges), plain) <= case.shape
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    neurons=st.sets(
+        st.tuples(st.integers(0, tiny.LAYERS - 1), st.integers(0, tiny.D_FF - 1)), min_size=1
+    ),
+    power=st.integers(-6, 6),
+)
+def test_powers_of_two_cancel_to_the_bit(
+    backend: Backend, neurons: set[tuple[int, int]], power: int
+) -> None:
+    """They round nothing, whatever the arithmetic goes on in."""
+    exchanges = tiny.exchanges(2)
+    there, back = dict.fromkeys(neurons, 2.0**power), dict.fromkeys(neurons, 2.0**-power)
+    plain = logits(backend, exchanges)
+    with backend.scale(there), backend.scale(back):
+        for found, expected in zip(logits(backend, exchanges), plain, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_decoding_is_scaled_too(backend: Backend, case: Case, exchanges: list[Exchange]) -> None:

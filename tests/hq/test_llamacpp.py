@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from gguf import GGUFReader
 
 pytest.importorskip("llama_cpp")
 
@@ -361,6 +362,22 @@ def test_ctrl_c_in_the_middle_of_an_answer(backend):
             list(monitor.answer((5, 6), ENDLESS, 20, interrupted))
         assert len(chosen) == 10
         assert [step.score for step in monitor.answer((5, 6), ENDLESS, 20)] == plain
+
+
+def test_zero_equals_zeroed_columns(backend, gguf, tmp_path):
+    neurons = [(layer, i) for layer in range(tiny.LAYERS) for i in (1, 40, 127)]
+    edited = tmp_path / "edited.gguf"
+    edited.write_bytes(gguf("llama").read_bytes())
+    for layer in range(tiny.LAYERS):
+        (down,) = (
+            t for t in GGUFReader(edited, "r+").tensors if t.name == f"blk.{layer}.ffn_down.weight"
+        )
+        down.data[:, [i for place, i in neurons if place == layer]] = 0
+    exchanges = tiny.exchanges()
+    with backend.scale(dict.fromkeys(neurons, 0.0)):
+        scaled = logits(backend, exchanges)
+    with LlamaBackend(edited, "gguf-f32") as other:
+        np.testing.assert_array_equal(logits(other, exchanges), scaled)
 
 
 def test_a_set_of_another_model_is_refused(backend, gguf):
