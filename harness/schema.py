@@ -142,7 +142,8 @@ class Transfer(Row):
     )
     difference: Estimate = Field(description="paired difference: probe − mean of the draws")
     p_labels: float = Field(
-        description="P(AUROC as large) where labels are permuted, Holm-corrected over scenarios"
+        description="P(AUROC as large) where labels are permuted, on one response an entity; "
+        "Holm-corrected over scenarios"
     )
     p_draws: float = Field(
         description="share of matched draws that reach the probe's AUROC, Holm-corrected too"
@@ -203,8 +204,9 @@ class Slope(Row):
     margin: float = Field(description="what two slopes may differ by and count as the same")
     tost_p: float = Field(description="P of the two one-sided tests of equivalence")
     verdict: str = Field(
-        description="preserved: the 90% interval lies within ± margin; changed: the 95% interval "
-        "leaves 0 out; else not decided at this n"
+        description="preserved: the 90% interval of `change` lies within ± margin, as it does too "
+        "for two slopes of nothing; changed: its 95% interval leaves 0 out; else not decided at "
+        "this n"
     )
     n_needed: int | None = Field(
         description="entities that would decide it, if the difference is what it seems"

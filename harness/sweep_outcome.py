@@ -90,20 +90,23 @@ def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    columns = [f"α = {alpha:g}" for alpha in shown]
-    for column in ("precision", "scenario", *columns, "slope", "matched", "beside fp16"):
+    table.add_column("precision")
+    table.add_column("scenario")
+    for column in (*(f"α={alpha:g}" for alpha in shown), "slope", "matched"):
         table.add_column(column, no_wrap=True)
+    table.add_column("beside fp16")
     for row in tables["slopes"]:
         table.add_row(
             row.precision,
-            row.scenario,
+            row.scenario.replace(":", ":\n"),
             *(f"{rates[row.precision, row.scenario, alpha].value:.2f}" for alpha in shown),
             _lines(row.slope),
             _lines(row.slope_matched),
-            "—" if row.precision == REFERENCE else row.verdict,
+            row.verdict,
         )
     return table
 
 
 def _lines(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f}\n[dim]{estimate.low:+.2f} {estimate.high:+.2f}[/dim]"
+    low, high = (f"{end:+.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:+.3f}\n[dim]{low} {high}[/dim]"

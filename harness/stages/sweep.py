@@ -158,6 +158,6 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
         change_high90=said.high90,
         margin=margin,
         tost_p=said.tost_p,
-        verdict=str(said.verdict),
+        verdict="reference" if swept.precision == reference.precision else str(said.verdict),
         n_needed=said.n_needed,
     )

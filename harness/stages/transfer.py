@@ -59,7 +59,7 @@ def transfer(
             ]
         )
         reached[name] = np.array([auroc(row, target.complied) for row in decisions[name]])
-    p_labels = holm([permutation_p(scores[t.scenario], t.complied, seed) for t in told])
+    p_labels = holm([_permuted(scores[t.scenario], t, seed) for t in told])
     p_draws = holm([_share(reached[t.scenario], scores, t) for t in told])
     return [
         Transfer(
@@ -87,6 +87,13 @@ def transfer(
         )
         for target, labels, drawn in zip(told, p_labels, p_draws, strict=True)
     ]
+
+
+def _permuted(scores: Float[np.ndarray, " n"], target: Target, seed: int) -> float:
+    """P by permuting labels, of one response an entity: others are no independent evidence."""
+    rows = np.unique(target.components, return_index=True)[1]
+    labels = target.complied[rows]
+    return permutation_p(scores[rows], labels, seed) if 0 < labels.sum() < len(labels) else 1.0
 
 
 def _share(

@@ -62,7 +62,8 @@ def test_a_slope_and_what_became_of_it():
     assert (row.slope.value, row.r_squared, row.monotonicity) == (0, 0, 0)
     assert row.change.value == pytest.approx(-0.25)
     assert row.verdict == "changed"
-    same = slope(reference, reference, margin=0.05)
+    assert slope(reference, reference, margin=0.05).verdict == "reference"
+    same = slope(swept((0.25, 0.5, 0.75), FLAT), reference, margin=0.05)
     assert same.slope.value == same.slope_shared == pytest.approx(0.25)
     assert (same.r_squared, same.monotonicity) == pytest.approx((1, 1))
     assert same.verdict == "preserved"
