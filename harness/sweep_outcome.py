@@ -90,11 +90,11 @@ def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    table.add_column("precision")
-    table.add_column("scenario")
+    table.add_column("precision", min_width=9, overflow="fold")
+    table.add_column("scenario", min_width=11)
     for column in (*(f"α={alpha:g}" for alpha in shown), "slope", "matched"):
         table.add_column(column, no_wrap=True)
-    table.add_column("beside fp16")
+    table.add_column("beside\nfp16", min_width=9)
     for row in tables["slopes"]:
         table.add_row(
             row.precision,
@@ -102,7 +102,7 @@ def summary(tables: Mapping[str, Sequence[Any]]) -> Table:
             *(f"{rates[row.precision, row.scenario, alpha].value:.2f}" for alpha in shown),
             _lines(row.slope),
             _lines(row.slope_matched),
-            row.verdict,
+            "—" if row.precision == REFERENCE else row.verdict,
         )
     return table
 
