@@ -36,7 +36,7 @@ def test_another_name_is_a_folder_or_hub_id(monkeypatch, tmp_path):
 
 def test_a_study_may_begin_from_a_gguf_file(monkeypatch, tmp_path, gguf):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    file = gguf("llama", "q8_0")
+    file = gguf("llama", "f16")
     folder = resolve_model(str(file))
     assert resolve_model(str(file)) == folder
     assert identity(folder).kin == GGUFFile(file).identity.kin != ""
