@@ -141,7 +141,8 @@ class SweepSection(_Section):
     scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
     sources: dict[str, str] = {}
     alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
-    control_alphas: tuple[Alpha, ...] = (0.0, 1.0, 3.0)  # at which matched draws are scaled
+    # At which matched draws are scaled. Unsaid, they are 1 and the ends, or all if 1 is an end.
+    control_alphas: Annotated[tuple[Alpha, ...], Field(validate_default=True)] = ()
     trials: Annotated[int, Field(ge=8)] = 48  # of each kind in a scenario
     form: str = ""  # the prompts' form; each scenario's own where it is empty
     max_new_tokens: Annotated[int, Field(ge=1)] = 24
@@ -150,6 +151,15 @@ class SweepSection(_Section):
     margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
     questions: Annotated[int, Field(ge=8)] = 100  # what it costs is read on, as many choices, texts
     choices: str = ""  # a file of choices; without one, they are made of facts
+
+    @field_validator("control_alphas", mode="before")
+    @classmethod
+    def _ends_and_one(cls, alphas: object, info: ValidationInfo) -> object:
+        if alphas or "alphas" not in info.data:
+            return alphas
+        swept: tuple[float, ...] = info.data["alphas"]
+        ends = {swept[0], 1.0, swept[-1]}
+        return tuple(ends) if len(ends) == 3 else swept
 
     @field_validator("alphas", "control_alphas")
     @classmethod

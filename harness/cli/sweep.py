@@ -80,7 +80,7 @@ def sweep(
         "sources": None if source is None else dict(map(_pair, source)),
     }
     changed = {key: value for key, value in given.items() if value is not None}
-    section = SweepSection.of(plan.sweep.model_dump() | changed, "the options")
+    section = SweepSection.of(plan.sweep.model_dump(exclude_unset=True) | changed, "the options")
     plan = plan.changed(sweep=section)
     folder = into or Path("runs") / f"{plan.name}-sweep"
     if folder.is_file():

@@ -38,7 +38,7 @@ _STEPS: dict[str, Callable[[], Any]] = {
 def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
     """The tokenizer in the file: byte-level BPE, or SentencePiece's.
 
-    Raises HQError for another kind, a pre-tokenizer that hq does not know, or missing merges.
+    Raises HQError for another kind, a pre-tokenizer that hq does not know, or a missing part.
     """
     said = file.metadata
     kind = str(said[f"{_PREFIX}model"])
@@ -50,7 +50,9 @@ def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
     core = _CORES[kind](file)
     _add(core, file)
     if said.get(f"{_PREFIX}add_bos_token", kind == "llama"):
-        first = int(str(said[f"{_PREFIX}bos_token_id"]))
+        first = said.get(f"{_PREFIX}bos_token_id")
+        if not isinstance(first, int):
+            raise HQError(f"{file.path} names no first token: name the model's checkpoint instead.")
         token = file.tokens[first]
         core.post_processor = TemplateProcessing(f"{token} $A", special_tokens=[(token, first)])
     roles = {

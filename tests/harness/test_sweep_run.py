@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from harness.schema import KINDS
+from harness.study import SweepSection
 from harness.tables import read_table
+from hq.errors import HQError
 from tests.harness.test_study_run import KILLED
 
 FILES = [f"{name}.csv" for name in KINDS["sweep"]] + ["tables.md", "provenance.json"]
@@ -112,6 +114,24 @@ def test_a_killed_sweep_goes_on_and_asks_nothing_twice(few_shot, sources, tmp_pa
 
 def _logs(cache):
     return sorted((cache / "store").glob("respond-*/log.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("alphas", "controls"),
+    [
+        ({}, (0, 1, 3)),
+        ({"alphas": (2, 0, 1, 0.5)}, (0, 1, 2)),
+        ({"alphas": (1, 2, 4, 8)}, (1, 2, 4, 8)),
+        ({"alphas": (0, 0.5, 1, 2), "control_alphas": (0, 0.5, 1)}, (0, 0.5, 1)),
+    ],
+)
+def test_controls_follow_the_alphas(alphas, controls):
+    assert SweepSection.of(alphas, "the options").control_alphas == controls
+
+
+def test_controls_at_an_alpha_that_is_not_swept_are_refused():
+    with pytest.raises(HQError, match="3 is not among alphas"):
+        SweepSection.of({"alphas": (0, 1, 2), "control_alphas": (0, 1, 3)}, "the options")
 
 
 @pytest.mark.parametrize(

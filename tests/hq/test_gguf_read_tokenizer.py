@@ -58,3 +58,11 @@ def test_another_kind_of_tokenizer_is_refused(gguf, monkeypatch):
     monkeypatch.setitem(file.header.metadata, "tokenizer.ggml.model", "t5")
     with pytest.raises(HQError, match="of kind 't5', and hq reads gpt2 and llama"):
         tokenizer_of(file)
+
+
+def test_a_file_that_begins_texts_with_no_token_is_refused(gguf, monkeypatch):
+    file = GGUFFile(gguf("llama"))
+    monkeypatch.setitem(file.header.metadata, "tokenizer.ggml.add_bos_token", True)
+    monkeypatch.delitem(file.header.metadata, "tokenizer.ggml.bos_token_id")
+    with pytest.raises(HQError, match="names no first token"):
+        tokenizer_of(file)
