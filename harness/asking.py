@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from harness import splits
 from harness.judges import RuleJudge, Verdict
 from harness.prompts import PromptForm
-from harness.scenarios.base import Question
-from harness.scenarios.trials import Trial
+from harness.scenarios.trials import Trial, as_question
 from harness.stages.respond import Response
 from hq.errors import HQError
 
@@ -58,14 +57,20 @@ def asked(
     empty = [kind for kind in kinds if not kept[kind]]
     if empty or not kinds:
         raise HQError(
-            f"No trial of {_label(name, *empty[:1])} counts, as the model answers none of the "
+            f"No trial of {label(name, *empty[:1])} counts, as the model answers none of the "
             "first questions rightly: leave the scenario out, or give it an easier file."
         )
-    return {_label(name, kind): found for kind, found in kept.items()}
+    return {label(name, kind): found for kind, found in kept.items()}
 
 
-def _label(name: str, kind: str = "") -> str:
+def label(name: str, kind: str = "") -> str:
+    """What a kind of trials is called in tables."""
     return f"{name}:{kind}" if kind else name
+
+
+def scenario(label: str) -> str:
+    """The scenario of a label."""
+    return label.partition(":")[0]
 
 
 def _counting(
@@ -82,6 +87,6 @@ def _counting(
             yield trial, ()
             continue
         reply = given[trial.first]
-        question = Question(trial.id, trial.first, trial.aliases, "", (), trial.targets)
+        question = as_question(trial, trial.first)
         if judge.judge(reply.text, question, reply.truncated) is Verdict.RIGHT:
             yield trial, ((trial.first, reply.text.strip()),) if trial.dialogue else ()

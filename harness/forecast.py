@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from pydantic import BaseModel, ConfigDict
 
 from harness import prompts
+from harness.asking import label
 from harness.pipeline import Pipeline
 from harness.progress import Progress
 from harness.scenarios.trials import BEHAVIOURS, Trial
@@ -53,7 +54,7 @@ def forecast(pipeline: Pipeline) -> Forecast:
         for name in section.scenarios
     }
     counts = {
-        f"{name}:{kind}" if kind else name: min(count, section.trials)
+        label(name, kind): min(count, section.trials)
         for name, trials in loaded.items()
         for kind, count in sorted(Counter(trial.kind for trial in trials).items())
     }

@@ -29,14 +29,9 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     the byte on one machine.
     """
     study = pipeline.study
-    definition = study.model_dump(mode="json", exclude={"model", "sweep"})
-    definition["scenario"]["options"].pop("source", None)  # a path, which is nobody else's
-    facts = {
+    facts = origin(pipeline) | {
         "kind": "study",
         "study": study.name,
-        "fingerprint": pipeline.model.fingerprint,
-        "model": pipeline.model.model_dump(),
-        "definition": definition,
         "sampling": _sampling(pipeline),
         "stages": built_from(pipeline),
     }
@@ -48,6 +43,22 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
     (folder / "speed.csv").write_text("precision,prompt_tokens_per_second\n" + "".join(lines))
     return facts
+
+
+def origin(pipeline: Pipeline) -> dict[str, Any]:
+    """What the provenance of any run begins with: the model, and the study less its [sweep]."""
+    definition = pipeline.study.model_dump(mode="json", exclude={"model", "sweep"})
+    definition["scenario"]["options"].pop("source", None)  # a path, which is nobody else's
+    return {
+        "fingerprint": pipeline.model.fingerprint,
+        "model": pipeline.model.model_dump(),
+        "definition": definition,
+    }
+
+
+def statistics() -> dict[str, object]:
+    """What tables are computed by here."""
+    return {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()}
 
 
 def _sampling(pipeline: Pipeline) -> dict[str, int | float]:
@@ -83,7 +94,7 @@ def built_from(pipeline: Pipeline) -> dict[str, object]:
         "questions": versions(*QUESTIONS.get(pipeline.study.scenario.name, ())),
         "sample": inputs_of(pipeline.responses),
         **{name: {p: inputs_of(of(p)) for p in precisions} for name, of in folders.items()},
-        "compare": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
+        "compare": statistics(),
     }
 
 

@@ -127,10 +127,8 @@ class Pipeline:
         section, settings, judge = self.study.sampling, self._sampling, self.judge
         asked = [p.model_dump(mode="json", exclude={"split", "component"}) for p in self.prompted]
         precision = SAMPLERS[section.sampler]
-        responses = self.runs_on(precision, SPELLING) | {
+        responses = self.generates_on(precision, self.ending) | {
             "questions": digest(asked),
-            "stop_strings": self.ending.strings,
-            "stop_tokens": sorted(self.ending.tokens),
             "sampling": asdict(settings),
             "judge": judge.identity,
         }
@@ -207,8 +205,7 @@ class Pipeline:
     ) -> Path:
         """The folder of stage `trace`, of any exchanges."""
         storage = self.study.identify.storage
-        inputs = self.runs_on(precision) | {
-            "exchanges": exchanges_digest(exchanges),
+        inputs = self._cell(precision, exchanges) | {
             "measures": measures,
             "spans": spans,
             "storage": storage,
@@ -253,7 +250,7 @@ class Pipeline:
     def uncertainty_folder(self, precision: str) -> Path:
         """The folder of stage `uncertainty`."""
         reference = None if precision == REFERENCE else self.uncertainty_folder(REFERENCE)
-        inputs = self._cell(precision) | {
+        inputs = self._cell(precision, self.exchanges) | {
             "texts": exchanges_digest(self.texts),
             "reference": None if reference is None else reference.name,
         }
@@ -280,7 +277,7 @@ class Pipeline:
         ends = np.cumsum([len(text.response) for text in texts])
         return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
 
-    @property
+    @cached_property
     def ending(self) -> Ending:
         """What ends a response in the study's own prompt form."""
         return self.ending_of(self.form)
@@ -322,8 +319,8 @@ class Pipeline:
 
         return self.store.build("gguf", inputs, make) / gguf.FILE
 
-    def _cell(self, precision: str) -> dict[str, object]:
-        return self.runs_on(precision) | {"exchanges": exchanges_digest(self.exchanges)}
+    def _cell(self, precision: str, exchanges: Sequence[Exchange]) -> dict[str, object]:
+        return self.runs_on(precision) | {"exchanges": exchanges_digest(exchanges)}
 
     def runs_on(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
         """What the model computes depends on, with digests of the files `also`."""
@@ -332,6 +329,13 @@ class Pipeline:
             "files": file_digests(self.path, ("config.json", *also)),
             "precision": precision,
             **self._file(precision),
+        }
+
+    def generates_on(self, precision: str, ending: Ending) -> dict[str, object]:
+        """What a response depends on, besides its prompt and how it is drawn."""
+        return self.runs_on(precision, SPELLING) | {
+            "stop_strings": ending.strings,
+            "stop_tokens": sorted(ending.tokens),
         }
 
     def _file(self, precision: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from harness import prompts, splits
-from harness.asking import Asked, asked
+from harness.asking import Asked, asked, scenario
 from harness.judges import Verdict
 from harness.judging import TrialJudge
 from harness.pipeline import SPELLING, Pipeline
@@ -30,7 +30,7 @@ from hq.controls import matched_neurons
 from hq.errors import HQError
 from hq.neurons import NeuronSet
 from hq.stats import bootstrap_mean
-from hq.traces import Traces, exchanges_digest
+from hq.traces import Traces, exchanges_digest, magnitudes
 
 PLAIN: Factors = {}
 _LETTERS = (" A", " B", " C", " D")
@@ -43,6 +43,7 @@ class Steering:
         self.pipeline = pipeline
         self.section: SweepSection = pipeline.study.sweep
         self._replies: dict[str, dict[str, list[list[Response]]]] = {}
+        self._swept: dict[str, dict[str, Swept]] = {}
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
@@ -87,7 +88,7 @@ class Steering:
 
     def form(self, label: str) -> prompts.PromptForm:
         """How the trials of a scenario, or of a kind of it, are put."""
-        return prompts.form(self.section.form or BEHAVIOURS[_scenario(label)].form)
+        return prompts.form(self.section.form or BEHAVIOURS[scenario(label)].form)
 
     @cached_property
     def scaled(self) -> list[Factors]:
@@ -121,11 +122,13 @@ class Steering:
 
     def swept(self, precision: str) -> dict[str, Swept]:
         """Every scenario's responses at a precision, judged."""
-        replies = self.replies(precision)
-        return {
-            label: self._swept(precision, label, replies[label], trials)
-            for label, trials in self.asked.items()
-        }
+        if precision not in self._swept:
+            replies = self.replies(precision)
+            self._swept[precision] = {
+                label: self._judged(precision, label, replies[label], trials)
+                for label, trials in self.asked.items()
+            }
+        return self._swept[precision]
 
     def transfer(self, precision: str) -> list[Row]:
         """The probe read in every scenario, on the reference's own unscaled responses."""
@@ -197,11 +200,14 @@ class Steering:
         return choices.load(source, self.pipeline.study.seed, self.section.questions)
 
     @cached_property
+    def _choice_prompts(self) -> list[Prompt]:
+        return [self.pipeline.encode(choices.prompt(choice)) for choice in self.choices]
+
+    @cached_property
     def _magnitudes(self) -> Float[np.ndarray, " p"]:
         """Mean contribution of every neuron at the reference on the training rows."""
-        contribution = self.pipeline.traces(REFERENCE).matrix("contribution", self.neurons.tokens)
-        mean: Float[np.ndarray, " p"] = contribution[Rows(self.pipeline.samples).train].mean(axis=0)
-        return mean
+        rows = Rows(self.pipeline.samples).train
+        return magnitudes(self.pipeline.traces(REFERENCE), self.neurons.tokens, rows)
 
     def _matched(self, chosen: Int[np.ndarray, " k"], draws: int) -> list[Int[np.ndarray, " k"]]:
         d_ff, seed = self.pipeline.model.d_ff, self.pipeline.study.seed
@@ -230,11 +236,7 @@ class Steering:
     ) -> list[list[Response]]:
         """Responses to prompts under each variant, out of a log for any."""
         ending = self.pipeline.ending_of(form)
-        inputs = self.pipeline.runs_on(precision, SPELLING) | {
-            "stop_strings": ending.strings,
-            "stop_tokens": sorted(ending.tokens),
-            "max_new_tokens": max_new_tokens,
-        }
+        inputs = self.pipeline.generates_on(precision, ending) | {"max_new_tokens": max_new_tokens}
         with self.pipeline.store.growing("respond", inputs) as folder:
             return respond.respond(
                 folder / respond.LOG_FILE,
@@ -247,14 +249,14 @@ class Steering:
                 max_rows(precision),
             )
 
-    def _swept(
+    def _judged(
         self,
         precision: str,
         label: str,
         replies: Sequence[Sequence[Response]],
         trials: Sequence[Asked],
     ) -> Swept:
-        section, judge = self.section, TrialJudge(BEHAVIOURS[_scenario(label)].judge, trials)
+        section, judge = self.section, TrialJudge(BEHAVIOURS[scenario(label)].judge, trials)
         h, matched = replies[: len(section.alphas)], replies[len(section.alphas) :]
         plain = h[section.alphas.index(1.0)]
         draws = len(section.control_alphas)
@@ -312,24 +314,20 @@ class Steering:
     def _costs_folder(self, precision: str, a: int) -> Path:
         """The folder of stage `costs`: choices and held-out text at one α."""
         factors, alpha = self.scaled[a], self.section.alphas[a]
-        ids = [self.pipeline.encode(choices.prompt(choice)) for choice in self.choices]
         letters = [self.pipeline.encode(letter)[-1] for letter in _LETTERS]
         texts = self.texts
         inputs = self.pipeline.runs_on(precision, SPELLING) | {
             "scaled": respond.variant_of(factors),
-            "choices": [respond.prompt_name(prompt) for prompt in ids],
+            "choices": [respond.prompt_name(prompt) for prompt in self._choice_prompts],
             "letters": letters,
             "texts": exchanges_digest(texts),
         }
 
         def make(folder: Path) -> None:
+            ids = self._choice_prompts
             total, name = len(ids) + len(texts), f"costs {precision} α={alpha:g}"
             backend = self.pipeline.backend(precision)
             with self.pipeline.progress.task(name, total, "texts") as task, backend.scale(factors):
                 costs.measure(folder, backend, ids, letters, texts, task)
 
         return self.pipeline.store.build("costs", inputs, make)
-
-
-def _scenario(label: str) -> str:
-    return label.partition(":")[0]

@@ -9,7 +9,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from harness.environment import FIT, QUESTIONS, machine_class, versions
+from harness.environment import QUESTIONS, versions
+from harness.outcome import origin, statistics
 from harness.pipeline import SPELLING
 from harness.scenarios.trials import BEHAVIOURS
 from harness.schema import Row
@@ -18,7 +19,6 @@ from harness.steering import Steering
 from harness.store import inputs_of
 from harness.study import REFERENCE
 from harness.tables import write_tables
-from hq import __version__
 from hq.stats import Estimate
 
 OUTPUTS_FILE = "outputs.jsonl"
@@ -27,23 +27,20 @@ OUTPUTS_FILE = "outputs.jsonl"
 def write(folder: Path, steering: Steering, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Writes tables, provenance, neurons, and every output of the H-Neurons with its verdict."""
     pipeline, section = steering.pipeline, steering.section
-    study = pipeline.study
-    definition = study.model_dump(mode="json", exclude={"model"})
-    definition["scenario"]["options"].pop("source", None)  # paths, which are nobody else's
-    definition["sweep"]["sources"] = sorted(section.sources)
-    definition["sweep"]["choices"] = bool(section.choices)
-    facts = {
+    study, facts = pipeline.study, origin(pipeline)
+    facts["definition"]["sweep"] = section.model_dump(mode="json") | {
+        "sources": sorted(section.sources),  # of paths only that there are some
+        "choices": bool(section.choices),
+    }
+    facts |= {
         "kind": "sweep",
         "study": f"{study.name}-sweep",
-        "fingerprint": pipeline.model.fingerprint,
-        "model": pipeline.model.model_dump(),
-        "definition": definition,
         "judges": {name: BEHAVIOURS[name].version for name in section.scenarios},
         "stages": {
             "questions": versions(*QUESTIONS["facts"]),
             "identify": {REFERENCE: inputs_of(pipeline.neurons_folder(REFERENCE))},
             "sweep": {p: pipeline.runs_on(p, SPELLING) for p in study.precisions},
-            "compare": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
+            "compare": statistics(),
         },
     }
     write_tables(folder, tables, facts)

@@ -4,7 +4,7 @@ Random neurons alone are a weak control, as H-Neurons sit in certain layers and 
 matched ones share the layer and the magnitude.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -138,13 +138,31 @@ def control_auroc(
     seed: int,
 ) -> Control:
     """AUROC on the test rows of a ridge probe fitted on the training rows, for each draw."""
+    return read_control(fit_draws(X_train, y_train, draws), draws, X_test, y_test, seed)
+
+
+def fit_draws(
+    X: Float[np.ndarray, "m p"], y: Int[np.ndarray, " m"], draws: Int[np.ndarray, "draws k"]
+) -> "list[Pipeline]":
+    """A ridge probe for each draw of neurons."""
+    return [ridge_probe(X[:, draw], y) for draw in draws]
+
+
+def read_control(
+    probes: "Sequence[Pipeline]",
+    draws: Int[np.ndarray, "draws k"],
+    X: Float[np.ndarray, "n p"],
+    y: Int[np.ndarray, " n"],
+    seed: int,
+) -> Control:
+    """What the draws' probes reach on some rows."""
     decisions = np.stack(
         [
-            ridge_probe(X_train[:, d], y_train).decision_function(X_test[:, d].astype(np.float64))
-            for d in draws
+            probe.decision_function(X[:, draw].astype(np.float64))
+            for probe, draw in zip(probes, draws, strict=True)
         ]
     )
-    per_draw = np.array([auroc(row, y_test) for row in decisions])
+    per_draw = np.array([auroc(row, y) for row in decisions])
     return Control(Estimate.of_draws(per_draw, seed), per_draw, decisions)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hq.backends.base import AuditRow, Backend, Exchange, TraceBatch
@@ -169,6 +169,14 @@ class Traces:
             raise HQError(f"{path} has shape {array.shape}, not {expected}: trace again.")
         flat: Float[np.ndarray, "n p"] = array.reshape(self.info.n, -1)
         return flat
+
+
+def magnitudes(
+    traces: Traces, span: Span, rows: Int[np.ndarray, " row"]
+) -> Float[np.ndarray, " p"]:
+    """Mean contribution of every neuron over a span of some rows: what neurons are matched by."""
+    mean: Float[np.ndarray, " p"] = traces.matrix("contribution", span)[rows].mean(axis=0)
+    return mean
 
 
 def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[int, int]:

@@ -1,43 +1,68 @@
 """`hq study run`: the whole way, from questions to tables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 from hq.errors import HQError
 
+if TYPE_CHECKING:
+    from harness.study import Study
+
 study_app = typer.Typer(no_args_is_help=True, help="Run a study: model × precisions × scenario.")
 app.add_typer(study_app, name="study")
 
 DEFAULT_STUDY = "smollm2-facts"
 
+Name = Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged study.")]
+Model = Annotated[str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")]
+Precisions = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated, in place of the study's: fp16,nf4,gguf-q4_k_m."),
+]
+Questions = Annotated[
+    Path | None, typer.Option(help="The question file of the study's scenario, where it reads one.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--fresh", help="Go on with finished stages, or redo all.")
+]
+
+
+def planned(
+    name: str, model: str | None, precisions: str | None, questions: Path | None
+) -> "Study":
+    """The study of that name with the options that commands share."""
+    from harness.study import Study
+
+    plan = Study.load(name).changed(
+        model=model, precisions=None if precisions is None else tuple(precisions.split(","))
+    )
+    return plan if questions is None else plan.reading(str(questions))
+
+
+def tables_folder(into: Path | None, name: str) -> Path:
+    """Where the tables go, runs/NAME by default. Raises HQError where that is a file."""
+    folder = into or Path("runs") / name
+    if folder.is_file():
+        raise HQError(f"{folder} is a file: name a folder for the tables.")
+    return folder
+
 
 @study_app.command("run")
 def run(
-    study: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of a packaged study.")
-    ] = DEFAULT_STUDY,
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")
-    ] = None,
-    precisions: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated, in place of the study's: fp16,nf4,gguf-q4_k_m."),
-    ] = None,
+    study: Name = DEFAULT_STUDY,
+    model: Model = None,
+    precisions: Precisions = None,
     sampler: Annotated[
         str | None, typer.Option(help="What draws the responses: torch, or llamacpp at Q8_0.")
     ] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="The question file of a scenario that reads one.")
-    ] = None,
+    questions: Questions = None,
     into: Annotated[
         Path | None, typer.Option(help="Folder for the tables; default runs/NAME.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on with finished stages, or redo all.")
-    ] = True,
+    resume: Resume = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,19 +76,13 @@ def run(
     from harness.places import cache_folder
     from harness.progress import Progress
     from harness.store import Store
-    from harness.study import SamplingSection, Study
+    from harness.study import SamplingSection
 
-    plan = Study.load(study).changed(
-        model=model, precisions=None if precisions is None else tuple(precisions.split(","))
-    )
-    if questions is not None:
-        plan = plan.reading(str(questions))
+    plan = planned(study, model, precisions, questions)
     if sampler is not None:
         values = plan.sampling.model_dump() | {"sampler": sampler}
         plan = plan.changed(sampling=SamplingSection.of(values, "the options"))
-    folder = into or Path("runs") / plan.name
-    if folder.is_file():
-        raise HQError(f"{folder} is a file: name a folder for the tables.")
+    folder = tables_folder(into, plan.name)
     store = Store(cache_folder() / "store", fresh=not resume)
     with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
         tables = pipeline.tables()

@@ -6,21 +6,24 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
-from harness.cli.study import DEFAULT_STUDY
+from harness.cli.study import (
+    DEFAULT_STUDY,
+    Model,
+    Name,
+    Precisions,
+    Questions,
+    Resume,
+    planned,
+    tables_folder,
+)
 from hq.errors import HQError
 
 
 @app.command()
 def sweep(
-    study: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of a packaged study.")
-    ] = DEFAULT_STUDY,
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")
-    ] = None,
-    precisions: Annotated[
-        str | None, typer.Option(help="Comma-separated, in place of the study's.")
-    ] = None,
+    study: Name = DEFAULT_STUDY,
+    model: Model = None,
+    precisions: Precisions = None,
     scenarios: Annotated[
         str | None,
         typer.Option(help="Comma-separated: falseqa,faitheval,sycophancy,jailbreak,nonexist,…"),
@@ -38,18 +41,14 @@ def sweep(
         list[str] | None,
         typer.Option(help="SCENARIO=FILE, for each scenario that is to read a file or hub id."),
     ] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="The question file of the study's own scenario.")
-    ] = None,
+    questions: Questions = None,
     into: Annotated[
         Path | None, typer.Option(help="Folder for the tables; default runs/NAME-sweep.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many responses it takes, and how long.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on with finished stages, or redo all.")
-    ] = True,
+    resume: Resume = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,14 +63,10 @@ def sweep(
     from harness.progress import Progress
     from harness.steering import Steering
     from harness.store import Store
-    from harness.study import Study, SweepSection
+    from harness.study import SweepSection
     from harness.sweep_outcome import summary, write
 
-    plan = Study.load(study).changed(
-        model=model, precisions=None if precisions is None else tuple(precisions.split(","))
-    )
-    if questions is not None:
-        plan = plan.reading(str(questions))
+    plan = planned(study, model, precisions, questions)
     given = {
         "scenarios": None if scenarios is None else scenarios.split(","),
         "alphas": None if alphas is None else alphas.split(","),
@@ -82,9 +77,7 @@ def sweep(
     changed = {key: value for key, value in given.items() if value is not None}
     section = SweepSection.of(plan.sweep.model_dump(exclude_unset=True) | changed, "the options")
     plan = plan.changed(sweep=section)
-    folder = into or Path("runs") / f"{plan.name}-sweep"
-    if folder.is_file():
-        raise HQError(f"{folder} is a file: name a folder for the tables.")
+    folder = tables_folder(into, f"{plan.name}-sweep")
     store = Store(cache_folder() / "store", fresh=not resume)
     with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
         if dry_run:

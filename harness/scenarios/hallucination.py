@@ -5,7 +5,7 @@ from functools import partial
 
 from harness.judges import RuleJudge, Verdict
 from harness.scenarios.base import Question, load
-from harness.scenarios.trials import Behaviour, Outcome, Source, Trial, enter
+from harness.scenarios.trials import Behaviour, Outcome, Source, Trial, as_question, enter
 from hq.errors import HQError
 
 _OUTCOMES = {
@@ -38,9 +38,7 @@ def _trial(question: Question) -> Trial:
 
 def judge(response: str, trial: Trial, truncated: bool) -> Outcome:
     """The rule judge's verdict, read as compliance."""
-    asked = Question(
-        trial.id, trial.prompt, trial.aliases, trial.kind, trial.entities, trial.targets
-    )
+    asked = as_question(trial, trial.prompt)
     return _OUTCOMES[RuleJudge().judge(response, asked, truncated)]
 
 

@@ -9,6 +9,7 @@ from random import Random
 from typing import Literal, TypeVar
 
 from harness.scenarios import rows
+from harness.scenarios.base import Question
 from harness.scenarios.reading import is_readable
 from harness.scenarios.rows import Row
 from hq.errors import HQError
@@ -31,6 +32,11 @@ class Trial:
     # dialogue it is also the first turn.
     first: str = ""
     dialogue: bool = False  # whether `prompt` follows the model's own answer to `first`
+
+
+def as_question(trial: Trial, asked: str) -> Question:
+    """What the rule judge of answers needs of a trial in which this was asked."""
+    return Question(trial.id, asked, trial.aliases, trial.kind, trial.entities, trial.targets)
 
 
 class Outcome(StrEnum):

@@ -38,7 +38,7 @@ from hq.stats import (
     bootstrap_mean,
 )
 from hq.thresholds import bootstrap_f1, match_quantile
-from hq.traces import Traces
+from hq.traces import Traces, magnitudes
 
 MIB = 2**20
 ANY = 1000  # neurons that stand for the whole model
@@ -275,9 +275,7 @@ class Comparison:
     @cached_property
     def _magnitudes(self) -> Float[np.ndarray, " p"]:
         """Mean contribution of every neuron at FP16 on the training rows."""
-        contribution = self.reference.matrix("contribution", self.neurons.tokens)
-        mean: Float[np.ndarray, " p"] = contribution[self._rows.train].mean(axis=0)
-        return mean
+        return magnitudes(self.reference, self.neurons.tokens, self._rows.train)
 
     @cached_property
     def _draws(self) -> dict[str, Int[np.ndarray, "draws k"]]:

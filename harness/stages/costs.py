@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
 from harness.progress import Task
+from harness.stages.uncertainty import loss
 from hq.backends.base import Backend, Exchange
 
 _FILE = "costs.npz"
@@ -36,8 +37,7 @@ def measure(
         task.advance(1)
     nll = np.zeros(len(texts))
     for row, logits in backend.logits(texts):
-        target = np.array(texts[row].response)
-        nll[row] = -log_softmax(logits, axis=-1)[np.arange(len(target)), target].mean()
+        nll[row] = loss(log_softmax(logits, axis=-1), texts[row])
         task.advance(1)
     np.savez(folder / _FILE, picks=picks, nll=nll)
 

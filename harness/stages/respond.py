@@ -4,8 +4,6 @@ Responses are appended to a log, by prompt and by what is scaled: another α, an
 or another trial asks only what was not asked yet, and a killed run goes on where it was.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.jsonl import append, read_log
 from harness.progress import Task
+from harness.store import digest
 from hq.backends.base import Backend
 from hq.sampling import Ending, Sampling, sample
 
@@ -40,12 +39,12 @@ class Response(BaseModel):
 def variant_of(factors: Factors) -> str:
     """A name for what is scaled: equal for equal factors, `plain` where every α is 1."""
     acting = sorted((*neuron, alpha) for neuron, alpha in factors.items() if alpha != 1)
-    return _digest(acting) if acting else PLAIN
+    return digest(acting) if acting else PLAIN
 
 
 def prompt_name(prompt: Prompt) -> str:
     """A name for a prompt: a digest of its token ids."""
-    return _digest(prompt)
+    return digest(prompt)
 
 
 def respond(
@@ -107,8 +106,3 @@ def _batches(
         batch.append(name)
     if batch:
         yield batch
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,16 +1,16 @@
 """Stage `transfer`: the probe found on one set of questions, read in other scenarios."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from harness.schema import Transfer
-from hq.controls import ridge_probe
+from hq.controls import fit_draws, read_control
 from hq.equivalence import holm, permutation_p
 from hq.neurons import NeuronSet
-from hq.stats import Estimate, auroc, bootstrap_auroc, bootstrap_auroc_difference
+from hq.stats import bootstrap_auroc, bootstrap_auroc_difference
 
 LEAST = 8  # responses of either kind: fewer say nothing
 
@@ -44,23 +44,16 @@ def transfer(
 
     Matched probes are fitted on the training rows that the probe itself was found on, here.
     """
-    probes = [ridge_probe(X_train[:, draw], y_train) for draw in draws]
     told = [target for target in targets if target.telling]
-    reached: dict[str, Float[np.ndarray, " draws"]] = {}
-    scores: dict[str, Float[np.ndarray, " n"]] = {}
-    decisions: dict[str, Float[np.ndarray, "draws n"]] = {}
-    for target in told:
-        name = target.scenario
-        scores[name] = neurons.score(target.X)
-        decisions[name] = np.stack(
-            [
-                probe.decision_function(target.X[:, draw].astype(np.float64))
-                for probe, draw in zip(probes, draws, strict=True)
-            ]
-        )
-        reached[name] = np.array([auroc(row, target.complied) for row in decisions[name]])
-    p_labels = holm([_permuted(scores[t.scenario], t, seed) for t in told])
-    p_draws = holm([_share(reached[t.scenario], scores, t) for t in told])
+    probes = fit_draws(X_train, y_train, draws)
+    scores = [neurons.score(t.X) for t in told]
+    controls = [read_control(probes, draws, t.X, t.complied, seed) for t in told]
+    estimates = [
+        bootstrap_auroc(own, t.complied, seed, replicates, t.components)
+        for own, t in zip(scores, told, strict=True)
+    ]
+    p_labels = holm([_permuted(own, t, seed) for own, t in zip(scores, told, strict=True)])
+    p_draws = holm([_share(c.per_draw, e.value) for c, e in zip(controls, estimates, strict=True)])
     return [
         Transfer(
             precision=precision,
@@ -70,22 +63,20 @@ def transfer(
             complied=int(target.complied.sum()),
             draws=len(draws),
             seed=seed,
-            auroc=bootstrap_auroc(
-                scores[target.scenario], target.complied, seed, replicates, target.components
-            ),
-            auroc_matched=Estimate.of_draws(reached[target.scenario], seed),
+            auroc=estimates[t],
+            auroc_matched=controls[t].estimate,
             difference=bootstrap_auroc_difference(
-                scores[target.scenario],
-                decisions[target.scenario],
+                scores[t],
+                controls[t].decisions,
                 target.complied,
                 seed,
                 replicates,
                 target.components,
             ),
-            p_labels=float(labels),
-            p_draws=float(drawn),
+            p_labels=float(p_labels[t]),
+            p_draws=float(p_draws[t]),
         )
-        for target, labels, drawn in zip(told, p_labels, p_draws, strict=True)
+        for t, target in enumerate(told)
     ]
 
 
@@ -96,11 +87,6 @@ def _permuted(scores: Float[np.ndarray, " n"], target: Target, seed: int) -> flo
     return permutation_p(scores[rows], labels, seed) if 0 < labels.sum() < len(labels) else 1.0
 
 
-def _share(
-    reached: Float[np.ndarray, " draws"],
-    scores: Mapping[str, Float[np.ndarray, " n"]],
-    target: Target,
-) -> float:
+def _share(reached: Float[np.ndarray, " draws"], own: float) -> float:
     """P(a matched draw reaches the probe's AUROC), the probe counted as one of the draws."""
-    own = auroc(scores[target.scenario], target.complied)
     return (1 + int((reached >= own).sum())) / (1 + len(reached))

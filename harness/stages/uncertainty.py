@@ -72,8 +72,7 @@ def _held_out(
     nll, kl = np.zeros(len(texts)), np.zeros(len(texts))
     for row, logits in backend.logits(texts):
         log_probs = log_softmax(logits, axis=-1)
-        target = np.array(texts[row].response)
-        nll[row] = -log_probs[np.arange(len(target)), target].mean()
+        nll[row] = loss(log_probs, texts[row])
         if theirs is None:
             kept[row] = log_probs.astype(np.float16)
         else:
@@ -83,6 +82,11 @@ def _held_out(
     if theirs is None:
         np.save(folder / LOG_PROBS_FILE, np.concatenate(kept))
     return nll, kl
+
+
+def loss(log_probs: Float[np.ndarray, "token vocab"], text: Exchange) -> float:
+    """Mean loss a token of a text's response, in nats."""
+    return -float(log_probs[np.arange(len(text.response)), list(text.response)].mean())
 
 
 def perplexity(
