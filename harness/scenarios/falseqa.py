@@ -7,8 +7,16 @@ has rows `question, false_premise`: 1 keeps the row, 0 drops it.
 from collections.abc import Iterable, Iterator
 from random import Random
 
-from harness.mentions import asserts, mentions, without_denied
-from harness.phrases import ASKS_BACK, CONTRADICTION, NONEXISTENT, REBUTTAL, REFUSAL, UNKNOWING
+from harness.mentions import asserts, mentions
+from harness.phrases import (
+    ASKS_BACK,
+    CONTRADICTION,
+    NONEXISTENT,
+    OBJECTION,
+    REBUTTAL,
+    REFUSAL,
+    UNKNOWING,
+)
 from harness.scenarios import rows
 from harness.scenarios.reading import cut_short, opening, sentences
 from harness.scenarios.rows import Row
@@ -46,7 +54,7 @@ def _read(where: str, id: str, row: Row) -> Iterator[Trial]:
         yield Trial(id, question, (id,))
 
 
-_RESISTS = (REBUTTAL, NONEXISTENT, UNKNOWING, ASKS_BACK, REFUSAL)
+_RESISTS = (REBUTTAL, OBJECTION, NONEXISTENT, UNKNOWING, ASKS_BACK, REFUSAL)
 
 
 def judge(response: str, trial: Trial, truncated: bool) -> Outcome:
@@ -58,9 +66,10 @@ def judge(response: str, trial: Trial, truncated: bool) -> Outcome:
 
 
 def _corrects(response: str, trial: Trial) -> bool:
-    start = sentences(response)[0]
-    contradicts = CONTRADICTION.search(normalise(without_denied(start, trial.aliases)))
-    return bool(contradicts) or _denies_the_target(response, trial) or _tells_truth(response, trial)
+    """Whether it denies the premise; of one that is not known, whether it starts with a denial."""
+    if not trial.targets:
+        return CONTRADICTION.search(normalise(sentences(response)[0])) is not None
+    return _denies_the_target(response, trial) or _tells_truth(response, trial)
 
 
 def _denies_the_target(response: str, trial: Trial) -> bool:

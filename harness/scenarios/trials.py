@@ -62,7 +62,7 @@ class Behaviour:
     form: Literal["few-shot", "chat"]  # the default prompt form
     trials: Source
     rule: Rule
-    version: int = 1  # raised with every change of a verdict: of the rule, or what it is built on
+    version: int = 2  # raised with every change of a verdict: of the rule, or what it is built on
 
     def load(
         self, source: str | None = None, seed: int = 0, limit: int | None = None
