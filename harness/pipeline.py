@@ -10,25 +10,26 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
-from harness.environment import CONVERT, FIT, engine, machine_class, versions
+from harness.environment import CONVERT, FIT, PACK, engine, machine_class, versions
 from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import KINDS, Row
 from harness.sources import gguf_of, resolve_model
-from harness.stages import gguf, identify, sample, trace, uncertainty
+from harness.stages import gguf, identify, pack, sample, trace, uncertainty
 from harness.stages.compare import Comparison
 from harness.store import Store, digest
 from harness.study import REFERENCE, SAMPLERS, Study
 from hq.backends.base import Backend, Exchange
 from hq.backends.opening import max_rows, open_backend
 from hq.cett import Measure, Span
-from hq.checkpoint import end_tokens, file_digests, first_line, identity
+from hq.checkpoint import end_tokens, file_digests, fingerprint, first_line, identity, resolve
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import PREFIX as GGUF_PREFIX
 from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.packed import NATIVE, RECIPES, recipe_of
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
 
@@ -299,6 +300,8 @@ class Pipeline:
 
     def _source(self, precision: str) -> Path:
         """What the precision's backend opens."""
+        if recipe_of(precision):
+            return self.packed(precision)
         return self.path if BACKEND_OF[precision] == "torch" else self.gguf_file(precision)
 
     def gguf_file(self, precision: str) -> Path:
@@ -318,6 +321,37 @@ class Pipeline:
             gguf.make(folder, kind, self.path, self.model, dense)
 
         return self.store.build("gguf", inputs, make) / gguf.FILE
+
+    def packed(self, precision: str) -> Path:
+        """The GPTQ or AWQ checkpoint of a precision: the study's own, or that of stage `pack`."""
+        name = precision.removesuffix(NATIVE)
+        if name in self.study.checkpoints:
+            return resolve(self.study.checkpoints[name])
+        section, recipe = self.study.pack, RECIPES[name]
+        texts = self._calibration
+        inputs = {
+            "packages": versions(*PACK),
+            "model": self.model.fingerprint,
+            "files": file_digests(self.path, ("config.json", *SPELLING)),
+            "recipe": asdict(recipe),
+            "pack": section.model_dump(exclude={"text"}),
+            "texts": digest(texts),
+        }
+
+        def make(folder: Path) -> None:
+            with self.progress.task(f"make {name}", self.model.n_layers, "layers") as task:
+                pack.pack(folder, self.path, recipe, section, texts, task)
+
+        return self.store.build("pack", inputs, make) / pack.FOLDER
+
+    @cached_property
+    def _calibration(self) -> list[tuple[int, ...]]:
+        """Texts that quantizers see: of training questions, never of the test split."""
+        section = self.study.pack
+        if section.text:
+            return [e.ids for e in self._file_texts(section.text)][: section.texts]
+        trained = [p for p in self.prompted if p.split == "train"][: section.texts]
+        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in trained]
 
     def _cell(self, precision: str, exchanges: Sequence[Exchange]) -> dict[str, object]:
         return self.runs_on(precision) | {"exchanges": exchanges_digest(exchanges)}
@@ -339,7 +373,11 @@ class Pipeline:
         }
 
     def _file(self, precision: str) -> dict[str, object]:
-        """Which GGUF file runs a precision; nothing where the checkpoint itself does."""
+        """Which file or checkpoint runs a precision; nothing where the model's own does."""
+        if recipe_of(precision):
+            given = precision.removesuffix(NATIVE) in self.study.checkpoints
+            packed = self.packed(precision)
+            return {"packed": fingerprint(packed) if given else packed.parent.name}
         if BACKEND_OF[precision] == "torch":
             return {}
         if precision == GGUF_SOURCE:

@@ -19,6 +19,7 @@ from hq.cett import Span
 from hq.errors import HQError
 from hq.neurons import NeuronSet
 from hq.precisions import BACKEND_OF
+from hq.precisions.packed import RECIPES
 from hq.sampling import Sampling
 from hq.traces import StorageType
 
@@ -131,6 +132,16 @@ class CompareSection(_Section):
     text_tokens: Annotated[int, Field(ge=16)] = 1024
 
 
+class PackSection(_Section):
+    """How GPTQ and AWQ checkpoints are made of the model, for `gptq-4`, `awq-4` and their kin."""
+
+    group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 where the widths allow it, else 64
+    desc_act: bool = False  # columns in order of activation; GPTQ alone
+    sym: bool = True  # AWQ is always asymmetric
+    texts: Annotated[int, Field(ge=1)] = 128  # to calibrate with: training questions and answers
+    text: str = ""  # a file of plain text to take them from
+
+
 class SweepSection(_Section):
     """α-suppression: in which scenarios, how far, and beside how many draws of other neurons.
 
@@ -198,7 +209,17 @@ class Study(_Section):
     split: SplitSection = SplitSection()
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
+    pack: PackSection = PackSection()
+    checkpoints: dict[str, str] = {}  # existing GPTQ or AWQ checkpoints of the model, by precision
     sweep: SweepSection = SweepSection()
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _packed(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if name not in RECIPES:
+                raise ValueError(f"{name} is not read from a checkpoint: {', '.join(RECIPES)} are")
+        return given
 
     @classmethod
     def load(cls, source: str) -> Self:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import packed_files, tiny
+from tests.packed_files import PACKINGS
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,17 @@ def family(request: pytest.FixtureRequest) -> str:
 def _one_thread() -> None:
     """More threads only wait for each other on models this small."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny llama packed as a precision asks; read only."""
+    root = tmp_path_factory.mktemp("packed")
+
+    def made(precision: str) -> Path:
+        folder = root / precision
+        if not folder.exists():
+            packed_files.save("llama", folder, PACKINGS[precision])
+        return folder
+
+    return made

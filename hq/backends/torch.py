@@ -109,25 +109,30 @@ class TorchBackend:
             for (module, storage, bits, size), count in sorted(kinds.items())
         ]
 
-    def _kind(self, module: Any) -> tuple[str, str, float, int]:
-        """Class, storage type, bits a weight, size; a packed weight's features tell the last."""
-        weight: Tensor = module.weight
-        stored = weight.nbytes + self._precision.scale_bytes(module)
-        linear = isinstance(module, nn.Linear)
-        size = module.in_features * module.out_features if linear else weight.numel()
-        storage = str(weight.dtype).removeprefix("torch.")
-        return type(module).__name__, storage, round(8 * stored / size, 3), size
+    def _kind(self, module: nn.Module) -> tuple[str, str, float, int]:
+        """Class, storage type, bits a weight, size."""
+        stored = self._precision.stored(module)
+        bits = round(8 * stored.nbytes / stored.weights, 3)
+        return type(module).__name__, stored.storage, bits, stored.weights
 
     def weight_bytes(self) -> int:
         """Bytes that the weights ship in: packed ones with their scales, all others in FP16.
 
         A CPU holds the latter in FP32 to compute with; tied weights count once.
         """
-        held: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
-        tensors = {t.data_ptr(): t for t in held}
-        stored = (2 * t.numel() if t.is_floating_point() else t.nbytes for t in tensors.values())
-        scales = (self._precision.scale_bytes(m) for m in self.decoder.modules() if _projects(m))
-        return sum(stored) + sum(scales)
+        projections = [m for m in self.decoder.modules() if _projects(m)]
+        held = [*self.model.named_parameters(), *self.model.named_buffers()]
+        packed = {
+            tensor.data_ptr()
+            for module in projections
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if name != "bias"
+        }
+        rest = {t.data_ptr(): t for _, t in held if t.data_ptr() not in packed}
+        of_rest: Iterator[int] = (
+            2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
+        )
+        return sum(of_rest) + sum(self._precision.stored(m).ships for m in projections)
 
     def trace(
         self,
@@ -222,5 +227,5 @@ def usable_device(device: str | None) -> torch.device:
 
 
 def _projects(module: nn.Module) -> bool:
-    """Whether a module is a matrix product with a weight: Linear and its kin, or GPT-2's Conv1D."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    """Whether a module multiplies by a matrix: Linear and its kin, GPT-2's Conv1D, packed ones."""
+    return isinstance(module, (nn.Linear, Conv1D)) or hasattr(module, "qweight")

@@ -1,7 +1,8 @@
 """What a precision is to the torch backend: how it loads, is proven, and is dequantized."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hq.checkpoint import first_line
 from hq.errors import HQError
 from hq.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a projection's weight is stored."""
+
+    storage: str  # a dtype, or a scheme of packing
+    nbytes: int  # codes, scales and zero points
+    weights: int  # how many numbers that stands for
+
+    @property
+    def ships(self) -> int:
+        """Bytes that it ships in: a CPU holds in FP32 what ships in FP16."""
+        return 2 * self.weights if self.storage.startswith(("float", "bfloat")) else self.nbytes
 
 
 class Precision(Protocol):
@@ -36,8 +51,8 @@ class Precision(Protocol):
         """The projection's dequantized weight, laid out as the module lays it out."""
         ...
 
-    def scale_bytes(self, module: nn.Module) -> int:
-        """Bytes of scales that are no parameter or buffer of the module."""
+    def stored(self, module: nn.Module) -> "Stored":
+        """How the projection's weight is stored, its scales counted."""
         ...
 
 
@@ -51,14 +66,14 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
     """Transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
+    placed = {"use_safetensors": True, "device_map": {"": device}}
+    return whole(path, AutoModelForCausalLM, path, **placed, **options)
+
+
+def whole(path: Path, kind: Any, source: Path | None, **options: object) -> PreTrainedModel:
+    """A model of a transformers class, frozen. HQError where `path` does not fill all of it."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            use_safetensors=True,
-            device_map={"": device},
-            output_loading_info=True,
-            **options,
-        )
+        model, info = kind.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HQError(f"{path} cannot be loaded: {first_line(error)}.") from error
     if info["missing_keys"]:

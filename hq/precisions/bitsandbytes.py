@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hq.errors import HQError
-from hq.precisions.base import PRECISIONS, compute_dtype, from_pretrained
+from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained
 
 
 class Int8:
@@ -50,10 +50,9 @@ class Int8:
         assert isinstance(weight, Tensor)
         return weight.float() * (_row_scales(module).float() / 127)[:, None]
 
-    def scale_bytes(self, module: nn.Module) -> int:
-        """One float32 a row."""
-        scales = _row_scales(module)
-        return scales.nbytes
+    def stored(self, module: nn.Module) -> Stored:
+        """Codes, and one float32 a row."""
+        return _stored(module, _row_scales(module).nbytes)
 
 
 class FourBit:
@@ -107,10 +106,10 @@ class FourBit:
         dense: Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dense
 
-    def scale_bytes(self, module: nn.Module) -> int:
-        """One scale a block."""
+    def stored(self, module: nn.Module) -> Stored:
+        """Codes, and one scale a block."""
         weight: Any = module.weight
-        return int(weight.quant_state.absmax.nbytes)
+        return _stored(module, int(weight.quant_state.absmax.nbytes))
 
 
 def _row_scales(module: nn.Module) -> Tensor:
@@ -118,6 +117,12 @@ def _row_scales(module: nn.Module) -> Tensor:
     weight, state = (getattr(module, name) for name in ("weight", "state"))
     scales: Tensor = state.SCB if weight.SCB is None else weight.SCB
     return scales
+
+
+def _stored(module: Any, scale_bytes: int) -> Stored:
+    weight: Tensor = module.weight
+    size = module.in_features * module.out_features
+    return Stored(str(weight.dtype).removeprefix("torch."), weight.nbytes + scale_bytes, size)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hq.errors import HQError
-from hq.precisions.base import PRECISIONS, compute_dtype, from_pretrained
+from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained
 
 
 class FP16:
@@ -40,9 +40,11 @@ class FP16:
         assert isinstance(weight, Tensor)
         return weight
 
-    def scale_bytes(self, module: nn.Module) -> int:
-        """None: there are no scales."""
-        return 0
+    def stored(self, module: nn.Module) -> Stored:
+        """As it is held: a CPU computes in FP32."""
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return Stored(str(weight.dtype).removeprefix("torch."), weight.nbytes, weight.numel())
 
 
 PRECISIONS.add(FP16.name, FP16())

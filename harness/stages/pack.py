@@ -1,0 +1,40 @@
+"""Stage `pack`: the checkpoint quantized by GPTQ or AWQ, calibrated on its own questions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.progress import Task
+from harness.study import PackSection
+from hq.checkpoint import text_config
+from hq.packed.making import Making, group_size, make
+from hq.precisions.packed import Recipe
+
+FOLDER = "checkpoint"
+
+
+def pack(
+    folder: Path,
+    source: Path,
+    recipe: Recipe,
+    section: PackSection,
+    texts: Sequence[tuple[int, ...]],
+    task: Task,
+) -> None:
+    """Writes the checkpoint."""
+    making = Making(
+        source=source,
+        method=recipe.method,
+        bits=recipe.bits,
+        group_size=section.group_size or group_size(widths(source)),
+        desc_act=section.desc_act and recipe.method == "gptq",
+        sym=section.sym and recipe.method == "gptq",
+        texts=tuple(texts),
+    )
+    make(making, folder / FOLDER, lambda: task.advance(1))
+
+
+def widths(source: Path) -> list[int]:
+    """Inputs of the projections inside the layers: the model's width and the FFN's."""
+    config = text_config(source)
+    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return [config.hidden_size, config.intermediate_size, config.num_attention_heads * heads]

@@ -1,0 +1,325 @@
+"""Packed checkpoints are read exactly, and refused in a sentence where they are damaged."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from hq.backends.torch import TorchBackend
+from hq.errors import HQError
+from hq.packed.checkpoint import PackedCheckpoint, PackedLayer, Scheme, scheme_of
+from hq.packed.layout import unpack
+from hq.packed.making import Making, group_size, make
+from hq.packed.rounding import rounded
+from hq.precisions.packed import NATIVE, require_right
+from tests import packed_files, tiny, tiny_tokenizers
+from tests.packed_files import PACKINGS, Packing
+
+ASYM = [
+    Packing(bits=bits, sym=False, desc_act=desc_act, format=format)
+    for bits in (2, 3, 4, 8)
+    for desc_act in (False, True)
+    for format in ("gptq", "gptq_v2")
+]
+
+
+def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Tensor]:
+    """A packed projection, and what it stands for."""
+    parts, dense = packed_files.tensors(weight, packing)
+    return PackedLayer("l", Scheme.model_validate(packing.config), parts), dense
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([2, 3, 4, 8]), st.integers(0, 2**32))
+def test_codes_are_unpacked_as_they_were_packed(bits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(1 << bits, (64, 5), generator=generator)
+    words = torch.tensor([packed_files.stream(c.tolist(), bits) for c in codes.T]).T.int()
+    torch.testing.assert_close(unpack(words, bits, 64).long(), codes)
+
+
+@pytest.mark.parametrize("packing", [*ASYM, *PACKINGS.values()], ids=str)
+def test_weights_are_those_that_were_packed(packing):
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(1))
+    packed, dense = layer(weight, packing)
+    torch.testing.assert_close(packed.dense(), dense, rtol=0, atol=0)
+    error = float((dense - weight).norm() / weight.norm())
+    assert error < {2: 0.6, 3: 0.3, 4: 0.15, 8: 0.01}[packing.bits]
+    assert (packed.d_in, packed.d_out) == (128, 32)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_zero_point_of_zero_is_read_as_zero(bits):
+    """Format v1 stores it as -1, which borrows from the zero point beside it."""
+    weight = torch.rand(32, 64, generator=torch.Generator().manual_seed(0))
+    weight[::2] *= -1  # these rows have the highest zero point
+    packed, dense = layer(weight, Packing(bits=bits, sym=False))
+    torch.testing.assert_close(packed.dense(), dense, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", PACKINGS)
+def test_a_whole_model_computes_with_the_packed_weights(precision, packed):
+    with TorchBackend(packed(precision), precision, device="cpu") as backend:
+        checkpoint = PackedCheckpoint(packed(precision))
+        assert len(checkpoint.names) == 21
+        for name, module in backend.model.named_modules():
+            if name in checkpoint.names:
+                torch.testing.assert_close(
+                    module.weight, checkpoint.layer(name).dense(), rtol=0, atol=0
+                )
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_a_config_of_its_own_is_read(name, tmp_path):
+    """auto-gptq and AutoAWQ write one: transformers would load a random model without a word."""
+    packing = PACKINGS["awq-4" if name == "quant_config.json" else "gptq-4"]
+    packed_files.save("llama", tmp_path / "c", packing)
+    config = json.loads((tmp_path / "c/config.json").read_text())
+    stated = config.pop("quantization_config")
+    (tmp_path / "c/config.json").write_text(json.dumps(config))
+    if name == "quant_config.json":
+        stated = {"w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}
+    (tmp_path / "c" / name).write_text(json.dumps(stated))
+    precision = f"{packing.method}-4"
+    with TorchBackend(tmp_path / "c", precision, device="cpu") as backend:
+        assert backend.audit()[0].storage.startswith(packing.method)
+    with pytest.raises(HQError, match=r"is quantized already|lacks \d+ weights"):
+        TorchBackend(tmp_path / "c", "fp16", device="cpu")
+
+
+@pytest.fixture
+def damaged(packed, tmp_path) -> Path:
+    return Path(shutil.copytree(packed("gptq-4"), tmp_path / "damaged"))
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    file = folder / "model.safetensors"
+    tensors = dict(load_file(file))
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+UP = "model.layers.1.mlp.up_proj"
+EDITS = {
+    "no scales": (lambda t: t.pop(f"{UP}.scales"), rf"lacks {UP}.scales"),
+    "no zeros": (lambda t: t.pop(f"{UP}.qzeros"), rf"lacks {UP}.qzeros"),
+    "short scales": (
+        lambda t: t.update({f"{UP}.scales": t[f"{UP}.scales"][:, :5].clone()}),
+        "has the shape",
+    ),
+    "other codes": (
+        lambda t: t.update({f"{UP}.qweight": t[f"{UP}.qweight"][:3].clone()}),
+        "has the shape",
+    ),
+    "other groups": (
+        lambda t: t.update({f"{UP}.g_idx": t[f"{UP}.g_idx"] + 1}),
+        "names group 1 of 1",
+    ),
+    "negative groups": (lambda t: t.update({f"{UP}.g_idx": t[f"{UP}.g_idx"] - 1}), "names group"),
+    "nan": (lambda t: t[f"{UP}.scales"].fill_(float("nan")), "not finite"),
+    "no norm": (lambda t: t.pop("model.norm.weight"), "lacks 1 weights"),
+    "nothing packed": (
+        lambda t: [
+            t.pop(k) for k in list(t) if k.endswith(("qweight", "qzeros", "scales", "g_idx"))
+        ],
+        "no tensor in it is packed",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_damaged_tensors_are_named(edit, damaged):
+    change(damaged, EDITS[edit][0])
+    with pytest.raises(HQError, match=EDITS[edit][1]):
+        TorchBackend(damaged, "gptq-4", device="cpu")
+
+
+CONFIGS = {
+    "bits": ({"bits": 8}, "not gptq-4"),
+    "group": ({"group_size": 32}, "has the shape"),
+    "method": ({"quant_method": "awq", "checkpoint_format": "gemm"}, "not gptq-4"),
+    "format": ({"checkpoint_format": "marlin"}, "format 'marlin', which hq does not read"),
+    "no bits": ({"bits": None}, "cannot be used: bits"),
+    "five bits": ({"bits": 5}, "cannot be used: bits"),
+    "unknown method": ({"quant_method": "hqq"}, "cannot be used: quant_method"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_that_does_not_fit_is_refused(config, damaged):
+    file = damaged / "config.json"
+    values = json.loads(file.read_text())
+    values["quantization_config"] |= CONFIGS[config][0]
+    file.write_text(json.dumps(values))
+    with pytest.raises(HQError, match=CONFIGS[config][1]):
+        TorchBackend(damaged, "gptq-4", device="cpu")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated_weights_are_refused(share, damaged):
+    file = damaged / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(HQError, match="no whole safetensors file"):
+        TorchBackend(damaged, "gptq-4", device="cpu")
+
+
+def test_broken_json_is_refused(damaged):
+    (damaged / "config.json").unlink()
+    (damaged / "quantize_config.json").write_text("{")
+    with pytest.raises(HQError, match="cannot be read"):
+        scheme_of(damaged)
+
+
+def test_a_dense_checkpoint_is_not_packed(checkpoint):
+    with pytest.raises(HQError, match="does not say that it is quantized"):
+        TorchBackend(checkpoint("llama"), "gptq-4", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "has"), [("gptq-8", "gptq-4"), ("awq-4", "gptq-4"), ("gptq-4", "awq-4")]
+)
+def test_another_precision_is_not_reported_under_its_name(asked, has, packed):
+    with pytest.raises(HQError, match=f"not {asked}"):
+        TorchBackend(packed(has), asked, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("gptq-4", 4.31), ("gptq-8", 8.38), ("gptq-3", 3.3), ("awq-4", 4.31)]
+)
+def test_packed_weights_count_as_they_ship(precision, bits, packed):
+    """Codes, and a scale and a zero point a group of 64; GPTQ's order of inputs comes on top."""
+    checkpoint = PackedCheckpoint(packed(precision))
+    layers = list(checkpoint.layers())
+    with TorchBackend(packed(precision), precision, device="cpu") as backend:
+        for row in backend.audit():
+            assert row.storage == str(checkpoint.scheme)
+            assert bits - 0.02 <= row.bits_per_weight <= bits + 1.02
+        rest = sum(2 * tensor.numel() for tensor in checkpoint.others().values())
+        assert 0 <= backend.weight_bytes() - rest - sum(one.nbytes for one in layers) < 1024
+
+
+def test_group_sizes():
+    assert group_size([4096, 11008]) == 128
+    assert group_size([576, 1536]) == 64
+    with pytest.raises(HQError, match="do not divide"):
+        group_size([100])
+
+
+@pytest.mark.parametrize("sym", [True, False])
+def test_rounding_is_nearest(sym):
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+    errors = [float((rounded(weight, bits, 64, sym) - weight).abs().max()) for bits in (2, 3, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    groups = weight.view(8, 2, 64)
+    spread = (2 * groups.abs().amax(-1) if sym else groups.amax(-1) - groups.amin(-1)).max() / 255
+    assert errors[-1] <= float(spread) * (1 if sym else 0.75)
+    with pytest.raises(HQError, match="do not divide"):
+        rounded(weight, 4, 60, sym)
+
+
+def test_making_without_the_library_names_the_extra(monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setattr("hq.packed.making.find_spec", lambda _: None)
+    making = Making(
+        source=checkpoint("llama"), method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
+    )
+    with pytest.raises(HQError, match=r"pip install 'hq\[gptq\]'"):
+        make(making, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+# --- beside gptqmodel, which is an extra
+
+
+@pytest.fixture(scope="module")
+def library():
+    return pytest.importorskip("gptqmodel")
+
+
+def modules(library, folder, backend, dtype):
+    model = library.GPTQModel.load(
+        str(folder), backend=library.BACKEND(backend), device="cpu", dtype=dtype
+    )
+    return dict(model.model.named_modules())
+
+
+@pytest.mark.parametrize(
+    "packing",
+    [p for p in [*ASYM, *PACKINGS.values()] if p.bits > 2 and p.method == "gptq"],
+    ids=str,
+)
+def test_weights_are_those_of_the_library(packing, library, tmp_path):
+    packed_files.save("llama", tmp_path / "c", packing)
+    theirs = modules(library, tmp_path / "c", "gptq_torch", torch.float16)
+    for one in PackedCheckpoint(tmp_path / "c").layers():
+        dense = theirs[one.name].dequantize_weight().T
+        torch.testing.assert_close(one.dense(), dense.float(), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", PACKINGS)
+def test_native_computes_what_exact_does(precision, library, packed):
+    exchanges = tiny.exchanges()
+    with TorchBackend(packed(precision), precision, device="cpu") as exact:
+        right = {row: logits for row, logits in exact.logits(exchanges)}
+        audit, norms = exact.audit(), exact.norms
+    with TorchBackend(packed(precision), precision + NATIVE, device="cpu") as native:
+        assert [(r.storage, r.bits_per_weight, r.count) for r in native.audit()] == [
+            (r.storage, r.bits_per_weight, r.count) for r in audit
+        ]
+        assert native.audit()[0].module not in ("Linear", audit[0].module)
+        found = {row: logits for row, logits in native.logits(exchanges)}
+        torch.testing.assert_close(
+            torch.tensor(native.norms), torch.tensor(norms), rtol=2e-3, atol=0
+        )
+    for row, logits in right.items():
+        error = ((found[row] - logits) ** 2).sum() / (logits**2).sum()
+        assert error**0.5 < 0.05
+
+
+def test_a_kernel_that_ignores_zero_points_is_caught(library, tmp_path):
+    """gptqmodel's fused kernel, its own choice in float32 on a CPU."""
+    packed_files.save("llama", tmp_path / "c", Packing(sym=False))
+    theirs = modules(library, tmp_path / "c", "gptq_torch_fused", torch.float32)
+    one = PackedCheckpoint(tmp_path / "c").layer("model.layers.0.mlp.up_proj")
+    with pytest.raises(HQError, match=r"TorchFusedLinear gives .*up_proj a product that is off by"):
+        require_right(theirs[one.name], one, one.dense(), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"sym": False, "desc_act": True}, {"method": "awq", "sym": False}], ids=str
+)
+def test_what_the_library_makes_is_near_the_source(settings, library, checkpoint, tmp_path):
+    """GPTQ errs more than rounding on weights alone, as it spends the error where inputs are small."""
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint("llama"), source)
+    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(source)
+    texts = tuple(tuple((7 * i + 3 * j) % 120 + 5 for j in range(60)) for i in range(8))
+    values = {"method": "gptq", "bits": 4, "group_size": 64, "sym": True, **settings}
+    done = []
+    make(Making(source=source, texts=texts, **values), tmp_path / "made", lambda: done.append(1))
+    assert len(done) == tiny.LAYERS
+    weights = load_file(source / "model.safetensors")
+    made = PackedCheckpoint(tmp_path / "made")
+    assert made.scheme.desc_act == settings.get("desc_act", False)
+    for one in made.layers():
+        weight = weights[f"{one.name}.weight"].float()
+        if settings.get("method") != "awq":  # whose weights are rescaled
+            assert ((one.dense() - weight).norm() / weight.norm()) < 0.3
+    name = f"{values['method']}-4"
+    with TorchBackend(tmp_path / "made", name, device="cpu") as backend:
+        assert np.isfinite(next(iter(backend.logits(tiny.exchanges())))[1]).all()
+
+
+def test_what_the_library_cannot_make_is_said(library, tmp_path):
+    making = Making(
+        source=tmp_path / "nowhere", method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
+    )
+    with pytest.raises(HQError, match="gptqmodel could not make gptq"):
+        make(making, tmp_path / "made")
