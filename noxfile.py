@@ -20,6 +20,7 @@ PINS = ROOT / ".ci" / "constraints.txt"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-facts"
+GPTQ_NEEDS = "datasets defuser device-smi dill logbar ninja protobuf pypcre tokenicer torchao".split()
 
 
 def shared(session: nox.Session) -> None:
@@ -46,6 +47,21 @@ def with_llama(session: nox.Session) -> None:
     if not stamp.exists():
         pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
         session.run(*pip, "-e", ".[llama]", external=True)
+        stamp.touch()
+
+
+def with_gptq(session: nox.Session) -> None:
+    """The shared environment with gptqmodel in it.
+
+    It asks for one release of numpy, and works with the one that is pinned here: so what it needs
+    is installed first, and then the package alone.
+    """
+    shared(session)
+    stamp = SHARED / "gptq"
+    if not stamp.exists():
+        pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
+        session.run(*pip, *GPTQ_NEEDS, external=True)
+        session.run(*pip, "--no-deps", "gptqmodel", external=True)
         stamp.touch()
 
 
@@ -78,6 +94,20 @@ def int8(session: nox.Session) -> None:
 def int4(session: nox.Session) -> None:
     """Read the FP16 neurons at INT4 (NF4), and check results/."""
     study(session, "fp16,nf4")
+
+
+@nox.session
+def gptq(session: nox.Session) -> None:
+    """Quantize by GPTQ to 4 bits, read the FP16 neurons there, and check results/."""
+    with_gptq(session)
+    study(session, "fp16,gptq-4")
+
+
+@nox.session
+def awq(session: nox.Session) -> None:
+    """Quantize by AWQ to 4 bits, read the FP16 neurons there, and check results/."""
+    with_gptq(session)
+    study(session, "fp16,awq-4")
 
 
 @nox.session

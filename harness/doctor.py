@@ -14,11 +14,13 @@ from hq.errors import HQError
 from hq.llama.library import library
 from hq.precisions import PRECISIONS
 from hq.precisions.base import compute_dtype
+from hq.precisions.packed import NATIVE
 
 _EXTRAS = {
     "bnb": ("bitsandbytes",),
     "embedded": ("countryinfo", "airportsdata", "periodictable", "gguf"),
     "datasets": ("datasets",),
+    "gptq": ("gptqmodel",),
     "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
 }
@@ -43,7 +45,7 @@ def examine() -> list[Finding]:
         _python(),
         _torch(),
         *(_extra(name, packages) for name, packages in _EXTRAS.items()),
-        *(_kernel(name) for name in PRECISIONS),
+        *(_kernel(name) for name in PRECISIONS if not name.endswith(NATIVE)),
         _llamacpp(),
         _embedded(),
         _cache(),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests import tiny
+from tests import tiny, tiny_tokenizers
 
 AWQ_NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)  # which column each nibble of a word holds
 
@@ -44,6 +44,8 @@ class Packing:
             "sym": self.sym,
             "desc_act": self.desc_act,
             "checkpoint_format": self.format,
+            # The library reads asymmetric ones of format v1 only if it wrote them itself.
+            "meta": {"quantizer": ["gptqmodel:7.6.0"]},
         }
 
 
@@ -53,6 +55,13 @@ PACKINGS = {
     "gptq-3": Packing(bits=3),
     "awq-4": Packing(method="awq", sym=False, format="gemm"),
 }
+
+ASYMMETRIC = [
+    Packing(bits=bits, sym=False, desc_act=desc_act, format=format)
+    for bits in (2, 3, 4, 8)
+    for desc_act in (False, True)
+    for format in ("gptq", "gptq_v2")
+]
 
 
 def stream(codes: list[int], bits: int) -> list[int]:
@@ -153,5 +162,7 @@ def save(family: str, folder: Path, packing: Packing) -> dict[str, Tensor]:
     (folder / "config.json").write_text(
         json.dumps(config | {"quantization_config": packing.config})
     )
+    # The library opens no checkpoint without a tokenizer.
+    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(folder)
     shutil.rmtree(source)
     return dense

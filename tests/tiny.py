@@ -63,10 +63,12 @@ FAMILIES: dict[str, Callable[[], hf.PretrainedConfig]] = {
 }
 
 
-def model(family: str, seed: int = 0) -> hf.PreTrainedModel:
-    """A random model whose weights are FP16 values, held in FP32."""
+def model(family: str, seed: int = 0, **changes: int) -> hf.PreTrainedModel:
+    """A random model whose weights are FP16 values, held in FP32; `changes` are of its config."""
     generator = torch.Generator().manual_seed(seed)
-    made = hf.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    config = FAMILIES[family]()
+    config.update(changes)
+    made = hf.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             centre = 1.0 if parameter.ndim == 1 and parameter.mean() > 0.5 else 0.0

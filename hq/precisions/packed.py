@@ -119,8 +119,7 @@ class Native:
         return model
 
     def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
-        """Not to be had without a checkpoint."""
-        gptqmodel(self.name)
+        """Not to be had: HQError. The library's kernels run checkpoints."""
         raise HQError(f"{self.name} runs checkpoints only, so no single layer can be tried.")
 
     def holds(self, module: nn.Module) -> bool:

@@ -39,6 +39,8 @@ class Case:
     shape: float = 1e-5
     exact: bool = True
     file: str = ""  # the kind of GGUF file that it opens, in place of a checkpoint
+    packed: str = ""  # the precision whose packed checkpoint it opens
+    needs: str = ""  # a package that is an extra
 
 
 def llamacpp(kind: str, path: Path) -> Backend:
@@ -57,9 +59,25 @@ CASES = {
     ),
     "torch-nf4": Case(partial(TorchBackend, device="cpu", precision="nf4", token_budget=64)),
     "torch-fp4": Case(partial(TorchBackend, device="cpu", precision="fp4", token_budget=64)),
-    "llamacpp-f32": Case(partial(llamacpp, "f32"), file="f32"),
-    "llamacpp-q8_0": Case(partial(llamacpp, "q8_0"), shape=0.05, file="q8_0"),
-    "llamacpp-q4_0": Case(partial(llamacpp, "q4_0"), shape=0.1, file="q4_0"),
+    **{
+        f"torch-{name}": Case(
+            partial(TorchBackend, device="cpu", precision=name, token_budget=64), packed=name
+        )
+        for name in ("gptq-4", "gptq-8", "gptq-3", "awq-4")
+    },
+    **{
+        f"torch-{name}-native": Case(
+            partial(TorchBackend, device="cpu", precision=f"{name}-native", token_budget=64),
+            shape=0.05,
+            exact=False,
+            packed=name,
+            needs="gptqmodel",
+        )
+        for name in ("gptq-4", "awq-4")
+    },
+    "llamacpp-f32": Case(partial(llamacpp, "f32"), file="f32", needs="llama_cpp"),
+    "llamacpp-q8_0": Case(partial(llamacpp, "q8_0"), shape=0.05, file="q8_0", needs="llama_cpp"),
+    "llamacpp-q4_0": Case(partial(llamacpp, "q4_0"), shape=0.1, file="q4_0", needs="llama_cpp"),
 }
 
 
@@ -71,12 +89,18 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def backend(
-    case: Case, checkpoint: Callable[[str], Path], gguf: Callable[[str, str], Path]
+    case: Case,
+    checkpoint: Callable[[str], Path],
+    gguf: Callable[[str, str], Path],
+    packed: Callable[[str], Path],
 ) -> Iterator[Backend]:
     """The tiny llama, opened by the case."""
-    if case.file:
-        pytest.importorskip("llama_cpp")
-    opened = case.open(gguf("llama", case.file) if case.file else checkpoint("llama"))
+    if case.needs:
+        pytest.importorskip(case.needs)
+    if case.packed:
+        opened = case.open(packed(case.packed))
+    else:
+        opened = case.open(gguf("llama", case.file) if case.file else checkpoint("llama"))
     yield opened
     opened.close()
 

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,16 +17,8 @@ from hq.packed.checkpoint import PackedCheckpoint, PackedLayer, Scheme, scheme_o
 from hq.packed.layout import unpack
 from hq.packed.making import Making, group_size, make
 from hq.packed.rounding import rounded
-from hq.precisions.packed import NATIVE, require_right
-from tests import packed_files, tiny, tiny_tokenizers
-from tests.packed_files import PACKINGS, Packing
-
-ASYM = [
-    Packing(bits=bits, sym=False, desc_act=desc_act, format=format)
-    for bits in (2, 3, 4, 8)
-    for desc_act in (False, True)
-    for format in ("gptq", "gptq_v2")
-]
+from tests import packed_files
+from tests.packed_files import ASYMMETRIC, PACKINGS, Packing
 
 
 def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Tensor]:
@@ -45,7 +36,7 @@ def test_codes_are_unpacked_as_they_were_packed(bits, seed):
     torch.testing.assert_close(unpack(words, bits, 64).long(), codes)
 
 
-@pytest.mark.parametrize("packing", [*ASYM, *PACKINGS.values()], ids=str)
+@pytest.mark.parametrize("packing", [*ASYMMETRIC, *PACKINGS.values()], ids=str)
 def test_weights_are_those_that_were_packed(packing):
     weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(1))
     packed, dense = layer(weight, packing)
@@ -233,93 +224,3 @@ def test_making_without_the_library_names_the_extra(monkeypatch, checkpoint, tmp
     with pytest.raises(HQError, match=r"pip install 'hq\[gptq\]'"):
         make(making, tmp_path / "made")
     assert not (tmp_path / "made").exists()
-
-
-# --- beside gptqmodel, which is an extra
-
-
-@pytest.fixture(scope="module")
-def library():
-    return pytest.importorskip("gptqmodel")
-
-
-def modules(library, folder, backend, dtype):
-    model = library.GPTQModel.load(
-        str(folder), backend=library.BACKEND(backend), device="cpu", dtype=dtype
-    )
-    return dict(model.model.named_modules())
-
-
-@pytest.mark.parametrize(
-    "packing",
-    [p for p in [*ASYM, *PACKINGS.values()] if p.bits > 2 and p.method == "gptq"],
-    ids=str,
-)
-def test_weights_are_those_of_the_library(packing, library, tmp_path):
-    packed_files.save("llama", tmp_path / "c", packing)
-    theirs = modules(library, tmp_path / "c", "gptq_torch", torch.float16)
-    for one in PackedCheckpoint(tmp_path / "c").layers():
-        dense = theirs[one.name].dequantize_weight().T
-        torch.testing.assert_close(one.dense(), dense.float(), rtol=2e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("precision", PACKINGS)
-def test_native_computes_what_exact_does(precision, library, packed):
-    exchanges = tiny.exchanges()
-    with TorchBackend(packed(precision), precision, device="cpu") as exact:
-        right = {row: logits for row, logits in exact.logits(exchanges)}
-        audit, norms = exact.audit(), exact.norms
-    with TorchBackend(packed(precision), precision + NATIVE, device="cpu") as native:
-        assert [(r.storage, r.bits_per_weight, r.count) for r in native.audit()] == [
-            (r.storage, r.bits_per_weight, r.count) for r in audit
-        ]
-        assert native.audit()[0].module not in ("Linear", audit[0].module)
-        found = {row: logits for row, logits in native.logits(exchanges)}
-        torch.testing.assert_close(
-            torch.tensor(native.norms), torch.tensor(norms), rtol=2e-3, atol=0
-        )
-    for row, logits in right.items():
-        error = ((found[row] - logits) ** 2).sum() / (logits**2).sum()
-        assert error**0.5 < 0.05
-
-
-def test_a_kernel_that_ignores_zero_points_is_caught(library, tmp_path):
-    """gptqmodel's fused kernel, its own choice in float32 on a CPU."""
-    packed_files.save("llama", tmp_path / "c", Packing(sym=False))
-    theirs = modules(library, tmp_path / "c", "gptq_torch_fused", torch.float32)
-    one = PackedCheckpoint(tmp_path / "c").layer("model.layers.0.mlp.up_proj")
-    with pytest.raises(HQError, match=r"TorchFusedLinear gives .*up_proj a product that is off by"):
-        require_right(theirs[one.name], one, one.dense(), torch.float32)
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, {"sym": False, "desc_act": True}, {"method": "awq", "sym": False}], ids=str
-)
-def test_what_the_library_makes_is_near_the_source(settings, library, checkpoint, tmp_path):
-    """GPTQ errs more than rounding on weights alone, as it spends the error where inputs are small."""
-    source = tmp_path / "source"
-    shutil.copytree(checkpoint("llama"), source)
-    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(source)
-    texts = tuple(tuple((7 * i + 3 * j) % 120 + 5 for j in range(60)) for i in range(8))
-    values = {"method": "gptq", "bits": 4, "group_size": 64, "sym": True, **settings}
-    done = []
-    make(Making(source=source, texts=texts, **values), tmp_path / "made", lambda: done.append(1))
-    assert len(done) == tiny.LAYERS
-    weights = load_file(source / "model.safetensors")
-    made = PackedCheckpoint(tmp_path / "made")
-    assert made.scheme.desc_act == settings.get("desc_act", False)
-    for one in made.layers():
-        weight = weights[f"{one.name}.weight"].float()
-        if settings.get("method") != "awq":  # whose weights are rescaled
-            assert ((one.dense() - weight).norm() / weight.norm()) < 0.3
-    name = f"{values['method']}-4"
-    with TorchBackend(tmp_path / "made", name, device="cpu") as backend:
-        assert np.isfinite(next(iter(backend.logits(tiny.exchanges())))[1]).all()
-
-
-def test_what_the_library_cannot_make_is_said(library, tmp_path):
-    making = Making(
-        source=tmp_path / "nowhere", method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
-    )
-    with pytest.raises(HQError, match="gptqmodel could not make gptq"):
-        make(making, tmp_path / "made")

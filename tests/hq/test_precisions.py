@@ -19,6 +19,7 @@ from hq.errors import HQError
 from hq.precisions import PRECISIONS
 from hq.precisions.bitsandbytes import FourBit, Int8
 from hq.precisions.dense import FP16
+from hq.precisions.packed import recipe_of
 from tests import tiny
 
 Checkpoint = Callable[[str], Path]
@@ -27,7 +28,11 @@ BITSANDBYTES = ("int8", "nf4", "fp4")
 BITS = {"fp16": {32.0}, "int8": {8.25, 8.5}, "nf4": {4.5}, "fp4": {4.5}}
 
 
-@pytest.fixture(params=tuple(PRECISIONS))
+# What is read from packed checkpoints has tests of its own: test_packed.py, test_gptqmodel.py.
+MADE_WHILE_LOADING = tuple(name for name in PRECISIONS if recipe_of(name) is None)
+
+
+@pytest.fixture(params=MADE_WHILE_LOADING)
 def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[TorchBackend]:
     """The tiny llama at each precision."""
     with TorchBackend(checkpoint("llama"), request.param, device="cpu") as opened:
