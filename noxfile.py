@@ -20,7 +20,11 @@ PINS = ROOT / ".ci" / "constraints.txt"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-facts"
-GPTQ_NEEDS = "datasets defuser device-smi dill logbar ninja protobuf pypcre tokenicer torchao".split()
+GPTQ_NEEDS = (
+    "datasets defuser device-smi dill logbar ninja protobuf pypcre tokenicer torchao"
+).split()
+    "datasets defuser device-smi dill logbar ninja protobuf pypcre tokenicer torchao".split()
+)
 
 
 def shared(session: nox.Session) -> None:

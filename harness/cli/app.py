@@ -1,6 +1,7 @@
 """The application itself: its help, its output, and what becomes of errors."""
 
 import json
+import logging
 import sys
 from errno import ENOSPC
 from typing import Annotated, NoReturn
@@ -14,6 +15,8 @@ from hq.errors import HQError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+_CHATTY = ("torchao", "torch.utils._pytree")  # what they lack is nothing that hq uses
 
 out = Console()
 err = Console(stderr=True)
@@ -49,6 +52,8 @@ def print_json(value: object) -> None:
 
 def main() -> None:
     """Runs a command. Bad input is one sentence and exit code 2; Ctrl-C is exit code 130."""
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app()
     except HQError as error:
