@@ -21,9 +21,8 @@ SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-facts"
 GPTQ_NEEDS = (
-    "datasets defuser device-smi dill logbar ninja protobuf pypcre tokenicer torchao"
-).split()
-    "datasets defuser device-smi dill logbar ninja protobuf pypcre tokenicer torchao".split()
+    *("datasets", "defuser", "device-smi", "dill", "logbar", "ninja"),
+    *("protobuf", "pypcre", "tokenicer", "torchao"),
 )
 
 

@@ -1,8 +1,8 @@
-"""Where each architecture keeps its FFN: the path from a decoder layer to its down projection.
+"""Where each architecture keeps its FFN: the paths from a decoder layer to its projections.
 
-A neuron (layer, index) is a coordinate of the *input* of that projection, so this one path is all
-that hq needs to know of a family. A new family is one `add` line. A mixture of experts will name
-several projections a layer; a neuron there is (layer, expert, index).
+A neuron (layer, index) is a coordinate of the *input* of the down projection. The others tell
+whether it still is that neuron in another checkpoint. A new family is one `add` line. A mixture of
+experts will name several projections a layer; a neuron there is (layer, expert, index).
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,37 @@ from hq.registry import Registry
 class Family:
     """How one architecture names things inside its decoder (the body, without the LM head).
 
-    `layers` is the path from the decoder to its list of layers, `down` the path from a layer to its
-    down projection.
+    `layers` is the path from the decoder to its list of layers; the others are paths from a layer.
+    `norm` is what comes before the FFN, with `norm_offset` added to its weights.
     """
 
     layers: str = "layers"
     down: str = "mlp.down_proj"
+    up: str = "mlp.up_proj"
+    gate: str = "mlp.gate_proj"  # empty where there is none of its own
+    norm: str = "post_attention_layernorm"
+    norm_offset: float = 0.0
+    fused: bool = False  # `up` holds the gate too
+    transposed: bool = False  # checkpoints store weights as [d_in, d_out]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Paths of the FFN's projections."""
+        return tuple(filter(None, (self.gate, self.up, self.down)))
 
 
 _FAMILIES: Registry[Family] = Registry("model family")
-_GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text", "phi3")
-for _model_type in _GATED:
+_GEMMA = Family(norm="pre_feedforward_layernorm", norm_offset=1.0)
+for _model_type in ("llama", "mistral", "qwen2", "qwen3"):
     _FAMILIES.add(_model_type, Family())
-_FAMILIES.add("gpt2", Family(layers="h", down="mlp.c_proj"))
-_FAMILIES.add("opt", Family(layers="layers", down="fc2"))
+for _model_type in ("gemma2", "gemma3", "gemma3_text"):
+    _FAMILIES.add(_model_type, _GEMMA)
+_FAMILIES.add("phi3", Family(up="mlp.gate_up_proj", gate="", fused=True))
+_FAMILIES.add(
+    "gpt2",
+    Family(layers="h", down="mlp.c_proj", up="mlp.c_fc", gate="", norm="ln_2", transposed=True),
+)
+_FAMILIES.add("opt", Family(down="fc2", up="fc1", gate="", norm="final_layer_norm"))
 
 
 def family_of(model_type: str) -> Family:

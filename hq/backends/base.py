@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,6 +12,9 @@ from torch import Tensor
 from hq.cett import Measure, Span
 from hq.errors import HQError
 from hq.neurons import ModelIdentity
+
+if TYPE_CHECKING:
+    from hq.ffn import FFNs
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,10 @@ class Backend(Protocol):
 
     def weight_bytes(self) -> int:
         """Bytes that the weights take in memory, embeddings and scales included."""
+        ...
+
+    def ffns(self) -> "FFNs":
+        """The weights of each layer's FFN, dequantized."""
         ...
 
     def trace(

@@ -13,6 +13,7 @@ from hq.backends.llamacpp_decoding import LlamaDecoding
 from hq.backends.llamacpp_tails import MAX_ROWS, Tails, read_prefix
 from hq.cett import Measure, Span
 from hq.errors import HQError
+from hq.ffn import FFNs, of_gguf
 from hq.gguf.file import GGUFFile
 from hq.llama.model import Context, LlamaModel
 from hq.llama.tap import Scales, Tap
@@ -89,6 +90,10 @@ class LlamaBackend:
             tap, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
         )
         return context, tap
+
+    def ffns(self) -> FFNs:
+        """The weights of each layer's FFN, dequantized."""
+        return of_gguf(self.file)
 
     def trace(
         self,

@@ -23,6 +23,7 @@ from hq.cett import Measure, Span, column_norms
 from hq.checkpoint import identity, text_config
 from hq.errors import HQError
 from hq.families import down_projections, family_of
+from hq.ffn import FFNs, of_modules
 from hq.neurons import ModelIdentity
 from hq.precisions import PRECISIONS
 
@@ -84,9 +85,9 @@ class TorchBackend:
     def _norms(self) -> list[Float[Tensor, " d_ff"]]:
         return [column_norms(self._dense(down)) for down in self.downs]
 
-    def _dense(self, down: nn.Module) -> Float[Tensor, "d_model d_ff"]:
-        dense = self._precision.dense(down)
-        return dense.T if isinstance(down, Conv1D) else dense
+    def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
+        dense = self._precision.dense(projection)
+        return dense.T if isinstance(projection, Conv1D) else dense
 
     @property
     def _vocabulary(self) -> int:
@@ -133,6 +134,17 @@ class TorchBackend:
             2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
         )
         return sum(of_rest) + sum(self._precision.stored(m).ships for m in projections)
+
+    def ffns(self) -> FFNs:
+        """The weights of each layer's FFN, dequantized."""
+
+        def bits(module: nn.Module) -> float:
+            stored = self._precision.stored(module)
+            return 8 * stored.ships / stored.weights
+
+        layers = self.decoder.get_submodule(self._family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return of_modules(list(layers), self._family, self._dense, bits)
 
     def trace(
         self,

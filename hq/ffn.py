@@ -1,0 +1,152 @@
+"""The weights of FFNs, dequantized, layer by layer: of a checkpoint, a loaded model, a GGUF file.
+
+Only one layer is in memory at a time, whatever the model.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from hq.checkpoint import text_config, weight_files
+from hq.errors import HQError
+from hq.families import Family, family_of
+from hq.gguf.file import GGUFFile
+
+
+class FFN(NamedTuple):
+    """One layer's FFN, with the norm's weights before it multiplied into what reads."""
+
+    gate: Float[Tensor, "d_ff d_model"] | None
+    up: Float[Tensor, "d_ff d_model"]
+    down: Float[Tensor, "d_model d_ff"]
+    bits: float = 16.0  # of a weight as it is stored, where the three differ the fewest
+
+    @property
+    def reads(self) -> list[Float[Tensor, "d_ff d_model"]]:
+        """The matrices whose rows a neuron reads with."""
+        return [self.up] if self.gate is None else [self.gate, self.up]
+
+    @property
+    def parts(self) -> list[Float[Tensor, "d_ff d_model"]]:
+        """All of a neuron's vectors, as rows."""
+        return [*self.reads, self.down.T]
+
+    def at(self, places: Int[Tensor, " k"]) -> "FFN":
+        """These neurons alone, in this order."""
+        gate = None if self.gate is None else self.gate[places]
+        return FFN(gate, self.up[places], self.down[:, places], self.bits)
+
+    def turned(self, rotation: Float[Tensor, "d_model d_model"]) -> "FFN":
+        """In another basis of the residual stream, which neurons know nothing of."""
+        gate = None if self.gate is None else self.gate @ rotation
+        return FFN(gate, self.up @ rotation, rotation.T @ self.down, self.bits)
+
+
+class FFNs(Sequence[FFN]):
+    """The FFN of each layer, read anew each time that it is asked for."""
+
+    def __init__(self, count: int, read: Callable[[int], FFN]) -> None:
+        self._count = count
+        self._read = read
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, layer: int) -> FFN: ...
+    @overload
+    def __getitem__(self, layer: slice) -> list[FFN]: ...
+    def __getitem__(self, layer: int | slice) -> FFN | list[FFN]:
+        if isinstance(layer, slice):
+            return [self._read(i) for i in range(self._count)[layer]]
+        if not 0 <= layer < self._count:
+            raise IndexError(layer)
+        return self._read(layer)
+
+
+def of_checkpoint(path: Path) -> FFNs:
+    """The FFNs of a dense checkpoint. HQError for one that is packed, or lacks a weight."""
+    config = text_config(path)
+    family = family_of(config.model_type)
+    places: dict[str, Path] = {}
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as opened:
+            places |= dict.fromkeys(opened.keys(), file)
+
+    def tensor(layer: int, name: str) -> Tensor:
+        ending = f"{family.layers}.{layer}.{name}.weight"
+        found = next((n for n in places if f".{n}".endswith(f".{ending}")), None)
+        if found is None:
+            raise HQError(f"{path} lacks {ending}: name the dense checkpoint.")
+        with safe_open(places[found], framework="pt") as opened:
+            read: Tensor = opened.get_tensor(found)
+        return read.float()
+
+    def weight(layer: int, name: str) -> Tensor:
+        read = tensor(layer, name)
+        return read.T if family.transposed else read
+
+    def read(layer: int) -> FFN:
+        norm = tensor(layer, family.norm) + family.norm_offset
+        return _ffn(family, lambda name: weight(layer, name), norm, 16.0)
+
+    return FFNs(int(config.num_hidden_layers), read)
+
+
+def of_modules(
+    layers: Sequence[nn.Module],
+    family: Family,
+    dense: Callable[[nn.Module], Tensor],
+    bits: Callable[[nn.Module], float],
+) -> FFNs:
+    """The FFNs of a loaded model; `dense` tells a projection's weight [d_out, d_in], and `bits` how
+    it is stored.
+    """
+
+    def read(layer: int) -> FFN:
+        module: Any = layers[layer]
+
+        def weight(name: str) -> Tensor:
+            return dense(module.get_submodule(name)).float().cpu()
+
+        norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
+        stored = min(bits(module.get_submodule(name)) for name in family.projections)
+        return _ffn(family, weight, norm, stored)
+
+    return FFNs(len(layers), read)
+
+
+def of_gguf(file: GGUFFile) -> FFNs:
+    """The FFNs of a GGUF file, whose norms have their offset in them."""
+
+    def read(layer: int) -> FFN:
+        def tensor(name: str) -> Tensor:
+            return torch.from_numpy(np.array(file.dense(f"blk.{layer}.{name}.weight")))
+
+        names = [
+            n
+            for n in ("ffn_gate", "ffn_up", "ffn_down")
+            if f"blk.{layer}.{n}.weight" in file.tensors
+        ]
+        stored = min(file.tensors[f"blk.{layer}.{n}.weight"].bits_per_weight for n in names)
+        up, down, norm = tensor("ffn_up"), tensor("ffn_down"), tensor("ffn_norm").ravel()
+        gate = tensor("ffn_gate") if "ffn_gate" in names else None
+        if gate is None and len(up) == 2 * down.shape[1]:
+            gate, up = up.chunk(2)
+        return FFN(None if gate is None else gate * norm, up * norm, down, stored)
+
+    return FFNs(file.n_layers, read)
+
+
+def _ffn(family: Family, weight: Callable[[str], Tensor], norm: Tensor, bits: float) -> FFN:
+    up = weight(family.up)
+    gate = weight(family.gate) if family.gate else None
+    if family.fused:  # the gate is the first half
+        gate, up = up.chunk(2)
+    return FFN(None if gate is None else gate * norm, up * norm, weight(family.down), bits)

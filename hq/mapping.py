@@ -1,0 +1,212 @@
+"""Whether neuron i of a variant is neuron i of its source, layer by layer, from weights alone.
+
+A neuron is what it reads, its rows of W_gate and W_up, and what it writes, its column of W_down.
+Directions are compared first: quantization turns them a little, and folding scales into them (AWQ,
+SmoothQuant) not at all. Lengths then tell how far a neuron was rescaled.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hq.ffn import FFN
+
+MATCH = 0.6  # cosine from which two neurons' vectors are one; unrelated ones stay below 5.5 / √d
+FOUND = 0.9  # share of neurons that have to match: others may have been pruned
+RESCALED = 0.1, 0.3  # how far a factor lies from the median at most, with no error, and for error
+_OUTLIERS = 0.995  # where among the factors that is looked for
+_TINY = 1e-30
+_SAMPLE = 256  # neurons by which a layer is looked for among the others
+
+
+class Relation(StrEnum):
+    """What a variant's layer is to its source's."""
+
+    IDENTICAL = "identical"  # up to quantization error
+    RESCALED = "rescaled"  # contributions compare, h does not
+    PERMUTED = "permuted"
+    MIXED = "mixed"  # rotated: no coordinate of h is a neuron of the source
+    CHANGED = "changed"  # further off than its precision explains: tuned, pruned
+    OTHER = "another"
+
+
+HOLDS = frozenset({Relation.IDENTICAL, Relation.RESCALED, Relation.PERMUTED})
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """One layer: neuron i of the source is neuron `places[i]` of the variant, where it is found."""
+
+    layer: int
+    relation: Relation
+    error: float  # median relative error of a neuron's weights, scales undone; nan where none maps
+    places: Int[Tensor, " d_ff"]
+    found: Bool[Tensor, " d_ff"]  # pruned neurons are not, and few of those in 2 bits
+    factors: Float[Tensor, " d_ff"]  # the variant's h over the source's
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether a neuron of the source can be read in the variant."""
+        return self.relation in HOLDS
+
+
+def explained(bits: float) -> float:
+    """The largest relative error of weights that a precision of so many bits explains.
+
+    A little above what rounding a normal weight to that many bits costs, GPTQ's spending of error
+    and a format's coarsest blocks included. A change that is smaller than this cannot be told from
+    quantization.
+    """
+    return next((error for low, error in _EXPLAINED if bits >= low), 1.0)
+
+
+_EXPLAINED = ((15, 2e-3), (7.5, 0.03), (5.5, 0.06), (4.9, 0.1), (3.9, 0.2), (3, 0.35), (2, 0.7))
+
+
+def map_model(source: Sequence[FFN], variant: Iterable[FFN]) -> Iterator[LayerMap]:
+    """What each layer of the variant is to the source's. Lengths must be the same.
+
+    Layers are read one at a time, and again where one has to be looked for.
+    """
+    for layer, (ours, theirs) in enumerate(zip(source, variant, strict=True)):
+        found = map_layer(layer, ours, theirs)
+        if found.relation is Relation.OTHER:
+            home = _home(theirs, source)
+            if home is not None:
+                found = replace(found, note=f"it is the source's layer {home}")
+        yield found
+
+
+def map_layer(layer: int, source: FFN, variant: FFN) -> LayerMap:
+    """What one layer of the variant is to the source's."""
+    width = len(source.up)
+    own, none = torch.arange(width), torch.zeros(width, dtype=torch.bool)
+    lost = LayerMap(layer, Relation.OTHER, torch.nan, own, none, torch.full([width], torch.nan))
+    if [part.shape for part in source.parts] != [part.shape for part in variant.parts]:
+        shapes = tuple(variant.up.shape), tuple(source.up.shape)
+        return replace(lost, note=f"its FFN is of {shapes[0]}, not {shapes[1]}")
+    placed, note = _places(source, variant), ""
+    if placed is None:
+        if _share(source.reads, variant.reads) >= FOUND:
+            return replace(lost, relation=Relation.MIXED, note="W_down mixes neurons")
+        turned = _rotation(source, variant)
+        if turned is None:
+            return replace(lost, note="no neuron is found again")
+        note = "in a rotated residual stream"
+        variant = variant.turned(turned.T)
+        placed = own, _match(source.parts, variant.parts)
+    measured = _measured(layer, source, variant.at(placed[0]), *placed)
+    return replace(measured, note=" ".join(filter(None, (measured.note, note))))
+
+
+def _measured(
+    layer: int,
+    source: FFN,
+    variant: FFN,
+    places: Int[Tensor, " d_ff"],
+    found: Bool[Tensor, " d_ff"],
+) -> LayerMap:
+    """A layer whose neurons are found: how far each is scaled, and the error that is left."""
+    tolerance = explained(variant.bits)
+    up, down = _factors(source.up, variant.up), _factors(source.down.T, variant.down.T)
+    scales = [up, down] if source.gate is None else [torch.ones_like(up), up, down]
+    errors = [_errors(*rows) for rows in zip(source.parts, variant.parts, scales, strict=True)]
+    error = float(torch.stack(errors).amax(0).median())
+    kept = LayerMap(layer, Relation.IDENTICAL, error, places, found, up)
+    # W_up's and W_down's scales cancel in a contribution; where they do not, it is another change.
+    uneven = float((up * down).log().abs().median())
+    if error > tolerance or uneven > tolerance:
+        told = (
+            f"weights are off by {max(error, uneven):.1%}; its precision explains {tolerance:.1%}"
+        )
+        return replace(kept, relation=Relation.CHANGED, note=told)
+    if not torch.equal(places, torch.arange(len(places))):
+        moved = int((places != torch.arange(len(places))).sum())
+        return replace(kept, relation=Relation.PERMUTED, note=f"{moved} neurons are elsewhere")
+    far = (up / up.median()).log().abs().quantile(_OUTLIERS)
+    if float(far) > RESCALED[0] + RESCALED[1] * error:
+        low, high = up.quantile(torch.tensor([0.05, 0.95])).tolist()
+        return replace(kept, relation=Relation.RESCALED, note=f"h × {low:.2f} to {high:.2f}")
+    return kept
+
+
+def _places(source: FFN, variant: FFN) -> tuple[Int[Tensor, " d_ff"], Bool[Tensor, " d_ff"]] | None:
+    """Where in the variant each neuron is, and which are found; None where too few are.
+
+    Those that are not at their own place are looked for among those places alone.
+    """
+    places = torch.arange(len(source.up))
+    found = _match(source.parts, variant.parts)
+    if not found.all():
+        astray = places[~found]
+        old, new = source.at(astray), variant.at(astray)
+        pairs = zip(old.parts, new.parts, strict=True)
+        best = torch.stack([_unit(a) @ _unit(b).T for a, b in pairs]).mean(0).argmax(1)
+        met = _match(old.parts, new.at(best).parts)
+        if int(torch.bincount(best[met], minlength=1).max()) > 1:
+            return None  # one neuron for two
+        places[astray[met]] = astray[best[met]]
+        found[astray[met]] = True
+    return (places, found) if float(found.float().mean()) >= FOUND else None
+
+
+def _share(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The share of rows that match in these matrices."""
+    return float(_match(ours, theirs).float().mean())
+
+
+def _match(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Bool[Tensor, " d_ff"]:
+    """Whether each row of each matrix has the direction of the other's."""
+    cosines = [(_unit(a) * _unit(b)).sum(1) for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack(cosines).amin(0) > MATCH
+
+
+def _rotation(source: FFN, variant: FFN) -> Float[Tensor, "d_model d_model"] | None:
+    """The rotation of the residual stream that takes the source to the variant, if one does.
+
+    It is fitted on one half of the neurons (orthogonal Procrustes) and judged on the other, as any
+    two models of few neurons can be turned into each other.
+    """
+    half = torch.arange(len(source.up)) % 2 == 0
+    ours, theirs = (torch.cat([part[half] for part in ffn.parts]) for ffn in (source, variant))
+    left, _, right = torch.linalg.svd(ours.T @ theirs)
+    rotation: Tensor = left @ right
+    other = (~half).nonzero().flatten()
+    judged = source.at(other).turned(rotation).parts, variant.at(other).parts
+    return rotation if _share(*judged) >= FOUND else None
+
+
+def _home(variant: FFN, source: Sequence[FFN]) -> int | None:
+    """The source's layer that a layer of the variant is, if any, by some of its neurons."""
+    some = torch.arange(min(_SAMPLE, len(variant.up)))
+    for layer, ours in enumerate(source):
+        alike = [p.shape for p in ours.parts] == [p.shape for p in variant.parts]
+        if alike and _share(ours.at(some).parts, variant.at(some).parts) >= FOUND:
+            return layer
+    return None
+
+
+def _factors(ours: Tensor, theirs: Tensor) -> Float[Tensor, " d_ff"]:
+    """The scale of each row, by least squares."""
+    factors: Tensor = (ours * theirs).sum(1) / ours.square().sum(1).clamp(min=_TINY)
+    return factors.clamp(min=_TINY)
+
+
+def _errors(ours: Tensor, theirs: Tensor, scales: Tensor) -> Float[Tensor, " d_ff"]:
+    """Relative error of each row, its scale undone."""
+    off = theirs / scales[:, None] - ours
+    return _lengths(off)[:, 0] / _lengths(ours)[:, 0]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / _lengths(rows)
+
+
+def _lengths(rows: Tensor) -> Float[Tensor, "row 1"]:
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return lengths.clamp(min=_TINY)
