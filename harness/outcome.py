@@ -13,7 +13,7 @@ from harness.environment import FIT, QUESTIONS, machine_class, versions
 from harness.pipeline import Pipeline
 from harness.samples import write_samples
 from harness.schema import Row
-from harness.stages import sample
+from harness.stages import mapping, sample
 from harness.stages.identify import NEURONS_FILE, PATH_FILE
 from harness.store import inputs_of
 from harness.study import REFERENCE
@@ -39,6 +39,8 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     write_samples(folder / "samples.jsonl", pipeline.samples)
     for name in (NEURONS_FILE, PATH_FILE):
         shutil.copyfile(pipeline.neurons_folder(REFERENCE) / name, folder / name)
+    maps = {p: pipeline.mapping(p) for p in study.precisions}
+    mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
     speeds = [(p, pipeline.uncertainty(p).tokens_per_second) for p in study.precisions]
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
     (folder / "speed.csv").write_text("precision,prompt_tokens_per_second\n" + "".join(lines))
@@ -86,6 +88,7 @@ def built_from(pipeline: Pipeline) -> dict[str, object]:
     """
     precisions = pipeline.study.precisions
     folders = {
+        "map": pipeline.mapping,
         "trace": pipeline.traces_folder,
         "identify": pipeline.neurons_folder,
         "uncertainty": pipeline.uncertainty_folder,

@@ -15,15 +15,17 @@ from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import KINDS, Row
 from harness.sources import gguf_of, resolve_model
-from harness.stages import gguf, identify, pack, sample, trace, uncertainty
+from harness.stages import gguf, identify, mapping, pack, sample, trace, uncertainty
 from harness.stages.compare import Comparison
 from harness.store import Store, digest
 from harness.study import REFERENCE, SAMPLERS, Study
 from hq.backends.base import Backend, Exchange
+from hq.backends.mapped import MappedBackend
 from hq.backends.opening import max_rows, open_backend
 from hq.cett import Measure, Span
 from hq.checkpoint import end_tokens, file_digests, fingerprint, first_line, identity, resolve
 from hq.errors import HQError
+from hq.ffn import of_checkpoint
 from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.precisions import BACKEND_OF
@@ -62,6 +64,8 @@ class Pipeline:
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
                 tables[name] += rows
+            probe = [(n.layer, n.index) for n in self.neurons(REFERENCE).neurons]
+            tables["mapping"].append(mapping.summary(self.mapping(precision), precision, probe))
         return tables
 
     def comparison(self, precision: str) -> Comparison:
@@ -288,7 +292,30 @@ class Pipeline:
         stops = form.stop_ids(self.tokenizer) | end_tokens(self.path)
         return Ending(stops, form.stop_strings, self._decode)
 
+    def mapping(self, precision: str) -> Path:
+        """Stage `map`: where a precision has the source's neurons."""
+        inputs = self.runs_on(precision)
+
+        def make(folder: Path) -> None:
+            with self.progress.task(f"map {precision}", self.model.n_layers, "layers") as task:
+                variant = self._load(precision).ffns()
+                mapping.build(folder, of_checkpoint(self.path), variant, task)
+
+        return self.store.build("map", inputs, make)
+
     def backend(self, precision: str) -> Backend:
+        """The model at a precision, its neurons where the source has them.
+
+        Raises HQError where they are not the source's neurons: no figure is taken there.
+        """
+        if precision == REFERENCE:
+            return self._load(precision)
+        folder = self.mapping(precision)
+        mapping.require(folder, precision)
+        loaded, neurons = self._load(precision), mapping.read(folder)
+        return MappedBackend(loaded, neurons.places) if neurons.moved else loaded
+
+    def _load(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""
         if self._loaded is None or self._loaded.precision != precision:
             if self._loaded is not None:

@@ -10,7 +10,13 @@ from harness.schema import KINDS, Tables
 from hq.errors import HQError
 
 PROVENANCE_FILE = "provenance.json"
-CELL_STAGES = ("trace", "identify", "uncertainty", "sweep")  # stages with an artefact a precision
+CELL_STAGES = (
+    "map",
+    "trace",
+    "identify",
+    "uncertainty",
+    "sweep",
+)  # stages with an artefact a precision
 
 Facts = dict[str, Any]
 

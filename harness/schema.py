@@ -125,6 +125,28 @@ class Model(Row):
     kl: Estimate = Field(description="mean KL(FP16 ‖ this) a token on held-out text, in nats")
 
 
+class Mapped(Row):
+    """Whether neuron i still is neuron i, told from the weights that were really loaded."""
+
+    precision: str = Field(description="how the checkpoint is run")
+    layers: str = Field(
+        description="identical: up to the error of the format; rescaled: contributions compare, h "
+        "does not; permuted: read at their new places. Anything else is refused"
+    )
+    bits: float = Field(description="of a stored FFN weight, scales included: the fewest")
+    error: float = Field(
+        description="relative error of a neuron's dequantized weights, rescaling undone: median "
+        "over neurons, then over layers"
+    )
+    error_worst: float = Field(description="the same in the layer where it is largest")
+    worst: int = Field(description="which layer that is")
+    found: float = Field(description="share of the model's neurons whose directions are kept")
+    probe: int = Field(description="neurons in the FP16 probe")
+    probe_found: int = Field(description="those of them whose directions are kept")
+    h_low: float = Field(description="h here over h at FP16, by the weights: 5% of neurons below")
+    h_high: float = Field(description="5% of neurons above")
+
+
 class Transfer(Row):
     """Whether the probe tells compliance from resistance in a scenario that it was not found on."""
 
@@ -239,6 +261,7 @@ KINDS: dict[str, Tables] = {
         "controls": (Control, ("precision", "control")),
         "fidelity": (Fidelity, ("precision", "group")),
         "model": (Model, ("precision",)),
+        "mapping": (Mapped, ("precision",)),
     },
     "sweep": {
         "transfer": (Transfer, ("precision", "scenario")),

@@ -105,9 +105,7 @@ def of_modules(
     dense: Callable[[nn.Module], Tensor],
     bits: Callable[[nn.Module], float],
 ) -> FFNs:
-    """The FFNs of a loaded model; `dense` tells a projection's weight [d_out, d_in], and `bits` how
-    it is stored.
-    """
+    """The FFNs of a loaded model; `dense` tells a projection's weight, [d_out, d_in]."""
 
     def read(layer: int) -> FFN:
         module: Any = layers[layer]

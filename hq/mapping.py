@@ -43,6 +43,7 @@ class LayerMap:
 
     layer: int
     relation: Relation
+    bits: float  # of a weight as the variant stores it
     error: float  # median relative error of a neuron's weights, scales undone; nan where none maps
     places: Int[Tensor, " d_ff"]
     found: Bool[Tensor, " d_ff"]  # pruned neurons are not, and few of those in 2 bits
@@ -86,7 +87,9 @@ def map_layer(layer: int, source: FFN, variant: FFN) -> LayerMap:
     """What one layer of the variant is to the source's."""
     width = len(source.up)
     own, none = torch.arange(width), torch.zeros(width, dtype=torch.bool)
-    lost = LayerMap(layer, Relation.OTHER, torch.nan, own, none, torch.full([width], torch.nan))
+    lost = LayerMap(
+        layer, Relation.OTHER, variant.bits, torch.nan, own, none, torch.full([width], torch.nan)
+    )
     if [part.shape for part in source.parts] != [part.shape for part in variant.parts]:
         shapes = tuple(variant.up.shape), tuple(source.up.shape)
         return replace(lost, note=f"its FFN is of {shapes[0]}, not {shapes[1]}")
@@ -117,7 +120,7 @@ def _measured(
     scales = [up, down] if source.gate is None else [torch.ones_like(up), up, down]
     errors = [_errors(*rows) for rows in zip(source.parts, variant.parts, scales, strict=True)]
     error = float(torch.stack(errors).amax(0).median())
-    kept = LayerMap(layer, Relation.IDENTICAL, error, places, found, up)
+    kept = LayerMap(layer, Relation.IDENTICAL, variant.bits, error, places, found, up)
     # W_up's and W_down's scales cancel in a contribution; where they do not, it is another change.
     uneven = float((up * down).log().abs().median())
     if error > tolerance or uneven > tolerance:

@@ -107,7 +107,12 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
     before = stages(tmp_path / "cache" / "store")
     assert hq("study", "run", tiny_study, "--precisions", "int8", "--into", "more").code == 0
     added = stages(tmp_path / "cache" / "store") - before
-    assert sorted(name.split("-")[0] for name in added) == ["identify", "trace", "uncertainty"]
+    assert sorted(name.split("-")[0] for name in added) == [
+        "identify",
+        "map",
+        "trace",
+        "uncertainty",
+    ]
     assert read_table(Path("more"), "detection")["precision"].to_list() == ["fp16", "int8"]
 
 

@@ -1,0 +1,133 @@
+"""Stage `map`: whether a precision's neurons are the checkpoint's, told from the loaded weights."""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from safetensors.numpy import load_file, save_file
+
+from harness.progress import Task
+from harness.schema import Mapped
+from hq.errors import HQError
+from hq.ffn import FFN
+from hq.mapping import HOLDS, LayerMap, map_model
+
+LAYERS_FILE = "layers.csv"
+_ARRAYS_FILE = "neurons.safetensors"
+_NAMED = 3  # layers that a refusal names
+
+
+class NeuronMap(NamedTuple):
+    """Where a precision has each neuron of the source."""
+
+    places: Int[np.ndarray, "layer d_ff"]
+    found: Bool[np.ndarray, "layer d_ff"]
+    factors: Float[np.ndarray, "layer d_ff"]  # this precision's h over the source's
+
+    @property
+    def moved(self) -> bool:
+        """Whether any neuron is not at its own place."""
+        return bool((self.places != np.arange(self.places.shape[1])).any())
+
+
+class LayerRow(NamedTuple):
+    """One line of layers.csv."""
+
+    layer: int
+    relation: str
+    bits: float  # of a stored weight, scales included
+    error: float
+    found: float  # share of neurons
+    h_low: float  # 5% and 95% of the factors
+    h_high: float
+    note: str
+
+
+def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Task) -> None:
+    """Writes layers.csv, and each neuron's place and factor."""
+    maps: list[LayerMap] = []
+    for found in map_model(source, variant):
+        maps.append(found)
+        task.advance(1)
+    with (folder / LAYERS_FILE).open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(LayerRow._fields)
+        lines.writerows(map(_row, maps))
+    arrays = {
+        name: np.stack([getattr(m, name).numpy() for m in maps]) for name in NeuronMap._fields
+    }
+    save_file(arrays, folder / _ARRAYS_FILE)
+
+
+def _row(one: LayerMap) -> LayerRow:
+    low, high = np.quantile(one.factors.numpy(), [0.05, 0.95])
+    return LayerRow(
+        layer=one.layer,
+        relation=str(one.relation),
+        bits=round(one.bits, 3),
+        error=round(one.error, 6),
+        found=round(float(one.found.float().mean()), 6),
+        h_low=round(float(low), 6),
+        h_high=round(float(high), 6),
+        note=one.note,
+    )
+
+
+def read(folder: Path) -> NeuronMap:
+    """What a finished stage holds."""
+    return NeuronMap(**load_file(folder / _ARRAYS_FILE))
+
+
+def rows(folder: Path) -> list[LayerRow]:
+    """A line a layer."""
+    with (folder / LAYERS_FILE).open(newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        kinds = LayerRow.__annotations__
+        return [LayerRow(**{k: kinds[k](v) for k, v in line.items()}) for line in lines]
+
+
+def write_layers(into: Path, folders: Mapping[str, Path]) -> None:
+    """The lines of several precisions in one file."""
+    with into.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(("precision", *LayerRow._fields))
+        for precision, folder in folders.items():
+            lines.writerows((precision, *row) for row in rows(folder))
+
+
+def require(folder: Path, precision: str) -> None:
+    """Raises HQError where some layer's neurons are not the source's, naming the layers."""
+    refused = [row for row in rows(folder) if row.relation not in HOLDS]
+    if refused:
+        named = ", ".join(f"{row.layer} ({row.note})" for row in refused[:_NAMED])
+        more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+        raise HQError(
+            f"At {precision} neurons are not those of the source in {len(refused)} layers: "
+            f"{refused[0].relation}; layers {named}{more}. Indices found on the source mean "
+            "nothing there: identify neurons on that checkpoint itself."
+        )
+
+
+def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> Mapped:
+    """The table's row."""
+    layers, neurons = rows(folder), read(folder)
+    kinds = Counter(row.relation for row in layers)
+    errors = np.array([row.error for row in layers])
+    low, high = np.quantile(neurons.factors, [0.05, 0.95])
+    return Mapped(
+        precision=precision,
+        layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
+        bits=min(row.bits for row in layers),
+        error=float(np.median(errors)),
+        error_worst=float(errors.max()),
+        worst=int(errors.argmax()),
+        found=float(neurons.found.mean()),
+        probe=len(probe),
+        probe_found=sum(bool(neurons.found[layer, index]) for layer, index in probe),
+        h_low=float(low),
+        h_high=float(high),
+    )
