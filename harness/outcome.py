@@ -39,7 +39,7 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     write_samples(folder / "samples.jsonl", pipeline.samples)
     for name in (NEURONS_FILE, PATH_FILE):
         shutil.copyfile(pipeline.neurons_folder(REFERENCE) / name, folder / name)
-    maps = {p: pipeline.mapping(p) for p in study.precisions}
+    maps = {p: pipeline.variants.mapping(p) for p in study.precisions}
     mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
     speeds = [(p, pipeline.uncertainty(p).tokens_per_second) for p in study.precisions]
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
@@ -88,7 +88,7 @@ def built_from(pipeline: Pipeline) -> dict[str, object]:
     """
     precisions = pipeline.study.precisions
     folders = {
-        "map": pipeline.mapping,
+        "map": pipeline.variants.mapping,
         "trace": pipeline.traces_folder,
         "identify": pipeline.neurons_folder,
         "uncertainty": pipeline.uncertainty_folder,

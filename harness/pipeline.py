@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,24 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
-from harness.environment import CONVERT, FIT, PACK, engine, machine_class, versions
+from harness.environment import FIT, machine_class, versions
 from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import KINDS, Row
-from harness.sources import gguf_of, resolve_model
-from harness.stages import gguf, identify, mapping, pack, sample, trace, uncertainty
+from harness.sources import resolve_model
+from harness.stages import identify, mapping, sample, trace, uncertainty
 from harness.stages.compare import Comparison
 from harness.store import Store, digest
 from harness.study import REFERENCE, SAMPLERS, Study
+from harness.variants import SPELLING, Variants
 from hq.backends.base import Backend, Exchange
-from hq.backends.mapped import MappedBackend
-from hq.backends.opening import max_rows, open_backend
+from hq.backends.opening import max_rows
 from hq.cett import Measure, Span
-from hq.checkpoint import end_tokens, file_digests, fingerprint, first_line, identity, resolve
+from hq.checkpoint import end_tokens, first_line, identity
 from hq.errors import HQError
-from hq.ffn import of_checkpoint
-from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity, NeuronSet
-from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import PREFIX as GGUF_PREFIX
-from hq.precisions.gguf import SOURCE as GGUF_SOURCE
-from hq.precisions.packed import NATIVE, RECIPES, recipe_of
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
-
-SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-"""Files that decide what tokens are as text."""
 
 
 @dataclass
@@ -47,15 +38,12 @@ class Pipeline:
     store: Store
     progress: Progress
 
-    def __post_init__(self) -> None:
-        self._loaded: Backend | None = None
-
     def __enter__(self) -> "Pipeline":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._loaded is not None:
-            self._loaded.close()
+        if "variants" in vars(self):
+            self.variants.close()
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
@@ -65,7 +53,9 @@ class Pipeline:
             for name, rows in self.comparison(precision).tables().items():
                 tables[name] += rows
             probe = [(n.layer, n.index) for n in self.neurons(REFERENCE).neurons]
-            tables["mapping"].append(mapping.summary(self.mapping(precision), precision, probe))
+            tables["mapping"].append(
+                mapping.summary(self.variants.mapping(precision), precision, probe)
+            )
         return tables
 
     def comparison(self, precision: str) -> Comparison:
@@ -292,86 +282,16 @@ class Pipeline:
         stops = form.stop_ids(self.tokenizer) | end_tokens(self.path)
         return Ending(stops, form.stop_strings, self._decode)
 
-    def mapping(self, precision: str) -> Path:
-        """Stage `map`: where a precision has the source's neurons."""
-        inputs = self.runs_on(precision)
-
-        def make(folder: Path) -> None:
-            with self.progress.task(f"map {precision}", self.model.n_layers, "layers") as task:
-                variant = self._load(precision).ffns()
-                mapping.build(folder, of_checkpoint(self.path), variant, task)
-
-        return self.store.build("map", inputs, make)
+    @cached_property
+    def variants(self) -> Variants:
+        """The model at each precision."""
+        texts = self._calibration
+        return Variants(self.study, self.store, self.progress, self.path, self.model, texts)
 
     def backend(self, precision: str) -> Backend:
-        """The model at a precision, its neurons where the source has them.
-
-        Raises HQError where they are not the source's neurons: no figure is taken there.
-        """
-        if precision == REFERENCE:
-            return self._load(precision)
-        folder = self.mapping(precision)
-        mapping.require(folder, precision)
-        loaded, neurons = self._load(precision), mapping.read(folder)
-        return MappedBackend(loaded, neurons.places) if neurons.moved else loaded
-
-    def _load(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""
-        if self._loaded is None or self._loaded.precision != precision:
-            if self._loaded is not None:
-                self._loaded.close()
-            self._loaded = open_backend(
-                self._source(precision), precision, self.study.device, self.model
-            )
-        return self._loaded
+        return self.variants.backend(precision)
 
-    def _source(self, precision: str) -> Path:
-        """What the precision's backend opens."""
-        if recipe_of(precision):
-            return self.packed(precision)
-        return self.path if BACKEND_OF[precision] == "torch" else self.gguf_file(precision)
-
-    def gguf_file(self, precision: str) -> Path:
-        """Stage `gguf`: the file of a precision; that of `gguf-source` is the study's own."""
-        if precision == GGUF_SOURCE:
-            return gguf_of(self.study.model)
-        kind = precision.removeprefix(GGUF_PREFIX)
-        inputs = {
-            "packages": versions(*CONVERT),
-            "model": self.model.fingerprint,
-            "files": file_digests(self.path, ("config.json", *SPELLING)),
-            "kind": kind,
-        }
-
-        def make(folder: Path) -> None:
-            dense = partial(self.gguf_file, GGUF_PREFIX + "f16")
-            gguf.make(folder, kind, self.path, self.model, dense)
-
-        return self.store.build("gguf", inputs, make) / gguf.FILE
-
-    def packed(self, precision: str) -> Path:
-        """The GPTQ or AWQ checkpoint of a precision: the study's own, or that of stage `pack`."""
-        name = precision.removesuffix(NATIVE)
-        if name in self.study.checkpoints:
-            return resolve(self.study.checkpoints[name])
-        section, recipe = self.study.pack, RECIPES[name]
-        texts = self._calibration
-        inputs = {
-            "packages": versions(*PACK),
-            "model": self.model.fingerprint,
-            "files": file_digests(self.path, ("config.json", *SPELLING)),
-            "recipe": asdict(recipe),
-            "pack": section.model_dump(exclude={"text"}),
-            "texts": digest(texts),
-        }
-
-        def make(folder: Path) -> None:
-            with self.progress.task(f"make {name}", self.model.n_layers, "layers") as task:
-                pack.pack(folder, self.path, recipe, section, texts, task)
-
-        return self.store.build("pack", inputs, make) / pack.FOLDER
-
-    @cached_property
     def _calibration(self) -> list[tuple[int, ...]]:
         """Texts that quantizers see: of training questions, never of the test split."""
         section = self.study.pack
@@ -381,40 +301,14 @@ class Pipeline:
         return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in trained]
 
     def _cell(self, precision: str, exchanges: Sequence[Exchange]) -> dict[str, object]:
-        return self.runs_on(precision) | {"exchanges": exchanges_digest(exchanges)}
-
-    def runs_on(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
-        """What the model computes depends on, with digests of the files `also`."""
-        return engine(precision, self.study.device) | {
-            "model": self.model.fingerprint,
-            "files": file_digests(self.path, ("config.json", *also)),
-            "precision": precision,
-            **self._file(precision),
-        }
+        return self.variants.runs_on(precision) | {"exchanges": exchanges_digest(exchanges)}
 
     def generates_on(self, precision: str, ending: Ending) -> dict[str, object]:
         """What a response depends on, besides its prompt and how it is drawn."""
-        return self.runs_on(precision, SPELLING) | {
+        return self.variants.runs_on(precision, SPELLING) | {
             "stop_strings": ending.strings,
             "stop_tokens": sorted(ending.tokens),
         }
-
-    def _file(self, precision: str) -> dict[str, object]:
-        """Which file or checkpoint runs a precision; nothing where the model's own does."""
-        if recipe_of(precision):
-            given = precision.removesuffix(NATIVE) in self.study.checkpoints
-            packed = self.packed(precision)
-            return {"packed": fingerprint(packed) if given else packed.parent.name}
-        if BACKEND_OF[precision] == "torch":
-            return {}
-        if precision == GGUF_SOURCE:
-            return {"gguf": self._given}
-        return {"gguf": self.gguf_file(precision).parent.name}
-
-    @cached_property
-    def _given(self) -> str:
-        """Fingerprint of the file that the model is given as: all its bytes, read once."""
-        return GGUFFile(gguf_of(self.study.model)).identity.fingerprint
 
     @property
     def text_components(self) -> list[str] | None:

@@ -11,7 +11,7 @@ from harness import prompts, splits
 from harness.asking import Asked, asked, scenario
 from harness.judges import Verdict
 from harness.judging import TrialJudge
-from harness.pipeline import SPELLING, Pipeline
+from harness.pipeline import Pipeline
 from harness.progress import Task
 from harness.scenarios import choices
 from harness.scenarios.trials import BEHAVIOURS, Outcome
@@ -24,6 +24,7 @@ from harness.stages.sweep import Judged, Swept
 from harness.stages.transfer import Target, transfer
 from harness.stages.uncertainty import perplexity
 from harness.study import REFERENCE, SweepSection
+from harness.variants import SPELLING
 from hq.backends.base import Exchange
 from hq.backends.opening import max_rows
 from hq.controls import matched_neurons
@@ -316,7 +317,7 @@ class Steering:
         factors, alpha = self.scaled[a], self.section.alphas[a]
         letters = [self.pipeline.encode(letter)[-1] for letter in _LETTERS]
         texts = self.texts
-        inputs = self.pipeline.runs_on(precision, SPELLING) | {
+        inputs = self.pipeline.variants.runs_on(precision, SPELLING) | {
             "scaled": respond.variant_of(factors),
             "choices": [respond.prompt_name(prompt) for prompt in self._choice_prompts],
             "letters": letters,

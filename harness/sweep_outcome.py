@@ -11,7 +11,6 @@ from rich.table import Table
 
 from harness.environment import QUESTIONS, versions
 from harness.outcome import origin, statistics
-from harness.pipeline import SPELLING
 from harness.scenarios.trials import BEHAVIOURS
 from harness.schema import Row
 from harness.stages.identify import NEURONS_FILE
@@ -19,6 +18,7 @@ from harness.steering import Steering
 from harness.store import inputs_of
 from harness.study import REFERENCE
 from harness.tables import write_tables
+from harness.variants import SPELLING
 from hq.stats import Estimate
 
 OUTPUTS_FILE = "outputs.jsonl"
@@ -39,7 +39,7 @@ def write(folder: Path, steering: Steering, tables: Mapping[str, Sequence[Row]])
         "stages": {
             "questions": versions(*QUESTIONS["facts"]),
             "identify": {REFERENCE: inputs_of(pipeline.neurons_folder(REFERENCE))},
-            "sweep": {p: pipeline.runs_on(p, SPELLING) for p in study.precisions},
+            "sweep": {p: pipeline.variants.runs_on(p, SPELLING) for p in study.precisions},
             "compare": statistics(),
         },
     }

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,25 +144,37 @@ def awq_words(codes: Tensor) -> Tensor:
     return torch.tensor(rows).int()
 
 
-def save(family: str, folder: Path, packing: Packing) -> dict[str, Tensor]:
-    """A tiny model's checkpoint, packed; gives the weights that its projections stand for."""
+def save(family: str, folder: Path, packing: Packing) -> Path:
+    """A tiny model's checkpoint, packed."""
     source = folder.with_name(f"{folder.name}-source")
     tiny.save(family, source)
-    folder.mkdir(parents=True)
-    state, dense = {}, {}
+    # The library opens no checkpoint without a tokenizer.
+    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(source)
+    save_packed(source, folder, packing)
+    shutil.rmtree(source)
+    return folder
+
+
+def save_packed(
+    source: Path,
+    folder: Path,
+    packing: Packing,
+    change: Callable[[str, Tensor], Tensor] | None = None,
+) -> Path:
+    """A dense checkpoint, packed; `change` edits its weights before, by name."""
+    shutil.copytree(source, folder)
+    state = {}
     for name, tensor in load_file(source / "model.safetensors").items():
+        edited = change(name, tensor).contiguous() if change else tensor
         if "layers" in name and tensor.ndim == 2:
             module = name.removesuffix(".weight")
-            parts, dense[module] = tensors(tensor, packing)
+            parts, _ = tensors(edited, packing)
             state |= {f"{module}.{part}": value for part, value in parts.items()}
         else:
-            state[name] = tensor
+            state[name] = edited
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps(config | {"quantization_config": packing.config})
     )
-    # The library opens no checkpoint without a tokenizer.
-    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(folder)
-    shutil.rmtree(source)
-    return dense
+    return folder

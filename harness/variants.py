@@ -1,0 +1,152 @@
+"""What runs a model at each precision: its file, its neurons' places, and the model, loaded."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from harness.environment import CONVERT, PACK, engine, versions
+from harness.progress import Progress
+from harness.sources import gguf_of
+from harness.stages import gguf, mapping, pack
+from harness.store import Store, digest
+from harness.study import REFERENCE, Study
+from hq.backends.base import Backend
+from hq.backends.mapped import MappedBackend
+from hq.backends.opening import open_backend
+from hq.checkpoint import file_digests, fingerprint, resolve
+from hq.ffn import of_checkpoint
+from hq.gguf.file import GGUFFile
+from hq.neurons import ModelIdentity
+from hq.precisions import BACKEND_OF
+from hq.precisions.gguf import PREFIX as GGUF_PREFIX
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.packed import NATIVE, RECIPES, recipe_of
+
+SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+"""Files that decide what tokens are as text."""
+
+
+@dataclass
+class Variants:
+    """A study's model at any precision; one is loaded at a time."""
+
+    study: Study
+    store: Store
+    progress: Progress
+    path: Path  # the checkpoint
+    model: ModelIdentity
+    calibration: Callable[[], list[tuple[int, ...]]]  # texts that quantizers may see
+
+    def __post_init__(self) -> None:
+        self._loaded: Backend | None = None
+
+    def close(self) -> None:
+        """Frees the loaded model."""
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    def runs_on(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
+        """What the model computes depends on, with digests of the files `also`."""
+        return engine(precision, self.study.device) | {
+            "model": self.model.fingerprint,
+            "files": file_digests(self.path, ("config.json", *also)),
+            "precision": precision,
+            **self._file(precision),
+        }
+
+    def mapping(self, precision: str) -> Path:
+        """Stage `map`: where a precision has the source's neurons."""
+        inputs = self.runs_on(precision)
+
+        def make(folder: Path) -> None:
+            with self.progress.task(f"map {precision}", self.model.n_layers, "layers") as task:
+                variant = self._load(precision).ffns()
+                mapping.build(folder, of_checkpoint(self.path), variant, task)
+
+        return self.store.build("map", inputs, make)
+
+    def backend(self, precision: str) -> Backend:
+        """The model at a precision, its neurons where the source has them.
+
+        Raises HQError where they are not the source's neurons: no figure is taken there.
+        """
+        if precision == REFERENCE:
+            return self._load(precision)
+        folder = self.mapping(precision)
+        mapping.require(folder, precision)
+        loaded, neurons = self._load(precision), mapping.read(folder)
+        return MappedBackend(loaded, neurons.places) if neurons.moved else loaded
+
+    def _load(self, precision: str) -> Backend:
+        """The model at a precision; the one loaded before is freed."""
+        if self._loaded is None or self._loaded.precision != precision:
+            self.close()
+            self._loaded = open_backend(
+                self._source(precision), precision, self.study.device, self.model
+            )
+        return self._loaded
+
+    def _source(self, precision: str) -> Path:
+        """What the precision's backend opens."""
+        if recipe_of(precision):
+            return self.packed(precision)
+        return self.path if BACKEND_OF[precision] == "torch" else self.gguf_file(precision)
+
+    def gguf_file(self, precision: str) -> Path:
+        """Stage `gguf`: the file of a precision; that of `gguf-source` is the study's own."""
+        if precision == GGUF_SOURCE:
+            return gguf_of(self.study.model)
+        kind = precision.removeprefix(GGUF_PREFIX)
+        inputs = {
+            "packages": versions(*CONVERT),
+            "model": self.model.fingerprint,
+            "files": file_digests(self.path, ("config.json", *SPELLING)),
+            "kind": kind,
+        }
+
+        def make(folder: Path) -> None:
+            dense = partial(self.gguf_file, GGUF_PREFIX + "f16")
+            gguf.make(folder, kind, self.path, self.model, dense)
+
+        return self.store.build("gguf", inputs, make) / gguf.FILE
+
+    def packed(self, precision: str) -> Path:
+        """The GPTQ or AWQ checkpoint of a precision: the study's own, or that of stage `pack`."""
+        name = precision.removesuffix(NATIVE)
+        if name in self.study.checkpoints:
+            return resolve(self.study.checkpoints[name])
+        section, recipe = self.study.pack, RECIPES[name]
+        texts = self.calibration()
+        inputs = {
+            "packages": versions(*PACK),
+            "model": self.model.fingerprint,
+            "files": file_digests(self.path, ("config.json", *SPELLING)),
+            "recipe": asdict(recipe),
+            "pack": section.model_dump(exclude={"text"}),
+            "texts": digest(texts),
+        }
+
+        def make(folder: Path) -> None:
+            with self.progress.task(f"make {name}", self.model.n_layers, "layers") as task:
+                pack.pack(folder, self.path, recipe, section, texts, task)
+
+        return self.store.build("pack", inputs, make) / pack.FOLDER
+
+    def _file(self, precision: str) -> dict[str, object]:
+        """Which file or checkpoint runs a precision; nothing where the model's own does."""
+        if recipe_of(precision):
+            given = precision.removesuffix(NATIVE) in self.study.checkpoints
+            packed = self.packed(precision)
+            return {"packed": fingerprint(packed) if given else packed.parent.name}
+        if BACKEND_OF[precision] == "torch":
+            return {}
+        if precision == GGUF_SOURCE:
+            return {"gguf": self._given}
+        return {"gguf": self.gguf_file(precision).parent.name}
+
+    @cached_property
+    def _given(self) -> str:
+        """Fingerprint of the file that the model is given as: all its bytes, read once."""
+        return GGUFFile(gguf_of(self.study.model)).identity.fingerprint

@@ -1,0 +1,110 @@
+"""A study whose cells are packed checkpoints: made elsewhere, moved, or another model's."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from tests.harness import study
+from tests.harness.test_bad_input import is_one_sentence
+from tests.packed_files import PACKINGS, save_packed
+
+ORDER = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+
+
+def given(tiny_study: Path, into: Path, precision: str, checkpoint: Path) -> Path:
+    """The tiny study, with a checkpoint for a precision."""
+    into.mkdir(exist_ok=True)
+    text = (
+        tiny_study.read_text() + f"\n[checkpoints]\n{precision} = {json.dumps(str(checkpoint))}\n"
+    )
+    (into / "study.toml").write_text(text)
+    return into / "study.toml"
+
+
+def permuted(name: str, weight: torch.Tensor) -> torch.Tensor:
+    if "gate_proj" in name or "up_proj" in name:
+        return weight[ORDER]
+    return weight[:, ORDER] if "down_proj" in name else weight
+
+
+def rotated(name: str, weight: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(128, 128, generator=generator))[0]
+    return (weight.float() @ turn).half() if "1.mlp.down_proj" in name else weight
+
+
+def run(hq, tiny_study, tmp_path, precision, change=None):
+    packed = save_packed(
+        tiny_study.parent / "model", tmp_path / "packed", PACKINGS[precision], change
+    )
+    config = given(tiny_study, tmp_path / "given", precision, packed)
+    return hq("study", "run", config, "--precisions", f"fp16,{precision}", "--quiet")
+
+
+def table(name: str, precision: str) -> dict[str, object]:
+    rows = pl.read_csv(f"runs/tiny/{name}.csv").filter(pl.col("precision") == precision)
+    return rows.to_dicts()[0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "storage"), [("gptq-8", "gptq 8 bit g64 sym"), ("awq-4", "awq 4 bit g64 asym")]
+)
+def test_an_existing_checkpoint_is_a_cell_like_any_other(
+    precision, storage, hq, tiny_study, tmp_path
+):
+    outcome = run(hq, tiny_study, tmp_path, precision)
+    assert outcome.code == 0, outcome
+    assert table("model", precision)["storage"] == storage
+    mapped = table("mapping", precision)
+    assert mapped["layers"] == "3 identical"
+    assert mapped["probe_found"] == mapped["probe"] == table("detection", "fp16")["neurons"]
+    assert 0 < mapped["error"] <= mapped["error_worst"] < (0.01 if precision == "gptq-8" else 0.2)
+    assert table("mapping", "fp16")["error"] == 0
+    layers = pl.read_csv("runs/tiny/layers.csv")
+    assert layers.group_by("precision").len()["len"].to_list() == [3, 3]
+
+
+def test_neurons_are_read_where_they_went(hq, tiny_study, tmp_path):
+    """In another order of neurons all figures stay what they were."""
+    outcome = run(hq, tiny_study, tmp_path, "gptq-8", permuted)
+    assert outcome.code == 0, outcome
+    assert table("mapping", "gptq-8")["layers"] == "3 permuted"
+    fidelity = pl.read_csv("runs/tiny/fidelity.csv").filter(
+        (pl.col("precision") == "gptq-8") & (pl.col("group") == "probe")
+    )
+    assert fidelity["correlation"][0] > 0.99
+    assert abs(float(table("detection", "gptq-8")["auroc_change"])) < 0.02
+
+
+def test_mixed_neurons_end_the_study(hq, tiny_study, tmp_path):
+    outcome = run(hq, tiny_study, tmp_path, "gptq-8", rotated)
+    is_one_sentence(outcome, "layers 1 (W_down mixes neurons)")
+    assert not Path("runs").exists()
+
+
+def test_another_model_ends_the_study(hq, tiny_study, tmp_path):
+    other = study.checkpoint(tmp_path / "other", seed=5)
+    packed = save_packed(other, tmp_path / "packed", PACKINGS["gptq-4"])
+    config = given(tiny_study, tmp_path / "given", "gptq-4", packed)
+    outcome = hq("study", "run", config, "--precisions", "fp16,gptq-4", "--quiet")
+    is_one_sentence(outcome, "are not those of the source in 3 layers")
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said(hq, tiny_study, tmp_path):
+    for precision, path, words in (
+        ("gptq-4", tmp_path / "nowhere", "neither a folder here nor a hub id"),
+        ("gptq-8", tiny_study.parent / "model", "does not say that it is quantized"),
+        ("nf4", tiny_study.parent / "model", "nf4 is not read from a checkpoint"),
+    ):
+        config = given(tiny_study, tmp_path / "given", precision, path)
+        outcome = hq("study", "run", config, "--precisions", f"fp16,{precision}", "--quiet")
+        is_one_sentence(outcome, words)
+
+
+def test_without_the_library_no_checkpoint_is_made(hq, tiny_study, monkeypatch):
+    monkeypatch.setattr("hq.packed.making.find_spec", lambda _: None)
+    outcome = hq("study", "run", tiny_study, "--precisions", "fp16,gptq-4", "--quiet")
+    is_one_sentence(outcome, "pip install 'hq[gptq]'")
