@@ -34,7 +34,7 @@ def opened(finished, own_study, tmp_path, monkeypatch):
         }
         return Pipeline(plan.changed(**changed), Store(tmp_path / "store"), Progress(quiet=True))
 
-    monkeypatch.setattr("harness.pipeline.open_backend", no_model)
+    monkeypatch.setattr("harness.variants.open_backend", no_model)
     return open_study
 
 

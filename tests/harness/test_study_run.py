@@ -92,7 +92,7 @@ def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
     def no_model(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("harness.pipeline.open_backend", no_model)
+    monkeypatch.setattr("harness.variants.open_backend", no_model)
     outcome = hq("study", "run", tiny_study, "--into", "again", "--json")
     assert outcome.code == 0
     assert contents(Path("again")) == contents(finished / "runs" / "tiny")
