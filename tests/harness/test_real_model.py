@@ -7,6 +7,7 @@ from harness.pipeline import Pipeline
 from harness.places import cache_folder
 from harness.progress import Progress
 from harness.sources import resolve_model
+from harness.stages import mapping
 from harness.stages.sample import batches
 from harness.store import Store
 from harness.study import Study
@@ -68,3 +69,33 @@ def test_each_precision_reads_the_same_tokens(precision, error, pipeline, asked)
         after = np.concatenate([b.values for b in variant.trace(texts, ("contribution",))])
     assert off <= error
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("precision", "low", "high"), [("int8", 0.004, 0.02), ("nf4", 0.08, 0.12), ("fp4", 0.1, 0.16)]
+)
+def test_a_precision_maps_onto_the_model_with_the_error_of_its_format(
+    precision, low, high, pipeline
+):
+    layers = mapping.rows(pipeline.variants.mapping(precision))
+    assert {row.relation for row in layers} == {"identical"}
+    assert all(low < row.error < high and row.found == 1 for row in layers)
+
+
+def test_neurons_of_an_awq_model_are_rescaled(pipeline):
+    """AWQ folds scales between what a neuron reads and writes: contributions compare, h does not."""
+    pytest.importorskip("gptqmodel")
+    folder = pipeline.variants.mapping("awq-4")
+    assert {row.relation for row in mapping.rows(folder)} == {"rescaled"}
+    factors = mapping.read(folder).factors
+    assert np.quantile(factors, 0.95) / np.quantile(factors, 0.05) > 1.3
+    texts = [Exchange(p.ids, p.ids[-3:]) for p in pipeline.prompted[:4]]
+
+    def contributions(precision):
+        backend = pipeline.backend(precision)
+        return np.concatenate([b.values for b in backend.trace(texts, ("contribution",))]).ravel()
+
+    source = contributions("fp16")
+    ratio = contributions("awq-4") / source
+    large = source > np.quantile(source, 0.5)
+    assert 0.9 < np.median(ratio[large]) < 1.1
