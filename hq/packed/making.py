@@ -47,6 +47,7 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
         spec.write_text(making.model_dump_json())
         environment = os.environ | {
             "GPTQMODEL_CPU_WORKERS": "2",  # it refuses fewer, and on two cores its own default
+            "OMP_NUM_THREADS": "1",  # sums in another order give other codes
             "TMPDIR": scratch,  # where it offloads to
         }
         command = [sys.executable, "-m", "hq.packed.making", str(spec), str(into)]
