@@ -2,8 +2,8 @@
 
 The labels are of the embedded model's outputs, at all α; tests/harness/labels holds them. Of each
 kind the first, at FP16, were at hand when the rules were mended (48 faitheval, 58 falseqa, 62
-allowed, 53 forbidden, 59 pushback, 63 suggestion, no nonexist); the others, at NF4, were not, but
-for one word of pushback's. The floors are a little below what was measured, which the README states.
+allowed, 53 forbidden, 59 pushback, 63 suggestion, no nonexist); the others, most at NF4, were not,
+but for one word of pushback's. The floors are a little below what was measured, which the README states.
 """
 
 import json
