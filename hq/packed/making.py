@@ -44,17 +44,23 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
         raise HQError("Making a GPTQ or AWQ checkpoint needs gptqmodel: pip install 'hq[gptq]'.")
     with tempfile.TemporaryDirectory() as scratch:
         spec, log = Path(scratch) / "making.json", Path(scratch) / "log.txt"
-        spec.write_text(making.model_dump_json())
+        whole = making.model_copy(update={"source": making.source.absolute()})
+        spec.write_text(whole.model_dump_json())
         environment = os.environ | {
             "GPTQMODEL_CPU_WORKERS": "2",  # it refuses fewer, and on two cores its own default
             "OMP_NUM_THREADS": "1",  # sums in another order give other codes
             "TMPDIR": scratch,  # where it offloads to
         }
-        command = [sys.executable, "-m", "hq.packed.making", str(spec), str(into)]
+        command = [sys.executable, "-m", "hq.packed.making", str(spec), str(into.absolute())]
         with (
             log.open("w") as errors,
             subprocess.Popen(  # noqa: S603 (this very Python and module)
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+                cwd=scratch,
             ) as child,
         ):
             assert child.stdout is not None

@@ -71,7 +71,7 @@ def test_a_kernel_that_ignores_zero_points_is_caught(library, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{}, {"sym": False, "desc_act": True}, {"method": "awq", "sym": False}], ids=str
 )
-def test_what_the_library_makes_is_near_the_source(settings, library, tmp_path):
+def test_what_the_library_makes_is_near_the_source(settings, library, tmp_path, monkeypatch):
     """GPTQ errs more than rounding on weights alone, as it spends the error where inputs are small."""
     source = tmp_path / "source"
     tiny.model("llama", num_key_value_heads=4).half().save_pretrained(
@@ -81,8 +81,11 @@ def test_what_the_library_makes_is_near_the_source(settings, library, tmp_path):
     texts = tuple(tuple((7 * i + 3 * j) % 120 + 5 for j in range(60)) for i in range(8))
     values = {"method": "gptq", "bits": 4, "group_size": 64, "sym": True, **settings}
     done = []
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     make(Making(source=source, texts=texts, **values), tmp_path / "made", lambda: done.append(1))
     assert len(done) == tiny.LAYERS
+    assert not list((tmp_path / "here").iterdir())  # the library's logs go elsewhere
     weights = load_file(source / "model.safetensors")
     made = PackedCheckpoint(tmp_path / "made")
     assert made.scheme.desc_act == settings.get("desc_act", False)
