@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
 
+_ROOT = Path(__file__).parents[2]  # where the child finds this very package
 _DONE = "layer done"
 _SHOWN = 1  # last lines of a failed run's log that are said
 
@@ -48,6 +49,7 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
         spec.write_text(whole.model_dump_json())
         environment = os.environ | {
             "GPTQMODEL_CPU_WORKERS": "2",  # it refuses fewer, and on two cores its own default
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",  # sums in another order give other codes
             "TMPDIR": scratch,  # where it offloads to
         }
