@@ -80,22 +80,3 @@ def test_a_precision_maps_onto_the_model_with_the_error_of_its_format(
     layers = mapping.rows(pipeline.variants.mapping(precision))
     assert {row.relation for row in layers} == {"identical"}
     assert all(low < row.error < high and row.found == 1 for row in layers)
-
-
-def test_neurons_of_an_awq_model_are_rescaled(pipeline):
-    """AWQ folds scales between what a neuron reads and writes: contributions compare, h does not."""
-    pytest.importorskip("gptqmodel")
-    folder = pipeline.variants.mapping("awq-4")
-    assert {row.relation for row in mapping.rows(folder)} == {"rescaled"}
-    factors = mapping.read(folder).factors
-    assert np.quantile(factors, 0.95) / np.quantile(factors, 0.05) > 1.3
-    texts = [Exchange(p.ids, p.ids[-3:]) for p in pipeline.prompted[:4]]
-
-    def contributions(precision):
-        backend = pipeline.backend(precision)
-        return np.concatenate([b.values for b in backend.trace(texts, ("contribution",))]).ravel()
-
-    source = contributions("fp16")
-    ratio = contributions("awq-4") / source
-    large = source > np.quantile(source, 0.5)
-    assert 0.9 < np.median(ratio[large]) < 1.1
