@@ -7,6 +7,7 @@ the pins change: torch alone takes gigabytes.
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -43,14 +44,20 @@ def shared(session: nox.Session) -> None:
     stamp.write_text(wanted)
 
 
+def with_extra(session: nox.Session, name: str, *installs: Sequence[str]) -> None:
+    """The shared environment with something more in it, installed once."""
+    shared(session)
+    stamp = SHARED / name
+    if not stamp.exists():
+        for install in installs:
+            pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
+            session.run(*pip, *install, external=True)
+        stamp.touch()
+
+
 def with_llama(session: nox.Session) -> None:
     """The shared environment with llama.cpp in it, which a compiler builds in some minutes."""
-    shared(session)
-    stamp = SHARED / "llama"
-    if not stamp.exists():
-        pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
-        session.run(*pip, "-e", ".[llama]", external=True)
-        stamp.touch()
+    with_extra(session, "llama", ("-e", ".[llama]"))
 
 
 def with_gptq(session: nox.Session) -> None:
@@ -59,13 +66,7 @@ def with_gptq(session: nox.Session) -> None:
     It asks for one release of numpy, and works with the one that is pinned here: so what it needs
     is installed first, and then the package alone.
     """
-    shared(session)
-    stamp = SHARED / "gptq"
-    if not stamp.exists():
-        pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
-        session.run(*pip, *GPTQ_NEEDS, external=True)
-        session.run(*pip, "--no-deps", "gptqmodel", external=True)
-        stamp.touch()
+    with_extra(session, "gptq", GPTQ_NEEDS, ("--no-deps", "gptqmodel"))
 
 
 def run(session: nox.Session, command: str, *arguments: str) -> None:

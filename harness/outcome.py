@@ -21,6 +21,8 @@ from harness.tables import write_tables
 from hq import __version__
 from hq.stats import Estimate
 
+_GIVEN = "given"
+
 
 def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Writes tables, provenance, samples, neurons and speeds; gives the provenance.
@@ -50,7 +52,11 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
 def origin(pipeline: Pipeline) -> dict[str, Any]:
     """What the provenance of any run begins with: the model, and the study less its [sweep]."""
     definition = pipeline.study.model_dump(mode="json", exclude={"model", "sweep"})
-    definition["scenario"]["options"].pop("source", None)  # a path, which is nobody else's
+    # Of paths, which are nobody else's, only that there are some: what they hold is hashed below.
+    definition["scenario"]["options"].pop("source", None)
+    definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)
+    for section in ("compare", "pack"):
+        definition[section]["text"] = definition[section]["text"] and _GIVEN
     return {
         "fingerprint": pipeline.model.fingerprint,
         "model": pipeline.model.model_dump(),

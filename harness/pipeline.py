@@ -285,13 +285,15 @@ class Pipeline:
     @cached_property
     def variants(self) -> Variants:
         """The model at each precision."""
-        texts = self._calibration
-        return Variants(self.study, self.store, self.progress, self.path, self.model, texts)
+        return Variants(
+            self.study, self.store, self.progress, self.path, self.model, lambda: self._calibration
+        )
 
     def backend(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""
         return self.variants.backend(precision)
 
+    @cached_property
     def _calibration(self) -> list[tuple[int, ...]]:
         """Texts that quantizers see: of training questions, never of the test split."""
         section = self.study.pack

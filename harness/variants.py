@@ -40,6 +40,7 @@ class Variants:
 
     def __post_init__(self) -> None:
         self._loaded: Backend | None = None
+        self._fingerprints: dict[str, str] = {}
 
     def close(self) -> None:
         """Frees the loaded model."""
@@ -137,14 +138,21 @@ class Variants:
     def _file(self, precision: str) -> dict[str, object]:
         """Which file or checkpoint runs a precision; nothing where the model's own does."""
         if recipe_of(precision):
-            given = precision.removesuffix(NATIVE) in self.study.checkpoints
-            packed = self.packed(precision)
-            return {"packed": fingerprint(packed) if given else packed.parent.name}
+            name = precision.removesuffix(NATIVE)
+            if name in self.study.checkpoints:
+                return {"packed": self._fingerprint_of(name)}
+            return {"packed": self.packed(name).parent.name}
         if BACKEND_OF[precision] == "torch":
             return {}
         if precision == GGUF_SOURCE:
             return {"gguf": self._given}
         return {"gguf": self.gguf_file(precision).parent.name}
+
+    def _fingerprint_of(self, name: str) -> str:
+        """That of a checkpoint that the study gives for a precision: all its bytes, read once."""
+        if name not in self._fingerprints:
+            self._fingerprints[name] = fingerprint(self.packed(name))
+        return self._fingerprints[name]
 
     @cached_property
     def _given(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from hq.errors import HQError
@@ -42,6 +43,18 @@ def resolve(model: str) -> Path:
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint, by name."""
     return sorted(path.glob("*.safetensors"))
+
+
+def tensor_files(path: Path) -> dict[str, Path]:
+    """Which file of a checkpoint holds each tensor. HQError for a file that is not whole."""
+    return {name: file for file in weight_files(path) for name in _names(file)}
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, as it is stored."""
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(name)
+    return tensor
 
 
 def identity(path: Path) -> ModelIdentity:
@@ -151,15 +164,20 @@ def _vector(tensor: "_Tensor") -> Float[np.ndarray, " d"]:
 _Tensor = tuple[str, str, str, Path, int, int]
 
 
-def _tensors(file: Path) -> Iterator[_Tensor]:
-    """Name, dtype, shape, file and byte range of each tensor, from the header alone."""
+def _names(file: Path) -> list[str]:
+    """The tensors of a file. Opening it checks the header, and that they cover the file."""
     try:
-        with safe_open(file, framework="numpy"):
-            pass  # opening checks the header, and that the tensors cover the file
+        with safe_open(file, framework="numpy") as opened:
+            return list(opened.keys())
     except (SafetensorError, OSError) as error:
         raise HQError(
             f"{file} is no whole safetensors file ({first_line(error)}): copy it again."
         ) from error
+
+
+def _tensors(file: Path) -> Iterator[_Tensor]:
+    """Name, dtype, shape, file and byte range of each tensor, from the header alone."""
+    _names(file)
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header: dict[str, Any] = json.loads(stream.read(length))

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from hq.checkpoint import text_config, weight_files
+from hq.checkpoint import read_tensor, tensor_files, text_config
 from hq.errors import HQError
 from hq.families import Family, family_of
 from hq.gguf.file import GGUFFile
@@ -74,19 +73,14 @@ def of_checkpoint(path: Path) -> FFNs:
     """The FFNs of a dense checkpoint. HQError for one that is packed, or lacks a weight."""
     config = text_config(path)
     family = family_of(config.model_type)
-    places: dict[str, Path] = {}
-    for file in weight_files(path):
-        with safe_open(file, framework="pt") as opened:
-            places |= dict.fromkeys(opened.keys(), file)
+    places = tensor_files(path)
 
     def tensor(layer: int, name: str) -> Tensor:
         ending = f"{family.layers}.{layer}.{name}.weight"
         found = next((n for n in places if f".{n}".endswith(f".{ending}")), None)
         if found is None:
             raise HQError(f"{path} lacks {ending}: name the dense checkpoint.")
-        with safe_open(places[found], framework="pt") as opened:
-            read: Tensor = opened.get_tensor(found)
-        return read.float()
+        return read_tensor(places[found], found).float()
 
     def weight(layer: int, name: str) -> Tensor:
         read = tensor(layer, name)

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hq.checkpoint import first_line, weight_files
+from hq.checkpoint import first_line, read_tensor, tensor_files
 from hq.errors import HQError
 from hq.packed.layout import WORD, awq_dense, gptq_dense
 
@@ -129,20 +128,7 @@ class PackedCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.scheme = scheme_of(path)
-
-    @cached_property
-    def _places(self) -> dict[str, Path]:
-        """Which file has each tensor."""
-        places: dict[str, Path] = {}
-        for file in weight_files(self.path):
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    places |= dict.fromkeys(opened.keys(), file)
-            except (SafetensorError, OSError) as error:
-                raise HQError(
-                    f"{file} is no whole safetensors file ({first_line(error)}): copy it again."
-                ) from error
-        return places
+        self._places = tensor_files(path)
 
     @cached_property
     def names(self) -> list[str]:
@@ -157,8 +143,7 @@ class PackedCheckpoint:
 
     def layer(self, name: str) -> PackedLayer:
         """One projection. HQError where a part of it is missing."""
-        needed = _PARTS[:3]
-        for part in needed:
+        for part in _PARTS[:3]:
             if f"{name}.{part}" not in self._places:
                 raise HQError(f"{self.path} lacks {name}.{part}: the checkpoint is incomplete.")
         parts = {p: self._tensor(f"{name}.{p}") for p in _PARTS if f"{name}.{p}" in self._places}
@@ -174,9 +159,7 @@ class PackedCheckpoint:
         return {name: self._tensor(name) for name in self._places if name not in packed}
 
     def _tensor(self, name: str) -> Tensor:
-        with safe_open(self._places[name], framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(name)
-        return tensor
+        return read_tensor(self._places[name], name)
 
 
 def scheme_of(path: Path) -> Scheme:

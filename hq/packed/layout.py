@@ -28,16 +28,6 @@ def unpack(words: Int[Tensor, "word n"], bits: int, count: int) -> Int[Tensor, "
     return pairs >> (start % WORD)[:, None] & (1 << bits) - 1
 
 
-def pack(codes: Int[Tensor, "count n"], bits: int) -> Int[Tensor, "word n"]:
-    """What `unpack` takes apart; int32. `count` · bits must be a multiple of 32."""
-    words = codes.new_zeros(len(codes) * bits // WORD + 1, codes.shape[1]).long()
-    for place, code in enumerate(codes.long()):
-        first, shift = divmod(place * bits, WORD)
-        words[first] |= code << shift & 0xFFFFFFFF
-        words[first + 1] |= code << shift >> WORD
-    return _signed(words[:-1])
-
-
 def gptq_dense(
     qweight: Int[Tensor, "word d_out"],
     qzeros: Int[Tensor, "group zero_word"],

@@ -46,14 +46,28 @@ def recipe_of(precision: str) -> Recipe | None:
     return RECIPES.get(precision.removesuffix(NATIVE))
 
 
-class Exact:
-    """The packed weights, dequantized once into dense linears."""
-
-    packages: tuple[str, ...] = ()
+class _Packed:
+    """What was read from a packed checkpoint: each projection carries how it is stored there."""
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name = name
         self._recipe = recipe
+
+    def holds(self, module: nn.Module) -> bool:
+        """Filled from packed codes."""
+        return isinstance(getattr(module, "packed", None), Stored)
+
+    def stored(self, module: nn.Module) -> Stored:
+        """As the checkpoint packs it, whatever it takes here."""
+        found: Any = module.packed
+        assert isinstance(found, Stored)
+        return found
+
+
+class Exact(_Packed):
+    """The packed weights, dequantized once into dense linears."""
+
+    packages: tuple[str, ...] = ()
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """A dense model of what the checkpoint's codes stand for."""
@@ -62,7 +76,7 @@ class Exact:
         state = checkpoint.others()
         for layer in checkpoint.layers():
             state[f"{layer.name}.weight"] = layer.dense()
-            stored[layer.name] = Stored(str(layer.scheme), layer.nbytes, layer.d_in * layer.d_out)
+            stored[layer.name] = _stored(layer)
         model = _dense_model(path, state).to(device, compute_dtype(device))
         for name, module in model.named_modules():
             if name in stored:
@@ -76,31 +90,17 @@ class Exact:
         linear.weight = nn.Parameter(dense.to(compute_dtype(weight.device)))
         return linear
 
-    def holds(self, module: nn.Module) -> bool:
-        """Dense, and filled from packed codes."""
-        return isinstance(getattr(module, "packed", None), Stored)
-
     def dense(self, module: nn.Module) -> Tensor:
         """The weight itself, which is dequantized already."""
         weight = module.weight
         assert isinstance(weight, Tensor)
         return weight
 
-    def stored(self, module: nn.Module) -> Stored:
-        """As the checkpoint packs it: it takes more here."""
-        found: Any = module.packed
-        assert isinstance(found, Stored)
-        return found
 
-
-class Native:
+class Native(_Packed):
     """The packed weights, multiplied by the kernel that gptqmodel chooses here."""
 
     packages: tuple[str, ...] = ("gptqmodel",)
-
-    def __init__(self, name: str, recipe: Recipe) -> None:
-        self.name = name
-        self._recipe = recipe
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Gptqmodel's model, each kernel checked against the weights it holds."""
@@ -114,7 +114,7 @@ class Native:
             dense = layer.dense()
             # Kernels repack their weights at the first product, after which no one can read them.
             module.recovered = dense.half()
-            module.packed = Stored(str(layer.scheme), layer.nbytes, dense.numel())
+            module.packed = _stored(layer)
             require_right(module, layer, dense, model.dtype)
         return model
 
@@ -123,8 +123,8 @@ class Native:
         raise HQError(f"{self.name} runs checkpoints only, so no single layer can be tried.")
 
     def holds(self, module: nn.Module) -> bool:
-        """A module of gptqmodel's with packed weights."""
-        return hasattr(module, "recovered") and isinstance(getattr(module, "packed", None), Stored)
+        """Filled from packed codes, with what they stand for kept beside the kernel's own form."""
+        return super().holds(module) and hasattr(module, "recovered")
 
     def dense(self, module: nn.Module) -> Tensor:
         """The weight as it was read from the checkpoint."""
@@ -132,11 +132,9 @@ class Native:
         assert isinstance(dense, Tensor)
         return dense.float()
 
-    def stored(self, module: nn.Module) -> Stored:
-        """As the checkpoint packs it."""
-        found: Any = module.packed
-        assert isinstance(found, Stored)
-        return found
+
+def _stored(layer: PackedLayer) -> Stored:
+    return Stored(str(layer.scheme), layer.nbytes, layer.d_in * layer.d_out)
 
 
 def require_right(
