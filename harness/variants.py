@@ -18,6 +18,7 @@ from hq.checkpoint import file_digests, fingerprint, resolve
 from hq.ffn import of_checkpoint
 from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity
+from hq.packed.checkpoint import CONFIG_FILES
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import PREFIX as GGUF_PREFIX
 from hq.precisions.gguf import SOURCE as GGUF_SOURCE
@@ -149,9 +150,14 @@ class Variants:
         return {"gguf": self.gguf_file(precision).parent.name}
 
     def _fingerprint_of(self, name: str) -> str:
-        """That of a checkpoint that the study gives for a precision: all its bytes, read once."""
+        """That of a checkpoint that the study gives for a precision: all that is in it, read once.
+
+        Its config too, as that says what the packed bytes stand for.
+        """
         if name not in self._fingerprints:
-            self._fingerprints[name] = fingerprint(self.packed(name))
+            path = self.packed(name)
+            whole = [fingerprint(path), file_digests(path, CONFIG_FILES)]
+            self._fingerprints[name] = digest(whole)
         return self._fingerprints[name]
 
     @cached_property

@@ -67,6 +67,23 @@ def test_an_existing_checkpoint_is_a_cell_like_any_other(
     assert layers.group_by("precision").len()["len"].to_list() == [3, 3]
 
 
+def test_provenance_names_the_checkpoint_by_what_is_in_it(hq, tiny_study, tmp_path):
+    assert run(hq, tiny_study, tmp_path, "gptq-8").code == 0
+    text = Path("runs/tiny/provenance.json").read_text()
+    assert str(tmp_path) not in text
+    facts = json.loads(text)
+    assert facts["definition"]["checkpoints"] == {"gptq-8": "given"}
+    traced = facts["stages"]["trace"]["gptq-8"]["packed"]
+    config = tmp_path / "packed" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    again = hq(
+        *("study", "run", tmp_path / "given" / "study.toml"),
+        *("--precisions", "fp16,gptq-8", "--json"),
+    )
+    assert again.code == 0
+    assert json.loads(again.out)["provenance"]["stages"]["trace"]["gptq-8"]["packed"] != traced
+
+
 def test_neurons_are_read_where_they_went(hq, tiny_study, tmp_path):
     """In another order of neurons all figures stay what they were."""
     outcome = run(hq, tiny_study, tmp_path, "gptq-8", permuted)
