@@ -19,7 +19,7 @@ from hq.gguf.file import GGUFFile
 
 
 class FFN(NamedTuple):
-    """One layer's FFN, with the norm's weights before it multiplied into what reads."""
+    """One layer's FFN, as a rule with the norm before it multiplied into what reads."""
 
     gate: Float[Tensor, "d_ff d_model"] | None
     up: Float[Tensor, "d_ff d_model"]
@@ -69,8 +69,11 @@ class FFNs(Sequence[FFN]):
         return self._read(layer)
 
 
-def of_checkpoint(path: Path) -> FFNs:
-    """The FFNs of a dense checkpoint. HQError for one that is packed, or lacks a weight."""
+def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
+    """The FFNs of a dense checkpoint; `folded`: with the norm before it, else as it is stored.
+
+    HQError for one that is packed, or lacks a weight.
+    """
     config = text_config(path)
     family = family_of(config.model_type)
     places = tensor_files(path)
@@ -87,7 +90,7 @@ def of_checkpoint(path: Path) -> FFNs:
         return read.T if family.transposed else read
 
     def read(layer: int) -> FFN:
-        norm = tensor(layer, family.norm) + family.norm_offset
+        norm = tensor(layer, family.norm) + family.norm_offset if folded else torch.ones(())
         return _ffn(family, lambda name: weight(layer, name), norm, 16.0)
 
     return FFNs(int(config.num_hidden_layers), read)

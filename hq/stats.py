@@ -224,6 +224,35 @@ def auroc_statistic(scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n
     return statistic
 
 
+def grouped_auroc_statistic(
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+) -> Statistic:
+    """Weighted AUROC where all rows of a group have one weight; the weights are the groups'.
+
+    For many rows in few groups: which share of pairs the positives of group g win against the
+    negatives of group h is counted once, and a call takes as many steps as there are pairs of
+    groups, however many rows there are. NaN where a class has no weight.
+    """
+    order = np.argsort(scores, kind="stable")
+    ascending = scores[order]
+    starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
+    of_group = np.eye(len(np.unique(groups)))[np.unique(groups, return_inverse=True)[1][order]]
+    positive = labels[order, None] == 1
+    pos, neg = (np.add.reduceat(of_group * side, starts) for side in (positive, ~positive))
+    wins = pos.T @ (np.cumsum(neg, axis=0) - neg / 2)
+    n_pos, n_neg = pos.sum(axis=0), neg.sum(axis=0)
+
+    def statistic(weights: Weights) -> Float[np.ndarray, " replicates"]:
+        pairs = (weights @ n_pos) * (weights @ n_neg)
+        area: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
+        np.divide((weights @ wins * weights).sum(axis=1), pairs, out=area, where=pairs > 0)
+        return area
+
+    return statistic
+
+
 def _two_classes(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:

@@ -3,7 +3,18 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, monitor, neurons, picture, study, sweep
+from harness.cli import (
+    bench,
+    check,
+    doctor,
+    files,
+    monitor,
+    neurons,
+    picture,
+    study,
+    survival,
+    sweep,
+)
 from harness.cli.app import app, main
 
 __all__ = [
@@ -17,5 +28,6 @@ __all__ = [
     "neurons",
     "picture",
     "study",
+    "survival",
     "sweep",
 ]

@@ -13,6 +13,7 @@ from hq.stats import (
     bootstrap_auroc,
     bootstrap_auroc_difference,
     bootstrap_mean,
+    grouped_auroc_statistic,
 )
 
 
@@ -39,6 +40,20 @@ def test_weighted_auroc_equals_scikit_learns(data, seed):
     weights = np.random.default_rng(seed).integers(1, 6, size=(3, len(labels))).astype(float)
     expected = [roc_auc_score(labels, scores, sample_weight=w) for w in weights]
     np.testing.assert_allclose(auroc_statistic(scores, labels)(weights), expected, atol=1e-12)
+
+
+@given(scored(), st.integers(0, 2**32 - 1))
+def test_auroc_over_groups_is_that_over_their_rows(data, seed):
+    scores, labels = data
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(4, size=len(labels))
+    names, of_row = np.unique(groups, return_inverse=True)
+    weights = rng.integers(0, 3, size=(5, len(names))).astype(float)
+    np.testing.assert_allclose(
+        grouped_auroc_statistic(scores, labels, groups)(weights),
+        auroc_statistic(scores, labels)(weights[:, of_row]),
+        atol=1e-12,
+    )
 
 
 @given(scored())

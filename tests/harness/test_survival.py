@@ -1,0 +1,48 @@
+"""`hq survival` on the tiny study."""
+
+import shutil
+
+import pytest
+
+from harness.schema import KINDS
+from harness.tables import read_table
+from hq.survival import STATISTICS
+
+
+@pytest.fixture
+def stages(finished, tmp_path):
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("stages")
+def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
+    options = ("survival", tiny_study, "--precisions", "fp16,int8,nf4", "--quiet")
+    ran = hq(*options)
+    assert ran.code == 0, ran.err
+    assert "told from FP16 alone" in ran.out
+    run = tmp_path / "runs" / "tiny-survival"
+    rows = read_table(run, "survival")
+    assert rows.select("target", "precision").rows() == [
+        (target, precision) for target in ("error", "rank") for precision in ("int8", "nf4")
+    ]
+    assert rows["layers"].to_list() == [3] * 4
+    assert ((rows["hurt"] - rows["n"] / 4).abs() <= 3).all()  # ranks of few texts tie
+    assert ((rows["auroc_low"] <= rows["auroc"]) & (rows["auroc"] <= rows["auroc_high"])).all()
+    gain = rows["auroc"] - rows["auroc_small"]
+    assert rows["gain"].to_list() == pytest.approx(gain.to_list(), abs=1e-5)
+    assert read_table(run, "statistics").height == 2 * len(STATISTICS)
+
+    files = [f"{name}.csv" for name in KINDS["survival"]] + ["tables.md", "provenance.json"]
+    before = {name: (run / name).read_bytes() for name in files}
+    assert '"survival"' in hq(*options, "--json").out
+    assert {name: (run / name).read_bytes() for name in files} == before
+    assert hq("check", run, "--against", tmp_path / "results", "--accept").code == 0
+    assert hq("check", run, "--against", tmp_path / "results").code == 0
+
+
+@pytest.mark.usefixtures("stages")
+def test_one_precision_has_no_others_to_learn_from(hq, tiny_study, tmp_path):
+    ran = hq("survival", tiny_study, "--precisions", "fp16,nf4", "--quiet")
+    assert ran.code == 2
+    assert "name two or more beside fp16" in ran.err
+    assert not (tmp_path / "runs").exists()

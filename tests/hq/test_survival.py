@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kurtosis
+
+from hq.errors import HQError
+from hq.ffn import FFN
+from hq.stats import auroc
+from hq.survival import (
+    STATISTICS,
+    Hurt,
+    activity_statistics,
+    features,
+    predict,
+    weight_statistics,
+    weights,
+)
+
+LAYERS, D_FF = 5, 200
+
+
+@pytest.fixture
+def X():
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.exponential(size=LAYERS * D_FF) for name in STATISTICS}
+    return features(drawn, D_FF)
+
+
+def errors_from(X, weight, seed):
+    noise = np.random.default_rng(seed).normal(size=len(X))
+    return X[:, list(STATISTICS).index("magnitude")] * weight + noise
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_statistics_of_weights_are_what_they_say(gated):
+    torch.manual_seed(0)
+    d_model, d_ff = 96, 80  # neither is a multiple of the group
+    gate, up, down = torch.randn(d_ff, d_model), torch.randn(d_ff, d_model), torch.randn(96, 80)
+    found = weight_statistics(FFN(gate if gated else None, up, down))
+    reads = [m.numpy().astype(float) for m in ([gate, up] if gated else [up])]
+    write = down.numpy().astype(float)
+    i = 70
+    assert found["write_norm"][i] == pytest.approx(np.linalg.norm(write[:, i]))
+    assert found["write_kurtosis"][i] == pytest.approx(kurtosis(write[:, i]), rel=1e-4)
+    assert found["read_kurtosis"][i] == pytest.approx(
+        np.mean([kurtosis(m[i]) for m in reads]), rel=1e-4
+    )
+    peaks = [
+        np.abs(g).max() / np.sqrt((g**2).mean()) for m in reads for g in (m[i, :64], m[i, 64:])
+    ]
+    assert found["read_spread"][i] == pytest.approx(np.mean(peaks))
+    shared = np.linalg.norm(np.abs(write[:, 64:]).max(axis=1))
+    assert found["write_spread"][i] == pytest.approx(shared / np.linalg.norm(write[:, i]))
+    assert all(len(values) == d_ff for values in found.values())
+
+
+def test_statistics_of_activity_are_what_they_say():
+    contributions = np.array([[1.0, 0.0, 2.0], [3.0, 0.0, 2.0]], dtype=np.float32)
+    found = activity_statistics(contributions)
+    assert found["magnitude"].tolist() == [2, 0, 2]
+    assert found["variation"].tolist() == [0.5, 0, 0]
+    assert found["outlier"].tolist() == [1.5, 0, 1]
+    with pytest.raises(HQError, match="One text"):
+        activity_statistics(contributions[:1])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10), st.floats(-3, 3))
+def test_features_see_places_within_a_layer_alone(seed, factor, shift):
+    rng = np.random.default_rng(seed)
+    drawn = {name: rng.normal(size=3 * 20) for name in STATISTICS}
+    moved = {
+        name: np.concatenate([np.exp(factor * v + shift * i) for i, v in enumerate(np.split(v, 3))])
+        for name, v in drawn.items()
+    }
+    np.testing.assert_allclose(features(drawn, 20), features(moved, 20))
+
+
+def test_the_worst_quarter_of_each_layer_is_hurt():
+    errors = np.concatenate([np.arange(8.0), 100 * np.arange(8.0)])
+    errors[0] = np.nan
+    hurt = Hurt.of(errors, 8)
+    assert np.flatnonzero(hurt.worst).tolist() == [6, 7, 14, 15]
+    assert not hurt.known[0]
+    assert hurt.known[1:].all()
+    with pytest.raises(HQError, match="Layer 1 is silent"):
+        Hurt.of(np.r_[np.ones(8), np.full(8, np.nan)], 8)
+
+
+def test_what_statistics_tell_is_predicted_at_the_precision_left_out(X):
+    hurt = [Hurt.of(errors_from(X, -2, seed), D_FF) for seed in range(3)]
+    for mine, scores in zip(hurt, predict(X, hurt, D_FF), strict=True):
+        assert auroc(scores, mine.worst) > 0.9
+    fitted = dict(zip(STATISTICS, weights(X, hurt), strict=True))
+    assert min(fitted, key=fitted.get) == "magnitude"
+    assert abs(fitted["outlier"]) < 0.2
+
+
+def test_a_neuron_is_not_known_from_other_precisions(X):
+    """The same neurons are hurt everywhere, and no statistic says which: chance."""
+    hurt = [Hurt.of(errors_from(X, 0, 7), D_FF)] * 4
+    areas = [auroc(s, h.worst) for s, h in zip(predict(X, hurt, D_FF), hurt, strict=True)]
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_precision_is_not_known_from_itself(X):
+    """The one left out goes the other way, so that what others teach is wrong for it."""
+    hurt = [Hurt.of(errors_from(X, sign * 2, i), D_FF) for i, sign in enumerate((1, 1, 1, -1))]
+    scores = predict(X, hurt, D_FF)
+    assert auroc(scores[3], hurt[3].worst) < 0.1
+
+
+def test_neurons_without_an_error_teach_nothing(X):
+    errors = errors_from(X, -2, 0)
+    silent = errors.copy()
+    silent[::3] = np.nan
+    few = [Hurt.of(silent, D_FF), Hurt.of(errors_from(X, -2, 1), D_FF)]
+    assert auroc(predict(X, few, D_FF)[1], few[1].worst) > 0.85
+
+
+def test_one_precision_or_one_layer_is_refused(X):
+    hurt = Hurt.of(errors_from(X, 1, 0), D_FF)
+    with pytest.raises(HQError, match="two precisions"):
+        predict(X, [hurt], D_FF)
+    one = Hurt(hurt.worst[:D_FF], hurt.known[:D_FF])
+    with pytest.raises(HQError, match="two layers"):
+        predict(X[:D_FF], [one, one], D_FF)
