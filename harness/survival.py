@@ -1,5 +1,6 @@
 """The way of `hq survival`: from a study's traces to which neurons its precisions hurt."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.table import Table
 from harness.outcome import origin, statistics
 from harness.pipeline import Pipeline
 from harness.schema import Row
-from harness.stages.identify import Rows
+from harness.stages.identify import NEURONS_FILE, Rows
 from harness.stages.survival import Surviving
 from harness.store import inputs_of
 from harness.study import REFERENCE
@@ -38,15 +39,18 @@ def surviving(pipeline: Pipeline) -> Surviving:
 def write(
     folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]]
 ) -> dict[str, object]:
-    """Writes tables and provenance, which it gives."""
-    study = pipeline.study
+    """Writes tables, neurons and provenance, which it gives."""
+    study, facts = pipeline.study, origin(pipeline)
     traces = {p: inputs_of(pipeline.traces_folder(p)) for p in study.precisions}
-    facts = origin(pipeline) | {
+    # A row depends on all other precisions: it cannot stand beside rows of another choice of them.
+    facts["definition"]["learnt_from"] = list(study.precisions)
+    facts |= {
         "kind": "survival",
         "study": f"{study.name}-survival",
         "stages": {"trace": traces, "compare": statistics()},
     }
     write_tables(folder, tables, facts)
+    shutil.copyfile(pipeline.neurons_folder(REFERENCE) / NEURONS_FILE, folder / NEURONS_FILE)
     return facts
 
 

@@ -38,6 +38,11 @@ def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
     assert {name: (run / name).read_bytes() for name in files} == before
     assert hq("check", run, "--against", tmp_path / "results", "--accept").code == 0
     assert hq("check", run, "--against", tmp_path / "results").code == 0
+    more = hq("survival", tiny_study, "--precisions", "fp16,int8,nf4,fp4", "--quiet")
+    assert more.code == 0, more.err
+    learnt_otherwise = hq("check", run, "--against", tmp_path / "results")
+    assert learnt_otherwise.code == 2
+    assert "learnt_from" in learnt_otherwise.err
 
 
 @pytest.mark.usefixtures("stages")
