@@ -16,7 +16,7 @@ from hq.backends.base import Exchange
 from hq.backends.torch import TorchBackend
 from hq.checkpoint import identity
 from hq.errors import HQError
-from hq.monitor import Monitor, TorchMonitor
+from hq.monitor import Monitor, StepStreamer, TorchMonitor
 from hq.neurons import NeuronSet
 from hq.sampling import Ending
 from tests import tiny
@@ -24,6 +24,7 @@ from tests.hq.monitored import PROMPT, asked, load, neuron_set, scores
 
 Checkpoint = Callable[[str], Path]
 
+ROOT = Path(__file__).parents[2]
 ENDLESS = Ending(frozenset(), (), lambda ids: "x" * len(ids))
 
 
@@ -477,3 +478,28 @@ def test_nothing_of_a_pass_is_kept(model, neurons):
         kept = sum(step.cett.nbytes for step in monitor.steps)
         assert kept == 99 * 3 * 4
         assert {step.cett.base is None for step in monitor.steps} == {True}
+
+
+@pytest.mark.slow
+def test_the_embedded_model_as_its_user_loads_it():
+    from harness.sources import resolve_model
+
+    folder = resolve_model("smollm2")
+    neurons = NeuronSet.load(ROOT / "results" / "smollm2-triviaqa" / "neurons.json")
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with TorchMonitor(model, neurons) as monitor:
+        stream = StepStreamer(monitor, tokenizer)
+        model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=stream)
+        text = "".join(piece for piece, _ in stream)
+    assert text == "The capital of France is Paris."
+    response = tuple(step.token for step in monitor.steps)
+    exchange = Exchange(tuple(inputs["input_ids"][0].tolist()), response)
+    with TorchBackend(folder, device="cpu") as backend:
+        (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
+    expected = neurons.score(batch.values.reshape(1, -1))[0]
+    assert monitor.steps[-1].score == pytest.approx(expected, rel=1e-4)
