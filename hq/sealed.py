@@ -38,8 +38,7 @@ def seal(
 
     Raises HQError where something of that name is there already.
     """
-    if folder.exists() or folder.is_symlink():
-        raise HQError(f"{folder} is there already: name another folder, or remove it.")
+    require_free(folder)
     entries = {name: _entry(content) for name, content in sorted(files.items())}
     manifest = {"schema_version": version, **facts, "files": entries}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -53,6 +52,12 @@ def seal(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def require_free(folder: Path) -> None:
+    """Raises HQError where something of that name is there already."""
+    if folder.exists() or folder.is_symlink():
+        raise HQError(f"{folder} is there already: name another folder, or remove it.")
 
 
 def unseal(folder: Path, version: int, names: frozenset[str]) -> Sealed:

@@ -3,12 +3,13 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, monitor, neurons, picture, study, sweep
+from harness.cli import bench, bundle, check, doctor, files, monitor, neurons, picture, study, sweep
 from harness.cli.app import app, main
 
 __all__ = [
     "app",
     "bench",
+    "bundle",
     "check",
     "doctor",
     "files",
