@@ -15,7 +15,8 @@ of another kind, or answers sampled otherwise, than the calibration's.
 """
 
 from fractions import Fraction
-from math import ceil
+from itertools import accumulate
+from math import ceil, lcm
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -42,13 +43,12 @@ def promised_threshold(
     unit = _units(len(scores), entities)
     n = int(unit.max(initial=-1)) + 1
     require_enough(n, false_alarms)
-    shares = [Fraction(1, int(size)) for size in np.bincount(unit)]
-    wanted = (n + 1) * (1 - _exact(false_alarms))
+    sizes = np.bincount(unit).tolist()
+    whole = lcm(*sizes)  # what an entity weighs, so that the share of any of its answers is whole
+    wanted = ceil((n + 1) * (1 - _exact(false_alarms)) * whole)
     order = np.argsort(scores, kind="stable")
-    reached, at = Fraction(0), -1
-    while reached < wanted:
-        at += 1
-        reached += shares[unit[order[at]]]
+    reached = accumulate(whole // sizes[entity] for entity in unit[order].tolist())
+    at = next(place for place, weight in enumerate(reached) if weight >= wanted)
     return float(np.nextafter(scores[order[at]], np.inf))
 
 
