@@ -1,7 +1,8 @@
 """A sealed folder: few small files, each named in a manifest with its size and SHA-256.
 
 Nothing else may lie in it, and nothing in it is read before it is known to be what was sealed.
-What is read is read once: the bytes that were checked are the bytes that are used.
+What is read is read once: the bytes that were checked are the bytes that are used. It is no
+signature: who can write the folder can seal another, which then has another digest.
 """
 
 import hashlib
