@@ -34,6 +34,8 @@ NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD = (
 )
 FILES = frozenset((NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD))
 
+NAME = "[a-z0-9][a-z0-9._-]*"
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -91,7 +93,7 @@ class Validation:
 class Facts:
     """What the manifest says."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     hq: str  # version that made it
     precision: str
     compute: str
