@@ -22,6 +22,7 @@ from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.sealed import seal, sha256_of, unseal
 from hq.stats import Estimate
+from hq.thresholds import match_quantile
 
 SCHEMA_VERSION = 1
 ALL = "all"  # the domain of whatever is asked
@@ -173,6 +174,17 @@ class Bundle:
             known = ", ".join(self.domains)
             raise HQError(f"The bundle {self.name} has no domain {name!r}: it has {known}.")
         return self.domains[name]
+
+    def moved(self, scores: Float[np.ndarray, " n"]) -> dict[str, float]:
+        """Each domain's threshold for another file of the model, without labels.
+
+        `scores` are those of the calibration answers there: a threshold keeps its quantile among
+        them. That undoes a drift which all answers share, and promises nothing.
+        """
+        return {
+            name: match_quantile(domain.threshold, self.scores, scores)
+            for name, domain in self.domains.items()
+        }
 
     def _require_whole(self, path: Path) -> None:
         """Raises HQError where parts of the bundle do not belong to each other."""

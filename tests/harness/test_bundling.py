@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,18 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from harness.bundling import SAMPLES_FILE, Run
+from harness.model_card import model_card
 from harness.samples import read_samples, write_samples
 from harness.stages.alarms import alarms
 from harness.stages.identify import NEURONS_FILE, Rows
 from hq.backends.llamacpp import LlamaBackend
 from hq.bundle import ALL, Bundle
 from hq.checkpoint import identity
-from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.quantize import quantize
 from hq.gguf.write import write
 from hq.sealed import MANIFEST
+from hq.stats import Estimate
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = sorted(ROOT.glob("results/*/bundle"))
@@ -219,7 +221,17 @@ def test_a_committed_bundle_says_what_its_table_says():
     assert domain.detected.value == pytest.approx(row["detected_anew"], abs=0.02)
 
 
-def test_an_open_run_of_another_model_says_so(run, files):
-    with pytest.raises(HQError, match="cannot be read"):
-        (run / NEURONS_FILE).unlink()
-        Run.open(run)
+def test_a_run_without_its_neurons(make, run):
+    (run / NEURONS_FILE).unlink()
+    is_one_sentence(make(), "neurons.json cannot be read")
+
+
+def test_the_card_says_where_the_probe_reads_nothing():
+    bundle = Bundle.load(COMMITTED[0])
+    parts = bundle.facts, bundle.neurons, bundle.domains
+    assert model_card(*parts, bundle.validation) == bundle.card
+    chance = Estimate(value=0.6, low=0.45, high=0.7, n=30, seed=0)
+    text = model_card(*parts, replace(bundle.validation, auroc=chance))
+    assert "cannot be told from chance" in text
+    assert "cannot be told from chance" not in bundle.card
+    assert max(len(line) for line in text.splitlines() if line[:1] not in "|-") <= 100

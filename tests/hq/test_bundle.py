@@ -82,6 +82,15 @@ def test_a_bundle_comes_back(folder, model):
     bundle.require(file)
 
 
+def test_thresholds_move_without_labels(folder):
+    bundle = Bundle.load(folder)
+    there = 2 * bundle.scores - 1
+    moved = bundle.moved(np.random.default_rng(0).permutation(there))
+    assert moved.keys() == bundle.domains.keys()
+    for name, domain in bundle.domains.items():
+        assert moved[name] == pytest.approx(2 * domain.threshold - 1)
+
+
 def test_a_domain_that_is_not_there(folder):
     with pytest.raises(HQError, match="no domain 'sport': it has all, capital"):
         Bundle.load(folder).domain("sport")
