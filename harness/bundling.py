@@ -75,8 +75,8 @@ def make(
     into: Path,
     name: str,
     progress: Progress,
-) -> Validation:
-    """Seals the bundle `into`, for the file that the backend runs; gives what was measured.
+) -> None:
+    """Seals the bundle `into`, for the file that the backend runs.
 
     The answers of the calibration and test splits are read there, and every threshold is set on
     their labels: the promise is about this file, whatever quantizing did to the scores.
@@ -109,14 +109,13 @@ def make(
         model=model_file(backend.file, storage(backend.audit())),
     )
     validation = _validation(run, rows, scores)
+    card = model_card(facts, neurons, found, validation)
     arrays = {
         "norms": norms_of(neurons, backend.file),
         "scores": np.sort(scores[rows.calibration]),
         "right": np.sort(scores[whole.right]),
     }
-    card = model_card(facts, neurons, found, validation)
     write(into, facts, neurons, found, validation, arrays, card)
-    return validation
 
 
 def _domain(

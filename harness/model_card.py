@@ -42,8 +42,9 @@ be hallucinated. It is for one file only:
 
 A right answer about a new entity, to a question drawn as those of the study {validation.study}
 were, is flagged with a probability of at most {whole.false_alarms:g} (split conformal prediction
-over entities). The promise is on average over calibrations and answers; every entity weighs the
-same. One calibration's own rate differs: with {whole.n} entities that have an answer each, 95% of
+over entities; those that questions link count as one). The promise is on average over calibrations
+and answers; every entity weighs the same. One calibration's own rate differs: with {whole.n}
+entities that have an answer each, 95% of
 calibrations stay below {bound:.2f}.
 
 | domain | threshold | promised | entities that set it | false alarms | detected |

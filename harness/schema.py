@@ -67,7 +67,10 @@ class Alarm(Row):
     )
     calibrated: int = Field(description="entities whose right calibration answers set them")
     n: int = Field(description="right answers of the test split")
-    entities: int = Field(description="entities that these are about")
+    entities: int = Field(
+        description="entities that these are about; in this table, whatever questions link counts "
+        "as one"
+    )
     hallucinated: int = Field(description="hallucinated answers of the test split")
     hallucinated_entities: int = Field(description="entities that these are about")
     seed: int = Field(description="seed of the study; no interval here is drawn")

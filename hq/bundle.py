@@ -102,7 +102,7 @@ class Facts:
     model: ModelFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A bundle that was read, and whose every byte is what was sealed."""
 
@@ -123,7 +123,7 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """What its model file is stored as."""
+        """What hq's tables call the precision of its model file."""
         return self.facts.precision
 
     @property
@@ -264,6 +264,6 @@ def _arrays(path: Path, content: bytes) -> dict[str, Float[np.ndarray, " value"]
         raise HQError(f"{path / ARRAYS} is no safetensors file: make the bundle again.") from error
     if arrays.keys() != {"norms", "scores", "right"}:
         raise HQError(f"{path / ARRAYS} has other arrays than a bundle's: make the bundle again.")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise HQError(f"{path / ARRAYS} holds NaN or infinite values: make the bundle again.")
+    if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays.values()):
+        raise HQError(f"{path / ARRAYS} holds other than finite numbers: make the bundle again.")
     return arrays

@@ -192,7 +192,11 @@ def domains(**change):
                     {"norms": np.ones(2), "scores": np.array([np.nan]), "right": np.ones(1)}
                 )
             },
-            "NaN or infinite",
+            "other than finite numbers",
+        ),
+        (
+            {ARRAYS: save({n: np.ones(2, dtype=bool) for n in ("norms", "scores", "right")})},
+            "other than finite numbers",
         ),
         ({CARD: b"\xff"}, None),
     ],

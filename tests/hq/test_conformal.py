@@ -202,3 +202,8 @@ def test_its_interval_covers_where_answers_agree_within_an_entity():
 def test_a_rate_of_nothing_is_refused():
     with pytest.raises(HQError, match="no answers"):
         entity_rate([], 0)
+
+
+def test_a_calibration_too_small_has_no_rate():
+    with pytest.raises(HQError, match="needs right answers"):
+        rate_of_calibration(8, 0.1)
