@@ -5,6 +5,7 @@ Commands import what they need when they run: torch takes seconds, `hq --help` s
 
 from harness.cli import (
     bench,
+    bundle,
     check,
     doctor,
     files,
@@ -20,6 +21,7 @@ from harness.cli.app import app, main
 __all__ = [
     "app",
     "bench",
+    "bundle",
     "check",
     "doctor",
     "files",
