@@ -95,6 +95,11 @@ class GGUFFile:
         row_bytes = tensor.shape[0] // tensor.type.weights * tensor.type.nbytes
         return stored.reshape(-1, row_bytes)
 
+    @property
+    def raw(self) -> memoryview:
+        """All bytes of the file; read-only."""
+        return memoryview(self._data)
+
     def dense(self, name: str) -> Float[np.ndarray, "row weight"]:
         """A tensor dequantized, float32; a vector is one row."""
         return dequantized(self.rows(name), self.tensors[name].type)
