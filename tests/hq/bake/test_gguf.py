@@ -26,6 +26,7 @@ pytest.importorskip("llama_cpp")
 
 ROOT = Path(__file__).parents[3]
 TYPES = [kind for kind in FILE_TYPES if kind != "IQ4_XS"]
+SMALL = ("F16", "Q3_K", "Q5_K", "Q6_K")
 NEURONS = [(0, 0), (0, 511), (1, 7), (1, 300)]
 
 
@@ -62,8 +63,9 @@ def test_rows_are_scaled_and_all_else_stays(kind, alpha, typed, tmp_path):
             np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=63 * 127 * 2.0**-25)
             if record.exact:
                 np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    # These weights are so small that superscales of K-quants have no bit to spare.
-    assert record.exact or alpha == 0.3 or kind in ("Q3_K", "Q5_K", "Q6_K")
+    # Half of a number below 2^-14 may have a bit too many for FP16: few weights are so small,
+    # superscales of K-quants often.
+    assert record.exact or alpha == 0.3 or (alpha == 0.5 and kind in SMALL)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -89,7 +91,7 @@ def test_llama_cpp_computes_what_its_callback_does(kind, alpha, typed, tmp_path)
         assert found.logits < found.effect
         assert 0 < found.units <= 0.5
         assert 0 < found.rows <= 1
-        assert found.nearest[alpha] in (0, 0.25, 0.5, 1)
+        assert set(found.nearest) == {alpha}
 
 
 @given(
@@ -119,7 +121,9 @@ def test_any_alphas_of_any_neurons_come_and_go(alphas, kind, alignment, trailing
             name = f"blk.{layer}.ffn_up.weight"
             wanted = alpha * before.dense(name)[index].astype(np.float64)
             found = after.dense(name)[index]
-            np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-4)
+            # Q4_1's and Q5_1's two scales may cancel.
+            size = 2e-3 * np.abs(wanted).max() + 1e-5
+            np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=size)
         assert set(after.metadata) - set(before.metadata) == {KEY}
         assert after.identity.kin == before.identity.kin
         undo(baked, again)
@@ -199,7 +203,7 @@ def test_the_largest_alpha_that_is_named_can_be_baked(whole, tmp_path):
 
 def test_what_is_baked_is_not_baked_again(whole, tmp_path):
     bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
-    with pytest.raises(HQError, match="baked already.*bake its original"):
+    with pytest.raises(HQError, match=r"baked already.*bake its original"):
         bake(tmp_path / "b.gguf", tmp_path / "c.gguf", {(0, 1): 0.5})
 
 
@@ -281,7 +285,7 @@ def test_a_flipped_bit_anywhere_is_not_verified(whole, tmp_path):
     up = file.tensors["blk.0.ffn_up.weight"]
     places = {
         "of its tensors differ": up.offset + 2 * up.shape[0] + 1,  # in another row
-        "of its header differ": 200,
+        "of its header differ": baked.read_bytes().index(b"tiny llama"),
         "off by up to": up.offset + 3 * 2 * up.shape[0] + 1,  # in the row itself
     }
     raw = baked.read_bytes()
@@ -289,8 +293,7 @@ def test_a_flipped_bit_anywhere_is_not_verified(whole, tmp_path):
         wrong = bytearray(raw)
         wrong[place] ^= 1
         baked.write_bytes(wrong)
-        (problem,) = verify(baked, whole, factors).problems
-        assert words in problem
+        assert words in verify(baked, whole, factors).problems[0]
 
 
 def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
