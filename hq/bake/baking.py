@@ -8,6 +8,7 @@ import numpy as np
 
 from hq import __version__
 from hq.backends.base import check_factors
+from hq.bake.checkpoint import CheckpointModel
 from hq.bake.gguf import GGUFModel
 from hq.bake.model import Factors, Model
 from hq.bake.numbers import Numbers, largest_alpha, nearest_exact
@@ -97,7 +98,7 @@ def read_record(path: Path) -> Record:
 
 def opened(path: Path) -> Model:
     """The model in a GGUF file or a checkpoint's folder. HQError for what is neither."""
-    return GGUFModel(path)
+    return CheckpointModel(path) if path.is_dir() else GGUFModel(path)
 
 
 def record_of(model: Model) -> Record:

@@ -6,7 +6,6 @@ to the next aligned place; they stay the same but for what was scaled. A record 
 would be lost when the file is copied, and bytes behind the tensors would be no metadata to anyone.
 """
 
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hq.backends.base import Exchange
-from hq.bake.copying import copy_from, sha256
+from hq.bake.copying import changed, copy_from, patch, sha256
 from hq.bake.gguf_types import SCALES, weights
 from hq.bake.model import Factors, Weights
 from hq.bake.record import Record
@@ -136,7 +135,7 @@ class GGUFModel:
                 whole = finished(digest.result())
                 out.seek(0)
                 out.write(self._longer(_entry(whole.model_dump_json())))
-            self._patch(path, patches, data_start - header.data_start)
+            patch(path, self._placed(patches, data_start - header.data_start))
         return whole
 
     def restore(self, target: Path, patches: Sequence[Patch], record: Record) -> None:
@@ -147,7 +146,7 @@ class GGUFModel:
             with open(self.path, "rb") as baked, open(path, "wb") as out:
                 out.write(header)
                 copy_from(baked, data_start, out)
-            self._patch(path, patches, len(header) - data_start)
+            patch(path, self._placed(patches, len(header) - data_start))
             if [sha256(path)] != list(record.sha256.values()):
                 raise changed(self.path)
 
@@ -198,25 +197,9 @@ class GGUFModel:
         stored = self.stored(first.tensor)[start:]
         return weights(np.lib.stride_tricks.as_strided(stored, shape, strides), kind)
 
-    def _patch(self, path: Path, patches: Sequence[Patch], moved: int) -> None:
-        """Puts patches into a copy whose tensors lie `moved` bytes further, and syncs it."""
-        with open(path, "r+b") as file:
-            written = np.memmap(file, np.uint8, "r+")
-            for patch in patches:
-                tensor = self.file.tensors[patch.strip.tensor]
-                start = tensor.offset + moved
-                own = written[start : start + tensor.nbytes]
-                patch.strip.bytes_in(own)[:] = patch.content
-            written.flush()
-            os.fsync(file.fileno())
-
-
-def changed(path: Path) -> HQError:
-    """The error for what something else has edited since it was baked."""
-    return HQError(
-        f"{path} was changed after it was baked, so the original cannot be restored from it: use "
-        "the file that `hq bake` wrote."
-    )
+    def _placed(self, patches: Sequence[Patch], moved: int) -> list[tuple[int, Patch]]:
+        """Patches with the start of their tensor in a file whose tensors lie `moved` further."""
+        return [(self.file.tensors[p.strip.tensor].offset + moved, p) for p in patches]
 
 
 def _entry(text: str) -> bytes:
