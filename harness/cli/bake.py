@@ -1,7 +1,7 @@
 """`hq bake`: α folded into the weights that a model ships in, taken out again, and verified."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -23,7 +23,7 @@ def bake(
         str, typer.Argument(help="A GGUF file, `smollm2`, or a checkpoint's folder.", metavar="IN")
     ],
     target: Annotated[
-        Path | None, typer.Argument(help="What to write; it must not be there.", metavar="[OUT]")
+        Path | None, typer.Argument(help="What to write; it must not be there.", metavar="OUT")
     ] = None,
     alpha: Annotated[
         float | None,
@@ -40,6 +40,14 @@ def bake(
     ] = False,
     against: Annotated[
         str | None, typer.Option(help="The original of a baked model.", show_default=False)
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint that a quantized one was made of, where its norms do not tell "
+            "(AWQ, OPT): the two are compared first.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,13 +70,17 @@ def bake(
     if undo and verify:
         raise HQError("--undo and --verify are two things: ask for one at a time.")
     if undo:
-        _undo(Path(model), _given(target, "OUT, the file or folder to write"), as_json)
-    elif verify:
-        original = _given(against, "--against, the model that it was baked from")
-        _verify(Path(model), original, _given(neurons, "--neurons"), alpha, as_json)
+        _undo(Path(model), _given(target, _OUT), as_json)
+        return
+    chosen = _Chosen(_given(neurons, "--neurons"), source)
+    if verify:
+        original = _model(_given(against, "--against, the model that it was baked from"))
+        _verify(Path(model), original, chosen, alpha, as_json)
     else:
-        goal = _given(target, "OUT, the file or folder to write")
-        _bake(model, goal, _given(neurons, "--neurons"), _given(alpha, "--alpha"), as_json)
+        _bake(_model(model), _given(target, _OUT), chosen, _given(alpha, "--alpha"), as_json)
+
+
+_OUT = "OUT, the file or folder to write,"
 
 
 def _given(value: T | None, name: str) -> T:
@@ -78,16 +90,34 @@ def _given(value: T | None, name: str) -> T:
     return value
 
 
-def _bake(model: str, target: Path, neurons: Path, alpha: float, as_json: bool) -> None:
+@dataclass(frozen=True)
+class _Chosen:
+    """The file of a neuron set, and the checkpoint that proves whose neurons they are."""
+
+    neurons: Path
+    source: Path | None
+
+    def factors(self, model: Path, alpha: float) -> dict[tuple[int, int], float]:
+        """α for each H-Neuron. HQError for a set of another model, or without an H-Neuron."""
+        from hq.bake import require_owner
+        from hq.neurons import NeuronSet
+
+        found = NeuronSet.load(self.neurons)
+        require_owner(found, model, self.source, str(self.neurons))
+        if not found.positive:
+            raise HQError(f"{self.neurons} has no H-Neuron: no weight is above zero.")
+        return {(neuron.layer, neuron.index): alpha for neuron in found.positive}
+
+
+def _bake(model: Path, target: Path, chosen: _Chosen, alpha: float, as_json: bool) -> None:
     from hq.bake import bake as fold
     from hq.bake import nearest
 
-    source = _source(model)
-    factors = _factors(neurons, source, alpha)
+    factors = chosen.factors(model, alpha)
     started = time.perf_counter()
-    record = fold(source, target, factors)
+    record = fold(model, target, factors)
     seconds = time.perf_counter() - started
-    closest = alpha if record.exact else nearest(source, factors)[alpha]
+    closest = alpha if record.exact else nearest(model, factors)[alpha]
     if as_json:
         print_json(_summary(record, target) | {"seconds": seconds, "nearest_exact": closest})
         return
@@ -110,14 +140,14 @@ def _undo(baked: Path, target: Path, as_json: bool) -> None:
     out.print(f"Restored, as its SHA-256 proves: {target}", soft_wrap=True)
 
 
-def _verify(baked: Path, original: str, neurons: Path, alpha: float | None, as_json: bool) -> None:
+def _verify(
+    baked: Path, original: Path, chosen: _Chosen, alpha: float | None, as_json: bool
+) -> None:
     from hq.bake import read_record
     from hq.bake import verify as compare
 
-    source = _source(original)
-    alphas = {scaled.alpha for scaled in read_record(baked).neurons}
-    wanted = alpha if alpha is not None else next(iter(alphas))
-    found = compare(baked, source, _factors(neurons, source, wanted))
+    wanted = read_record(baked).neurons[0].alpha if alpha is None else alpha
+    found = compare(baked, original, chosen.factors(original, wanted))
     if as_json:
         print_json({"verified": found.holds, **asdict(found)})
     else:
@@ -127,23 +157,12 @@ def _verify(baked: Path, original: str, neurons: Path, alpha: float | None, as_j
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _source(model: str) -> Path:
+def _model(name: str) -> Path:
     """The file or folder that a model's name stands for."""
     from harness.sources import gguf_or_none
     from hq.checkpoint import resolve
 
-    return gguf_or_none(model) or resolve(model)
-
-
-def _factors(neurons: Path, source: Path, alpha: float) -> dict[tuple[int, int], float]:
-    """α for each H-Neuron. HQError for a set of another model, or without an H-Neuron."""
-    from hq.bake import identity_of
-    from hq.neurons import NeuronSet
-
-    found = NeuronSet.load(neurons, identity_of(source))
-    if not found.positive:
-        raise HQError(f"{neurons} has no H-Neuron: no weight is above zero.")
-    return {(neuron.layer, neuron.index): alpha for neuron in found.positive}
+    return gguf_or_none(name) or resolve(name)
 
 
 def _summary(record: "Record", target: Path) -> dict[str, object]:

@@ -15,7 +15,6 @@ from hq.bake.numbers import Numbers, largest_alpha, nearest_exact
 from hq.bake.record import Kept, Record, Scaled
 from hq.bake.strips import Patch, Strip
 from hq.errors import HQError
-from hq.neurons import ModelIdentity
 
 
 def bake(source: Path, target: Path, factors: Factors) -> Record:
@@ -84,11 +83,6 @@ def nearest(source: Path, factors: Factors) -> dict[float, float]:
         )
         for alpha in sorted(set(factors.values()))
     }
-
-
-def identity_of(path: Path) -> ModelIdentity:
-    """Whose neurons a model on disk has."""
-    return opened(path).identity
 
 
 def read_record(path: Path) -> Record:

@@ -54,6 +54,11 @@ class CheckpointModel:
         """The folder's own."""
         return identity(self.path)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the first layer's W_up is stored in another way than as plain numbers."""
+        return scheme_of(self, self._up(0, 0)[0]) is not SCHEMES["weight"]
+
     @cached_property
     def record(self) -> Record | None:
         """The record's file."""

@@ -74,7 +74,7 @@ class Record(_Frozen):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     hq: str
-    neurons: tuple[Scaled, ...]
+    neurons: Annotated[tuple[Scaled, ...], Field(min_length=1)]
     exact: bool
     sha256: dict[str, str]
     padding: str = ""

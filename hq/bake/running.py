@@ -29,7 +29,7 @@ def run(
     Raises HQError for a checkpoint that cannot be loaded, or lacks the package that runs it.
     """
     config = text_config(path)
-    model = _loaded(path)
+    model = loaded(path)
     downs = down_projections(model.get_decoder(), family_of(config.model_type))
     found = []
     for factors in scalings:
@@ -44,7 +44,7 @@ def _logits(model: Any, exchange: Exchange) -> torch.Tensor:
     return logits[len(exchange.prompt) - 1 : -1]
 
 
-def _loaded(path: Path) -> Any:
+def loaded(path: Path) -> Any:
     """As it is stored, computing in float32; packed weights as what they stand for."""
     names = tensor_files(path)
     if any(name.endswith(".qweight") for name in names):
