@@ -367,6 +367,7 @@ def test_a_record_that_names_files_outside_is_refused(checkpoint, tmp_path):
     [
         (r'"start": \d+', '"start": 99999999', "does not fit its tensor"),
         (r'"tensor": "[^"]+"', '"tensor": "x"', "has no tensor 'x'"),
+        (r'"sha256": \{[^}]*\}', '"sha256": {}', "was changed after it was baked"),
     ],
 )
 def test_a_record_of_another_model_is_refused(pattern, new, words, checkpoint, tmp_path):

@@ -265,6 +265,7 @@ def test_a_record_that_another_tool_moved_is_not_undone(whole, tmp_path):
         (b'"step":2', b'"step":9', "was changed after|not fit"),
         (b'"count":64', b'"count":63', "are not whole"),
         (b'"original":"', b'"original":"!', "kept.0"),
+        (b'"padding":"00', b'"padding":"xx', "padding"),
         (b'{"schema', b'["schema', "Invalid JSON"),
     ],
 )
@@ -302,6 +303,12 @@ def test_a_flipped_bit_anywhere_is_not_verified(whole, tmp_path):
         wrong[place] ^= 1
         baked.write_bytes(wrong)
         assert words in verify(baked, whole, factors).problems[0]
+    for scale in (np.inf, np.nan):
+        wrong = bytearray(raw)
+        row = up.offset + 3 * 2 * up.shape[0]
+        wrong[row : row + 2] = np.float16(scale).tobytes()
+        baked.write_bytes(wrong)
+        assert "off by up to" in verify(baked, whole, factors).problems[0]
 
 
 def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
