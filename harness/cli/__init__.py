@@ -4,6 +4,7 @@ Commands import what they need when they run: torch takes seconds, `hq --help` s
 """
 
 from harness.cli import (
+    bake,
     bench,
     bundle,
     check,
@@ -20,6 +21,7 @@ from harness.cli.app import app, main
 
 __all__ = [
     "app",
+    "bake",
     "bench",
     "bundle",
     "check",
