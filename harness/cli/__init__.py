@@ -3,7 +3,7 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, monitor, neurons, picture, study, sweep
+from harness.cli import bench, check, doctor, files, lora, monitor, neurons, picture, study, sweep
 from harness.cli.app import app, main
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "check",
     "doctor",
     "files",
+    "lora",
     "main",
     "monitor",
     "neurons",
