@@ -14,6 +14,7 @@ from harness.store import digest
 from hq.checkpoint import first_line
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.neurons import GGUF_ORIGIN
 
 _READ_BY = ("gguf", "tokenizers", "transformers")
 _EDITION = 2  # of what is made here; another one is another folder
@@ -28,7 +29,7 @@ def checkpoint_of(gguf: Path) -> Path:
     if find_spec("gguf") is None:
         raise HQError("Reading a GGUF model needs gguf: pip install 'hq[embedded]'.")
     file = GGUFFile(gguf)
-    key = digest([file.identity.fingerprint, versions(*_READ_BY), _EDITION])
+    key = digest([GGUF_ORIGIN + file.fingerprint, versions(*_READ_BY), _EDITION])
     folder = cache_folder() / "models" / key / gguf.stem
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

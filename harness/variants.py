@@ -17,7 +17,7 @@ from hq.backends.opening import open_backend
 from hq.checkpoint import file_digests, fingerprint, resolve
 from hq.ffn import of_checkpoint
 from hq.gguf.file import GGUFFile
-from hq.neurons import ModelIdentity
+from hq.neurons import GGUF_ORIGIN, ModelIdentity
 from hq.packed.checkpoint import CONFIG_FILES
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import PREFIX as GGUF_PREFIX
@@ -163,4 +163,4 @@ class Variants:
     @cached_property
     def _given(self) -> str:
         """Fingerprint of the file that the model is given as: all its bytes, read once."""
-        return GGUFFile(gguf_of(self.study.model)).identity.fingerprint
+        return GGUF_ORIGIN + GGUFFile(gguf_of(self.study.model)).fingerprint

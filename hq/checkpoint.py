@@ -5,7 +5,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -50,6 +50,29 @@ def tensor_files(path: Path) -> dict[str, Path]:
     return {name: file for file in weight_files(path) for name in _names(file)}
 
 
+class StoredTensor(NamedTuple):
+    """Where one tensor lies: bytes `start` to `end` of a safetensors file, whose dtype it names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+
+def stored_tensors(file: Path) -> Iterator[StoredTensor]:
+    """Those of a safetensors file, from its header alone. HQError for a file that is not whole."""
+    _names(file)
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, start, end)
+
+
 def read_tensor(file: Path, name: str) -> Tensor:
     """One tensor of a safetensors file, as it is stored."""
     with safe_open(file, framework="pt") as opened:
@@ -65,7 +88,7 @@ def identity(path: Path) -> ModelIdentity:
         fingerprint=fingerprint(path),
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
-        d_ff=_d_ff(config),
+        d_ff=d_ff(config),
         kin=_kin(path, config),
     )
 
@@ -86,10 +109,10 @@ def fingerprint(path: Path) -> str:
     Sharding and file headers do not change it; one bit of one weight does.
     Raises HQError for a truncated or unreadable safetensors file.
     """
-    tensors = sorted(t for file in weight_files(path) for t in _tensors(file))
+    tensors = sorted(t for file in weight_files(path) for t in stored_tensors(file))
     digest = hashlib.blake2b(digest_size=8)
     for name, dtype, shape, file, start, end in tensors:
-        digest.update(f"{name} {dtype} {shape}\n".encode())
+        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
         with open(file, "rb") as stream:
             stream.seek(start)
             while start < end:
@@ -138,9 +161,9 @@ def _kin(path: Path, config: PretrainedConfig) -> str:
     if names is None:
         return ""
     norms: dict[str, Float[np.ndarray, " d"]] = {}
-    for tensor in (t for file in weight_files(path) for t in _tensors(file)):
-        canonical = names.canonical(tensor[0])
-        if canonical is not None and tensor[1] in _TO_FLOAT32:
+    for tensor in (t for file in weight_files(path) for t in stored_tensors(file)):
+        canonical = names.canonical(tensor.name)
+        if canonical is not None and tensor.dtype in _TO_FLOAT32:
             norms[canonical] = _vector(tensor) + np.float32(names.offset)
     wanted = list(names.ordered(config.num_hidden_layers))
     return kin(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
@@ -153,15 +176,11 @@ _TO_FLOAT32: dict[str, Callable[[bytes], Float[np.ndarray, " d"]]] = {
 }
 
 
-def _vector(tensor: "_Tensor") -> Float[np.ndarray, " d"]:
+def _vector(tensor: StoredTensor) -> Float[np.ndarray, " d"]:
     """A small tensor as float32, exactly."""
-    _, dtype, _, file, start, end = tensor
-    with open(file, "rb") as stream:
-        stream.seek(start)
-        return _TO_FLOAT32[dtype](stream.read(end - start))
-
-
-_Tensor = tuple[str, str, str, Path, int, int]
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.start)
+        return _TO_FLOAT32[tensor.dtype](stream.read(tensor.end - tensor.start))
 
 
 def _names(file: Path) -> list[str]:
@@ -175,19 +194,7 @@ def _names(file: Path) -> list[str]:
         ) from error
 
 
-def _tensors(file: Path) -> Iterator[_Tensor]:
-    """Name, dtype, shape, file and byte range of each tensor, from the header alone."""
-    _names(file)
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        yield name, entry["dtype"], str(entry["shape"]), file, start, end
-
-
-def _d_ff(config: PretrainedConfig) -> int:
+def d_ff(config: PretrainedConfig) -> int:
     """Width of the FFN's product, which each architecture names its own way."""
     for name in ("intermediate_size", "ffn_dim", "n_inner"):
         width = getattr(config, name, None)

@@ -3,11 +3,24 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, lora, monitor, neurons, picture, study, sweep
+from harness.cli import (
+    bake,
+    bench,
+    check,
+    doctor,
+    files,
+    lora,
+    monitor,
+    neurons,
+    picture,
+    study,
+    sweep,
+)
 from harness.cli.app import app, main
 
 __all__ = [
     "app",
+    "bake",
     "bench",
     "check",
     "doctor",

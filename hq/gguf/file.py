@@ -88,12 +88,31 @@ class GGUFFile:
         """
         return self._source() or self._own()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
+
+        Of this very file, whatever checkpoint it says that it was made from.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.type.name} {list(tensor.shape)}\n".encode())
+            stored = self.rows(name).reshape(-1)
+            for start in range(0, tensor.nbytes, _CHUNK):
+                digest.update(stored[start : start + _CHUNK].data)
+        return digest.hexdigest()
+
     def rows(self, name: str) -> UInt8[np.ndarray, "row nbytes"]:
         """The stored bytes of a tensor, a row of whole blocks after the other; read-only."""
         tensor = self.tensors[name]
         stored = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.offset)
         row_bytes = tensor.shape[0] // tensor.type.weights * tensor.type.nbytes
         return stored.reshape(-1, row_bytes)
+
+    @property
+    def raw(self) -> memoryview:
+        """All bytes of the file; read-only."""
+        return memoryview(self._data)
 
     def dense(self, name: str) -> Float[np.ndarray, "row weight"]:
         """A tensor dequantized, float32; a vector is one row."""
@@ -169,22 +188,12 @@ class GGUFFile:
         norms = NORM_NAMES[model_type].ordered(self.n_layers)
         return ModelIdentity(
             name=given if isinstance(given, str) and given else self.path.stem,
-            fingerprint=GGUF_ORIGIN + self._fingerprint(),
+            fingerprint=GGUF_ORIGIN + self.fingerprint,
             architecture=model_type,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
             kin=kin(self.dense(name).ravel() for name in norms),
         )
-
-    def _fingerprint(self) -> str:
-        """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.type.name} {list(tensor.shape)}\n".encode())
-            stored = self.rows(name).reshape(-1)
-            for start in range(0, tensor.nbytes, _CHUNK):
-                digest.update(stored[start : start + _CHUNK].data)
-        return digest.hexdigest()
 
 
 def _map(path: Path) -> tuple[mmap.mmap, os.stat_result]:

@@ -51,12 +51,17 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything before the tensors' bytes; `digest` is over all of it, 16 hex digits."""
+    """Everything before the tensors' bytes; `digest` is over all of it, 16 hex digits.
+
+    Metadata end and the list of tensors begins at byte `tensors_start`; that ends at `end`.
+    """
 
     version: int
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
     alignment: int
+    tensors_start: int
+    end: int
     data_start: int
     digest: str
 
@@ -72,14 +77,17 @@ def read_header(path: Path, data: mmap.mmap) -> Header:
     version = _version(cursor)
     n_tensors, n_metadata = cursor.scalar("Q"), cursor.scalar("Q")
     metadata = _metadata(cursor, n_metadata)
+    tensors_start = cursor.at
     found = _tensor_infos(cursor, n_tensors)
     alignment = _alignment(path, metadata)
-    data_start = _padded(cursor.at, alignment)
+    data_start = padded(cursor.at, alignment)
     return Header(
         version=version,
         metadata=metadata,
         tensors=_placed(path, found, data_start, alignment, len(data)),
         alignment=alignment,
+        tensors_start=tensors_start,
+        end=cursor.at,
         data_start=data_start,
         digest=hashlib.blake2b(data[: cursor.at], digest_size=8).hexdigest(),
     )
@@ -248,9 +256,10 @@ def _placed(
         if data_start + offset + nbytes > size:
             raise cut_off(path)
         placed[name] = Tensor(name, kind, shape, data_start + offset, nbytes)
-        expected = _padded(offset + nbytes, alignment)
+        expected = padded(offset + nbytes, alignment)
     return placed
 
 
-def _padded(at: int, alignment: int) -> int:
+def padded(at: int, alignment: int) -> int:
+    """The first byte from `at` on that is aligned."""
     return -(-at // alignment) * alignment

@@ -20,7 +20,7 @@ class Int8:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
-        _bitsandbytes(self.name)
+        package(self.name)
         return from_pretrained(
             path,
             device,
@@ -30,7 +30,7 @@ class Int8:
 
     def layer(self, weight: Tensor) -> nn.Module:
         """The weight as bitsandbytes' own 8-bit linear; it quantizes when it is moved."""
-        bnb = _bitsandbytes(self.name)
+        bnb = package(self.name)
         linear: nn.Module = bnb.nn.Linear8bitLt(
             weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False
         )
@@ -40,7 +40,7 @@ class Int8:
     def holds(self, module: nn.Module) -> bool:
         """8-bit integers in bitsandbytes' own linear."""
         return (
-            isinstance(module, _bitsandbytes(self.name).nn.Linear8bitLt)
+            isinstance(module, package(self.name).nn.Linear8bitLt)
             and module.weight.dtype == torch.int8
         )
 
@@ -70,7 +70,7 @@ class FourBit:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
-        kind = _bitsandbytes(self.name).nn.Linear4bit
+        kind = package(self.name).nn.Linear4bit
         dtype = compute_dtype(device)
         config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=self.name, bnb_4bit_compute_dtype=dtype
@@ -83,7 +83,7 @@ class FourBit:
 
     def layer(self, weight: Tensor) -> nn.Module:
         """The weight as bitsandbytes' own 4-bit linear; it quantizes when it is moved."""
-        bnb = _bitsandbytes(self.name)
+        bnb = package(self.name)
         linear: nn.Module = bnb.nn.Linear4bit(
             weight.shape[1], weight.shape[0], bias=False, quant_type=self.name
         )
@@ -94,7 +94,7 @@ class FourBit:
         """4-bit codes of this very type, with their quantization state."""
         state = getattr(module.weight, "quant_state", None)
         return (
-            isinstance(module, _bitsandbytes(self.name).nn.Linear4bit)
+            isinstance(module, package(self.name).nn.Linear4bit)
             and getattr(state, "quant_type", "") == self.name
         )
 
@@ -132,7 +132,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     )
 
 
-def _bitsandbytes(name: str) -> Any:
+def package(name: str) -> Any:
     """The package. Raises HQError when it is not installed."""
     for module in ("autograd._functions", "backends.cpu.ops"):
         logging.getLogger(f"bitsandbytes.{module}").addFilter(_is_news)

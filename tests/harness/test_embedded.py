@@ -46,6 +46,17 @@ def test_a_study_may_begin_from_a_gguf_file(monkeypatch, tmp_path, gguf):
         gguf_of(folder)
 
 
+def test_two_files_that_name_the_same_source_are_two_models(monkeypatch, tmp_path, gguf):
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    files = []
+    for kind in ("f16", "q8_0"):
+        files.append(tmp_path / kind / "model.gguf")
+        files[-1].parent.mkdir()
+        files[-1].write_bytes(gguf("llama", kind).read_bytes())
+    assert len({GGUFFile(file).identity.fingerprint for file in files}) == 1
+    assert len({identity(resolve_model(str(file))).fingerprint for file in files}) == 2
+
+
 def test_a_tokenizer_that_is_not_known_is_refused(monkeypatch, tmp_path, gguf):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     raw = gguf("llama").read_bytes()

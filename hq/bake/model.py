@@ -1,0 +1,82 @@
+"""What baking asks of a model on disk, whatever its format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hq.backends.base import Exchange
+from hq.bake.record import Record
+from hq.bake.strips import Patch, Strip
+from hq.neurons import ModelIdentity
+
+Factors = Mapping[tuple[int, int], float]  # α by (layer, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A neuron's dequantized weights that α scales.
+
+    `size` is what each is a sum of, without signs; `unit` what it moves by when each of its scales
+    moves by one unit of its format.
+    """
+
+    values: Float[np.ndarray, " n"]
+    size: Float[np.ndarray, " n"]
+    unit: Float[np.ndarray, " n"]
+
+
+class Model(Protocol):
+    """A GGUF file, or a checkpoint's folder."""
+
+    path: Path
+    n_layers: int
+    d_ff: int
+    vocabulary: int
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Whose neurons it has."""
+        ...
+
+    @property
+    def record(self) -> Record | None:
+        """What was baked into it; None where nothing was."""
+        ...
+
+    def strips(self, layer: int, index: int) -> list[Strip]:
+        """The numbers that scale this neuron. HQError where its format has none that only do."""
+        ...
+
+    def stored(self, tensor: str) -> UInt8[np.ndarray, " byte"]:
+        """A tensor's bytes, as they lie in the file."""
+        ...
+
+    def parts(self) -> Mapping[str, UInt8[np.ndarray, " byte"]]:
+        """All bytes but those of the record, in named parts, as they were before it was added."""
+        ...
+
+    def place(self, tensor: str) -> tuple[str, int]:
+        """Of which part a tensor is, and where in it."""
+        ...
+
+    def weights(self, layer: int, index: int) -> Weights:
+        """The weights that this neuron's strips scale, dequantized."""
+        ...
+
+    def logits(
+        self, exchanges: Sequence[Exchange], scalings: Sequence[Factors]
+    ) -> list[Float[np.ndarray, "token vocab"]]:
+        """Of all responses' tokens, under each scaling at run time."""
+        ...
+
+    def bake(self, target: Path, patches: Sequence[Patch], record: Record) -> Record:
+        """Writes the patched model with the record in it, to which digests are added."""
+        ...
+
+    def restore(self, target: Path, patches: Sequence[Patch], record: Record) -> None:
+        """Writes the model without its record. HQError where that is not the original."""
+        ...

@@ -1,0 +1,47 @@
+"""GPTQ and AWQ: output i has a scale of its own in every group of inputs, column i of `scales`."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from hq.bake.scheme import SCHEMES, Store, number_format
+from hq.bake.strips import Strip
+from hq.packed.checkpoint import PackedCheckpoint, PackedLayer
+
+
+class Packed:
+    """Weights are s·(q − z): codes and zero points stay."""
+
+    def strip(self, store: Store, projection: str, row: int) -> Strip:
+        """The row's scale in each group. HQError for a format whose scales stand in another order.
+
+        Kernels of other formats (marlin) permute them; hq reads none of those.
+        """
+        PackedCheckpoint(store.path)
+        scales = store.tensors[f"{projection}.scales"]
+        form = number_format(scales)
+        groups, d_out = scales.shape
+        size = (scales.end - scales.start) // (groups * d_out)
+        return Strip(scales.name, form, row * size, d_out * size, groups)
+
+    def row(
+        self, store: Store, projection: str, row: int, numbers: Float[np.ndarray, " group"]
+    ) -> Float[np.ndarray, " d_in"]:
+        """The codes less their zero points, times the scale of their group."""
+        layer = PackedCheckpoint(store.path).layer(projection)
+        scales = layer.tensors["scales"]
+        ones = replace(layer, tensors={**layer.tensors, "scales": torch.ones_like(scales)})
+        weights: Float[np.ndarray, " d_in"] = ones.dense()[row].numpy() * numbers[_groups(layer)]
+        return weights
+
+
+def _groups(layer: PackedLayer) -> Int[np.ndarray, " d_in"]:
+    """The group of each input."""
+    if "g_idx" in layer.tensors:
+        return layer.tensors["g_idx"].numpy()
+    return np.arange(layer.d_in) * len(layer.tensors["scales"]) // layer.d_in
+
+
+SCHEMES.add("qweight", Packed())

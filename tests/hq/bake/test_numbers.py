@@ -1,0 +1,94 @@
+"""Formats of stored numbers, beside those of NumPy and torch; and which α is exact, by trying."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hq.bake.numbers import FORMATS, largest_alpha, nearest_exact
+
+THEIRS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+NAMES = st.sampled_from(sorted(THEIRS))
+
+
+def stored(name: str, values: list[float]) -> np.ndarray:
+    """Numbers of a format, made by torch: float64."""
+    return torch.tensor(values, dtype=torch.float32).to(THEIRS[name]).double().numpy()
+
+
+@given(NAMES, st.lists(st.floats(width=32, allow_nan=False), min_size=1))
+def test_rounding_is_that_of_torch(name, values):
+    expected = stored(name, values)
+    given = torch.tensor(values, dtype=torch.float32).double().numpy()
+    form = FORMATS[name]
+    finite = np.isfinite(given)
+    np.testing.assert_array_equal(form.rounded(given[finite]), expected[finite])
+
+
+@given(NAMES, st.lists(st.floats(width=32, allow_nan=False), min_size=1))
+def test_what_is_written_is_read_and_is_what_torch_stores(name, values):
+    theirs = torch.tensor(values, dtype=torch.float32).to(THEIRS[name])
+    raw = theirs.view(torch.uint8).numpy().reshape(len(values), -1)
+    form = FORMATS[name]
+    numbers = form.read(raw)
+    np.testing.assert_array_equal(numbers, theirs.double().numpy())
+    assert form.write(numbers).tobytes() == raw.tobytes()
+
+
+@given(NAMES, st.floats(min_value=2.0**-100, max_value=2.0**13, width=32))
+def test_a_unit_is_the_distance_to_the_next_number(name, value):
+    form = FORMATS[name]
+    (number,) = form.rounded(np.array([value]))
+    (unit,) = form.unit(np.array([number]))
+    assert form.rounded(np.array([number + unit])) == number + unit
+    assert form.rounded(np.array([number + unit / 4])) == number
+
+
+def exact(alpha: float, form, values: np.ndarray) -> bool:
+    return bool((form.rounded(alpha * values) == alpha * values).all())
+
+
+@given(
+    NAMES,
+    st.lists(st.floats(-8, 8, width=16), min_size=1, max_size=6),
+    st.floats(0, 64, width=32),
+)
+def test_the_nearest_exact_alpha_is_exact_and_none_of_few_bits_is_nearer(name, values, alpha):
+    form, numbers = FORMATS[name], stored(name, values)
+    found = nearest_exact(alpha, [(form, numbers)])
+    assert exact(found, form, numbers)
+    if not numbers.any():
+        assert found == alpha
+        return
+    tried = [0.0, *(math.ldexp(odd, power) for odd in range(1, 16, 2) for power in range(-24, 7))]
+    nearest = min(abs(t - alpha) for t in tried if exact(t, form, numbers))
+    assert abs(found - alpha) <= nearest
+
+
+def test_with_every_bit_in_use_only_powers_of_two_are_exact():
+    full = np.array([1 + 2**-10])
+    form = FORMATS["F16"]
+    assert [nearest_exact(a, [(form, full)]) for a in (0.0, 0.1, 0.3, 0.7, 1.4, 3.1)] == [
+        0.0, 0.125, 0.25, 0.5, 1.0, 4.0,
+    ]  # fmt: skip
+    assert nearest_exact(0.3, [(form, np.array([1.0]))]) == pytest.approx(0.3, abs=2**-11)
+
+
+def test_below_the_normal_numbers_a_half_is_not_exact():
+    form = FORMATS["F16"]
+    assert nearest_exact(0.5, [(form, np.array([2.0**-24]))]) in (0.0, 1.0)
+    assert nearest_exact(0.4, [(form, np.array([2.0**-24]))]) == 0
+    assert nearest_exact(0.6, [(form, np.array([2.0**-24]))]) == 1
+    assert nearest_exact(2.2, [(form, np.array([2.0**-24]))]) == pytest.approx(2)
+
+
+def test_the_largest_alpha_overflows_nowhere_and_one_a_little_larger_does():
+    form = FORMATS["F16"]
+    numbers = [(form, np.array([3.3, -7.7])), (form, np.zeros(2))]
+    most = largest_alpha(numbers)
+    assert np.isfinite(form.rounded(most * numbers[0][1])).all()
+    assert not np.isfinite(form.rounded(1.001 * most * numbers[0][1])).all()
+    assert largest_alpha([(form, np.zeros(2))]) == math.inf
