@@ -73,7 +73,7 @@ def _describe(package: ModuleType, writer: Any, base: GGUFFile, found: list[Chan
     writer.add_name(f"{model.name} with scaled neurons")
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, model.name)
-    writer.add_string("hq.source.fingerprint", model.fingerprint)
+    writer.add_string("hq.lora.base", base.fingerprint)
     writer.add_array("hq.lora.layers", [c.layer for c in found for _ in c.neurons])
     writer.add_array("hq.lora.neurons", [i for c in found for i in c.neurons])
     writer.add_array("hq.lora.alphas", [1 + gain for c in found for gain in c.gains])

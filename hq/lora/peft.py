@@ -8,7 +8,6 @@ need an exception for each of these, and GELU without a gate would have no adapt
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hq.bake.copying import draft_folder
 from hq.checkpoint import text_config
 from hq.errors import HQError
 from hq.families import Family, down_projections, family_of
@@ -51,7 +51,15 @@ def write(
         tensors[f"{prefix}.lora_B.weight"] = columns
     said = _config(checkpoint, family, {names[c.layer]: c.rank for c in found})
     weights = save(tensors, {"format": "pt", "hq.source.fingerprint": model.fingerprint})
-    _write(into, {CONFIG_FILE: json.dumps(said, indent=2).encode(), WEIGHTS_FILE: weights})
+    with draft_folder(into) as draft:
+        for name, content in (
+            (CONFIG_FILE, json.dumps(said, indent=2).encode()),
+            (WEIGHTS_FILE, weights),
+        ):
+            with open(draft / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def require_dense(checkpoint: Path) -> None:
@@ -99,18 +107,3 @@ def _config(checkpoint: Path, family: Family, ranks: dict[str, int]) -> dict[str
         "bias": "none",
         "fan_in_fan_out": family.transposed,
     }
-
-
-def _write(into: Path, files: Mapping[str, bytes]) -> None:
-    """The files of a folder, which takes its name when they are on the disk."""
-    draft = into.with_name(f".{into.name}.{os.getpid()}.draft")
-    draft.mkdir(parents=True)
-    try:
-        for name, content in files.items():
-            with open(draft / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(draft, into)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

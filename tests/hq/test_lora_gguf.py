@@ -167,7 +167,7 @@ def test_the_file_says_what_it_is(gguf, tmp_path):
     assert said["adapter.type"] == "lora"
     assert said["adapter.lora.alpha"] == 0.0
     assert said["general.base_model.0.name"] == base.identity.name
-    assert said["hq.source.fingerprint"] == base.identity.fingerprint
+    assert said["hq.lora.base"] == base.fingerprint
     lists = [said[f"hq.lora.{key}"].tolist() for key in ("layers", "neurons", "alphas")]
     assert lists == [[0, 2], [3, 7], [0.0, 0.25]]
     with pytest.raises(HQError, match="is of type 'adapter', not a model"):
