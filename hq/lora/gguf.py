@@ -3,7 +3,9 @@
 In a gated FFN h_i is linear in row i of the up projection: ΔW_up = (α₀ − 1)·E·W_up[H]. A holds
 these rows as the base file stores them, so that llama.cpp computes up_i from A by the arithmetic
 that it uses for the base, and B, one-hot, adds (α₀ − 1)·up_i to up_i. Rows in another type would
-meet activations of another precision, and what is left of up_i would show in the logits.
+meet activations of another precision, and what is left of up_i would show in the logits. Where
+llama.cpp repacks the base's rows for the processor (Q4_0), which it does not do to A, the last bit
+of up_i can differ.
 
 Without a gate, or with a bias on up, h_i is not linear in that row. What it writes is linear in
 h_i: ΔW_down = (α₀ − 1)·W_down[:, H]·Eᵀ, with dequantized columns in B. That is right up to

@@ -1,10 +1,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from harness.bench import deploy, sampling
+from harness.bench import deploy, monitor, sampling
 from harness.bench.base import BENCHES, Row, report
 from harness.bench.l1 import run
 from hq.lora.gguf import write as write_adapter
@@ -92,6 +93,21 @@ def test_l1_has_its_rows_at_a_small_size(monkeypatch):
         "objective_gap_relative",
     }
     assert rows["objective_gap_relative"].ok
+
+
+def test_monitor_has_its_rows_at_a_small_size(gguf, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    rows = {row.name: row for row in monitor.run(rounds=1, model=str(gguf("llama", "q8_0")))}
+    assert list(rows) == [
+        "decode_ratio_5_layers",
+        "decode_ratio_all_layers",
+        "decode_ratio_python_callback_5_layers",
+        "decode_ratio_python_callback_all_layers",
+        "added_p99_ms",
+        "torch_decode_ratio_all_layers",
+    ]
+    assert all(np.isfinite(row.value) for row in rows.values())
 
 
 def test_deploy_compares_four_ways(gguf, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from hq.gguf.file import GGUFFile
 from hq.gguf.header import Header, read_header
 from hq.gguf.quantize import quantize
 from hq.gguf.write import write as write_model
+from hq.llama.library import library
 from hq.llama.model import Context
 from hq.lora import gguf as module
 from hq.lora.gguf import write
@@ -272,11 +273,15 @@ def test_a_failure_leaves_nothing_behind(gguf, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("**/*.gguf")) + list(tmp_path.glob("**/*.draft"))
 
 
-def test_a_closed_context_takes_no_adapter(gguf, tmp_path):
+def test_an_adapter_that_is_not_set_is_an_error(gguf, tmp_path, monkeypatch):
     write(GGUFFile(gguf("llama")), dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
     with LlamaBackend(gguf("llama")) as backend:
         adapter = backend.model.adapter(tmp_path / "a.gguf")
         context = backend.model.context(None, tokens=32, batch=8)
+        with monkeypatch.context() as patched:
+            patched.setattr(library().llama, "llama_set_adapters_lora", lambda *_: -1)
+            with pytest.raises(HQError, match="could not set an adapter"):
+                context.adapt(adapter, 1.0)
         context.close()
         with pytest.raises(HQError, match="is closed"):
             context.adapt(adapter, 1.0)
