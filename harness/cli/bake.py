@@ -99,9 +99,12 @@ class _Chosen:
 
     def factors(self, model: Path, alpha: float) -> dict[tuple[int, int], float]:
         """α for each H-Neuron. HQError for a set of another model, or without an H-Neuron."""
+        from transformers.utils import logging
+
         from hq.bake import require_owner
         from hq.neurons import NeuronSet
 
+        logging.disable_progress_bar()
         found = NeuronSet.load(self.neurons)
         require_owner(found, model, self.source, str(self.neurons))
         if not found.positive:

@@ -36,7 +36,7 @@ def bake(source: Path, target: Path, factors: Factors) -> Record:
             f"{source} is baked already, and scaling what was rounded would round twice: bake its "
             "original, or restore that with `hq bake --undo`."
         )
-    require_new(target)
+    _require_new(target, source)
     planned = [
         _planned(model, strip, alpha)
         for (layer, index), alpha in sorted(factors.items())
@@ -62,7 +62,7 @@ def undo(baked: Path, target: Path) -> Record:
     """
     model = opened(baked)
     record = record_of(model)
-    require_new(target)
+    _require_new(target, baked)
     patches = kept_patches(model, record)
     model.restore(target, patches, record)
     return record
@@ -115,10 +115,12 @@ def kept_patches(model: Model, record: Record) -> list[Patch]:
     return patches
 
 
-def require_new(target: Path) -> None:
-    """HQError for a target that is there: models are large, and nobody wants one overwritten."""
+def _require_new(target: Path, source: Path) -> None:
+    """HQError for a target that is there, as nobody wants a model overwritten, or in the source."""
     if target.exists():
         raise HQError(f"{target} is there already: name another, or remove it.")
+    if source.resolve() in target.resolve().parents:
+        raise HQError(f"{target} lies inside {source}, which is copied: name another place.")
 
 
 class _Planned(NamedTuple):

@@ -98,13 +98,8 @@ class CheckpointModel:
 
     def weights(self, layer: int, index: int) -> Weights:
         """By the definition of the format."""
-        found = [self._weights(layer, index, strip) for strip in self.strips(layer, index)]
-        return Weights(
-            *(
-                np.concatenate([getattr(part, name) for part in found])
-                for name in ("values", "size", "unit")
-            )
-        )
+        strips = self.strips(layer, index)
+        return Weights.joined([self._weights(layer, index, strip) for strip in strips])
 
     def logits(
         self, exchanges: Sequence[Exchange], scalings: Sequence[Factors]
@@ -114,7 +109,7 @@ class CheckpointModel:
 
     def bake(self, target: Path, patches: Sequence[Patch], record: Record) -> Record:
         """Writes the patched folder; originals are hashed while they are copied."""
-        touched = sorted({self.place(p.strip.tensor)[0] for p in patches})
+        touched = self._touched(patches)
         with draft_folder(target) as folder, ThreadPoolExecutor(1) as other:
             digests = other.map(sha256, [self.path / name for name in touched])
             self._copy(folder, patches)
@@ -129,9 +124,8 @@ class CheckpointModel:
         """Writes the folder as it was. HQError where a digest is not the original's."""
         with draft_folder(target) as folder:
             self._copy(folder, patches)
-            for name, digest in record.sha256.items():
-                if name not in self._files() or sha256(folder / name) != digest:
-                    raise changed(self.path)
+            if record.sha256 != {n: sha256(folder / n) for n in self._touched(patches)}:
+                raise changed(self.path)
 
     def _copy(self, folder: Path, patches: Sequence[Patch]) -> None:
         placed: dict[str, list[tuple[int, Patch]]] = {}
@@ -142,6 +136,10 @@ class CheckpointModel:
             copy_to_disk(self.path / name, folder / name)
             if name in placed:
                 patch(folder / name, placed[name])
+
+    def _touched(self, patches: Sequence[Patch]) -> list[str]:
+        """Names of the files that patches change."""
+        return sorted({self.place(each.strip.tensor)[0] for each in patches})
 
     @property
     def _linear(self) -> bool:

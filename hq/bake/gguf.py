@@ -94,13 +94,7 @@ class GGUFModel:
 
     def weights(self, layer: int, index: int) -> Weights:
         """By the package gguf: the row's blocks as they are, and with one scale at a time."""
-        parts = [self._weights(strips) for strips in self._by_tensor(layer, index)]
-        return Weights(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("values", "size", "unit")
-            )
-        )
+        return Weights.joined([self._weights(own) for own in self._by_tensor(layer, index)])
 
     def logits(
         self, exchanges: Sequence[Exchange], scalings: Sequence[Factors]
@@ -117,7 +111,7 @@ class GGUFModel:
         return found
 
     def bake(self, target: Path, patches: Sequence[Patch], record: Record) -> Record:
-        """Writes the patched file; the original is read by the hash while it is copied."""
+        """Writes the patched file; the original is hashed while it is copied."""
         header = self.file.header
         padding = bytes(self.file.raw[header.end : header.data_start]).hex()
         name = self.path.name

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,6 +27,15 @@ class Weights:
     values: Float[np.ndarray, " n"]
     size: Float[np.ndarray, " n"]
     unit: Float[np.ndarray, " n"]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Weights"]) -> Self:
+        """One after the other."""
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.size for part in parts]),
+            np.concatenate([part.unit for part in parts]),
+        )
 
 
 class Model(Protocol):

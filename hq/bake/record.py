@@ -77,7 +77,7 @@ class Record(_Frozen):
     neurons: Annotated[tuple[Scaled, ...], Field(min_length=1)]
     exact: bool
     sha256: dict[str, str]
-    padding: str = ""
+    padding: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] = ""
     kept: tuple[Kept, ...]
 
     @property

@@ -129,12 +129,13 @@ def _compare_numbers(
     for neuron, alpha in factors.items():
         for strip in strips[neuron]:
             before, after = (strip.read(model.stored(strip.tensor)) for model in (theirs, ours))
-            off = np.abs(after - alpha * before)
-            found.units = max(found.units, float((off / strip.form.unit(after)).max()))
+            with np.errstate(invalid="ignore"):  # what is not finite is off
+                off = np.abs(after - alpha * before)
+            found.units = float(np.maximum(found.units, (off / strip.form.unit(after)).max()))
             by_alpha.setdefault(alpha, []).append((strip.form, before))
             if off.any():
                 rounded.add(alpha)
-        found.rows = max(found.rows, _row_error(ours, theirs, neuron, alpha))
+        found.rows = float(np.maximum(found.rows, _row_error(ours, theirs, neuron, alpha)))
     found.exact = not rounded
     found.nearest = {alpha: nearest_exact(alpha, by_alpha[alpha]) for alpha in sorted(rounded)}
     if not found.units <= _UNIT:
@@ -146,7 +147,8 @@ def _compare_numbers(
 def _row_error(ours: Model, theirs: Model, neuron: tuple[int, int], alpha: float) -> float:
     """How far the dequantized weights are from α times the original's, of what is allowed."""
     before, after = (model.weights(*neuron) for model in (theirs, ours))
-    off = np.abs(after.values - alpha * before.values)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(after.values - alpha * before.values)
     arithmetic = 4 * np.finfo(np.float32).eps * alpha * before.size  # of dequantizing itself
     allowed = after.unit + arithmetic
     return float(np.divide(off, allowed, out=np.zeros_like(off), where=off > 0).max())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.hq.bake import models
 
 
@@ -19,5 +20,22 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             source = root / "wide.gguf"
             models.quantized(source if source.exists() else models.save(root), path, kind)
         return path
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The tiny model of a family as bitsandbytes saves it (int8, nf4, fp4, nested); read only."""
+    root = tmp_path_factory.mktemp("saved")
+
+    def of(family: str, kind: str) -> Path:
+        folder = root / f"{family}-{kind}"
+        if not folder.exists():
+            source = root / family
+            models.save_bitsandbytes(
+                source if source.exists() else tiny.save(family, source), folder, kind
+            )
+        return folder
 
     return of

@@ -1,4 +1,4 @@
-"""Models to bake into: a llama wide enough for every GGUF type, by llama.cpp's own quantizer."""
+"""Models to bake into: a llama wide enough for every GGUF type, and what bitsandbytes saves."""
 
 from pathlib import Path
 
@@ -53,9 +53,23 @@ def save(folder: Path, up: float = 1.0) -> Path:
 
 
 def quantized(source: Path, into: Path, kind: str) -> Path:
-    """Every matrix in the type `kind`."""
+    """Every matrix in the type `kind`, by llama.cpp's own quantizer."""
     found = library()
     params = found.llama.llama_model_quantize_default_params()
     params.ftype, params.pure, params.nthread = getattr(found.llama, FILE_TYPES[kind]), True, 1
     assert found.llama.llama_model_quantize(bytes(source), bytes(into), params) == 0, found.why()
+    return into
+
+
+def save_bitsandbytes(source: Path, into: Path, kind: str) -> Path:
+    """A checkpoint quantized by bitsandbytes and saved: int8, nf4, fp4, or nested (nf4 of nf4)."""
+    config = hf.BitsAndBytesConfig(
+        load_in_8bit=kind == "int8",
+        load_in_4bit=kind != "int8",
+        bnb_4bit_quant_type="fp4" if kind == "fp4" else "nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_use_double_quant=kind == "nested",
+    )
+    options = {"quantization_config": config, "dtype": torch.float32, "device_map": {"": "cpu"}}
+    hf.AutoModelForCausalLM.from_pretrained(source, **options).save_pretrained(into)
     return into

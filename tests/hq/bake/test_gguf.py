@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hq.bake import bake, nearest, read_record, undo, verify
-from hq.bake.gguf import KEY
+from hq.bake.gguf import KEY, GGUFModel
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from tests.hq import gguf_files as tiny
@@ -248,6 +248,14 @@ def test_a_baked_file_that_was_changed_is_not_undone(whole, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b.gguf"]
 
 
+def test_a_record_that_another_tool_moved_is_not_undone(whole, tmp_path):
+    record = bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
+    said = {KEY: record.model_dump_json(), "another.key": 1}
+    moved = tiny.write(tmp_path / "c.gguf", "F16", said=said)
+    with pytest.raises(HQError, match="was changed after it was baked"):
+        undo(moved, tmp_path / "d.gguf")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -257,6 +265,7 @@ def test_a_baked_file_that_was_changed_is_not_undone(whole, tmp_path):
         (b'"step":2', b'"step":9', "was changed after|not fit"),
         (b'"count":64', b'"count":63', "are not whole"),
         (b'"original":"', b'"original":"!', "kept.0"),
+        (b'"padding":"00', b'"padding":"xx', "padding"),
         (b'{"schema', b'["schema', "Invalid JSON"),
     ],
 )
@@ -294,6 +303,12 @@ def test_a_flipped_bit_anywhere_is_not_verified(whole, tmp_path):
         wrong[place] ^= 1
         baked.write_bytes(wrong)
         assert words in verify(baked, whole, factors).problems[0]
+    for scale in (np.inf, np.nan):
+        wrong = bytearray(raw)
+        row = up.offset + 3 * 2 * up.shape[0]
+        wrong[row : row + 2] = np.float16(scale).tobytes()
+        baked.write_bytes(wrong)
+        assert "off by up to" in verify(baked, whole, factors).problems[0]
 
 
 def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
@@ -308,6 +323,20 @@ def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
     problems = verify(baked, stranger, factors).problems
     assert any("of its tensors differ" in problem for problem in problems)
     assert any("does not hold what" in problem for problem in problems)
+
+
+def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
+    whole, tmp_path, monkeypatch
+):
+    bake(whole, tmp_path / "b.gguf", {(0, 3): 0.0})
+    right = GGUFModel.logits
+    monkeypatch.setattr(
+        GGUFModel,
+        "logits",
+        lambda self, *args: [found + (self.record is not None) for found in right(self, *args)],
+    )
+    (problem,) = verify(tmp_path / "b.gguf", whole, {(0, 3): 0.0}).problems
+    assert problem == "its logits are off by up to 1 although nothing was rounded"
 
 
 def test_the_nearest_exact_alpha_is_exact_when_it_is_baked(typed, tmp_path):
@@ -366,10 +395,12 @@ def test_a_file_system_that_cannot_copy_inside_the_kernel_is_read(whole, tmp_pat
 
     monkeypatch.setattr(os, "copy_file_range", cannot)
     bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+    bake(whole, tmp_path / "c.gguf", {(0, 0): 0.5})
+    assert len({(tmp_path / f"{name}.gguf").read_bytes() for name in "abc"}) == 1
     monkeypatch.setattr(os, "copy_file_range", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O")))
     with pytest.raises(OSError, match="I/O"):
-        bake(whole, tmp_path / "c.gguf", {(0, 0): 0.5})
+        bake(whole, tmp_path / "d.gguf", {(0, 0): 0.5})
 
 
 def test_the_source_is_only_read(typed, tmp_path):
