@@ -28,12 +28,17 @@ def lora(
 ) -> None:
     """The H-Neurons scaled by α, as a LoRA for runtimes that know nothing of hq.
 
-    The scale s that the adapter runs at moves α(s) = 1 + s(α₀ - 1): at 0 the model is itself, at 1
-    it has α₀. With α₀ = 0, s = 1 - α.
+    hq lora --neurons neurons.json --model model.gguf --into adapter.gguf
 
-    A GGUF file gets a GGUF adapter, of its own quantized rows: make it for the very file that it
-    runs with (llama-server -m MODEL.gguf --lora adapter.gguf, then POST /lora-adapters). A
-    checkpoint gets a PEFT folder, for transformers and vLLM.
+    llama-server -m model.gguf --lora adapter.gguf
+
+    The adapter's scale s moves α(s) = 1 + s(α₀ - 1): at 0 the model is itself,
+    at 1 it has α₀. With α₀ = 0, s = 1 - α. llama-server takes it at
+    /lora-adapters, or with a request.
+
+    A GGUF file gets a GGUF adapter with the file's own quantized rows in it: make
+    it for the very file that it runs with. A dense checkpoint gets a PEFT folder,
+    for transformers and vLLM.
     """
     from harness.sources import gguf_or_none
 
