@@ -5,11 +5,11 @@ beside torch's hooks, and those beside a model whose weights were edited. An eff
 all logits of a text from the model as it is.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,7 +44,7 @@ Logits = Float[np.ndarray, "token vocab"]
 
 @bench("deploy")
 def run(seed: int = 0, rounds: int = 8, model: str = NAME) -> list[Row]:
-    """20 neurons in 5 layers, drawn at random and silenced. Takes about 3 minutes, 2 GB."""
+    """20 neurons in 5 layers, drawn at random and silenced. Takes about 3 minutes, 4 GB."""
     rng, source = np.random.default_rng(seed), gguf_of(model)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,7 +54,7 @@ def run(seed: int = 0, rounds: int = 8, model: str = NAME) -> list[Row]:
             write_adapter(backend.file, dict.fromkeys(neurons, 0.0), folder / "adapter.gguf")
             seconds = _bake_seconds(source, folder / "baked.gguf", neurons)
             agreement = _agreement(backend, folder, neurons, ids)
-        times = _times(source, folder, neurons, ids, rounds, rng)
+        times = _times(folder, source, neurons, ids, rounds, rng)
         checkpoint = resolve_model(model)
         with TorchBackend(checkpoint, device="cpu") as hooked:
             torch_rows = _torch(hooked, checkpoint, folder, neurons, ids)
@@ -167,37 +167,45 @@ def _off(found: Logits, expected: Logits) -> float:
 
 
 def _times(
-    source: Path,
     folder: Path,
+    source: Path,
     neurons: Neurons,
     ids: np.ndarray,
     rounds: int,
     rng: np.random.Generator,
 ) -> dict[str, Float[np.ndarray, "copy round step"]]:
-    """Each way has a file of its own, so that none finds its weights in a cache more often."""
-    with ExitStack() as stack:
+    """Every context has a file of its own, as where weights lie in memory moves a token's time too.
 
-        def opened(name: str) -> LlamaBackend:
-            path = folder / f"{name}.gguf"
-            if not path.exists():
-                shutil.copyfile(source, path)
+    None finds its weights in a cache more often than another.
+    """
+    with ExitStack() as stack:
+        numbers = count()
+
+        def opened(original: Path) -> LlamaBackend:
+            path = folder / f"copy-{next(numbers)}.gguf"
+            copy_to_disk(original, path)
             return stack.enter_context(LlamaBackend(path))
 
-        plain, baked, lora, callback = map(opened, ("plain", "baked", "lora", "callback"))
-        stack.enter_context(callback.scale(dict.fromkeys(neurons, 0.0)))
-        adapter = lora.model.adapter(folder / "adapter.gguf")
+        def decoding(original: Path) -> Context:
+            return opened(original).model.context(None, **_SIZES)
 
         def adapted() -> Context:
-            context = lora.model.context(None, **_SIZES)
-            context.adapt(adapter, 1.0)
+            backend = opened(source)
+            context = backend.model.context(None, **_SIZES)
+            context.adapt(backend.model.adapter(folder / "adapter.gguf"), 1.0)
             return context
+
+        def called_back() -> Context:
+            backend = opened(source)
+            stack.enter_context(backend.scale(dict.fromkeys(neurons, 0.0)))
+            return backend.context(len(ids), 1, len(ids))[0]
 
         contexts = several(
             {
-                "plain": partial(plain.model.context, None, **_SIZES),
-                "baked": partial(baked.model.context, None, **_SIZES),
+                "plain": partial(decoding, source),
+                "baked": partial(decoding, folder / "baked.gguf"),
                 "lora": adapted,
-                "native_callback": lambda: callback.context(len(ids), 1, len(ids))[0],
+                "native_callback": called_back,
             }
         )
         return in_turns(contexts, ids, rounds, rng)

@@ -21,11 +21,8 @@ Seconds = Float[np.ndarray, "copy round step"]
 
 def several(kinds: Mapping[str, Callable[[], Context]]) -> dict[str, list[Context]]:
     """Contexts of every kind, made in turn, so that no kind has all the early memory."""
-    found: dict[str, list[Context]] = {name: [] for name in kinds}
-    for _ in range(COPIES):
-        for name, make in kinds.items():
-            found[name].append(make())
-    return found
+    made = [{name: make() for name, make in kinds.items()} for _ in range(COPIES)]
+    return {name: [contexts[name] for contexts in made] for name in kinds}
 
 
 def in_turns(
