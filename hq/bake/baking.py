@@ -33,8 +33,8 @@ def bake(source: Path, target: Path, factors: Factors) -> Record:
         raise HQError("No neuron is named, so there is nothing to bake: give a set of H-Neurons.")
     if model.record is not None:
         raise HQError(
-            f"{source} is baked already, and scaling what was rounded would round twice: bake its "
-            "original, or restore that with `hq bake --undo`."
+            f"{source} is baked already, and a record is of one baking: bake its original, which "
+            "`hq bake --undo` restores."
         )
     _require_new(target, source)
     planned = [

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from hq.bake.scheme import SCHEMES, Store, number_format
 from hq.bake.strips import Strip
-from hq.packed.checkpoint import PackedCheckpoint, PackedLayer
+from hq.packed.checkpoint import PackedCheckpoint, PackedLayer, scheme_of
+from hq.packed.layout import WORD
 
 
 class Packed:
@@ -19,7 +20,7 @@ class Packed:
 
         Kernels of other formats (marlin) permute them; hq reads none of those.
         """
-        PackedCheckpoint(store.path)
+        scheme_of(store.path)
         scales = store.tensors[f"{projection}.scales"]
         form = number_format(scales)
         groups, d_out = scales.shape
@@ -30,11 +31,21 @@ class Packed:
         self, store: Store, projection: str, row: int, numbers: Float[np.ndarray, " group"]
     ) -> Float[np.ndarray, " d_in"]:
         """The codes less their zero points, times the scale of their group."""
-        layer = PackedCheckpoint(store.path).layer(projection)
-        scales = layer.tensors["scales"]
-        ones = replace(layer, tensors={**layer.tensors, "scales": torch.ones_like(scales)})
-        weights: Float[np.ndarray, " d_in"] = ones.dense()[row].numpy() * numbers[_groups(layer)]
+        layer = _around(PackedCheckpoint(store.path).layer(projection), row)
+        codes = layer.dense()[row % WORD].numpy()
+        weights: Float[np.ndarray, " d_in"] = codes * numbers[_groups(layer)]
         return weights
+
+
+def _around(layer: PackedLayer, row: int) -> PackedLayer:
+    """Only the 32 outputs around one, which begin and end with a word, and scales of 1."""
+    first, bits = row // WORD, layer.scheme.bits
+    outputs, words = (slice(first * n, (first + 1) * n) for n in (WORD, bits))
+    part = dict(layer.tensors)
+    part["qweight"] = part["qweight"][:, words if layer.scheme.method == "awq" else outputs]
+    part["qzeros"] = part["qzeros"][:, words]
+    part["scales"] = torch.ones_like(part["scales"][:, outputs])
+    return replace(layer, tensors=part)
 
 
 def _groups(layer: PackedLayer) -> Int[np.ndarray, " d_in"]:

@@ -11,7 +11,8 @@ from tests.hq.bake import models
 
 @pytest.fixture(scope="session")
 def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The wide llama in a GGUF type; read only."""
+    """The wide llama in a GGUF type, which takes llama.cpp to make; read only."""
+    pytest.importorskip("llama_cpp")
     root = tmp_path_factory.mktemp("typed")
 
     def of(kind: str) -> Path:

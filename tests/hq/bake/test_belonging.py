@@ -96,7 +96,8 @@ def test_neurons_that_moved_are_not_those_of_the_set(checkpoint, tmp_path):
         require_owner(neurons_of(source), packed, source)
 
 
-def test_a_gguf_file_by_its_source(gguf, checkpoint, tmp_path):
+def test_a_gguf_file_by_its_source(gguf, checkpoint):
+    pytest.importorskip("llama_cpp")
     folder = gguf("llama", "q8_0").with_suffix("")
     require_owner(neurons_of(folder), gguf("llama", "q8_0"))
     require_owner(neurons_of(folder), gguf("llama", "q8_0"), folder)

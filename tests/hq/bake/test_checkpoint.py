@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hq.backends.torch import TorchBackend
-from hq.bake import bake, read_record, undo, verify
+from hq.bake import bake, nearest, read_record, undo, verify
 from hq.bake.checkpoint import RECORD_FILE, CheckpointModel
 from hq.errors import HQError
 from hq.packed.checkpoint import PackedCheckpoint
@@ -111,6 +111,21 @@ def test_a_gpt2_with_relu_is_scaled_by_what_the_neuron_reads(checkpoint, tmp_pat
     assert verify(tmp_path / "baked", source, {(1, 5): 0.25}).holds
 
 
+def test_an_alpha_that_is_exact_and_no_power_of_two_is_verified(checkpoint, tmp_path):
+    source = Path(shutil.copytree(checkpoint("llama"), tmp_path / "source"))
+    weights = load_file(source / "model.safetensors")
+    file = source / "model.safetensors"
+    save_file({n: w.float() for n, w in weights.items()}, file, metadata={"format": "pt"})
+    (alpha,) = nearest(source, dict.fromkeys(NEURONS, 0.3)).values()
+    assert alpha not in (0, 0.25, 0.5)
+    factors = dict.fromkeys(NEURONS, alpha)
+    assert bake(source, tmp_path / "baked", factors).exact
+    found = verify(tmp_path / "baked", source, factors)
+    assert found.holds, found.problems
+    assert found.exact
+    assert 0 < found.logits < 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_floats(dtype, checkpoint, tmp_path):
     source = Path(shutil.copytree(checkpoint("llama"), tmp_path / "source"))
@@ -175,6 +190,9 @@ def test_packed_rows_are_scaled_and_all_others_stay(packing, tmp_path):
         rows = [i for place, i in NEURONS if place == layer]
         old[rows] *= 0.5
         assert torch.equal(old, new)
+        for row in rows:
+            found = CheckpointModel(baked).weights(layer, row)
+            np.testing.assert_allclose(found.values, new[row].numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("precision", PACKINGS)

@@ -22,8 +22,6 @@ from tests.hq import gguf_files as tiny
 from tests.hq.bake.models import FILE_TYPES
 from tests.hq.test_gguf_file import relative
 
-pytest.importorskip("llama_cpp")
-
 ROOT = Path(__file__).parents[3]
 TYPES = [kind for kind in FILE_TYPES if kind != "IQ4_XS"]
 SMALL = ("F16", "Q3_K", "Q5_K", "Q6_K")
@@ -328,6 +326,7 @@ def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
 def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
     whole, tmp_path, monkeypatch
 ):
+    pytest.importorskip("llama_cpp")
     bake(whole, tmp_path / "b.gguf", {(0, 3): 0.0})
     right = GGUFModel.logits
     monkeypatch.setattr(
