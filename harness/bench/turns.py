@@ -26,7 +26,11 @@ def several(kinds: Mapping[str, Callable[[], Context]]) -> dict[str, list[Contex
 
 
 def in_turns(
-    contexts: dict[str, list[Context]], ids: np.ndarray, rounds: int, rng: np.random.Generator
+    contexts: dict[str, list[Context]],
+    ids: np.ndarray,
+    rounds: int,
+    rng: np.random.Generator,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Seconds]:
     """Every token in each context in turn, in an order drawn anew, as what ran before matters."""
     every = [(name, copy) for name in contexts for copy in range(COPIES)]
@@ -40,9 +44,9 @@ def in_turns(
             place = PROMPT + step
             for chosen in rng.permutation(len(every)):
                 name, copy = every[chosen]
-                started = time.perf_counter()
+                started = clock()
                 contexts[name][copy].decode(ids[place : place + 1], [place], [0], [1])
-                times[name][copy, turn, step] = time.perf_counter() - started
+                times[name][copy, turn, step] = clock() - started
     return {name: seconds[:, 1:] for name, seconds in times.items()}
 
 
