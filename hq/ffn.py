@@ -69,6 +69,23 @@ class FFNs(Sequence[FFN]):
         return self._read(layer)
 
 
+def weights_of(path: Path, family: Family) -> Callable[[int, str], Tensor]:
+    """What reads a weight of a dense checkpoint, by layer and path in it: float32, as it is stored.
+
+    Raises HQError for a weight that is not there.
+    """
+    places = tensor_files(path)
+
+    def read(layer: int, name: str) -> Tensor:
+        ending = f"{family.layers}.{layer}.{name}.weight"
+        found = next((n for n in places if f".{n}".endswith(f".{ending}")), None)
+        if found is None:
+            raise HQError(f"{path} lacks {ending}: name the dense checkpoint.")
+        return read_tensor(places[found], found).float()
+
+    return read
+
+
 def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
     """The FFNs of a dense checkpoint; `folded`: with the norm before it, else as it is stored.
 
@@ -76,14 +93,7 @@ def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
     """
     config = text_config(path)
     family = family_of(config.model_type)
-    places = tensor_files(path)
-
-    def tensor(layer: int, name: str) -> Tensor:
-        ending = f"{family.layers}.{layer}.{name}.weight"
-        found = next((n for n in places if f".{n}".endswith(f".{ending}")), None)
-        if found is None:
-            raise HQError(f"{path} lacks {ending}: name the dense checkpoint.")
-        return read_tensor(places[found], found).float()
+    tensor = weights_of(path, family)
 
     def weight(layer: int, name: str) -> Tensor:
         read = tensor(layer, name)

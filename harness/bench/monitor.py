@@ -1,8 +1,4 @@
-"""What watching costs: one-token decodes with a callback, and without one.
-
-Where a context's memory happens to lie moves a token's time by 2% and more, which is what watching
-costs. So there are several contexts of every kind, and they take turns token by token.
-"""
+"""What watching costs: one-token decodes with a callback, and without one."""
 
 import ctypes
 import time
@@ -12,24 +8,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from harness.bench import monitor_torch
 from harness.bench.base import Row, bench
+from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
 from harness.embedded import NAME
 from harness.sources import gguf_of
 from hq.backends.llamacpp import LlamaBackend
 from hq.llama.library import library
 from hq.llama.model import Context
 
-_PROMPT = 37  # tokens
-_STEPS = 24  # tokens a round
-_COPIES = 5  # contexts of each kind
 _LAYERS = 5
 _WATCHED = 8  # neurons a layer
 _LIMITS = {"decode_ratio_5_layers": "<= 1.01", "decode_ratio_all_layers": "<= 1.02"}
-
-Seconds = Float[np.ndarray, "copy round step"]
 
 
 @bench("monitor")
@@ -38,25 +29,25 @@ def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[Row]:
     rng = np.random.default_rng(seed)
     with LlamaBackend(gguf_of(model), threads=1) as backend, ExitStack() as stack:
         contexts = _contexts(backend, rng, stack)
-        ids = rng.integers(5, backend.model.vocabulary, _PROMPT + _STEPS)
-        times = _alternate(contexts, ids, rounds, rng)
+        ids = rng.integers(5, backend.model.vocabulary, PROMPT + STEPS)
+        times = in_turns(contexts, ids, rounds, rng)
     plain = times.pop("plain")
     rows = [
         Row(
             name=f"decode_ratio_{name}",
-            value=_typical(seconds) / _typical(plain),
+            value=typical(seconds) / typical(plain),
             unit="x",
             goal=_LIMITS.get(f"decode_ratio_{name}"),
-            note=f"{_by_copy(seconds)} ms a token in {_COPIES} contexts",
+            note=f"{by_copy(seconds)} ms a token in {COPIES} contexts",
         )
         for name, seconds in times.items()
     ]
     added = 1e3 * (np.percentile(times["all_layers"], 99) - np.percentile(plain, 99))
-    p99 = f"{1e3 * np.percentile(plain, 99):.2f} ms without a callback; {_by_copy(plain)} median"
+    p99 = f"{1e3 * np.percentile(plain, 99):.2f} ms without a callback; {by_copy(plain)} median"
     return [
         *rows,
         Row(name="added_p99_ms", value=float(added), unit="ms", goal="<= 1", note=p99),
-        *monitor_torch.rows(model, ids[:_PROMPT], ids[_PROMPT:], rounds, rng),
+        *monitor_torch.rows(model, ids[:PROMPT], ids[PROMPT:], rounds, rng),
     ]
 
 
@@ -68,13 +59,13 @@ def _contexts(
     five = sorted(rng.choice(layers, min(_LAYERS, layers), replace=False).tolist())
 
     def watching(chosen: Sequence[int]) -> Context:
-        context, tap = backend.context(_PROMPT + _STEPS, 1, _PROMPT)
+        context, tap = backend.context(PROMPT + STEPS, 1, PROMPT)
         places = [(layer, int(i)) for layer in chosen for i in rng.choice(width, _WATCHED)]
         stack.enter_context(tap.watched(places, "sum"))
         return context
 
     def unwatched(callback: Any = None) -> Context:
-        settings = {"tokens": _PROMPT + _STEPS, "batch": _PROMPT}
+        settings = {"tokens": PROMPT + STEPS, "batch": PROMPT}
         return stack.enter_context(Context(backend.model, None, callback=callback, **settings))
 
     kinds: dict[str, Callable[[], Context]] = {
@@ -84,11 +75,7 @@ def _contexts(
         "python_callback_5_layers": lambda: unwatched(_python_callback(five, width)),
         "python_callback_all_layers": lambda: unwatched(_python_callback(range(layers), width)),
     }
-    found: dict[str, list[Context]] = {name: [] for name in kinds}
-    for _ in range(_COPIES):  # in turn, so that no kind has all the early memory
-        for name, make in kinds.items():
-            found[name].append(make())
-    return found
+    return several(kinds)
 
 
 def _python_callback(layers: Sequence[int], width: int) -> Any:
@@ -105,33 +92,3 @@ def _python_callback(layers: Sequence[int], width: int) -> Any:
         return True
 
     return library().llama.ggml_backend_sched_eval_callback(callback)
-
-
-def _alternate(
-    contexts: dict[str, list[Context]], ids: np.ndarray, rounds: int, rng: np.random.Generator
-) -> dict[str, Seconds]:
-    """Every token in each context in turn, in an order drawn anew, as what ran before matters."""
-    every = [(name, copy) for name in contexts for copy in range(_COPIES)]
-    times = {name: np.empty((_COPIES, rounds + 1, _STEPS)) for name in contexts}
-    for turn in range(rounds + 1):  # the first warms up
-        for name, copy in every:
-            context = contexts[name][copy]
-            context.clear()
-            context.decode(ids[:_PROMPT], np.arange(_PROMPT), np.zeros(_PROMPT), np.ones(_PROMPT))
-        for step in range(_STEPS):
-            place = _PROMPT + step
-            for chosen in rng.permutation(len(every)):
-                name, copy = every[chosen]
-                started = time.perf_counter()
-                contexts[name][copy].decode(ids[place : place + 1], [place], [0], [1])
-                times[name][copy, turn, step] = time.perf_counter() - started
-    return {name: seconds[:, 1:] for name, seconds in times.items()}
-
-
-def _typical(seconds: Seconds) -> float:
-    """Median over contexts of each one's median: one with bad luck in memory decides nothing."""
-    return float(np.median(np.median(seconds, axis=(1, 2))))
-
-
-def _by_copy(seconds: Seconds) -> str:
-    return ", ".join(f"{1e3 * np.median(copy):.2f}" for copy in seconds)

@@ -56,7 +56,7 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
     asks for what llama.cpp does not do; for a missing or unknown tokenizer; for a tensor with an
     unexpected name or type; for weights that float16 cannot hold; for a missing `gguf`.
     """
-    gguf = _gguf()
+    gguf = gguf_package()
     config = text_config(checkpoint)
     conversion = conversion_of(config.model_type)
     own = conversion.metadata(config)
@@ -75,7 +75,8 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
             writer.close()
 
 
-def _gguf() -> ModuleType:
+def gguf_package() -> ModuleType:
+    """The package gguf, which writes files. Raises HQError where it is missing."""
     try:
         import gguf
     except ImportError as error:
@@ -135,7 +136,7 @@ def _sources(
 
 def _names(conversion: Conversion, config: PretrainedConfig) -> Callable[[Path, str], str]:
     """llama.cpp's name of a checkpoint's tensor; HQError for one that it has no place for."""
-    gguf = _gguf()
+    gguf = gguf_package()
     arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[conversion.architecture]
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
 

@@ -66,6 +66,18 @@ class LlamaModel:
             raise HQError(f"{self.path} is closed: open it again.")
         return self._model
 
+    def adapter(self, path: Path) -> Any:
+        """A LoRA read from a GGUF file, for `Context.adapt`; it lives as long as the model.
+
+        Raises HQError for a file that llama.cpp does not load, or made for another architecture.
+        """
+        llama = library().llama
+        library().errors.clear()
+        adapter = llama.llama_adapter_lora_init(self.handle, bytes(path))
+        if not adapter:
+            raise HQError(f"llama.cpp cannot load the adapter {path}: {library().why()}.")
+        return adapter
+
     def products(self, layers: int, d_ff: int) -> Products:
         """Where the FFN products are in the graph, asked of a decode of one token."""
         llama = library().llama
@@ -197,6 +209,14 @@ class Context:
         if not len(outputs):
             return np.empty(shape, dtype=np.float32)
         return np.ctypeslib.as_array(llama.llama_get_logits(self._context), shape)
+
+    def adapt(self, adapter: Any, scale: float) -> None:
+        """Adds a LoRA of the model, times `scale`, to its weights in this context: it alone."""
+        self._require_open()
+        llama = library().llama
+        adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
+        if llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(scale)):
+            raise HQError(f"llama.cpp could not set an adapter of {self.model.path}.")
 
     def clear(self) -> None:
         """Forgets every sequence."""

@@ -1,12 +1,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from harness.bench import sampling
+from harness.bench import deploy, monitor, sampling
 from harness.bench.base import BENCHES, Row, report
 from harness.bench.l1 import run
+from hq.lora.gguf import write as write_adapter
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,60 @@ def test_l1_has_its_rows_at_a_small_size(monkeypatch):
         "objective_gap_relative",
     }
     assert rows["objective_gap_relative"].ok
+
+
+def test_monitor_has_its_rows_at_a_small_size(gguf, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    rows = {row.name: row for row in monitor.run(rounds=1, model=str(gguf("llama", "q8_0")))}
+    assert list(rows) == [
+        "decode_ratio_5_layers",
+        "decode_ratio_all_layers",
+        "decode_ratio_python_callback_5_layers",
+        "decode_ratio_python_callback_all_layers",
+        "added_p99_ms",
+        "torch_decode_ratio_all_layers",
+    ]
+    assert all(np.isfinite(row.value) for row in rows.values())
+
+
+def test_deploy_compares_four_ways(gguf, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    source = gguf("llama", "q8_0")
+    beside = set(source.parent.iterdir())
+    rows = {row.name: row for row in deploy.run(rounds=1, model=str(source))}
+    assert list(rows) == [
+        "baked_decode_ratio",
+        "baked_max_abs_logit_difference",
+        "bake_seconds",
+        "lora_decode_ratio",
+        "lora_relative_error_of_effect",
+        "native_callback_decode_ratio",
+        "native_callback_relative_error_of_effect",
+        "torch_hooks_decode_ratio",
+        "torch_hooks_relative_error_of_effect",
+    ]
+    for name in ("baked_max_abs_logit_difference", "lora_relative_error_of_effect"):
+        assert rows[name].value == 0.0
+        assert rows[name].ok
+    for name in ("native_callback", "torch_hooks"):
+        assert 0 <= rows[f"{name}_relative_error_of_effect"].value < 1e-3
+    assert all(row.value > 0 for row in rows.values() if row.unit)
+    assert {path.name for path in set(source.parent.iterdir()) - beside} <= {
+        f"{source.name}.hq.safetensors"
+    }
+
+
+def test_an_adapter_of_other_neurons_is_not_the_same_effect(gguf, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+
+    def others(base, factors, into):
+        moved = {(layer, (i + 1) % base.d_ff): alpha for (layer, i), alpha in factors.items()}
+        write_adapter(base, moved, into)
+
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(deploy, "write_adapter", others)
+    rows = {row.name: row for row in deploy.run(rounds=1, model=str(gguf("llama", "q8_0")))}
+    assert rows["lora_relative_error_of_effect"].value > 0.1
+    assert rows["lora_relative_error_of_effect"].ok is False

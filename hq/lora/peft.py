@@ -1,0 +1,109 @@
+"""A PEFT folder for transformers, vLLM and whatever else reads PEFT's layout.
+
+ΔW_down = (α₀ − 1)·W_down[:, H]·Eᵀ: A, one-hot, takes (α₀ − 1)·h_H out of h, and B holds the
+checkpoint's own columns. What a neuron writes is linear in h_i in every family: with a gate or
+without one, fused with it, biased or not. What it reads is not, so rows of the up projection would
+need an exception for each of these, and GELU without a gate would have no adapter at all.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hq.bake.copying import draft_folder
+from hq.checkpoint import text_config
+from hq.errors import HQError
+from hq.families import Family, down_projections, family_of
+from hq.ffn import weights_of
+from hq.lora.change import Change, changes
+from hq.neurons import ModelIdentity
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def write(
+    checkpoint: Path, model: ModelIdentity, factors: Mapping[tuple[int, int], float], into: Path
+) -> None:
+    """Writes the adapter that, at scale 1, makes h_i of each (layer, index) its α₀·h_i.
+
+    The folder `into` appears when it is whole. Raises HQError for what `changes` refuses, a family
+    that hq does not know, a quantized checkpoint, and one that lacks a weight.
+    """
+    found = changes(factors, model.n_layers, model.d_ff)
+    require_dense(checkpoint)
+    family = family_of(text_config(checkpoint).model_type)
+    names = _projections(checkpoint, family)
+    read = weights_of(checkpoint, family)
+    tensors: dict[str, Tensor] = {}
+    for change in found:
+        columns = _columns(read(change.layer, family.down), family, change)
+        prefix = f"base_model.model.{names[change.layer]}"
+        tensors[f"{prefix}.lora_A.weight"] = torch.from_numpy(change.one_hot(model.d_ff))
+        tensors[f"{prefix}.lora_B.weight"] = columns
+    said = _config(checkpoint, family, {names[c.layer]: c.rank for c in found})
+    weights = save(tensors, {"format": "pt", "hq.source.fingerprint": model.fingerprint})
+    with draft_folder(into) as draft:
+        for name, content in (
+            (CONFIG_FILE, json.dumps(said, indent=2).encode()),
+            (WEIGHTS_FILE, weights),
+        ):
+            with open(draft / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def require_dense(checkpoint: Path) -> None:
+    """Raises HQError for a quantized checkpoint."""
+    if getattr(AutoConfig.from_pretrained(checkpoint), "quantization_config", None) is not None:
+        raise HQError(
+            f"{checkpoint} is quantized, and a PEFT adapter is exact on dense weights only: name "
+            "the checkpoint that it was made from, or use `hq bake`."
+        )
+
+
+def _projections(checkpoint: Path, family: Family) -> list[str]:
+    """The name of each layer's down projection in transformers' model, made without its weights.
+
+    A checkpoint may give its tensors other names.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
+    names = {module: name for name, module in model.named_modules()}
+    return [names[down] for down in down_projections(model.get_decoder(), family)]
+
+
+def _columns(
+    stored: Float[Tensor, "rows columns"], family: Family, change: Change
+) -> Float[Tensor, "d_model rank"]:
+    down = stored.T if family.transposed else stored
+    return down[:, list(change.neurons)].contiguous()
+
+
+def _config(checkpoint: Path, family: Family, ranks: dict[str, int]) -> dict[str, Any]:
+    """What PEFT asks for. lora_alpha is the rank, by which it is divided, so the scale is 1."""
+    rank = max(ranks.values())
+    lower = {name: of for name, of in ranks.items() if of != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(checkpoint),
+        "inference_mode": True,
+        "target_modules": list(ranks),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": lower,
+        "alpha_pattern": lower,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": family.transposed,
+    }

@@ -1,0 +1,65 @@
+"""The algebra of a LoRA that scales neurons: what a layer gains, and at which scale."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hq.errors import HQError
+from hq.lora.change import Change, changes
+
+LAYERS, D_FF, D_MODEL = 4, 12, 5
+
+factors = st.dictionaries(
+    st.tuples(st.integers(0, LAYERS - 1), st.integers(0, D_FF - 1)),
+    st.floats(0, 4, width=32),
+    min_size=1,
+).filter(lambda found: any(alpha != 1 for alpha in found.values()))
+
+
+@given(factors, st.floats(-2, 2), st.integers(0, 2**32 - 1))
+def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
+    """W·h + s·B·A·h = W·(α(s) ⊙ h) with α(s) = 1 + s(α₀ − 1), and so for rows of up."""
+    draw = np.random.default_rng(seed)
+    for change in changes(found, LAYERS, D_FF):
+        down, h = draw.standard_normal((D_MODEL, D_FF)), draw.standard_normal(D_FF)
+        alphas = np.array([found.get((change.layer, i), 1.0) for i in range(D_FF)])
+        moved = 1 + scale * (alphas - 1)
+        hot, chosen = change.one_hot(D_FF), list(change.neurons)
+        through_down = down @ h + scale * down[:, chosen] @ (hot @ h)
+        np.testing.assert_allclose(through_down, down @ (moved * h), atol=1e-5)
+        up, x = draw.standard_normal((D_FF, D_MODEL)), draw.standard_normal(D_MODEL)
+        through_up = up @ x + scale * hot.T @ (up[chosen] @ x)
+        np.testing.assert_allclose(through_up, moved * (up @ x), atol=1e-5)
+
+
+@given(factors)
+def test_layers_and_neurons_come_in_order_and_only_where_something_changes(found):
+    made = changes(dict(reversed(found.items())), LAYERS, D_FF)
+    places = [(change.layer, i) for change in made for i in change.neurons]
+    assert places == sorted(place for place, alpha in found.items() if alpha != 1)
+    assert all(change.rank == len(change.neurons) == len(change.gains) > 0 for change in made)
+
+
+def test_an_offset_is_where_a_fused_projection_has_its_second_half():
+    hot = Change(0, (1, 3), (-1.0, -0.5)).one_hot(8, offset=4)
+    assert np.argwhere(hot).tolist() == [[0, 5], [1, 7]]
+    assert hot[hot != 0].tolist() == [-1.0, -0.5]
+    assert hot.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({(0, 3): 1.0}, "would change nothing"),
+        ({}, "would change nothing"),
+        ({(LAYERS, 0): 0.0}, "not in this model"),
+        ({(0, D_FF): 0.0}, "not in this model"),
+        ({(0, 0): -0.5}, "must be 0 or more"),
+        ({(0, 0): float("nan")}, "must be 0 or more"),
+        ({(0, 0): float("inf")}, "must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(found, words):
+    with pytest.raises(HQError, match=words):
+        changes(found, LAYERS, D_FF)
