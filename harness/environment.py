@@ -44,6 +44,7 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
         "device": place.type,
         "compute": str(compute_dtype(place)).removeprefix("torch."),
         "machine": machine_class(),
+        **PRECISIONS[precision].settings,
     }
 
 

@@ -210,7 +210,7 @@ class Study(_Section):
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
     pack: PackSection = PackSection()
-    checkpoints: dict[str, str] = {}  # existing GPTQ or AWQ checkpoints of the model, by precision
+    checkpoints: dict[str, str] = {}  # existing packed checkpoints of the model, by precision
     sweep: SweepSection = SweepSection()
 
     @field_validator("checkpoints")

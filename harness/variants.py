@@ -12,9 +12,9 @@ from harness.stages import gguf, mapping, pack
 from harness.store import Store, digest
 from harness.study import REFERENCE, Study
 from hq.backends.base import Backend
-from hq.backends.mapped import MappedBackend
 from hq.backends.opening import open_backend
 from hq.checkpoint import file_digests, fingerprint, resolve
+from hq.errors import HQError
 from hq.ffn import of_checkpoint
 from hq.gguf.file import GGUFFile
 from hq.neurons import GGUF_ORIGIN, ModelIdentity
@@ -78,8 +78,7 @@ class Variants:
             return self._load(precision)
         folder = self.mapping(precision)
         mapping.require(folder, precision)
-        loaded, neurons = self._load(precision), mapping.read(folder)
-        return MappedBackend(loaded, neurons.places) if neurons.moved else loaded
+        return mapping.mapped(folder, self._load(precision))
 
     def _load(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""
@@ -115,11 +114,19 @@ class Variants:
         return self.store.build("gguf", inputs, make) / gguf.FILE
 
     def packed(self, precision: str) -> Path:
-        """The GPTQ or AWQ checkpoint of a precision: the study's own, or that of stage `pack`."""
+        """The packed checkpoint of a precision: the study's own, or that of stage `pack`.
+
+        Raises HQError where the study names none, and hq makes none.
+        """
         name = precision.removesuffix(NATIVE)
         if name in self.study.checkpoints:
             return resolve(self.study.checkpoints[name])
         section, recipe = self.study.pack, RECIPES[name]
+        if not recipe.made:
+            raise HQError(
+                f"{name} is read, never made: name such a checkpoint of the model under "
+                "[checkpoints] in the study."
+            )
         texts = self.calibration()
         inputs = {
             "packages": versions(*PACK),

@@ -29,7 +29,7 @@ class Relation(StrEnum):
     IDENTICAL = "identical"  # up to quantization error
     RESCALED = "rescaled"  # contributions compare, h does not
     PERMUTED = "permuted"
-    MIXED = "mixed"  # rotated: no coordinate of h is a neuron of the source
+    MIXED = "mixed"  # rotated: no coordinate of h is a neuron, or not without a turn at run time
     CHANGED = "changed"  # further off than its precision explains: tuned, pruned
     OTHER = "another"
 
@@ -97,8 +97,10 @@ def map_layer(layer: int, source: FFN, variant: FFN) -> LayerMap:
     if placed is None:
         if _share(source.reads, variant.reads) >= FOUND:
             return replace(lost, relation=Relation.MIXED, note="W_down mixes neurons")
-        turned = _rotation(source, variant)
+        turned = _rotation(source.parts, variant.parts)
         if turned is None:
+            if _rotation(source.reads, variant.reads) is not None:
+                return replace(lost, relation=Relation.MIXED, note="W_down is not rotated along")
             return replace(lost, note="no neuron is found again")
         note = "in a rotated residual stream"
         variant = variant.turned(turned.T)
@@ -169,18 +171,19 @@ def _match(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Bool[Tensor, " d
     return torch.stack(cosines).amin(0) > MATCH
 
 
-def _rotation(source: FFN, variant: FFN) -> Float[Tensor, "d_model d_model"] | None:
-    """The rotation of the residual stream that takes the source to the variant, if one does.
+def _rotation(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor]
+) -> Float[Tensor, "d_model d_model"] | None:
+    """The rotation of the residual stream that takes these matrices to the others, if one does.
 
     It is fitted on one half of the neurons (orthogonal Procrustes) and judged on the other, as any
     two models of few neurons can be turned into each other.
     """
-    half = torch.arange(len(source.up)) % 2 == 0
-    ours, theirs = (torch.cat([part[half] for part in ffn.parts]) for ffn in (source, variant))
-    left, _, right = torch.linalg.svd(ours.T @ theirs)
+    half, other = (slice(start, None, 2) for start in (0, 1))
+    a, b = (torch.cat([part[half] for part in parts]) for parts in (ours, theirs))
+    left, _, right = torch.linalg.svd(a.T @ b)
     rotation: Tensor = left @ right
-    other = (~half).nonzero().flatten()
-    judged = source.at(other).turned(rotation).parts, variant.at(other).parts
+    judged = [part[other] @ rotation for part in ours], [part[other] for part in theirs]
     return rotation if _share(*judged) >= FOUND else None
 
 

@@ -1,4 +1,4 @@
-"""Tiny GPTQ and AWQ checkpoints, packed here by the formats' definition, code by code."""
+"""Tiny packed checkpoints, packed here by the formats' definition, code by code."""
 
 import json
 import shutil
@@ -37,6 +37,32 @@ class Packing:
                 "zero_point": True,
                 "version": "gemm",
             }
+        if self.method == "compressed-tensors":
+            return {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "quantization_status": "compressed",
+                "ignore": ["lm_head"],
+                "kv_cache_scheme": None,
+                "sparsity_config": {},
+                "transform_config": {},
+                "config_groups": {
+                    "group_0": {
+                        "targets": ["Linear"],
+                        "input_activations": None,
+                        "output_activations": None,
+                        "weights": {
+                            "num_bits": self.bits,
+                            "type": "int",
+                            "symmetric": self.sym,
+                            "strategy": "group",
+                            "group_size": self.group,
+                            "dynamic": False,
+                            "actorder": None,
+                        },
+                    }
+                },
+            }
         return {
             "quant_method": "gptq",
             "bits": self.bits,
@@ -54,7 +80,10 @@ PACKINGS = {
     "gptq-8": Packing(bits=8),
     "gptq-3": Packing(bits=3),
     "awq-4": Packing(method="awq", sym=False, format="gemm"),
+    "compressed-4": Packing(method="compressed-tensors"),
+    "compressed-8": Packing(method="compressed-tensors", bits=8),
 }
+MADE = [name for name in PACKINGS if not name.startswith("compressed")]  # by gptqmodel
 
 ASYMMETRIC = [
     Packing(bits=bits, sym=False, desc_act=desc_act, format=format)
@@ -113,6 +142,8 @@ def tensors(weight: Tensor, packing: Packing) -> tuple[dict[str, Tensor], Tensor
     dense = (scales.float()[g_idx.long()] * (codes - zeros[g_idx.long()])).T.contiguous()
     if packing.method == "awq":
         return {"qweight": awq_words(codes), "qzeros": awq_words(zeros), "scales": scales}, dense
+    if packing.method == "compressed-tensors":
+        return compressed(codes, zeros, scales, packing), dense
     qweight = torch.tensor([stream(column.tolist(), packing.bits) for column in codes.T]).T
     return {
         "qweight": qweight.int().contiguous(),
@@ -120,6 +151,20 @@ def tensors(weight: Tensor, packing: Packing) -> tuple[dict[str, Tensor], Tensor
         "scales": scales,
         "g_idx": g_idx,
     }, dense
+
+
+def compressed(codes: Tensor, zeros: Tensor, scales: Tensor, packing: Packing) -> dict[str, Tensor]:
+    """Outputs as rows; zero points, where there are any, packed along the outputs."""
+    packed = torch.tensor([stream(row.tolist(), packing.bits) for row in codes.T])
+    parts = {
+        "weight_packed": packed.int(),
+        "weight_scale": scales.T.contiguous(),
+        "weight_shape": torch.tensor(codes.T.shape),
+    }
+    if not packing.sym:
+        words = torch.tensor([stream(row.tolist(), packing.bits) for row in zeros]).T
+        parts["weight_zero_point"] = words.int().contiguous()
+    return parts
 
 
 def zero_words(zeros: Tensor, packing: Packing) -> Tensor:

@@ -3,12 +3,16 @@
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 from hq.errors import HQError
+
+if TYPE_CHECKING:
+    from harness.progress import Progress
+    from hq.backends.base import Backend
 
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all that is drawn.")]
 Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it.")]
@@ -18,8 +22,19 @@ Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` 
 def trace(
     samples: Samples,
     into: Annotated[Path, typer.Option(help="Folder for the traces; a killed trace goes on.")],
-    model: Annotated[str, typer.Option(help="A checkpoint, GGUF file or hub id.")] = "smollm2",
-    precision: Annotated[str, typer.Option(help="fp16, int8, nf4, fp4 or gguf-….")] = "fp16",
+    model: Annotated[
+        str, typer.Option(help="A checkpoint, a packed one (GPTQ, AWQ, …), GGUF file or hub id.")
+    ] = "smollm2",
+    precision: Annotated[
+        str, typer.Option(help="fp16, int8, nf4, gptq-4, awq-4, gguf-…; `hq doctor` lists them.")
+    ] = "fp16",
+    source: Annotated[
+        str,
+        typer.Option(
+            help="The FP16 checkpoint whose neurons these are, where --model is another file of "
+            "it, such as a packed one. The weights are compared first; `hq compare` needs it."
+        ),
+    ] = "",
     measures: Annotated[
         str, typer.Option(help="Comma-separated: sum, output, contribution.")
     ] = "sum,contribution",
@@ -29,9 +44,7 @@ def trace(
     """CETT of every neuron over the samples' token ids, at one precision."""
     from harness.progress import Progress
     from harness.samples import read_samples
-    from harness.sources import source_of
     from harness.stages.trace import trace as trace_stage
-    from hq.backends.opening import open_backend
     from hq.cett import MEASURES, SPANS
     from hq.traces import INFO_FILE
 
@@ -41,8 +54,8 @@ def trace(
     chosen_spans = _choose("span", spans, SPANS)
     exchanges = [sample.exchange for sample in read_samples(samples)]
     with (
-        closing(open_backend(source_of(model, precision), precision)) as backend,
         Progress(quiet=quiet) as progress,
+        closing(_opened(model, precision, source, progress)) as backend,
         progress.task(f"trace {precision}", len(exchanges), "texts") as task,
     ):
         trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, "float32", task)
@@ -113,6 +126,31 @@ def compare(
         return
     for name, rows in tables.items():
         out.print(f"## {name}\n\n{markdown(rows)}\n", soft_wrap=True)
+
+
+def _opened(model: str, precision: str, source: str, progress: "Progress") -> "Backend":
+    """The model at a precision, its neurons those of `source`, where one is named.
+
+    Raises HQError where they are not that checkpoint's.
+    """
+    from harness.sources import resolve_model, source_of
+    from harness.stages import mapping
+    from hq.backends.opening import open_backend
+    from hq.checkpoint import identity
+    from hq.ffn import of_checkpoint
+
+    path = source_of(model, precision)
+    if not source:
+        return open_backend(path, precision)
+    dense = resolve_model(source)
+    known = identity(dense)
+    backend = open_backend(path, precision, None, known)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with progress.task(f"map {precision}", known.n_layers, "layers") as task:
+            mapping.build(folder, of_checkpoint(dense), backend.ffns(), task)
+        mapping.require(folder, precision)
+        return mapping.mapped(folder, backend)
 
 
 def _choose(kind: str, text: str, known: tuple[str, ...]) -> tuple:  # type: ignore[type-arg]

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from harness.progress import Task
 from harness.schema import Mapped
+from hq.backends.base import Backend
+from hq.backends.mapped import MappedBackend
 from hq.errors import HQError
 from hq.ffn import FFN
 from hq.mapping import HOLDS, LayerMap, map_model
@@ -48,7 +50,9 @@ class LayerRow(NamedTuple):
 
 
 def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Task) -> None:
-    """Writes layers.csv, and each neuron's place and factor."""
+    """Writes layers.csv, and each neuron's place and factor. HQError for other layers' number."""
+    if len(source) != len(variant):
+        raise HQError(f"It has {len(variant)} layers, not {len(source)}: it is another model.")
     maps: list[LayerMap] = []
     for found in map_model(source, variant):
         maps.append(found)
@@ -110,6 +114,12 @@ def require(folder: Path, precision: str) -> None:
             f"{refused[0].relation}; layers {named}{more}. Indices found on the source mean "
             "nothing there: identify neurons on that checkpoint itself."
         )
+
+
+def mapped(folder: Path, backend: Backend) -> Backend:
+    """The backend, its neurons where the source has them."""
+    neurons = read(folder)
+    return MappedBackend(backend, neurons.places) if neurons.moved else backend
 
 
 def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> Mapped:

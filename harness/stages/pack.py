@@ -21,6 +21,7 @@ def pack(
     task: Task,
 ) -> None:
     """Writes the checkpoint."""
+    assert recipe.method != "compressed-tensors"
     making = Making(
         source=source,
         method=recipe.method,

@@ -1,7 +1,8 @@
-"""How GPTQ and AWQ pack weights into 32-bit words, and what weights those words stand for.
+"""How weights are packed into 32-bit words, and what weights those words stand for.
 
 A weight is s·(q − z), with a scale s and a zero point z for each group of inputs and each output.
-Both store the transpose of what a linear layer holds: inputs are rows.
+GPTQ and AWQ store the transpose of what a linear layer holds, inputs as rows; compressed-tensors
+does not.
 """
 
 import torch
@@ -58,6 +59,21 @@ def awq_dense(
     codes = codes.view(len(scales), size, -1)
     dense = scales.float()[:, None] * (codes - zeros[:, None])
     return dense.flatten(0, 1).T.contiguous()
+
+
+def compressed_dense(
+    packed: Int[Tensor, "d_out word"],
+    scales: Float[Tensor, "d_out group"],
+    zeros: Int[Tensor, "zero_word group"] | None,
+    bits: int,
+) -> Float[Tensor, "d_out d_in"]:
+    """W of a layer of compressed-tensors, float32: s·(q − z), with z half of the codes for None."""
+    d_out, groups = scales.shape
+    size = packed.shape[1] * WORD // bits // groups
+    codes = unpack(packed.T.contiguous(), bits, groups * size).T.reshape(d_out, groups, size)
+    middle = 1 << bits - 1
+    zero = codes.new_tensor(middle) if zeros is None else unpack(zeros, bits, d_out)[..., None]
+    return (scales.float()[..., None] * (codes - zero)).flatten(1)
 
 
 def _awq_codes(words: Int[Tensor, "row word"]) -> Int[Tensor, "row column"]:

@@ -1,6 +1,6 @@
 """Named ways to run one source checkpoint; importing this package registers them all."""
 
-from hq.precisions import bitsandbytes, dense, gguf, packed
+from hq.precisions import bitsandbytes, dense, gguf, packed, torchao
 from hq.precisions.base import PRECISIONS, Precision
 from hq.registry import Registry
 
@@ -10,4 +10,13 @@ for _name in PRECISIONS:
 for _name in gguf.NAMES:
     BACKEND_OF.add(_name, "llamacpp")
 
-__all__ = ["BACKEND_OF", "PRECISIONS", "Precision", "bitsandbytes", "dense", "gguf", "packed"]
+__all__ = [
+    "BACKEND_OF",
+    "PRECISIONS",
+    "Precision",
+    "bitsandbytes",
+    "dense",
+    "gguf",
+    "packed",
+    "torchao",
+]

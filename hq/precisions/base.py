@@ -1,5 +1,6 @@
 """What a precision is to the torch backend: how it loads, is proven, and is dequantized."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +23,14 @@ class Stored:
     storage: str  # a dtype, or a scheme of packing
     nbytes: int  # codes, scales and zero points
     weights: int  # how many numbers that stands for
+    packed: int = 0  # bytes with the codes packed, where each is held in more bits than it has
 
     @property
     def ships(self) -> int:
-        """Bytes that it ships in: a CPU holds in FP32 what ships in FP16."""
-        return 2 * self.weights if self.storage.startswith(("float", "bfloat")) else self.nbytes
+        """Bytes that it ships in: a CPU holds in FP32 what ships in FP16, 4 bits in a byte."""
+        if self.storage.startswith(("float", "bfloat")):
+            return 2 * self.weights
+        return self.packed or self.nbytes
 
 
 class Precision(Protocol):
@@ -34,6 +38,7 @@ class Precision(Protocol):
 
     name: str
     packages: tuple[str, ...]  # what computes it, beside torch and transformers
+    settings: Mapping[str, object]  # what it is quantized with, where its name does not say
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model at this precision, on `device`."""

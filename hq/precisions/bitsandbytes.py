@@ -1,6 +1,7 @@
 """int8 (LLM.int8()), nf4 and fp4 through bitsandbytes, on CPU and CUDA."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class Int8:
 
     name = "int8"
     packages: tuple[str, ...] = ("bitsandbytes",)
+    settings: Mapping[str, object] = {}
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
@@ -64,6 +66,7 @@ class FourBit:
     """
 
     packages: tuple[str, ...] = ("bitsandbytes",)
+    settings: Mapping[str, object] = {}
 
     def __init__(self, name: str) -> None:
         self.name = name

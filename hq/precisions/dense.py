@@ -1,5 +1,6 @@
 """fp16: the reference. Weights rounded to FP16; arithmetic in FP32 on a CPU, FP16 on a GPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ class FP16:
 
     name = "fp16"
     packages: tuple[str, ...] = ()
+    settings: Mapping[str, object] = {}
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Loads in FP16 first, so that a wider checkpoint is rounded as it would ship."""

@@ -1,4 +1,4 @@
-"""gptq-4, gptq-8, gptq-3 and awq-4: packed checkpoints, run exactly or by their library's kernels.
+"""gptq-4, awq-4, compressed-4 and their kin: packed checkpoints, run exactly or by kernels.
 
 Exact (`gptq-4`) is a dense float32 model of the very weights that are packed: what the format does
 to a model, and no kernel's rounding. Native (`gptq-4-native`) is gptqmodel's own kernel.
@@ -6,6 +6,7 @@ to a model, and no kernel's rounding. Native (`gptq-4-native`) is gptqmodel's ow
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +30,13 @@ _PROBES = 8
 class Recipe:
     """What a packed precision is made by."""
 
-    method: Literal["gptq", "awq"]
+    method: Literal["gptq", "awq", "compressed-tensors"]
     bits: int
+
+    @property
+    def made(self) -> bool:
+        """Whether gptqmodel makes such checkpoints, and runs them; others are read only."""
+        return self.method != "compressed-tensors"
 
 
 RECIPES = {
@@ -38,6 +44,8 @@ RECIPES = {
     "gptq-8": Recipe("gptq", 8),
     "gptq-3": Recipe("gptq", 3),
     "awq-4": Recipe("awq", 4),
+    "compressed-4": Recipe("compressed-tensors", 4),
+    "compressed-8": Recipe("compressed-tensors", 8),
 }
 
 
@@ -48,6 +56,8 @@ def recipe_of(precision: str) -> Recipe | None:
 
 class _Packed:
     """What was read from a packed checkpoint: each projection carries how it is stored there."""
+
+    settings: Mapping[str, object] = {}
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name = name
@@ -192,4 +202,5 @@ def _dense_model(path: Path, state: dict[str, Tensor]) -> PreTrainedModel:
 
 for _name, _recipe in RECIPES.items():
     PRECISIONS.add(_name, Exact(_name, _recipe))
-    PRECISIONS.add(_name + NATIVE, Native(_name + NATIVE, _recipe))
+    if _recipe.made:
+        PRECISIONS.add(_name + NATIVE, Native(_name + NATIVE, _recipe))

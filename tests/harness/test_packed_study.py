@@ -50,7 +50,12 @@ def table(name: str, precision: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "storage"), [("gptq-8", "gptq 8 bit g64 sym"), ("awq-4", "awq 4 bit g64 asym")]
+    ("precision", "storage"),
+    [
+        ("gptq-8", "gptq 8 bit g64 sym"),
+        ("awq-4", "awq 4 bit g64 asym"),
+        ("compressed-8", "compressed-tensors 8 bit g64 sym"),
+    ],
 )
 def test_an_existing_checkpoint_is_a_cell_like_any_other(
     precision, storage, hq, tiny_study, tmp_path
@@ -61,7 +66,7 @@ def test_an_existing_checkpoint_is_a_cell_like_any_other(
     mapped = table("mapping", precision)
     assert mapped["layers"] == "3 identical"
     assert mapped["probe_found"] == mapped["probe"] == table("detection", "fp16")["neurons"]
-    assert 0 < mapped["error"] <= mapped["error_worst"] < (0.01 if precision == "gptq-8" else 0.2)
+    assert 0 < mapped["error"] <= mapped["error_worst"] < (0.2 if precision == "awq-4" else 0.01)
     assert table("mapping", "fp16")["error"] == 0
     layers = pl.read_csv("runs/tiny/layers.csv")
     assert layers.group_by("precision").len()["len"].to_list() == [3, 3]
@@ -119,6 +124,23 @@ def test_what_is_wrong_with_a_checkpoint_is_said(hq, tiny_study, tmp_path):
         config = given(tiny_study, tmp_path / "given", precision, path)
         outcome = hq("study", "run", config, "--precisions", f"fp16,{precision}", "--quiet")
         is_one_sentence(outcome, words)
+
+
+def test_what_is_only_read_has_to_be_named(hq, tiny_study):
+    outcome = hq("study", "run", tiny_study, "--precisions", "fp16,compressed-4", "--quiet")
+    is_one_sentence(outcome, "compressed-4 is read, never made: name such a checkpoint")
+    assert not Path("runs").exists()
+
+
+def test_a_group_size_is_part_of_what_a_run_depends_on(hq, tiny_study):
+    pytest.importorskip("torchao")
+    outcome = hq("study", "run", tiny_study, "--precisions", "fp16,torchao-int4", "--json")
+    assert outcome.code == 0, outcome
+    stages = json.loads(outcome.out)["provenance"]["stages"]
+    assert stages["trace"]["torchao-int4"]["group_size"] == 64
+    assert "torchao" in stages["trace"]["torchao-int4"]["packages"]
+    assert "group_size" not in stages["trace"]["fp16"]
+    assert table("mapping", "torchao-int4")["layers"] == "3 identical"
 
 
 def test_without_the_library_no_checkpoint_is_made(hq, tiny_study, monkeypatch):

@@ -20,6 +20,7 @@ from hq.backends.torch import TorchBackend
 from hq.cett import MEASURES, SPANS
 from hq.errors import HQError
 from tests import tiny
+from tests.packed_files import PACKINGS
 
 Array = Float[np.ndarray, "..."]
 
@@ -63,7 +64,13 @@ CASES = {
         f"torch-{name}": Case(
             partial(TorchBackend, device="cpu", precision=name, token_budget=64), packed=name
         )
-        for name in ("gptq-4", "gptq-8", "gptq-3", "awq-4")
+        for name in PACKINGS
+    },
+    **{
+        f"torch-{name}": Case(
+            partial(TorchBackend, device="cpu", precision=name, token_budget=64), needs="torchao"
+        )
+        for name in ("torchao-int8", "torchao-int4", "hqq-4")
     },
     **{
         f"torch-{name}-native": Case(

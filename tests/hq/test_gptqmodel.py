@@ -11,7 +11,7 @@ from hq.packed.checkpoint import PackedCheckpoint
 from hq.packed.making import Making, make
 from hq.precisions.packed import NATIVE, require_right
 from tests import packed_files, tiny, tiny_tokenizers
-from tests.packed_files import ASYMMETRIC, PACKINGS, Packing
+from tests.packed_files import ASYMMETRIC, MADE, PACKINGS, Packing
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_weights_are_those_of_the_library(packing, library, tmp_path):
         torch.testing.assert_close(one.dense(), dense.float(), rtol=2e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", PACKINGS)
+@pytest.mark.parametrize("precision", MADE)
 def test_native_computes_what_exact_does(precision, library, packed):
     exchanges = tiny.exchanges()
     with TorchBackend(packed(precision), precision, device="cpu") as exact:

@@ -111,6 +111,19 @@ CASES = {
         4,
         MIXED,
     ),
+    "residual and h rotated": (
+        SOURCE.turned(orthogonal(D))._replace(
+            down=SOURCE.turned(orthogonal(D)).down @ orthogonal(WIDTH)
+        ),
+        16,
+        MIXED,
+    ),
+    "reads rotated alone": (SOURCE.turned(orthogonal(D))._replace(down=SOURCE.down), 16, MIXED),
+    "reads rotated alone, 4 bits": (
+        quantized(SOURCE.turned(orthogonal(D))._replace(down=SOURCE.down), 4),
+        4,
+        MIXED,
+    ),
     "down shuffled alone": (SOURCE._replace(down=SOURCE.down[:, ORDER]), 16, MIXED),
     "half pruned": (pruned(SOURCE, 0.5), 16, CHANGED),
     "a tenth pruned": (pruned(SOURCE, 0.1), 16, CHANGED),
@@ -221,8 +234,13 @@ def test_more_bits_explain_less():
     assert errors == sorted(errors)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "nf4", "gptq-4", "gptq-8", "awq-4"])
+@pytest.mark.parametrize(
+    "precision",
+    ["fp16", "int8", "nf4", "torchao-int4", "gptq-4", "gptq-8", "awq-4", "compressed-4"],
+)
 def test_a_loaded_model_is_mapped_onto_its_checkpoint(precision, checkpoint, packed):
+    if precision.startswith("torchao"):
+        pytest.importorskip("torchao")
     path = packed(precision) if recipe_of(precision) else checkpoint("llama")
     with TorchBackend(path, precision, device="cpu") as backend:
         found = list(map_model(of_checkpoint(checkpoint("llama")), backend.ffns()))

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.torch import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import PackedCheckpoint, PackedLayer, Scheme, scheme_of
+from hq.packed.checkpoint import CompressedLayer, PackedCheckpoint, PackedLayer, Scheme, scheme_of
+from hq.packed.compressed import METHOD, flat
 from hq.packed.layout import unpack
 from hq.packed.making import Making, group_size, make
 from hq.packed.rounding import rounded
@@ -24,7 +25,10 @@ from tests.packed_files import ASYMMETRIC, PACKINGS, Packing
 def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Tensor]:
     """A packed projection, and what it stands for."""
     parts, dense = packed_files.tensors(weight, packing)
-    return PackedLayer("l", Scheme.model_validate(packing.config), parts), dense
+    config = packing.config
+    if packing.method == METHOD:
+        return CompressedLayer("l", Scheme.model_validate(flat(Path("c"), config)), parts), dense
+    return PackedLayer("l", Scheme.model_validate(config), parts), dense
 
 
 @settings(max_examples=50, deadline=None)
@@ -175,7 +179,11 @@ def test_a_dense_checkpoint_is_not_packed(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("asked", "has"), [("gptq-8", "gptq-4"), ("awq-4", "gptq-4"), ("gptq-4", "awq-4")]
+    ("asked", "has"),
+    [
+        *(("gptq-8", "gptq-4"), ("awq-4", "gptq-4"), ("gptq-4", "awq-4")),
+        *(("compressed-4", "compressed-8"), ("gptq-4", "compressed-4"), ("compressed-4", "awq-4")),
+    ],
 )
 def test_another_precision_is_not_reported_under_its_name(asked, has, packed):
     with pytest.raises(HQError, match=f"not {asked}"):
@@ -183,7 +191,11 @@ def test_another_precision_is_not_reported_under_its_name(asked, has, packed):
 
 
 @pytest.mark.parametrize(
-    ("precision", "bits"), [("gptq-4", 4.31), ("gptq-8", 8.38), ("gptq-3", 3.3), ("awq-4", 4.31)]
+    ("precision", "bits"),
+    [
+        *(("gptq-4", 4.31), ("gptq-8", 8.38), ("gptq-3", 3.3), ("awq-4", 4.31)),
+        *(("compressed-4", 4.27), ("compressed-8", 8.27)),
+    ],
 )
 def test_packed_weights_count_as_they_ship(precision, bits, packed):
     """Codes, and a scale and a zero point a group of 64; GPTQ's order of inputs comes on top."""

@@ -25,16 +25,30 @@ from tests import tiny
 Checkpoint = Callable[[str], Path]
 BITSANDBYTES = ("int8", "nf4", "fp4")
 # 4 bits and a float32 for each block of 64; 8 bits and a float32 for each row, of 64 or 128.
-BITS = {"fp16": {32.0}, "int8": {8.25, 8.5}, "nf4": {4.5}, "fp4": {4.5}}
+# torchao holds a byte a code, beside a scale and a zero point a row or a group.
+BITS = {
+    "fp16": {32.0},
+    "int8": {8.25, 8.5},
+    "nf4": {4.5},
+    "fp4": {4.5},
+    "torchao-int8": {8.312, 8.625},
+    "torchao-int4": {8.625},
+    "hqq-4": {8.5},
+}
 
+NEAR = {"fp16": (0, 1e-6), "int8": (1e-4, 0.02), "torchao-int8": (1e-4, 0.02)}  # norms' error
 
-# What is read from packed checkpoints has tests of its own: test_packed.py, test_gptqmodel.py.
+# What is read from packed checkpoints has tests of its own, test_packed.py and test_gptqmodel.py;
+# what torchao makes has some more in test_torchao.py.
+TORCHAO = ("torchao-int8", "torchao-int4", "hqq-4")
 MADE_WHILE_LOADING = tuple(name for name in PRECISIONS if recipe_of(name) is None)
 
 
 @pytest.fixture(params=MADE_WHILE_LOADING)
 def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[TorchBackend]:
     """The tiny llama at each precision."""
+    if request.param in TORCHAO:
+        pytest.importorskip("torchao")
     with TorchBackend(checkpoint("llama"), request.param, device="cpu") as opened:
         yield opened
 
@@ -64,7 +78,7 @@ def test_norms_do_not_change_after_a_forward(backend: TorchBackend) -> None:
 
 def test_norms_are_the_variants_own(checkpoint: Checkpoint, backend: TorchBackend) -> None:
     error = np.abs(backend.norms[0] / column_norms(source(checkpoint, 0)).numpy() - 1).max()
-    low, high = {"fp16": (0, 1e-6), "int8": (1e-4, 0.02)}.get(backend.precision, (0.01, 0.3))
+    low, high = NEAR.get(backend.precision, (0.01, 0.3))
     assert low <= error <= high
 
 
@@ -94,6 +108,9 @@ def test_the_audit_shows_real_storage(backend: TorchBackend) -> None:
     storage, module = {
         "fp16": ("float32", "Linear"),
         "int8": ("int8", "Linear8bitLt"),
+        "torchao-int8": ("int8", "Linear"),
+        "torchao-int4": ("int4 in bytes g64 sym", "Linear"),
+        "hqq-4": ("int4 in bytes g64 hqq", "Linear"),
     }.get(backend.precision, ("uint8", "Linear4bit"))
     assert {(row.storage, row.module) for row in rows} == {(storage, module)}
 

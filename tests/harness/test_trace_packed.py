@@ -1,0 +1,95 @@
+"""`hq trace` and `hq compare` on packed checkpoints, whose neurons are another's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.harness import study
+from tests.harness.test_bad_input import is_one_sentence
+from tests.harness.test_packed_study import permuted, rotated
+from tests.packed_files import PACKINGS, save_packed
+
+
+@pytest.fixture
+def trace(finished, tiny_study, hq):
+    """Traces the finished study's samples at a precision, into a folder of its name."""
+    samples = finished / "runs" / "tiny" / "samples.jsonl"
+
+    def run(model: Path, precision: str, *more: object):
+        where = ("--samples", samples, "--into", precision, "--model", model, "--quiet")
+        return hq("trace", *where, "--precision", precision, *more)
+
+    return run
+
+
+def compare(hq, finished, variant):
+    run = finished / "runs" / "tiny"
+    return hq(
+        *("compare", "--samples", run / "samples.jsonl", "--neurons", run / "neurons.json"),
+        *("--reference", "fp16", "--variant", variant, "--json"),
+    )
+
+
+def test_a_packed_checkpoint_of_the_source_is_compared(trace, finished, tiny_study, tmp_path, hq):
+    source = tiny_study.parent / "model"
+    packed = save_packed(source, tmp_path / "packed", PACKINGS["gptq-8"])
+    assert trace(source, "fp16").code == 0
+    assert trace(packed, "gptq-8", "--source", source).code == 0
+    facts = [json.loads(Path(f"{p}/trace.json").read_text()) for p in ("fp16", "gptq-8")]
+    assert facts[0]["model"] == facts[1]["model"]
+    assert facts[1]["audit"][0]["storage"] == "gptq 8 bit g64 sym"
+    outcome = compare(hq, finished, "gptq-8")
+    assert outcome.code == 0, outcome
+    (row,) = (r for r in json.loads(outcome.out)["fidelity"] if r["group"] == "probe")
+    assert row["correlation"]["value"] > 0.99
+
+
+def test_moved_neurons_are_traced_where_the_source_has_them(trace, tiny_study, tmp_path):
+    source = tiny_study.parent / "model"
+    for name, change in (("as it is", None), ("moved", permuted)):
+        packed = save_packed(source, tmp_path / name, PACKINGS["gptq-8"], change)
+        assert trace(packed, "gptq-8", "--source", source).code == 0
+        Path("gptq-8").rename(f"traces {name}")
+    plain, moved = (np.load(f"traces {n}/sum.answer.npy") for n in ("as it is", "moved"))
+    assert np.corrcoef(plain.ravel(), moved.ravel())[0, 1] > 0.999
+
+
+def test_without_a_source_it_is_a_model_of_its_own(trace, finished, tiny_study, tmp_path, hq):
+    source = tiny_study.parent / "model"
+    packed = save_packed(source, tmp_path / "packed", PACKINGS["compressed-4"])
+    assert trace(source, "fp16").code == 0
+    assert trace(packed, "compressed-4").code == 0
+    is_one_sentence(compare(hq, finished, "compressed-4"), "fingerprint")
+
+
+def test_neurons_of_another_model_are_refused(trace, tiny_study, tmp_path):
+    source = tiny_study.parent / "model"
+    for name, model, change, words in (
+        ("mixed", source, rotated, "layers 1 (W_down mixes neurons)"),
+        ("other", study.checkpoint(tmp_path / "another", seed=5), None, "in 3 layers: another"),
+    ):
+        packed = save_packed(model, tmp_path / name, PACKINGS["gptq-8"], change)
+        is_one_sentence(trace(packed, "gptq-8", "--source", source), words)
+        assert not Path("gptq-8").exists()
+
+
+def test_another_number_of_layers_is_refused(trace, tiny_study, tmp_path):
+    tiny.model("llama", num_hidden_layers=2).half().save_pretrained(tmp_path / "short")
+    packed = save_packed(tmp_path / "short", tmp_path / "packed", PACKINGS["gptq-8"])
+    source = tiny_study.parent / "model"
+    is_one_sentence(trace(packed, "gptq-8", "--source", source), "It has 2 layers, not 3")
+
+
+def test_a_packed_source_is_refused(trace, tiny_study, tmp_path):
+    packed = save_packed(tiny_study.parent / "model", tmp_path / "packed", PACKINGS["gptq-8"])
+    is_one_sentence(trace(packed, "gptq-8", "--source", packed), "name the dense checkpoint")
+
+
+def test_the_kind_is_the_one_that_is_asked_for(trace, tiny_study, tmp_path):
+    source = tiny_study.parent / "model"
+    packed = save_packed(source, tmp_path / "packed", PACKINGS["awq-4"])
+    is_one_sentence(trace(packed, "gptq-4", "--source", source), "not gptq-4")
+    is_one_sentence(trace(source, "gptq-4", "--source", source), "no packed checkpoint")
