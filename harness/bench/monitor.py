@@ -1,7 +1,6 @@
 """What watching costs: one-token decodes with a callback, and without one."""
 
 import ctypes
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
