@@ -31,6 +31,10 @@ class GGUFTokenizer:
         """Token ids; special tokens written in the text count as such."""
         return {"input_ids": self._model.tokenize(text, add_special_tokens)}
 
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are letters like any others."""
+        return self._model.tokenize(text, add_special=False, parse_special=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; bytes that are no whole characters are replaced."""
         return b"".join(map(self.piece, ids)).decode(errors="replace")
