@@ -50,7 +50,7 @@ def content_of(line: bytes) -> tuple[dict[str, Any], Link]:
     try:
         content = json.loads(body)
         return content, Link(int(content["seq"]) + 1, digest)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ChainError("it is no line of an audit log") from error
 
 
