@@ -159,9 +159,7 @@ def running(
 
 
 @pytest.fixture
-def start(
-    gguf_file: Path, bundle_folder: Path, tmp_path: Path
-) -> Iterator[Callable[..., Running]]:
+def start(gguf_file: Path, bundle_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Starts a server by a policy of its own; it ends with the test."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(

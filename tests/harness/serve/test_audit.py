@@ -169,7 +169,7 @@ def test_a_torn_last_line_is_set_aside_and_the_log_says_so(tmp_path, kept):
             log.append({"n": n})
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:kept])
-    with pytest.raises(ChainError, match="line 3: .* was cut off"):
+    with pytest.raises(ChainError, match=r"line 3: .* was cut off"):
         contents_of(path)
     with AuditLog(path) as log:
         log.append({"n": "after"})

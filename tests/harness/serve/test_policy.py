@@ -125,7 +125,7 @@ def governed(action, **scores):
 
 @pytest.mark.parametrize("action", ["annotate", "regenerate", "block"])
 def test_below_the_threshold_an_answer_passes(action):
-    tokens, verdict, drafts, asked = governed(action, first=[5.0, 1.9])
+    tokens, verdict, _, asked = governed(action, first=[5.0, 1.9])
     assert len(tokens) == 2
     assert (verdict.opinion, verdict.decision, verdict.finish) == (
         "no hallucination",
@@ -160,7 +160,7 @@ def test_a_blocked_answer_is_never_shown():
     ],
 )
 def test_the_better_of_two_answers_is_kept(second, kept, opinion):
-    tokens, verdict, drafts, asked = governed("regenerate", first=[0.0, 3.0], second=second)
+    tokens, verdict, _, asked = governed("regenerate", first=[0.0, 3.0], second=second)
     assert asked == [1.0, 0.5]
     assert verdict.draft.alpha == kept
     assert (verdict.opinion, verdict.decision) == (opinion, "regenerate")

@@ -8,7 +8,9 @@ from harness.serve.spelling import Spelling
 from hq.sampling import Ending
 
 PIECES = st.lists(
-    st.sampled_from([b"a", b"ab", b" ", b"\n", b"\n\n", "é".encode(), b"\xf0\x9f", b"\x98\x80", b"b"]),
+    st.sampled_from(
+        [b"a", b"ab", b" ", b"\n", b"\n\n", "é".encode(), b"\xf0\x9f", b"\x98\x80", b"b"]
+    ),
     max_size=12,
 )
 STOPS = st.lists(st.sampled_from(["b", "aba", "\n\n", "a\n", "é ", "😀"]), max_size=3)
