@@ -78,7 +78,7 @@ def bundle_folder(gguf_file: Path) -> Path:
             precision="gguf-f32",
             compute="float32",
             prompt="chat",
-            model=bundle.model_file(file),
+            model=bundle.model_file(file, "f32"),
         ),
         neurons,
         {
@@ -88,7 +88,11 @@ def bundle_folder(gguf_file: Path) -> Path:
             "noted": bundle.Domain(ALWAYS, 0.1, 20),
         },
         bundle.Validation(estimate, 50, 50, 25, 0, "tiny", "none"),
-        {name: np.ones(3) for name in ("norms", "scores", "right")},
+        {
+            "norms": bundle.norms_of(neurons, file),
+            "scores": np.linspace(-1, 1, 40),
+            "right": np.linspace(-1, 0.5, 20),
+        },
         "A tiny model.\n",
     )
     return folder
