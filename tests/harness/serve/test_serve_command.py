@@ -1,13 +1,10 @@
 """`hq serve` as people run it: a process of its own, ended and killed."""
 
 import json
-import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -15,40 +12,7 @@ import pytest
 from harness.serve.audit import AuditLog
 from harness.serve.trail import trail
 from tests.harness.serve.conftest import ask
-
-COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
-
-
-@contextmanager
-def server(gguf_file, bundle_folder, log, *options):
-    """(process, what it printed up to the curl line, its address)."""
-    arguments = ["serve", "--gguf", gguf_file, "--bundle", bundle_folder, "--port", 0]
-    arguments += ["--threads", 1, "--audit", log, *options]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        printed = []
-        while not printed or not printed[-1].startswith("curl"):
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            printed.append(line)
-        address = re.search(r"http://\S+", printed[0])[0]
-        until = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(f"{address}/readyz").raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert time.monotonic() < until
-                time.sleep(0.05)
-        yield process, "".join(printed), address
-    finally:
-        process.kill()
-        process.communicate()
+from tests.harness.serve.process import server
 
 
 def contents(log):
@@ -81,6 +45,7 @@ def test_ctrl_c_is_no_error(gguf_file, bundle_folder, tmp_path):
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_kill_costs_no_line_that_a_client_was_given(gguf_file, bundle_folder, tmp_path):
     log = tmp_path / "audit.jsonl"
     with server(gguf_file, bundle_folder, log) as (process, _, address):
