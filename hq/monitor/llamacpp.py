@@ -79,7 +79,7 @@ class Monitor:
         self._require_room(len(prompt), 0)
         with self._watched() as watch:
             decisions, _ = self._read(prompt, watch)
-            running = _Running(self.neurons.tokens, decisions)
+            running = Running(self.neurons.tokens, decisions)
             for place, token in enumerate(response, len(prompt)):
                 self._require_room(place, 1)
                 self._decode((token,), place)
@@ -93,7 +93,7 @@ class Monitor:
             )
         self._backend.require_length(old + new)
 
-    def _step(self, token: int, watch: Watch, running: "_Running") -> Step:
+    def _step(self, token: int, watch: Watch, running: "Running") -> Step:
         cett = watch.cett(1)
         decision = float(self.neurons.score_traces(cett)[0])
         return Step(token, cett[0], decision, running.add(decision))
