@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, cached_property
 from typing import Any
 
@@ -80,20 +81,23 @@ class GGUFTokenizer:
         def refuse(message: str) -> None:
             raise TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         values: dict[str, Any] = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
             "raise_exception": refuse,
+            "strftime_now": lambda form: datetime.now().astimezone().strftime(form),
             "bos_token": self._special("bos"),
             "eos_token": self._special("eos"),
         }
         try:
             return environment.from_string(self.chat_template).render(values)
-        except TemplateError as error:
+        except Exception as error:  # a template can fail at whatever Python can
             raise HQError(
-                f"The chat template of {self._file.path} cannot be rendered ({error}): use "
-                "--form few-shot."
+                f"The chat template of {self._file.path.name} cannot be rendered ({error}): use "
+                "the prompt form few-shot."
             ) from error
 
     def _special(self, name: str) -> str:

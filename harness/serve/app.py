@@ -42,6 +42,7 @@ def application(service: Service) -> FastAPI:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _failed)
     if FOLDER.is_dir():
         app.mount("/", Pages())
     _leave_out_422(app)
@@ -66,6 +67,13 @@ async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refusal = Refusal(error.status_code, str(error.detail), headers=error.headers)
     return answer(refusal)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    """What nobody expected; the server's log has it."""
+    said = "The request failed; the server's log says why."
+    # Uvicorn closes the connection after that, which a client should know.
+    return answer(Refusal(500, said, code="failed", headers={"Connection": "close"}))
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

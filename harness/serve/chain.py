@@ -34,7 +34,8 @@ class ChainError(HQError):
 def line_of(link: Link, content: Mapping[str, Any]) -> tuple[bytes, Link]:
     """The line that comes next, with its newline, and where the chain stands then."""
     record = {"seq": link.count, "previous": link.sha256, **content}
-    body = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    body = text.encode(errors="backslashreplace")  # which is how JSON spells half a character
     digest = hashlib.sha256(body).hexdigest()
     return body[:-1] + f',"sha256":"{digest}"}}\n'.encode(), Link(link.count + 1, digest)
 

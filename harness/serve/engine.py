@@ -45,7 +45,7 @@ class Engine:
 
     def start(self) -> None:
         """Begins to work, and says so in the audit log."""
-        self._audit.append({"kind": "start", **self._hashes})
+        self._record({"kind": "start"})
         self._thread.start()
 
     def submit(self, job: Job) -> None:
@@ -124,10 +124,10 @@ class Engine:
         self._recent.append(job.seconds - (job.seconds_queued or 0.0))
         try:
             self._record(record_of(job, outcome, verdict, self._policy.record, error))
-        except HQError as fault:
-            self._broken = str(fault)
+        except Exception as fault:
+            self._broken = "The audit log cannot be written."
             log.critical("%s Nothing more is answered.", fault)
-            last = Refusal(503, "The audit log cannot be written.", code="unavailable")
+            last = Refusal(503, self._broken, code="unavailable")
         self._metrics.answered(job, outcome, verdict)
         job.deliver(last)
 

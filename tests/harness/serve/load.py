@@ -13,6 +13,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,10 +71,9 @@ async def load(
 
     async def memory() -> None:
         while time.monotonic() < until and process.is_running():
-            try:
-                found.rss.append(process.memory_info().rss)
-            except psutil.Error:
-                return
+            with suppress(psutil.Error):
+                rss = process.memory_info().rss
+                found.rss += [rss] if rss else []  # one that was killed has none
             await asyncio.sleep(1)
 
     await asyncio.gather(memory(), *(client(number) for number in range(CLIENTS)))

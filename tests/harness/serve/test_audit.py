@@ -56,6 +56,11 @@ def test_a_chain_holds_and_says_what_was_put_in(contents):
         assert json.loads(line)["sha256"]
 
 
+def test_half_a_character_is_no_fault_of_the_log():
+    (line,) = chain([{"error": "\ud800"}])
+    assert content_of(line)[0]["error"] == "\ud800"
+
+
 @given(CONTENTS, st.data())
 def test_a_byte_that_is_changed_is_found_where_it_is(contents, data):
     lines = chain(contents)

@@ -5,7 +5,10 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.gguf_tokenizer import GGUFTokenizer
 from harness.serve import pages
+from harness.serve.access import Keys, is_local
+from harness.serve.refusal import Refusal
 from hq.bundle import Bundle
 from tests.harness.serve.conftest import ALWAYS, NEVER, ask
 
@@ -279,6 +282,72 @@ def test_keys_open_what_they_should(start):
     assert len(set(clients)) == 2
     assert all(len(client) == 8 for client in clients)
     assert "one" not in found.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('odd roles') }}", "odd roles"),
+        ("{{ 1 + messages[0].content }}", "unsupported operand"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{% for", "rendered"),
+    ],
+)
+def test_a_template_that_fails_is_said(start, monkeypatch, template, words):
+    found = start()
+    monkeypatch.setattr(GGUFTokenizer, "chat_template", template)
+    with found.client() as http:
+        refused = http.post(CHAT, json=ask())
+        assert refused.status_code == 400
+        message = refused.json()["error"]["message"]
+        assert words in message
+        assert "/" not in message  # no place on the server's disk
+
+
+def test_a_fault_of_the_server_is_in_openais_form_too(start, monkeypatch):
+    found = start()
+
+    def plain(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(GGUFTokenizer, "__call__", plain)
+    with found.client() as http:
+        for _ in range(2):
+            failed = http.post(CHAT, json=ask())
+            assert failed.status_code == 500
+            assert failed.json()["error"]["code"] == "failed"
+
+
+def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    path = tmp_path / "keys"
+    path.write_text("one\n\n two \n")
+    keys = Keys.load(path)
+    assert keys.client("Bearer one") != keys.client("bearer two")
+    monkeypatch.setenv("HQ_API_KEY", "three")
+    keys = Keys.load(None)
+    assert keys.client("Bearer three")
+    with pytest.raises(Refusal):
+        keys.client("Bearer one")
+    monkeypatch.delenv("HQ_API_KEY")
+    assert not Keys.load(None)
+    assert Keys.load(None).client(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+    ],
+)
+def test_what_only_this_machine_reaches(host, local):
+    assert is_local(host) == local
 
 
 @pytest.mark.parametrize("record", ["hash", "text", "none"])
