@@ -1,5 +1,6 @@
 """From a finished run to a bundle: its answers read in one model file, thresholds, and measures."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.stages.identify import NEURONS_FILE, Rows
 from hq import __version__
 from hq.backends.base import Backend
 from hq.backends.llamacpp import LlamaBackend
-from hq.bundle import Domain, Facts, Validation, model_file, norms_of, write
+from hq.bundle import NAME, Domain, Facts, Validation, model_file, norms_of, write
 from hq.conformal import require_enough
 from hq.errors import HQError
 from hq.neurons import NeuronSet
@@ -74,8 +75,8 @@ def make(
     into: Path,
     name: str,
     progress: Progress,
-) -> Validation:
-    """Seals the bundle `into`, for the file that the backend runs; gives what was measured.
+) -> None:
+    """Seals the bundle `into`, for the file that the backend runs.
 
     The answers of the calibration and test splits are read there, and every threshold is set on
     their labels: the promise is about this file, whatever quantizing did to the scores.
@@ -83,6 +84,11 @@ def make(
     there already, all before the answers are read.
     """
     require_free(into)
+    if not re.fullmatch(NAME, name):
+        raise HQError(
+            f"{name!r} is no name for a bundle: use small letters, digits, dots, dashes and "
+            "underscores."
+        )
     neurons, rows = run.neurons, Rows(run.samples)
     neurons.require(backend.identity, "The run")
     whole = answers_of(run.samples, rows)
@@ -103,14 +109,13 @@ def make(
         model=model_file(backend.file, storage(backend.audit())),
     )
     validation = _validation(run, rows, scores)
+    card = model_card(facts, neurons, found, validation)
     arrays = {
         "norms": norms_of(neurons, backend.file),
         "scores": np.sort(scores[rows.calibration]),
         "right": np.sort(scores[whole.right]),
     }
-    card = model_card(facts, neurons, found, validation)
     write(into, facts, neurons, found, validation, arrays, card)
-    return validation
 
 
 def _domain(

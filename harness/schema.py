@@ -50,30 +50,36 @@ class Detection(Row):
 
 
 class Alarm(Row):
-    """What a threshold that promises a false-alarm rate does on held-out answers.
-
-    The promise: a right answer about a new entity scores at or above the threshold with a
-    probability of at most `promised`, on average over calibrations (split conformal prediction).
-    So in every rate an entity weighs the same, however many of its answers are here. Intervals are
-    Clopper and Pearson's, for as many trials as there are entities.
-    """
+    """What a threshold that promises a false-alarm rate does on held-out answers."""
 
     precision: str = Field(description="how the checkpoint is run")
     domain: str = Field(
         description="`all` questions, or those of a relation whose calibration answers suffice"
     )
-    promised: float = Field(description="the false-alarm rate that thresholds are set for")
+    promised: float = Field(
+        description="the false-alarm rate that thresholds are set for: a right answer about a new "
+        "entity is flagged with at most this probability, on average over calibrations, as far as "
+        "the sides of the split are alike (it balances relations, and places large groups of "
+        "entities first)"
+    )
     needed: int = Field(
         description="entities that this takes; a domain with fewer calibrated has no row"
     )
     calibrated: int = Field(description="entities whose right calibration answers set them")
     n: int = Field(description="right answers of the test split")
-    entities: int = Field(description="entities that these are about")
+    entities: int = Field(
+        description="entities that these are about; in this table, whatever questions link counts "
+        "as one"
+    )
     hallucinated: int = Field(description="hallucinated answers of the test split")
     hallucinated_entities: int = Field(description="entities that these are about")
     seed: int = Field(description="seed of the study; no interval here is drawn")
     threshold: float = Field(description="set on calibration answers at FP16")
-    false_alarms: Estimate = Field(description="right answers flagged at FP16's threshold")
+    false_alarms: Estimate = Field(
+        description="share of right answers flagged at FP16's threshold. In this and all rates "
+        "here every entity weighs the same, as in the promise, and intervals are Clopper and "
+        "Pearson's for as many trials as there are entities"
+    )
     detected: Estimate = Field(description="hallucinated answers flagged at it")
     threshold_recalibrated: float = Field(
         description="that threshold moved, without labels, to the same quantile of the calibration "

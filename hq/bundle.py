@@ -22,6 +22,7 @@ from hq.gguf.file import GGUFFile
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.sealed import seal, sha256_of, unseal
 from hq.stats import Estimate
+from hq.thresholds import match_quantile
 
 SCHEMA_VERSION = 1
 ALL = "all"  # the domain of whatever is asked
@@ -33,6 +34,8 @@ NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD = (
     "MODEL_CARD.md",
 )
 FILES = frozenset((NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD))
+
+NAME = "[a-z0-9][a-z0-9._-]*"
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -91,7 +94,7 @@ class Validation:
 class Facts:
     """What the manifest says."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     hq: str  # version that made it
     precision: str
     compute: str
@@ -99,7 +102,7 @@ class Facts:
     model: ModelFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A bundle that was read, and whose every byte is what was sealed."""
 
@@ -120,7 +123,7 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """What its model file is stored as."""
+        """What hq's tables call the precision of its model file."""
         return self.facts.precision
 
     @property
@@ -171,6 +174,17 @@ class Bundle:
             known = ", ".join(self.domains)
             raise HQError(f"The bundle {self.name} has no domain {name!r}: it has {known}.")
         return self.domains[name]
+
+    def moved(self, scores: Float[np.ndarray, " n"]) -> dict[str, float]:
+        """Each domain's threshold for another file of the model, without labels.
+
+        `scores` are those of the calibration answers there: a threshold keeps its quantile among
+        them. That undoes a drift which all answers share, and promises nothing.
+        """
+        return {
+            name: match_quantile(domain.threshold, self.scores, scores)
+            for name, domain in self.domains.items()
+        }
 
     def _require_whole(self, path: Path) -> None:
         """Raises HQError where parts of the bundle do not belong to each other."""
@@ -250,6 +264,6 @@ def _arrays(path: Path, content: bytes) -> dict[str, Float[np.ndarray, " value"]
         raise HQError(f"{path / ARRAYS} is no safetensors file: make the bundle again.") from error
     if arrays.keys() != {"norms", "scores", "right"}:
         raise HQError(f"{path / ARRAYS} has other arrays than a bundle's: make the bundle again.")
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise HQError(f"{path / ARRAYS} holds NaN or infinite values: make the bundle again.")
+    if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays.values()):
+        raise HQError(f"{path / ARRAYS} holds other than finite numbers: make the bundle again.")
     return arrays

@@ -79,9 +79,11 @@ def rate_of_calibration(n: int, false_alarms: float, confidence: float = 0.95) -
     The promise is on average over calibrations. With n entities of one answer each and scores
     without ties, one calibration's own rate has the distribution Beta(j, n + 1 − j), of which j =
     ⌊(n + 1)·false_alarms⌋ (Vovk 2012, "Conditional validity of inductive conformal predictors").
+    HQError for too few entities.
     """
     from scipy.stats import beta
 
+    require_enough(n, false_alarms)
     above = int((n + 1) * _exact(false_alarms))
     return float(beta.ppf(confidence, above, n + 1 - above))
 

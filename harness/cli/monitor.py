@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.gguf_tokenizer import GGUFTokenizer
+    from hq.gguf.file import GGUFFile
     from hq.monitor import Step
     from hq.neurons import NeuronSet
 
@@ -28,7 +29,13 @@ Lines = Annotated[bool, typer.Option("--json", help="Print one JSON object a tok
 def monitor(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     gguf: Annotated[Path, typer.Option(help="A GGUF file, or `smollm2` for the embedded one.")],
-    neurons: Annotated[Path, typer.Option(help="A neurons.json of the same model.")],
+    neurons: Annotated[
+        Path | None, typer.Option(help="A neurons.json of the same model, with its threshold.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="In its place a bundle for this file (`hq bundle make`).")
+    ] = None,
+    domain: Annotated[str, typer.Option(help="Whose threshold of the bundle counts.")] = "all",
     form: Annotated[
         str, typer.Option(help="chat or few-shot; default: the form that the set was found with.")
     ] = "",
@@ -49,11 +56,10 @@ def monitor(
     from harness.sources import gguf_of
     from hq.backends.llamacpp import LlamaBackend
     from hq.monitor import Monitor
-    from hq.neurons import NeuronSet
     from hq.sampling import Ending
 
     with LlamaBackend(gguf_of(gguf), threads=threads, n_gpu_layers=gpu_layers) as backend:
-        found = NeuronSet.load(neurons, backend.identity)
+        found, threshold = _watched(neurons, bundle, domain, backend.file)
         tokenizer = GGUFTokenizer(backend.file, backend.model)
         asked = prompts.form(form or str(found.provenance.get("prompt", "chat")))
         ids = asked.encode(tokenizer, question)
@@ -66,7 +72,29 @@ def monitor(
         ):
             steps = watching.answer(ids, ending, max_new_tokens)
             show = _Lines(tokenizer) if as_json else _Colours(tokenizer)
-            show.answer(steps, found)
+            show.answer(steps, threshold)
+
+
+def _watched(
+    neurons: Path | None, bundle: Path | None, domain: str, file: "GGUFFile"
+) -> "tuple[NeuronSet, float]":
+    """What to watch, and the threshold: of a set's calibration questions, or a bundle's domain.
+
+    Raises HQError where not one of the two is given, or it is of another model, or file.
+    """
+    from hq.bundle import Bundle
+    from hq.neurons import NeuronSet
+
+    if neurons is not None and bundle is None:
+        found = NeuronSet.load(neurons, file.identity)
+        if not found.thresholds:
+            raise HQError("The neuron set has no threshold: find it with `hq identify`.")
+        return found, next(iter(found.thresholds.values()))
+    if bundle is None or neurons is not None:
+        raise HQError("Say what to watch: give either --neurons or --bundle.")
+    sealed = Bundle.load(bundle)
+    sealed.require(file)
+    return sealed.neurons, sealed.domain(domain).threshold
 
 
 class _Colours:
@@ -75,7 +103,7 @@ class _Colours:
     def __init__(self, tokenizer: "GGUFTokenizer") -> None:
         self._tokenizer = tokenizer
 
-    def answer(self, steps: "Iterator[Step]", neurons: "NeuronSet") -> None:
+    def answer(self, steps: "Iterator[Step]", threshold: float) -> None:
         """Shows them as they come."""
         answer, shown, last = Text(), "", None
         ids: list[int] = []
@@ -90,7 +118,7 @@ class _Colours:
                     piece = text[len(shown) :] if shown else text.lstrip()
                     answer.append(piece, _style(last.token_score))
                     shown = text
-                live.update(Group(answer, _status(last, neurons)))
+                live.update(Group(answer, _status(last, threshold)))
         if last is None:
             err.print("The model ended its answer before the first token.")
         elif len(ids) > 1:
@@ -104,7 +132,7 @@ class _Lines:
     def __init__(self, tokenizer: "GGUFTokenizer") -> None:
         self._tokenizer = tokenizer
 
-    def answer(self, steps: "Iterator[Step]", neurons: "NeuronSet") -> None:
+    def answer(self, steps: "Iterator[Step]", threshold: float) -> None:
         """Prints each as it comes."""
         ids, last = [], None
         for last in steps:
@@ -119,10 +147,9 @@ class _Lines:
         if last is None:
             _print_line(answer="", verdict=None)
             return
-        verdict, threshold = _verdict(last, neurons)
         _print_line(
             answer=self._tokenizer.decode(ids).strip(),
-            verdict=verdict,
+            verdict=_verdict(last, threshold),
             score=last.score,
             threshold=threshold,
             confidence=last.confidence,
@@ -130,23 +157,16 @@ class _Lines:
         )
 
 
-def _status(step: "Step", neurons: "NeuronSet") -> Text:
-    verdict, threshold = _verdict(step, neurons)
+def _status(step: "Step", threshold: float) -> Text:
+    verdict = _verdict(step, threshold)
     return Text.assemble(
         (verdict, "red" if verdict == "hallucination" else "green"),
         f": score {step.score:+.2f}, threshold {threshold:+.2f}, confidence {step.confidence:.0%}",
     )
 
 
-def _verdict(step: "Step", neurons: "NeuronSet") -> tuple[str, float]:
-    """By the threshold that was set on calibration questions.
-
-    Raises HQError for a set without one.
-    """
-    if not neurons.thresholds:
-        raise HQError("The neuron set has no threshold: find it with `hq identify`.")
-    threshold = next(iter(neurons.thresholds.values()))
-    return ("hallucination" if step.score >= threshold else "no hallucination"), threshold
+def _verdict(step: "Step", threshold: float) -> str:
+    return "hallucination" if step.score >= threshold else "no hallucination"
 
 
 def _style(score: float) -> str:

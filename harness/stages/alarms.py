@@ -1,7 +1,8 @@
 """What becomes of a promised false-alarm rate: thresholds by domain, and what they do held out.
 
 A domain is a relation of the scenario, or all of it. A promise needs right calibration answers
-about enough entities (`hq.conformal`): a domain with fewer has no threshold of its own.
+about enough entities (`hq.conformal`): a domain with fewer has no threshold of its own. An entity
+is a component of the samples: what questions link, directly or through others, counts as one.
 """
 
 from collections.abc import Iterator, Sequence

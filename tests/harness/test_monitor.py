@@ -10,10 +10,11 @@ pytest.importorskip("llama_cpp")
 
 from harness.gguf_tokenizer import GGUFTokenizer
 from hq.backends.llamacpp import LlamaBackend
+from hq.bundle import Domain
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.neurons import Neuron, NeuronSet
-from tests import tiny
+from tests import bundles, tiny
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -48,10 +49,21 @@ def ask(hq, gguf, neurons):
 
     def call(*arguments, **changed):
         options = {"gguf": gguf("llama"), "neurons": neurons, "form": "few-shot"} | changed
-        named = [part for name, value in options.items() for part in (f"--{name}", value)]
+        named = [p for name, value in options.items() if value for p in (f"--{name}", value)]
         return hq("monitor", "a", "--threads", 1, *named, *arguments)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def bundle(long_context, neurons, tmp_path_factory):
+    """The two neurons for that very file; one domain flags everything, the other nothing."""
+    domains = {
+        "all": Domain(threshold=-1e9, false_alarms=0.1, n=30),
+        "capital": Domain(threshold=1e9, false_alarms=0.1, n=30),
+    }
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    return bundles.save(folder, long_context, NeuronSet.load(neurons), domains)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +102,57 @@ def test_alpha_changes_what_is_seen(ask, long_context):
         for alpha in (0, 1, 3)
     ]
     assert len({step["token_score"] for step in scores}) == 3
+
+
+def test_a_bundle_has_its_own_threshold(ask, long_context, bundle):
+    """By domain; the prompt form too is the bundle's."""
+    verdicts = {}
+    for domain in ("all", "capital"):
+        outcome = ask(
+            *("--json", "--max-new-tokens", 5, "--bundle", bundle, "--domain", domain),
+            gguf=long_context,
+            neurons=None,
+            form=None,
+        )
+        assert outcome.code == 0, outcome
+        verdicts[domain] = json.loads(outcome.out.splitlines()[-1])
+    assert [v["verdict"] for v in verdicts.values()] == ["hallucination", "no hallucination"]
+    assert [v["threshold"] for v in verdicts.values()] == [-1e9, 1e9]
+    of_set = ask("--json", "--max-new-tokens", 5, gguf=long_context)
+    assert json.loads(of_set.out.splitlines()[-1])["score"] == verdicts["all"]["score"]
+
+
+def test_a_bundle_is_for_its_file(ask, bundle, gguf):
+    outcome = ask("--bundle", bundle, neurons=None, gguf=gguf("llama"))
+    assert outcome.code == 2
+    assert "another file of that model" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"neurons": None}, "either --neurons or --bundle"),
+        ({"bundle": "nowhere"}, "either --neurons or --bundle"),
+        ({"bundle": "nowhere", "neurons": None}, "nowhere cannot be read"),
+    ],
+)
+def test_one_of_the_two_is_watched(changed, words, ask, long_context):
+    outcome = ask(**{"gguf": long_context} | changed)
+    assert outcome.code == 2, outcome
+    assert words in outcome.err
+
+
+def test_a_domain_that_the_bundle_lacks(ask, long_context, bundle):
+    outcome = ask("--bundle", bundle, "--domain", "sport", neurons=None, gguf=long_context)
+    assert outcome.code == 2
+    assert "no domain 'sport': it has all, capital" in outcome.err
+
+
+def test_a_set_without_a_threshold_gives_no_verdict(ask, long_context, neurons, tmp_path):
+    NeuronSet.load(neurons).model_copy(update={"thresholds": {}}).save(tmp_path / "bare.json")
+    outcome = ask(gguf=long_context, neurons=tmp_path / "bare.json")
+    assert outcome.code == 2
+    assert "has no threshold" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from harness.acceptance import accept
 from harness.regress import as_frame, compare
-from harness.schema import KINDS, Fidelity
+from harness.schema import KINDS, Alarm, Fidelity
 from harness.tables import read_table, write_tables
 from hq.errors import HQError
 from hq.stats import Estimate
@@ -21,9 +21,13 @@ def a_value(annotation, auroc, precision):
     return {str: precision, int: 100, float: 0.25, Estimate: estimate(auroc)}[annotation]
 
 
+# Rows that tolerances are for only.
+KEYS = {Fidelity: {"group": "any"}, Alarm: {"domain": "all"}}
+
+
 def a_row(kind, auroc=0.8, precision="fp16"):
     values = {n: a_value(f.annotation, auroc, precision) for n, f in kind.model_fields.items()}
-    return kind(**values | ({"group": "any"} if kind is Fidelity else {}))
+    return kind(**values | KEYS.get(kind, {}))
 
 
 @pytest.fixture
@@ -105,6 +109,15 @@ def test_refusals_are_sentences(run, tmp_path):
         compare(good, tmp_path / "results")
 
 
+def test_a_table_without_rows_is_compared_with_nothing(run, tmp_path):
+    """A promise may take more entities than a small study has: in either folder, or in both."""
+    accept(run("a"), tmp_path / "results")
+    header = read_table(run("a"), "alarms").clear()
+    for folder in (tmp_path / "a", tmp_path / "results"):
+        header.write_csv(folder / "alarms.csv")
+        assert "alarms" not in {d.table for d in compare(tmp_path / "a", tmp_path / "results")}
+
+
 def test_a_relative_tolerance_grows_with_the_number(run, tmp_path):
     accept(run("a"), tmp_path / "results")
     path = tmp_path / "results" / "tolerances.toml"
@@ -139,6 +152,7 @@ def test_precisions_that_only_one_side_ran_are_left_out(run, tmp_path):
         "fp16",
         "fp16 fp16",
         "fp16 any",
+        "fp16 all 0.25",
     }
 
 

@@ -18,20 +18,14 @@ from hq.bundle import (
     VALIDATION,
     Bundle,
     Domain,
-    Facts,
-    Validation,
-    model_file,
-    norms_of,
-    write,
 )
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.neurons import Neuron, NeuronSet
 from hq.sealed import MANIFEST, seal, unseal
-from hq.stats import Estimate
+from tests import bundles
+from tests.bundles import RATE
 from tests.hq import gguf_files
-
-RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -57,34 +51,11 @@ def neurons_of(file: GGUFFile) -> NeuronSet:
 
 @pytest.fixture
 def folder(model, tmp_path):
-    file = GGUFFile(model)
-    neurons = neurons_of(file)
-    write(
-        tmp_path / "bundle",
-        Facts(
-            name="tiny",
-            hq="0.1.0",
-            precision="gguf-q8_0",
-            compute="int8",
-            prompt="few-shot",
-            model=model_file(file, "q8_0"),
-        ),
-        neurons,
-        {
-            ALL: Domain(0.1 + 0.2, 0.1, 30, RATE, RATE),
-            "capital": Domain(threshold=-1e-300, false_alarms=0.2, n=4),
-        },
-        Validation(
-            auroc=RATE, n=60, entities=30, hallucinated=30, seed=0, study="tiny", samples="abc"
-        ),
-        {
-            "norms": norms_of(neurons, file),
-            "scores": np.linspace(-1, 1, 9),
-            "right": np.linspace(-1, 0, 5),
-        },
-        "# tiny\n",
-    )
-    return tmp_path / "bundle"
+    domains = {
+        ALL: Domain(0.1 + 0.2, 0.1, 30, RATE, RATE),
+        "capital": Domain(threshold=-1e-300, false_alarms=0.2, n=4),
+    }
+    return bundles.save(tmp_path / "bundle", model, neurons_of(GGUFFile(model)), domains)
 
 
 def resealed(folder, files=None, facts=None):
@@ -109,6 +80,15 @@ def test_a_bundle_comes_back(folder, model):
     assert (bundle.scores.dtype, len(bundle.scores), len(bundle.right)) == (np.float64, 9, 5)
     assert len(bundle.digest) == 64
     bundle.require(file)
+
+
+def test_thresholds_move_without_labels(folder):
+    bundle = Bundle.load(folder)
+    there = 2 * bundle.scores - 1
+    moved = bundle.moved(np.random.default_rng(0).permutation(there))
+    assert moved.keys() == bundle.domains.keys()
+    for name, domain in bundle.domains.items():
+        assert moved[name] == pytest.approx(2 * domain.threshold - 1)
 
 
 def test_a_domain_that_is_not_there(folder):
@@ -212,7 +192,11 @@ def domains(**change):
                     {"norms": np.ones(2), "scores": np.array([np.nan]), "right": np.ones(1)}
                 )
             },
-            "NaN or infinite",
+            "other than finite numbers",
+        ),
+        (
+            {ARRAYS: save({n: np.ones(2, dtype=bool) for n in ("norms", "scores", "right")})},
+            "other than finite numbers",
         ),
         ({CARD: b"\xff"}, None),
     ],

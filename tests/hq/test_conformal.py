@@ -202,3 +202,29 @@ def test_its_interval_covers_where_answers_agree_within_an_entity():
 def test_a_rate_of_nothing_is_refused():
     with pytest.raises(HQError, match="no answers"):
         entity_rate([], 0)
+
+
+def test_a_calibration_too_small_has_no_rate():
+    with pytest.raises(HQError, match="needs right answers"):
+        rate_of_calibration(8, 0.1)
+
+
+@given(st.lists(st.one_of(finite, tied), min_size=9, max_size=30), st.integers(0, 2**32 - 1), rates)
+def test_it_is_the_quantile_of_the_weighted_distribution(scores, seed, false_alarms):
+    """As the paper defines it: entities weigh 1/(n + 1) each, and so does infinity."""
+    entities = np.random.default_rng(seed).integers(0, 12, len(scores))
+    of_each = [
+        [s for s, e in zip(scores, entities, strict=True) if e == name] for name in set(entities)
+    ]
+    n, wanted = len(of_each), 1 - Fraction(str(false_alarms))
+
+    def below(q):
+        return sum(Fraction(sum(s <= q for s in mine), len(mine)) for mine in of_each) / (n + 1)
+
+    reached = [q for q in sorted(scores) if below(q) >= wanted]
+    if reached:
+        expected = np.nextafter(reached[0], np.inf)
+        assert promised_threshold(scores, false_alarms, entities) == expected
+    else:
+        with pytest.raises(HQError, match="needs right answers"):
+            promised_threshold(scores, false_alarms, entities)

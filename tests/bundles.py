@@ -1,0 +1,41 @@
+"""A bundle of any NeuronSet for any model file, with thresholds as a test wants them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hq.bundle import Domain, Facts, Validation, model_file, norms_of, write
+from hq.gguf.file import GGUFFile
+from hq.neurons import NeuronSet
+from hq.stats import Estimate
+
+RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30, seed=0)
+
+
+def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Domain]) -> Path:
+    """The folder of a bundle named `tiny`."""
+    file = GGUFFile(model)
+    write(
+        folder,
+        Facts(
+            name="tiny",
+            hq="0.1.0",
+            precision="gguf-q8_0",
+            compute="int8",
+            prompt="few-shot",
+            model=model_file(file, "q8_0"),
+        ),
+        neurons,
+        domains,
+        Validation(
+            auroc=RATE, n=60, entities=30, hallucinated=30, seed=0, study="tiny", samples="abc"
+        ),
+        {
+            "norms": norms_of(neurons, file),
+            "scores": np.linspace(-1, 1, 9),
+            "right": np.linspace(-1, 0, 5),
+        },
+        "# tiny\n",
+    )
+    return folder

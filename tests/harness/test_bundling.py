@@ -1,0 +1,237 @@
+"""`hq bundle`: from a finished run and a model file to a bundle, what it says, what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from harness.bundling import SAMPLES_FILE, Run
+from harness.model_card import model_card
+from harness.samples import read_samples, write_samples
+from harness.stages.alarms import alarms
+from harness.stages.identify import NEURONS_FILE, Rows
+from hq.backends.llamacpp import LlamaBackend
+from hq.bundle import ALL, Bundle
+from hq.checkpoint import identity
+from hq.gguf.file import GGUFFile
+from hq.gguf.quantize import quantize
+from hq.gguf.write import write
+from hq.sealed import MANIFEST
+from hq.stats import Estimate
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = sorted(ROOT.glob("results/*/bundle"))
+
+
+@pytest.fixture(scope="module")
+def files(tiny_study, tmp_path_factory):
+    """The tiny study's model as GGUF, at F32 and Q8_0."""
+    folder, model = tmp_path_factory.mktemp("gguf"), tiny_study.parent / "model"
+    write(model, folder / "f32.gguf", "f32", identity(model))
+    quantize(folder / "f32.gguf", folder / "q8_0.gguf", "q8_0")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run that a test may damage."""
+    shutil.copytree(finished / "runs" / "tiny", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def make(hq, run, files):
+    """`hq bundle make`, into `bundle`."""
+
+    def call(*arguments, **changed):
+        options = {"run": run, "gguf": files["q8_0"], "into": "bundle", "threads": 1} | changed
+        named = [part for name, value in options.items() for part in (f"--{name}", value)]
+        return hq("bundle", "make", *named, *arguments, "--quiet")
+
+    return call
+
+
+def is_one_sentence(outcome, words):
+    assert outcome.code == 2, outcome
+    assert outcome.out.strip() == ""
+    assert words in outcome.err, outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+
+
+def test_a_bundle_of_a_run(make, hq, run, files):
+    outcome = make("--false-alarms", 0.2)
+    assert outcome.code == 0, outcome
+    assert "all: 0.2 promised by" in outcome.out
+    bundle, file = Bundle.load(Path("bundle")), GGUFFile(files["q8_0"])
+    bundle.require(file)
+    found = Run.open(run)
+    assert (bundle.name, bundle.precision, bundle.prompt) == ("tiny", "gguf-source", "few-shot")
+    assert bundle.neurons == found.neurons
+    assert bundle.facts.model.name == "q8_0.gguf"
+    assert bundle.facts.model.storage == "q8_0"
+    np.testing.assert_array_equal(bundle.norms, file.norms.ravel()[found.neurons.flat])
+    # Thresholds and rates are those of the study's own table, at this precision.
+    rows = Rows(found.samples)
+    with LlamaBackend(files["q8_0"]) as backend:
+        batches = backend.trace([s.exchange for s in found.samples], (found.neurons.cett,))
+        scores = np.empty(len(found.samples))
+        for batch in batches:
+            scores[batch.rows] = found.neurons.score(batch.values.reshape(len(batch.rows), -1))
+    table = {
+        row.domain: row
+        for row in alarms(found.samples, rows, scores, scores, "gguf-q8_0", 0)
+        if row.promised == 0.2
+    }
+    assert table.keys() == bundle.domains.keys() == {ALL}
+    domain, row = bundle.domain(), table[ALL]
+    assert domain.threshold == pytest.approx(row.threshold, abs=0.02)
+    assert domain.n == row.calibrated
+    assert domain.realised.value == pytest.approx(row.false_alarms.value, abs=0.1)
+    assert domain.detected.value == pytest.approx(row.detected.value, abs=0.1)
+    right = np.sort(scores[rows.calibration[rows.y[rows.calibration] == 0]])
+    np.testing.assert_allclose(bundle.right, right, atol=0.02)
+    assert len(bundle.scores) == len(rows.calibration)
+    assert bundle.validation.n == len(rows.test)
+    assert (bundle.right >= domain.threshold).mean() <= 0.2
+
+
+def test_the_same_bundle_is_the_same_bytes(make):
+    assert make(into="one").code == make(into="two").code == 0
+    for path in Path("one").iterdir():
+        assert path.read_bytes() == (Path("two") / path.name).read_bytes(), path.name
+
+
+def test_it_is_verified_and_shown(make, hq, files):
+    assert make("--precision", "gguf-q8_0", "--name", "mine").code == 0
+    digest = Bundle.load(Path("bundle")).digest
+    for options in ((), ("--gguf", files["q8_0"])):
+        outcome = hq("bundle", "verify", "bundle", *options)
+        assert (outcome.code, digest in outcome.out) == (0, True), outcome
+    card = hq("bundle", "show", "bundle").out
+    for words in ("mine", "q8_0.gguf", "What it promises", "at most 0.1", "does not promise"):
+        assert words in card, card
+    said = json.loads(hq("bundle", "show", "bundle", "--json").out)
+    assert said["digest"] == digest
+    assert (said["name"], said["precision"]) == ("mine", "gguf-q8_0")
+    assert said["domains"][ALL]["threshold"] == Bundle.load(Path("bundle")).domain().threshold
+
+
+def test_another_file_and_a_tampered_one_are_refused(make, hq, files):
+    assert make().code == 0
+    is_one_sentence(
+        hq("bundle", "verify", "bundle", "--gguf", files["f32"]), "another file of that model"
+    )
+    Path("bundle/domains.json").write_text("{}")
+    is_one_sentence(hq("bundle", "verify", "bundle"), "domains.json is not what was sealed")
+    is_one_sentence(hq("bundle", "show", "bundle"), "domains.json is not what was sealed")
+    is_one_sentence(hq("bundle", "show", "nowhere"), "nowhere cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"run": "nowhere"}, "nowhere has no readable provenance"),
+        ({"gguf": "nowhere.gguf"}, "nowhere.gguf"),
+        ({"false-alarms": 0.001}, "needs right answers about 999 entities"),
+        ({"false-alarms": 0}, "lies between 0 and 1"),
+        ({"false-alarms": "nan"}, "lies between 0 and 1"),
+        ({"name": "../up"}, "is no name"),
+        ({"precision": "gguf-q4_0"}, "refusing"),
+    ],
+)
+def test_bad_input_is_one_sentence(make, changed, words):
+    is_one_sentence(make(**changed), words)
+    assert not Path("bundle").exists()
+
+
+def test_what_is_there_stays(make):
+    Path("bundle").mkdir()
+    is_one_sentence(make(), "is there already")
+    assert list(Path("bundle").iterdir()) == []
+
+
+def test_a_model_of_others_is_refused(make, gguf):
+    is_one_sentence(make(gguf=gguf("llama")), "The run belongs to")
+
+
+def test_parts_of_several_runs_are_refused(make, run):
+    samples = read_samples(run / SAMPLES_FILE)
+    write_samples(run / SAMPLES_FILE, samples[:-1])
+    is_one_sentence(make(), "found on other answers")
+
+
+def test_a_sweep_is_no_study(make, run):
+    facts = json.loads((run / "provenance.json").read_text()) | {"kind": "sweep"}
+    (run / "provenance.json").write_text(json.dumps(facts))
+    is_one_sentence(make(), "is no run of a study")
+
+
+def test_a_kill_leaves_no_bundle(make, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hq.sealed.os.fsync", fail)
+    assert make().code == 2
+    assert [path.name for path in Path().iterdir() if "bundle" in path.name] == []
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.parent.name)
+def test_a_committed_bundle_is_whole_and_of_its_study(folder):
+    bundle = Bundle.load(folder)
+    assert bundle.name == bundle.validation.study == folder.parent.name
+    committed = folder.parent / NEURONS_FILE
+    assert bundle.neurons.model_dump_json(indent=2) + "\n" == committed.read_text()
+    facts = json.loads((folder.parent / "provenance.json").read_text())
+    assert bundle.neurons.model.fingerprint == facts["fingerprint"]
+
+
+def test_there_are_committed_bundles():
+    assert [folder.parent.name for folder in COMMITTED] == ["smollm2-facts", "smollm2-triviaqa"]
+    assert all((folder / MANIFEST).is_file() for folder in COMMITTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.parent.name)
+def test_a_committed_bundle_is_for_the_embedded_file(folder, hq):
+    outcome = hq("bundle", "verify", folder, "--gguf", "smollm2")
+    assert outcome.code == 0, outcome
+
+
+def test_a_committed_bundle_says_what_its_table_says():
+    folder = ROOT / "results" / "smollm2-facts"
+    domain = Bundle.load(folder / "bundle").domain()
+    row = (
+        pl.read_csv(folder / "alarms.csv")
+        .filter(
+            pl.col("precision") == "gguf-source",
+            pl.col("domain") == ALL,
+            pl.col("promised") == domain.false_alarms,
+        )
+        .row(0, named=True)
+    )
+    assert domain.n == row["calibrated"]
+    assert domain.threshold == pytest.approx(row["threshold_anew"], abs=0.01)
+    assert domain.realised.value == pytest.approx(row["false_alarms_anew"], abs=0.02)
+    assert domain.detected.value == pytest.approx(row["detected_anew"], abs=0.02)
+
+
+def test_a_run_without_its_neurons(make, run):
+    (run / NEURONS_FILE).unlink()
+    is_one_sentence(make(), "neurons.json cannot be read")
+
+
+def test_the_card_says_where_the_probe_reads_nothing():
+    bundle = Bundle.load(COMMITTED[0])
+    parts = bundle.facts, bundle.neurons, bundle.domains
+    assert model_card(*parts, bundle.validation) == bundle.card
+    chance = Estimate(value=0.6, low=0.45, high=0.7, n=30, seed=0)
+    text = model_card(*parts, replace(bundle.validation, auroc=chance))
+    assert "cannot be told from chance" in text
+    assert "cannot be told from chance" not in bundle.card
+    assert max(len(line) for line in text.splitlines() if line[:1] not in "|-") <= 100
