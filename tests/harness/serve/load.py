@@ -2,7 +2,7 @@
 
 By itself it loads the embedded model, and prints figures:
 
-    python -m tests.harness.serve.load --seconds 180 [--kill] --bundle DIR
+    python -m tests.harness.serve.load --seconds 180 --bundle results/smollm2-facts/bundle
 """
 
 import argparse
