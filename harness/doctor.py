@@ -23,6 +23,7 @@ _EXTRAS = {
     "gptq": ("gptqmodel",),
     "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
+    "serve": ("fastapi", "uvicorn", "prometheus-client"),
     "torchao": ("torchao",),
 }
 _GIB = 2**30

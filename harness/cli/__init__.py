@@ -4,6 +4,7 @@ Commands import what they need when they run: torch takes seconds, `hq --help` s
 """
 
 from harness.cli import (
+    audit,
     bake,
     bench,
     bundle,
@@ -14,6 +15,7 @@ from harness.cli import (
     monitor,
     neurons,
     picture,
+    serve,
     study,
     survival,
     sweep,
@@ -22,6 +24,7 @@ from harness.cli.app import app, main
 
 __all__ = [
     "app",
+    "audit",
     "bake",
     "bench",
     "bundle",
@@ -33,6 +36,7 @@ __all__ = [
     "monitor",
     "neurons",
     "picture",
+    "serve",
     "study",
     "survival",
     "sweep",
