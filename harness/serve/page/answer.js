@@ -1,0 +1,135 @@
+// One answer: its tokens, the threshold line over it, its confidence, and what was decided.
+
+import { Chart } from "./chart.js";
+import { icon, make } from "./dom.js";
+import { Gauge } from "./gauge.js";
+import { confidence, percent, signed, spoken } from "./score.js";
+import { Tokens } from "./tokens.js";
+
+const DECISIONS = {
+  pass: ["Passed", () => "The score stayed below the threshold of this domain."],
+  annotate: ["Annotated", () => "The score reached the threshold: doubt this answer."],
+  regenerate: ["Regenerated", regenerated],
+  block: ["Blocked", () => "The score reached the threshold, and this domain withholds such answers."],
+};
+
+function regenerated({ regenerated, alpha, verdict }) {
+  if (!regenerated) {
+    return "The score reached the threshold. Another answer, with the H-Neurons scaled, was no better: doubt this one.";
+  }
+  const still = verdict === "hallucination" ? " and still reaches it: doubt it too." : ".";
+  return `The first answer reached the threshold. This one was written with the H-Neurons scaled by ${alpha}, scores lower${still}`;
+}
+
+const HINT = "Point at a token, or tab to the answer and use the arrow keys.";
+
+/** Fires "token" with the index shown, or null for the answer as a whole. */
+export class Answer extends EventTarget {
+  constructor(alpha, domain, threshold) {
+    super();
+    this.tokens = []; // what the wire says of each: {token, token_score, score, neurons, text}
+    this.text = "";
+    Object.assign(this, { alpha, domain });
+    this.title = `α = ${alpha.toFixed(2)}`;
+    this.strip = new Tokens();
+    this.chart = new Chart(threshold, (index) => this.show(index ?? this.strip.focused));
+    this.gauge = new Gauge(threshold);
+    this.prose = make("p", { class: "hidden prose" });
+    this.message = make("p", { class: "message" });
+    this.readout = make("p", { class: "readout", "aria-hidden": "true" }, "Reading the question…");
+    this.decision = make("p", { class: "decision" });
+    this.figures = make("div", { class: "figures" }, this.gauge.element, this.chart.element);
+    this.element = make(
+      "section",
+      { class: "answer", "aria-label": `Answer with ${this.title}` },
+      make("p", { class: "conditions" }, make("span", {}, this.title), make("span", {}, domain)),
+      this.prose,
+      this.strip.element,
+      this.message,
+      this.readout,
+      this.figures,
+      this.decision,
+    );
+    this.strip.addEventListener("token", (event) => this.show(event.detail));
+  }
+
+  /** A chunk with a token; text without one is the server's own message. */
+  add(text, said) {
+    this.text += text;
+    if (!said) {
+      (this.tokens.length ? this.strip : this.message).append(text);
+      return;
+    }
+    // Models begin an answer with a space, which no one means.
+    const shown = this.tokens.length ? text : text.trimStart();
+    this.tokens.push({ ...said, text });
+    this.strip.add(shown, said.token_score);
+    this.chart.add(said);
+    this.gauge.show(said.score);
+    if (this.strip.focused == null) this.show(null);
+  }
+
+  /** The last chunk's verdict; an empty answer has none. */
+  end(said) {
+    if (said.score == null) {
+      this.abandon("stopped", "No answer", "The model ended before its first token.");
+      return;
+    }
+    const [name, meaning] = DECISIONS[said.decision];
+    if (said.decision === "block") this.withhold();
+    this.gauge.limit(said.threshold);
+    this.gauge.show(said.score);
+    this.score = said.score;
+    const cut = this.cut ? " It was cut off at the longest length allowed." : "";
+    this.close(said.decision, name, meaning(said) + cut, said.threshold);
+    if (said.audit_id) this.decision.append(make("span", { class: "audit" }, "audit ", make("code", {}, said.audit_id)));
+  }
+
+  /** Without a verdict: stopped by a person, or by an error. */
+  abandon(kind, name, sentence) {
+    this.close(kind, name, sentence, this.chart.threshold);
+  }
+
+  close(kind, name, sentence, threshold) {
+    this.chart.end(threshold);
+    this.strip.end();
+    this.prose.textContent = this.text.trim();
+    this.decision.setAttribute("data-decision", kind);
+    this.decision.replaceChildren(icon(kind), make("span", {}, make("strong", {}, `${name}. `), sentence));
+    this.spoken = `${name}. ${sentence}`;
+    if (!this.tokens.length) this.chart.element.remove();
+    if (this.score === undefined && !this.tokens.length) this.figures.remove();
+    this.show(null);
+  }
+
+  /** What was shown before the verdict is taken back; the server's message stays. */
+  withhold() {
+    this.strip.element.remove();
+    this.prose.remove();
+    this.text = this.message.textContent;
+    if (!this.text) this.message.textContent = this.text = "This answer is withheld.";
+    this.message.classList.add("withheld");
+  }
+
+  show(index) {
+    const token = index == null ? undefined : this.tokens[index];
+    this.strip.mark(token ? index : null);
+    this.chart.point(token ? index : null);
+    this.readout.replaceChildren(...(token ? ofToken(token, index) : this.summary()));
+    this.dispatchEvent(new CustomEvent("token", { detail: token ? index : null }));
+  }
+
+  summary() {
+    if (!this.tokens.length) return [];
+    const last = this.score ?? this.tokens.at(-1).score;
+    return [make("b", {}, `${this.tokens.length} tokens`), ` score ${signed(last)}`, make("i", {}, HINT)];
+  }
+}
+
+function ofToken(token, index) {
+  return [
+    make("b", {}, spoken(token.text)),
+    ` score ${signed(token.token_score)}`,
+    make("i", {}, `answer up to token ${index + 1}: ${signed(token.score)}, confidence ${percent(confidence(token.score))}`),
+  ];
+}
