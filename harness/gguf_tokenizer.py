@@ -1,11 +1,22 @@
 """The tokenizer inside a GGUF file, with what hq's prompt forms ask of a transformers tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.gguf.tokens import TokenType
 from hq.llama.model import LlamaModel
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that a text is searched for before it is split."""
+
+    content: str
+    special: bool
 
 
 class GGUFTokenizer:
@@ -14,14 +25,19 @@ class GGUFTokenizer:
     def __init__(self, file: GGUFFile, model: LlamaModel) -> None:
         self._file, self._model = file, model
         self.name_or_path = str(file.path)
+        self.piece = cache(model.piece)  # bytes of a token; an answer asks for them at every step
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         """Token ids; special tokens written in the text count as such."""
         return {"input_ids": self._model.tokenize(text, add_special_tokens)}
 
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are letters like any others."""
+        return self._model.tokenize(text, add_special=False, parse_special=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; bytes that are no whole characters are replaced."""
-        return b"".join(map(self._model.piece, ids)).decode(errors="replace")
+        return b"".join(map(self.piece, ids)).decode(errors="replace")
 
     @property
     def chat_template(self) -> str:
@@ -37,6 +53,17 @@ class GGUFTokenizer:
     def all_special_ids(self) -> list[int]:
         """Those, as none else ends a response."""
         return self.eos_token_id
+
+    @cached_property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The tokens that are no pieces of text: those that control the model, and a user's own."""
+        types = self._file.metadata.get("tokenizer.ggml.token_type", ())
+        added = (TokenType.CONTROL, TokenType.USER_DEFINED)
+        return {
+            id: AddedToken(token, kind == TokenType.CONTROL)
+            for id, (token, kind) in enumerate(zip(self._file.tokens, types, strict=False))  # type: ignore[arg-type]
+            if kind in added
+        }
 
     def apply_chat_template(
         self, messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False

@@ -10,11 +10,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
+from harness.section import checked
 from hq.cett import Span
 from hq.errors import HQError
 from hq.neurons import NeuronSet
@@ -36,13 +36,7 @@ class _Section(BaseModel):
     @classmethod
     def of(cls, values: Mapping[str, object], where: str) -> Self:
         """The section with these values; HQError for a key or value that it cannot have."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
-            raise HQError(f"In {where}, {key}: {message}.") from error
+        return checked(cls, values, where)
 
 
 class ScenarioSection(_Section):

@@ -1,6 +1,6 @@
 """A live monitor: a response as it is generated, and what its H-Neurons say at every token."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,12 +70,7 @@ class Monitor:
 
         Raises HQError for a prompt that is empty or leaves no room for the response.
         """
-        if not prompt or len(prompt) + max_new_tokens > self._capacity:
-            raise HQError(
-                f"A prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
-                f"{self._capacity}: shorten them, or open the monitor with more tokens."
-            )
-        self._backend.require_length(len(prompt) + max_new_tokens)
+        self._require_room(len(prompt), max_new_tokens)
         with self._watched() as watch:
             decisions, logits = self._read(prompt, watch)
             running = _Running(self.neurons.tokens, decisions)
@@ -86,11 +81,38 @@ class Monitor:
                 if ended is not None and len(ended[0]) < len(ids):
                     return
                 logits = self._decode(ids[-1:], len(prompt) + len(ids) - 1)
-                cett = watch.cett(1)
-                decision = float(self.neurons.score_traces(cett)[0])
-                yield Step(ids[-1], cett[0], decision, running.add(decision))
+                yield self._step(ids[-1], watch, running)
                 if ended is not None:
                     return
+
+    def follow(self, prompt: Sequence[int], response: Iterable[int]) -> Iterator[Step]:
+        """Reads a response that is written elsewhere, each token as it comes.
+
+        So an answer whose neurons are scaled is judged as the model itself reads it: thresholds
+        are set on what nobody scaled. Raises HQError for a prompt that is empty or has no room, and
+        for a token that has none.
+        """
+        self._require_room(len(prompt), 0)
+        with self._watched() as watch:
+            decisions, _ = self._read(prompt, watch)
+            running = _Running(self.neurons.tokens, decisions)
+            for place, token in enumerate(response, len(prompt)):
+                self._require_room(place, 1)
+                self._decode((token,), place)
+                yield self._step(token, watch, running)
+
+    def _require_room(self, old: int, new: int) -> None:
+        if not old or old + new > self._capacity:
+            raise HQError(
+                f"A prompt of {old} tokens and {new} new ones do not fit into "
+                f"{self._capacity}: shorten them, or open the monitor with more tokens."
+            )
+        self._backend.require_length(old + new)
+
+    def _step(self, token: int, watch: Watch, running: "_Running") -> Step:
+        cett = watch.cett(1)
+        decision = float(self.neurons.score_traces(cett)[0])
+        return Step(token, cett[0], decision, running.add(decision))
 
     @contextmanager
     def _watched(self) -> Iterator[Watch]:

@@ -3,7 +3,7 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, monitor, neurons, picture, study, sweep
+from harness.cli import bench, check, doctor, files, monitor, neurons, picture, serve, study, sweep
 from harness.cli.app import app, main
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "monitor",
     "neurons",
     "picture",
+    "serve",
     "study",
     "sweep",
 ]

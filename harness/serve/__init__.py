@@ -1,0 +1,1 @@
+"""Governance at run time: a monitored model behind the OpenAI interface."""

@@ -1,0 +1,49 @@
+"""An answer while it is written, and what is asked for."""
+
+from dataclasses import dataclass, field
+
+from harness.serve.responses import Finish, Reading
+from hq.sampling import Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the model is to write. `trim`: white space before the first word is the form's."""
+
+    prompt: tuple[int, ...]
+    ending: Ending
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    alpha: float
+    domain: str
+    trim: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer: what it adds to the text, and how its H-Neurons read."""
+
+    text: str
+    reading: Reading
+
+
+@dataclass(slots=True)
+class Draft:
+    """An answer with the H-Neurons scaled by α, as far as it is written."""
+
+    alpha: float
+    tokens: list[Token] = field(default_factory=list)
+    tail: str = ""  # text that was held back to the end, as it might have begun a stop string
+    finish: Finish | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(token.text for token in self.tokens) + self.tail
+
+    @property
+    def score(self) -> float | None:
+        """The decision value of the answer so far; an empty one has none."""
+        return self.tokens[-1].reading.score if self.tokens else None

@@ -1,0 +1,138 @@
+"""The model that is served: it writes answers, and reads in its own neurons what they are worth."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from harness.gguf_tokenizer import GGUFTokenizer
+from harness.prompts import form
+from harness.serve.conversation import CONVERSATIONS
+from harness.serve.draft import Draft, Order, Token
+from harness.serve.responses import Reading
+from harness.serve.sampler import Sampler
+from harness.serve.spelling import Spelling
+from hq.backends.llamacpp import LlamaBackend
+from hq.bundle import Bundle
+from hq.monitor import Monitor, Step
+from hq.neurons import NeuronSet
+from hq.sampling import Ending
+
+TOP = 8  # neurons that are named at a token
+
+
+class ServedModel:
+    """A GGUF file and the bundle that was validated on it. A context manager; `close` frees it.
+
+    `tokens` is what a prompt and its answer may have together. One thread writes at a time.
+    Raises HQError for a bundle of another model, and a model that the form cannot be used with.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        bundle: Bundle,
+        tokens: int,
+        form_name: str = "",
+        threads: int = 1,
+        n_gpu_layers: int = 0,
+    ) -> None:
+        self.bundle = bundle
+        self.neurons: NeuronSet = bundle.neurons
+        self._backend = LlamaBackend(gguf, threads=threads, n_gpu_layers=n_gpu_layers)
+        try:
+            bundle.require(self._backend.file)
+            self.form = form_name or bundle.prompt
+            CONVERSATIONS[self.form]  # one that cannot be had is said before anyone asks
+            self.tokenizer = GGUFTokenizer(self._backend.file, self._backend.model)
+            self._form = form(self.form)
+            self._stop_ids = self._form.stop_ids(self.tokenizer)
+            length = self._backend.file.metadata.get(
+                f"{self._backend.file.architecture}.context_length"
+            )
+            self.tokens = min(tokens, length) if isinstance(length, int) else tokens
+            self._reader = Monitor(self._backend, self.neurons, self.tokens)
+            self._writer = Monitor(self._backend, self.neurons, self.tokens)
+        except BaseException:
+            self._backend.close()
+            raise
+        self._weight, self._mean, self._scale = (
+            np.array([getattr(neuron, name) for neuron in self.neurons.neurons])
+            for name in ("weight", "mean", "scale")
+        )
+        self._places = [(neuron.layer, neuron.index) for neuron in self.neurons.neurons]
+
+    def __enter__(self) -> "ServedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees contexts and weights; nothing happens the second time."""
+        self._backend.close()
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its suffix."""
+        return self._backend.file.path.stem
+
+    @property
+    def trims(self) -> bool:
+        """Whether an answer begins with white space that belongs to the form."""
+        return bool(self._form.stop_strings)
+
+    def chat_ending(self, stops: tuple[str, ...]) -> Ending:
+        """What ends an answer in a conversation, the client's own strings among it."""
+        return Ending(self._stop_ids, (*self._form.stop_strings, *stops), self.tokenizer.decode)
+
+    def text_ending(self, stops: tuple[str, ...]) -> Ending:
+        """What ends the continuation of a text."""
+        ends = frozenset(self.tokenizer.eos_token_id)
+        return Ending(ends, stops, self.tokenizer.decode)
+
+    def write(self, order: Order, draft: Draft) -> Iterator[Token]:
+        """Writes the draft, token by token.
+
+        Where its α is not 1, a second context reads the same tokens with nothing scaled, and the
+        scores are that one's: thresholds were set on such, and a silenced neuron accuses nobody.
+        """
+        spelling = Spelling(self.tokenizer.piece, order.ending.strings, order.trim)
+        ids: list[int] = []
+        for step in self._steps(order, draft.alpha):
+            ids.append(step.token)
+            token = Token(spelling.add(step.token), self._reading(step))
+            draft.tokens.append(token)
+            yield token
+        draft.tail = spelling.end()
+        full = len(ids) == order.max_new_tokens and order.ending.split(tuple(ids)) is None
+        draft.finish = "length" if full else "stop"
+
+    def _steps(self, order: Order, alpha: float) -> Iterator[Step]:
+        sampler = Sampler(order.temperature, order.top_p, order.seed)
+        asked = (order.prompt, order.ending, order.max_new_tokens, sampler)
+        if alpha == 1:
+            return self._reader.answer(*asked)
+        return self._reader.follow(order.prompt, self._scaled(self._writer.answer(*asked), alpha))
+
+    def _scaled(self, steps: Iterator[Step], alpha: float) -> Iterator[int]:
+        """The tokens of an answer; the scale is in force only while the model writes one."""
+        factors = {(neuron.layer, neuron.index): alpha for neuron in self.neurons.positive}
+        while True:
+            with self._backend.scale(factors):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step.token
+
+    def _reading(self, step: Step) -> Reading:
+        parts: Float[np.ndarray, " k"] = (step.cett - self._mean) / self._scale * self._weight
+        top = np.argsort(-np.abs(parts), kind="stable")[:TOP]
+        return Reading(
+            token=step.token,
+            token_score=step.token_score,
+            score=step.score,
+            confidence=step.confidence,
+            neurons=[(*self._places[k], float(step.cett[k]), float(parts[k])) for k in top],
+        )
