@@ -17,32 +17,35 @@ function regenerated({ regenerated, alpha, verdict }) {
   if (!regenerated) {
     return "The score reached the threshold. Another answer, with the H-Neurons scaled, was no better: doubt this one.";
   }
-  const still = verdict === "hallucination" ? " and still reaches it: doubt it too." : ".";
-  return `The first answer reached the threshold. This one was written with the H-Neurons scaled by ${alpha}, scores lower${still}`;
+  const now = verdict === "hallucination" ? "it scores lower, but still reaches it." : "it scores lower.";
+  return `The first answer reached the threshold. This one was written with the H-Neurons scaled by ${alpha}: ${now}`;
 }
 
+const READING = "Reading the question…";
+const HELD = "Writing. This domain holds an answer back until its verdict…";
 const HINT = "Point at a token, or tab to the answer and use the arrow keys.";
 
 /** Fires "token" with the index shown, or null for the answer as a whole. */
 export class Answer extends EventTarget {
-  constructor(alpha, domain, threshold) {
+  constructor({ alpha, domain, threshold, holds }) {
     super();
     this.tokens = []; // what the wire says of each: {token, token_score, score, neurons, text}
     this.text = "";
     Object.assign(this, { alpha, domain });
-    this.title = `α = ${alpha.toFixed(2)}`;
+    this.factor = make("span");
+    this.conditions = make("p", { class: "conditions" }, this.factor, make("span", {}, domain));
     this.strip = new Tokens();
     this.chart = new Chart(threshold, (index) => this.show(index ?? this.strip.focused));
     this.gauge = new Gauge(threshold);
     this.prose = make("p", { class: "hidden prose" });
     this.message = make("p", { class: "message" });
-    this.readout = make("p", { class: "readout", "aria-hidden": "true" }, "Reading the question…");
+    this.readout = make("p", { class: "readout", "aria-hidden": "true" }, holds ? HELD : READING);
     this.decision = make("p", { class: "decision" });
     this.figures = make("div", { class: "figures" }, this.gauge.element, this.chart.element);
     this.element = make(
       "section",
-      { class: "answer", "aria-label": `Answer with ${this.title}` },
-      make("p", { class: "conditions" }, make("span", {}, this.title), make("span", {}, domain)),
+      { class: "answer" },
+      this.conditions,
       this.prose,
       this.strip.element,
       this.message,
@@ -50,7 +53,14 @@ export class Answer extends EventTarget {
       this.figures,
       this.decision,
     );
+    this.name(alpha);
     this.strip.addEventListener("token", (event) => this.show(event.detail));
+  }
+
+  /** By what it is written with, which a policy may change. */
+  name(alpha) {
+    this.title = this.factor.textContent = `α = ${alpha.toFixed(2)}`;
+    this.element.setAttribute("aria-label", `Answer with ${this.title}`);
   }
 
   /** A chunk with a token; text without one is the server's own message. */
@@ -75,6 +85,7 @@ export class Answer extends EventTarget {
       this.abandon("stopped", "No answer", "The model ended before its first token.");
       return;
     }
+    this.name(said.alpha);
     const [name, meaning] = DECISIONS[said.decision];
     if (said.decision === "block") this.withhold();
     this.gauge.limit(said.threshold);
@@ -82,7 +93,7 @@ export class Answer extends EventTarget {
     this.score = said.score;
     const cut = this.cut ? " It was cut off at the longest length allowed." : "";
     this.close(said.decision, name, meaning(said) + cut, said.threshold);
-    if (said.audit_id) this.decision.append(make("span", { class: "audit" }, "audit ", make("code", {}, said.audit_id)));
+    if (said.audit_id) this.conditions.append(make("span", { class: "audit" }, "audit ", make("code", {}, said.audit_id)));
   }
 
   /** Without a verdict: stopped by a person, or by an error. */
@@ -97,7 +108,6 @@ export class Answer extends EventTarget {
     this.decision.setAttribute("data-decision", kind);
     this.decision.replaceChildren(icon(kind), make("span", {}, make("strong", {}, `${name}. `), sentence));
     this.spoken = `${name}. ${sentence}`;
-    if (!this.tokens.length) this.chart.element.remove();
     if (this.score === undefined && !this.tokens.length) this.figures.remove();
     this.show(null);
   }
@@ -105,6 +115,7 @@ export class Answer extends EventTarget {
   /** What was shown before the verdict is taken back; the server's message stays. */
   withhold() {
     this.strip.element.remove();
+    this.chart.element.replaceWith(make("p", { class: "hint" }, "Its tokens and their scores are withheld too."));
     this.prose.remove();
     this.text = this.message.textContent;
     if (!this.text) this.message.textContent = this.text = "This answer is withheld.";

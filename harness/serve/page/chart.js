@@ -56,15 +56,18 @@ export class Chart {
   }
 
   nearest(offset) {
-    const inner = this.width - MARGIN.left - MARGIN.right;
-    const index = Math.round(((offset - MARGIN.left) / inner) * this.span);
+    const index = Math.floor(((offset - MARGIN.left) / this.inner) * this.places);
     return Math.min(Math.max(index, 0), this.tokens.length - 1);
   }
 
-  /** Steps between the first token and the right edge. */
-  get span() {
-    const shown = this.ended ? this.tokens.length : Math.max(this.tokens.length, FEWEST);
-    return Math.max(shown - 1, 1);
+  /** Pixels that the tokens share. */
+  get inner() {
+    return this.width - MARGIN.left - MARGIN.right;
+  }
+
+  /** How many tokens they are shared by. */
+  get places() {
+    return this.ended ? this.tokens.length : Math.max(this.tokens.length, FEWEST);
   }
 
   render() {
@@ -86,19 +89,16 @@ export class Chart {
     const values = this.tokens.map((token) => token.score);
     const low = Math.min(0, this.threshold, ...values) - 0.2;
     const high = Math.max(0, this.threshold, ...values) + 0.2;
-    const inner = {
-      width: this.width - MARGIN.left - MARGIN.right,
-      height: HEIGHT - MARGIN.top - MARGIN.bottom,
-    };
+    const height = HEIGHT - MARGIN.top - MARGIN.bottom;
     return {
       low,
       high,
-      x: (index) => MARGIN.left + (index / this.span) * inner.width,
-      y: (value) => MARGIN.top + ((high - value) / (high - low)) * inner.height,
+      x: (index) => MARGIN.left + ((index + 0.5) / this.places) * this.inner,
+      y: (value) => MARGIN.top + ((high - value) / (high - low)) * height,
     };
   }
 
-  axis({ low, high, x, y }) {
+  axis({ low, high, y }) {
     const step = [0.2, 0.5, 1, 2, 5, 10, 20, 50].find((size) => (high - low) / size <= 5) ?? 100;
     const count = Math.floor(high / step) - Math.ceil(low / step) + 1;
     const ticks = Array.from({ length: count }, (_, index) => (Math.ceil(low / step) + index) * step);
@@ -113,7 +113,7 @@ export class Chart {
         ),
       ]),
       draw("text", { x: MARGIN.left, y: HEIGHT - 4 }, "token 1"),
-      draw("text", { x: x(this.span), y: HEIGHT - 4, "text-anchor": "end" }, this.ended ? `${this.tokens.length}` : ""),
+      draw("text", { x: right, y: HEIGHT - 4, "text-anchor": "end" }, this.ended ? `${this.tokens.length}` : ""),
     ];
   }
 
@@ -131,24 +131,23 @@ export class Chart {
       draw("path", { class: "above", d: area, "clip-path": `url(#${this.id}-above)` }),
       draw("path", { class: "below", d: area, "clip-path": `url(#${this.id}-below)` }),
       draw("path", { class: "running", d: `M${points.join("L")}` }),
+      draw("circle", { class: "end", cx: x(this.tokens.length - 1), cy: y(this.tokens.at(-1).score), r: 3 }),
     ];
   }
 
   /** The tokens' own scores, in the colours of the text. */
   strip({ x }) {
-    const width = (this.width - MARGIN.left - MARGIN.right) / this.span;
-    return this.tokens.map((token, index) => {
-      const from = Math.max(x(index) - width / 2, MARGIN.left);
-      const to = Math.min(x(index) + width / 2, this.width - MARGIN.right);
-      return draw("rect", {
+    const width = this.inner / this.places;
+    return this.tokens.map((token, index) =>
+      draw("rect", {
         class: "cell",
         "data-level": level(token.token_score),
-        x: from,
+        x: x(index) - width / 2,
         y: STRIP.top,
-        width: to - from,
+        width,
         height: STRIP.height,
-      });
-    });
+      }),
+    );
   }
 
   limit({ y }) {

@@ -41,8 +41,8 @@ function begin(text) {
 
 /** One answer more to a turn, with α and the domain as they are set now. */
 async function answer(turn) {
-  const { alpha, domain, threshold } = settings;
-  const given = new Answer(alpha, domain, threshold);
+  const { alpha, domain } = settings;
+  const given = new Answer(settings);
   turn.last = given;
   turn.place.querySelector(".failure")?.remove();
   turn.place.append(given.element);
@@ -50,6 +50,7 @@ async function answer(turn) {
   inspect(given, null);
   given.element.scrollIntoView({ block: "nearest" });
   busy(true);
+  say("Writing the answer.");
   const body = { model: served.model, messages: messages(turn), hq: { alpha, domain } };
   try {
     for await (const chunk of ask(body, key.value, running.signal)) take(given, chunk);

@@ -32,6 +32,11 @@ export class Settings extends EventTarget {
     return this.domains[this.domain].threshold;
   }
 
+  /** Whether an answer is held back until its verdict. */
+  get holds() {
+    return this.domains[this.domain].action !== "annotate";
+  }
+
   /** Takes what the server allows. */
   offer({ domain, domains, alpha }) {
     this.domains = domains;
@@ -45,7 +50,7 @@ export class Settings extends EventTarget {
     const { threshold, false_alarms: rate, action } = this.domains[this.domain];
     find("alpha-value").textContent = this.alpha.toFixed(2);
     find("policy").textContent =
-      `From score ${signed(threshold)} on: ${ACTIONS[action]}. False alarms: ${percent(rate)}.`;
+      `From ${signed(threshold)} on: ${ACTIONS[action]}. At most ${percent(rate)} false alarms.`;
     this.dispatchEvent(new Event("change"));
   }
 }
