@@ -3,11 +3,24 @@
 Commands import what they need when they run: torch takes seconds, `hq --help` should not.
 """
 
-from harness.cli import bench, check, doctor, files, monitor, neurons, picture, serve, study, sweep
+from harness.cli import (
+    audit,
+    bench,
+    check,
+    doctor,
+    files,
+    monitor,
+    neurons,
+    picture,
+    serve,
+    study,
+    sweep,
+)
 from harness.cli.app import app, main
 
 __all__ = [
     "app",
+    "audit",
     "bench",
     "check",
     "doctor",

@@ -78,6 +78,9 @@ def require_name(header: str | None, names: Sequence[str]) -> None:
 
     A page elsewhere may have its own name lead to this machine, and would then be let in.
     """
-    name = urlsplit(f"//{header or ''}").hostname
+    try:
+        name = urlsplit(f"//{header or ''}").hostname
+    except ValueError:  # a bracket that does not close
+        name = None
     if name not in names:
         raise Refusal(403, "The server is not called so: use the address that it printed.")

@@ -34,7 +34,6 @@ def application(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # those pages load their scripts from elsewhere
         redoc_url=None,
-        max_body_size=service.policy.limits.body_bytes,
     )
     app.add_middleware(Gate, service=service)
     app.include_router(completions.routes(service))
@@ -71,13 +70,23 @@ async def _http(_: Request, error: Exception) -> Response:
 async def _invalid(_: Request, error: Exception) -> Response:
     """The first thing that is wrong with a request, named by its place."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(part for part in map(str, first["loc"][1:]) if _is_of_request(part))
+    errors = error.errors()
+    field = errors[0]["loc"][:2]
+    # Of a field that may be of several types, the type that was meant is the one that got furthest.
+    first = max((e for e in errors if e["loc"][:2] == field), key=lambda e: len(e["loc"]))
+    if first["type"] == "json_invalid":
+        return answer(Refusal(400, "The body is not valid JSON.", code="invalid_json"))
+    *parts, last = map(str, first["loc"])
     unknown = first["type"] == "extra_forbidden"
+    named = [part for part in parts[1:] if _is_of_request(part)]
+    if parts and (unknown or _is_of_request(last)):
+        named.append(last)
+    place = ".".join(named)
+    message = first["msg"].removeprefix("Value error, ")
     return answer(
         Refusal(
             400,
-            f"{place} is not supported." if unknown else f"{place or 'The body'}: {first['msg']}.",
+            f"{place} is not supported." if unknown else f"{place or 'The body'}: {message}.",
             param=place or None,
             code="unsupported_parameter" if unknown else "invalid_value",
         )
@@ -85,5 +94,5 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 
 def _is_of_request(part: str) -> bool:
-    """Pydantic's places name the members of a union too."""
-    return part != "str" and "[" not in part
+    """Pydantic's places name the members of a union too: types, and validators in brackets."""
+    return part.isdigit() or (part.isidentifier() and part != "str")

@@ -6,7 +6,8 @@ new one. What a kill left of a last line is set aside beside the log, and the lo
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.serve.chain import ChainError, Link, content_of, line_of
+from harness.serve.logfiles import all_files, next_full, sync_folder
 from hq.errors import HQError
 
 ROTATE_BYTES = 64 << 20
@@ -74,9 +76,9 @@ class AuditLog:
         stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **content}
         line, link = line_of(self._link, stamped)
         try:
-            if self._size and self._size + len(line) >= self._rotate_bytes:
+            if self._size and self._size + len(line) > self._rotate_bytes:
                 self._rotate()
-            self._write(line + b"\n")
+            self._write(line)
         except OSError as error:
             raise HQError(
                 f"The audit log {self.path} cannot be written: {error.strerror}."
@@ -87,7 +89,7 @@ class AuditLog:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._file = os.open(self.path, flags, 0o600)  # prompts may be in it
         self._size = os.fstat(self._file).st_size
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def _write(self, data: bytes) -> None:
         try:
@@ -101,36 +103,10 @@ class AuditLog:
         self._size += len(data)
 
     def _rotate(self) -> None:
-        number = max(map(_number, rotated(self.path)), default=0) + 1
-        os.rename(self.path, self.path.with_name(f"{self.path.name}.{number:06}"))
+        os.rename(self.path, next_full(self.path))
         os.close(self._file)
         self._file = -1
         self._open()
-
-
-def rotated(path: Path) -> list[Path]:
-    """The full files of a log, the oldest first."""
-    found = path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9][0-9][0-9]")
-    return sorted(found, key=_number)
-
-
-def files_of(path: Path) -> list[Path]:
-    """All files of a log, the oldest first. Raises HQError where there is none."""
-    found = [*rotated(path), *([path] if path.exists() else [])]
-    if not found:
-        raise HQError(f"There is no audit log {path}: name the file that `hq serve --audit` wrote.")
-    return found
-
-
-def lines_of(file: Path) -> Iterator[bytes]:
-    """The lines of one file without their newlines, one that was cut off among them."""
-    with open(file, "rb") as stream:
-        for line in stream:
-            yield line.removesuffix(b"\n")
-
-
-def _number(path: Path) -> int:
-    return int(path.suffix[1:])
 
 
 def _set_torn_aside(path: Path) -> dict[str, Any] | None:
@@ -154,30 +130,20 @@ def _set_torn_aside(path: Path) -> dict[str, Any] | None:
 
 def _end_of(path: Path) -> Link:
     """Where the chain stands at the end of the log. Raises HQError for a damaged last line."""
-    for file in reversed([*rotated(path), path]):
+    for file in reversed(all_files(path)):
         last = _last_line(file)
-        if last is not None:
+        if last:
             try:
-                content, digest = content_of(last)
-                return Link(int(content["seq"]) + 1, digest)
-            except (ChainError, KeyError, ValueError) as error:
+                return content_of(last)[1]
+            except ChainError as error:
                 raise HQError(
-                    f"The last line of the audit log {file} is damaged ({error}): see "
-                    f"`hq audit verify {path}`, and move the log away to begin a new one."
+                    f"The last line of the audit log {file} is damaged ({error}): see `hq audit "
+                    f"verify {path}`, and begin a new log with --audit."
                 ) from error
     return Link()
 
 
-def _last_line(file: Path) -> bytes | None:
-    content = file.read_bytes() if file.exists() else b""
-    return content.removesuffix(b"\n").rsplit(b"\n", 1)[-1] if content else None
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes a new name in a folder last."""
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _last_line(file: Path) -> bytes:
+    """With its newline; empty where there is none."""
+    with open(file, "rb") as stream:
+        return deque(stream, maxlen=1).pop() if file.stat().st_size else b""

@@ -9,14 +9,14 @@ be seen from what is left: only from a hash that was noted down elsewhere.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hq.errors import HQError
 
 GENESIS = "0" * 64
-_SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\Z')
+_SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n\Z')
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,44 +32,36 @@ class ChainError(HQError):
 
 
 def line_of(link: Link, content: Mapping[str, Any]) -> tuple[bytes, Link]:
-    """The line that comes after, without its newline, and where the chain stands then."""
+    """The line that comes next, with its newline, and where the chain stands then."""
     record = {"seq": link.count, "previous": link.sha256, **content}
     body = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     digest = hashlib.sha256(body).hexdigest()
-    return body[:-1] + f',"sha256":"{digest}"}}'.encode(), Link(link.count + 1, digest)
+    return body[:-1] + f',"sha256":"{digest}"}}\n'.encode(), Link(link.count + 1, digest)
 
 
-def content_of(line: bytes) -> tuple[dict[str, Any], str]:
-    """(content, hash) of a line that is whole. Raises ChainError for one that is not."""
+def content_of(line: bytes) -> tuple[dict[str, Any], Link]:
+    """What a line says, and where the chain stands with it. Raises ChainError for a damaged one."""
     seal = _SEAL.search(line)
     if seal is None:
-        raise ChainError("it is no line of an audit log, or is cut off")
-    body = line[: seal.start()] + b"}"
-    digest = seal[1].decode()
+        raise ChainError("it is no line of an audit log, or was cut off")
+    body, digest = line[: seal.start()] + b"}", seal[1].decode()
     if hashlib.sha256(body).hexdigest() != digest:
-        raise ChainError("its content is not what its hash is of: it was changed")
+        raise ChainError("its hash is not that of its content: it was changed")
     try:
         content = json.loads(body)
-    except ValueError as error:
-        raise ChainError("it is not valid JSON") from error
-    if not isinstance(content, dict):
-        raise ChainError("it is no object")
-    return content, digest
+        return content, Link(int(content["seq"]) + 1, digest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ChainError("it is no line of an audit log") from error
 
 
-def follow(lines: Iterable[bytes], link: Link) -> Iterator[tuple[dict[str, Any], Link]]:
-    """(content, where the chain stands then) of every line after `link`.
-
-    Raises ChainError at the first that does not fit.
-    """
-    for line in lines:
-        content, digest = content_of(line)
-        if content.get("seq") != link.count:
-            raise ChainError(
-                f"it is number {content.get('seq')}, where number {link.count} belongs: lines were "
-                "taken out, put in or swapped"
-            )
-        if content.get("previous") != link.sha256:
-            raise ChainError("it does not follow the line before it: one of the two was replaced")
-        link = Link(link.count + 1, digest)
-        yield content, link
+def linked(line: bytes, link: Link) -> tuple[dict[str, Any], Link]:
+    """The same for the line that comes after `link`. Raises ChainError for any other."""
+    content, found = content_of(line)
+    if found.count != link.count + 1:
+        raise ChainError(
+            f"it is number {found.count - 1} where number {link.count} belongs: lines were taken "
+            "out, put in or swapped"
+        )
+    if content.get("previous") != link.sha256:
+        raise ChainError("it does not follow the line before it: one of the two was replaced")
+    return content, found

@@ -3,6 +3,7 @@
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._too_large = f"A body may have {service.policy.limits.body_bytes} bytes."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or answers it."""
@@ -31,15 +33,27 @@ class Gate:
                 self._service.metrics.requests.labels(route, str(message["status"])).inc()
             await send(message)
 
+        left = self._service.policy.limits.body_bytes
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, self._too_large)
+            return message
+
         try:
             self._check(scope)
         except Refusal as refusal:
             await answer(refusal)(scope, receive, counted)
             return
-        await self._app(scope, receive, counted)
+        await self._app(scope, limited, counted)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        if int(headers.get("content-length", 0)) > self._service.policy.limits.body_bytes:
+            raise Refusal(413, self._too_large)
         if self._service.names:
             require_name(headers.get("host"), self._service.names)
         client = ""

@@ -99,18 +99,18 @@ class ServedModel:
         scores are that one's: thresholds were set on such, and a silenced neuron accuses nobody.
         """
         spelling = Spelling(self.tokenizer.piece, order.ending.strings, order.trim)
-        ids: list[int] = []
-        for step in self._steps(order, draft.alpha):
-            ids.append(step.token)
+        sampler = Sampler(order.temperature, order.top_p, order.seed)
+        for step in self._steps(order, draft.alpha, sampler):
             token = Token(spelling.add(step.token), self._reading(step))
             draft.tokens.append(token)
             yield token
-        draft.tail = spelling.end()
-        full = len(ids) == order.max_new_tokens and order.ending.split(tuple(ids)) is None
-        draft.finish = "length" if full else "stop"
+        # What ended the answer is no token of it, but may begin with the last of its text.
+        rest = sampler.drawn[len(draft.tokens) :]
+        draft.tail = "".join(map(spelling.add, rest)) + spelling.end()
+        ended = order.ending.split(tuple(sampler.drawn))
+        draft.finish = "length" if ended is None else "stop"
 
-    def _steps(self, order: Order, alpha: float) -> Iterator[Step]:
-        sampler = Sampler(order.temperature, order.top_p, order.seed)
+    def _steps(self, order: Order, alpha: float, sampler: Sampler) -> Iterator[Step]:
         asked = (order.prompt, order.ending, order.max_new_tokens, sampler)
         if alpha == 1:
             return self._reader.answer(*asked)

@@ -34,9 +34,14 @@ class Refusal(Exception):  # noqa: N818 - an answer too
     ) -> None:
         super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
-        self.body = ErrorBody(
-            error=ErrorDetail(message=message, type=_type_of(status), param=param, code=code)
-        )
+        said = ErrorDetail(message=_sendable(message), type=_type_of(status), code=code)
+        said.param = None if param is None else _sendable(param)
+        self.body = ErrorBody(error=said)
+
+
+def _sendable(text: str) -> str:
+    """Without halves of characters, which what a client made up may hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _type_of(status: int) -> str:

@@ -6,10 +6,19 @@ answered with an error. Parameters that have one harmless value may be sent with
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+
+def _encodable(text: str) -> str:
+    """JSON can spell halves of characters, which are no text."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("text with half of a surrogate pair")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 Zero = Annotated[float, Field(ge=0, le=0)]
-StopString = Annotated[str, Field(min_length=1, max_length=64)]
+StopString = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
 class Wire(BaseModel):
@@ -22,19 +31,19 @@ class TextPart(Wire):
     """A part of a message; there are no others than text."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Wire):
     """What was said, and by whom. An assistant's may come as a client has received it."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     refusal: None = None
     audio: None = None
     function_call: None = None
     tool_calls: None = None
-    annotations: Annotated[list[str], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Text], Field(max_length=0)] | None = None
 
     @property
     def text(self) -> str:
@@ -54,13 +63,13 @@ class Extension(Wire):
     """hq's own part of a request: what H-Neurons are multiplied by, and whose rules hold."""
 
     alpha: Annotated[float, Field(ge=0)] = 1.0
-    domain: str | None = None
+    domain: Text | None = None
 
 
 class Asked(Wire):
     """What both kinds of completion take. Temperature is 0 unless said, so answers repeat."""
 
-    model: str | None = None
+    model: Text | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -68,7 +77,7 @@ class Asked(Wire):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
+    user: Annotated[Text, Field(max_length=256)] | None = None
     hq: Extension = Extension()
     n: Literal[1] | None = None
     presence_penalty: Zero | None = None
@@ -108,7 +117,7 @@ class ChatRequest(Asked):
 class TextRequest(Asked):
     """A text to go on with, as it stands."""
 
-    prompt: str
+    prompt: Text
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     logprobs: None = None

@@ -31,17 +31,10 @@ def bound(host: str, port: int) -> socket.socket:
 
 def serve(service: Service, opened: socket.socket) -> None:
     """Answers until SIGTERM or Ctrl-C; what runs then is finished, up to the policy's grace."""
-    config = uvicorn.Config(
-        application(service),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=service.policy.limits.grace,
-    )
     # Uvicorn raises the signal again once it has ended: then there is nothing left to end.
     before = {number: signal.signal(number, _ignored) for number in _SIGNALS}
     try:
-        _Server(config, service).run(sockets=[opened])
+        Server(service).run(sockets=[opened])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -54,12 +47,20 @@ def _ignored(*_: object) -> None:
     pass
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn's, which tells the engine before it waits for what runs."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    def __init__(self, service: Service) -> None:
         self._engine = service.engine
+        super().__init__(
+            uvicorn.Config(
+                application(service),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=service.policy.limits.grace,
+            )
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuses new requests, waits for the others, and ends."""

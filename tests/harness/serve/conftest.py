@@ -1,0 +1,182 @@
+"""A tiny model that is served: its file, its bundle, and servers that run beside the test."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("fastapi")
+
+from harness.serve.access import LOCAL, Keys
+from harness.serve.audit import AuditLog
+from harness.serve.model import ServedModel
+from harness.serve.policy import Policy
+from harness.serve.server import Server, bound
+from harness.serve.service import Service
+from harness.serve.trail import trail
+from hq import bundle
+from hq.bundle import Bundle
+from hq.checkpoint import identity
+from hq.gguf.file import GGUFFile
+from hq.gguf.write import write
+from hq.neurons import Neuron, NeuronSet
+from hq.stats import Estimate
+from tests import tiny, tiny_tokenizers
+
+NEVER, ALWAYS = 1e6, -1e6  # thresholds that no score reaches, or every one
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama with room for a conversation, and a chat template; read only."""
+    folder = tmp_path_factory.mktemp("served") / "checkpoint"
+    model = tiny.model("llama", max_position_embeddings=2048)
+    model.half().save_pretrained(folder)
+    tokenizer = tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    path = folder.with_name("tiny.gguf")
+    write(folder, path, "f32", identity(folder))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(gguf_file: Path) -> Path:
+    """Its bundle, with a threshold that nothing reaches, and domains with others; read only."""
+    file = GGUFFile(gguf_file)
+    neurons = NeuronSet(
+        model=file.identity,
+        cett="sum",
+        tokens="answer",
+        labels="1-vs-1",
+        intercept=0.1,
+        neurons=(
+            Neuron(layer=0, index=3, weight=1.0, mean=0.01, scale=0.02),
+            Neuron(layer=1, index=5, weight=0.5, mean=0.01, scale=0.02),
+            Neuron(layer=2, index=7, weight=-2.0, mean=0.01, scale=0.02),
+        ),
+        provenance={"prompt": "chat"},
+    )
+    estimate = Estimate(value=0.8, low=0.7, high=0.9, n=50, seed=0)
+    folder = gguf_file.with_name("bundle")
+    bundle.write(
+        folder,
+        bundle.Facts(
+            name="tiny",
+            hq="0",
+            precision="gguf-f32",
+            compute="float32",
+            prompt="chat",
+            model=bundle.model_file(file),
+        ),
+        neurons,
+        {
+            "all": bundle.Domain(NEVER, 0.1, 40),
+            "doubted": bundle.Domain(ALWAYS, 0.1, 20),
+            "again": bundle.Domain(ALWAYS, 0.1, 20),
+            "noted": bundle.Domain(ALWAYS, 0.1, 20),
+        },
+        bundle.Validation(estimate, 50, 50, 25, 0, "tiny", "none"),
+        {name: np.ones(3) for name in ("norms", "scores", "right")},
+        "A tiny model.\n",
+    )
+    return folder
+
+
+RULES = {
+    "doubted": {"action": "block", "message": "No."},
+    "again": {"action": "regenerate", "alpha": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    service: Service
+    log: Path
+    server: Server
+
+    def client(self, **headers: str) -> httpx.Client:
+        """An HTTP client of it."""
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def lines(self, kind: str = "response") -> list[dict]:
+        """What the audit log says of a kind."""
+        return [line.content for line in trail(self.log) if line.content["kind"] == kind]
+
+    def line(self, id: str) -> dict:
+        """The line of one response, of which there is exactly one."""
+        (found,) = [line for line in self.lines() if line["id"] == id]
+        return found
+
+    def wait_for(self, count: int) -> list[dict]:
+        """The responses, once there are so many."""
+        for _ in range(600):
+            if len(found := self.lines()) >= count:
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"{len(found)} lines, not {count}")
+
+
+@contextmanager
+def running(
+    gguf: Path, folder: Path, log: Path, policy: dict | None = None, keys: tuple[str, ...] = ()
+) -> Iterator[Running]:
+    """A server on a port of its own, ended with the context."""
+    rules = Policy.model_validate({"domains": RULES} | (policy or {}))
+    with ExitStack() as stack:
+        opened = stack.enter_context(bound("127.0.0.1", 0))
+        audit = stack.enter_context(AuditLog(log))
+        model = stack.enter_context(
+            ServedModel(gguf, Bundle.load(folder), rules.limits.context, rules.form)
+        )
+        service = Service.of(model, rules, audit, Keys(keys), LOCAL)
+        server = Server(service)
+        thread = threading.Thread(target=server.run, args=([opened],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield Running(f"http://127.0.0.1:{opened.getsockname()[1]}", service, log, server)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def start(gguf_file: Path, bundle_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts a server by a policy of its own; it ends with the test."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(
+            running(gguf_file, bundle_folder, tmp_path / "audit.jsonl", **options)
+        )
+
+
+@pytest.fixture(scope="session")
+def served(
+    gguf_file: Path, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """One server that many tests ask."""
+    log = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    with running(gguf_file, bundle_folder, log) as found:
+        yield found
+
+
+def ask(text: str = "the model", **options: object) -> dict:
+    """The body of a chat request."""
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 8} | options

@@ -1,0 +1,195 @@
+"""The policy's file, and what its actions do with an answer."""
+
+import pytest
+
+from harness.serve.draft import Draft, Order, Token
+from harness.serve.governor import Governor, Verdict
+from harness.serve.job import Stopped
+from harness.serve.policy import DEFAULT_MESSAGE, Policy
+from harness.serve.responses import Reading
+from hq.errors import HQError
+from hq.sampling import Ending
+
+WHOLE = """
+domain = "medicine"
+alpha = [0.0, 1.5]
+form = "few-shot"
+record = "text"
+
+[domains.medicine]
+action = "block"
+message = "Ask a doctor."
+
+[domains.facts]
+action = "regenerate"
+alpha = 0.25
+
+[limits]
+queue = 3
+seconds = 5
+"""
+
+
+def load(tmp_path, text):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return Policy.load(path)
+
+
+def test_a_policy_as_it_is_written(tmp_path):
+    policy = load(tmp_path, WHOLE)
+    assert (policy.domain, policy.alpha, policy.record) == ("medicine", (0.0, 1.5), "text")
+    assert policy.rule("medicine").message == "Ask a doctor."
+    assert policy.rule("facts").alpha == 0.25
+    assert policy.rule("another").action == "annotate"
+    assert (policy.limits.queue, policy.limits.seconds) == (3, 5.0)
+    assert policy.digest != Policy.load(None).digest
+    assert policy.digest == load(tmp_path, "# the same\n" + WHOLE).digest
+
+
+def test_the_policy_in_the_documentation_is_one(tmp_path):
+    import inspect
+
+    from harness.serve import policy
+
+    text = inspect.getdoc(policy).split("\n\n", 1)[1]
+    assert load(tmp_path, text).rule("medicine").action == "block"
+
+
+def test_everything_has_a_default():
+    policy = Policy.load(None)
+    assert policy.rule("all").action == "annotate"
+    assert policy.rule("all").message == DEFAULT_MESSAGE
+    policy.require(["all"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("domain = ", "not valid TOML"),
+        ("colour = 1", "colour: Extra inputs"),
+        ('record = "some"', "record: "),
+        ("alpha = [1.5, 2]", "alpha: give"),
+        ("alpha = [-1, 2]", "alpha.0"),
+        ("[domains.all]\naction = 'drop'", "domains.all.action"),
+        ("[domains.all]\nalpha = nan", "domains.all.alpha"),
+        ("[limits]\nqueue = 0", "limits.queue"),
+    ],
+)
+def test_what_no_policy_has_is_named(tmp_path, text, words):
+    with pytest.raises(HQError, match=words):
+        load(tmp_path, text)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(HQError, match=r"none\.toml cannot be read: No such file"):
+        Policy.load(tmp_path / "none.toml")
+
+
+def test_domains_are_the_bundles(tmp_path):
+    with pytest.raises(HQError, match="'medicine', for which the bundle has no threshold"):
+        load(tmp_path, WHOLE).require(["all", "facts"])
+
+
+class Written:
+    """A writer whose answers are written beforehand: scores of each token, by α."""
+
+    def __init__(self, **scores):
+        self.scores = {1.0: scores["first"], 0.5: scores.get("second", [])}
+        self.asked = []
+
+    def write(self, order, draft):
+        self.asked.append(draft.alpha)
+        for n, score in enumerate(self.scores[draft.alpha]):
+            reading = Reading(token=n, token_score=score, score=score, confidence=0.5, neurons=[])
+            draft.tokens.append(Token(f"{draft.alpha:g} ", reading))
+            yield draft.tokens[-1]
+        draft.finish = "stop"
+
+
+ENDING = Ending(frozenset(), (), str)
+ORDER = Order((1,), ENDING, 9, 0.0, 1.0, 0, 1.0, "all", False)
+
+
+def governed(action, **scores):
+    """(tokens shown, verdict, drafts, α asked for) of an answer under a rule, threshold 2."""
+    rule = {"action": action, "alpha": 0.5, "message": "No."}
+    policy = Policy.model_validate({"domains": {"all": rule}})
+    writer, drafts = Written(**scores), []
+    governor = Governor(writer, policy, {"all": 2.0})
+    *tokens, verdict = governor.answer(ORDER, drafts, lambda: None)
+    assert isinstance(verdict, Verdict)
+    assert all(isinstance(token, Token) for token in tokens)
+    return tokens, verdict, drafts, writer.asked
+
+
+@pytest.mark.parametrize("action", ["annotate", "regenerate", "block"])
+def test_below_the_threshold_an_answer_passes(action):
+    tokens, verdict, _, asked = governed(action, first=[5.0, 1.9])
+    assert len(tokens) == 2
+    assert (verdict.opinion, verdict.decision, verdict.finish) == (
+        "no hallucination",
+        "pass",
+        "stop",
+    )
+    assert asked == [1.0]
+    assert verdict.text == "1 1 "
+
+
+def test_the_threshold_itself_is_past_it():
+    tokens, verdict, _, _ = governed("annotate", first=[0.0, 2.0])
+    assert len(tokens) == 2
+    assert (verdict.opinion, verdict.decision) == ("hallucination", "annotate")
+
+
+def test_a_blocked_answer_is_never_shown():
+    tokens, verdict, drafts, _ = governed("block", first=[0.0, 2.0])
+    assert tokens == []
+    assert (verdict.text, verdict.finish, verdict.blocked) == ("No.", "content_filter", True)
+    assert drafts[0].text == "1 1 "  # what the audit log has
+
+
+@pytest.mark.parametrize(
+    ("second", "kept", "opinion"),
+    [
+        ([1.0], 0.5, "no hallucination"),
+        ([2.5], 0.5, "hallucination"),  # better, and still past it
+        ([3.0], 1.0, "hallucination"),  # no better
+        ([4.0], 1.0, "hallucination"),
+        ([], 1.0, "hallucination"),  # nothing said
+    ],
+)
+def test_the_better_of_two_answers_is_kept(second, kept, opinion):
+    tokens, verdict, _, asked = governed("regenerate", first=[0.0, 3.0], second=second)
+    assert asked == [1.0, 0.5]
+    assert verdict.draft.alpha == kept
+    assert (verdict.opinion, verdict.decision) == (opinion, "regenerate")
+    assert verdict.regenerated == (kept == 0.5)
+    assert tokens == verdict.draft.tokens
+
+
+def test_an_empty_answer_has_no_verdict():
+    tokens, verdict, _, asked = governed("block", first=[])
+    assert (tokens, verdict.opinion, verdict.decision, verdict.text) == ([], None, "pass", "")
+    assert asked == [1.0]
+
+
+@pytest.mark.parametrize("allowed", range(5))
+def test_an_answer_ends_when_it_is_told_to(allowed):
+    rule = {"action": "regenerate", "alpha": 0.5}
+    policy = Policy.model_validate({"domains": {"all": rule}})
+    drafts, left = [], [allowed]
+
+    def goes_on():
+        if not left[0]:
+            raise Stopped("timed out")
+        left[0] -= 1
+
+    governor = Governor(Written(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0})
+    with pytest.raises(Stopped):
+        list(governor.answer(ORDER, drafts, goes_on))
+    assert sum(len(draft.tokens) for draft in drafts) <= allowed
+
+
+def test_a_draft_without_tokens_has_no_score():
+    assert Draft(1.0).score is None

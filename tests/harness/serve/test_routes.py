@@ -1,0 +1,325 @@
+"""What the server answers, and how it refuses."""
+
+import json
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from harness.serve import pages
+from hq.bundle import Bundle
+from tests.harness.serve.conftest import ALWAYS, NEVER, ask
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def http(served):
+    with served.client() as client:
+        yield client
+
+
+def events(response):
+    """The objects of a stream, its end and comments left out."""
+    lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_what_the_page_asks(http, bundle_folder):
+    found = http.get("/hq").json()
+    bundle = Bundle.load(bundle_folder)
+    assert found["model"] == "tiny"
+    assert found["bundle"] == {"name": "tiny", "digest": bundle.digest, "precision": "gguf-f32"}
+    assert found["domains"]["all"] == {
+        "threshold": NEVER,
+        "false_alarms": 0.1,
+        "n": 40,
+        "action": "annotate",
+        "alpha": None,
+        "message": None,
+    }
+    assert found["domains"]["doubted"]["message"] == "No."
+    assert found["domains"]["again"]["alpha"] == 0.0
+    assert found["alpha"] == {"least": 0.0, "most": 2.0}
+    assert found["neurons"] == {"read": 3, "scaled": 2}
+
+
+def test_health_and_models(http):
+    assert http.get("/healthz").json() == http.get("/readyz").json() == {"status": "ok"}
+    assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["tiny"]
+
+
+def test_a_blocked_answer_never_leaves_the_server(http, served):
+    free = http.post(CHAT, json=ask()).json()["choices"][0]["message"]["content"]
+    extension = {"hq": {"domain": "doubted"}}
+    whole = http.post(CHAT, json=ask(**extension))
+    choice = whole.json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("No.", "content_filter")
+    assert whole.json()["hq"]["tokens"] == []
+    assert whole.json()["hq"]["score"] >= ALWAYS
+    assert free not in whole.text
+    streamed = http.post(CHAT, json=ask(stream=True, **extension))
+    _, message, last = events(streamed)
+    assert message["choices"][0]["delta"] == {"content": "No."}
+    assert "hq" not in message
+    assert (last["hq"]["decision"], last["hq"]["verdict"]) == ("block", "hallucination")
+    assert last["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_second_answer_is_written_and_the_better_one_kept(http, served):
+    # The scores of the two are those of asking for each, read with nothing scaled.
+    scores = {
+        alpha: http.post(CHAT, json=ask(hq={"alpha": alpha, "domain": "noted"})).json()["hq"]
+        for alpha in (0.0, 1.0)
+    }
+    made = http.post(CHAT, json=ask(hq={"domain": "again"})).json()["hq"]
+    better = min((1.0, 0.0), key=lambda alpha: scores[alpha]["score"])
+    assert (made["alpha"], made["score"]) == (better, scores[better]["score"])
+    assert (made["decision"], made["regenerated"]) == ("regenerate", better == 0.0)
+    line = served.line(made["audit_id"])
+    assert line["alphas"] == [1.0, 0.0]
+    assert line["tokens_written"] == 16
+    streamed = events(http.post(CHAT, json=ask(stream=True, hq={"domain": "again"})))
+    assert streamed[-1]["hq"]["score"] == made["score"]
+
+
+def test_scores_are_read_with_nothing_scaled(http, gguf_file, bundle_folder):
+    """The very tokens of an answer at another α, given to a monitor that scales nothing."""
+    from hq.backends.llamacpp import LlamaBackend
+    from hq.monitor import Monitor
+
+    body = {"prompt": "the model is", "max_tokens": 8, "stream": True}
+    readings = {
+        alpha: [e["hq"] for e in events(http.post(TEXT, json=body | {"hq": {"alpha": alpha}}))[:-1]]
+        for alpha in (0.0, 1.0, 2.0)
+    }
+    ids = {alpha: [r["token"] for r in found] for alpha, found in readings.items()}
+    assert ids[0.0] != ids[1.0]
+    neurons = Bundle.load(bundle_folder).neurons
+    with LlamaBackend(gguf_file) as backend, Monitor(backend, neurons) as monitor:
+        prompt = backend.model.tokenize(body["prompt"])
+        for alpha, found in readings.items():
+            steps = list(monitor.follow(prompt, ids[alpha]))
+            assert [r["score"] for r in found] == pytest.approx([s.score for s in steps], rel=1e-6)
+            contributions = sum(part for *_, part in found[0]["neurons"]) + neurons.intercept
+            assert contributions == pytest.approx(found[0]["token_score"])
+
+
+def test_sampling_repeats_with_its_seed(http):
+    def drawn(**options):
+        made = http.post(TEXT, json={"prompt": "the", "max_tokens": 16, **options}).json()
+        return made["choices"][0]["text"], made["hq"]["audit_id"]
+
+    hot = {"temperature": 1.5}
+    texts = {seed: drawn(seed=seed, **hot)[0] for seed in range(4)}
+    assert len(set(texts.values())) > 1
+    assert drawn(seed=2, **hot)[0] == texts[2]
+    assert drawn()[0] == drawn(temperature=0)[0] == drawn(seed=5, top_p=1e-6, **hot)[0]
+
+
+def test_a_drawn_seed_is_in_the_log_and_repeats_the_answer(http, served):
+    asked = {"prompt": "the", "max_tokens": 16, "temperature": 1.5}
+    made = http.post(TEXT, json=asked).json()
+    seed = served.line(made["hq"]["audit_id"])["seed"]
+    again = http.post(TEXT, json=asked | {"seed": seed}).json()
+    assert again["choices"][0]["text"] == made["choices"][0]["text"]
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_in_it(http):
+    text = http.post(TEXT, json={"prompt": "the", "max_tokens": 16}).json()["choices"][0]["text"]
+    stop = text[4:7]
+    for asked in (stop, [stop, "never there"]):
+        body = {"prompt": "the", "max_tokens": 16, "stop": asked}
+        made = http.post(TEXT, json=body).json()
+        assert made["choices"][0]["text"] == text[: text.index(stop)]
+        assert made["choices"][0]["finish_reason"] == "stop"
+        streamed = events(http.post(TEXT, json=body | {"stream": True}))
+        assert "".join(e["choices"][0]["text"] for e in streamed) == text[: text.index(stop)]
+
+
+def test_figures_are_counted(http, served):
+    http.post(CHAT, json=ask(hq={"domain": "doubted"}))
+    http.get("/nowhere/at/all")
+    found = {
+        sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
+        for family in text_string_to_metric_families(http.get("/metrics").text)
+        for sample in family.samples
+    }
+    labels = {"decision": "block", "domain": "doubted", "outcome": "completed"}
+    assert found["hq_responses_total" + json.dumps(labels)] >= 1
+    counted = sum(value for name, value in found.items() if name.startswith("hq_responses_total"))
+    assert counted == len(served.lines())
+    assert found["hq_queue_length{}"] == found["hq_busy{}"] == 0
+    assert not any("nowhere" in name for name in found)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (ask(n=2), "n", "invalid_value"),
+        (ask(tools=[]), "tools", "unsupported_parameter"),
+        (ask(logprobs=True), "logprobs", "invalid_value"),
+        (ask(presence_penalty=0.5), "presence_penalty", "invalid_value"),
+        (ask(logit_bias={"5": 1}), "logit_bias", "invalid_value"),
+        (ask(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
+        (ask(temperature=-1), "temperature", "invalid_value"),
+        (ask(temperature="hot"), "temperature", "invalid_value"),
+        (ask(stop=[""]), "stop.0", "invalid_value"),
+        (ask(max_tokens=0), "max_tokens", "invalid_value"),
+        (ask(max_tokens=10**6), "max_tokens", "max_tokens_not_allowed"),
+        (ask(max_tokens=True), "max_tokens", "invalid_value"),
+        (ask(messages=[]), "messages", "invalid_value"),
+        (ask(messages=[{"role": "tool", "content": "x"}]), "messages.0.role", "invalid_value"),
+        (
+            ask(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+            "messages.0.content.0.type",
+            "invalid_value",
+        ),
+        (ask(hq={"alpha": 2.5}), "hq.alpha", "alpha_not_allowed"),
+        (ask(hq={"alpha": -1}), "hq.alpha", "invalid_value"),
+        (ask(hq={"beta": 1}), "hq.beta", "unsupported_parameter"),
+        (ask(**{"a b": 1}), "a b", "unsupported_parameter"),
+        (ask(hq={"domain": "none"}), "hq.domain", "unknown_domain"),
+        (ask("x" * 100_000), None, "context_length_exceeded"),
+        (ask("x y" * 2000), None, "context_length_exceeded"),
+        ([], None, "invalid_value"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_that_names_it(http, body, param, code):
+    response = http.post(CHAT, json=body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert (error["code"], error["param"]) == (code, param), error
+    assert error["message"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\xff\xfe",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}',
+        b'{"messages": [{"role": "user", "content": "x"}], "model": "\\udfff"}',
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "x"}], "hq": {"alpha": Infinity}}',
+        b'{"messages": [{"role": "user", "content": "x"}], "seed": 1' + b"0" * 5000 + b"}",
+        b'{"messages": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+    ],
+)
+def test_what_is_no_request_is_an_error_too(http, raw):
+    response = http.post(CHAT, content=raw, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+
+
+def test_another_content_type_is_refused(http):
+    """What a form on a page elsewhere can send without asking."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        response = http.post(CHAT, content=json.dumps(ask()), headers={"content-type": kind})
+        assert response.status_code == 400
+
+
+def test_an_empty_prompt_is_refused(http):
+    assert http.post(TEXT, json={"prompt": ""}).json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/nothing", 404),
+        ("GET", CHAT, 405),
+        ("PUT", "/hq", 405),
+    ],
+)
+def test_no_such_route(http, method, path, status):
+    response = http.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+
+
+def test_a_body_that_is_too_large(http):
+    def drip():
+        for _ in range(100):
+            yield b" " * 10_000
+
+    for content in (b" " * 1_000_000, drip()):
+        response = http.post(CHAT, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 413, response.text
+        assert response.json()["error"]["message"]
+
+
+def test_another_name_for_the_server_is_refused(http):
+    for name in ("evil.example", "evil.example:8000", "", "127.0.0.1.evil.example", "[::1"):
+        assert http.get("/hq", headers={"host": name}).status_code in (400, 403), name
+    for name in ("localhost", "localhost:1", "127.0.0.1", "[::1]:8000"):
+        assert http.get("/hq", headers={"host": name}).status_code == 200, name
+
+
+def test_keys_open_what_they_should(start):
+    found = start(keys=("one", "two"))
+    with found.client() as http:
+        for path in ("/v1/models", "/hq", "/metrics"):
+            assert http.get(path).status_code == 401, path
+        assert http.get("/healthz").status_code == 200
+        refused = http.post(CHAT, json=ask())
+        assert refused.status_code == 401
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+        for wrong in ("Bearer three", "Bearer", "Basic one", "one", "Bearer onetwo"):
+            assert http.get("/hq", headers={"authorization": wrong}).status_code == 401, wrong
+        ids = [
+            http.post(CHAT, json=ask(), headers={"authorization": f"Bearer {key}"}).json()["hq"]
+            for key in ("one", "two")
+        ]
+    clients = [found.line(hq["audit_id"])["client"] for hq in ids]
+    assert len(set(clients)) == 2
+    assert all(len(client) == 8 for client in clients)
+    assert "one" not in found.log.read_text()
+
+
+@pytest.mark.parametrize("record", ["hash", "text", "none"])
+def test_what_is_recorded_of_texts_is_the_policys(start, record):
+    found = start(policy={"record": record})
+    with found.client() as http:
+        made = http.post(CHAT, json=ask("the secret", user="somebody")).json()
+    line = found.line(made["hq"]["audit_id"])
+    answer = made["choices"][0]["message"]["content"]
+    texts = {key for key in line if key.startswith(("prompt", "answer")) and key != "prompt_tokens"}
+    if record == "text":
+        assert line["prompt"] == [{"role": "user", "content": "the secret"}]
+        assert line["answer"] == answer
+    else:
+        assert "the secret" not in found.log.read_text()
+        assert texts == ({"prompt_sha256", "answer_sha256"} if record == "hash" else set())
+    assert line["user"] == "somebody"
+    assert line["neurons"]
+    start_line = found.lines("start")[0]
+    assert {k: line[k] for k in ("model", "bundle", "policy", "hq")} == {
+        k: start_line[k] for k in ("model", "bundle", "policy", "hq")
+    }
+
+
+def test_the_page_is_served_with_a_policy_of_its_own(start, tmp_path, monkeypatch):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    (folder / "index.html").write_text("<!doctype html><title>hq</title>")
+    (folder / "app.js").write_text("1")
+    (tmp_path / "secret").write_text("no")
+    monkeypatch.setattr(pages, "FOLDER", folder)
+    monkeypatch.setattr("harness.serve.app.FOLDER", folder)
+    with start().client() as http:
+        page = http.get("/")
+        assert "<title>hq" in page.text
+        policy = page.headers["content-security-policy"]
+        assert policy.startswith("default-src 'self'")
+        assert "unsafe" not in policy
+        assert http.get("/app.js").headers["content-type"].startswith("text/javascript")
+        for path in ("/../secret", "/%2e%2e/secret", "/..%2fsecret", "//etc/passwd", "/none.html"):
+            response = http.get(path)
+            assert response.status_code == 404, path
+            assert response.json()["error"]
+        assert http.get("/hq").status_code == 200

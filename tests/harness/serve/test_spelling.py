@@ -1,0 +1,71 @@
+"""Text as it streams is the text of the whole answer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.serve.spelling import Spelling
+from hq.sampling import Ending
+
+PIECES = st.lists(
+    st.sampled_from(
+        [b"a", b"ab", b" ", b"\n", b"\n\n", "é".encode(), b"\xf0\x9f", b"\x98\x80", b"b"]
+    ),
+    max_size=12,
+)
+STOPS = st.lists(st.sampled_from(["b", "aba", "\n\n", "a\n", "é ", "😀"]), max_size=3)
+
+
+def spelled(pieces, stops=(), trim=False):
+    spelling = Spelling(lambda token: pieces[token], stops, trim)
+    shown = [spelling.add(token) for token in range(len(pieces))]
+    return shown, spelling.end()
+
+
+@given(PIECES, STOPS)
+def test_the_parts_are_the_whole_up_to_its_end(pieces, stops):
+    shown, rest = spelled(pieces, tuple(stops))
+
+    def decode(ids):
+        return b"".join(pieces[i] for i in ids).decode(errors="replace")
+
+    ending = Ending(frozenset(), tuple(stops), decode)
+    texts = (ending.split(tuple(range(n + 1))) for n in range(len(pieces)))
+    cut = next((found[1] for found in texts if found), decode(range(len(pieces))))
+    # A character that is not whole yet is seen as broken by one, and waited for by the other.
+    assert "".join(shown) + rest == cut or "\ufffd" in decode(range(len(pieces)))
+
+
+@given(PIECES, STOPS)
+def test_nothing_is_taken_back(pieces, stops):
+    shown, rest = spelled(pieces, tuple(stops))
+    text = "".join(shown) + rest
+    assert not any(stop in text for stop in stops)
+
+
+@given(PIECES)
+def test_without_stops_only_characters_that_are_not_whole_are_held(pieces):
+    shown, rest = spelled(pieces)
+    for count in range(len(pieces)):
+        so_far = b"".join(pieces[: count + 1]).decode(errors="replace")
+        assert so_far.startswith("".join(shown[: count + 1]))
+    assert "".join(shown) + rest == b"".join(pieces).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "shown", "rest"),
+    [
+        ([b"one", b" st", b"op", b" x"], (" stop",), ["one", "", "", ""], ""),
+        ([b"one", b" st", b"ay"], (" stop",), ["one", "", " stay"], ""),
+        ([b"one", b" st"], (" stop",), ["one", ""], " st"),
+        ([b"\xc3", b"\xa9"], (), ["", "é"], ""),
+        ([b"\xc3"], (), [""], "\ufffd"),
+    ],
+)
+def test_what_may_begin_a_stop_string_is_held_back(pieces, stops, shown, rest):
+    assert spelled(pieces, stops) == (shown, rest)
+
+
+def test_white_space_before_the_first_word_is_the_forms():
+    assert spelled([b" ", b" Paris", b" is"], trim=True) == (["", "Paris", " is"], "")
+    assert spelled([b" ", b" Paris"]) == ([" ", " Paris"], "")
