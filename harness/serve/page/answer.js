@@ -43,8 +43,8 @@ export class Answer extends EventTarget {
     this.decision = make("p", { class: "decision" });
     this.figures = make("div", { class: "figures" }, this.gauge.element, this.chart.element);
     this.element = make(
-      "section",
-      { class: "answer" },
+      "div",
+      { class: "answer", role: "group" },
       this.conditions,
       this.prose,
       this.strip.element,
