@@ -31,6 +31,7 @@ export class Answer extends EventTarget {
     super();
     this.tokens = []; // what the wire says of each: {token, token_score, score, neurons, text}
     this.text = "";
+    this.shown = null; // index of the token that is pointed at or focused
     Object.assign(this, { alpha, domain });
     this.factor = make("span");
     this.conditions = make("p", { class: "conditions" }, this.factor, make("span", {}, domain));
@@ -76,7 +77,7 @@ export class Answer extends EventTarget {
     this.strip.add(shown, said.token_score);
     this.chart.add(said);
     this.gauge.show(said.score);
-    if (this.strip.focused == null) this.show(null);
+    if (this.shown == null) this.show(null);
   }
 
   /** The last chunk's verdict; an empty answer has none. */
@@ -109,11 +110,12 @@ export class Answer extends EventTarget {
     this.decision.replaceChildren(icon(kind), make("span", {}, make("strong", {}, `${name}. `), sentence));
     this.spoken = `${name}. ${sentence}`;
     if (this.score === undefined && !this.tokens.length) this.figures.remove();
-    this.show(null);
+    this.show(this.shown);
   }
 
   /** What was shown before the verdict is taken back; the server's message stays. */
   withhold() {
+    this.shown = null;
     this.strip.element.remove();
     this.chart.element.replaceWith(make("p", { class: "hint" }, "Its tokens and their scores are withheld too."));
     this.prose.remove();
@@ -123,11 +125,11 @@ export class Answer extends EventTarget {
   }
 
   show(index) {
-    const token = index == null ? undefined : this.tokens[index];
-    this.strip.mark(token ? index : null);
-    this.chart.point(token ? index : null);
-    this.readout.replaceChildren(...(token ? ofToken(token, index) : this.summary()));
-    this.dispatchEvent(new CustomEvent("token", { detail: token ? index : null }));
+    this.shown = index;
+    this.strip.mark(index);
+    this.chart.point(index);
+    this.readout.replaceChildren(...(index == null ? this.summary() : ofToken(this.tokens[index], index)));
+    this.dispatchEvent(new CustomEvent("token", { detail: index }));
   }
 
   summary() {

@@ -55,7 +55,9 @@ export class Chart {
     this.refresh();
   }
 
+  /** Index of the token at a distance from the left edge; null where there is none. */
   nearest(offset) {
+    if (!this.tokens.length) return null;
     const index = Math.floor(((offset - MARGIN.left) / this.inner) * this.places);
     return Math.min(Math.max(index, 0), this.tokens.length - 1);
   }

@@ -1,12 +1,15 @@
 // The conversation: what is asked, with what, and the answers as they come.
 
 import { Answer } from "./answer.js";
-import { find, icon, make } from "./dom.js";
+import { find, make } from "./dom.js";
+import { failure } from "./failure.js";
+import { legend } from "./legend.js";
 import { ofAnswer, ofToken, table } from "./neurons.js";
-import { STEPS, level, percent, signed, spoken } from "./score.js";
+import { signed, spoken } from "./score.js";
 import { Key, Settings, offerThemes } from "./settings.js";
 import { Refusal, ask, describe } from "./wire.js";
 
+const LONGEST = 400; // characters of a question that its heading shows
 const question = find("question");
 const settings = new Settings();
 const key = new Key();
@@ -29,8 +32,9 @@ function messages(upTo) {
 
 function begin(text) {
   const title = `turn-${turns.length}`;
+  const shown = text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text;
   const place = make("div", { class: "answers" });
-  const element = make("article", { class: "turn", "aria-labelledby": title }, make("h2", { id: title }, text), place);
+  const element = make("article", { class: "turn", "aria-labelledby": title }, make("h2", { id: title }, shown), place);
   const turn = { question: text, answers: [], element, place };
   find("examples").hidden = true;
   find("restart").hidden = false;
@@ -80,14 +84,8 @@ async function fail(turn, given, error) {
   }
   const sentence = error instanceof Refusal ? error.message : `The page could not read the answer (${error.message}).`;
   if (given.tokens.length) given.abandon("error", "Broken off", sentence);
-  else given.element.replaceWith(failure(turn, sentence));
+  else given.element.replaceWith(failure(sentence, () => running || answer(turn)));
   if (error.status === 401 && (await key.ask(sentence))) setTimeout(() => answer(turn));
-}
-
-function failure(turn, sentence) {
-  const retry = make("button", { type: "button" }, "Try again");
-  retry.addEventListener("click", () => running || answer(turn));
-  return make("div", { class: "failure", role: "alert" }, make("p", {}, icon("error"), make("span", {}, sentence)), retry);
 }
 
 /** While an answer is written there is a stop button in the place of the one that asks. */
@@ -97,7 +95,7 @@ function busy(now) {
   const held = [send, stop, find("repeat")].includes(document.activeElement);
   send.hidden = now;
   stop.hidden = !now;
-  if (held) (now ? stop : question).focus();
+  if (held) (now ? stop : send).focus();
   offerAgain();
 }
 
@@ -107,13 +105,16 @@ function offerAgain() {
   find("again").hidden = running !== null || !last?.element.isConnected;
   const same = last?.score !== undefined && last.alpha === settings.alpha && last.domain === settings.domain;
   find("repeat").hidden = same;
-  find("repeat").textContent = `Answer again with α = ${settings.alpha.toFixed(2)}`;
+  const elsewhere = last && last.domain !== settings.domain ? `, domain ${settings.domain}` : "";
+  find("repeat").textContent = `Answer again with α = ${settings.alpha.toFixed(2)}${elsewhere}`;
   find("again-hint").textContent = same
     ? "Move α to see this answer written another way, beside this one."
     : "Both then stand side by side; the conversation goes on from the last one.";
 }
 
+/** Shows the neurons of a token, or of an answer where `index` is null. */
 function inspect(given, index) {
+  if (!given.element.isConnected) return;
   if (!given.tokens.length) {
     nothing();
     return;
@@ -144,26 +145,6 @@ function restart() {
   question.focus();
 }
 
-function legend() {
-  const bounds = [...STEPS.map((step) => -step).reverse(), ...STEPS];
-  const swatches = [-3, -2, -1, 0, 1, 2, 3].map((step) =>
-    make("span", { class: "token", "data-level": step }, step === 0 ? "even" : "word"),
-  );
-  const marks = bounds.map((bound) => make("span", {}, signed(bound, 1)));
-  find("legend").setAttribute(
-    "aria-label",
-    `Shading by score, the log odds of a hallucination: blue below ${signed(bounds[2], 1)}, orange and ` +
-      `underlined above ${signed(bounds[3], 1)}, in steps at ${bounds.map((bound) => signed(bound, 1)).join(", ")}.`,
-  );
-  find("legend").append(
-    make("span", { class: "knows" }, "knows"),
-    make("span", { class: "swatches" }, ...swatches),
-    make("span", { class: "invents" }, "makes up"),
-    make("span", { class: "unit" }, "score"),
-    make("span", { class: "marks" }, ...marks),
-  );
-}
-
 function about({ model, bundle, neurons }) {
   find("model").textContent = model;
   find("count").textContent = neurons.read;
@@ -184,9 +165,7 @@ async function open() {
     served = await describe(key.value);
   } catch (error) {
     if (error.status === 401 && (await key.ask(error.message))) return open();
-    const retry = make("button", { type: "button" }, "Try again");
-    const shown = make("div", { class: "failure", role: "alert" }, make("p", {}, icon("error"), make("span", {}, error.message)), retry);
-    retry.addEventListener("click", () => {
+    const shown = failure(error.message, () => {
       shown.remove();
       open();
     });
@@ -205,7 +184,7 @@ function submit(text) {
   answer(begin(text.trim()));
 }
 
-legend();
+legend(find("legend"));
 offerThemes(find("theme"));
 settings.addEventListener("change", offerAgain);
 find("composer").addEventListener("submit", (event) => {

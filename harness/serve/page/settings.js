@@ -1,12 +1,13 @@
 // What goes with the next request (domain, α, API key), and the theme.
 
 import { find, make } from "./dom.js";
+import { keep, recall } from "./memory.js";
 import { percent, signed } from "./score.js";
 
 const ACTIONS = {
-  annotate: "marked as doubtful",
-  regenerate: "written again",
-  block: "withheld",
+  annotate: "Marked doubtful",
+  regenerate: "Written again",
+  block: "Withheld",
 };
 const THEMES = ["auto", "light", "dark"];
 
@@ -50,7 +51,7 @@ export class Settings extends EventTarget {
     const { threshold, false_alarms: rate, action } = this.domains[this.domain];
     find("alpha-value").textContent = this.alpha.toFixed(2);
     find("policy").textContent =
-      `From ${signed(threshold)} on: ${ACTIONS[action]}. At most ${percent(rate)} false alarms.`;
+      `${ACTIONS[action]} from score ${signed(threshold)}; at most ${percent(rate)} false alarms.`;
     this.dispatchEvent(new Event("change"));
   }
 }
@@ -58,7 +59,7 @@ export class Settings extends EventTarget {
 /** The API key: asked for once a tab, when the server wants one. */
 export class Key {
   get value() {
-    return sessionStorage.getItem("hq-key") ?? "";
+    return recall(() => sessionStorage, "hq-key") ?? "";
   }
 
   /** Whether a person gave one. */
@@ -72,7 +73,7 @@ export class Key {
         "close",
         () => {
           const given = dialog.returnValue === "use";
-          if (given) sessionStorage.setItem("hq-key", find("key").value.trim());
+          if (given) keep(() => sessionStorage, "hq-key", find("key").value.trim());
           find("key").value = "";
           resolve(given);
         },
@@ -88,11 +89,11 @@ export function offerThemes(button) {
     document.documentElement.dataset.theme = theme;
     button.textContent = `Theme: ${theme}`;
   };
-  const stored = localStorage.getItem("hq-theme");
+  const stored = recall(() => localStorage, "hq-theme");
   show(THEMES.includes(stored) ? stored : "auto");
   button.addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length];
-    localStorage.setItem("hq-theme", next);
+    keep(() => localStorage, "hq-theme", next);
     show(next);
   });
 }

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
@@ -102,7 +103,9 @@ def test_what_is_loaded_is_there():
 def test_every_file_is_packaged():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["harness"]
-    assert "serve/page/**" in patterns
+    for path in FILES:
+        name = path.relative_to(ROOT / "harness").as_posix()
+        assert any(fnmatch(name, pattern) for pattern in patterns), name
 
 
 def test_every_decision_has_its_words_and_its_sign():
