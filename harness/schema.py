@@ -49,6 +49,46 @@ class Detection(Row):
     overlap_p: float = Field(description="hypergeometric P(this many in common by chance)")
 
 
+class Alarm(Row):
+    """What a threshold that promises a false-alarm rate does on held-out answers.
+
+    The promise: a right answer about a new entity scores at or above the threshold with a
+    probability of at most `promised`, on average over calibrations (split conformal prediction).
+    So in every rate an entity weighs the same, however many of its answers are here. Intervals are
+    Clopper and Pearson's, for as many trials as there are entities.
+    """
+
+    precision: str = Field(description="how the checkpoint is run")
+    domain: str = Field(
+        description="`all` questions, or those of a relation whose calibration answers suffice"
+    )
+    promised: float = Field(description="the false-alarm rate that thresholds are set for")
+    needed: int = Field(
+        description="entities that this takes; a domain with fewer calibrated has no row"
+    )
+    calibrated: int = Field(description="entities whose right calibration answers set them")
+    n: int = Field(description="right answers of the test split")
+    entities: int = Field(description="entities that these are about")
+    hallucinated: int = Field(description="hallucinated answers of the test split")
+    hallucinated_entities: int = Field(description="entities that these are about")
+    seed: int = Field(description="seed of the study; no interval here is drawn")
+    threshold: float = Field(description="set on calibration answers at FP16")
+    false_alarms: Estimate = Field(description="right answers flagged at FP16's threshold")
+    detected: Estimate = Field(description="hallucinated answers flagged at it")
+    threshold_recalibrated: float = Field(
+        description="that threshold moved, without labels, to the same quantile of the calibration "
+        "scores here"
+    )
+    false_alarms_recalibrated: Estimate = Field(description="right answers flagged at it")
+    detected_recalibrated: Estimate = Field(description="hallucinated answers flagged at it")
+    threshold_anew: float = Field(
+        description="set anew on the same calibration answers, with their labels, by scores here: "
+        "the promise holds here too. What a bundle for this precision has"
+    )
+    false_alarms_anew: Estimate = Field(description="right answers flagged at it")
+    detected_anew: Estimate = Field(description="hallucinated answers flagged at it")
+
+
 class Control(Row):
     """What the probe's AUROC must be compared with."""
 
@@ -258,6 +298,7 @@ Tables = dict[str, tuple[type[Row], tuple[str, ...]]]
 KINDS: dict[str, Tables] = {
     "study": {
         "detection": (Detection, ("precision",)),
+        "alarms": (Alarm, ("precision", "domain", "promised")),
         "controls": (Control, ("precision", "control")),
         "fidelity": (Fidelity, ("precision", "group")),
         "model": (Model, ("precision",)),

@@ -8,7 +8,7 @@ scores that they came from, what was measured on held-out answers, and a model c
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -68,6 +68,7 @@ class ModelFile:
     """The model file that the bundle was validated on."""
 
     name: str
+    storage: str  # types of its weights
     bytes: Count
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     identity: ModelIdentity
@@ -158,6 +159,18 @@ class Bundle:
                 f"{model.sha256[:12]}…), and {file.path} is another file of that model, where its "
                 "thresholds promise nothing: make a bundle for it with `hq bundle make`."
             )
+        if not np.allclose(norms_of(self.neurons, file), self.norms, rtol=1e-4):
+            raise HQError(
+                f"The norms in the bundle {self.name} are not those of {file.path}: make the "
+                "bundle again."
+            )
+
+    def domain(self, name: str = ALL) -> Domain:
+        """The domain of that name. Raises HQError where the bundle has none."""
+        if name not in self.domains:
+            known = ", ".join(self.domains)
+            raise HQError(f"The bundle {self.name} has no domain {name!r}: it has {known}.")
+        return self.domains[name]
 
     def _require_whole(self, path: Path) -> None:
         """Raises HQError where parts of the bundle do not belong to each other."""
@@ -177,10 +190,13 @@ def write(
     neurons: NeuronSet,
     domains: Mapping[str, Domain],
     validation: Validation,
-    arrays: Mapping[Literal["norms", "scores", "right"], Float[np.ndarray, " value"]],
+    arrays: Mapping[str, Float[np.ndarray, " value"]],
     card: str,
 ) -> None:
-    """Seals a new bundle. Raises HQError where the folder is there already."""
+    """Seals a new bundle; `arrays` are its norms, scores and right, as `Bundle` has them.
+
+    Raises HQError where the folder is there already.
+    """
     files = {
         NEURONS: neurons.model_dump_json(indent=2).encode() + b"\n",
         DOMAINS: _dumped(dict[str, Domain], dict(domains)),
@@ -191,10 +207,17 @@ def write(
     seal(folder, SCHEMA_VERSION, TypeAdapter(Facts).dump_python(facts, mode="json"), files)
 
 
-def model_file(file: GGUFFile) -> ModelFile:
+def norms_of(neurons: NeuronSet, file: GGUFFile) -> Float[np.ndarray, " k"]:
+    """‖W_down[:, i]‖₂ of the set's neurons in a model file, float32, in the set's order."""
+    norms: Float[np.ndarray, " k"] = file.norms.ravel()[neurons.flat]
+    return norms
+
+
+def model_file(file: GGUFFile, storage: str) -> ModelFile:
     """What a bundle says about the file that it is validated on."""
     return ModelFile(
         name=file.path.name,
+        storage=storage,
         bytes=file.path.stat().st_size,
         sha256=sha256_of(file.path),
         identity=file.identity,

@@ -1,7 +1,8 @@
 """A sealed folder: few small files, each named in a manifest with its size and SHA-256.
 
 Nothing else may lie in it, and nothing in it is read before it is known to be what was sealed.
-What is read is read once: the bytes that were checked are the bytes that are used.
+What is read is read once: the bytes that were checked are the bytes that are used. It is no
+signature: who can write the folder can seal another, which then has another digest.
 """
 
 import hashlib
@@ -38,8 +39,7 @@ def seal(
 
     Raises HQError where something of that name is there already.
     """
-    if folder.exists() or folder.is_symlink():
-        raise HQError(f"{folder} is there already: name another folder, or remove it.")
+    require_free(folder)
     entries = {name: _entry(content) for name, content in sorted(files.items())}
     manifest = {"schema_version": version, **facts, "files": entries}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -53,6 +53,12 @@ def seal(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def require_free(folder: Path) -> None:
+    """Raises HQError where something of that name is there already."""
+    if folder.exists() or folder.is_symlink():
+        raise HQError(f"{folder} is there already: name another folder, or remove it.")
 
 
 def unseal(folder: Path, version: int, names: frozenset[str]) -> Sealed:

@@ -6,6 +6,7 @@ Commands import what they need when they run: torch takes seconds, `hq --help` s
 from harness.cli import (
     audit,
     bench,
+    bundle,
     check,
     doctor,
     files,
@@ -22,6 +23,7 @@ __all__ = [
     "app",
     "audit",
     "bench",
+    "bundle",
     "check",
     "doctor",
     "files",

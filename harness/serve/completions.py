@@ -36,7 +36,7 @@ REFUSED: dict[int | str, dict[str, Any]] = {
         504: "The answer took too long.",
     }.items()
 }
-_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
 
 
 def routes(service: Service) -> APIRouter:

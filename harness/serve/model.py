@@ -54,6 +54,7 @@ class ServedModel:
             self.tokens = min(tokens, length) if isinstance(length, int) else tokens
             self._reader = Monitor(self._backend, self.neurons, self.tokens)
             self._writer = Monitor(self._backend, self.neurons, self.tokens)
+            self._warm_up()
         except BaseException:
             self._backend.close()
             raise
@@ -109,6 +110,13 @@ class ServedModel:
         draft.tail = "".join(map(spelling.add, rest)) + spelling.end()
         ended = order.ending.split(tuple(sampler.drawn))
         draft.finish = "length" if ended is None else "stop"
+
+    def _warm_up(self) -> None:
+        """Compiles what reads the neurons, and touches memory: nobody waits for that later."""
+        ending = Ending(frozenset(), (), self.tokenizer.decode)
+        for monitor in (self._reader, self._writer):
+            for _ in monitor.answer((0,), ending, 1):
+                pass
 
     def _steps(self, order: Order, alpha: float, sampler: Sampler) -> Iterator[Step]:
         asked = (order.prompt, order.ending, order.max_new_tokens, sampler)

@@ -5,7 +5,7 @@ without labels, and neurons identified afresh here.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from harness.samples import Sample
-from harness.schema import Control, Detection, Fidelity, Model, Row
+from harness.schema import Alarm, Control, Detection, Fidelity, Model, Row
+from harness.stages.alarms import alarms
 from harness.stages.identify import THRESHOLD, Rows, require_same_tokens
 from harness.stages.uncertainty import Uncertainty, perplexity
 from harness.study import CompareSection
@@ -73,6 +74,7 @@ class Comparison:
         """All rows of this precision, by table."""
         return {
             "detection": [self.detection()],
+            "alarms": [*self.alarms()],
             "controls": [*self.controls()],
             "fidelity": [*self.fidelity()],
             "model": [] if self.uncertainty is None else [self.model(self.uncertainty)],
@@ -115,6 +117,17 @@ class Comparison:
             overlap_p=overlap_p_value(common, *sizes),
         )
 
+    def alarms(self) -> Iterator[Alarm]:
+        """What thresholds that promise a false-alarm rate at FP16 do on the test split here."""
+        return alarms(
+            self.samples,
+            self._rows,
+            self._before_all,
+            self._after_all,
+            self.variant.info.precision,
+            self.seed,
+        )
+
     def controls(self) -> list[Control]:
         """Random and matched neurons, and baselines without neurons, all fitted here."""
         return [
@@ -145,7 +158,7 @@ class Comparison:
         return Model(
             precision=self.variant.info.precision,
             modules=_modules(audit),
-            storage=_storage(audit),
+            storage=storage(audit),
             bits_per_weight=sum(row.bits_per_weight * row.weights for row in audit)
             / sum(row.weights for row in audit),
             weights_mib=self.variant.info.weight_bytes / MIB,
@@ -313,8 +326,8 @@ def _modules(audit: Sequence[AuditRow]) -> str:
     return " + ".join(f"{count} × {module}" for module, count in counts.items())
 
 
-def _storage(audit: Sequence[AuditRow]) -> str:
-    """One type, or which module got which types, and how many of each."""
+def storage(audit: Sequence[AuditRow]) -> str:
+    """How weights are stored: one type, or which module got which types, and how many of each."""
     if len({row.storage for row in audit}) == 1:
         return audit[0].storage
     types: dict[str, list[str]] = defaultdict(list)

@@ -68,28 +68,35 @@ def bundle_folder(gguf_file: Path) -> Path:
         ),
         provenance={"prompt": "chat"},
     )
+    thresholds = {"all": NEVER, "doubted": ALWAYS, "again": ALWAYS, "noted": ALWAYS}
+    return seal(gguf_file.with_name("bundle"), "tiny", file, neurons, thresholds)
+
+
+def seal(
+    folder: Path, name: str, file: GGUFFile, neurons: NeuronSet, thresholds: dict[str, float]
+) -> Path:
+    """A bundle of these thresholds, as if they had been validated."""
     estimate = Estimate(value=0.8, low=0.7, high=0.9, n=50, seed=0)
-    folder = gguf_file.with_name("bundle")
+    facts = bundle.Facts(
+        name=name,
+        hq="0",
+        precision="gguf-source",
+        compute="float32",
+        prompt=str(neurons.provenance["prompt"]),
+        model=bundle.model_file(file, "f32"),
+    )
     bundle.write(
         folder,
-        bundle.Facts(
-            name="tiny",
-            hq="0",
-            precision="gguf-f32",
-            compute="float32",
-            prompt="chat",
-            model=bundle.model_file(file),
-        ),
+        facts,
         neurons,
+        {domain: bundle.Domain(value, 0.1, 40) for domain, value in thresholds.items()},
+        bundle.Validation(estimate, 50, 50, 25, 0, name, "none"),
         {
-            "all": bundle.Domain(NEVER, 0.1, 40),
-            "doubted": bundle.Domain(ALWAYS, 0.1, 20),
-            "again": bundle.Domain(ALWAYS, 0.1, 20),
-            "noted": bundle.Domain(ALWAYS, 0.1, 20),
+            "norms": bundle.norms_of(neurons, file),
+            "scores": np.linspace(-1, 1, 40),
+            "right": np.linspace(-1, 0.5, 20),
         },
-        bundle.Validation(estimate, 50, 50, 25, 0, "tiny", "none"),
-        {name: np.ones(3) for name in ("norms", "scores", "right")},
-        "A tiny model.\n",
+        "A model card.\n",
     )
     return folder
 

@@ -28,7 +28,7 @@ def test_what_the_page_asks(http, bundle_folder):
     found = http.get("/hq").json()
     bundle = Bundle.load(bundle_folder)
     assert found["model"] == "tiny"
-    assert found["bundle"] == {"name": "tiny", "digest": bundle.digest, "precision": "gguf-f32"}
+    assert found["bundle"] == {"name": "tiny", "digest": bundle.digest, "precision": "gguf-source"}
     assert found["domains"]["all"] == {
         "threshold": NEVER,
         "false_alarms": 0.1,

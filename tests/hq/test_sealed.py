@@ -1,0 +1,186 @@
+"""A sealed folder: what is written comes back, and whatever else is refused in one sentence."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from hq.errors import HQError
+from hq.sealed import MANIFEST, seal, sha256_of, unseal
+
+FILES = {"a.json": b"{}\n", "b.bin": bytes(range(256))}
+NAMES = frozenset(FILES)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "sealed"
+    seal(path, 3, {"name": "x"}, FILES)
+    return path
+
+
+def refused(folder, words):
+    with pytest.raises(HQError) as error:
+        unseal(folder, 3, NAMES)
+    assert words in str(error.value), error.value
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def edit(folder, change):
+    """Rewrites the manifest, as who tampers with a file would."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_what_is_sealed_comes_back(folder):
+    found = unseal(folder, 3, NAMES)
+    assert found.files == FILES
+    assert found.facts == {"name": "x"}
+    assert found.digest == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert found.digest == sha256_of(folder / MANIFEST)
+    assert {path.name for path in folder.parent.iterdir()} == {"sealed"}
+
+
+def test_the_same_content_has_the_same_digest(folder, tmp_path):
+    again = tmp_path / "again"
+    seal(again, 3, {"name": "x"}, dict(reversed(FILES.items())))
+    assert unseal(again, 3, NAMES).digest == unseal(folder, 3, NAMES).digest
+
+
+def test_a_folder_that_is_there_stays(folder):
+    with pytest.raises(HQError, match="there already"):
+        seal(folder, 3, {}, {})
+    assert unseal(folder, 3, NAMES).files == FILES
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hq.sealed.os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        seal(tmp_path / "new", 3, {}, FILES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("at", [0, -1])
+def test_a_tampered_byte(folder, name, at):
+    content = bytearray((folder / name).read_bytes())
+    content[at] ^= 1
+    (folder / name).write_bytes(content)
+    refused(folder, f"{name} is not what was sealed")
+
+
+def test_a_file_cut_short_or_grown(folder):
+    (folder / "a.json").write_bytes(b"{")
+    refused(folder, "a.json is not what was sealed")
+    (folder / "a.json").write_bytes(b"{}\n ")
+    refused(folder, "a.json is longer than what was sealed")
+
+
+def test_missing_and_extra_files(folder):
+    (folder / "c.txt").write_text("more")
+    refused(folder, "'c.txt' lies in it")
+    (folder / "c.txt").rename(folder / "__pycache__")
+    refused(folder, "'__pycache__' lies in it")
+    (folder / "__pycache__").rename(folder / ".hidden")
+    refused(folder, "'.hidden' lies in it")
+    (folder / ".hidden").unlink()
+    (folder / "a.json").unlink()
+    refused(folder, "a.json is missing")
+    (folder / MANIFEST).unlink()
+    refused(folder, "has no manifest.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.json", "/etc/hostname", "sub/a.json", "a.json/../b.bin", "..", "", "a.json\0"]
+)
+def test_a_path_as_a_name(folder, name):
+    edit(folder, lambda manifest: manifest["files"].update({name: manifest["files"]["a.json"]}))
+    refused(folder, "which no bundle has")
+
+
+def test_a_name_in_the_place_of_another(folder):
+    edit(
+        folder, lambda manifest: manifest["files"].update({"../x": manifest["files"].pop("a.json")})
+    )
+    refused(folder, "'../x', which no bundle has")
+    edit(folder, lambda manifest: manifest["files"].pop("../x"))
+    refused(folder, "does not name a.json")
+
+
+def test_a_link_is_not_followed(folder, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes(FILES["a.json"])
+    (folder / "a.json").unlink()
+    (folder / "a.json").symlink_to(outside)
+    refused(folder, "a.json is a link to elsewhere")
+    (folder / MANIFEST).rename(tmp_path / "moved")
+    (folder / MANIFEST).symlink_to(tmp_path / "moved")
+    refused(folder, f"{MANIFEST} is a link to elsewhere")
+
+
+def test_only_plain_files_are_opened(folder):
+    (folder / "a.json").unlink()
+    (folder / "a.json").mkdir()
+    refused(folder, "a.json is no plain file")
+    (folder / "a.json").rmdir()
+    os.mkfifo(folder / "a.json")  # opening it would wait for ever
+    refused(folder, "a.json is no plain file")
+
+
+def test_a_file_larger_than_any_is_not_read(folder):
+    os.truncate(folder / "b.bin", 1 << 40)
+    edit(folder, lambda manifest: manifest["files"]["b.bin"].update(bytes=1 << 40))
+    refused(folder, "b.bin is longer")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(folder):
+    (folder / "a.json").chmod(0)
+    refused(folder, "a.json cannot be read")
+
+
+def test_a_folder_that_is_none(tmp_path):
+    refused(tmp_path / "nowhere", "cannot be read (No such file or directory)")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "cannot be read (Not a directory)")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "is no manifest"),
+        (b"{}", "has schema version None but this hq reads 3"),
+        (b'{"schema_version": 4}', "has schema version 4 but"),
+        (b'{"schema_version": "3"}', "has schema version '3' but"),
+        (b'{"schema_version": 3}', "names no files"),
+        (b'{"schema_version": 3, "files": ["a.json", "b.bin"]}', "names no files"),
+        (b'{"schema_version": 3, "files": {"a.json": 1, "b.bin": 2}}', "does not say what a.json"),
+        (
+            b'{"schema_version": 3, "files": {"a.json": {"bytes": 3}, "b.bin": {}}}',
+            "a.json is not what was sealed",
+        ),
+        (
+            b'{"schema_version": 3, "files": {"a.json": {"bytes": 1e999}, "b.bin": {}}}',
+            "does not say what a.json",
+        ),
+    ],
+)
+def test_a_manifest_that_is_none(folder, content, words):
+    (folder / MANIFEST).write_bytes(content)
+    refused(folder, words)
+
+
+def test_nothing_that_is_no_number_is_sealed(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        seal(tmp_path / "new", 3, {"rate": float("nan")}, FILES)
+    assert list(tmp_path.iterdir()) == []
