@@ -15,11 +15,9 @@ pytest.importorskip("playwright", reason="Playwright is not installed: pip insta
 from playwright import sync_api as playwright
 
 from harness.embedded import packaged_gguf
-from hq import bundle
 from hq.gguf.file import GGUFFile
 from hq.neurons import NeuronSet
-from hq.stats import Estimate
-from tests.harness.serve.conftest import ALWAYS, running
+from tests.harness.serve.conftest import ALWAYS, running, seal
 
 pytestmark = pytest.mark.slow
 
@@ -45,31 +43,10 @@ KEY = "open sesame"
 @pytest.fixture(scope="module")
 def monitor(tmp_path_factory):
     """A bundle of the embedded model with the committed TriviaQA neurons."""
-    found = NeuronSet.load(ROOT / "results" / "smollm2-triviaqa" / "neurons.json")
-    file = GGUFFile(packaged_gguf())
-    estimate = Estimate(value=0.8, low=0.7, high=0.9, n=100, seed=0)
+    neurons = NeuronSet.load(ROOT / "results" / "smollm2-triviaqa" / "neurons.json")
+    thresholds = {"all": neurons.thresholds["youden"], "strict": ALWAYS, "again": ALWAYS}
     folder = tmp_path_factory.mktemp("page") / "bundle"
-    bundle.write(
-        folder,
-        bundle.Facts(
-            name="triviaqa",
-            hq="0",
-            precision="gguf-source",
-            compute="int8",
-            prompt="few-shot",
-            model=bundle.model_file(file),
-        ),
-        found,
-        {
-            "all": bundle.Domain(found.thresholds["youden"], 0.1, 100),
-            "strict": bundle.Domain(ALWAYS, 0.1, 100),
-            "again": bundle.Domain(ALWAYS, 0.1, 100),
-        },
-        bundle.Validation(estimate, 100, 100, 50, 0, "triviaqa", "none"),
-        {name: np.ones(len(found.neurons)) for name in ("norms", "scores", "right")},
-        "For tests.\n",
-    )
-    return folder
+    return seal(folder, "triviaqa", GGUFFile(packaged_gguf()), neurons, thresholds)
 
 
 @pytest.fixture(scope="module")
@@ -476,20 +453,25 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_accessible(visit, scheme):
+def test_it_is_accessible_in_light_and_dark(visit):
     axe = pytest.importorskip(
-        "axe_playwright_python", reason="axe-playwright-python is not installed"
+        "axe_playwright_python",
+        reason="axe-core is not installed: pip install --no-deps axe-playwright-python",
     )
     source = (Path(axe.__file__).parent / "axe.min.js").read_text()
+    page = visit(reduced_motion="reduce")
+    page.evaluate(source)
 
-    def violations(page):
-        page.evaluate(source)
-        found = page.evaluate("axe.run()")["violations"]
-        return [(v["id"], [node["html"] for node in v["nodes"]]) for v in found]
+    def violations():
+        found = []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found += [
+                (scheme, v["id"], v["nodes"]) for v in page.evaluate("axe.run()")["violations"]
+            ]
+        return found
 
-    page = visit(color_scheme=scheme, reduced_motion="reduce")
-    assert violations(page) == []
+    assert violations() == []
     ask(page, TRAP)
     page.get_by_label("H-Neurons × α").press("Home")
     page.locator("#repeat").click()
@@ -499,9 +481,11 @@ def test_it_is_accessible(visit, scheme):
     ask(page, "why " * 3000)
     page.locator("summary").click()
     page.locator(".tokens .token").first.focus()
-    assert violations(page) == []
-    pairs = [pair for pair in page.evaluate(PAIRS) if not pair[1].startswith("rgba")]
-    assert len(pairs) > 30
-    assert min(contrast(*pair) for pair in pairs) >= 4.5
+    assert violations() == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        pairs = [pair for pair in page.evaluate(PAIRS) if not pair[1].startswith("rgba")]
+        assert len(pairs) > 30
+        assert min(contrast(*pair) for pair in pairs) >= 4.5
     page.evaluate("document.querySelector('dialog').showModal()")
-    assert violations(page) == []
+    assert violations() == []
