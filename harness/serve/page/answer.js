@@ -6,20 +6,25 @@ import { Gauge } from "./gauge.js";
 import { confidence, percent, signed, spoken } from "./score.js";
 import { Tokens } from "./tokens.js";
 
+// What was decided, in a word and a sentence.
 const DECISIONS = {
-  pass: ["Passed", () => "The score stayed below the threshold of this domain."],
-  annotate: ["Annotated", () => "The score reached the threshold: doubt this answer."],
-  regenerate: ["Regenerated", regenerated],
-  block: ["Blocked", () => "The score reached the threshold, and this domain withholds such answers."],
+  pass: () => ["Passed", "The score stayed below the threshold of this domain."],
+  annotate: () => ["Annotated", "The score reached the threshold: doubt this answer."],
+  regenerate: ({ regenerated, alpha, verdict }) => {
+    if (!regenerated) {
+      return [
+        "Tried again",
+        "The score reached the threshold, and a second answer, with the H-Neurons scaled, was no better: doubt this one.",
+      ];
+    }
+    const now = verdict === "hallucination" ? "it scores lower, but still reaches it." : "it scores lower.";
+    return [
+      "Regenerated",
+      `The first answer reached the threshold. This one was written with the H-Neurons scaled by ${alpha}: ${now}`,
+    ];
+  },
+  block: () => ["Blocked", "The score reached the threshold, and this domain withholds such answers."],
 };
-
-function regenerated({ regenerated, alpha, verdict }) {
-  if (!regenerated) {
-    return "The score reached the threshold. Another answer, with the H-Neurons scaled, was no better: doubt this one.";
-  }
-  const now = verdict === "hallucination" ? "it scores lower, but still reaches it." : "it scores lower.";
-  return `The first answer reached the threshold. This one was written with the H-Neurons scaled by ${alpha}: ${now}`;
-}
 
 const READING = "Reading the question…";
 const HELD = "Writing. This domain holds an answer back until its verdict…";
@@ -87,13 +92,13 @@ export class Answer extends EventTarget {
       return;
     }
     this.name(said.alpha);
-    const [name, meaning] = DECISIONS[said.decision];
+    const [name, meaning] = DECISIONS[said.decision](said);
     if (said.decision === "block") this.withhold();
     this.gauge.limit(said.threshold);
     this.gauge.show(said.score);
     this.score = said.score;
     const cut = this.cut ? " It was cut off at the longest length allowed." : "";
-    this.close(said.decision, name, meaning(said) + cut, said.threshold);
+    this.close(said.decision, name, meaning + cut, said.threshold);
     if (said.audit_id) this.conditions.append(make("span", { class: "audit" }, "audit ", make("code", {}, said.audit_id)));
   }
 
@@ -135,7 +140,8 @@ export class Answer extends EventTarget {
   summary() {
     if (!this.tokens.length) return [];
     const last = this.score ?? this.tokens.at(-1).score;
-    return [make("b", {}, `${this.tokens.length} tokens`), ` score ${signed(last)}`, make("i", {}, HINT)];
+    const count = this.tokens.length;
+    return [make("b", {}, `${count} ${count === 1 ? "token" : "tokens"}`), ` score ${signed(last)}`, make("i", {}, HINT)];
   }
 }
 

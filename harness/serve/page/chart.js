@@ -115,7 +115,7 @@ export class Chart {
         ),
       ]),
       draw("text", { x: MARGIN.left, y: HEIGHT - 4 }, "token 1"),
-      draw("text", { x: right, y: HEIGHT - 4, "text-anchor": "end" }, this.ended ? `${this.tokens.length}` : ""),
+      draw("text", { x: right, y: HEIGHT - 4, "text-anchor": "end" }, this.ended && this.tokens.length > 1 ? `${this.tokens.length}` : ""),
     ];
   }
 

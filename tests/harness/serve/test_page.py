@@ -317,8 +317,8 @@ def test_an_answer_that_was_written_again_says_so(visit, served):
     ask(page, SHORT)
     assert not served.lines()[-1]["regenerated"]
     assert page.locator(".decision").inner_text() == (
-        "Regenerated. The score reached the threshold. Another answer, with the H-Neurons scaled, "
-        "was no better: doubt this one."
+        "Tried again. The score reached the threshold, and a second answer, with the H-Neurons "
+        "scaled, was no better: doubt this one."
     )
 
 
