@@ -76,8 +76,8 @@ export class Answer extends EventTarget {
       (this.tokens.length ? this.strip : this.message).append(text);
       return;
     }
-    // Models begin an answer with a space, which no one means.
-    const shown = this.tokens.length ? text : text.trimStart();
+    // Models begin an answer with a space before its first word, which no one means.
+    const shown = this.tokens.length || !text.trim() ? text : text.trimStart();
     this.tokens.push({ ...said, text });
     this.strip.add(shown, said.token_score);
     this.chart.add(said);
