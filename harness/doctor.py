@@ -23,6 +23,7 @@ _EXTRAS = {
     "gptq": ("gptqmodel",),
     "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
+    "serve": ("fastapi", "uvicorn", "prometheus-client"),
 }
 _GIB = 2**30
 _NEEDED_GIB = 4  # traces and checkpoint of the default study, with room

@@ -41,21 +41,23 @@ def span_means(
     A token whose layer output is exactly zero has no shares: it counts as zero.
     """
     magnitude = h.abs().float()
-    folded = [weights / _denominator(m, magnitude, output, norms)[:, None, :] for m in measures]
+    wholes = [whole(measure, magnitude, output, norms) for measure in measures]
+    folded = [weights / w.masked_fill(w == 0, torch.inf)[:, None, :] for w in wholes]
     stacked = torch.cat(folded, dim=1)  # [batch, measure·span, seq]
     sums = torch.bmm(stacked, magnitude).mul_(norms)  # [batch, measure·span, d_ff]
     return sums.reshape(len(sums), len(measures), weights.shape[1], -1)
 
 
-def _denominator(
+def whole(
     measure: Measure,
-    magnitude: Float[Tensor, "batch seq d_ff"],
-    output: Float[Tensor, "batch seq d_model"],
+    magnitude: Float[Tensor, "*token d_ff"],
+    output: Float[Tensor, "*token d_model"],
     norms: Float[Tensor, " d_ff"],
-) -> Float[Tensor, "batch seq"]:
+) -> Float[Tensor, "*token"]:
+    """What a contribution is divided by, from |h|; zero where a layer's output is exactly zero."""
     if measure == "contribution":
         return torch.ones_like(magnitude[..., 0])
-    whole: Float[Tensor, "batch seq"] = (
-        magnitude @ norms if measure == "sum" else torch.linalg.vector_norm(output.float(), dim=-1)
-    )
-    return whole.masked_fill(whole == 0, torch.inf)
+    if measure == "sum":
+        return magnitude @ norms
+    norm: Float[Tensor, "*token"] = torch.linalg.vector_norm(output.float(), dim=-1)
+    return norm

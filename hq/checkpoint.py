@@ -65,7 +65,7 @@ def identity(path: Path) -> ModelIdentity:
         fingerprint=fingerprint(path),
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
-        d_ff=_d_ff(config),
+        d_ff=ffn_width(config),
         kin=_kin(path, config),
     )
 
@@ -187,7 +187,7 @@ def _tensors(file: Path) -> Iterator[_Tensor]:
         yield name, entry["dtype"], str(entry["shape"]), file, start, end
 
 
-def _d_ff(config: PretrainedConfig) -> int:
+def ffn_width(config: PretrainedConfig) -> int:
     """Width of the FFN's product, which each architecture names its own way."""
     for name in ("intermediate_size", "ffn_dim", "n_inner"):
         width = getattr(config, name, None)

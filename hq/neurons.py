@@ -18,6 +18,7 @@ from hq.errors import HQError
 
 SCHEMA_VERSION: Literal[1] = 1
 GGUF_ORIGIN = "gguf:"  # begins the fingerprint of a GGUF file that names no source checkpoint
+LOADED_ORIGIN = "loaded:"  # begins that of a model in memory, of which only the kin is known
 
 
 class _Record(BaseModel):
@@ -30,8 +31,9 @@ class ModelIdentity(_Record):
     """Which model the neurons belong to; `fingerprint` is a digest of the source checkpoint.
 
     `kin` is 16 hex digits over the model's RMSNorm/LayerNorm weights in FP16, which quantizing
-    leaves as they are: what ties a GGUF of unknown origin to a checkpoint. Frozen norms survive
-    LoRA fine-tuning too, so it is weaker than the fingerprint. Empty where it is not known.
+    leaves as they are: what ties a GGUF of unknown origin, or a model in memory, to a checkpoint.
+    Frozen norms survive LoRA fine-tuning too, so it is weaker than the fingerprint. Empty where it
+    is not known.
     """
 
     name: str
@@ -152,7 +154,8 @@ class NeuronSet(_Record):
 
         HQError for a missing file, broken JSON, another schema version, a bad field, or a model
         with another fingerprint, number of layers or width. Between a checkpoint and a GGUF file of
-        unknown origin, the same `kin` stands in for the same fingerprint.
+        unknown origin, and with a model in memory, the same `kin` stands in for the same
+        fingerprint.
         """
         source = Path(path)
         neurons = cls._parse(source, _read(source))
@@ -209,17 +212,24 @@ def _explain(source: Path, error: ValidationError) -> str:
 
 
 def _require_same_model(source: str, found: ModelIdentity, wanted: ModelIdentity) -> None:
+    loaded = _origin(wanted) == LOADED_ORIGIN
     shape = ("n_layers", "d_ff")
-    for field in shape if _akin(found, wanted) else ("fingerprint", *shape):
+    mark = "kin" if loaded else "fingerprint"
+    for field in shape if _akin(found, wanted) else (mark, *shape):
         have, need = getattr(found, field), getattr(wanted, field)
         if have != need:
+            dtype = ", or load its weights in the type they are stored in" if loaded else ""
             raise HQError(
                 f"{source} belongs to {found.name} ({field} {have}), not to {wanted.name} "
-                f"({field} {need}): identify neurons on this model."
+                f"({field} {need}): identify neurons on this model{dtype}."
             )
 
 
 def _akin(one: ModelIdentity, other: ModelIdentity) -> bool:
-    """Whether one is a checkpoint and the other a GGUF of unknown origin with the same norms."""
-    unknown = [model.fingerprint.startswith(GGUF_ORIGIN) for model in (one, other)]
-    return unknown[0] != unknown[1] and one.kin == other.kin != ""
+    """Whether two that have no fingerprint in common have the same norms."""
+    return _origin(one) != _origin(other) and one.kin == other.kin != ""
+
+
+def _origin(model: ModelIdentity) -> str:
+    """What begins the fingerprint; empty for a checkpoint's."""
+    return next(filter(model.fingerprint.startswith, (GGUF_ORIGIN, LOADED_ORIGIN)), "")

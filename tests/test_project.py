@@ -81,5 +81,6 @@ def test_every_pin_is_exact_and_every_dependency_is_pinned():
         *extras["embedded"],
         *extras["dev"],
         *extras["report"],
+        *extras["serve"],
     ]
     assert {re.split(r"[<>=\[]", name)[0].lower() for name in wanted} <= pinned

@@ -12,15 +12,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
+from harness.bench import monitor_torch
 from harness.bench.base import Row, bench
 from harness.embedded import NAME
-from harness.sources import gguf_of, resolve_model
+from harness.sources import gguf_of
 from hq.backends.llamacpp import LlamaBackend
-from hq.backends.torch import TorchBackend
-from hq.backends.torch_hooks import DownHooks
 from hq.llama.library import library
 from hq.llama.model import Context
 
@@ -36,7 +34,7 @@ Seconds = Float[np.ndarray, "copy round step"]
 
 @bench("monitor")
 def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[Row]:
-    """One-token decodes of the embedded Q4_1 file on one thread. Takes about 2 minutes."""
+    """One-token decodes of the embedded Q4_1 file on one thread. Takes about 4 minutes."""
     rng = np.random.default_rng(seed)
     with LlamaBackend(gguf_of(model), threads=1) as backend, ExitStack() as stack:
         contexts = _contexts(backend, rng, stack)
@@ -58,7 +56,7 @@ def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[Row]:
     return [
         *rows,
         Row(name="added_p99_ms", value=float(added), unit="ms", goal="<= 1", note=p99),
-        _torch(model, ids, max(rounds // 4, 2)),
+        *monitor_torch.rows(model, ids[:_PROMPT], ids[_PROMPT:], rounds, rng),
     ]
 
 
@@ -128,35 +126,6 @@ def _alternate(
                 contexts[name][copy].decode(ids[place : place + 1], [place], [0], [1])
                 times[name][copy, turn, step] = time.perf_counter() - started
     return {name: seconds[:, 1:] for name, seconds in times.items()}
-
-
-def _torch(model: str, ids: np.ndarray, rounds: int) -> Row:
-    """The same question of torch's hooks, which read `sum`-CETT of all neurons."""
-    with TorchBackend(resolve_model(model), "fp16", device="cpu") as backend:
-        hooks = DownHooks(backend.downs, [torch.from_numpy(n) for n in backend.norms], ("sum",))
-        decoding = backend.decoding()
-        token = np.array([0])
-
-        def steps(watched: bool) -> float:
-            decoding.start([tuple(ids[:_PROMPT].tolist())])
-            started = time.perf_counter()
-            for step in range(_STEPS):
-                if watched:
-                    with hooks, torch.inference_mode():
-                        hooks.expect(torch.ones(1, 1, 1))
-                        decoding.step(token, ids[_PROMPT + step : _PROMPT + step + 1])
-                        hooks.collect()
-                else:
-                    decoding.step(token, ids[_PROMPT + step : _PROMPT + step + 1])
-            return time.perf_counter() - started
-
-        pairs = [(steps(False), steps(True)) for _ in range(rounds + 1)][1:]
-    return Row(
-        name="torch_decode_ratio_all_layers",
-        value=float(np.median([watched / plain for plain, watched in pairs])),
-        unit="x",
-        note=f"{1e3 * np.median([plain for plain, _ in pairs]) / _STEPS:.1f} ms a token at fp16",
-    )
 
 
 def _typical(seconds: Seconds) -> float:

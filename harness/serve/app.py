@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -25,7 +26,7 @@ def application(service: Service) -> FastAPI:
         try:
             yield
         finally:
-            service.engine.close()
+            await run_in_threadpool(service.engine.close)
 
     app = FastAPI(
         title="hq",

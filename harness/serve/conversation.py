@@ -29,7 +29,7 @@ def encode(form: str, tokenizer: GGUFTokenizer, turns: Sequence[Turn]) -> list[i
     Raises HQError for an unknown form or a template that does not render, and Refusal for turns
     that the form has no place for.
     """
-    veil = Veil(tokenizer, (turn.text for turn in turns))
+    veil = Veil(tokenizer)
     return CONVERSATIONS[form](veil, [Turn(turn.role, veil.over(turn.text)) for turn in turns])
 
 

@@ -38,7 +38,7 @@ class Engine:
         self._metrics, self._hashes = metrics, dict(hashes)
         self._waiting: queue.Queue[Job | None] = queue.Queue(policy.limits.queue)
         self._recent: deque[float] = deque([1.0], maxlen=32)  # seconds of the last answers
-        self._ending = self._closing = False
+        self._ending = self._cut = False
         self._broken = ""
         self._thread = threading.Thread(target=self._work, name="hq-engine", daemon=True)
         metrics.watch_queue(self._waiting.qsize)
@@ -77,19 +77,21 @@ class Engine:
         """What it means that nobody waits for an answer any more."""
         return "shut down" if self._ending else "disconnected"
 
+    def cut(self) -> None:
+        """Stops what runs and what waits, each with a line of its own."""
+        self._ending = self._cut = True
+
     def close(self) -> None:
-        """Stops what runs and waits, audits it, and ends the thread."""
-        self._ending = self._closing = True
+        """Ends the thread, and says so in the audit log."""
+        self.cut()
         if self._thread.is_alive():
             self._waiting.put(None)
             self._thread.join()
             if not self._broken:
-                self._audit.append({"kind": "stop"})
+                self._record({"kind": "stop"})
 
     def _work(self) -> None:
         while (job := self._waiting.get()) is not None:
-            if self._closing:
-                job.stop("shut down")
             self._metrics.busy.set(1)
             self._answer(job)
             self._metrics.busy.set(0)
@@ -100,8 +102,14 @@ class Engine:
         last: Verdict | Refusal
         error = ""
         job.begin()
+
+        def goes_on() -> None:
+            if self._cut:
+                job.stop("shut down")
+            job.goes_on()
+
         try:
-            for event in self._governor.answer(job.order, job.drafts, job.goes_on):
+            for event in self._governor.answer(job.order, job.drafts, goes_on):
                 if isinstance(event, Verdict):
                     verdict = last = event
                 else:

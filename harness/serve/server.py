@@ -1,5 +1,6 @@
 """The server itself: the socket, signals, and how it ends."""
 
+import asyncio
 import signal
 import socket
 
@@ -36,11 +37,13 @@ def serve(service: Service, opened: socket.socket) -> None:
     try:
         Server(service).run(sockets=[opened])
     finally:
+        service.engine.close()  # a second Ctrl-C ends uvicorn alone
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_RESORT = 10  # seconds until connections are closed whose answers were cut off
 
 
 def _ignored(*_: object) -> None:
@@ -51,18 +54,20 @@ class Server(uvicorn.Server):
     """Uvicorn's, which tells the engine before it waits for what runs."""
 
     def __init__(self, service: Service) -> None:
-        self._engine = service.engine
+        self._engine, self._grace = service.engine, service.policy.limits.grace
         super().__init__(
             uvicorn.Config(
                 application(service),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=service.policy.limits.grace,
+                timeout_graceful_shutdown=self._grace + _LAST_RESORT,
             )
         )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuses new requests, waits for the others, and ends."""
+        """Refuses new requests, waits for the others as long as the policy says, and ends."""
         self._engine.end()
+        cut = asyncio.get_running_loop().call_later(self._grace, self._engine.cut)
         await super().shutdown(sockets)
+        cut.cancel()

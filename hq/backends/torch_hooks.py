@@ -6,15 +6,18 @@ Handles are owned by context managers, so no hook outlives its use.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hq.backends.base import check_factors
-from hq.cett import Measure, span_means
+from hq.cett import Measure, span_means, whole
+from hq.errors import HQError
 
 
 class DownHooks:
@@ -61,8 +64,7 @@ class DownHooks:
 
     def _read(self, layer: int, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         batch, _, seq = self._weights.shape
-        bias = getattr(module, "bias", None)
-        product = output if bias is None else output - bias
+        product = _product(module, output)
         self._means[:, :, :, layer] = span_means(
             args[0].reshape(batch, seq, -1),  # OPT flattens batch and sequence
             product.reshape(batch, seq, -1),
@@ -70,6 +72,96 @@ class DownHooks:
             self._weights,
             self._measures,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One layer of which some neurons are read."""
+
+    layer: int
+    down: nn.Module
+    norms: Float[Tensor, " d_ff"]  # on the device that computes
+    indices: Int[Tensor, " k"]
+
+
+class ShareHooks:
+    """Reads the CETT of some neurons at every token, and hooks no layer that has none of them.
+
+    Hooks are on the model only inside `with`. A pass leaves |h_i| of these neurons and their
+    layers' wholes, and little is done until `collect`, as a hook stands in the way of each layer.
+    """
+
+    def __init__(self, layers: Sequence[Watched], measure: Measure) -> None:
+        self._layers = layers
+        self._measure = measure
+        self._stack = ExitStack()
+        self._passes: list[list[Float[Tensor, "token k_plus_1"]]] = []
+        self.reading = True  # may be switched off for tokens that nobody asks for
+        counts = np.array([len(watched.indices) for watched in layers])
+        ends = np.cumsum(counts + 1) - 1  # where each layer's whole comes after its neurons
+        self._wholes = np.repeat(ends, counts)
+        self._values = np.delete(np.arange(int(counts.sum()) + len(layers)), ends)
+        self._norms = np.concatenate([w.norms[w.indices].cpu().numpy() for w in layers])
+
+    def __enter__(self) -> "ShareHooks":
+        self._forget()
+        for watched, passes in zip(self._layers, self._passes, strict=True):
+            hook = watched.down.register_forward_hook(partial(self._read, watched, passes))
+            self._stack.enter_context(_removing(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._forget()
+
+    def collect(self, batch: int) -> Float[np.ndarray, "batch seq all_k"]:
+        """What the passes since the last call left, layer by layer; then it is forgotten.
+
+        Raises HQError for a layer that was not met.
+        """
+        for watched, passes in zip(self._layers, self._passes, strict=True):
+            if not passes:
+                raise HQError(
+                    f"The down projection of layer {watched.layer} was not met in this forward "
+                    "pass: watch the model itself, before it is compiled."
+                )
+        device = self._passes[0][0].device
+        tensors = [
+            torch.cat([part.reshape(batch, -1, part.shape[-1]) for part in passes], dim=1)
+            for passes in self._passes
+        ]
+        found = torch.cat([tensor.to(device) for tensor in tensors], dim=-1).cpu().numpy()
+        for passes in self._passes:
+            passes.clear()
+        values, wholes = found[..., self._values], found[..., self._wholes]
+        shares = np.zeros_like(values)
+        with np.errstate(invalid="ignore"):  # what is not finite is for the reader to refuse
+            np.divide(values * self._norms, wholes, out=shares, where=wholes != 0)
+        return shares
+
+    def _forget(self) -> None:
+        self._passes = [[] for _ in self._layers]
+
+    def _read(
+        self,
+        watched: Watched,
+        passes: list[Float[Tensor, "token k_plus_1"]],
+        module: nn.Module,
+        args: tuple[Tensor],
+        output: Tensor,
+    ) -> None:
+        if not self.reading:
+            return
+        magnitude = args[0].flatten(0, -2).abs().float()
+        product = _product(module, output) if self._measure == "output" else output
+        wholes = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
+        passes.append(torch.cat([magnitude[:, watched.indices], wholes[:, None]], dim=1))
+
+
+def _product(down: nn.Module, output: Tensor) -> Tensor:
+    """W_down · h, without the bias."""
+    bias = getattr(down, "bias", None)
+    return output if bias is None else output - bias
 
 
 @contextmanager

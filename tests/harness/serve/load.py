@@ -39,9 +39,11 @@ class Load:
     rss: list[int] = field(default_factory=list)  # bytes, a reading a second
 
 
-async def load(address: str, seconds: float, process: psutil.Process, tokens: int = 12) -> Load:
+async def load(
+    found: Load, address: str, seconds: float, process: psutil.Process, tokens: int = 12
+) -> None:
     """Keeps CLIENTS busy; each asks again as soon as it has an answer, or a second after a 429."""
-    found, until = Load(), time.monotonic() + seconds
+    until = time.monotonic() + seconds
 
     async def client(number: int) -> None:
         draw = random.Random(number)
@@ -75,7 +77,6 @@ async def load(address: str, seconds: float, process: psutil.Process, tokens: in
             await asyncio.sleep(1)
 
     await asyncio.gather(memory(), *(client(number) for number in range(CLIENTS)))
-    return found
 
 
 async def ask(http: httpx.AsyncClient, body: dict) -> tuple[int, str | None]:
@@ -118,17 +119,20 @@ def growth(found: Load) -> float:
 
 def run(gguf: Path | str, folder: Path, log: Path, seconds: float, kill: bool) -> dict:
     """One run, with all that must hold of it asserted; the figures."""
+    found = Load()
     with server(gguf, folder, log) as (process, _, address):
         watched = psutil.Process(process.pid)
 
-        async def both() -> Load:
-            loading = asyncio.create_task(load(address, seconds, watched))
+        async def both() -> None:
+            loading = asyncio.create_task(load(found, address, seconds, watched))
             if kill:
                 await asyncio.sleep(seconds / 2)
+                while not found.ids:
+                    await asyncio.sleep(0.05)
                 process.send_signal(signal.SIGKILL)
-            return await loading
+            await loading
 
-        found = asyncio.run(both())
+        asyncio.run(both())
         if not kill:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -54,7 +54,7 @@ def test_control_tokens_that_are_spelled_out_are_letters(tokenizer, name, spelle
 
 def test_texts_without_control_tokens_are_left_alone(tokenizer):
     text = "two \ue0000\ue000 marks, as a hostile user may write them"
-    veil = Veil(tokenizer, [text])
+    veil = Veil(tokenizer)
     assert veil.over(text) == text
     assert veil(text) == tokenizer(text)
 

@@ -1,36 +1,20 @@
-"""A live monitor: a response as it is generated, and what its H-Neurons say at every token."""
+"""A live monitor of llama.cpp, which generates here as well."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import expit
 
 from hq.backends.llamacpp import LlamaBackend
 from hq.errors import HQError
 from hq.llama.tap import Watch
+from hq.monitor.step import Running, Step
 from hq.neurons import NeuronSet
 from hq.sampling import Ending
 
 Choose = Callable[[Float[np.ndarray, " vocab"]], int]  # the next token from its logits
 _BATCH = 512  # tokens of a prompt that one decode reads
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One token of the response, once the model has read it."""
-
-    token: int
-    cett: Float[np.ndarray, " k"]  # of the set's neurons at this token
-    token_score: float  # the decision value of this token alone: log odds of a hallucination
-    score: float  # that of the response so far, which the threshold is for
-
-    @property
-    def confidence(self) -> float:
-        """Probability that the response so far is no hallucination, as the probe has it."""
-        return float(expit(-self.score))
 
 
 class Monitor:
@@ -73,7 +57,7 @@ class Monitor:
         self._require_room(len(prompt), max_new_tokens)
         with self._watched() as watch:
             decisions, logits = self._read(prompt, watch)
-            running = _Running(self.neurons.tokens, decisions)
+            running = Running(self.neurons.tokens, decisions)
             ids: tuple[int, ...] = ()
             while len(ids) < max_new_tokens:
                 ids = (*ids, choose(logits))
@@ -95,7 +79,7 @@ class Monitor:
         self._require_room(len(prompt), 0)
         with self._watched() as watch:
             decisions, _ = self._read(prompt, watch)
-            running = _Running(self.neurons.tokens, decisions)
+            running = Running(self.neurons.tokens, decisions)
             for place, token in enumerate(response, len(prompt)):
                 self._require_room(place, 1)
                 self._decode((token,), place)
@@ -109,7 +93,7 @@ class Monitor:
             )
         self._backend.require_length(old + new)
 
-    def _step(self, token: int, watch: Watch, running: "_Running") -> Step:
+    def _step(self, token: int, watch: Watch, running: "Running") -> Step:
         cett = watch.cett(1)
         decision = float(self.neurons.score_traces(cett)[0])
         return Step(token, cett[0], decision, running.add(decision))
@@ -140,20 +124,3 @@ class Monitor:
             ids, positions, sequence, np.ones(count)
         )[-1]
         return logits
-
-
-class _Running:
-    """The decision value of the span that the set reads, as tokens come.
-
-    The probe is linear in the mean CETT, so its value is the mean of the tokens' values.
-    """
-
-    def __init__(self, span: str, prompt: Float[np.ndarray, " token"]) -> None:
-        fixed = {"prompt": prompt[-1], "other": prompt.mean()}
-        self._fixed = float(fixed[span]) if span in fixed else None
-        self._sum, self._count = 0.0, 0
-
-    def add(self, decision: float) -> float:
-        """The value with one more token of the response."""
-        self._sum, self._count = self._sum + decision, self._count + 1
-        return self._fixed if self._fixed is not None else self._sum / self._count
