@@ -308,6 +308,30 @@ def test_an_answer_ends_without_its_end(backend):
     assert shorter == tokens[: tokens.index(tokens[3])]
 
 
+@pytest.mark.parametrize("tokens", ["answer", "prompt", "other"])
+def test_a_response_that_is_followed_reads_as_it_would_have_been_written(backend, tokens):
+    neurons, prompt = neuron_set(backend, tokens=tokens), (5, 6, 7, 8)
+    scaled = {(neuron.layer, neuron.index): 0.0 for neuron in neurons.positive}
+    with Monitor(backend, neurons) as writer, Monitor(backend, neurons) as reader:
+        written = list(writer.answer(prompt, ENDLESS, 9))
+        followed = list(reader.follow(prompt, (step.token for step in written)))
+        assert [step.score for step in followed] == [step.score for step in written]
+
+        def other():
+            steps = writer.answer(prompt, ENDLESS, 9)
+            while True:  # scaled only while a token is written
+                with backend.scale(scaled):
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step.token
+
+        together = list(reader.follow(prompt, other()))
+    exchange = Exchange(prompt, tuple(step.token for step in together))
+    (batch,) = backend.trace([exchange], ("sum",), (tokens,))
+    assert together[-1].score == pytest.approx(neurons.score(batch.values.reshape(1, -1))[0], 1e-4)
+
+
 def test_two_monitors_side_by_side(backend, gguf):
     with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
         alone = []
@@ -391,6 +415,12 @@ def test_a_prompt_without_room_is_refused(backend):
         for prompt, new in (((), 5), ((5,) * 60, 10)):
             with pytest.raises(HQError, match="do not fit"):
                 next(monitor.answer(prompt, ENDLESS, new))
+        with pytest.raises(HQError, match="do not fit"):
+            next(monitor.follow((), (5,)))
+        steps = monitor.follow((5,) * 60, (5,) * 10)
+        assert len([next(steps) for _ in range(4)]) == 4
+        with pytest.raises(HQError, match="do not fit"):
+            next(steps)
 
 
 # --- files

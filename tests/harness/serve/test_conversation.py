@@ -8,6 +8,7 @@ from harness.serve.conversation import Turn, encode
 from harness.serve.refusal import Refusal
 from harness.serve.veil import Veil
 from hq.backends.llamacpp import LlamaBackend
+from hq.bundle import Bundle
 from hq.errors import HQError
 from tests.harness.serve.conftest import TEMPLATE
 
@@ -93,3 +94,11 @@ def test_added_tokens_are_those_of_the_checkpoint(tokenizer, theirs):
     special = {id for id, token in theirs.added_tokens_decoder.items() if token.special}
     ours = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     assert ours == special
+
+
+def test_hq_monitor_asks_by_the_template(hq, gguf_file, bundle_folder, tmp_path):
+    neurons = Bundle.load(bundle_folder).neurons.model_copy(update={"thresholds": {"all": 0.0}})
+    neurons.save(tmp_path / "neurons.json")
+    named = ("--gguf", gguf_file, "--neurons", tmp_path / "neurons.json", "--form", "chat")
+    outcome = hq("monitor", "the model", *named, "--max-new-tokens", 4, "--json", "--threads", 1)
+    assert outcome.code == 0, outcome

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 
-from harness.serve.sampler import Sampler
+from harness.serve.sampler import Sampler, _nucleus
 from hq.errors import HQError
+from hq.sampling import Sampling, truncated_cdf
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], dtype=np.float32)
 
@@ -37,5 +39,21 @@ def test_a_seed_repeats():
 
 
 def test_logits_that_are_not_finite_are_an_error():
-    with pytest.raises(HQError, match="not finite"):
-        Sampler(0.0, 1.0, 0)(np.array([np.nan, 1.0], dtype=np.float32))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(HQError, match="not finite"):
+            Sampler(0.0, 1.0, 0)(np.array([1.0, bad, 1.0], dtype=np.float32))
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_a_nucleus_is_hq_samplings(top_p, spread):
+    """What responses of a study are drawn from, which sorts the whole vocabulary."""
+    logits = np.random.default_rng(0).normal(size=5000).astype(np.float32) * spread
+    settings = Sampling(1, 1.3, 0, top_p)
+    tokens, cdf = truncated_cdf(torch.from_numpy(logits)[None], settings)
+    theirs = set(tokens[0, : np.searchsorted(cdf[0], 1.0) + 1].tolist())
+    sampler = Sampler(1.3, top_p, 0)
+    assert {sampler(logits) for _ in range(300)} <= theirs
+    if top_p < 1:
+        shares = softmax(logits.astype(np.float64) / 1.3)
+        assert set(_nucleus(shares, top_p).tolist()) == theirs
