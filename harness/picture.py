@@ -44,7 +44,7 @@ def draw(run: Path, into: Path) -> None:
     precisions = points["precision"].unique(maintain_order=True).to_list()
     # Text stays text and ids stay the same, so that the file can be read and compared.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
-        figure = Figure(figsize=(8, 1.2 + 1.3 * len(precisions)), layout="constrained")
+        figure = Figure(figsize=(8, 1.6 + 0.8 * len(precisions)), layout="constrained")
         axes = figure.subplots()
         for i, (name, (colour, marker)) in enumerate(_STYLES.items()):
             mine = points.filter(pl.col("name") == name)
