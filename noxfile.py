@@ -144,7 +144,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Tests on the real embedded model, with llama.cpp; of the page too, where Chromium is there."""
+    """Tests on the real embedded model; of the page too, where Chromium is there."""
     with_llama(session)
     with_browser(session)
     run(session, "pytest", "-m", "slow", *session.posargs)

@@ -38,7 +38,7 @@ _HOMOGENEOUS = ("relu",)  # activations with act(α·x) = α·act(x) for α ≥ 
 
 
 class CheckpointModel:
-    """A checkpoint's folder: dense, bitsandbytes, GPTQ or AWQ. HQError for one hq cannot read."""
+    """A checkpoint's folder: dense, bitsandbytes or packed. HQError for one that hq cannot read."""
 
     def __init__(self, path: Path) -> None:
         if not (path / "config.json").is_file():

@@ -1,4 +1,7 @@
-"""GPTQ and AWQ: output i has a scale of its own in every group of inputs, column i of `scales`."""
+"""Packed weights: output i has a scale of its own in every group of inputs.
+
+GPTQ and AWQ have them in column i of `scales`, compressed-tensors in row i of `weight_scale`.
+"""
 
 from dataclasses import replace
 
@@ -55,4 +58,28 @@ def _groups(layer: PackedLayer) -> Int[np.ndarray, " d_in"]:
     return np.arange(layer.d_in) * len(layer.tensors["scales"]) // layer.d_in
 
 
+class Compressed:
+    """The same in rows: codes stay."""
+
+    def strip(self, store: Store, projection: str, row: int) -> Strip:
+        """The row's scale in each group. HQError for a format that hq does not read."""
+        scheme_of(store.path)
+        scales = store.tensors[f"{projection}.weight_scale"]
+        form = number_format(scales)
+        d_out, groups = scales.shape
+        size = (scales.end - scales.start) // (groups * d_out)
+        return Strip(scales.name, form, row * groups * size, size, groups)
+
+    def row(
+        self, store: Store, projection: str, row: int, numbers: Float[np.ndarray, " group"]
+    ) -> Float[np.ndarray, " d_in"]:
+        """The codes, less what stands for zero, times the scale of their group."""
+        layer = PackedCheckpoint(store.path).layer(projection)
+        ones = {"weight_scale": torch.ones_like(layer.tensors["weight_scale"])}
+        codes = replace(layer, tensors={**layer.tensors, **ones}).dense()[row].numpy()
+        weights: Float[np.ndarray, " d_in"] = codes * numbers.repeat(layer.d_in // len(numbers))
+        return weights
+
+
 SCHEMES.add("qweight", Packed())
+SCHEMES.add("weight_packed", Compressed())

@@ -47,7 +47,7 @@ def _logits(model: Any, exchange: Exchange) -> torch.Tensor:
 def loaded(path: Path) -> Any:
     """As it is stored, computing in float32; packed weights as what they stand for."""
     names = tensor_files(path)
-    if any(name.endswith(".qweight") for name in names):
+    if any(name.endswith((".qweight", ".weight_packed")) for name in names):
         scheme = PackedCheckpoint(path).scheme
         recipe = Recipe(scheme.method, scheme.bits)
         return Exact(str(scheme), recipe).load(path, _CPU)
