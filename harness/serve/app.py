@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from harness.serve import about, completions
 from harness.serve.gate import Gate, answer
-from harness.serve.pages import FOLDER, Pages
+from harness.serve.pages import add_pages
 from harness.serve.refusal import Refusal
 from harness.serve.service import Service
 from hq import __version__
@@ -43,8 +43,7 @@ def application(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _failed)
-    if FOLDER.is_dir():
-        app.mount("/", Pages())
+    add_pages(app)
     _leave_out_422(app)
     return app
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 FOLDER = Path(__file__).parent / "page"
 HEADERS = {
@@ -16,14 +17,19 @@ HEADERS = {
 }
 
 
-class Pages(StaticFiles):
-    """`index.html` at the root, and the files beside it."""
+def add_pages(app: Starlette) -> None:
+    """`index.html` at the root, and the files beside it.
 
-    def __init__(self) -> None:
-        super().__init__(directory=FOLDER, html=True)
+    As routes: a mount at the root would answer for every path that is known by another method.
+    """
+    files = StaticFiles(directory=FOLDER)
 
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """A file, with the headers above."""
-        response = await super().get_response(path, scope)
+    async def page(request: Request) -> Response:
+        response = await files.get_response(
+            request.path_params.get("name", "index.html"), request.scope
+        )
         response.headers.update(HEADERS)
         return response
+
+    for path in ("/", "/{name}"):
+        app.add_route(path, page)

@@ -379,7 +379,6 @@ def test_the_page_is_served_with_a_policy_of_its_own(start, tmp_path, monkeypatc
     (folder / "app.js").write_text("1")
     (tmp_path / "secret").write_text("no")
     monkeypatch.setattr(pages, "FOLDER", folder)
-    monkeypatch.setattr("harness.serve.app.FOLDER", folder)
     with start().client() as http:
         page = http.get("/")
         assert "<title>hq" in page.text
