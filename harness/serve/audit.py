@@ -63,11 +63,6 @@ class AuditLog:
             self._file = -1
         self._lock.release()
 
-    @property
-    def link(self) -> Link:
-        """Where the chain stands."""
-        return self._link
-
     def append(self, content: Mapping[str, Any]) -> None:
         """Adds a line, and returns once it is on the disk.
 
