@@ -63,6 +63,7 @@ def _of_gguf(model: Path, neurons: Path, alpha: float, into: Path) -> "NeuronSet
     from hq.neurons import NeuronSet
 
     base = GGUFFile(model)
+    _require_unbaked(model)
     found = NeuronSet.load(neurons, base.identity)
     write(base, _factors(found, neurons, alpha), into)
     return found
@@ -74,10 +75,19 @@ def _of_checkpoint(model: str, neurons: Path, alpha: float, into: Path) -> "Neur
     from hq.neurons import NeuronSet
 
     path = resolve(model)
+    _require_unbaked(path)
     require_dense(path)  # a quantized one has another fingerprint, which explains nothing
     found = NeuronSet.load(neurons, identity(path))
     write(path, found.model, _factors(found, neurons, alpha), into)
     return found
+
+
+def _require_unbaked(path: Path) -> None:
+    """HQError for a model into which α was baked: the adapter's would come on top."""
+    from hq.bake.baking import opened
+
+    if opened(path).record is not None:
+        raise HQError(f"{path} has α baked in already: `hq bake --undo` it first.")
 
 
 def _factors(found: "NeuronSet", source: Path, alpha: float) -> dict[tuple[int, int], float]:

@@ -137,3 +137,12 @@ def test_a_quantized_checkpoint_is_refused_for_what_it_is(lora, packed, tmp_path
         outcome = lora(model=packed("gptq-4"), neurons=neurons, into="adapter")
         assert outcome.code == 2
         assert "is quantized" in outcome.err
+
+
+def test_a_model_with_alpha_baked_in_is_refused(hq, lora, gguf, neurons, tmp_path):
+    baked = hq("bake", "--alpha", "0.5", "--neurons", neurons, gguf("llama"), "baked.gguf")
+    assert baked.code == 0, baked.err
+    outcome = lora(model="baked.gguf")
+    assert outcome.code == 2
+    assert "baked in already" in outcome.err
+    assert not (tmp_path / "a.gguf").exists()
