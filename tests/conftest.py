@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests import packed_files, tiny
 from tests.packed_files import PACKINGS
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("hq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hq")
 
 
 @pytest.fixture(scope="session")

@@ -324,7 +324,7 @@ def test_a_factor_and_its_inverse_cancel(
         assert off(trace(backend, exchanges), plain) <= case.shape
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     neurons=st.sets(
         st.tuples(st.integers(0, tiny.LAYERS - 1), st.integers(0, tiny.D_FF - 1)), min_size=1

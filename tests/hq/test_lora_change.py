@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hq.errors import HQError
@@ -17,7 +17,6 @@ factors = st.dictionaries(
 ).filter(lambda found: any(alpha != 1 for alpha in found.values()))
 
 
-@settings(deadline=None)
 @given(factors, st.floats(-2, 2), st.integers(0, 2**32 - 1))
 def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
     """W·h + s·B·A·h = W·(α(s) ⊙ h) with α(s) = 1 + s(α₀ − 1), and so for rows of up."""
@@ -34,7 +33,6 @@ def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
         np.testing.assert_allclose(through_up, moved * (up @ x), atol=1e-5)
 
 
-@settings(deadline=None)
 @given(factors)
 def test_layers_and_neurons_come_in_order_and_only_where_something_changes(found):
     made = changes(dict(reversed(found.items())), LAYERS, D_FF)

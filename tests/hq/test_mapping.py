@@ -167,7 +167,7 @@ def test_factors_are_recovered(case, off):
     torch.testing.assert_close(found.factors, SPREAD, rtol=off, atol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from([16, 8, 4, 3, 2]), st.booleans())
 def test_a_mapped_neuron_says_the_same(seed, bits, gated):
     """Through place and factor, h of the variant is h of the source, up to the error of weights."""

@@ -31,7 +31,7 @@ def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Te
     return PackedLayer("l", Scheme.model_validate(config), parts), dense
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(0, 2**32))
 def test_codes_are_unpacked_as_they_were_packed(bits, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -59,7 +59,6 @@ def test_every_answer_is_one_that_is_described(operations, label, mode):
 
     @settings(
         max_examples=120 if mode == GenerationMode.NEGATIVE else 30,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         derandomize=True,

@@ -160,7 +160,7 @@ def test_shards_that_are_not_touched_stay_and_each_digest_is_kept(tmp_path):
     ),
     precision=st.sampled_from(["gptq-4", "gptq-3", "awq-4"]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_alphas_of_any_neurons_come_and_go(alphas, precision, packed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
     source = packed(precision)

@@ -103,7 +103,7 @@ def test_llama_cpp_computes_what_its_callback_does(kind, alpha, typed, tmp_path)
     alignment=st.sampled_from([None, 1, 8, 64, 4096]),
     trailing=st.binary(max_size=50),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_alphas_of_any_neurons_come_and_go(alphas, kind, alignment, trailing):
     with tempfile.TemporaryDirectory() as folder:
         source, baked, again = (Path(folder) / name for name in ("a.gguf", "b.gguf", "c.gguf"))
