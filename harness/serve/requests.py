@@ -6,7 +6,7 @@ answered with an error. Parameters that have one harmless value may be sent with
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 
 def _encodable(text: str) -> str:
@@ -16,7 +16,16 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("false, as nothing else can be had")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
+# Not literals: to those, 0.0 is False, and true is 1.
+No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]
+One = Annotated[int, Field(ge=1, le=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 StopString = Annotated[Text, Field(min_length=1, max_length=64)]
 
@@ -79,7 +88,7 @@ class Asked(Wire):
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     user: Annotated[Text, Field(max_length=256)] | None = None
     hq: Extension = Extension()
-    n: Literal[1] | None = None
+    n: One | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -105,8 +114,8 @@ class ChatRequest(Asked):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Literal[False] | None = None
-    store: Literal[False] | None = None
+    logprobs: No | None = None
+    store: No | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -118,6 +127,6 @@ class TextRequest(Asked):
     """A text to go on with, as it stands."""
 
     prompt: Text
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    echo: No | None = None
+    best_of: One | None = None
     logprobs: None = None
