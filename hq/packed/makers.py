@@ -68,6 +68,10 @@ class _LayerCallback:
 
 
 def _autoround(making: Making, into: Path, layer_done: Callable[[], None]) -> None:
+    """On a CPU it computes in BF16, and saves in BF16 what it does not pack.
+
+    In FP32 a layer takes twice as long.
+    """
     import torch
     from auto_round import AutoRound, AWQConfig, OptimizedRTNConfig
     from auto_round.compressors import orchestrator
