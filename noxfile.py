@@ -22,7 +22,7 @@ SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-facts"
 GPTQ_NEEDS = (
-    *("datasets", "defuser", "device-smi", "dill", "logbar", "ninja"),
+    *("auto-round", "datasets", "defuser", "device-smi", "dill", "logbar", "ninja"),
     *("protobuf", "pypcre", "tokenicer", "torchao"),
 )
 
@@ -61,10 +61,10 @@ def with_llama(session: nox.Session) -> None:
 
 
 def with_gptq(session: nox.Session) -> None:
-    """The shared environment with gptqmodel in it.
+    """The shared environment with auto-round and gptqmodel in it.
 
-    It asks for one release of numpy, and works with the one that is pinned here: so what it needs
-    is installed first, and then the package alone.
+    gptqmodel asks for one release of numpy, and works with the one that is pinned here: so what it
+    needs is installed first, and then the package alone.
     """
     with_extra(session, "gptq", GPTQ_NEEDS, ("--no-deps", "gptqmodel"))
 

@@ -18,6 +18,7 @@ from harness.provenance import (
 )
 from harness.regress import TOLERANCES_FILE
 from harness.stages.identify import NEURONS_FILE
+from harness.study import REFERENCE
 from harness.tables import provenance_json
 from hq.errors import HQError
 
@@ -69,8 +70,8 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
     order = [*committed, *(p for p in new if p not in committed)]
     if not kept:
         return {}
-    common = set(committed) & set(new)
-    changed = difference(of_precisions(ours, common), of_precisions(theirs, common))
+    # What stays is compared with the reference alone: another precision may be made anew.
+    changed = difference(of_precisions(ours, {REFERENCE}), of_precisions(theirs, {REFERENCE}))
     texts = {name: _with_rows(run / name, into / name, order, new) for name in _tables(ours)}
     whole = {name: text for name, text in texts.items() if text is not None}
     if changed is None and whole != texts:

@@ -20,7 +20,7 @@ _EXTRAS = {
     "bnb": ("bitsandbytes",),
     "embedded": ("countryinfo", "airportsdata", "periodictable", "gguf"),
     "datasets": ("datasets",),
-    "gptq": ("gptqmodel",),
+    "gptq": ("gptqmodel", "auto-round"),
     "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
     "serve": ("fastapi", "uvicorn", "prometheus-client"),

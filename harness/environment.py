@@ -11,8 +11,11 @@ FIT = ("numba", "numpy", "scikit-learn", "scipy", "skglm")
 """What fits and what the tables' statistics are computed by."""
 CONVERT = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "transformers")
 """What writes and quantizes GGUF files."""
-PACK = ("gptqmodel", "torch", "transformers")
-"""What makes GPTQ and AWQ checkpoints."""
+PACK = {
+    "gptq": ("gptqmodel", "torch", "transformers"),
+    "awq": ("auto-round", "torch", "transformers"),
+}
+"""What makes a packed checkpoint, by method."""
 QUESTIONS = {"facts": ("airportsdata", "countryinfo", "periodictable")}
 """Packages that a scenario's questions come from."""
 _RUNS = {

@@ -129,7 +129,7 @@ class Variants:
             )
         texts = self.calibration()
         inputs = {
-            "packages": versions(*PACK),
+            "packages": versions(*PACK[recipe.method]),
             "model": self.model.fingerprint,
             "files": file_digests(self.path, ("config.json", *SPELLING)),
             "recipe": asdict(recipe),

@@ -1,12 +1,14 @@
 """Stage `pack`: the checkpoint quantized by GPTQ or AWQ, calibrated on its own questions."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.progress import Task
 from harness.study import PackSection
 from hq.checkpoint import text_config
-from hq.packed.making import Making, group_size, make
+from hq.packed.makers import Making
+from hq.packed.making import group_size, make
 from hq.precisions.packed import Recipe
 
 FOLDER = "checkpoint"
@@ -31,6 +33,7 @@ def pack(
         sym=section.sym and recipe.method == "gptq",
         texts=tuple(texts),
     )
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)  # what a killed run left
     make(making, folder / FOLDER, lambda: task.advance(1))
 
 

@@ -35,7 +35,7 @@ class Recipe:
 
     @property
     def made(self) -> bool:
-        """Whether gptqmodel makes such checkpoints, and runs them; others are read only."""
+        """Whether hq makes such checkpoints, and gptqmodel runs them; others are read only."""
         return self.method != "compressed-tensors"
 
 

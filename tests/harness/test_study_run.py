@@ -1,5 +1,6 @@
 """`hq study run` from questions to tables, and every command that reads what it leaves."""
 
+import copy
 import json
 import os
 import shutil
@@ -176,6 +177,20 @@ def test_check_refuses_another_study_and_accepts_some_of_its_rows(finished, tiny
     assert hq("check", "fp16", "--against", "results", "--accept").code == 0
     for name in (*(f"{name}.csv" for name in KINDS["study"]), "tables.md", "provenance.json"):
         assert (Path("results") / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_accepting_a_precision_made_anew_keeps_the_others_rows(finished, hq):
+    run, results = finished / "runs" / "tiny", Path("results/provenance.json")
+    assert hq("check", run, "--against", "results", "--accept").code == 0
+    whole = json.loads(results.read_text())
+    for precision, code in (("nf4", 0), ("fp16", 2)):
+        facts = copy.deepcopy(whole)
+        facts["definition"]["precisions"] += ["gptq-4"]  # which the run does not have
+        facts["stages"]["trace"][precision]["hq"] = "0.0.1"
+        results.write_text(json.dumps(facts))
+        outcome = hq("check", run, "--against", "results", "--accept")
+        assert outcome.code == code, outcome
+    assert "stages.trace.fp16.hq is" in outcome.err
 
 
 def test_accepting_draws_a_picture_that_is_there_anew(finished, hq, monkeypatch):

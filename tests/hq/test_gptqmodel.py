@@ -1,16 +1,13 @@
-"""Packed checkpoints beside gptqmodel, which is an extra: weights, kernels, and what it makes."""
+"""Packed checkpoints beside gptqmodel, which is an extra: weights and kernels."""
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from hq.backends.torch import TorchBackend
 from hq.errors import HQError
 from hq.packed.checkpoint import PackedCheckpoint
-from hq.packed.making import Making, make
 from hq.precisions.packed import NATIVE, require_right
-from tests import packed_files, tiny, tiny_tokenizers
+from tests import packed_files, tiny
 from tests.packed_files import ASYMMETRIC, MADE, PACKINGS, Packing
 
 
@@ -66,41 +63,3 @@ def test_a_kernel_that_ignores_zero_points_is_caught(library, tmp_path):
     one = PackedCheckpoint(tmp_path / "c").layer("model.layers.0.mlp.up_proj")
     with pytest.raises(HQError, match=r"TorchFusedLinear gives .*up_proj a product that is off by"):
         require_right(theirs[one.name], one, one.dense(), torch.float32)
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, {"sym": False, "desc_act": True}, {"method": "awq", "sym": False}], ids=str
-)
-def test_what_the_library_makes_is_near_the_source(settings, library, tmp_path, monkeypatch):
-    """GPTQ errs more than rounding on weights alone, as it spends the error where inputs are small."""
-    source = tmp_path / "source"
-    tiny.model("llama", num_key_value_heads=4).half().save_pretrained(
-        source
-    )  # AWQ wants 64 outputs
-    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(source)
-    texts = tuple(tuple((7 * i + 3 * j) % 120 + 5 for j in range(60)) for i in range(8))
-    values = {"method": "gptq", "bits": 4, "group_size": 64, "sym": True, **settings}
-    done = []
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    make(Making(source=source, texts=texts, **values), tmp_path / "made", lambda: done.append(1))
-    assert len(done) == tiny.LAYERS
-    assert not list((tmp_path / "here").iterdir())  # the library's logs go elsewhere
-    weights = load_file(source / "model.safetensors")
-    made = PackedCheckpoint(tmp_path / "made")
-    assert made.scheme.desc_act == settings.get("desc_act", False)
-    for one in made.layers():
-        weight = weights[f"{one.name}.weight"].float()
-        if settings.get("method") != "awq":  # whose weights are rescaled
-            assert ((one.dense() - weight).norm() / weight.norm()) < 0.3
-    name = f"{values['method']}-4"
-    with TorchBackend(tmp_path / "made", name, device="cpu") as backend:
-        assert np.isfinite(next(iter(backend.logits(tiny.exchanges())))[1]).all()
-
-
-def test_what_the_library_cannot_make_is_said(library, tmp_path):
-    making = Making(
-        source=tmp_path / "nowhere", method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
-    )
-    with pytest.raises(HQError, match="gptqmodel could not make gptq"):
-        make(making, tmp_path / "made")
