@@ -90,13 +90,13 @@ def test_scores_are_read_with_nothing_scaled(http, gguf_file, bundle_folder):
     from hq.backends.llamacpp import LlamaBackend
     from hq.monitor import Monitor
 
-    body = {"prompt": "the model is", "max_tokens": 8, "stream": True}
+    body = {"prompt": "the model is", "max_tokens": 32, "stream": True}
     readings = {
         alpha: [e["hq"] for e in events(http.post(TEXT, json=body | {"hq": {"alpha": alpha}}))[:-1]]
         for alpha in (0.0, 1.0, 2.0)
     }
     ids = {alpha: [r["token"] for r in found] for alpha, found in readings.items()}
-    assert ids[0.0] != ids[1.0]
+    assert ids[0.0] != ids[2.0]
     neurons = Bundle.load(bundle_folder).neurons
     with LlamaBackend(gguf_file) as backend, Monitor(backend, neurons) as monitor:
         prompt = backend.model.tokenize(body["prompt"])
