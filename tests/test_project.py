@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from harness.cli import app
+from harness.serve.policy import Policy
 from harness.study import Study
 from hq import __version__
 
@@ -37,6 +38,12 @@ def test_the_study_in_the_readme_is_valid():
     block = README.split("    name = ", 1)[1].split("\n    hq study", 1)[0]
     text = "name = " + re.sub(r"^    ", "", block, flags=re.MULTILINE)
     assert Study.model_validate(tomllib.loads(text)).sampling.quota == 1000
+
+
+def test_the_policy_in_the_readme_is_valid():
+    block = README.split('    domain = "all"', 1)[1].split("\nUnder `annotate`", 1)[0]
+    text = 'domain = "all"' + re.sub(r"^    ", "", block, flags=re.MULTILINE)
+    assert Policy.model_validate(tomllib.loads(text)).domains["all"].alpha == 0.5
 
 
 def test_nox_sessions_are_in_the_readme_or_ci_and_explain_themselves():
