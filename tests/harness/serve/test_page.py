@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
 
 from playwright import sync_api as playwright
+from playwright.sync_api import expect
 
 from harness.embedded import packaged_gguf
 from hq.gguf.file import GGUFFile
@@ -103,8 +104,13 @@ def ask(page, question, wait=True):
         ended(page)
 
 
+# What a page draws is drawn at the next frame: two of them, and it is there.
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 def ended(page):
     page.wait_for_selector("#send:visible", timeout=60_000)
+    page.evaluate(DRAWN)
 
 
 def answered(served, question=TRAP, **extension):
@@ -195,12 +201,13 @@ def test_neurons_of_a_token_and_of_the_answer(visit, served):
         return [[cell.inner_text() for cell in row.locator("td").all()] for row in rows.all()]
 
     page.locator(".tokens .token").nth(3).hover()
-    assert page.locator("#neurons-of").inner_text().startswith("At token 4")
+    of = page.locator("#neurons-of")
+    expect(of).to_contain_text("At token 4")
     assert [(row[0], row[1], row[3]) for row in shown()] == [
         (str(layer), str(index), signed(part)) for layer, index, _, part in readings[3]["neurons"]
     ]
     page.mouse.move(2, 2)
-    assert page.locator("#neurons-of").inner_text().startswith("Over the answer")
+    expect(of).to_contain_text("Over the answer")
     sums = {}
     for reading in readings:
         for layer, index, _, part in reading["neurons"]:
@@ -210,7 +217,7 @@ def test_neurons_of_a_token_and_of_the_answer(visit, served):
     assert shown()[0][3] == signed(part)
     box = page.locator(".chart svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] - 75, box["y"] + 40)
-    assert page.locator("#neurons-of").inner_text().startswith(f"At token {len(readings)}")
+    expect(of).to_contain_text(f"At token {len(readings)}")
 
 
 def test_tokens_by_keyboard(visit):
@@ -255,10 +262,10 @@ def test_tokens_by_keyboard(visit):
     assert page.locator('.tokens [aria-selected="true"]').get_attribute("data-index") == "1"
     name = tokens.nth(1).get_attribute("aria-label").replace(", ", " ", 1)
     assert page.locator(".readout").inner_text().startswith(name)
-    assert page.locator(".chart circle.marker").count() == 1
+    expect(page.locator(".chart circle.marker")).to_have_count(1)
     page.keyboard.press("Escape")
     assert focused() == -1
-    assert page.locator(".chart circle.marker").count() == 0
+    expect(page.locator(".chart circle.marker")).to_have_count(0)
 
 
 def test_another_alpha_stands_beside(visit, served):
