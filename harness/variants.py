@@ -19,6 +19,7 @@ from hq.ffn import of_checkpoint
 from hq.gguf.file import GGUFFile
 from hq.neurons import GGUF_ORIGIN, ModelIdentity
 from hq.packed.checkpoint import CONFIG_FILES
+from hq.packed.makers import MAKERS
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import PREFIX as GGUF_PREFIX
 from hq.precisions.gguf import SOURCE as GGUF_SOURCE
@@ -130,6 +131,7 @@ class Variants:
         texts = self.calibration()
         inputs = {
             "packages": versions(*PACK[recipe.method]),
+            "maker": MAKERS[recipe.method].version,
             "model": self.model.fingerprint,
             "files": file_digests(self.path, ("config.json", *SPELLING)),
             "recipe": asdict(recipe),
