@@ -21,9 +21,9 @@ PINS = ROOT / ".ci" / "constraints.txt"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-facts"
-GPTQ_NEEDS = (
+GPTQ_NEEDS = (  # optimum is what peft wants beside gptqmodel
     *("auto-round", "datasets", "defuser", "device-smi", "dill", "logbar", "ninja"),
-    *("protobuf", "pypcre", "tokenicer", "torchao"),
+    *("optimum", "protobuf", "pypcre", "tokenicer", "torchao"),
 )
 
 
