@@ -1,10 +1,13 @@
 """Acceptance: a run's tables become the committed ones, beside rows that only those have."""
 
+import json
+import math
 import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from harness.provenance import (
     PROVENANCE_FILE,
@@ -22,6 +25,7 @@ from harness.study import REFERENCE
 from harness.tables import provenance_json
 from hq.errors import HQError
 
+_ROUNDING = 1e-3  # of a fitted number, relative: the order of sums is the processor's
 _FIRST_CELL = re.compile(r"(?:\| )?([\w.-]+)(?:,| \|)")  # of a CSV's line, or of Markdown's
 
 
@@ -76,14 +80,28 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
     whole = {name: text for name, text in texts.items() if text is not None}
     if changed is None and whole != texts:
         changed = f"{min(texts.keys() - whole.keys())} has other columns"
-    if (run / NEURONS_FILE).read_bytes() != (into / NEURONS_FILE).read_bytes():
+    neurons = (into / NEURONS_FILE).read_text(encoding="utf-8")  # which the kept rows are of
+    found = (run / NEURONS_FILE).read_text(encoding="utf-8")
+    if not _alike(json.loads(found), json.loads(neurons)):
         changed = changed or "the neurons are others"
     if changed is not None:
         raise HQError(
             f"{run} lacks rows of {', '.join(kept)}, and those in {into} cannot stay beside it "
             f"({changed}): run the study with --precisions {','.join(order)}."
         )
-    return whole | {PROVENANCE_FILE: provenance_json(merged(ours, theirs, order))}
+    provenance = provenance_json(merged(ours, theirs, order))
+    return whole | {NEURONS_FILE: neurons, PROVENANCE_FILE: provenance}
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    """Whether two JSON values differ by no more than another machine's rounding."""
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=_ROUNDING)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(_alike, ours, theirs))
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_alike(ours[k], theirs[k]) for k in ours)
+    return bool(ours == theirs)
 
 
 def _with_rows(run: Path, into: Path, order: Sequence[str], new: Collection[str]) -> str | None:

@@ -195,6 +195,17 @@ def test_rows_that_would_no_longer_be_true_are_not_kept(changes, why, run, tmp_p
     assert files(tmp_path / "results") == before
 
 
+def test_rows_stay_beside_neurons_that_another_machine_rounds_otherwise(run, tmp_path):
+    def neurons(weight):
+        return json.dumps({"model": "m", "neurons": [{"index": 3, "weight": weight}]})
+
+    accept(run("whole", precisions=("fp16", "nf4"), neurons=neurons(0.5)), tmp_path / "results")
+    accept(run("near", neurons=neurons(0.50001)), tmp_path / "results")
+    assert (tmp_path / "results" / "neurons.json").read_text() == neurons(0.5)
+    with pytest.raises(HQError, match="the neurons are others"):
+        accept(run("far", neurons=neurons(0.51)), tmp_path / "results")
+
+
 def test_other_columns_are_not_mixed(run, tmp_path):
     accept(run("whole", precisions=("fp16", "nf4")), tmp_path / "results")
     path = tmp_path / "results" / "model.csv"
