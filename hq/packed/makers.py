@@ -38,7 +38,7 @@ class Maker:
 
 
 def _gptqmodel(making: Making, into: Path, layer_done: Callable[[], None]) -> None:
-    """On a CPU in FP32, whose products are several times as fast as FP16's; scales are FP16 still."""
+    """On a CPU in FP32, several times as fast there as FP16; scales are FP16 all the same."""
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
