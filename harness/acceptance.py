@@ -1,13 +1,11 @@
 """Acceptance: a run's tables become the committed ones, beside rows that only those have."""
 
 import json
-import math
 import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from harness.provenance import (
     PROVENANCE_FILE,
@@ -82,7 +80,7 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
         changed = f"{min(texts.keys() - whole.keys())} has other columns"
     neurons = (into / NEURONS_FILE).read_text(encoding="utf-8")  # which the kept rows are of
     found = (run / NEURONS_FILE).read_text(encoding="utf-8")
-    if not _alike(json.loads(found), json.loads(neurons)):
+    if difference(_of_neurons(found), _of_neurons(neurons), _ROUNDING) is not None:
         changed = changed or "the neurons are others"
     if changed is not None:
         raise HQError(
@@ -93,15 +91,8 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
     return whole | {NEURONS_FILE: neurons, PROVENANCE_FILE: provenance}
 
 
-def _alike(ours: Any, theirs: Any) -> bool:
-    """Whether two JSON values differ by no more than another machine's rounding."""
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return math.isclose(ours, theirs, rel_tol=_ROUNDING)
-    if isinstance(ours, list) and isinstance(theirs, list):
-        return len(ours) == len(theirs) and all(map(_alike, ours, theirs))
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ours.keys() == theirs.keys() and all(_alike(ours[k], theirs[k]) for k in ours)
-    return bool(ours == theirs)
+def _of_neurons(text: str) -> Facts:
+    return {NEURONS_FILE: json.loads(text)}
 
 
 def _with_rows(run: Path, into: Path, order: Sequence[str], new: Collection[str]) -> str | None:

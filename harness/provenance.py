@@ -1,5 +1,6 @@
 """Provenance of tables: read, compared, and put together where only precisions differ."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,18 +89,30 @@ def merged(ours: Facts, theirs: Facts, order: Sequence[str]) -> Facts:
     }
 
 
-def difference(ours: Facts, theirs: Facts) -> str | None:
-    """The first of the values in which two provenances differ, in words; None where none does."""
-    return next(_differences(ours, theirs, ""), None)
+def difference(ours: Facts, theirs: Facts, rounding: float = 0.0) -> str | None:
+    """The first of the values in which two provenances differ, in words; None where none does.
+
+    Fractions may differ by `rounding`, relative to the larger.
+    """
+    return next(_differences(ours, theirs, "", rounding), None)
 
 
-def _differences(ours: object, theirs: object, where: str) -> Iterator[str]:
+def _differences(ours: object, theirs: object, where: str, rounding: float) -> Iterator[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted(ours.keys() | theirs.keys()):
             place = f"{where}.{key}" if where else key
             if key in ours and key in theirs:
-                yield from _differences(ours[key], theirs[key], place)
+                yield from _differences(ours[key], theirs[key], place, rounding)
             else:
                 yield f"only one of them has {place}"
-    elif ours != theirs:
+    elif not _alike(ours, theirs, rounding):
         yield f"{where} is {ours!r}, not {theirs!r}"
+
+
+def _alike(ours: object, theirs: object, rounding: float) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=rounding)
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = zip(ours, theirs, strict=True)
+        return all(next(_differences(a, b, "", rounding), None) is None for a, b in pairs)
+    return bool(ours == theirs)

@@ -34,9 +34,15 @@ OPTIONS = (
 TRAP = "Which medal did Marie Curie win at the 1912 Olympics?"
 SHORT = "What is the capital of Japan?"
 QUESTIONS = (  # of which some are answered better with half of the H-Neurons, and some are not
-    *(TRAP, SHORT, "Who wrote Hamlet?", "What is the boiling point of water?"),
-    *("Who was the first king of Mars?", "In which year did Rome burn?", "What is a quark?"),
-    *("Name the longest river of Australia.", "Who painted the Mona Lisa?"),
+    TRAP,
+    SHORT,
+    "Who wrote Hamlet?",
+    "What is the boiling point of water?",
+    "Who was the first king of Mars?",
+    "In which year did Rome burn?",
+    "What is a quark?",
+    "Name the longest river of Australia.",
+    "Who painted the Mona Lisa?",
 )
 RAMBLE = "Tell me a long story about a lighthouse."
 POLICY = {
@@ -323,7 +329,10 @@ def test_a_blocked_answer_is_not_shown(visit, served):
 
 
 def test_an_answer_that_was_written_again_says_so(visit, served):
-    tried = {answered(served, q, domain="again")[1]["regenerated"]: q for q in QUESTIONS}
+    tried, questions = {}, iter(QUESTIONS)
+    while len(tried) < 2:
+        question = next(questions)
+        tried[answered(served, question, domain="again")[1]["regenerated"]] = question
     page = visit()
     page.get_by_label("Domain").select_option("again")
     ask(page, tried[True])
