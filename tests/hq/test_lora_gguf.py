@@ -226,8 +226,8 @@ def test_a_bias_that_is_zero_for_the_neurons_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "start", "scale", "limit"),
     [
-        ("F32", 0.0, 1.0, 5e-4),  # ggml's GELU is a table in FP16: the next entry is 5e-4 away
-        ("F32", 0.3, 0.5, 5e-4),
+        ("F32", 0.0, 1.0, 2e-4),  # rounding, which later layers grow: 1.01e-4 seen with AVX2 alone
+        ("F32", 0.3, 0.5, 2e-4),
         ("F16", 0.0, 1.0, 0.02),
         ("F16", 0.3, 0.5, 0.02),
         ("Q8_0", 0.0, 1.0, 0.2),  # llama.cpp rounds h to 8 bits
