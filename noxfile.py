@@ -152,10 +152,11 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Ruff: rules and format; stages.lock."""
     shared(session)
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
+    run(session, "python", "-m", "harness.stages.lock", "--check")
 
 
 @nox.session

@@ -135,7 +135,7 @@ class Pipeline:
 
         def make(folder: Path) -> None:
             with (
-                self.store.growing("responses", responses) as log,
+                self.store.growing(sample.RESPONSES, responses) as log,
                 self.progress.task("sample responses", len(self.prompted), "questions") as task,
             ):
                 records = sample.collect(
@@ -151,7 +151,7 @@ class Pipeline:
                 )
             sample.write_records(folder, records)
 
-        return self.store.build("sample", inputs, make)
+        return self.store.build(sample.STAGE, inputs, make)
 
     @property
     def _sampling(self) -> Sampling:
@@ -211,7 +211,7 @@ class Pipeline:
                 backend = self.backend(precision)
                 trace.trace(folder, backend, exchanges, measures, spans, storage, task)
 
-        return self.store.build("trace", inputs, make)
+        return self.store.build(trace.STAGE, inputs, make)
 
     def neurons(self, precision: str) -> NeuronSet:
         """Stage `identify` at one precision."""
@@ -236,7 +236,7 @@ class Pipeline:
                 identify.find_neurons(folder, traces, self.samples, section, seed, form)
                 task.advance(1)
 
-        return self.store.build("identify", inputs, make)
+        return self.store.build(identify.STAGE, inputs, make)
 
     def uncertainty(self, precision: str) -> uncertainty.Uncertainty:
         """Stage `uncertainty` at one precision."""
@@ -262,7 +262,7 @@ class Pipeline:
                     task,
                 )
 
-        return self.store.build("uncertainty", inputs, make)
+        return self.store.build(uncertainty.STAGE, inputs, make)
 
     @cached_property
     def texts(self) -> list[Exchange]:

@@ -238,7 +238,7 @@ class Steering:
         """Responses to prompts under each variant, out of a log for any."""
         ending = self.pipeline.ending_of(form)
         inputs = self.pipeline.generates_on(precision, ending) | {"max_new_tokens": max_new_tokens}
-        with self.pipeline.store.growing("respond", inputs) as folder:
+        with self.pipeline.store.growing(respond.STAGE, inputs) as folder:
             return respond.respond(
                 folder / respond.LOG_FILE,
                 lambda: self.pipeline.backend(precision),
@@ -331,4 +331,4 @@ class Steering:
             with self.pipeline.progress.task(name, total, "texts") as task, backend.scale(factors):
                 costs.measure(folder, backend, ids, letters, texts, task)
 
-        return self.pipeline.store.build("costs", inputs, make)
+        return self.pipeline.store.build(costs.STAGE, inputs, make)

@@ -1,7 +1,7 @@
-"""The store: every stage's output in a folder named by the hash of all that it depends on.
+"""The store: every stage's output in a folder named by the digest of all that it depends on.
 
-A stage that was killed leaves a partial folder and goes on in it; a finished one is a rename away,
-so what stands under its final name is whole. Each folder's inputs.json says what was hashed.
+A stage that was killed leaves a partial folder and continues in it. A finished one is renamed, so
+a folder under its final name is complete. Each folder's inputs.json records what was hashed.
 """
 
 import hashlib
@@ -10,14 +10,27 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from hq import __version__
-
 INPUTS_FILE = "inputs.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step from files to files. Its version is part of the key of everything that it makes.
+
+    Raise `version` whenever a change of the code can change the output: artefacts in the store are
+    then made again. `sources` are the modules where the stage's computation starts, beside the
+    module that defines it; `harness.stages.lock` digests them and all that they import.
+    """
+
+    name: str
+    version: int = 1
+    sources: tuple[str, ...] = ()
 
 
 def digest(value: object) -> str:
@@ -40,7 +53,9 @@ class Store:
         self._fresh = fresh
         self._met: set[str] = set()
 
-    def build(self, stage: str, inputs: Mapping[str, object], make: Callable[[Path], None]) -> Path:
+    def build(
+        self, stage: Stage, inputs: Mapping[str, object], make: Callable[[Path], None]
+    ) -> Path:
         """The folder of a stage's output, made by `make(folder)` unless it is there already."""
         with self._locked(stage, inputs) as (final, whole):
             partial = final.with_name(f"{final.name}.partial")
@@ -52,7 +67,7 @@ class Store:
         return final
 
     @contextmanager
-    def growing(self, stage: str, inputs: Mapping[str, object]) -> Iterator[Path]:
+    def growing(self, stage: Stage, inputs: Mapping[str, object]) -> Iterator[Path]:
         """A folder that is never finished: whoever holds it, alone, appends to what is there."""
         with self._locked(stage, inputs) as (folder, whole):
             folder.mkdir(exist_ok=True)
@@ -61,12 +76,11 @@ class Store:
 
     @contextmanager
     def _locked(
-        self, stage: str, inputs: Mapping[str, object]
+        self, stage: Stage, inputs: Mapping[str, object]
     ) -> Iterator[tuple[Path, dict[str, object]]]:
         """An artefact's place and what names it; at first sight the place is emptied if `fresh`."""
-        # Another release may compute another thing: its artefacts are its own.
-        whole = {"hq": __version__, **inputs}
-        name = f"{stage}-{digest([stage, whole])}"
+        whole = {"version": stage.version, **inputs}
+        name = f"{stage.name}-{digest([stage.name, whole])}"
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f"{name}.lock"):
             if self._fresh and name not in self._met:

@@ -68,7 +68,7 @@ class Variants:
                 variant = self._load(precision).ffns()
                 mapping.build(folder, of_checkpoint(self.path), variant, task)
 
-        return self.store.build("map", inputs, make)
+        return self.store.build(mapping.STAGE, inputs, make)
 
     def backend(self, precision: str) -> Backend:
         """The model at a precision, its neurons where the source has them.
@@ -112,7 +112,7 @@ class Variants:
             dense = partial(self.gguf_file, GGUF_PREFIX + "f16")
             gguf.make(folder, kind, self.path, self.model, dense)
 
-        return self.store.build("gguf", inputs, make) / gguf.FILE
+        return self.store.build(gguf.STAGE, inputs, make) / gguf.FILE
 
     def packed(self, precision: str) -> Path:
         """The packed checkpoint of a precision: the study's own, or that of stage `pack`.
@@ -143,7 +143,7 @@ class Variants:
             with self.progress.task(f"make {name}", self.model.n_layers, "layers") as task:
                 pack.pack(folder, self.path, recipe, section, texts, task)
 
-        return self.store.build("pack", inputs, make) / pack.FOLDER
+        return self.store.build(pack.STAGE, inputs, make) / pack.FOLDER
 
     def _file(self, precision: str) -> dict[str, object]:
         """Which file or checkpoint runs a precision; nothing where the model's own does."""

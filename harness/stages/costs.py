@@ -10,8 +10,10 @@ from scipy.special import log_softmax
 
 from harness.progress import Task
 from harness.stages.uncertainty import loss
+from harness.store import Stage
 from hq.backends.base import Backend, Exchange
 
+STAGE = Stage("costs", sources=("hq.backends.opening",))
 _FILE = "costs.npz"
 
 

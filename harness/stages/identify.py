@@ -7,12 +7,14 @@ import numpy as np
 import polars as pl
 
 from harness.samples import Sample, samples_digest
+from harness.store import Stage
 from harness.study import IdentifySection
 from hq.errors import HQError
 from hq.identify import identify
 from hq.thresholds import youden_threshold
 from hq.traces import Traces, exchanges_digest
 
+STAGE = Stage("identify")
 NEURONS_FILE = "neurons.json"
 PATH_FILE = "path.csv"
 THRESHOLD = "youden"

@@ -12,12 +12,14 @@ from safetensors.numpy import load_file, save_file
 
 from harness.progress import Task
 from harness.schema import Mapped
+from harness.store import Stage
 from hq.backends.base import Backend
 from hq.backends.mapped import MappedBackend
 from hq.errors import HQError
 from hq.ffn import FFN
 from hq.mapping import HOLDS, LayerMap, map_model
 
+STAGE = Stage("map", sources=("hq.backends.opening",))
 LAYERS_FILE = "layers.csv"
 _ARRAYS_FILE = "neurons.safetensors"
 _NAMED = 3  # layers that a refusal names

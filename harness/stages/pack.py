@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.progress import Task
+from harness.store import Stage
 from harness.study import PackSection
 from hq.checkpoint import text_config
 from hq.packed.makers import Making
 from hq.packed.making import group_size, make
 from hq.precisions.packed import Recipe
 
+STAGE = Stage("pack")
 FOLDER = "checkpoint"
 
 

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.jsonl import append, read_log
 from harness.progress import Task
-from harness.store import digest
+from harness.store import Stage, digest
 from hq.backends.base import Backend
 from hq.sampling import Ending, Sampling, sample
 
+STAGE = Stage("respond", sources=("hq.backends.opening",))
 LOG_FILE = "log.jsonl"
 PLAIN = "plain"
 _ROWS = 64  # prompts a batch: more do not decode faster on a CPU

@@ -18,10 +18,13 @@ from harness.pairing import Candidate, pairs
 from harness.progress import Task
 from harness.samples import Sample, Split
 from harness.scenarios import Question
+from harness.store import Stage
 from hq.backends.base import Decoding
 from hq.errors import HQError
 from hq.sampling import Ending, Sampling, Tree, sample
 
+RESPONSES = Stage("responses", sources=("hq.backends.opening",))
+STAGE = Stage("sample")
 RESPONSES_FILE = "responses.jsonl"
 LOG_FILE = "log.jsonl"
 CHUNK = 1024  # questions between two looks at the quota

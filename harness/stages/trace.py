@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.progress import Task
+from harness.store import Stage
 from hq.backends.base import Backend, Exchange
 from hq.cett import Measure, Span
 from hq.traces import StorageType, TraceWriter, describe
+
+STAGE = Stage("trace", sources=("hq.backends.opening",))
 
 
 def trace(

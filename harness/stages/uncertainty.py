@@ -15,10 +15,12 @@ from jaxtyping import Float, Shaped
 from scipy.special import log_softmax
 
 from harness.progress import Task
+from harness.store import Stage
 from hq.backends.base import Backend, Exchange
 from hq.backends.batching import shared_prefix
 from hq.stats import Estimate, bootstrap
 
+STAGE = Stage("uncertainty", sources=("hq.backends.opening",))
 LOG_PROBS_FILE = "log_probs.npy"
 
 

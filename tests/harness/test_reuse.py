@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -11,6 +12,7 @@ from harness.judges import RuleJudge
 from harness.outcome import built_from, write
 from harness.pipeline import Pipeline
 from harness.progress import Progress
+from harness.stages import trace
 from harness.store import Store, inputs_of
 from harness.study import Study
 
@@ -42,6 +44,12 @@ def newer(monkeypatch, package):
     monkeypatch.setattr(
         environment, "version", lambda name: "99" if name == package else metadata.version(name)
     )
+
+
+def test_a_raised_version_of_a_stage_makes_its_artefacts_again(opened, monkeypatch):
+    monkeypatch.setattr(trace, "STAGE", replace(trace.STAGE, version=99))
+    with pytest.raises(ModelLoadedError):
+        opened().tables()
 
 
 def edit(path, **changes):

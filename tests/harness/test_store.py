@@ -8,8 +8,9 @@ import textwrap
 
 import pytest
 
-from harness.store import Store, inputs_of
-from hq import __version__
+from harness.store import Stage, Store, inputs_of
+
+STAGE = Stage("stage")
 
 
 def test_built_once_and_found_again(tmp_path):
@@ -19,8 +20,8 @@ def test_built_once_and_found_again(tmp_path):
         calls.append(folder)
         (folder / "out.txt").write_text("x")
 
-    first = Store(tmp_path).build("stage", {"a": 1}, make)
-    second = Store(tmp_path).build("stage", {"a": 1}, make)
+    first = Store(tmp_path).build(STAGE, {"a": 1}, make)
+    second = Store(tmp_path).build(STAGE, {"a": 1}, make)
     assert first == second
     assert len(calls) == 1
     assert (first / "out.txt").read_text() == "x"
@@ -28,9 +29,16 @@ def test_built_once_and_found_again(tmp_path):
 
 def test_another_input_is_another_artefact(tmp_path):
     store = Store(tmp_path)
-    folders = {store.build("stage", {"a": a}, lambda folder: None) for a in (1, 2, "1")}
+    folders = {store.build(STAGE, {"a": a}, lambda folder: None) for a in (1, 2, "1")}
     assert len(folders) == 3
-    assert store.build("other", {"a": 1}, lambda folder: None) not in folders
+    assert store.build(Stage("other"), {"a": 1}, lambda folder: None) not in folders
+
+
+def test_another_version_of_a_stage_is_another_artefact(tmp_path):
+    store, calls = Store(tmp_path), []
+    first, again, second = (store.build(Stage("s", v), {}, calls.append) for v in (1, 1, 2))
+    assert first == again != second
+    assert len(calls) == 2
 
 
 def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_goes_on(tmp_path):
@@ -39,36 +47,36 @@ def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_goes_on(t
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        Store(tmp_path).build("stage", {}, fail)
+        Store(tmp_path).build(STAGE, {}, fail)
     assert not [p for p in tmp_path.iterdir() if p.is_dir() and p.suffix != ".partial"]
     seen = []
-    Store(tmp_path).build("stage", {}, lambda folder: seen.append((folder / "part").read_text()))
+    Store(tmp_path).build(STAGE, {}, lambda folder: seen.append((folder / "part").read_text()))
     assert seen == ["half"]
 
 
 def test_fresh_builds_anew_but_once(tmp_path):
     calls = []
-    Store(tmp_path).build("stage", {}, calls.append)
+    Store(tmp_path).build(STAGE, {}, calls.append)
     store = Store(tmp_path, fresh=True)
-    store.build("stage", {}, calls.append)
-    store.build("stage", {}, calls.append)
+    store.build(STAGE, {}, calls.append)
+    store.build(STAGE, {}, calls.append)
     assert len(calls) == 2
 
 
 def test_inputs_are_written_whole_and_found_again(tmp_path):
-    folder = Store(tmp_path).build("stage", {"a": 1}, lambda folder: None)
-    assert inputs_of(folder) == {"hq": __version__, "a": 1}
-    with Store(tmp_path).growing("log", {"a": 1}) as growing:
-        assert inputs_of(growing) == {"hq": __version__, "a": 1}
+    folder = Store(tmp_path).build(STAGE, {"a": 1}, lambda folder: None)
+    assert inputs_of(folder) == {"version": 1, "a": 1}
+    with Store(tmp_path).growing(Stage("log"), {"a": 1}) as growing:
+        assert inputs_of(growing) == {"version": 1, "a": 1}
 
 
 def test_what_grows_goes_on_after_an_error_and_begins_anew_once_if_fresh(tmp_path):
     def grow(store):
-        with store.growing("log", {}) as folder, open(folder / "log", "a") as log:
+        with store.growing(Stage("log"), {}) as folder, open(folder / "log", "a") as log:
             log.write("x")
         return (folder / "log").read_text()
 
-    with pytest.raises(RuntimeError), Store(tmp_path).growing("log", {}) as folder:
+    with pytest.raises(RuntimeError), Store(tmp_path).growing(Stage("log"), {}) as folder:
         (folder / "log").write_text("x")
         raise RuntimeError
     assert grow(Store(tmp_path)) == "xx"
@@ -82,16 +90,16 @@ def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
         """
         import os, signal, sys
         from pathlib import Path
-        from harness.store import Store
+        from harness.store import Stage, Store
         def make(folder):
             (folder / "part").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
-        Store(Path(sys.argv[1])).build("stage", {}, make)
+        Store(Path(sys.argv[1])).build(Stage("stage"), {}, make)
         """
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, check=False)
     assert killed.returncode == -signal.SIGKILL
     seen = []
-    Store(tmp_path).build("stage", {}, lambda folder: seen.append((folder / "part").read_text()))
+    Store(tmp_path).build(STAGE, {}, lambda folder: seen.append((folder / "part").read_text()))
     assert seen == ["half"]

@@ -186,11 +186,11 @@ def test_accepting_a_precision_made_anew_keeps_the_others_rows(finished, hq):
     for precision, code in (("nf4", 0), ("fp16", 2)):
         facts = copy.deepcopy(whole)
         facts["definition"]["precisions"] += ["gptq-4"]  # which the run does not have
-        facts["stages"]["trace"][precision]["hq"] = "0.0.1"
+        facts["stages"]["trace"][precision]["version"] = 99
         results.write_text(json.dumps(facts))
         outcome = hq("check", run, "--against", "results", "--accept")
         assert outcome.code == code, outcome
-    assert "stages.trace.fp16.hq is" in outcome.err
+    assert "stages.trace.fp16.version is" in outcome.err
 
 
 def test_accepting_draws_a_picture_that_is_there_anew(finished, hq, monkeypatch):
