@@ -151,6 +151,13 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """The contract of every backend on CUDA; fails without a CUDA build of torch."""
+    with_llama(session)
+    run(session, "pytest", "-m", "gpu", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format; stages.lock."""
     shared(session)

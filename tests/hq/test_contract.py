@@ -44,11 +44,11 @@ class Case:
     needs: str = ""  # a package that is an extra
 
 
-def llamacpp(kind: str, path: Path) -> Backend:
+def llamacpp(kind: str, path: Path, **options: int) -> Backend:
     """llama.cpp, which is an extra."""
     from hq.backends.llamacpp import LlamaBackend
 
-    return LlamaBackend(path, f"gguf-{kind}", token_budget=64)
+    return LlamaBackend(path, f"gguf-{kind}", token_budget=64, **options)
 
 
 CASES = {
@@ -82,13 +82,35 @@ CASES = {
         )
         for name in ("gptq-4", "awq-4")
     },
+    **{
+        f"cuda-{name}": Case(
+            partial(TorchBackend, device="cuda", precision=name, token_budget=64),
+            shape=0.05,  # CUDA computes in FP16
+            exact=name != "int8",
+        )
+        for name in ("fp16", "int8", "nf4", "fp4")
+    },
+    "cuda-gptq-4": Case(
+        partial(TorchBackend, device="cuda", precision="gptq-4", token_budget=64),
+        shape=0.05,
+        packed="gptq-4",
+    ),
+    "cuda-llamacpp-f32": Case(
+        partial(llamacpp, "f32", n_gpu_layers=-1), shape=0.05, file="f32", needs="llama_cpp"
+    ),
     "llamacpp-f32": Case(partial(llamacpp, "f32"), file="f32", needs="llama_cpp"),
     "llamacpp-q8_0": Case(partial(llamacpp, "q8_0"), shape=0.05, file="q8_0", needs="llama_cpp"),
     "llamacpp-q4_0": Case(partial(llamacpp, "q4_0"), shape=0.1, file="q4_0", needs="llama_cpp"),
 }
 
 
-@pytest.fixture(scope="module", params=tuple(CASES))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.gpu) if name.startswith("cuda") else name
+        for name in CASES
+    ],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     """Each case in turn."""
     return CASES[request.param]
