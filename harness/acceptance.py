@@ -45,10 +45,10 @@ def accept(run: Path, into: Path) -> None:
         texts |= _with_earlier_rows(run, into)
     into.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (into / name).write_text(text, encoding="utf-8")
+        (into / name).write_text(text, encoding="utf-8", newline="\n")
     if not (into / TOLERANCES_FILE).exists():
         default = files("harness") / "tolerances" / f"{facts['kind']}.toml"
-        (into / TOLERANCES_FILE).write_text(default.read_text())
+        (into / TOLERANCES_FILE).write_text(default.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def _tables(facts: Facts) -> list[str]:

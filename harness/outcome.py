@@ -45,7 +45,9 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
     speeds = [(p, pipeline.uncertainty(p).tokens_per_second) for p in study.precisions]
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
-    (folder / "speed.csv").write_text("precision,prompt_tokens_per_second\n" + "".join(lines))
+    (folder / "speed.csv").write_text(
+        "precision,prompt_tokens_per_second\n" + "".join(lines), encoding="utf-8"
+    )
     return facts
 
 

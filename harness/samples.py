@@ -66,7 +66,11 @@ def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Tra
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Writes one line a sample."""
-    path.write_text("".join(sample.model_dump_json() + "\n" for sample in samples))
+    path.write_text(
+        "".join(sample.model_dump_json() + "\n" for sample in samples),
+        encoding="utf-8",
+        newline="\n",
+    )
 
 
 def read_samples(path: Path) -> list[Sample]:

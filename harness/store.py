@@ -28,7 +28,7 @@ def digest(value: object) -> str:
 
 def inputs_of(folder: Path) -> dict[str, Any]:
     """All that the artefact in `folder` was hashed by, as written when it was built."""
-    inputs: dict[str, Any] = json.loads((folder / INPUTS_FILE).read_text())
+    inputs: dict[str, Any] = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
     return inputs
 
 
@@ -77,4 +77,6 @@ class Store:
 
 
 def _write_inputs(folder: Path, inputs: Mapping[str, object]) -> None:
-    (folder / INPUTS_FILE).write_text(json.dumps(inputs, indent=1, sort_keys=True))
+    (folder / INPUTS_FILE).write_text(
+        json.dumps(inputs, indent=1, sort_keys=True), encoding="utf-8"
+    )

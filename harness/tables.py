@@ -23,8 +23,10 @@ def write_tables(folder: Path, tables: Tables, provenance: Mapping[str, object])
         kind = KINDS[str(provenance["kind"])][name][0]
         _frame(kind, rows).write_csv(folder / f"{name}.csv")
         parts.append(f"## {name}\n\n{markdown(rows, kind)}\n\n{_legend(kind)}\n")
-    (folder / "tables.md").write_text("\n".join(parts))
-    (folder / PROVENANCE_FILE).write_text(provenance_json(provenance))
+    (folder / "tables.md").write_text("\n".join(parts), encoding="utf-8", newline="\n")
+    (folder / PROVENANCE_FILE).write_text(
+        provenance_json(provenance), encoding="utf-8", newline="\n"
+    )
 
 
 def provenance_json(provenance: Mapping[str, object]) -> str:

@@ -82,6 +82,9 @@ class AuditLog:
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        flags |= getattr(
+            os, "O_BINARY", 0
+        )  # on Windows newlines would change, and with them hashes
         self._file = os.open(self.path, flags, 0o600)  # prompts may be in it
         self._size = os.fstat(self._file).st_size
         sync_folder(self.path)
@@ -98,10 +101,12 @@ class AuditLog:
         self._size += len(data)
 
     def _rotate(self) -> None:
-        os.rename(self.path, next_full(self.path))
-        os.close(self._file)
+        os.close(self._file)  # Windows does not rename an open file
         self._file = -1
-        self._open()
+        try:
+            os.rename(self.path, next_full(self.path))
+        finally:
+            self._open()
 
 
 def _set_torn_aside(path: Path) -> dict[str, Any] | None:

@@ -111,6 +111,6 @@ def test_importing_is_light():
         "print([m for m in ('skglm', 'numba', 'sklearn') if m in sys.modules])"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
     )
     assert loaded.stdout.strip() == "[]"
