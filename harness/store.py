@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from hq import __version__
+from hq.storage.atomic import remove_drafts, write_whole
 
 INPUTS_FILE = "inputs.json"
 
@@ -46,6 +47,7 @@ class Store:
             partial = final.with_name(f"{final.name}.partial")
             if not final.exists():
                 partial.mkdir(exist_ok=True)
+                remove_drafts(partial)
                 make(partial)
                 _write_inputs(partial, whole)
                 os.rename(partial, final)
@@ -77,6 +79,4 @@ class Store:
 
 
 def _write_inputs(folder: Path, inputs: Mapping[str, object]) -> None:
-    (folder / INPUTS_FILE).write_text(
-        json.dumps(inputs, indent=1, sort_keys=True), encoding="utf-8"
-    )
+    write_whole(folder / INPUTS_FILE, json.dumps(inputs, indent=1, sort_keys=True))

@@ -15,8 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.serve.chain import ChainError, Link, content_of, line_of
-from harness.serve.logfiles import all_files, next_full, sync_folder
+from harness.serve.logfiles import all_files, next_full
 from hq.errors import HQError
+from hq.storage.atomic import sync_folder
 
 ROTATE_BYTES = 64 << 20
 
@@ -87,7 +88,7 @@ class AuditLog:
         )  # on Windows newlines would change, and with them hashes
         self._file = os.open(self.path, flags, 0o600)  # prompts may be in it
         self._size = os.fstat(self._file).st_size
-        sync_folder(self.path)
+        sync_folder(self.path.parent)
 
     def _write(self, data: bytes) -> None:
         try:

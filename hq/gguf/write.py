@@ -16,9 +16,9 @@ from transformers import PretrainedConfig
 from hq.checkpoint import first_line, text_config, weight_files
 from hq.errors import HQError
 from hq.gguf.conversion import Conversion, Metadata, Value, Weights, conversion_of
-from hq.gguf.draft import draft
 from hq.gguf.tokenizer import tokenizer_metadata
 from hq.neurons import ModelIdentity
+from hq.storage.atomic import atomic_file
 
 Dtype = Literal["f32", "f16"]
 
@@ -67,7 +67,7 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
         | {f"{conversion.architecture}.{key}": value for key, value in own.items()}
         | tokenizer_metadata(checkpoint, config, rows)
     )
-    with draft(into) as path:
+    with atomic_file(into) as path:
         writer = gguf.GGUFWriter(path, conversion.architecture)
         try:
             _write(gguf, writer, metadata, planned, dtype)

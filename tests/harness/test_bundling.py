@@ -176,7 +176,7 @@ def test_a_kill_leaves_no_bundle(make, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hq.sealed.os.fsync", fail)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     assert make().code == 2
     assert [path.name for path in Path().iterdir() if "bundle" in path.name] == []
 

@@ -161,7 +161,7 @@ def test_a_failure_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hq.lora.peft.os.fsync", full)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         made(checkpoint("llama"), dict.fromkeys(NEURONS, 0.0), tmp_path / "adapter")
     assert not list(tmp_path.iterdir())

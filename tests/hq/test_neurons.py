@@ -151,7 +151,7 @@ def test_a_failed_save_leaves_the_old_file(chosen, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("hq.neurons.os.fsync", fail)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         chosen.save(path)
     assert path.read_text(encoding="utf-8") == "old"

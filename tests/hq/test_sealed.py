@@ -60,7 +60,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hq.sealed.os.fsync", fail)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         seal(tmp_path / "new", 3, {}, FILES)
     assert list(tmp_path.iterdir()) == []
