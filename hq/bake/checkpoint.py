@@ -24,9 +24,8 @@ from hq.checkpoint import (
     StoredTensor,
     ffn_width,
     identity,
-    stored_tensors,
+    tensors_of,
     text_config,
-    weight_files,
 )
 from hq.errors import HQError
 from hq.families import family_of
@@ -48,9 +47,7 @@ class CheckpointModel:
         self.path = path
         self._config = text_config(path)
         self._family = family_of(self._config.model_type)
-        self.tensors: Mapping[str, StoredTensor] = {
-            tensor.name: tensor for file in weight_files(path) for tensor in stored_tensors(file)
-        }
+        self.tensors: Mapping[str, StoredTensor] = tensors_of(path)
         self.transposed = self._family.transposed
         self.n_layers, self.d_ff = int(self._config.num_hidden_layers), ffn_width(self._config)
         self.vocabulary = int(self._config.vocab_size)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hq.checkpoint import text_config
+from hq.checkpoint import quantization_of, text_config
 from hq.errors import HQError
 from hq.families import Family, down_projections, family_of
 from hq.ffn import weights_of
@@ -57,7 +57,7 @@ def write(
 
 def require_dense(checkpoint: Path) -> None:
     """Raises HQError for a quantized checkpoint."""
-    if getattr(AutoConfig.from_pretrained(checkpoint), "quantization_config", None) is not None:
+    if quantization_of(checkpoint) is not None:
         raise HQError(
             f"{checkpoint} is quantized, and a PEFT adapter is exact on dense weights only: name "
             "the checkpoint that it was made from, or use `hq bake`."
