@@ -22,6 +22,7 @@ from harness.stages.identify import NEURONS_FILE
 from harness.study import REFERENCE
 from harness.tables import provenance_json
 from hq.errors import HQError
+from hq.storage.atomic import write_whole
 
 _ROUNDING = 1e-3  # of a fitted number, relative: the order of sums is the processor's
 _FIRST_CELL = re.compile(r"(?:\| )?([\w.-]+)(?:,| \|)")  # of a CSV's line, or of Markdown's
@@ -45,10 +46,10 @@ def accept(run: Path, into: Path) -> None:
         texts |= _with_earlier_rows(run, into)
     into.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (into / name).write_text(text, encoding="utf-8")
+        write_whole(into / name, text)
     if not (into / TOLERANCES_FILE).exists():
         default = files("harness") / "tolerances" / f"{facts['kind']}.toml"
-        (into / TOLERANCES_FILE).write_text(default.read_text())
+        write_whole(into / TOLERANCES_FILE, default.read_bytes())
 
 
 def _tables(facts: Facts) -> list[str]:

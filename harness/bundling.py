@@ -23,8 +23,8 @@ from hq.bundle import NAME, Domain, Facts, Validation, model_file, norms_of, wri
 from hq.conformal import require_enough
 from hq.errors import HQError
 from hq.neurons import NeuronSet
-from hq.sealed import require_free
 from hq.stats import bootstrap_auroc
+from hq.storage.atomic import require_free
 
 SAMPLES_FILE = "samples.jsonl"
 

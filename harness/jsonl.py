@@ -12,7 +12,7 @@ Record = TypeVar("Record", bound=BaseModel)
 
 def append(path: Path, records: Sequence[BaseModel]) -> None:
     """Adds records at the end of a log."""
-    with open(path, "a", encoding="utf-8") as stream:
+    with open(path, "a", encoding="utf-8", newline="\n") as stream:
         stream.write("".join(record.model_dump_json() + "\n" for record in records))
 
 

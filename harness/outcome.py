@@ -20,6 +20,7 @@ from harness.study import REFERENCE
 from harness.tables import write_tables
 from hq import __version__
 from hq.stats import Estimate
+from hq.storage.atomic import write_whole
 
 _GIVEN = "given"
 
@@ -45,7 +46,7 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
     speeds = [(p, pipeline.uncertainty(p).tokens_per_second) for p in study.precisions]
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
-    (folder / "speed.csv").write_text("precision,prompt_tokens_per_second\n" + "".join(lines))
+    write_whole(folder / "speed.csv", "precision,prompt_tokens_per_second\n" + "".join(lines))
     return facts
 
 

@@ -325,7 +325,7 @@ class Pipeline:
 
     def _file_texts(self, path: str, length: int = 256) -> list[Exchange]:
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
         ids = self.encode(text)

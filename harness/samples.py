@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hq.backends.base import Exchange
 from hq.errors import HQError
 from hq.neurons import NeuronSet
+from hq.storage.atomic import write_whole
 from hq.traces import Traces
 
 Split = Literal["train", "calibration", "test"]
@@ -66,7 +67,7 @@ def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Tra
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Writes one line a sample."""
-    path.write_text("".join(sample.model_dump_json() + "\n" for sample in samples))
+    write_whole(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
 
 
 def read_samples(path: Path) -> list[Sample]:

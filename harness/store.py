@@ -16,6 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from hq.storage.atomic import remove_drafts, write_whole
+
 INPUTS_FILE = "inputs.json"
 
 
@@ -41,7 +43,7 @@ def digest(value: object) -> str:
 
 def inputs_of(folder: Path) -> dict[str, Any]:
     """All that the artefact in `folder` was hashed by, as written when it was built."""
-    inputs: dict[str, Any] = json.loads((folder / INPUTS_FILE).read_text())
+    inputs: dict[str, Any] = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
     return inputs
 
 
@@ -61,6 +63,7 @@ class Store:
             partial = final.with_name(f"{final.name}.partial")
             if not final.exists():
                 partial.mkdir(exist_ok=True)
+                remove_drafts(partial)
                 make(partial)
                 _write_inputs(partial, whole)
                 os.rename(partial, final)
@@ -91,4 +94,4 @@ class Store:
 
 
 def _write_inputs(folder: Path, inputs: Mapping[str, object]) -> None:
-    (folder / INPUTS_FILE).write_text(json.dumps(inputs, indent=1, sort_keys=True))
+    write_whole(folder / INPUTS_FILE, json.dumps(inputs, indent=1, sort_keys=True))

@@ -45,7 +45,7 @@ def write(folder: Path, steering: Steering, tables: Mapping[str, Sequence[Row]])
     }
     write_tables(folder, tables, facts)
     shutil.copyfile(pipeline.neurons_folder(REFERENCE) / NEURONS_FILE, folder / NEURONS_FILE)
-    with open(folder / OUTPUTS_FILE, "w", encoding="utf-8") as lines:
+    with open(folder / OUTPUTS_FILE, "w", encoding="utf-8", newline="\n") as lines:
         for precision in study.precisions:
             for output in _outputs(steering, precision):
                 lines.write(json.dumps(output, ensure_ascii=False) + "\n")

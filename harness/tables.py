@@ -11,6 +11,7 @@ from harness.provenance import PROVENANCE_FILE
 from harness.schema import KINDS, Row
 from hq.errors import HQError
 from hq.stats import Estimate
+from hq.storage.atomic import write_whole
 
 Tables = Mapping[str, Sequence[Row]]
 
@@ -21,10 +22,10 @@ def write_tables(folder: Path, tables: Tables, provenance: Mapping[str, object])
     parts = [f"# {provenance['study']}\n"]
     for name, rows in tables.items():
         kind = KINDS[str(provenance["kind"])][name][0]
-        _frame(kind, rows).write_csv(folder / f"{name}.csv")
+        write_whole(folder / f"{name}.csv", _frame(kind, rows).write_csv())
         parts.append(f"## {name}\n\n{markdown(rows, kind)}\n\n{_legend(kind)}\n")
-    (folder / "tables.md").write_text("\n".join(parts))
-    (folder / PROVENANCE_FILE).write_text(provenance_json(provenance))
+    write_whole(folder / "tables.md", "\n".join(parts))
+    write_whole(folder / PROVENANCE_FILE, provenance_json(provenance))
 
 
 def provenance_json(provenance: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
@@ -18,18 +18,22 @@ from hq.errors import HQError
 from hq.kin import NORM_NAMES, kin
 from hq.neurons import ModelIdentity
 
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 _CHUNK = 1 << 22
 
 
 def resolve(model: str) -> Path:
     """The folder of `model`: a local checkpoint folder, or a hub id (downloaded by its cache).
 
-    Raises HQError when it is neither, when its config cannot be read, or when the weights are not
-    safetensors: pickles are never loaded.
+    Raises HQError when it is neither, when it is an adapter, when its config cannot be read, or
+    when the weights are not safetensors: pickles are never loaded.
     """
     path = Path(model).expanduser()
     if not path.exists():
         path = _from_hub(model)
+    require_no_adapter(path)
     if not (path / "config.json").is_file():
         raise HQError(f"{path} is not a checkpoint: it has no config.json; name a model folder.")
     text_config(path)  # a broken config is named here, not by whatever reads it next
@@ -41,13 +45,53 @@ def resolve(model: str) -> Path:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by name."""
-    return sorted(path.glob("*.safetensors"))
+    """The safetensors files that make up a checkpoint, by name: those that transformers loads.
+
+    That is model.safetensors, else the shards in the index, else (packed checkpoints have other
+    names) all of them. Raises HQError for an index that cannot be read or names a missing file.
+    """
+    single, index = path / SINGLE_FILE, path / INDEX_FILE
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(path.glob("*.safetensors"))
+    try:
+        names = _Index.model_validate_json(index.read_bytes()).weight_map.values()
+    except ValidationError as error:
+        raise HQError(
+            f"{index} cannot be read: {error.errors()[0]['msg']}; copy it again."
+        ) from error
+    files = [path / name for name in sorted(set(names))]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise HQError(f"{missing[0]} is missing, which {index.name} names: copy it again.")
+    return files
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str] = Field(min_length=1)
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
-    """Which file of a checkpoint holds each tensor. HQError for a file that is not whole."""
-    return {name: file for file in weight_files(path) for name in _names(file)}
+    """Which file of a checkpoint holds each tensor. Raises as `tensors_of` does."""
+    return {name: tensor.file for name, tensor in tensors_of(path).items()}
+
+
+def tensors_of(path: Path) -> dict[str, "StoredTensor"]:
+    """Every tensor of a checkpoint, by name.
+
+    Raises HQError for a file that is not whole, and for a name that stands in two files.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(path):
+        for tensor in stored_tensors(file):
+            other = found.setdefault(tensor.name, tensor)
+            if other is not tensor:
+                raise HQError(
+                    f"{other.file.name} and {file.name} in {path} both hold {tensor.name}: remove "
+                    "the file that does not belong to the checkpoint."
+                )
+    return found
 
 
 class StoredTensor(NamedTuple):
@@ -94,13 +138,72 @@ def identity(path: Path) -> ModelIdentity:
 
 
 def text_config(path: Path) -> PretrainedConfig:
-    """The language model's own config, also inside a multimodal one."""
+    """The language model's own config, also inside a multimodal one.
+
+    Raises HQError for a config that cannot be read, or that has transformers load other weights
+    than those of the folder's usual files: an adapter beside it, or a file that it names itself.
+    """
+    require_no_adapter(path)
     try:
         config = AutoConfig.from_pretrained(path)
     except (ValueError, OSError, KeyError) as error:
         raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
+    named = getattr(config, "transformers_weights", None)
+    if named is not None and named not in (SINGLE_FILE, INDEX_FILE):
+        raise HQError(
+            f"{path / 'config.json'} has transformers_weights = {named!r}: name that file "
+            f"{SINGLE_FILE} and remove the key, so that every tool reads the same weights."
+        )
     text: PretrainedConfig = config.get_text_config()
     return text
+
+
+def require_no_adapter(path: Path) -> None:
+    """Raises HQError for a LoRA adapter: alone in a folder, or beside a model's weights.
+
+    Beside weights, transformers attaches it wherever peft is installed, and each product is then of
+    other weights than those in the files.
+    """
+    file = path / ADAPTER_CONFIG_FILE
+    if not file.is_file():
+        return
+    if not (path / "config.json").is_file():
+        base = _base_of(file)
+        raise HQError(
+            f"{path} is an adapter{base and f' of {base}'}, not a model: merge it into its base "
+            "model (peft's merge_and_unload), save that, and name the merged folder."
+        )
+    raise HQError(
+        f"{path} has an adapter beside its weights ({ADAPTER_CONFIG_FILE}), which transformers "
+        "would attach: merge it (peft's merge_and_unload) and save the model, or move the adapter "
+        "out of the folder."
+    )
+
+
+def _base_of(adapter_config: Path) -> str:
+    """The base model that an adapter names; empty where it names none."""
+    try:
+        stated = json.loads(adapter_config.read_bytes())
+    except ValueError:
+        return ""
+    return str(stated.get("base_model_name_or_path") or "") if isinstance(stated, dict) else ""
+
+
+def quantization_of(path: Path) -> str | None:
+    """The method by which config.json says that the weights are quantized; None for a dense model.
+
+    Multimodal configs may say it of the language model alone.
+    """
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
+    for part in (config, config.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            stated = part.get(key) if isinstance(part, dict) else None
+            if isinstance(stated, dict) and stated:
+                return str(stated.get("quant_method") or "another method").lower()
+    return None
 
 
 def fingerprint(path: Path) -> str:
@@ -109,9 +212,8 @@ def fingerprint(path: Path) -> str:
     Sharding and file headers do not change it; one bit of one weight does.
     Raises HQError for a truncated or unreadable safetensors file.
     """
-    tensors = sorted(t for file in weight_files(path) for t in stored_tensors(file))
     digest = hashlib.blake2b(digest_size=8)
-    for name, dtype, shape, file, start, end in tensors:
+    for name, dtype, shape, file, start, end in sorted(tensors_of(path).values()):
         digest.update(f"{name} {dtype} {list(shape)}\n".encode())
         with open(file, "rb") as stream:
             stream.seek(start)
@@ -161,7 +263,7 @@ def _kin(path: Path, config: PretrainedConfig) -> str:
     if names is None:
         return ""
     norms: dict[str, Float[np.ndarray, " d"]] = {}
-    for tensor in (t for file in weight_files(path) for t in stored_tensors(file)):
+    for tensor in tensors_of(path).values():
         canonical = names.canonical(tensor.name)
         if canonical is not None and tensor.dtype in _TO_FLOAT32:
             norms[canonical] = _vector(tensor) + np.float32(names.offset)

@@ -4,6 +4,7 @@ L1 logistic regression on standardised features; C by cross-validation, among th
 within the sparsity cap.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Literal, NamedTuple
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
 from hq.features import standardise
-from hq.l1 import SOLVER, Path, l1_path, smallest_c
+from hq.l1 import SOLVER, TOLERANCE, Path, l1_path, smallest_c
 from hq.neurons import ModelIdentity, Neuron, NeuronSet
 from hq.stats import auroc
 
@@ -33,6 +34,7 @@ class PathPoint(BaseModel):
     auroc_sd: float
     n_nonzero: int
     n_positive: int
+    tolerance: float  # loosest that a fit at this C met, on all rows or on a fold's; see hq.l1
 
 
 class _Design(NamedTuple):
@@ -101,9 +103,22 @@ def identify(
             "cv_auroc": points[best].auroc_mean,
             "solver": SOLVER,
             "solver_version": version("skglm"),
+            **_loose(points[best]),
         },
     )
     return chosen, points
+
+
+def _loose(point: PathPoint) -> dict[str, float]:
+    """The tolerance, for provenance, where a fit did not meet hq.l1.TOLERANCE; also a warning."""
+    if point.tolerance <= TOLERANCE:
+        return {}
+    warnings.warn(
+        f"The L1 fit at C = {point.C:g} met a tolerance of {point.tolerance:g} only, not "
+        f"{TOLERANCE:g}: weights near zero may be in or out of the set by chance.",
+        stacklevel=3,
+    )
+    return {"tolerance": point.tolerance}
 
 
 def _stack(
@@ -172,13 +187,13 @@ def _eligible(path: Path, cap: float) -> Path:
             f"(from C = {path.Cs[0]:g} on, the fits have {path.n_nonzero.tolist()}): "
             "gather more samples, or raise max_fraction."
         )
-    return Path(path.Cs[keep], path.coefs[keep], path.intercepts[keep])
+    return Path(*(part[keep] for part in path))
 
 
 def _cross_validate(design: _Design, path: Path, folds: int, seed: int) -> list[PathPoint]:
-    areas = np.array(
-        [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
-    )  # [folds, c]
+    found = [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
+    areas = np.array([areas for areas, _ in found])  # [folds, c]
+    tolerances = np.max([path.tolerances, *(loosest for _, loosest in found)], axis=0)
     return [
         PathPoint(
             C=float(C),
@@ -186,9 +201,15 @@ def _cross_validate(design: _Design, path: Path, folds: int, seed: int) -> list[
             auroc_sd=float(sd),
             n_nonzero=int(np.count_nonzero(coef)),
             n_positive=int(np.count_nonzero(coef > 0)),
+            tolerance=float(tolerance),
         )
-        for C, mean, sd, coef in zip(
-            path.Cs, areas.mean(axis=0), areas.std(axis=0, ddof=1), path.coefs, strict=True
+        for C, mean, sd, coef, tolerance in zip(
+            path.Cs,
+            areas.mean(axis=0),
+            areas.std(axis=0, ddof=1),
+            path.coefs,
+            tolerances,
+            strict=True,
         )
     ]
 
@@ -213,13 +234,13 @@ def _held_out(
     Cs: Float[np.ndarray, " c"],
     train: Int[np.ndarray, " train"],
     test: Int[np.ndarray, " test"],
-) -> list[float]:
-    """AUROC on the test rows for each C, standardised and fitted on the training rows."""
+) -> tuple[list[float], Float[np.ndarray, " c"]]:
+    """For each C, AUROC on the test rows, fitted on the training rows; and the tolerance met."""
     fold = standardise(design.X, rows=train)
     path = l1_path(fold.Z, design.y[train], Cs.tolist())
     used = np.flatnonzero(path.coefs.any(axis=0))
     seen = (design.X[np.ix_(test, used)] - fold.mean[used]) / fold.scale[used]
-    return [auroc(seen @ coef[used], design.y[test]) for coef in path.coefs]
+    return [auroc(seen @ coef[used], design.y[test]) for coef in path.coefs], path.tolerances
 
 
 def _neurons(

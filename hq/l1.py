@@ -17,8 +17,9 @@ from hq.errors import HQError
 
 SOLVER = "skglm.ProxNewton"
 # Largest violation of the optimality conditions, as a share of the L1 weight alpha. The looser ones
-# are for fits where float32's own noise exceeds the first.
-_TOLERANCES = (1e-3, 1e-2, 1e-1)
+# are for fits where float32's own noise exceeds the first; a Path says which of them each fit met.
+TOLERANCE = 1e-3
+_TOLERANCES = (TOLERANCE, 1e-2, 1e-1)
 _MAX_ITERATIONS = 50
 # Weights below this are rounding, not choices.
 _ZERO = 1e-8
@@ -30,6 +31,7 @@ class Path(NamedTuple):
     Cs: Float[np.ndarray, " c"]
     coefs: Float[np.ndarray, "c p"]
     intercepts: Float[np.ndarray, " c"]
+    tolerances: Float[np.ndarray, " c"]  # that each fit met: TOLERANCE, unless it did not converge
 
     @property
     def n_nonzero(self) -> Int[np.ndarray, " c"]:
@@ -66,14 +68,17 @@ def l1_path(
     signs = np.where(y == 1, 1, -1).astype(np.float32)
     w = np.zeros(design.shape[1] + 1, dtype=np.float32)  # the intercept is last
     fits: list[Float[np.ndarray, " p1"]] = []
+    tolerances: list[float] = []
     ascending = sorted(Cs)
     for c in ascending:
-        w = _fit(design, signs, c, w)
+        w, tolerance = _fit(design, signs, c, w)
         fits.append(w)
+        tolerances.append(tolerance)
         if max_nonzero is not None and np.count_nonzero(w[:-1]) > max_nonzero:
             break
     stacked = np.stack(fits)
-    return Path(np.array(ascending[: len(fits)]), stacked[:, :-1], stacked[:, -1])
+    Cs = np.array(ascending[: len(fits)])
+    return Path(Cs, stacked[:, :-1], stacked[:, -1], np.array(tolerances))
 
 
 def objective(
@@ -108,8 +113,8 @@ def _fit(
     signs: Float[np.ndarray, " n"],
     C: float,
     start: Float[np.ndarray, " p1"],
-) -> Float[np.ndarray, " p1"]:
-    """Weights, then intercept, at one C. HQError if no tolerance is reached."""
+) -> tuple[Float[np.ndarray, " p1"], float]:
+    """Weights, then intercept, at one C, and the tolerance met. HQError if none is."""
     # skglm and numba take seconds to import: only a fit pays for them.
     from skglm.penalties import L1
     from skglm.solvers import ProxNewton
@@ -131,7 +136,7 @@ def _fit(
             )
         if violation <= tolerance * alpha:
             w[:-1][np.abs(w[:-1]) < _ZERO] = 0
-            return w
+            return w, tolerance
     raise HQError(
         f"The L1 fit does not converge at C = {C:g}: gather more samples, or lower max_fraction, "
         "which ends the path sooner."

@@ -4,8 +4,6 @@ Kept as JSON that a person can read and diff. A file carries the schema version 
 fingerprint, and loading refuses what does not match.
 """
 
-import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -15,6 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hq.errors import HQError
+from hq.storage.atomic import write_whole
 
 SCHEMA_VERSION: Literal[1] = 1
 GGUF_ORIGIN = "gguf:"  # begins the fingerprint of a GGUF file that names no source checkpoint
@@ -139,14 +138,7 @@ class NeuronSet(_Record):
 
     def save(self, path: str | Path) -> None:
         """Write indented JSON; a reader sees the old file or the new one, never a part."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
+        write_whole(Path(path), self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, model: ModelIdentity | None = None) -> Self:

@@ -151,6 +151,8 @@ def truncated_cdf(
     """
     k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     top, tokens = torch.topk(logits, k, dim=-1)
+    if top.device.type == "mps":  # which has no float64
+        top = top.cpu()
     shares = torch.softmax(top.double() / settings.temperature, dim=-1)
     before = shares.cumsum(dim=-1) - shares
     shares = shares.masked_fill(before >= settings.top_p, 0.0)

@@ -7,16 +7,14 @@ signature: who can write the folder can seal another, which then has another dig
 
 import hashlib
 import json
-import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hq.errors import HQError
+from hq.storage.atomic import atomic_folder
 
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 26  # bytes of a file: 64 MiB, far above what any needs
@@ -35,30 +33,16 @@ class Sealed:
 def seal(
     folder: Path, version: int, facts: Mapping[str, object], files: Mapping[str, bytes]
 ) -> None:
-    """Writes the files and their manifest; the folder is there whole, or not at all.
+    """Write the files and their manifest; the folder appears when it is complete.
 
-    Raises HQError where something of that name is there already.
+    Raises HQError where something of that name exists.
     """
-    require_free(folder)
     entries = {name: _entry(content) for name, content in sorted(files.items())}
     manifest = {"schema_version": version, **facts, "files": entries}
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with atomic_folder(folder) as draft:
         for name, content in {**files, MANIFEST: text.encode()}.items():
-            _write(draft / name, content)
-        draft.chmod(0o755)  # a temporary folder is for its owner alone
-        os.rename(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def require_free(folder: Path) -> None:
-    """Raises HQError where something of that name is there already."""
-    if folder.exists() or folder.is_symlink():
-        raise HQError(f"{folder} is there already: name another folder, or remove it.")
+            (draft / name).write_bytes(content)
 
 
 def unseal(folder: Path, version: int, names: frozenset[str]) -> Sealed:
@@ -151,13 +135,6 @@ def _read(path: Path, limit: int) -> bytes:
 
 def _entry(content: bytes) -> dict[str, object]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _damaged(folder: Path, what: str) -> HQError:

@@ -48,7 +48,7 @@ def weight_statistics(ffn: FFN) -> dict[str, Float[np.ndarray, " d_ff"]]:
         "read_spread": _mean([_spread(read) for read in reads]),
         "write_spread": _shared(write) / norms.clamp_min(torch.finfo(norms.dtype).tiny),
     }
-    return {name: values.double().numpy() for name, values in found.items()}
+    return {name: values.cpu().double().numpy() for name, values in found.items()}
 
 
 def activity_statistics(

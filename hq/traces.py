@@ -63,7 +63,7 @@ class TraceWriter:
         text = info.model_dump_json(indent=1) + "\n"
         if not self._draft.exists():
             _write_whole(self._draft, text)
-        elif self._draft.read_text() != text:
+        elif self._draft.read_text(encoding="utf-8") != text:
             raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
         shape = (info.n, info.model.n_layers, info.model.d_ff)
         self._files = {
@@ -78,7 +78,7 @@ class TraceWriter:
         """Numbers of the batches that are wholly written."""
         if not self._log.exists():
             return frozenset()
-        lines = self._log.read_text().split("\n")[:-1]  # what follows the last newline was cut off
+        *lines, _ = self._log.read_text(encoding="utf-8").split("\n")  # the last one was cut off
         return frozenset(map(int, lines))
 
     def write(self, batch: TraceBatch) -> None:
@@ -89,7 +89,7 @@ class TraceWriter:
                 handle, offset = self._files[measure, span]
                 for row, value in zip(batch.rows, values[:, m, s], strict=True):
                     os.pwrite(handle, value.tobytes(), offset + int(row) * value.nbytes)
-        with open(self._log, "a") as log:
+        with open(self._log, "a", encoding="utf-8") as log:
             log.write(f"{batch.number}\n")
 
     def close(self, norms: Float[np.ndarray, "layer d_ff"]) -> None:
@@ -137,7 +137,7 @@ class Traces:
         if not path.is_file():
             raise HQError(f"{folder} holds no finished trace: run `hq trace` into it first.")
         try:
-            info = TraceInfo.model_validate_json(path.read_text())
+            info = TraceInfo.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
             first = error.errors()[0]
             raise HQError(f"{path} is damaged ({first['msg']}): trace again.") from error
@@ -192,5 +192,5 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple
 
 def _write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -218,8 +218,8 @@ def save_packed(
         else:
             state[name] = edited
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(
-        json.dumps(config | {"quantization_config": packing.config})
+        json.dumps(config | {"quantization_config": packing.config}), encoding="utf-8"
     )
     return folder

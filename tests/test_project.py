@@ -17,7 +17,7 @@ from harness.study import Study
 from hq import __version__
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text().replace("\\\n", " ")
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 COMMANDS = re.findall(r"^    hq (.+?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
 
 
@@ -47,7 +47,7 @@ def test_the_policy_in_the_readme_is_valid():
 
 
 def test_nox_sessions_are_in_the_readme_or_ci_and_explain_themselves():
-    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     sessions = {
         node.name: ast.get_docstring(node)
         for node in tree.body
@@ -67,20 +67,25 @@ def test_importing_is_light(module):
     heavy = ("torch", "transformers", "skglm", "numba", "bitsandbytes", "sklearn", "matplotlib")
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        encoding="utf-8",
     )
     assert found.stdout.strip() == "[]"
 
 
 def test_the_version_is_in_the_changelog():
-    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_pin_is_exact_and_every_dependency_is_pinned():
-    pins = (ROOT / ".ci" / "constraints.txt").read_text().split()
+    pins = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").split()
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [
         *project["dependencies"],
@@ -91,3 +96,19 @@ def test_every_pin_is_exact_and_every_dependency_is_pinned():
         *extras["serve"],
     ]
     assert {re.split(r"[<>=\[]", name)[0].lower() for name in wanted} <= pinned
+
+
+def test_text_is_read_and_written_as_utf8():
+    """What ruff's PLW1514 misses: it does not know that an attribute or a result is a path."""
+    for folder in ("hq", "harness", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                named = (
+                    node.func.attr
+                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                    else ""
+                )
+                keywords = {word.arg for word in node.keywords} if named else set()
+                text = named in ("read_text", "write_text", "fdopen") or "text" in keywords
+                if text and named in ("read_text", "write_text", "fdopen", "run", "Popen"):
+                    assert "encoding" in keywords, f"{path}:{node.lineno}"

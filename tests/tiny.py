@@ -90,7 +90,10 @@ def save_gguf(family: str, path: Path, kind: str) -> Path:
     if family == "mistral":
         config = folder / "config.json"
         config.write_text(
-            config.read_text().replace('"sliding_window": 8', '"sliding_window": null')
+            config.read_text(encoding="utf-8").replace(
+                '"sliding_window": 8', '"sliding_window": null'
+            ),
+            encoding="utf-8",
         )
     tiny_tokenizers.byte_level(VOCABULARY, every_byte=False).save_pretrained(folder)
     dense = kind if kind in ("f32", "f16") else "f16"

@@ -4,6 +4,7 @@ Its projections have rank 16, so it needs neither 26 GB nor hours.
 What a trace allocates depends on shapes alone, and those are Llama-2 7B's.
 """
 
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -79,8 +80,14 @@ def _peak_mib() -> float:
     """The most memory that this process has had so far."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, whose ru_maxrss begins with that of the parent process
-        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        (line,) = (
+            row
+            for row in status.read_text(encoding="utf-8").splitlines()
+            if row.startswith("VmHWM")
+        )
         return int(line.split()[1]) / 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
     import resource  # macOS: in bytes
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

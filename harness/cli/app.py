@@ -1,9 +1,11 @@
 """The application itself: its help, its output, and what becomes of errors."""
 
+import codecs
 import json
 import logging
 import sys
 from errno import ENOSPC
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -47,13 +49,22 @@ def root(
 
 def print_json(value: object) -> None:
     """One JSON object on stdout, unwrapped and uncoloured."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value, indent=1) + "\n")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON that stdout can encode: letters outside ASCII are escaped unless it is UTF-8."""
+    escape_all = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    return json.dumps(value, indent=indent, ensure_ascii=escape_all)
 
 
 def main() -> None:
     """Runs a command. Bad input is one sentence and exit code 2; Ctrl-C is exit code 130."""
     for library in _CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a letter that the locale lacks stops no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except HQError as error:

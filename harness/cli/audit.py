@@ -1,6 +1,5 @@
 """`hq audit verify`, `hq audit query`: what a server wrote of its answers."""
 
-import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from harness.cli.app import AsJson, app, err, out, print_json
+from harness.cli.app import AsJson, app, err, json_text, out, print_json
 from hq.errors import HQError
 
 audit_app = typer.Typer(no_args_is_help=True, help="Check and search the log of `hq serve`.")
@@ -93,7 +92,7 @@ def query(
     try:
         for content in matching:
             if as_json:
-                sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+                sys.stdout.write(json_text(content) + "\n")
             else:
                 table.add_row(*(_shown(content.get(name)) for name in _COLUMNS))
     except ChainError as error:

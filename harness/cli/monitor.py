@@ -1,6 +1,5 @@
 """`hq monitor`: an answer as it is generated, coloured by what its H-Neurons say."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from harness.cli.app import app, err, out
+from harness.cli.app import app, err, json_text, out
 from hq.errors import HQError
 
 if TYPE_CHECKING:
@@ -182,5 +181,5 @@ def _style(score: float) -> str:
 
 
 def _print_line(**values: object) -> None:
-    sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(values) + "\n")
     sys.stdout.flush()

@@ -15,8 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.serve.chain import ChainError, Link, content_of, line_of
-from harness.serve.logfiles import all_files, next_full, sync_folder
+from harness.serve.logfiles import all_files, next_full
 from hq.errors import HQError
+from hq.storage.atomic import sync_folder
 
 ROTATE_BYTES = 64 << 20
 
@@ -82,9 +83,12 @@ class AuditLog:
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        flags |= getattr(
+            os, "O_BINARY", 0
+        )  # on Windows newlines would change, and with them hashes
         self._file = os.open(self.path, flags, 0o600)  # prompts may be in it
         self._size = os.fstat(self._file).st_size
-        sync_folder(self.path)
+        sync_folder(self.path.parent)
 
     def _write(self, data: bytes) -> None:
         try:
@@ -98,10 +102,12 @@ class AuditLog:
         self._size += len(data)
 
     def _rotate(self) -> None:
-        os.rename(self.path, next_full(self.path))
-        os.close(self._file)
+        os.close(self._file)  # Windows does not rename an open file
         self._file = -1
-        self._open()
+        try:
+            os.rename(self.path, next_full(self.path))
+        finally:
+            self._open()
 
 
 def _set_torn_aside(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """The files of one log: the one that grows, and the full ones before it, LOG.000001 and so on."""
 
-import os
 import re
 from pathlib import Path
 
@@ -21,16 +20,6 @@ def next_full(path: Path) -> Path:
 def all_files(path: Path) -> list[Path]:
     """The full files and the growing one, where they are."""
     return [*full_files(path), *([path] if path.exists() else [])]
-
-
-def sync_folder(path: Path) -> None:
-    """Makes names that are new in a file's folder outlive a power cut."""
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _numbered(path: Path) -> list[tuple[int, Path]]:

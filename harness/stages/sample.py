@@ -130,7 +130,7 @@ def _sharing(decoding: Callable[[], Decoding], prompts: Sequence[tuple[int, ...]
 def write_records(folder: Path, records: Sequence[Record]) -> None:
     """Writes responses.jsonl."""
     lines = (record.model_dump_json() + "\n" for record in records)
-    (folder / RESPONSES_FILE).write_text("".join(lines))
+    (folder / RESPONSES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def savings(records: Iterable[Record]) -> str:
@@ -178,7 +178,7 @@ def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sampl
 
 def read_records(folder: Path) -> dict[str, Record]:
     """The records of a finished stage by question id."""
-    records = parse((folder / RESPONSES_FILE).read_text(), Record)
+    records = parse((folder / RESPONSES_FILE).read_text(encoding="utf-8"), Record)
     return {record.id: record for record in records}
 
 

@@ -61,7 +61,7 @@ def measure(
     prefix = len(shared_prefix([answer.prompt for answer in answers]))  # read once
     read = prefix + sum(len(answer) - prefix for answer in answers)
     speed = {"tokens_per_second": read / seconds}
-    (folder / "speed.json").write_text(json.dumps(speed))
+    (folder / "speed.json").write_text(json.dumps(speed), encoding="utf-8")
 
 
 def _held_out(
@@ -113,7 +113,7 @@ def perplexity(
 def read(folder: Path) -> Uncertainty:
     """The arrays of a finished stage."""
     arrays = np.load(folder / "uncertainty.npz", allow_pickle=False)
-    speed = json.loads((folder / "speed.json").read_text())
+    speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
     return Uncertainty(
         arrays["entropy"], arrays["nll"], arrays["kl"], arrays["tokens"], speed["tokens_per_second"]
     )

@@ -4,7 +4,6 @@ The record is a file of its own in the folder, which is what travels: no tensor 
 changes. What is stored how is told by the tensors themselves, projection by projection.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,7 +14,7 @@ from jaxtyping import Float, UInt8
 
 from hq.backends.base import Exchange
 from hq.bake import bitsandbytes, packed, plain  # noqa: F401 - registers its schemes
-from hq.bake.copying import changed, copy_to_disk, draft_folder, patch, sha256
+from hq.bake.copying import changed, copy_to_disk, patch, sha256
 from hq.bake.model import Factors, Weights
 from hq.bake.record import Record
 from hq.bake.running import run
@@ -25,13 +24,13 @@ from hq.checkpoint import (
     StoredTensor,
     ffn_width,
     identity,
-    stored_tensors,
+    tensors_of,
     text_config,
-    weight_files,
 )
 from hq.errors import HQError
 from hq.families import family_of
 from hq.neurons import ModelIdentity
+from hq.storage.atomic import atomic_folder
 
 RECORD_FILE = "hq-bake.json"
 _HOMOGENEOUS = ("relu",)  # activations with act(α·x) = α·act(x) for α ≥ 0
@@ -48,9 +47,7 @@ class CheckpointModel:
         self.path = path
         self._config = text_config(path)
         self._family = family_of(self._config.model_type)
-        self.tensors: Mapping[str, StoredTensor] = {
-            tensor.name: tensor for file in weight_files(path) for tensor in stored_tensors(file)
-        }
+        self.tensors: Mapping[str, StoredTensor] = tensors_of(path)
         self.transposed = self._family.transposed
         self.n_layers, self.d_ff = int(self._config.num_hidden_layers), ffn_width(self._config)
         self.vocabulary = int(self._config.vocab_size)
@@ -117,19 +114,16 @@ class CheckpointModel:
     def bake(self, target: Path, patches: Sequence[Patch], record: Record) -> Record:
         """Writes the patched folder; originals are hashed while they are copied."""
         touched = self._touched(patches)
-        with draft_folder(target) as folder, ThreadPoolExecutor(1) as other:
+        with atomic_folder(target) as folder, ThreadPoolExecutor(1) as other:
             digests = other.map(sha256, [self.path / name for name in touched])
             self._copy(folder, patches)
             whole = record.model_copy(update={"sha256": dict(zip(touched, digests, strict=True))})
-            with open(folder / RECORD_FILE, "w", encoding="utf-8") as file:
-                file.write(whole.model_dump_json(indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            (folder / RECORD_FILE).write_bytes(whole.model_dump_json(indent=1).encode() + b"\n")
         return whole
 
     def restore(self, target: Path, patches: Sequence[Patch], record: Record) -> None:
         """Writes the folder as it was. HQError where a digest is not the original's."""
-        with draft_folder(target) as folder:
+        with atomic_folder(target) as folder:
             self._copy(folder, patches)
             if record.sha256 != {n: sha256(folder / n) for n in self._touched(patches)}:
                 raise changed(self.path)

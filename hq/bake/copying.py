@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from errno import EINVAL, ENOSYS, EOPNOTSUPP, EXDEV
 from pathlib import Path
 from typing import BinaryIO
@@ -52,19 +50,6 @@ def patch(path: Path, patches: Iterable[tuple[int, Patch]]) -> None:
             each.strip.bytes_in(written[start:])[:] = each.content
         written.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def draft_folder(into: Path) -> Iterator[Path]:
-    """A folder beside `into` that takes its name at the end, and goes on an error."""
-    into.parent.mkdir(parents=True, exist_ok=True)
-    path = into.with_name(f".{into.name}.{os.getpid()}.draft")
-    try:
-        path.mkdir()
-        yield path
-        os.rename(path, into)
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def copy_to_disk(source: Path, target: Path) -> None:

@@ -22,11 +22,11 @@ from hq.bake.model import Factors, Weights
 from hq.bake.record import Record
 from hq.bake.strips import Patch, Strip
 from hq.errors import HQError
-from hq.gguf.draft import draft
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Tensor, padded
 from hq.gguf.layout import ARCHITECTURES
 from hq.neurons import ModelIdentity
+from hq.storage.atomic import atomic_file
 
 KEY = "hq.bake.record"
 
@@ -121,7 +121,7 @@ class GGUFModel:
 
         end = header.end + len(_entry(finished(_NO_DIGEST).model_dump_json()))
         data_start = padded(end, header.alignment)
-        with draft(target) as path, ThreadPoolExecutor(1) as other:
+        with atomic_file(target) as path, ThreadPoolExecutor(1) as other:
             digest = other.submit(sha256, self.path)
             with open(self.path, "rb") as original, open(path, "wb") as out:
                 out.write(bytes(data_start))
@@ -136,7 +136,7 @@ class GGUFModel:
         """Writes the file as it was. HQError where its digest is not the original's."""
         header = self._header_before(record)
         data_start = self.file.header.data_start
-        with draft(target) as path:
+        with atomic_file(target) as path:
             with open(self.path, "rb") as baked, open(path, "wb") as out:
                 out.write(header)
                 copy_from(baked, data_start, out)

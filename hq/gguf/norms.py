@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from hq.gguf.draft import draft
 from hq.gguf.types import GGMLType, dequantized
+from hq.storage.atomic import write_whole
 
 _ROWS = 128  # dequantized at a time: a few MB of float32, whatever the model
 _SCHEMA = "1"
@@ -41,8 +41,8 @@ def cached(model: Path, stamp: str, shape: tuple[int, int], compute: Callable[[]
     if kept is not None:
         return kept
     norms = compute()
-    with suppress(OSError), draft(path) as partial:
-        partial.write_bytes(save({"norms": norms}, _marks(stamp, norms)))
+    with suppress(OSError):
+        write_whole(path, save({"norms": norms}, _marks(stamp, norms)))
     return norms
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from hq.errors import HQError
-from hq.gguf.draft import draft
 from hq.llama.library import library
 from hq.registry import Registry
+from hq.storage.atomic import atomic_file
 
 KINDS: Registry[str] = Registry("GGUF quantization")
 KINDS.add("q8_0", "LLAMA_FTYPE_MOSTLY_Q8_0")
@@ -31,7 +31,7 @@ def quantize(source: Path, into: Path, kind: str, threads: int = 2) -> None:
     params = found.llama.llama_model_quantize_default_params()
     params.ftype = getattr(found.llama, name)
     params.nthread = threads
-    with draft(into) as path:
+    with atomic_file(into) as path:
         found.errors.clear()
         if found.llama.llama_model_quantize(bytes(source), bytes(path), params) != 0:
             raise HQError(f"{source} cannot be quantized to {kind}: {found.why()}.")

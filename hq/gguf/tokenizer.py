@@ -136,7 +136,9 @@ def _special_ids(checkpoint: Path, tokenizer: Any, config: PretrainedConfig, row
 def _end_ids(checkpoint: Path, tokenizer: Any, config: PretrainedConfig) -> list[int]:
     """The tokenizer's end, then the others that generation ends at."""
     file = checkpoint / "generation_config.json"
-    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    found = (
+        json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    )
     others = _first(found, config.eos_token_id)
     listed = others if isinstance(others, list) else [others]
     ends = [tokenizer.eos_token_id, *listed]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from hq.checkpoint import first_line, text_config, weight_files
+from hq.checkpoint import first_line, tensors_of, text_config
 from hq.errors import HQError
 from hq.gguf.conversion import Conversion, Metadata, Value, Weights, conversion_of
-from hq.gguf.draft import draft
 from hq.gguf.tokenizer import tokenizer_metadata
 from hq.neurons import ModelIdentity
+from hq.storage.atomic import atomic_file
 
 Dtype = Literal["f32", "f16"]
 
@@ -67,7 +67,7 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
         | {f"{conversion.architecture}.{key}": value for key, value in own.items()}
         | tokenizer_metadata(checkpoint, config, rows)
     )
-    with draft(into) as path:
+    with atomic_file(into) as path:
         writer = gguf.GGUFWriter(path, conversion.architecture)
         try:
             _write(gguf, writer, metadata, planned, dtype)
@@ -124,7 +124,7 @@ def _sources(
     checkpoint: Path, config: PretrainedConfig
 ) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
     """File, name and shape of each of the language model's tensors."""
-    for path in weight_files(checkpoint):
+    for path in sorted({tensor.file for tensor in tensors_of(checkpoint).values()}):
         with _opened(path) as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 shape = tuple(file.get_slice(key).get_shape())

@@ -12,7 +12,6 @@ h_i: ΔW_down = (α₀ − 1)·W_down[:, H]·Eᵀ, with dequantized columns in B
 rounding; a quantized base's own product rounds h to 8 bits, and the adapter's does not.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +21,12 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from hq.errors import HQError
-from hq.gguf.draft import draft
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Tensor
 from hq.gguf.types import TYPES, GGMLType
 from hq.gguf.write import gguf_package
 from hq.lora.change import Change, changes
+from hq.storage.atomic import atomic_file
 
 _F32 = TYPES[0]
 _TILE = 4  # llama.cpp multiplies dense matrices in tiles of rows; a rest is summed in another order
@@ -51,7 +50,7 @@ def write(base: GGUFFile, factors: Mapping[tuple[int, int], float], into: Path) 
     """
     package = gguf_package()
     found = changes(factors, base.n_layers, base.d_ff)
-    with draft(into) as path:
+    with atomic_file(into) as path:
         writer = package.GGUFWriter(path, base.architecture)
         try:
             _describe(package, writer, base, found)
@@ -62,8 +61,6 @@ def write(base: GGUFFile, factors: Mapping[tuple[int, int], float], into: Path) 
             writer.write_tensors_to_file()
         finally:
             writer.close()
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _describe(package: ModuleType, writer: Any, base: GGUFFile, found: list[Change]) -> None:

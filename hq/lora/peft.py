@@ -7,7 +7,6 @@ need an exception for each of these, and GELU without a gate would have no adapt
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hq.bake.copying import draft_folder
-from hq.checkpoint import text_config
+from hq.checkpoint import quantization_of, text_config
 from hq.errors import HQError
 from hq.families import Family, down_projections, family_of
 from hq.ffn import weights_of
 from hq.lora.change import Change, changes
 from hq.neurons import ModelIdentity
+from hq.storage.atomic import atomic_folder
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -51,20 +50,14 @@ def write(
         tensors[f"{prefix}.lora_B.weight"] = columns
     said = _config(checkpoint, family, {names[c.layer]: c.rank for c in found})
     weights = save(tensors, {"format": "pt", "hq.source.fingerprint": model.fingerprint})
-    with draft_folder(into) as draft:
-        for name, content in (
-            (CONFIG_FILE, json.dumps(said, indent=2).encode()),
-            (WEIGHTS_FILE, weights),
-        ):
-            with open(draft / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+    with atomic_folder(into) as draft:
+        (draft / CONFIG_FILE).write_bytes(json.dumps(said, indent=2).encode())
+        (draft / WEIGHTS_FILE).write_bytes(weights)
 
 
 def require_dense(checkpoint: Path) -> None:
     """Raises HQError for a quantized checkpoint."""
-    if getattr(AutoConfig.from_pretrained(checkpoint), "quantization_config", None) is not None:
+    if quantization_of(checkpoint) is not None:
         raise HQError(
             f"{checkpoint} is quantized, and a PEFT adapter is exact on dense weights only: name "
             "the checkpoint that it was made from, or use `hq bake`."

@@ -121,9 +121,9 @@ MAKERS = {
 
 def _main() -> None:
     # What the library prints goes to the log: stdout is the line to the parent.
-    pipe = os.fdopen(os.dup(1), "w")
+    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    making = Making.model_validate_json(Path(sys.argv[1]).read_text())
+    making = Making.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     MAKERS[making.method].run(making, Path(sys.argv[2]), lambda: print(DONE, file=pipe, flush=True))
 
 

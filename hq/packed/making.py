@@ -33,7 +33,7 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
     with tempfile.TemporaryDirectory() as scratch:
         spec, log = Path(scratch) / "making.json", Path(scratch) / "log.txt"
         whole = making.model_copy(update={"source": making.source.absolute()})
-        spec.write_text(whole.model_dump_json())
+        spec.write_text(whole.model_dump_json(), encoding="utf-8")
         environment = os.environ | {
             "GPTQMODEL_CPU_WORKERS": "2",  # it refuses fewer, and on two cores its own default
             "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -42,7 +42,7 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
         }
         command = [sys.executable, "-m", "hq.packed.makers", str(spec), str(into.absolute())]
         with (
-            log.open("w") as errors,
+            log.open("w", encoding="utf-8") as errors,
             subprocess.Popen(  # noqa: S603 (this very Python and module)
                 command,
                 stdout=subprocess.PIPE,
@@ -50,6 +50,7 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
                 text=True,
                 env=environment,
                 cwd=scratch,
+                encoding="utf-8",
             ) as child,
         ):
             assert child.stdout is not None
@@ -61,7 +62,11 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
                 child.kill()
                 raise
         if child.returncode:
-            said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            said = [
+                line
+                for line in log.read_text(errors="replace", encoding="utf-8").splitlines()
+                if line.strip()
+            ]
             last = " ".join(said[-_SHOWN:]) or f"exit code {child.returncode}"
             raise HQError(
                 f"{maker.name} could not make {making.method} of {making.source}: {last}."

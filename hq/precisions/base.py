@@ -1,5 +1,6 @@
 """What a precision is to the torch backend: how it loads, is proven, and is dequantized."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hq.checkpoint import first_line
+from hq.checkpoint import first_line, quantization_of, tensors_of
 from hq.errors import HQError
 from hq.registry import Registry
 
@@ -69,10 +70,42 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
+def require_dense(path: Path, precision: str) -> None:
+    """Raises HQError for a checkpoint that is quantized, by its config or by its weights' types.
+
+    On a CPU transformers dequantizes some of them (FP8) while loading, and the model then looks
+    like any dense one; without the config it reads the codes as if they were weights.
+    """
+    method = quantization_of(path)
+    if method is not None:
+        own = [name for name in PRECISIONS if getattr(PRECISIONS[name], "method", "") == method]
+        instead = f"name its own precision ({', '.join(own)})" if own else "name its source"
+        raise HQError(
+            f"{path} is quantized already ({method}), so it does not run as {precision}: {instead}."
+        )
+    for tensor in tensors_of(path).values():
+        if tensor.name.endswith(_WEIGHTS) and tensor.dtype not in _DENSE:
+            raise HQError(
+                f"{path} holds {tensor.name} as {tensor.dtype}, so it is quantized, and its config "
+                f"does not say how: it does not run as {precision}; name its source."
+            )
+
+
+_DENSE = frozenset({"BF16", "F16", "F32", "F64"})
+_WEIGHTS = (".weight", ".qweight", ".weight_packed")
+
+
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
     """Transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
     placed = {"use_safetensors": True, "device_map": {"": device}}
     return whole(path, AutoModelForCausalLM, path, **placed, **options)
+
+
+# Buffers that old checkpoints carry and that are computed today, and towers of other modalities.
+_HARMLESS = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.position_ids$"
+    r"|(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|embed_vision)\."
+)
 
 
 def whole(path: Path, kind: Any, source: Path | None, **options: object) -> PreTrainedModel:
@@ -86,6 +119,12 @@ def whole(path: Path, kind: Any, source: Path | None, **options: object) -> PreT
         raise HQError(
             f"{path} lacks {len(info['missing_keys'])} weights of its architecture, {first} first: "
             "the checkpoint is incomplete."
+        )
+    unexpected = sorted(key for key in info["unexpected_keys"] if not _HARMLESS.search(key))
+    if unexpected:
+        raise HQError(
+            f"{path} has {len(unexpected)} weights that its architecture does not use, "
+            f"{unexpected[0]} first: config.json is of another model, or lacks a setting."
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from hq.checkpoint import quantization_of
 from hq.errors import HQError
-from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained
+from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained, require_dense
 
 
 class Int8:
@@ -23,6 +24,7 @@ class Int8:
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
         package(self.name)
+        _require_usable(path, self.name)
         return from_pretrained(
             path,
             device,
@@ -74,6 +76,7 @@ class FourBit:
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Quantizes while loading."""
         kind = package(self.name).nn.Linear4bit
+        _require_usable(path, self.name)
         dtype = compute_dtype(device)
         config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=self.name, bnb_4bit_compute_dtype=dtype
@@ -113,6 +116,15 @@ class FourBit:
         """Codes, and one scale a block."""
         weight: Any = module.weight
         return _stored(module, int(weight.quant_state.absmax.nbytes))
+
+
+def _require_usable(path: Path, precision: str) -> None:
+    """Raises HQError for a checkpoint that another method has quantized.
+
+    One that bitsandbytes itself has is loaded as it is, and audited as any other.
+    """
+    if quantization_of(path) != "bitsandbytes":
+        require_dense(path, precision)
 
 
 def _row_scales(module: nn.Module) -> Tensor:

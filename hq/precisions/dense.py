@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hq.errors import HQError
-from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained
+from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained, require_dense
 
 
 class FP16:
@@ -20,9 +19,8 @@ class FP16:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Loads in FP16 first, so that a wider checkpoint is rounded as it would ship."""
+        require_dense(path, self.name)
         model = from_pretrained(path, device, dtype=torch.float16)
-        if getattr(model, "is_quantized", False):
-            raise HQError(f"{path} is quantized already, so it is not fp16: name its source.")
         return model.to(compute_dtype(device))
 
     def layer(self, weight: Tensor) -> nn.Module:

@@ -61,6 +61,7 @@ class _Packed:
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name = name
+        self.method = recipe.method  # what such a checkpoint's config calls it
         self._recipe = recipe
 
     def holds(self, module: nn.Module) -> bool:

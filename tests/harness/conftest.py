@@ -53,7 +53,10 @@ def own_study(tiny_study: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "own"
     shutil.copytree(tiny_study.parent, folder)
     path = folder / "study.toml"
-    path.write_text(path.read_text().replace(str(tiny_study.parent), str(folder)))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(str(tiny_study.parent), str(folder)),
+        encoding="utf-8",
+    )
     return path
 
 

@@ -76,7 +76,7 @@ def questions(path: Path, model: Path, count: int = 400) -> Path:
         {"id": f"q{i}", "question": tree.key, "aliases": [_alias(i, tree.finished[0].text)]}
         for i, tree in enumerate(trees)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -85,7 +85,7 @@ def write(folder: Path) -> Path:
     model = checkpoint(folder / "model")
     asked = questions(folder / "questions.jsonl", model)
     text = STUDY.format(model=json.dumps(str(model)), questions=json.dumps(str(asked)))
-    (folder / "study.toml").write_text(text)
+    (folder / "study.toml").write_text(text, encoding="utf-8")
     return folder / "study.toml"
 
 

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def weights(study: Path) -> Path:
@@ -43,13 +43,18 @@ def drop_a_weight(path: Path) -> None:
 
 def never_right(study: Path) -> None:
     path = study.parent / "questions.jsonl"
-    rows = [json.loads(line) | {"aliases": ["never"]} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [
+        json.loads(line) | {"aliases": ["never"]}
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def config(study: Path, **changes: object) -> None:
     path = study.parent / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )
 
 
 STUDIES = {
@@ -76,11 +81,11 @@ STUDIES = {
     "an unknown architecture": (lambda s: config(s, model_type="bloom"), "'bloom' is not known"),
     "no question file": (lambda s: (s.parent / "questions.jsonl").unlink(), "questions.jsonl"),
     "an empty question file": (
-        lambda s: (s.parent / "questions.jsonl").write_text(""),
+        lambda s: (s.parent / "questions.jsonl").write_text("", encoding="utf-8"),
         "holds no questions",
     ),
     "a question that is no JSON": (
-        lambda s: (s.parent / "questions.jsonl").write_text("{"),
+        lambda s: (s.parent / "questions.jsonl").write_text("{", encoding="utf-8"),
         "line 1",
     ),
     "a question file that is no text": (
@@ -98,15 +103,15 @@ STUDIES = {
         "The tokenizer in",
     ),
     "a broken tokenizer": (
-        lambda s: (s.parent / "model" / "tokenizer.json").write_text("{"),
+        lambda s: (s.parent / "model" / "tokenizer.json").write_text("{", encoding="utf-8"),
         "The tokenizer in",
     ),
     "a broken generation config": (
-        lambda s: (s.parent / "model" / "generation_config.json").write_text("{"),
+        lambda s: (s.parent / "model" / "generation_config.json").write_text("{", encoding="utf-8"),
         "generation_config.json cannot be read",
     ),
     "a broken config": (
-        lambda s: (s.parent / "model" / "config.json").write_text("{"),
+        lambda s: (s.parent / "model" / "config.json").write_text("{", encoding="utf-8"),
         "config.json cannot be read",
     ),
     "weights of another shape": (lambda s: config(s, intermediate_size=192), "cannot be loaded"),
@@ -144,7 +149,7 @@ def test_a_bad_study_is_refused(case, own_study, hq):
 
 
 def test_a_file_where_a_folder_should_be(tiny_study, hq, monkeypatch):
-    Path("file").write_text("")
+    Path("file").write_text("", encoding="utf-8")
     is_one_sentence(hq("study", "run", "--into", "file", tiny_study), "file is a file")
     monkeypatch.setenv("HQ_CACHE", "file")
     is_one_sentence(hq("study", "run", tiny_study), "cannot be used")
@@ -183,8 +188,12 @@ def test_bad_samples(content, words, tiny_study, hq):
     ("ids", "words"), [([-1], "response_ids"), ([99999], "outside the"), ([], "one of response")]
 )
 def test_tokens_that_no_model_has(ids, words, finished, tiny_study, hq):
-    first = (finished / "runs" / "tiny" / "samples.jsonl").read_text().splitlines()[0]
-    Path("samples.jsonl").write_text(json.dumps(json.loads(first) | {"response_ids": ids}) + "\n")
+    first = (
+        (finished / "runs" / "tiny" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    )
+    Path("samples.jsonl").write_text(
+        json.dumps(json.loads(first) | {"response_ids": ids}) + "\n", encoding="utf-8"
+    )
     model = tiny_study.parent / "model"
     outcome = hq("trace", "--samples", "samples.jsonl", "--into", "traces", "--model", model)
     is_one_sentence(outcome, words)
@@ -224,8 +233,8 @@ def test_another_neuron_set(old, new, words, traces, finished, hq):
     ("lacking", "words"), [("thresholds", "no threshold"), ("provenance", "folds")]
 )
 def test_a_neuron_set_that_says_too_little(lacking, words, traces, finished, hq):
-    stated = json.loads((finished / "runs" / "tiny" / "neurons.json").read_text())
-    Path("neurons.json").write_text(json.dumps(stated | {lacking: {}}))
+    stated = json.loads((finished / "runs" / "tiny" / "neurons.json").read_text(encoding="utf-8"))
+    Path("neurons.json").write_text(json.dumps(stated | {lacking: {}}), encoding="utf-8")
     is_one_sentence(compare(hq, traces, "neurons.json"), words)
 
 
@@ -243,9 +252,9 @@ def test_traces_of_another_model(traces, finished, hq):
 def test_samples_in_other_splits(traces, finished, hq):
     """What was trained on must not be reported as held out."""
     turned = {"train": "test", "test": "calibration", "calibration": "train"}
-    samples = [json.loads(line) for line in traces.read_text().splitlines()]
+    samples = [json.loads(line) for line in traces.read_text(encoding="utf-8").splitlines()]
     lines = [json.dumps(s | {"split": turned[s["split"]]}) + "\n" for s in samples]
-    Path("turned.jsonl").write_text("".join(lines))
+    Path("turned.jsonl").write_text("".join(lines), encoding="utf-8")
     outcome = compare(hq, "turned.jsonl", finished / "runs" / "tiny" / "neurons.json")
     is_one_sentence(outcome, "in other splits")
 
@@ -283,8 +292,8 @@ def test_the_beginning_of_another_trace(traces, tiny_study, hq):
 
 
 def test_traces_of_other_tokens(traces, finished, hq):
-    lines = traces.read_text().splitlines(keepends=True)
-    Path("fewer.jsonl").write_text("".join(lines[:-1]))
+    lines = traces.read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("fewer.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
     outcome = hq("identify", "--samples", "fewer.jsonl", "--traces", "fp16", "--into", "found")
     is_one_sentence(outcome, "other token ids")
     assert not Path("found").exists()

@@ -127,7 +127,7 @@ def test_another_file_and_a_tampered_one_are_refused(make, hq, files):
     is_one_sentence(
         hq("bundle", "verify", "bundle", "--gguf", files["f32"]), "another file of that model"
     )
-    Path("bundle/domains.json").write_text("{}")
+    Path("bundle/domains.json").write_text("{}", encoding="utf-8")
     is_one_sentence(hq("bundle", "verify", "bundle"), "domains.json is not what was sealed")
     is_one_sentence(hq("bundle", "show", "bundle"), "domains.json is not what was sealed")
     is_one_sentence(hq("bundle", "show", "nowhere"), "nowhere cannot be read")
@@ -167,8 +167,8 @@ def test_parts_of_several_runs_are_refused(make, run):
 
 
 def test_a_sweep_is_no_study(make, run):
-    facts = json.loads((run / "provenance.json").read_text()) | {"kind": "sweep"}
-    (run / "provenance.json").write_text(json.dumps(facts))
+    facts = json.loads((run / "provenance.json").read_text(encoding="utf-8")) | {"kind": "sweep"}
+    (run / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
     is_one_sentence(make(), "is no run of a study")
 
 
@@ -176,7 +176,7 @@ def test_a_kill_leaves_no_bundle(make, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hq.sealed.os.fsync", fail)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     assert make().code == 2
     assert [path.name for path in Path().iterdir() if "bundle" in path.name] == []
 
@@ -186,8 +186,8 @@ def test_a_committed_bundle_is_whole_and_of_its_study(folder):
     bundle = Bundle.load(folder)
     assert bundle.name == bundle.validation.study == folder.parent.name
     committed = folder.parent / NEURONS_FILE
-    assert bundle.neurons.model_dump_json(indent=2) + "\n" == committed.read_text()
-    facts = json.loads((folder.parent / "provenance.json").read_text())
+    assert bundle.neurons.model_dump_json(indent=2) + "\n" == committed.read_text(encoding="utf-8")
+    facts = json.loads((folder.parent / "provenance.json").read_text(encoding="utf-8"))
     assert bundle.neurons.model.fingerprint == facts["fingerprint"]
 
 

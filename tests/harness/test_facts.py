@@ -231,5 +231,7 @@ except HQError as error:
     print(error)
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.stdout == f"The scenario 'facts' needs {package}: pip install 'hq[embedded]'.\n"

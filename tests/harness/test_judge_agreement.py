@@ -30,7 +30,10 @@ def verdicts(name):
     """What the reader said of each output, and what the rule judge says."""
     behaviour = BEHAVIOURS[name.partition("-")[0]]
     trials = {trial.id: trial for trial in behaviour.load()}
-    rows = [json.loads(line) for line in (LABELS / f"{name}.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     judged = [
         str(behaviour.judge(row["response"], trials[row["id"]], row["truncated"])) for row in rows
     ]

@@ -227,7 +227,7 @@ def test_a_cached_verdict_makes_no_call(endpoint: Endpoint, tmp_path: Path) -> N
         assert len(endpoint.requests) == 1
         llm.judge("Lyon", QUESTION, truncated=False)
     assert len(endpoint.requests) == 2
-    assert len(cache.read_text().splitlines()) == 2
+    assert len(cache.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_a_cache_line_cut_short_by_a_kill_is_asked_again(
@@ -236,7 +236,7 @@ def test_a_cache_line_cut_short_by_a_kill_is_asked_again(
     cache = tmp_path / "judge.jsonl"
     with _judge(endpoint, cache=cache) as llm:
         llm.judge("Paris", QUESTION, truncated=False)
-    cache.write_text(cache.read_text()[:-9])
+    cache.write_text(cache.read_text(encoding="utf-8")[:-9], encoding="utf-8")
     with _judge(endpoint, cache=cache) as llm:
         assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
     assert len(endpoint.requests) == 2

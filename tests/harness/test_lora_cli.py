@@ -73,7 +73,9 @@ def test_a_checkpoint_gets_a_peft_folder(lora, gguf, tmp_path):
     outcome = lora(model=gguf("llama").with_suffix(""), into="folder/adapter", alpha=0.25)
     assert outcome.code == 0, outcome
     assert "at scale s, α = 1 -0.75·s" in outcome.err
-    said = json.loads((tmp_path / "folder" / "adapter" / "adapter_config.json").read_text())
+    said = json.loads(
+        (tmp_path / "folder" / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    )
     assert said["r"] == 2
     assert said["target_modules"] == [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 2)]
 

@@ -18,9 +18,10 @@ def given(tiny_study: Path, into: Path, precision: str, checkpoint: Path) -> Pat
     """The tiny study, with a checkpoint for a precision."""
     into.mkdir(exist_ok=True)
     text = (
-        tiny_study.read_text() + f"\n[checkpoints]\n{precision} = {json.dumps(str(checkpoint))}\n"
+        tiny_study.read_text(encoding="utf-8")
+        + f"\n[checkpoints]\n{precision} = {json.dumps(str(checkpoint))}\n"
     )
-    (into / "study.toml").write_text(text)
+    (into / "study.toml").write_text(text, encoding="utf-8")
     return into / "study.toml"
 
 
@@ -74,13 +75,13 @@ def test_an_existing_checkpoint_is_a_cell_like_any_other(
 
 def test_provenance_names_the_checkpoint_by_what_is_in_it(hq, tiny_study, tmp_path):
     assert run(hq, tiny_study, tmp_path, "gptq-8").code == 0
-    text = Path("runs/tiny/provenance.json").read_text()
+    text = Path("runs/tiny/provenance.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     facts = json.loads(text)
     assert facts["definition"]["checkpoints"] == {"gptq-8": "given"}
     traced = facts["stages"]["trace"]["gptq-8"]["packed"]
     config = tmp_path / "packed" / "config.json"
-    config.write_text(config.read_text() + "\n")
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     again = hq(
         *("study", "run", tmp_path / "given" / "study.toml"),
         *("--precisions", "fp16,gptq-8", "--json"),

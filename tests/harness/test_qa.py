@@ -88,21 +88,21 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text("question,answer\n")
+    path.write_text("question,answer\n", encoding="utf-8")
     with pytest.raises(HQError, match=r"not a \.jsonl or \.parquet file"):
         load("triviaqa", source=str(path))
 
 
 def test_bad_json_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_text(json.dumps(ROWS[0]) + "\n{broken\n")
+    path.write_text(json.dumps(ROWS[0]) + "\n{broken\n", encoding="utf-8")
     with pytest.raises(HQError, match=r"line 2 is not valid JSON"):
         load("triviaqa", source=str(path))
 
 
 def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_text("[1]\n")
+    path.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(HQError, match="line 1 is not a JSON object"):
         load("triviaqa", source=str(path))
 

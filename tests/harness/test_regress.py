@@ -50,7 +50,7 @@ def run(tmp_path):
         }
         folder = tmp_path / name
         write_tables(folder, tables, facts)
-        (folder / "neurons.json").write_text(changes.get("neurons", "{}"))
+        (folder / "neurons.json").write_text(changes.get("neurons", "{}"), encoding="utf-8")
         return folder
 
     return make
@@ -75,9 +75,9 @@ def test_a_fall_regresses_and_a_rise_does_not(run, tmp_path):
 def test_accept_keeps_tolerances_that_are_there(run, tmp_path):
     accept(run("a"), tmp_path / "results")
     own = "[detection]\nauroc = {within = 0.5}\n"
-    (tmp_path / "results" / "tolerances.toml").write_text(own)
+    (tmp_path / "results" / "tolerances.toml").write_text(own, encoding="utf-8")
     accept(run("low", 0.7), tmp_path / "results")
-    assert (tmp_path / "results" / "tolerances.toml").read_text() == own
+    assert (tmp_path / "results" / "tolerances.toml").read_text(encoding="utf-8") == own
     assert [d.column for d in compare(run("a"), tmp_path / "results")] == ["auroc"]
 
 
@@ -101,10 +101,14 @@ def test_refusals_are_sentences(run, tmp_path):
     smaller = run("smaller", definition={"sampling": {"quota": 60}})
     with pytest.raises(HQError, match=r"definition.sampling.quota is 60, not 600"):
         compare(smaller, tmp_path / "results")
-    (tmp_path / "results" / "tolerances.toml").write_text("[detection]\nauroc = {within = -1}\n")
+    (tmp_path / "results" / "tolerances.toml").write_text(
+        "[detection]\nauroc = {within = -1}\n", encoding="utf-8"
+    )
     with pytest.raises(HQError, match=r"detection\.auroc"):
         compare(good, tmp_path / "results")
-    (tmp_path / "results" / "tolerances.toml").write_text("[detection]\nnothing = {within = 1}\n")
+    (tmp_path / "results" / "tolerances.toml").write_text(
+        "[detection]\nnothing = {within = 1}\n", encoding="utf-8"
+    )
     with pytest.raises(HQError, match="no column 'nothing'"):
         compare(good, tmp_path / "results")
 
@@ -121,7 +125,9 @@ def test_a_table_without_rows_is_compared_with_nothing(run, tmp_path):
 def test_a_relative_tolerance_grows_with_the_number(run, tmp_path):
     accept(run("a"), tmp_path / "results")
     path = tmp_path / "results" / "tolerances.toml"
-    path.write_text('[model]\nkl = {within = 0.2, relative = true, worse = "higher"}\n')
+    path.write_text(
+        '[model]\nkl = {within = 0.2, relative = true, worse = "higher"}\n', encoding="utf-8"
+    )
     (risen,) = compare(run("high", 0.9), tmp_path / "results")
     assert not risen.regressed
     assert as_frame([risen])["tolerance"].to_list() == pytest.approx([0.16])
@@ -136,9 +142,9 @@ def test_some_rows_only(run, tmp_path):
         rows = [frame, frame.with_columns(group=pl.lit("probe"))]
         pl.concat(rows).write_csv(folder / "fidelity.csv")
     path = tmp_path / "results" / "tolerances.toml"
-    path.write_text('[fidelity]\ncorrelation = {within = 0.01, only = "any"}\n')
+    path.write_text('[fidelity]\ncorrelation = {within = 0.01, only = "any"}\n', encoding="utf-8")
     assert [d.row for d in compare(tmp_path / "b", tmp_path / "results")] == ["fp16 any"]
-    path.write_text('[fidelity]\ncorrelation = {within = 0.01, only = "every"}\n')
+    path.write_text('[fidelity]\ncorrelation = {within = 0.01, only = "every"}\n', encoding="utf-8")
     with pytest.raises(HQError, match="for 'every' only, which no row has"):
         compare(tmp_path / "b", tmp_path / "results")
 
@@ -201,7 +207,7 @@ def test_rows_stay_beside_neurons_that_another_machine_rounds_otherwise(run, tmp
 
     accept(run("whole", precisions=("fp16", "nf4"), neurons=neurons(0.5)), tmp_path / "results")
     accept(run("near", neurons=neurons(0.50001)), tmp_path / "results")
-    assert (tmp_path / "results" / "neurons.json").read_text() == neurons(0.5)
+    assert (tmp_path / "results" / "neurons.json").read_text(encoding="utf-8") == neurons(0.5)
     with pytest.raises(HQError, match="the neurons are others"):
         accept(run("far", neurons=neurons(0.51)), tmp_path / "results")
 
@@ -222,4 +228,4 @@ def test_a_run_of_all_precisions_replaces_everything(run, tmp_path):
 
 
 def test_provenance_is_json(run):
-    assert json.loads((run("a") / "provenance.json").read_text())["study"] == "s"
+    assert json.loads((run("a") / "provenance.json").read_text(encoding="utf-8"))["study"] == "s"

@@ -73,12 +73,12 @@ def test_only_what_the_log_lacks_is_asked(pipeline, ask):
     prompts = [p.ids for p in pipeline.prompted[:10]]
     half = {(1, 2): 0.5}
     first = ask(prompts[:6], [{}, half])
-    lines = ask.log.read_text().splitlines()
+    lines = ask.log.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 12
     again = ask(prompts, [{}, half])
     assert [row[:6] for row in again] == first
-    assert ask.log.read_text().splitlines()[:12] == lines
-    assert len(ask.log.read_text().splitlines()) == 20
+    assert ask.log.read_text(encoding="utf-8").splitlines()[:12] == lines
+    assert len(ask.log.read_text(encoding="utf-8").splitlines()) == 20
     needed = len(ask.opened)
     ask(prompts, [half])
     assert len(ask.opened) == needed
@@ -87,10 +87,10 @@ def test_only_what_the_log_lacks_is_asked(pipeline, ask):
 def test_a_line_that_a_kill_cut_off_is_asked_again(pipeline, ask):
     prompts = [p.ids for p in pipeline.prompted[:4]]
     whole = ask(prompts, [{}])
-    text = ask.log.read_text()
-    ask.log.write_text(text[:-10])
+    text = ask.log.read_text(encoding="utf-8")
+    ask.log.write_text(text[:-10], encoding="utf-8")
     assert ask(prompts, [{}]) == whole
-    assert sorted(ask.log.read_text().splitlines()) == sorted(text.splitlines())
+    assert sorted(ask.log.read_text(encoding="utf-8").splitlines()) == sorted(text.splitlines())
 
 
 def test_equal_prompts_are_asked_once(pipeline, ask):
@@ -98,4 +98,4 @@ def test_equal_prompts_are_asked_once(pipeline, ask):
     ((first, second),) = ask([prompt, prompt], [{}])
     assert first == second
     assert isinstance(first, Response)
-    assert len(ask.log.read_text().splitlines()) == 1
+    assert len(ask.log.read_text(encoding="utf-8").splitlines()) == 1

@@ -53,7 +53,9 @@ def test_a_raised_version_of_a_stage_makes_its_artefacts_again(opened, monkeypat
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )
 
 
 def test_a_copy_elsewhere_is_found_again(opened):
@@ -80,7 +82,10 @@ def test_a_new_question_other_shots_and_another_sampler_ask_again(opened, own_st
         with pytest.raises(ModelLoadedError):
             _ = opened(**changed).responses
     questions = own_study.parent / "questions.jsonl"
-    questions.write_text(questions.read_text() + '{"question": "One more?", "aliases": ["x"]}\n')
+    questions.write_text(
+        questions.read_text(encoding="utf-8") + '{"question": "One more?", "aliases": ["x"]}\n',
+        encoding="utf-8",
+    )
     with pytest.raises(ModelLoadedError):
         _ = opened().responses
 

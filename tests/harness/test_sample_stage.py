@@ -87,7 +87,7 @@ def test_a_torn_draft_goes_on_and_ends_with_the_same_bytes(parts, tmp_path):
     log.write_bytes(b"".join(lines[40:90]) + lines[90][:25])
     run(tmp_path / "torn", parts)
     assert (tmp_path / "torn" / "responses.jsonl").read_bytes() == whole
-    assert all(json.loads(line) for line in log.read_text().splitlines())
+    assert all(json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
 
 
 def test_another_quota_or_split_goes_on_from_the_same_log(parts, tmp_path, monkeypatch):

@@ -18,13 +18,13 @@ def test_built_once_and_found_again(tmp_path):
 
     def make(folder):
         calls.append(folder)
-        (folder / "out.txt").write_text("x")
+        (folder / "out.txt").write_text("x", encoding="utf-8")
 
     first = Store(tmp_path).build(STAGE, {"a": 1}, make)
     second = Store(tmp_path).build(STAGE, {"a": 1}, make)
     assert first == second
     assert len(calls) == 1
-    assert (first / "out.txt").read_text() == "x"
+    assert (first / "out.txt").read_text(encoding="utf-8") == "x"
 
 
 def test_another_input_is_another_artefact(tmp_path):
@@ -43,14 +43,16 @@ def test_another_version_of_a_stage_is_another_artefact(tmp_path):
 
 def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_goes_on(tmp_path):
     def fail(folder):
-        (folder / "part").write_text("half")
+        (folder / "part").write_text("half", encoding="utf-8")
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
         Store(tmp_path).build(STAGE, {}, fail)
     assert not [p for p in tmp_path.iterdir() if p.is_dir() and p.suffix != ".partial"]
     seen = []
-    Store(tmp_path).build(STAGE, {}, lambda folder: seen.append((folder / "part").read_text()))
+    Store(tmp_path).build(
+        STAGE, {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
+    )
     assert seen == ["half"]
 
 
@@ -72,12 +74,15 @@ def test_inputs_are_written_whole_and_found_again(tmp_path):
 
 def test_what_grows_goes_on_after_an_error_and_begins_anew_once_if_fresh(tmp_path):
     def grow(store):
-        with store.growing(Stage("log"), {}) as folder, open(folder / "log", "a") as log:
+        with (
+            store.growing(Stage("log"), {}) as folder,
+            open(folder / "log", "a", encoding="utf-8") as log,
+        ):
             log.write("x")
-        return (folder / "log").read_text()
+        return (folder / "log").read_text(encoding="utf-8")
 
     with pytest.raises(RuntimeError), Store(tmp_path).growing(Stage("log"), {}) as folder:
-        (folder / "log").write_text("x")
+        (folder / "log").write_text("x", encoding="utf-8")
         raise RuntimeError
     assert grow(Store(tmp_path)) == "xx"
     fresh = Store(tmp_path, fresh=True)
@@ -101,5 +106,7 @@ def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, check=False)
     assert killed.returncode == -signal.SIGKILL
     seen = []
-    Store(tmp_path).build(STAGE, {}, lambda folder: seen.append((folder / "part").read_text()))
+    Store(tmp_path).build(
+        STAGE, {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
+    )
     assert seen == ["half"]

@@ -165,9 +165,9 @@ def test_check_refuses_another_study_and_accepts_some_of_its_rows(finished, tiny
     assert hq("check", run, "--against", "results", "--accept").code == 0
     shutil.copytree(run, "other")
     path = Path("other/provenance.json")
-    facts = json.loads(path.read_text())
+    facts = json.loads(path.read_text(encoding="utf-8"))
     facts["definition"]["sampling"]["quota"] = 7
-    path.write_text(json.dumps(facts))
+    path.write_text(json.dumps(facts), encoding="utf-8")
     outcome = hq("check", "other", "--against", "results")
     assert (outcome.code, outcome.out) == (2, "")
     assert "definition.sampling.quota is 7, not 60" in outcome.err
@@ -182,12 +182,12 @@ def test_check_refuses_another_study_and_accepts_some_of_its_rows(finished, tiny
 def test_accepting_a_precision_made_anew_keeps_the_others_rows(finished, hq):
     run, results = finished / "runs" / "tiny", Path("results/provenance.json")
     assert hq("check", run, "--against", "results", "--accept").code == 0
-    whole = json.loads(results.read_text())
+    whole = json.loads(results.read_text(encoding="utf-8"))
     for precision, code in (("nf4", 0), ("fp16", 2)):
         facts = copy.deepcopy(whole)
         facts["definition"]["precisions"] += ["gptq-4"]  # which the run does not have
         facts["stages"]["trace"][precision]["version"] = 99
-        results.write_text(json.dumps(facts))
+        results.write_text(json.dumps(facts), encoding="utf-8")
         outcome = hq("check", run, "--against", "results", "--accept")
         assert outcome.code == code, outcome
     assert "stages.trace.fp16.version is" in outcome.err
@@ -198,15 +198,15 @@ def test_accepting_draws_a_picture_that_is_there_anew(finished, hq, monkeypatch)
     assert hq("check", run, "--against", "results", "--accept").code == 0
     assert not Path("results/auroc.svg").exists()
     picture = Path("results/auroc.svg")
-    picture.write_text("old")
+    picture.write_text("old", encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr("harness.cli.check.find_spec", lambda name: None)
         outcome = hq("check", run, "--against", "results", "--accept")
     assert "hq picture results --into results/auroc.svg" in outcome.err
-    assert picture.read_text() == "old"
+    assert picture.read_text(encoding="utf-8") == "old"
     pytest.importorskip("matplotlib")
     assert hq("check", run, "--against", "results", "--accept").code == 0
-    assert "matched random neurons" in picture.read_text()
+    assert "matched random neurons" in picture.read_text(encoding="utf-8")
 
 
 def test_single_stages_agree_with_the_study(finished, tiny_study, hq):
@@ -239,7 +239,7 @@ def test_neurons_and_pictures_can_be_shown(finished, hq):
     assert json.loads(hq("neurons", "show", run / "neurons.json", "--json").out)["neurons"]
     pytest.importorskip("matplotlib")
     assert hq("picture", run, "--into", "auroc.svg").code == 0
-    assert "matched random neurons" in Path("auroc.svg").read_text()
+    assert "matched random neurons" in Path("auroc.svg").read_text(encoding="utf-8")
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_study, hq, monkeypatch):

@@ -29,7 +29,7 @@ def sources(tmp_path):
     options = ["--scenarios", "falseqa,jailbreak"]
     for name, lines in rows.items():
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         options += ["--source", f"{name}={path}"]
     return options
 
@@ -38,7 +38,10 @@ def sources(tmp_path):
 def few_shot(tiny_study, finished, tmp_path):
     """The tiny study with prompts for a model without a chat template, its stages done."""
     path = tmp_path / "study.toml"
-    path.write_text(tiny_study.read_text() + 'sweep = {form = "few-shot", questions = 16}\n')
+    path.write_text(
+        tiny_study.read_text(encoding="utf-8") + 'sweep = {form = "few-shot", questions = 16}\n',
+        encoding="utf-8",
+    )
     shutil.copytree(finished / "cache", tmp_path / "cache")
     return path
 
@@ -60,7 +63,10 @@ def test_a_sweep_leaves_its_tables(hq, few_shot, sources, tmp_path):
     costs = read_table(run, "costs")
     assert costs["alpha"].to_list() == [0, 1, 3] * 2
     assert costs["perplexity"].n_unique() == 6
-    outputs = [json.loads(line) for line in (run / "outputs.jsonl").read_text().splitlines()]
+    outputs = [
+        json.loads(line)
+        for line in (run / "outputs.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(outputs) == 2 * 2 * 3 * 8
     assert {o["outcome"] for o in outputs} <= {"complied", "resisted", "unclear"}
 
@@ -69,11 +75,11 @@ def test_a_sweep_leaves_its_tables(hq, few_shot, sources, tmp_path):
     assert {name: (run / name).read_bytes() for name in FILES} == before
     assert hq("check", run, "--against", tmp_path / "results", "--accept").code == 0
     assert hq("check", run, "--against", tmp_path / "results").code == 0
-    worse = (tmp_path / "results" / "slopes.csv").read_text().splitlines()
+    worse = (tmp_path / "results" / "slopes.csv").read_text(encoding="utf-8").splitlines()
     cells = worse[1].split(",")
     cells[worse[0].split(",").index("slope")] = "1"
     worse[1] = ",".join(cells)
-    (tmp_path / "results" / "slopes.csv").write_text("\n".join(worse) + "\n")
+    (tmp_path / "results" / "slopes.csv").write_text("\n".join(worse) + "\n", encoding="utf-8")
     checked = hq("check", run, "--against", tmp_path / "results")
     assert checked.code == 1
     assert "slope" in checked.out
@@ -84,8 +90,8 @@ def finished_study(folder):
     """A folder that holds another kind of run."""
     other = folder / "other"
     shutil.copytree(folder / "results", other)
-    facts = json.loads((other / "provenance.json").read_text())
-    (other / "provenance.json").write_text(json.dumps(facts | {"kind": "study"}))
+    facts = json.loads((other / "provenance.json").read_text(encoding="utf-8"))
+    (other / "provenance.json").write_text(json.dumps(facts | {"kind": "study"}), encoding="utf-8")
     return other
 
 
@@ -108,8 +114,10 @@ def test_a_killed_sweep_goes_on_and_asks_nothing_twice(few_shot, sources, tmp_pa
     assert run(tmp_path / "cache", tmp_path / "killed", 10**6).returncode == 0
     for name in FILES:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    logs = [sorted(path.read_text().splitlines()) for path in _logs(tmp_path / "cache")]
-    assert logs == [sorted(path.read_text().splitlines()) for path in _logs(other)]
+    logs = [
+        sorted(path.read_text(encoding="utf-8").splitlines()) for path in _logs(tmp_path / "cache")
+    ]
+    assert logs == [sorted(path.read_text(encoding="utf-8").splitlines()) for path in _logs(other)]
 
 
 def _logs(cache):

@@ -38,7 +38,9 @@ def test_a_packed_checkpoint_of_the_source_is_compared(trace, finished, tiny_stu
     packed = save_packed(source, tmp_path / "packed", PACKINGS["gptq-8"])
     assert trace(source, "fp16").code == 0
     assert trace(packed, "gptq-8", "--source", source).code == 0
-    facts = [json.loads(Path(f"{p}/trace.json").read_text()) for p in ("fp16", "gptq-8")]
+    facts = [
+        json.loads(Path(f"{p}/trace.json").read_text(encoding="utf-8")) for p in ("fp16", "gptq-8")
+    ]
     assert facts[0]["model"] == facts[1]["model"]
     assert facts[1]["audit"][0]["storage"] == "gptq 8 bit g64 sym"
     outcome = compare(hq, finished, "gptq-8")

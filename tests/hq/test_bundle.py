@@ -233,8 +233,12 @@ def test_facts_that_no_bundle_has(folder, facts, words):
 
 
 def test_the_schema_version_is_checked_first(folder):
-    text = (folder / MANIFEST).read_text().replace('"schema_version": 1', '"schema_version": 2')
-    (folder / MANIFEST).write_text(text)
+    text = (
+        (folder / MANIFEST)
+        .read_text(encoding="utf-8")
+        .replace('"schema_version": 1', '"schema_version": 2')
+    )
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
     (folder / CARD).unlink()
     with pytest.raises(HQError, match="schema version 2 but this hq reads 1"):
         Bundle.load(folder)

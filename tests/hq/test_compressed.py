@@ -69,13 +69,15 @@ def damaged(packed, tmp_path) -> Path:
 
 def config(folder: Path, **changes: object) -> None:
     file = folder / "config.json"
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     values["quantization_config"] |= changes
-    file.write_text(json.dumps(values))
+    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 def weights(folder: Path, **changes: object) -> None:
-    group = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]
+    group = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"][
+        "config_groups"
+    ]
     group["group_0"]["weights"] |= changes
     config(folder, config_groups=group)
 

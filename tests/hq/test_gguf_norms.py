@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_only_costs_time(copied, monkeypatch, co
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("hq.gguf.norms.draft", refuse)
+    monkeypatch.setattr("hq.gguf.norms.write_whole", refuse)
     for _ in range(2):
         assert GGUFFile(copied).norms.shape == (tiny.LAYERS, tiny.D_FF)
     assert len(computed) == 2 * tiny.LAYERS

@@ -115,7 +115,9 @@ def broken(llama: Path, tmp_path: Path) -> Path:
 
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )
 
 
 def refused(folder: Path, sentence: str, dtype: Dtype = "f32") -> None:
@@ -186,7 +188,9 @@ def test_rows_without_a_token_are_padded(tmp_path: Path) -> None:
 
 
 def test_ends_of_an_answer_have_places_of_their_own(broken: Path) -> None:
-    (broken / "generation_config.json").write_text('{"eos_token_id": [9, 2, 7, 8]}')
+    (broken / "generation_config.json").write_text(
+        '{"eos_token_id": [9, 2, 7, 8]}', encoding="utf-8"
+    )
     found = keys(written(broken))
     assert [found[f"tokenizer.ggml.{k}_token_id"] for k in ("bos", "eos", "eot", "eom")] == [
         1,
@@ -197,7 +201,7 @@ def test_ends_of_an_answer_have_places_of_their_own(broken: Path) -> None:
 
 
 def test_the_chat_template_is_kept(broken: Path) -> None:
-    (broken / "chat_template.jinja").write_text("{{ messages }}")
+    (broken / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     assert keys(written(broken))["tokenizer.chat_template"] == "{{ messages }}"
 
 

@@ -5,7 +5,7 @@ from sklearn.model_selection import KFold
 from hq.errors import HQError
 from hq.features import standardise
 from hq.identify import identify
-from hq.l1 import l1_path
+from hq.l1 import TOLERANCE, l1_path
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.stats import auroc
 
@@ -170,3 +170,14 @@ def test_a_fold_of_one_class_is_refused(data, monkeypatch):
     order = np.argsort(data[1])
     with pytest.raises(HQError, match="holds one class only"):
         identify(data[0][order], data[1][order], **OPTIONS)
+
+
+def test_a_fit_that_missed_its_tolerance_is_told(data, found, monkeypatch):
+    neurons, points = found
+    assert "tolerance" not in neurons.provenance
+    assert {point.tolerance for point in points} == {TOLERANCE}
+    monkeypatch.setattr("hq.l1._TOLERANCES", (1e-12, 1e-2))  # no float32 fit meets the first
+    with pytest.warns(UserWarning, match=r"met a tolerance of 0\.01 only, not 0\.001"):
+        loose, points = identify(*data, **OPTIONS, folds=2)
+    assert loose.provenance["tolerance"] == 1e-2
+    assert {point.tolerance for point in points} == {1e-2}

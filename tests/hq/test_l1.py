@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hq.errors import HQError
 from hq.features import standardise
-from hq.l1 import l1_path, objective, smallest_c
+from hq.l1 import TOLERANCE, l1_path, objective, smallest_c
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_warm_start_ends_where_a_cold_one_does(problem):
     Z, y = problem
     path = l1_path(Z, y, [0.4, 0.05, 0.1])
     assert path.Cs.tolist() == [0.05, 0.1, 0.4]
-    for C, coef, intercept in zip(*path, strict=True):
+    for C, coef, intercept, _ in zip(*path, strict=True):
         cold = l1_path(Z, y, [C])
         assert objective(Z, y, coef, intercept, C) == pytest.approx(
             objective(Z, y, cold.coefs[0], cold.intercepts[0], C), rel=1e-5
@@ -111,6 +111,13 @@ def test_importing_is_light():
         "print([m for m in ('skglm', 'numba', 'sklearn') if m in sys.modules])"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
     )
     assert loaded.stdout.strip() == "[]"
+
+
+def test_a_path_tells_the_tolerance_that_each_fit_met(problem, monkeypatch):
+    assert l1_path(*problem, [0.1, 0.2]).tolerances.tolist() == [TOLERANCE] * 2
+    # No float32 fit meets the first of these.
+    monkeypatch.setattr("hq.l1._TOLERANCES", (1e-12, 1e-2))
+    assert l1_path(*problem, [0.1, 0.2]).tolerances.tolist() == [1e-2] * 2

@@ -430,7 +430,9 @@ def test_damaged_files_never_end_the_process(gguf, tmp_path):
     source = tmp_path / "whole.gguf"
     source.write_bytes(gguf("llama", "q4_0").read_bytes())
     command = (sys.executable, "-m", "tests.hq.damaged_loads", str(source), "0", "80")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
 

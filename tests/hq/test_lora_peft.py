@@ -161,7 +161,7 @@ def test_a_failure_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hq.lora.peft.os.fsync", full)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         made(checkpoint("llama"), dict.fromkeys(NEURONS, 0.0), tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
@@ -169,7 +169,7 @@ def test_a_failure_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
 
 def test_the_config_is_json_that_a_person_can_read(checkpoint, tmp_path):
     folder = made(checkpoint("opt"), {(1, 5): 0.0}, tmp_path / "adapter")
-    said = json.loads((folder / CONFIG_FILE).read_text())
+    said = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     assert said["target_modules"] == ["model.decoder.layers.1.fc2"]
     assert said["rank_pattern"] == said["alpha_pattern"] == {}
     assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}

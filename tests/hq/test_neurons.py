@@ -32,12 +32,14 @@ def test_a_set_survives_its_file(chosen, tmp_path):
     chosen.save(path)
     assert NeuronSet.load(path, MODEL) == chosen
     assert [p.name for p in path.parent.iterdir()] == ["set.json"]
-    assert len(path.read_text().splitlines()) > 30  # one field a line, so that a diff can be read
+    assert (
+        len(path.read_text(encoding="utf-8").splitlines()) > 30
+    )  # one field a line, so that a diff can be read
 
 
 def test_saving_replaces_the_old_file(chosen, tmp_path):
     path = tmp_path / "set.json"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     chosen.save(path)
     assert NeuronSet.load(path) == chosen
 
@@ -101,7 +103,7 @@ def edit(chosen: NeuronSet, **fields: object) -> str:
 )
 def test_a_wrong_field_is_named(chosen, tmp_path, change, message):
     path = tmp_path / "set.json"
-    path.write_text(edit(chosen, **change))
+    path.write_text(edit(chosen, **change), encoding="utf-8")
     with pytest.raises(HQError, match=message) as error:
         NeuronSet.load(path)
     assert str(path) in str(error.value)
@@ -144,12 +146,12 @@ def test_the_name_may_differ(chosen, tmp_path):
 
 def test_a_failed_save_leaves_the_old_file(chosen, tmp_path, monkeypatch):
     path = tmp_path / "set.json"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("hq.neurons.os.fsync", fail)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         chosen.save(path)
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"

@@ -174,7 +174,9 @@ def test_a_checkpoint_that_is_quantized_already_is_not_fp16(
 ) -> None:
     with TorchBackend(checkpoint("llama"), "nf4", device="cpu") as backend:
         backend.model.save_pretrained(tmp_path)
-    with pytest.raises(HQError, match="is quantized already, so it is not fp16"):
+    with pytest.raises(
+        HQError, match=r"quantized already \(bitsandbytes\), so it does not run as fp16"
+    ):
         TorchBackend(tmp_path, "fp16", device="cpu")
 
 

@@ -30,9 +30,9 @@ def refused(folder, words):
 
 def edit(folder, change):
     """Rewrites the manifest, as who tampers with a file would."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def test_what_is_sealed_comes_back(folder):
@@ -60,7 +60,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hq.sealed.os.fsync", fail)
+    monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         seal(tmp_path / "new", 3, {}, FILES)
     assert list(tmp_path.iterdir()) == []
@@ -83,7 +83,7 @@ def test_a_file_cut_short_or_grown(folder):
 
 
 def test_missing_and_extra_files(folder):
-    (folder / "c.txt").write_text("more")
+    (folder / "c.txt").write_text("more", encoding="utf-8")
     refused(folder, "'c.txt' lies in it")
     (folder / "c.txt").rename(folder / "__pycache__")
     refused(folder, "'__pycache__' lies in it")
@@ -147,7 +147,7 @@ def test_a_file_that_may_not_be_read(folder):
 
 def test_a_folder_that_is_none(tmp_path):
     refused(tmp_path / "nowhere", "cannot be read (No such file or directory)")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     refused(tmp_path / "file", "cannot be read (Not a directory)")
 
 

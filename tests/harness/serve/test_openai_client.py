@@ -143,7 +143,11 @@ def test_curl(served):
     whole = subprocess.run([*command, json.dumps(ask())], capture_output=True, check=True)
     answer = json.loads(whole.stdout)
     streamed = subprocess.run(
-        [*command, json.dumps(ask(stream=True))], capture_output=True, check=True, text=True
+        [*command, json.dumps(ask(stream=True))],
+        capture_output=True,
+        check=True,
+        text=True,
+        encoding="utf-8",
     )
     *events, end = [line for line in streamed.stdout.split("\n") if line]
     assert end == "data: [DONE]"

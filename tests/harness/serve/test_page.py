@@ -513,7 +513,7 @@ def test_it_is_accessible_in_light_and_dark(visit):
         "axe_playwright_python",
         reason="axe-core is not installed: pip install --no-deps axe-playwright-python",
     )
-    source = (Path(axe.__file__).parent / "axe.min.js").read_text()
+    source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     page = visit(reduced_motion="reduce")
     page.evaluate(source)
 

@@ -14,8 +14,8 @@ from harness.serve.policy import ActionName
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted(FOLDER.iterdir())
-SCRIPTS = {path.name: path.read_text() for path in FILES if path.suffix == ".js"}
-STYLE = (FOLDER / "page.css").read_text()
+SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in FILES if path.suffix == ".js"}
+STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "input", "br", "path", "rect"}
 
 
@@ -43,7 +43,7 @@ class Page(HTMLParser):
             self.scripts.append(data)
 
 
-PAGE = Page((FOLDER / "index.html").read_text())
+PAGE = Page((FOLDER / "index.html").read_text(encoding="utf-8"))
 IDS = [attributes["id"] for _, attributes in PAGE.elements if "id" in attributes]
 
 
@@ -83,7 +83,7 @@ def test_nothing_is_inline():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_nothing_comes_from_elsewhere(path):
-    text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+    text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"\b(https?|wss?):|\b(data|blob):[a-z]|[\"'(`]//", text)
     assert "@import" not in text
     assert "url(" not in text.replace("url(#", "")
@@ -101,7 +101,7 @@ def test_what_is_loaded_is_there():
 
 
 def test_every_file_is_packaged():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["harness"]
     for path in FILES:
         name = path.relative_to(ROOT / "harness").as_posix()

@@ -32,7 +32,7 @@ seconds = 5
 
 def load(tmp_path, text):
     path = tmp_path / "policy.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return Policy.load(path)
 
 

@@ -281,7 +281,7 @@ def test_keys_open_what_they_should(start):
     clients = [found.line(hq["audit_id"])["client"] for hq in ids]
     assert len(set(clients)) == 2
     assert all(len(client) == 8 for client in clients)
-    assert "one" not in found.log.read_text()
+    assert "one" not in found.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_fault_of_the_server_is_in_openais_form_too(start, monkeypatch):
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
-    path.write_text("one\n\n two \n")
+    path.write_text("one\n\n two \n", encoding="utf-8")
     keys = Keys.load(path)
     assert keys.client("Bearer one") != keys.client("bearer two")
     monkeypatch.setenv("HQ_API_KEY", "three")
@@ -362,7 +362,7 @@ def test_what_is_recorded_of_texts_is_the_policys(start, record):
         assert line["prompt"] == [{"role": "user", "content": "the secret"}]
         assert line["answer"] == answer
     else:
-        assert "the secret" not in found.log.read_text()
+        assert "the secret" not in found.log.read_text(encoding="utf-8")
         assert texts == ({"prompt_sha256", "answer_sha256"} if record == "hash" else set())
     assert line["user"] == "somebody"
     assert line["neurons"]
@@ -375,9 +375,9 @@ def test_what_is_recorded_of_texts_is_the_policys(start, record):
 def test_the_page_is_served_with_a_policy_of_its_own(start, tmp_path, monkeypatch):
     folder = tmp_path / "page"
     folder.mkdir()
-    (folder / "index.html").write_text("<!doctype html><title>hq</title>")
-    (folder / "app.js").write_text("1")
-    (tmp_path / "secret").write_text("no")
+    (folder / "index.html").write_text("<!doctype html><title>hq</title>", encoding="utf-8")
+    (folder / "app.js").write_text("1", encoding="utf-8")
+    (tmp_path / "secret").write_text("no", encoding="utf-8")
     monkeypatch.setattr(pages, "FOLDER", folder)
     with start().client() as http:
         page = http.get("/")

@@ -99,13 +99,13 @@ def test_bad_input_is_one_sentence(hq, gguf_file, bundle_folder, options, change
 
 def test_files_that_say_what_cannot_be(hq, gguf_file, bundle_folder, tmp_path):
     policy, keys = tmp_path / "policy.toml", tmp_path / "keys"
-    keys.write_text("\n \n")
+    keys.write_text("\n \n", encoding="utf-8")
     assert "holds no API key" in refused(
         hq, gguf_file, bundle_folder, "--api-key-file", keys, "--port", 0
     )
-    policy.write_text('[domains.medicine]\naction = "block"\n')
+    policy.write_text('[domains.medicine]\naction = "block"\n', encoding="utf-8")
     assert "'medicine'" in refused(hq, gguf_file, bundle_folder, policy=policy)
-    policy.write_text('form = "chart"\n')
+    policy.write_text('form = "chart"\n', encoding="utf-8")
     said = refused(hq, gguf_file, bundle_folder, "--port", 0, policy=policy)
     assert "did you mean 'chat'" in said
 
@@ -133,5 +133,7 @@ def test_a_missing_extra_is_a_sentence(hq, gguf_file, bundle_folder, monkeypatch
 
 def test_nothing_of_the_server_is_imported_without_it():
     code = "import sys, harness.cli; print([m for m in ('fastapi', 'uvicorn') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert found.stdout.strip() == "[]"

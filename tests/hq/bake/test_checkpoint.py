@@ -94,7 +94,9 @@ def test_behind_gelu_it_is_what_the_neuron_writes(family, weight, checkpoint, tm
     source = Path(shutil.copytree(checkpoint(family), tmp_path / "source"))
     if family == "opt":
         config = source / "config.json"
-        config.write_text(config.read_text().replace('"relu"', '"gelu"'))
+        config.write_text(
+            config.read_text(encoding="utf-8").replace('"relu"', '"gelu"'), encoding="utf-8"
+        )
     bake(source, tmp_path / "baked", {(1, 5): 2.0})
     (name,) = changed_tensors(source, tmp_path / "baked")
     assert name.endswith(f".1.{weight}.weight")
@@ -104,7 +106,9 @@ def test_behind_gelu_it_is_what_the_neuron_writes(family, weight, checkpoint, tm
 def test_a_gpt2_with_relu_is_scaled_by_what_the_neuron_reads(checkpoint, tmp_path):
     source = Path(shutil.copytree(checkpoint("gpt2"), tmp_path / "source"))
     config = source / "config.json"
-    config.write_text(config.read_text().replace('"gelu_new"', '"relu"'))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"gelu_new"', '"relu"'), encoding="utf-8"
+    )
     bake(source, tmp_path / "baked", {(1, 5): 0.25})
     names = changed_tensors(source, tmp_path / "baked")
     assert names == [f"transformer.h.1.mlp.c_fc.{part}" for part in ("bias", "weight")]
@@ -213,9 +217,9 @@ def test_packed_checkpoints_compute_what_hooks_do(precision, alpha, packed, tmp_
 def test_formats_whose_scales_stand_in_another_order_are_refused(packed, tmp_path):
     source = Path(shutil.copytree(packed("gptq-4"), tmp_path / "source"))
     config = source / "config.json"
-    stated = json.loads(config.read_text())
+    stated = json.loads(config.read_text(encoding="utf-8"))
     stated["quantization_config"]["checkpoint_format"] = "marlin"
-    config.write_text(json.dumps(stated))
+    config.write_text(json.dumps(stated), encoding="utf-8")
     with pytest.raises(HQError, match="format 'marlin', which hq does not read"):
         bake(source, tmp_path / "baked", {(0, 0): 0.5})
 
@@ -369,7 +373,7 @@ def test_a_folder_that_was_changed_is_neither_undone_nor_verified(checkpoint, tm
         undo(baked, tmp_path / "again")
     (problem,) = verify(baked, checkpoint("llama"), factors).problems
     assert "1 bytes of its model.safetensors differ" in problem
-    (baked / RECORD_FILE).write_text("[")
+    (baked / RECORD_FILE).write_text("[", encoding="utf-8")
     with pytest.raises(HQError, match=r"hq-bake\.json holds a record .* cannot read: .*JSON"):
         read_record(baked)
     assert [path.name for path in tmp_path.iterdir()] == ["baked"]
@@ -378,7 +382,10 @@ def test_a_folder_that_was_changed_is_neither_undone_nor_verified(checkpoint, tm
 def test_a_record_that_names_files_outside_is_refused(checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 3): 0.5})
     record = tmp_path / "baked" / RECORD_FILE
-    record.write_text(record.read_text().replace('"model.safetensors"', '"../../passwords"'))
+    record.write_text(
+        record.read_text(encoding="utf-8").replace('"model.safetensors"', '"../../passwords"'),
+        encoding="utf-8",
+    )
     with pytest.raises(HQError, match="was changed after it was baked"):
         undo(tmp_path / "baked", tmp_path / "again")
 
@@ -394,7 +401,7 @@ def test_a_record_that_names_files_outside_is_refused(checkpoint, tmp_path):
 def test_a_record_of_another_model_is_refused(pattern, new, words, checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 3): 0.5})
     record = tmp_path / "baked" / RECORD_FILE
-    record.write_text(re.sub(pattern, new, record.read_text()))
+    record.write_text(re.sub(pattern, new, record.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(HQError, match=words):
         undo(tmp_path / "baked", tmp_path / "again")
 

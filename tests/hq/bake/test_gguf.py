@@ -206,13 +206,13 @@ def test_what_is_baked_is_not_baked_again(whole, tmp_path):
 
 
 def test_a_target_that_is_there_stays(whole, tmp_path):
-    (tmp_path / "b.gguf").write_text("mine")
+    (tmp_path / "b.gguf").write_text("mine", encoding="utf-8")
     with pytest.raises(HQError, match="is there already"):
         bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
     bake(whole, tmp_path / "c.gguf", {(0, 0): 0.5})
     with pytest.raises(HQError, match="is there already"):
         undo(tmp_path / "c.gguf", tmp_path / "b.gguf")
-    assert (tmp_path / "b.gguf").read_text() == "mine"
+    assert (tmp_path / "b.gguf").read_text(encoding="utf-8") == "mine"
 
 
 def test_scales_that_are_not_finite_are_refused(tmp_path):
