@@ -20,10 +20,11 @@ from hq.backends.prefix import PrefixCache
 from hq.backends.torch_decoding import TorchDecoding
 from hq.backends.torch_hooks import DownHooks, scaled
 from hq.cett import Measure, Span, column_norms
-from hq.checkpoint import identity, text_config
+from hq.checkpoint import architecture_at, identity
 from hq.errors import HQError
-from hq.families import down_projections, family_of
 from hq.ffn import FFNs, of_modules
+from hq.models.architectures import down_projections
+from hq.models.architectures.detection import verify
 from hq.neurons import ModelIdentity
 from hq.precisions import PRECISIONS
 
@@ -34,7 +35,8 @@ VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which
 class TorchBackend:
     """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
 
-    Raises HQError for an unknown family or precision, an incomplete checkpoint, a device that is
+    Raises HQError for a model without known neurons, an unknown precision, an incomplete
+    checkpoint, a device that is
     not there, or modules that turn out not to hold the precision that was asked for.
     """
 
@@ -49,7 +51,7 @@ class TorchBackend:
         path = Path(path)
         self.precision = precision
         self._precision = PRECISIONS[precision]
-        self._family = family_of(text_config(path).model_type)
+        self._family = architecture_at(path)
         self.identity = model_identity or identity(path)
         self.device = usable_device(device)
         self.token_budget = token_budget
@@ -57,6 +59,8 @@ class TorchBackend:
         self.decoder: nn.Module = self.model.get_decoder()
         self.downs = down_projections(self.decoder, self._family)
         self.audit()
+        if self._family.detected:
+            verify(self.decoder, self.downs, self._dense, self.device)
 
     def __enter__(self) -> "TorchBackend":
         return self

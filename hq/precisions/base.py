@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hq.checkpoint import first_line
-from hq.errors import HQError
+from hq.checkpoint import whole_config
+from hq.errors import HQError, first_line
+from hq.models.auto import model_class
 from hq.registry import Registry
 
 
@@ -72,7 +73,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
     """Transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
     placed = {"use_safetensors": True, "device_map": {"": device}}
-    return whole(path, AutoModelForCausalLM, path, **placed, **options)
+    return whole(path, model_class(whole_config(path)), path, **placed, **options)
 
 
 def whole(path: Path, kind: Any, source: Path | None, **options: object) -> PreTrainedModel:
