@@ -111,8 +111,20 @@ RECORDED: dict[str, Config] = {
     **_plain("vaultgemma", "exaone", "iquestcoder"),
     **{
         name: _of(name, _WITHOUT_HEAD_DIM)
-        for name in ("bitnet", "diffllama", "gpt_neox", "jais2", "olmo", "olmo2", "persimmon")
-        + ("phi", "phi3", "qwen2", "starcoder2", "biogpt")
+        for name in (
+            "bitnet",
+            "diffllama",
+            "gpt_neox",
+            "jais2",
+            "olmo",
+            "olmo2",
+            "persimmon",
+            "phi",
+            "phi3",
+            "qwen2",
+            "starcoder2",
+            "biogpt",
+        )
     },
     "minicpm3": _of("minicpm3", _WITHOUT_HEAD_DIM, **_LATENT),
     "youtu": _of("youtu", _WITHOUT_HEAD_DIM, **_LATENT),

@@ -25,6 +25,7 @@ from hq.errors import HQError
 from hq.ffn import FFNs, of_modules
 from hq.models.architectures import down_projections
 from hq.models.architectures.detection import verify
+from hq.models.auto import is_wrapper
 from hq.neurons import ModelIdentity
 from hq.precisions import PRECISIONS
 
@@ -59,8 +60,8 @@ class TorchBackend:
         self.decoder: nn.Module = self.model.get_decoder()
         self.downs = down_projections(self.decoder, self._family)
         self.audit()
-        if self._family.detected:
-            verify(self.decoder, self.downs, self._dense, self.device)
+        if self._family.detected or is_wrapper(self.model):
+            verify(self.model, self.downs, self._dense, self.device)
 
     def __enter__(self) -> "TorchBackend":
         return self
@@ -215,6 +216,9 @@ class TorchBackend:
             first = min(len(e.prompt) for e in batch) - start - 1
             with torch.inference_mode():
                 inputs = prefix.inputs(len(batch))
+                if is_wrapper(self.model):  # PaliGemma's counts from 1, its decoder from 0
+                    places = torch.arange(start, start + ids.shape[1], device=self.device)
+                    inputs["position_ids"] = places.expand(len(batch), -1)
                 out = self.model(ids, logits_to_keep=ids.shape[1] - first, **inputs).logits
             for row, exchange, logits in zip(rows, batch, out, strict=True):
                 begin = len(exchange.prompt) - start - 1 - first

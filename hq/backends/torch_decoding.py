@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from hq.backends.batching import shared_prefix
 from hq.backends.prefix import PrefixCache
+from hq.models.auto import is_wrapper
 
 
 class TorchDecoding:
@@ -81,9 +82,13 @@ class TorchDecoding:
         return logits
 
     def _places(self, new: int) -> dict[str, torch.Tensor]:
-        """What says where padded rows begin; nothing where none is padded."""
+        """Positions, and what masks the padding; nothing where neither is needed."""
         if self._pads is None:
-            return {}
+            if not is_wrapper(self._model):
+                return {}
+            # A wrapper may count positions in its own way, and the prefix was read by the decoder.
+            slots = torch.arange(self._slots - new, self._slots, device=self._device)
+            return {"position_ids": slots.expand(self._rows, -1)}
         slots = torch.arange(self._slots, device=self._device) - self._pads[:, None]
         mask: Bool[torch.Tensor, "row slot"] = slots >= 0
         return {"attention_mask": mask.long(), "position_ids": slots[:, -new:].clamp(min=0)}

@@ -28,6 +28,11 @@ def model_class(config: PretrainedConfig) -> Any:
     )
 
 
+def is_wrapper(model: Any) -> bool:
+    """Whether a loaded model is a multimodal one around its language model."""
+    return model.config.get_text_config() is not model.config
+
+
 def without_weights(config: PretrainedConfig) -> PreTrainedModel:
     """The model on the meta device: all of its modules, and none of its numbers.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError, first_line
@@ -80,7 +80,8 @@ def _detect(config: PretrainedConfig) -> Architecture:
     path, layers = _stack(decoder, text)
     _require_dense(layers, text)
     calls = _calls(decoder, layers, name)
-    downs = [_down(of_layer, text) for of_layer in calls]
+    stated = _stated_widths(text)
+    downs = [_down(of_layer, stated, text) for of_layer in calls]
     paths = sorted({down.path for down in downs})
     if len(paths) > 1:
         raise _refusal(name, f"its layers differ ({', '.join(paths)})")
@@ -154,16 +155,22 @@ def _note(calls: list[_Call], path: str, module: nn.Module, args: Any, made: Any
         calls.append(_Call(path, module, args[0], made))
 
 
-def _down(calls: Sequence[_Call], text: PretrainedConfig) -> _Call:
+def _stated_widths(text: PretrainedConfig) -> set[int]:
+    """The FFN's width as the config states it, by any of its names; empty where it does not."""
+    stated = next(filter(None, (getattr(text, name, None) for name in _WIDTHS)), ())
+    return set(stated) if isinstance(stated, list | tuple) else {int(stated)}
+
+
+def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call:
     """The call of a layer's down projection."""
     hidden = int(text.hidden_size)
     writes = [c for c in calls if _is_matrix(c.module) and c.made.shape[-1] == hidden]
-    stated = next(filter(None, (getattr(text, name, None) for name in _WIDTHS)), None)
-    widths = stated if isinstance(stated, list | tuple) else [stated]
-    found = [c for c in writes if c.given.shape[-1] in widths]
-    if stated is None and writes:
+    found = [c for c in writes if c.given.shape[-1] in stated]
+    if not found and writes:
         # Without a stated width it is the widest of all, if that is also the last to be called.
         widest = max(c.given.shape[-1] for c in writes)
+        if stated and writes[-1].given.shape[-1] != widest:
+            raise different_widths(text.model_type, sorted(stated | {widest}))
         found = [c for c in writes[-1:] if c.given.shape[-1] == widest > hidden]
     if not found:
         raise _refusal(text.model_type, "no module in a layer looks like its down projection")
@@ -224,7 +231,7 @@ def _is_vector(module: nn.Module) -> bool:
 
 def _offset(norm: nn.Module) -> float:
     """What a norm adds to its weights: with weights of zero, 1 + w still lets a vector through."""
-    module: Any = copy.deepcopy(norm).to_empty(device="cpu")
+    module: Any = copy.deepcopy(norm).to_empty(device="cpu").float()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -240,30 +247,31 @@ def _refusal(name: str, cause: str) -> HQError:
 
 
 def verify(
-    decoder: nn.Module,
+    model: PreTrainedModel,
     downs: Sequence[nn.Module],
     dense: Callable[[nn.Module], Float[Tensor, "d_out d_in"]],
     device: torch.device,
 ) -> None:
     """Compare a loaded model's activations with the formulas, on random tokens.
 
-    In each layer the output of the down projection has to be W_down·h + b, the contributions of its
-    columns have to add up to it, and h must not depend on later tokens. Raises HQError otherwise.
+    In each layer the output of the down projection has to be W_down·h + b, and h must not depend on
+    later tokens: a text is traced after a prefix that is computed once. Raises HQError otherwise.
     """
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...], made: Tensor) -> None:
         bias = getattr(module, "bias", None)
-        seen.append((args[0], made if bias is None else made - bias))
+        # Falcon adds to the output in place.
+        seen.append((args[0].clone(), made.clone() if bias is None else made - bias))
 
     generator = torch.Generator().manual_seed(0)
-    rows = int(decoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    rows = int(model.get_input_embeddings().num_embeddings)
     ids = torch.randint(rows, (1, _TOKENS), generator=generator).repeat(2, 1)
     ids[1, -1] = (ids[1, -1] + 1) % rows  # the second text differs in its last token alone
     with ExitStack() as hooks, torch.inference_mode():
         for down in downs:
             hooks.callback(down.register_forward_hook(note).remove)
-        decoder(ids.to(device), use_cache=False)
+        model(ids.to(device), use_cache=False)
     if len(seen) != len(downs):
         raise _unverified(f"{len(downs)} down projections were called {len(seen)} times")
     for layer, (down, (h, product)) in enumerate(zip(downs, seen, strict=True)):
@@ -283,6 +291,6 @@ def _far(found: Float[np.ndarray, "..."], wanted: Float[np.ndarray, "..."]) -> b
 
 def _unverified(cause: str) -> HQError:
     return HQError(
-        f"hq has no record of this model type, and what it found is not right: {cause}; use one of "
-        "the model types that `hq families` lists."
+        f"The neurons of this model cannot be traced: {cause}; use a dense decoder with causal "
+        "attention, as those that `hq families` lists."
     )

@@ -112,7 +112,6 @@ register(
         norms=NormNames(_NORMS | QK_NORMS, offset=1.0),
         conversion=Conversion("gemma3", _gemma3, _gemma3_weights),
     ),
-    "gemma3",
     "gemma3_text",
 )
 GGUF_LAYOUTS.add("gemma2", Layout("gemma2", llama_cpp.GATED | _POST_NORMS, llama_cpp.OUTSIDE))
