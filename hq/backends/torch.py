@@ -14,7 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, require_known
+from hq.backends.base import (
+    AuditRow,
+    Exchange,
+    TraceBatch,
+    require_finite,
+    require_known,
+    require_length,
+)
 from hq.backends.batching import plan, span_weights
 from hq.backends.prefix import PrefixCache
 from hq.backends.torch_decoding import TorchDecoding
@@ -25,7 +32,7 @@ from hq.errors import HQError
 from hq.ffn import FFNs, of_modules
 from hq.models.architectures import down_projections
 from hq.models.architectures.detection import verify
-from hq.models.auto import is_wrapper
+from hq.models.auto import context_length, is_wrapper
 from hq.neurons import ModelIdentity
 from hq.precisions import PRECISIONS
 
@@ -161,9 +168,10 @@ class TorchBackend:
         """Means of each measure over each span, for every neuron, in one pass over the body.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, and for activations that are not finite.
+        Raises HQError for token ids that the model lacks, for texts longer than it allows, and for
+        activations that are not finite.
         """
-        require_known(exchanges, self._vocabulary, self.identity.name)
+        self._require_fitting(exchanges)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
@@ -203,9 +211,9 @@ class TorchBackend:
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
         """(row, logits that predict each token of its response), in batches by length.
 
-        Raises HQError for token ids that the model lacks.
+        Raises HQError for token ids that the model lacks, and for texts longer than it allows.
         """
-        require_known(exchanges, self._vocabulary, self.identity.name)
+        self._require_fitting(exchanges)
         layout = plan(exchanges, self.token_budget)
         with torch.inference_mode():
             prefix = PrefixCache(self.decoder, layout.prefix, self.device)
@@ -227,7 +235,14 @@ class TorchBackend:
 
     def decoding(self) -> TorchDecoding:
         """A new set of continuations."""
-        return TorchDecoding(self.model, self.device)
+        return TorchDecoding(self.model, self.device, self.identity.name)
+
+    def _require_fitting(self, exchanges: Sequence[Exchange]) -> None:
+        """Raises HQError for token ids that the model lacks, and for texts that are too long."""
+        require_known(exchanges, self._vocabulary, self.identity.name)
+        limit, name = context_length(self.model.config), self.identity.name
+        for row, exchange in enumerate(exchanges):
+            require_length(f"Text {row}", len(exchange), limit, name)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""

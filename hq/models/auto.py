@@ -28,6 +28,19 @@ def model_class(config: PretrainedConfig) -> Any:
     )
 
 
+def context_length(config: PretrainedConfig) -> int | None:
+    """The most tokens that the config allows in one text; None where it names no limit.
+
+    A model whose rotary embeddings are scaled has the scaled length in its config.
+    """
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
 def is_wrapper(model: Any) -> bool:
     """Whether a loaded model is a multimodal one around its language model."""
     return model.config.get_text_config() is not model.config

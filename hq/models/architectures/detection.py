@@ -133,7 +133,7 @@ def _calls(decoder: nn.Module, layers: nn.ModuleList, name: str) -> list[list[_C
             if not any(True for _ in module.children()):
                 handles.append(module.register_forward_hook(partial(_note, of_layer, path)))
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    fault: Exception | None = None
+    faults: list[Exception] = []
     for mask in (torch.ones_like(ids), None):  # some read the mask's values, others invent one
         for of_layer in found:
             of_layer.clear()
@@ -142,9 +142,9 @@ def _calls(decoder: nn.Module, layers: nn.ModuleList, name: str) -> list[list[_C
                 decoder(ids, attention_mask=mask, use_cache=False)
             break
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            fault = error
+            faults.append(error)
     else:
-        raise _refusal(name, f"its forward pass cannot be followed ({first_line(fault)})")
+        raise _refusal(name, f"its forward pass cannot be followed ({first_line(faults[-1])})")
     for handle in handles:
         handle.remove()
     return found
