@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
 from harness.environment import FIT, machine_class, versions
@@ -23,9 +22,10 @@ from harness.variants import SPELLING, Variants
 from hq.backends.base import Backend, Exchange, require_length
 from hq.backends.opening import max_rows
 from hq.cett import Measure, Span
-from hq.checkpoint import end_tokens, first_line, identity, whole_config
+from hq.checkpoint import end_tokens, identity, whole_config
 from hq.errors import HQError
 from hq.models.auto import context_length
+from hq.models.tokenizer import load_tokenizer
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
@@ -91,12 +91,7 @@ class Pipeline:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer. Raises HQError for a checkpoint without one."""
-        try:
-            return AutoTokenizer.from_pretrained(self.path)
-        except (OSError, ValueError) as error:
-            raise HQError(
-                f"The tokenizer in {self.path} cannot be loaded: {first_line(error)}."
-            ) from error
+        return load_tokenizer(self.path)
 
     @cached_property
     def form(self) -> prompts.PromptForm:
