@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from harness import judges, prompts, scenarios, splits
 from harness.environment import FIT, machine_class, versions
@@ -20,11 +19,13 @@ from harness.stages.compare import Comparison
 from harness.store import Store, digest
 from harness.study import REFERENCE, SAMPLERS, Study
 from harness.variants import SPELLING, Variants
-from hq.backends.base import Backend, Exchange
+from hq.backends.base import Backend, Exchange, require_length
 from hq.backends.opening import max_rows
 from hq.cett import Measure, Span
-from hq.checkpoint import end_tokens, first_line, identity
+from hq.checkpoint import end_tokens, identity, whole_config
 from hq.errors import HQError
+from hq.models.auto import context_length
+from hq.models.tokenizer import load_tokenizer
 from hq.neurons import ModelIdentity, NeuronSet
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
@@ -47,7 +48,10 @@ class Pipeline:
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
-        _ = self.texts  # what is wrong with questions or text is said before hours of work
+        # What is wrong with questions or text is said before hours of work.
+        self._require_room()
+        for number, text in enumerate(self.texts):
+            self.require_length(f"Held-out text {number}", text.ids)
         tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
@@ -87,12 +91,7 @@ class Pipeline:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer. Raises HQError for a checkpoint without one."""
-        try:
-            return AutoTokenizer.from_pretrained(self.path)
-        except (OSError, ValueError) as error:
-            raise HQError(
-                f"The tokenizer in {self.path} cannot be loaded: {first_line(error)}."
-            ) from error
+        return load_tokenizer(self.path)
 
     @cached_property
     def form(self) -> prompts.PromptForm:
@@ -120,6 +119,7 @@ class Pipeline:
     def responses(self) -> Path:
         """Stage `sample`: what was asked for this quota in these splits, out of a log for any."""
         section, settings, judge = self.study.sampling, self._sampling, self.judge
+        self._require_room()
         asked = [p.model_dump(mode="json", exclude={"split", "component"}) for p in self.prompted]
         precision = SAMPLERS[section.sampler]
         responses = self.generates_on(precision, self.ending) | {
@@ -152,6 +152,20 @@ class Pipeline:
             sample.write_records(folder, records)
 
         return self.store.build(sample.STAGE, inputs, make)
+
+    def require_length(self, text: str, ids: Sequence[int], new: int = 0) -> None:
+        """Raises HQError, naming the text, where it and `new` tokens exceed the model's limit."""
+        require_length(text, len(ids), self._context_length, self.path.name, new)
+
+    def _require_room(self) -> None:
+        """Raises HQError where the longest question leaves no room for a response."""
+        for longest in sorted(self.prompted, key=lambda p: -len(p.ids))[:1]:
+            question, new = f"Question {longest.question.id!r}", self.study.sampling.max_new_tokens
+            self.require_length(question, longest.ids, new)
+
+    @cached_property
+    def _context_length(self) -> int | None:
+        return context_length(whole_config(self.path))
 
     @property
     def _sampling(self) -> Sampling:

@@ -14,7 +14,7 @@ from harness.judging import TrialJudge
 from harness.pipeline import Pipeline
 from harness.progress import Task
 from harness.scenarios import choices
-from harness.scenarios.trials import BEHAVIOURS, Outcome
+from harness.scenarios.trials import BEHAVIOURS, Outcome, Trial
 from harness.schema import KINDS, Cost, Row
 from harness.stages import costs, respond, sweep
 from harness.stages.identify import Rows
@@ -50,6 +50,7 @@ class Steering:
         """The rows of every precision, table by table."""
         found: dict[str, list[Row]] = {name: [] for name in KINDS["sweep"]}
         _ = self.choices  # what is wrong with a file is said before hours of work
+        self._require_lengths()
         for precision in self.pipeline.study.precisions:
             swept = self.swept(precision)
             found["transfer"] += self.transfer(precision)
@@ -72,15 +73,33 @@ class Steering:
         return found
 
     @cached_property
+    def offered(self) -> dict[str, list[Trial]]:
+        """All trials, by scenario."""
+        return {
+            name: BEHAVIOURS[name].load(
+                self.section.sources.get(name), self.pipeline.study.seed, None
+            )
+            for name in self.section.scenarios
+        }
+
+    def _require_lengths(self) -> None:
+        """Raises HQError for a trial that leaves no room for an answer.
+
+        What a dialogue adds depends on the first answer, and is checked when it is asked.
+        """
+        for name, trials in self.offered.items():
+            form, tokenizer = self.form(name), self.pipeline.tokenizer
+            for trial in trials:
+                ids = form.encode(tokenizer, trial.prompt)
+                self.pipeline.require_length(
+                    f"Trial {trial.id!r} of {name}", ids, self.section.max_new_tokens
+                )
+
+    @cached_property
     def asked(self) -> dict[str, list[Asked]]:
         """Trials that count at the reference, by scenario and kind."""
-        behaviours = {name: BEHAVIOURS[name] for name in self.section.scenarios}
-        trials = {
-            name: behaviour.load(self.section.sources.get(name), self.pipeline.study.seed, None)
-            for name, behaviour in behaviours.items()
-        }
         found: dict[str, list[Asked]] = {}
-        for name, offered in trials.items():
+        for name, offered in self.offered.items():
             form = self.form(name)
             answer = partial(self._unscaled, form)
             wanted = self.section.trials
@@ -236,6 +255,8 @@ class Steering:
         task: Task,
     ) -> list[list[Response]]:
         """Responses to prompts under each variant, out of a log for any."""
+        for prompt in ids:
+            self.pipeline.require_length("A prompt", prompt, max_new_tokens)
         ending = self.pipeline.ending_of(form)
         inputs = self.pipeline.generates_on(precision, ending) | {"max_new_tokens": max_new_tokens}
         with self.pipeline.store.growing(respond.STAGE, inputs) as folder:

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from hq.errors import HQError
-from hq.kin import NORM_NAMES, kin
+from hq.errors import first_line as first_line  # also imported from here
+from hq.kin import kin
+from hq.models.architectures import Architecture, architecture_of
 from hq.neurons import ModelIdentity
 
 SINGLE_FILE = "model.safetensors"
@@ -126,26 +128,35 @@ def read_tensor(file: Path, name: str) -> Tensor:
 
 def identity(path: Path) -> ModelIdentity:
     """Name, fingerprint, shape and kin of the checkpoint in `path`."""
-    config = text_config(path)
+    config, architecture = text_config(path), architecture_at(path)
     return ModelIdentity(
         name=path.name,
         fingerprint=fingerprint(path),
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
-        d_ff=ffn_width(config),
-        kin=_kin(path, config),
+        d_ff=architecture.width(config),
+        kin=_kin(path, config, architecture),
     )
 
 
 def text_config(path: Path) -> PretrainedConfig:
     """The language model's own config, also inside a multimodal one.
 
+    Raises HQError as `whole_config` does.
+    """
+    text: PretrainedConfig = whole_config(path).get_text_config()
+    return text
+
+
+def whole_config(path: Path) -> PretrainedConfig:
+    """The config of a checkpoint, multimodal parts included.
+
     Raises HQError for a config that cannot be read, or that has transformers load other weights
     than those of the folder's usual files: an adapter beside it, or a file that it names itself.
     """
     require_no_adapter(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
     except (ValueError, OSError, KeyError) as error:
         raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
     named = getattr(config, "transformers_weights", None)
@@ -154,8 +165,15 @@ def text_config(path: Path) -> PretrainedConfig:
             f"{path / 'config.json'} has transformers_weights = {named!r}: name that file "
             f"{SINGLE_FILE} and remove the key, so that every tool reads the same weights."
         )
-    text: PretrainedConfig = config.get_text_config()
-    return text
+    return config
+
+
+def architecture_at(path: Path) -> Architecture:
+    """The architecture of the checkpoint in `path`.
+
+    Raises HQError for a model in which hq cannot find the neurons.
+    """
+    return architecture_of(whole_config(path))
 
 
 def require_no_adapter(path: Path) -> None:
@@ -257,9 +275,9 @@ class _GenerationConfig(BaseModel):
     eos_token_id: int | list[int] | None = None
 
 
-def _kin(path: Path, config: PretrainedConfig) -> str:
+def _kin(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
     """`hq.kin` of the checkpoint; empty for a family without GGUF, or when a norm is missing."""
-    names = NORM_NAMES.get(config.model_type)
+    names = architecture.norms
     if names is None:
         return ""
     norms: dict[str, Float[np.ndarray, " d"]] = {}
@@ -296,15 +314,6 @@ def _names(file: Path) -> list[str]:
         ) from error
 
 
-def ffn_width(config: PretrainedConfig) -> int:
-    """Width of the FFN's product, which each architecture names its own way."""
-    for name in ("intermediate_size", "ffn_dim", "n_inner"):
-        width = getattr(config, name, None)
-        if width:
-            return int(width)
-    return 4 * int(config.hidden_size)  # GPT-2 with n_inner unset
-
-
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -320,8 +329,3 @@ def _from_hub(model: str) -> Path:
             f"Model {model!r} is neither a folder here nor a hub id that could be fetched: "
             f"{first_line(error)}."
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, to be put into a sentence."""
-    return str(error).strip().splitlines()[0].rstrip(".: ") if str(error).strip() else repr(error)

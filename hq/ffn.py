@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hq.checkpoint import read_tensor, tensor_files, text_config
+from hq.checkpoint import architecture_at, read_tensor, tensor_files, text_config
 from hq.errors import HQError
-from hq.families import Family, family_of
 from hq.gguf.file import GGUFFile
+from hq.models.architectures import Architecture
 
 
 class FFN(NamedTuple):
@@ -69,7 +69,7 @@ class FFNs(Sequence[FFN]):
         return self._read(layer)
 
 
-def weights_of(path: Path, family: Family) -> Callable[[int, str], Tensor]:
+def weights_of(path: Path, family: Architecture) -> Callable[[int, str], Tensor]:
     """What reads a weight of a dense checkpoint, by layer and path in it: float32, as it is stored.
 
     Raises HQError for a weight that is not there.
@@ -92,7 +92,7 @@ def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
     HQError for one that is packed, or lacks a weight.
     """
     config = text_config(path)
-    family = family_of(config.model_type)
+    family = architecture_at(path)
     tensor = weights_of(path, family)
 
     def weight(layer: int, name: str) -> Tensor:
@@ -100,7 +100,8 @@ def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
         return read.T if family.transposed else read
 
     def read(layer: int) -> FFN:
-        norm = tensor(layer, family.norm) + family.norm_offset if folded else torch.ones(())
+        folds = folded and family.norm
+        norm = tensor(layer, family.norm) + family.norm_offset if folds else torch.ones(())
         return _ffn(family, lambda name: weight(layer, name), norm, 16.0)
 
     return FFNs(int(config.num_hidden_layers), read)
@@ -108,7 +109,7 @@ def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
 
 def of_modules(
     layers: Sequence[nn.Module],
-    family: Family,
+    family: Architecture,
     dense: Callable[[nn.Module], Tensor],
     bits: Callable[[nn.Module], float],
 ) -> FFNs:
@@ -120,7 +121,9 @@ def of_modules(
         def weight(name: str) -> Tensor:
             return dense(module.get_submodule(name)).float().cpu()
 
-        norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
+        norm = torch.ones(())
+        if family.norm:
+            norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
         stored = min(bits(module.get_submodule(name)) for name in family.projections)
         return _ffn(family, weight, norm, stored)
 
@@ -149,7 +152,7 @@ def of_gguf(file: GGUFFile) -> FFNs:
     return FFNs(file.n_layers, read)
 
 
-def _ffn(family: Family, weight: Callable[[str], Tensor], norm: Tensor, bits: float) -> FFN:
+def _ffn(family: Architecture, weight: Callable[[str], Tensor], norm: Tensor, bits: float) -> FFN:
     up = weight(family.up)
     gate = weight(family.gate) if family.gate else None
     if family.fused:  # the gate is the first half

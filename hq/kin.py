@@ -53,20 +53,3 @@ class NormNames:
 _DECODER = r"(?:(?:model|language_model|transformer)\.)*"
 _INSIDE_LAYER = re.compile(_DECODER + r"(?:layers|h)\.(?P<layer>\d{1,6})\.(?P<name>.+)\.weight")
 _OUTSIDE = re.compile(_DECODER + r"(?P<name>\w+)\.weight")
-
-_LLAMA = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-_QK = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_GEMMA = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-
-NORM_NAMES: dict[str, NormNames] = {  # by transformers' model_type; OPT has no GGUF
-    **dict.fromkeys(("llama", "mistral", "qwen2", "phi3"), NormNames(_LLAMA)),
-    "qwen3": NormNames(_LLAMA | _QK),
-    "gemma2": NormNames(_GEMMA, offset=1.0),
-    "gemma3_text": NormNames(_GEMMA | _QK, offset=1.0),
-    "gpt2": NormNames({"ln_1": "attn_norm", "ln_2": "ffn_norm"}, final="ln_f"),
-}

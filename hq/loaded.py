@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hq.checkpoint import ffn_width
 from hq.errors import HQError
-from hq.families import family_of
-from hq.kin import NORM_NAMES, kin
+from hq.kin import kin
+from hq.models.architectures import Architecture, architecture_of
 from hq.neurons import LOADED_ORIGIN, ModelIdentity
 from hq.precisions import PRECISIONS
 
@@ -24,8 +23,8 @@ def loaded_identity(model: Any) -> ModelIdentity:
     Raises HQError for an unknown family, or a model that has no kin to be recognised by.
     """
     config = model.config.get_text_config()
-    family_of(config.model_type)
-    found = _kin(model.get_decoder(), config.model_type, config.num_hidden_layers)
+    architecture = architecture_of(model.config)
+    found = _kin(model.get_decoder(), architecture, config.num_hidden_layers)
     name = Path(model.name_or_path).name or type(model).__name__
     if not found:
         raise HQError(
@@ -37,7 +36,7 @@ def loaded_identity(model: Any) -> ModelIdentity:
         fingerprint=LOADED_ORIGIN + found,
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
-        d_ff=ffn_width(config),
+        d_ff=architecture.width(config),
         kin=found,
     )
 
@@ -78,9 +77,9 @@ def _as_loaded(projection: Any) -> Any:
     return module
 
 
-def _kin(decoder: nn.Module, model_type: str, n_layers: int) -> str:
-    """`hq.kin` of a decoder; empty for a family without GGUF, or when a norm is not in memory."""
-    names = NORM_NAMES.get(model_type)
+def _kin(decoder: nn.Module, architecture: Architecture, n_layers: int) -> str:
+    """`hq.kin` of a decoder; empty where no norms are known, or one is not in memory."""
+    names = architecture.norms
     if names is None:
         return ""
     norms = {

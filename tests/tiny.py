@@ -65,10 +65,14 @@ FAMILIES: dict[str, Callable[[], hf.PretrainedConfig]] = {
 
 def model(family: str, seed: int = 0, **changes: int) -> hf.PreTrainedModel:
     """A random model whose weights are FP16 values, held in FP32; `changes` are of its config."""
-    generator = torch.Generator().manual_seed(seed)
     config = FAMILIES[family]()
     config.update(changes)
-    made = hf.AutoModelForCausalLM.from_config(config).eval()
+    return randomized(hf.AutoModelForCausalLM.from_config(config).eval(), seed)
+
+
+def randomized(made: hf.PreTrainedModel, seed: int) -> hf.PreTrainedModel:
+    """The model with every weight random, an FP16 value."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters():
             centre = 1.0 if parameter.ndim == 1 and parameter.mean() > 0.5 else 0.0

@@ -156,6 +156,16 @@ def require_known(exchanges: Sequence[Exchange], vocabulary: int, name: str) -> 
             )
 
 
+def require_length(text: str, length: int, limit: int | None, model: str, new: int = 0) -> None:
+    """Raises HQError, naming the text, where its tokens and `new` ones exceed the model's limit."""
+    if limit is not None and length + new > limit:
+        after = f" and room for {new} new ones" if new else ""
+        raise HQError(
+            f"{text} has {length} tokens{after}, but {model} takes at most {limit} "
+            "(max_position_embeddings): shorten it, or leave it out."
+        )
+
+
 def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
     """Raises HQError for traces that are NaN or infinite."""
     if not np.isfinite(values).all():

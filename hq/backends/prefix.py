@@ -50,7 +50,7 @@ class PrefixCache:
     def expanded(self, batch: int) -> DynamicCache:
         """A cache of its own for `batch` rows; the prefix in it is a view until it grows."""
         cache = copy.deepcopy(self._cache)
-        for layer in cache.layers if self._length else ():
+        for layer in _filled(cache):
             layer.keys = layer.keys.expand(batch, -1, -1, -1)
             layer.values = layer.values.expand(batch, -1, -1, -1)
         return cache
@@ -66,8 +66,13 @@ class PrefixCache:
         if not self._length or any(layer.is_sliding for layer in cache.layers):
             return DynamicCache(config=self._config), 0
         slots = torch.arange(self._length) - pads[:, None]
-        for layer in cache.layers:
+        for layer in _filled(cache):
             places = slots.clamp(min=0).to(layer.keys.device)
             layer.keys = layer.keys[0][:, places].transpose(0, 1)
             layer.values = layer.values[0][:, places].transpose(0, 1)
         return cache, self._length
+
+
+def _filled(cache: DynamicCache) -> list[Any]:
+    """The cache's layers that hold keys; those that read another layer's keep none of their own."""
+    return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]

@@ -14,16 +14,25 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, require_known
+from hq.backends.base import (
+    AuditRow,
+    Exchange,
+    TraceBatch,
+    require_finite,
+    require_known,
+    require_length,
+)
 from hq.backends.batching import plan, span_weights
 from hq.backends.prefix import PrefixCache
 from hq.backends.torch_decoding import TorchDecoding
 from hq.backends.torch_hooks import DownHooks, scaled
 from hq.cett import Measure, Span, column_norms
-from hq.checkpoint import identity, text_config
+from hq.checkpoint import architecture_at, identity
 from hq.errors import HQError
-from hq.families import down_projections, family_of
 from hq.ffn import FFNs, of_modules
+from hq.models.architectures import down_projections
+from hq.models.architectures.detection import verify
+from hq.models.auto import context_length, is_wrapper
 from hq.neurons import ModelIdentity
 from hq.precisions import PRECISIONS
 
@@ -34,7 +43,8 @@ VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which
 class TorchBackend:
     """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
 
-    Raises HQError for an unknown family or precision, an incomplete checkpoint, a device that is
+    Raises HQError for a model without known neurons, an unknown precision, an incomplete
+    checkpoint, a device that is
     not there, or modules that turn out not to hold the precision that was asked for.
     """
 
@@ -49,7 +59,7 @@ class TorchBackend:
         path = Path(path)
         self.precision = precision
         self._precision = PRECISIONS[precision]
-        self._family = family_of(text_config(path).model_type)
+        self._family = architecture_at(path)
         self.identity = model_identity or identity(path)
         self.device = usable_device(device)
         self.token_budget = token_budget
@@ -57,6 +67,8 @@ class TorchBackend:
         self.decoder: nn.Module = self.model.get_decoder()
         self.downs = down_projections(self.decoder, self._family)
         self.audit()
+        if self._family.detected or is_wrapper(self.model):
+            verify(self.model, self.downs, self._dense, self.device)
 
     def __enter__(self) -> "TorchBackend":
         return self
@@ -156,9 +168,10 @@ class TorchBackend:
         """Means of each measure over each span, for every neuron, in one pass over the body.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, and for activations that are not finite.
+        Raises HQError for token ids that the model lacks, for texts longer than it allows, and for
+        activations that are not finite.
         """
-        require_known(exchanges, self._vocabulary, self.identity.name)
+        self._require_fitting(exchanges)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
@@ -198,9 +211,9 @@ class TorchBackend:
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
         """(row, logits that predict each token of its response), in batches by length.
 
-        Raises HQError for token ids that the model lacks.
+        Raises HQError for token ids that the model lacks, and for texts longer than it allows.
         """
-        require_known(exchanges, self._vocabulary, self.identity.name)
+        self._require_fitting(exchanges)
         layout = plan(exchanges, self.token_budget)
         with torch.inference_mode():
             prefix = PrefixCache(self.decoder, layout.prefix, self.device)
@@ -211,6 +224,9 @@ class TorchBackend:
             first = min(len(e.prompt) for e in batch) - start - 1
             with torch.inference_mode():
                 inputs = prefix.inputs(len(batch))
+                if is_wrapper(self.model):  # PaliGemma's counts from 1, its decoder from 0
+                    places = torch.arange(start, start + ids.shape[1], device=self.device)
+                    inputs["position_ids"] = places.expand(len(batch), -1)
                 out = self.model(ids, logits_to_keep=ids.shape[1] - first, **inputs).logits
             for row, exchange, logits in zip(rows, batch, out, strict=True):
                 begin = len(exchange.prompt) - start - 1 - first
@@ -219,7 +235,14 @@ class TorchBackend:
 
     def decoding(self) -> TorchDecoding:
         """A new set of continuations."""
-        return TorchDecoding(self.model, self.device)
+        return TorchDecoding(self.model, self.device, self.identity.name)
+
+    def _require_fitting(self, exchanges: Sequence[Exchange]) -> None:
+        """Raises HQError for token ids that the model lacks, and for texts that are too long."""
+        require_known(exchanges, self._vocabulary, self.identity.name)
+        limit, name = context_length(self.model.config), self.identity.name
+        for row, exchange in enumerate(exchanges):
+            require_length(f"Text {row}", len(exchange), limit, name)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""

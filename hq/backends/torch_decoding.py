@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from hq.backends.base import require_length
 from hq.backends.batching import shared_prefix
 from hq.backends.prefix import PrefixCache
+from hq.models.auto import context_length, is_wrapper
 
 
 class TorchDecoding:
@@ -19,8 +21,10 @@ class TorchDecoding:
     padding is masked. The prefix that prompts share is kept for the next `start`.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, name: str = "the model") -> None:
         self._model = model
+        self._name = name  # in messages
+        self._limit = context_length(model.config)
         self._device = device
         self._prefix_ids: tuple[int, ...] = ()
         self._prefix: PrefixCache | None = None
@@ -69,6 +73,7 @@ class TorchDecoding:
     def _advance(self, ids: Int[torch.Tensor, "row seq"]) -> Float[torch.Tensor, "row vocab"]:
         self._rows = len(ids)
         self._slots += ids.shape[1]
+        require_length("The longest continuation", self._slots, self._limit, self._name)
         with torch.inference_mode():
             out = self._model(
                 ids.to(self._device),
@@ -81,9 +86,13 @@ class TorchDecoding:
         return logits
 
     def _places(self, new: int) -> dict[str, torch.Tensor]:
-        """What says where padded rows begin; nothing where none is padded."""
+        """Positions, and what masks the padding; nothing where neither is needed."""
         if self._pads is None:
-            return {}
+            if not is_wrapper(self._model):
+                return {}
+            # A wrapper may count positions in its own way, and the prefix was read by the decoder.
+            slots = torch.arange(self._slots - new, self._slots, device=self._device)
+            return {"position_ids": slots.expand(self._rows, -1)}
         slots = torch.arange(self._slots, device=self._device) - self._pads[:, None]
         mask: Bool[torch.Tensor, "row slot"] = slots >= 0
         return {"attention_mask": mask.long(), "position_ids": slots[:, -new:].clamp(min=0)}

@@ -17,9 +17,8 @@ from hq.bake.checkpoint import CheckpointModel
 from hq.bake.gguf import GGUFModel
 from hq.bake.model import Model
 from hq.bake.running import loaded
-from hq.checkpoint import identity, text_config
+from hq.checkpoint import architecture_at, identity
 from hq.errors import HQError
-from hq.families import family_of
 from hq.ffn import FFNs, of_checkpoint, of_gguf, of_modules
 from hq.mapping import map_model
 from hq.neurons import NeuronSet
@@ -70,7 +69,7 @@ def _require_same(model: Model, source: Path) -> None:
 def _ffns(model: Model) -> FFNs:
     if isinstance(model, GGUFModel):
         return of_gguf(model.file)
-    family = family_of(text_config(model.path).model_type)
+    family = architecture_at(model.path)
     layers: Any = loaded(model.path).get_decoder().get_submodule(family.layers)
 
     def dense(module: nn.Module) -> torch.Tensor:

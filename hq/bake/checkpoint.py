@@ -22,13 +22,12 @@ from hq.bake.scheme import SCHEMES, scheme_of
 from hq.bake.strips import Patch, Strip
 from hq.checkpoint import (
     StoredTensor,
-    ffn_width,
+    architecture_at,
     identity,
     tensors_of,
     text_config,
 )
 from hq.errors import HQError
-from hq.families import family_of
 from hq.neurons import ModelIdentity
 from hq.storage.atomic import atomic_folder
 
@@ -46,10 +45,11 @@ class CheckpointModel:
             )
         self.path = path
         self._config = text_config(path)
-        self._family = family_of(self._config.model_type)
+        self._family = architecture_at(path)
         self.tensors: Mapping[str, StoredTensor] = tensors_of(path)
         self.transposed = self._family.transposed
-        self.n_layers, self.d_ff = int(self._config.num_hidden_layers), ffn_width(self._config)
+        self.n_layers = int(self._config.num_hidden_layers)
+        self.d_ff = self._family.width(self._config)
         self.vocabulary = int(self._config.vocab_size)
         self._maps: dict[str, UInt8[np.ndarray, " byte"]] = {}
 
@@ -145,8 +145,9 @@ class CheckpointModel:
     @property
     def _linear(self) -> bool:
         """Whether h is proportional to the row of W_up, for α from 0 up."""
-        gated = bool(self._family.gate) or self._family.fused
-        return gated or getattr(self._config, "activation_function", "") in _HOMOGENEOUS
+        if self._family.gated:
+            return self._family.linear_in_up
+        return getattr(self._config, "activation_function", "") in _HOMOGENEOUS
 
     def _projection(self, layer: int, name: str) -> str:
         """The whole name of a layer's projection. HQError where the checkpoint lacks it."""
@@ -166,9 +167,10 @@ class CheckpointModel:
         projection = self._projection(layer, self._family.down)
         if scheme_of(self, projection) is not SCHEMES["weight"]:
             raise HQError(
-                f"{self.path} has no gate and its activation is not ReLU, so a neuron is scaled by "
-                f"its column of {projection}; quantized, its scales are other columns' too: bake "
-                "into the dense checkpoint."
+                f"A neuron of {self.path} is not known to be linear in its row of W_up (an FFN "
+                "with a gate, or with ReLU, is), so it is scaled by its column of "
+                f"{projection}; quantized, its scales are other columns' too: bake into the dense "
+                "checkpoint."
             )
         return plain.line(self.tensors[f"{projection}.weight"], index, not self.transposed)
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from hq.backends.base import Exchange
 from hq.backends.torch_hooks import scaled
 from hq.bake.model import Factors
-from hq.checkpoint import ffn_width, tensor_files, text_config
-from hq.families import down_projections, family_of
+from hq.checkpoint import architecture_at, tensor_files, text_config
+from hq.models.architectures import down_projections
 from hq.packed.checkpoint import PackedCheckpoint
 from hq.precisions.base import from_pretrained
 from hq.precisions.bitsandbytes import package
@@ -28,12 +28,13 @@ def run(
 
     Raises HQError for a checkpoint that cannot be loaded, or lacks the package that runs it.
     """
-    config = text_config(path)
+    architecture = architecture_at(path)
+    d_ff = architecture.width(text_config(path))
     model = loaded(path)
-    downs = down_projections(model.get_decoder(), family_of(config.model_type))
+    downs = down_projections(model.get_decoder(), architecture)
     found = []
     for factors in scalings:
-        with torch.inference_mode(), scaled(downs, factors, ffn_width(config)):
+        with torch.inference_mode(), scaled(downs, factors, d_ff):
             rows = [_logits(model, exchange) for exchange in exchanges]
         found.append(torch.cat(rows).numpy())
     return found

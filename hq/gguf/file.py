@@ -26,7 +26,8 @@ from hq.gguf.layout import (
 from hq.gguf.norms import cached, column_norms
 from hq.gguf.types import dequantized
 from hq.gguf.vocabulary import tokens_of
-from hq.kin import NORM_NAMES, kin
+from hq.kin import kin
+from hq.models.architectures import RECORDS
 from hq.neurons import GGUF_ORIGIN, ModelIdentity
 
 _CHUNK = 1 << 22
@@ -185,14 +186,15 @@ class GGUFFile:
     def _own(self) -> ModelIdentity:
         model_type = ARCHITECTURES[self.architecture].model_type
         given = self.metadata.get("general.name")
-        norms = NORM_NAMES[model_type].ordered(self.n_layers)
+        names = RECORDS[model_type].norms
+        norms = [] if names is None else list(names.ordered(self.n_layers))
         return ModelIdentity(
             name=given if isinstance(given, str) and given else self.path.stem,
             fingerprint=GGUF_ORIGIN + self.fingerprint,
             architecture=model_type,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=kin(self.dense(name).ravel() for name in norms),
+            kin=kin(self.dense(name).ravel() for name in norms) if norms else "",
         )
 
 

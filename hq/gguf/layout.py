@@ -1,7 +1,7 @@
 """What a GGUF file of each architecture must hold: its hyperparameters, and a tensor of each shape.
 
-A new architecture is one `add` line. Tensors beyond these are refused, as llama.cpp refuses them: a
-misspelt optional tensor would leave another model behind without a word.
+The layouts come from the architecture records. Tensors beyond these are rejected, as llama.cpp
+rejects them: a misspelt optional tensor would silently give another model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,57 +13,15 @@ import numpy as np
 
 from hq.errors import HQError
 from hq.gguf.header import Header, Tensor, damaged
-from hq.registry import Registry
+from hq.models.architectures import GGUF_LAYOUTS
+from hq.models.architectures.llama_cpp import ATTENTION, FUSED, GATED, NORMS, SEPARATE
+from hq.models.architectures.record import Layout
 
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The tensors of one architecture of llama.cpp.
-
-    `layer` and `outside` are those beside the attention's projections, with their shapes: in GGUF's
-    order, by the names of `Sizes.widths`. `biased` must have a bias; every projection may.
-    """
-
-    model_type: str  # transformers' name for the architecture
-    layer: Mapping[str, str]
-    outside: Mapping[str, str]
-    biased: frozenset[str] = frozenset()
-    epsilon: str = "layer_norm_rms_epsilon"
-
-
-_SEPARATE = {"attn_q": "d_model q", "attn_k": "d_model k", "attn_v": "d_model v"}
-_FUSED = {"attn_qkv": "d_model qkv"}
-_ATTENTION = {"attn_output": "o d_model"}
-_NORMS = {"attn_norm": "d_model", "ffn_norm": "d_model"}
-_QK_NORMS = {"attn_q_norm": "key", "attn_k_norm": "key"}
-_POST_NORMS = {"post_attention_norm": "d_model", "post_ffw_norm": "d_model"}
-_FFN = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
-_GATED = _NORMS | _FFN | {"ffn_gate": "d_model d_ff"}
-_OUTSIDE = {"token_embd": "d_model vocabulary", "output_norm": "d_model"}
 _OPTIONAL = {"output": "d_model vocabulary"} | dict.fromkeys(
     ("rope_freqs", "rope_factors_long", "rope_factors_short"), "rope"
 )
-PROJECTIONS = frozenset({*_SEPARATE, *_FUSED, *_ATTENTION, *_GATED} - _NORMS.keys())
-
-ARCHITECTURES: Registry[Layout] = Registry("GGUF architecture")
-ARCHITECTURES.add("llama", Layout("llama", _GATED, _OUTSIDE))
-ARCHITECTURES.add("qwen2", Layout("qwen2", _GATED, _OUTSIDE, biased=frozenset(_SEPARATE)))
-ARCHITECTURES.add("qwen3", Layout("qwen3", _GATED | _QK_NORMS, _OUTSIDE))
-ARCHITECTURES.add("gemma2", Layout("gemma2", _GATED | _POST_NORMS, _OUTSIDE))
-ARCHITECTURES.add("gemma3", Layout("gemma3_text", _GATED | _POST_NORMS | _QK_NORMS, _OUTSIDE))
-ARCHITECTURES.add(  # the gate is the first half of ffn_up
-    "phi3", Layout("phi3", _NORMS | _FFN | {"ffn_up": "d_model 2d_ff"}, _OUTSIDE)
-)
-ARCHITECTURES.add(
-    "gpt2",
-    Layout(
-        "gpt2",
-        _NORMS | _FFN,
-        _OUTSIDE | {"position_embd": "d_model context"},
-        biased=frozenset({*_NORMS, *_FFN, *_FUSED, *_ATTENTION, "output_norm"}),
-        epsilon="layer_norm_epsilon",
-    ),
-)
+PROJECTIONS = frozenset({*SEPARATE, *FUSED, *ATTENTION, *GATED} - NORMS.keys())
+ARCHITECTURES = GGUF_LAYOUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +50,7 @@ def architecture_of(path: Path, header: Header) -> str:
     if name not in ARCHITECTURES:
         raise HQError(
             f"{path} is of the architecture {name!r}, which hq does not know: use one of "
-            f"{', '.join(sorted(ARCHITECTURES))}, or add a line to hq/gguf/layout.py."
+            f"{', '.join(sorted(ARCHITECTURES))}, or the checkpoint that it was made from."
         )
     return name
 
@@ -156,7 +114,7 @@ def _expected(header: Header, layout: Layout, n_layers: int) -> Iterator[tuple[s
     for layer in range(n_layers):
         prefix = f"blk.{layer}."
         fused = f"{prefix}attn_qkv.weight" in header.tensors
-        inside = {**layout.layer, **(_FUSED if fused else _SEPARATE), **_ATTENTION}
+        inside = {**layout.layer, **(FUSED if fused else SEPARATE), **ATTENTION}
         for name, shape in inside.items():
             yield from _with_bias(prefix, name, shape, layout.biased)
 

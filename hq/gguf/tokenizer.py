@@ -17,14 +17,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
-from hq.checkpoint import first_line
 from hq.errors import HQError
 from hq.gguf.bytelevel import byte_level
 from hq.gguf.conversion import Metadata
 from hq.gguf.sentencepiece import sentencepiece
 from hq.gguf.tokens import Core, Tokens, TokenType, merges_of, refusal
+from hq.models.tokenizer import load_tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _LEAST = -1e6  # the score of a token that no merge makes
@@ -70,12 +70,7 @@ def _load(checkpoint: Path) -> Any:
             f"{checkpoint} has no tokenizer, and a GGUF file carries one: copy the model's "
             f"{_FILES[0]} and tokenizer_config.json there."
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise HQError(
-            f"The tokenizer of {checkpoint} cannot be read: {first_line(error)}."
-        ) from error
+    tokenizer = load_tokenizer(checkpoint)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise refusal(checkpoint, "is written in Python", "has a tokenizer.json")
     return tokenizer

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from hq.checkpoint import first_line, tensors_of, text_config
-from hq.errors import HQError
+from hq.checkpoint import tensor_files, text_config, whole_config
+from hq.errors import HQError, first_line
 from hq.gguf.conversion import Conversion, Metadata, Value, Weights, conversion_of
 from hq.gguf.tokenizer import tokenizer_metadata
 from hq.neurons import ModelIdentity
@@ -28,8 +28,9 @@ _QUANTIZATION_VERSION = 2
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 # A multimodal checkpoint: where its language model stands, and what else it has.
-_INNER = ("language_model.", "model.language_model.")
-_OTHER = ("vision_tower.", "multi_modal_projector.")
+_INNER = ("language_model.", "model.language_model.", "model.text_model.")
+_OTHER = ("vision_tower.", "multi_modal_projector.", "vision_model.", "connector.")
+_ROWS = 4096  # of the embedding that are compared with the head's at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
     checkpoint does; a model whose sliding window llama.cpp does not know has a context no longer
     than the window.
 
-    Raises HQError, naming the cause, for an architecture that is not in hq/gguf/conversion.py or
+    Raises HQError, naming the cause, for an architecture whose record has no conversion, or that
     asks for what llama.cpp does not do; for a missing or unknown tokenizer; for a tensor with an
     unexpected name or type; for weights that float16 cannot hold; for a missing `gguf`.
     """
@@ -106,12 +107,14 @@ def _plan(checkpoint: Path, config: PretrainedConfig, conversion: Conversion) ->
     names = _names(conversion, config)
     found = [
         _planned(path, key, shape, names(checkpoint, key), config, conversion)
-        for path, key, shape in _sources(checkpoint, config)
+        for path, key, shape in _sources(checkpoint)
     ]
     made = conversion.made(config)
     found += [Planned(name, made[name].shape, partial(made.__getitem__, name)) for name in made]
     there = {tensor.name for tensor in found}
-    needed = {_EMBEDDING} if config.tie_word_embeddings else {_EMBEDDING, _HEAD}
+    # The head is the whole model's: a multimodal one ties it, whatever its language model says.
+    tied = whole_config(checkpoint).tie_word_embeddings
+    needed = {_EMBEDDING} if tied else {_EMBEDDING, _HEAD}
     if needed - there:
         raise HQError(
             f"{checkpoint} has no {min(needed - there)} (by llama.cpp's name): copy all of the "
@@ -120,18 +123,38 @@ def _plan(checkpoint: Path, config: PretrainedConfig, conversion: Conversion) ->
     return found
 
 
-def _sources(
-    checkpoint: Path, config: PretrainedConfig
-) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
-    """File, name and shape of each of the language model's tensors."""
-    for path in sorted({tensor.file for tensor in tensors_of(checkpoint).values()}):
+def _sources(checkpoint: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
+    """File, name and shape of each of the language model's tensors.
+
+    A tied model's checkpoint may repeat the embedding as its head, which is left out. A head with
+    other weights counts, as in transformers, whatever the config says.
+    """
+    tied = whole_config(checkpoint).tie_word_embeddings
+    files = tensor_files(checkpoint)
+    embedding = next((key for key in files if key.endswith("embed_tokens.weight")), None)
+    for path in sorted(set(files.values())):
         with _opened(path) as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 shape = tuple(file.get_slice(key).get_shape())
-                tied = key.endswith("lm_head.weight") and config.tie_word_embeddings
+                repeats = (
+                    tied
+                    and embedding is not None
+                    and key.endswith("lm_head.weight")
+                    and _same(file, key, files[embedding], embedding)
+                )
                 buffer = key.endswith("rotary_emb.inv_freq")  # old checkpoints have it
-                if not tied and not buffer and not key.removeprefix("model.").startswith(_OTHER):
+                if not repeats and not buffer and not key.removeprefix("model.").startswith(_OTHER):
                     yield path, key, shape
+
+
+def _same(file: Any, key: str, other_file: Path, other: str) -> bool:
+    """Whether two matrices have the same weights, read in blocks of rows."""
+    with _opened(other_file) as opened:
+        one, two = file.get_slice(key), opened.get_slice(other)
+        if one.get_shape() != two.get_shape():
+            return False
+        starts = range(0, one.get_shape()[0], _ROWS)
+        return all(torch.equal(one[i : i + _ROWS], two[i : i + _ROWS]) for i in starts)
 
 
 def _names(conversion: Conversion, config: PretrainedConfig) -> Callable[[Path, str], str]:

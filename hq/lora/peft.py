@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from hq.checkpoint import quantization_of, text_config
+from hq.checkpoint import architecture_at, quantization_of, whole_config
 from hq.errors import HQError
-from hq.families import Family, down_projections, family_of
 from hq.ffn import weights_of
 from hq.lora.change import Change, changes
+from hq.models.architectures import Architecture, down_projections
+from hq.models.auto import without_weights
 from hq.neurons import ModelIdentity
 from hq.storage.atomic import atomic_folder
 
@@ -39,7 +39,7 @@ def write(
     """
     found = changes(factors, model.n_layers, model.d_ff)
     require_dense(checkpoint)
-    family = family_of(text_config(checkpoint).model_type)
+    family = architecture_at(checkpoint)
     names = _projections(checkpoint, family)
     read = weights_of(checkpoint, family)
     tensors: dict[str, Tensor] = {}
@@ -64,25 +64,24 @@ def require_dense(checkpoint: Path) -> None:
         )
 
 
-def _projections(checkpoint: Path, family: Family) -> list[str]:
+def _projections(checkpoint: Path, family: Architecture) -> list[str]:
     """The name of each layer's down projection in transformers' model, made without its weights.
 
     A checkpoint may give its tensors other names.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
+    model: Any = without_weights(whole_config(checkpoint))
     names = {module: name for name, module in model.named_modules()}
     return [names[down] for down in down_projections(model.get_decoder(), family)]
 
 
 def _columns(
-    stored: Float[Tensor, "rows columns"], family: Family, change: Change
+    stored: Float[Tensor, "rows columns"], family: Architecture, change: Change
 ) -> Float[Tensor, "d_model rank"]:
     down = stored.T if family.transposed else stored
     return down[:, list(change.neurons)].contiguous()
 
 
-def _config(checkpoint: Path, family: Family, ranks: dict[str, int]) -> dict[str, Any]:
+def _config(checkpoint: Path, family: Architecture, ranks: dict[str, int]) -> dict[str, Any]:
     """What PEFT asks for. lora_alpha is the rank, by which it is divided, so the scale is 1."""
     rank = max(ranks.values())
     lower = {name: of for name, of in ranks.items() if of != rank}

@@ -12,8 +12,8 @@ from transformers import StoppingCriteria
 from hq.backends.torch_hooks import ShareHooks, Watched, scaled
 from hq.cett import column_norms
 from hq.errors import HQError
-from hq.families import down_projections, family_of
 from hq.loaded import dense_weight, loaded_identity
+from hq.models.architectures import architecture_of, down_projections
 from hq.monitor.generation import observed
 from hq.monitor.recorder import Recorder
 from hq.monitor.step import Step
@@ -42,8 +42,7 @@ class TorchMonitor:
         self.neurons = neurons
         self._model = model
         self._d_ff = identity.d_ff
-        family = family_of(model.config.get_text_config().model_type)
-        self._downs = down_projections(model.get_decoder(), family)
+        self._downs = down_projections(model.get_decoder(), architecture_of(model.config))
         self._hooks = ShareHooks(list(self._watched()), neurons.cett)
         self._open = ExitStack()
         self._recorder: Recorder | None = None  # of the last `generate`

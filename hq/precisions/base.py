@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hq.checkpoint import first_line, quantization_of, tensors_of
-from hq.errors import HQError
+from hq.checkpoint import quantization_of, tensors_of, whole_config
+from hq.errors import HQError, first_line
+from hq.models.auto import model_class
 from hq.registry import Registry
 
 
@@ -98,7 +99,7 @@ _WEIGHTS = (".weight", ".qweight", ".weight_packed")
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
     """Transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
     placed = {"use_safetensors": True, "device_map": {"": device}}
-    return whole(path, AutoModelForCausalLM, path, **placed, **options)
+    return whole(path, model_class(whole_config(path)), path, **placed, **options)
 
 
 # Buffers that old checkpoints carry and that are computed today, and towers of other modalities.

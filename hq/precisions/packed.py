@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from hq.errors import HQError
+from hq.models.auto import model_class
 from hq.packed.checkpoint import PackedCheckpoint, PackedLayer
 from hq.packed.rounding import rounded
 from hq.precisions.base import PRECISIONS, Stored, compute_dtype, whole
@@ -197,8 +198,9 @@ def _dense_model(path: Path, state: dict[str, Tensor]) -> PreTrainedModel:
     config = copy.deepcopy(AutoConfig.from_pretrained(path))
     for part in (config, config.get_text_config()):
         vars(part).pop("quantization_config", None)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return whole(path, kind, None, config=config, state_dict=state, dtype=torch.float32)
+    return whole(
+        path, model_class(config), None, config=config, state_dict=state, dtype=torch.float32
+    )
 
 
 for _name, _recipe in RECIPES.items():

@@ -78,7 +78,11 @@ STUDIES = {
     "truncated weights": (lambda s: truncate(weights(s)), "no whole safetensors"),
     "a missing weight": (lambda s: drop_a_weight(weights(s)), "down_proj"),
     "NaN in the weights": (lambda s: with_nan(weights(s)), "not finite"),
-    "an unknown architecture": (lambda s: config(s, model_type="bloom"), "'bloom' is not known"),
+    "a state-space model": (lambda s: config(s, model_type="mamba"), "carry a state"),
+    "a model without room for the prompts": (
+        lambda s: config(s, max_position_embeddings=60),
+        "and room for 8 new ones, but model takes at most 60",
+    ),
     "no question file": (lambda s: (s.parent / "questions.jsonl").unlink(), "questions.jsonl"),
     "an empty question file": (
         lambda s: (s.parent / "questions.jsonl").write_text("", encoding="utf-8"),

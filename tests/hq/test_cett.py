@@ -20,7 +20,7 @@ from tests import tiny
 Array = Float[np.ndarray, "..."]
 Checkpoint = Callable[[str], Path]
 
-# Known apart from hq.families, so that a wrong path there is found here.
+# Known apart from hq's records, so that a wrong path there is found here.
 _DOWN = {"gpt2": r"h\.(\d+)\.mlp\.c_proj$", "opt": r"layers\.(\d+)\.fc2$"}
 _GATED_DOWN = r"layers\.(\d+)\.mlp\.down_proj$"
 

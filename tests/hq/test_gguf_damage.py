@@ -222,7 +222,7 @@ def test_what_is_no_model_is_refused(said, message, tmp_path):
 
 def test_an_architecture_that_hq_does_not_know_is_refused(tmp_path):
     path = tiny.write(tmp_path / "a.gguf", architecture="bloom")
-    refused(path, r"'bloom', which hq does not know: use one of gemma2.*layout\.py")
+    refused(path, r"'bloom', which hq does not know: use one of gemma2.*or the checkpoint that")
 
 
 @pytest.mark.parametrize("name", ["outpvt.weight", "blk.3.ffn_up.weight", "blk.0.ffn_norm.bias"])

@@ -20,7 +20,7 @@ from hq.checkpoint import identity
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.write import Dtype, write
-from tests import tiny, tiny_tokenizers
+from tests import decoders, tiny, tiny_tokenizers
 from tests.hq.gguf_checkpoints import keys, save, shape
 
 gguf = pytest.importorskip("gguf")
@@ -137,6 +137,45 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         expected = model(input_ids=ids).logits[0].numpy()
     with LlamaCpp(written(checkpoint)) as llama:
         np.testing.assert_allclose(llama.logits(ids[0].tolist()), expected, atol=tolerance, rtol=0)
+
+
+# A wrapper decides itself whether the head is the embedding: mistral3's language model says no.
+@pytest.mark.parametrize("name", ["mistral3", "llava", "smolvlm", "internvl"])
+def test_the_language_model_of_a_wrapper_is_written(name: str, tmp_path: Path) -> None:
+    checkpoint = decoders.save(decoders.RECORDED[name](), tmp_path / "model")
+    tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(checkpoint)
+    ids = torch.arange(5, 45)[None]
+    model = decoders.model(decoders.RECORDED[name]())
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0].numpy()
+    with LlamaCpp(written(checkpoint)) as llama:
+        np.testing.assert_allclose(llama.logits(ids[0].tolist()), expected, atol=EXACT, rtol=0)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_tied_model_s_head_counts_where_it_is_not_the_embedding(
+    own: bool, tmp_path: Path
+) -> None:
+    config = hf.LlamaConfig(**shape(), tie_word_embeddings=True)
+    checkpoint = save(tmp_path / "model", config)
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    head = embedding.flip(0) if own else embedding
+    save_file(tensors | {"lm_head.weight": head.clone()}, path, metadata={"format": "pt"})
+    model = hf.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0].numpy()
+    file = written(checkpoint)
+    assert ("output.weight" in GGUFFile(file).tensors) is own
+    with LlamaCpp(file) as llama:
+        np.testing.assert_allclose(llama.logits(ids[0].tolist()), expected, atol=EXACT, rtol=0)
+
+
+def test_a_model_without_a_conversion_is_refused_with_those_that_have_one(tmp_path: Path) -> None:
+    checkpoint = decoders.save(decoders.RECORDED["granite"](), tmp_path / "model")
+    refused(checkpoint, r"'granite' cannot be written as GGUF: hq writes gemma2, .*, qwen3; use a")
 
 
 def test_a_window_that_llama_cpp_does_not_know_ends_the_context(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from hq.checkpoint import identity
 from hq.gguf.file import GGUFFile
-from hq.kin import NORM_NAMES, kin
+from hq.kin import kin
+from hq.models.architectures import RECORDS
 from tests import tiny
 from tests.hq import gguf_files
 
@@ -117,4 +118,6 @@ def test_order_and_lengths_count_and_what_fp16_cannot_hold_does_not():
     ],
 )
 def test_only_the_decoders_norms_have_a_name(name, canonical):
-    assert NORM_NAMES["llama"].canonical(name) == canonical
+    norms = RECORDS["llama"].norms
+    assert norms is not None
+    assert norms.canonical(name) == canonical

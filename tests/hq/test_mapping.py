@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hq.backends.torch import TorchBackend
 from hq.errors import HQError
-from hq.families import family_of
 from hq.ffn import FFN, of_checkpoint, of_gguf, of_modules
 from hq.gguf.file import GGUFFile
 from hq.mapping import Relation, explained, map_layer, map_model
+from hq.models.architectures import architecture_of
 from hq.packed.rounding import rounded
 from hq.precisions.packed import recipe_of
 from tests import tiny
@@ -273,7 +273,7 @@ def test_a_packed_checkpoint_is_no_source(packed):
 def another(family: str, layer: int) -> FFN:
     """A layer of the family's other model."""
     model = tiny.model(family, seed=layer + 7)
-    described = family_of(model.config.get_text_config().model_type)
+    described = architecture_of(model.config)
     layers = model.get_decoder().get_submodule(described.layers)
     return of_modules(
         list(layers),

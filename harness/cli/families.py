@@ -1,0 +1,38 @@
+"""`hq families`: which model types hq handles, and what can be done with each."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from harness.cli.app import AsJson, app, out, print_json
+
+
+@app.command()
+def families(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the content of docs/families.md.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the model types that hq handles: known by a record or detected, baked, written as GGUF.
+
+    Every type is traced and scaled at all precisions of the torch backend. Other dense decoders are
+    detected when they are loaded.
+    """
+    from hq.models.architectures import table
+
+    if markdown:
+        sys.stdout.write(table.markdown())
+        return
+    if as_json:
+        print_json(
+            {"families": [row._asdict() for row in table.rows()], "wrappers": table.WRAPPERS}
+        )
+        return
+    shown = Table(*table.HEADER)
+    for row in table.rows():
+        shown.add_row(*row.cells)
+    out.print(shown)
+    out.print(f"Multimodal wrappers: {', '.join(table.WRAPPERS)}", highlight=False)

@@ -1,0 +1,38 @@
+"""One record per model architecture, one file per family, and a detector for all other decoders."""
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from hq.models.architectures import (  # noqa: F401 - each registers its records
+    cohere,
+    gemma,
+    glm,
+    gpt,
+    llama,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    ungated,
+)
+from hq.models.architectures.detection import detect
+from hq.models.architectures.record import GGUF_LAYOUTS, RECORDS, Architecture
+
+__all__ = ["GGUF_LAYOUTS", "RECORDS", "Architecture", "architecture_of", "down_projections"]
+
+
+def architecture_of(config: PretrainedConfig) -> Architecture:
+    """The architecture of a model, from its whole config or its language model's.
+
+    By the `model_type` of the language model; one without a record is detected, with a warning.
+    Raises HQError for a model in which hq cannot find the neurons.
+    """
+    model_type = config.get_text_config().model_type
+    return RECORDS[model_type] if model_type in RECORDS else detect(config)
+
+
+def down_projections(decoder: nn.Module, architecture: Architecture) -> list[nn.Module]:
+    """The down projection of every layer, in order."""
+    layers = decoder.get_submodule(architecture.layers)
+    assert isinstance(layers, nn.ModuleList)
+    return [layer.get_submodule(architecture.down) for layer in layers]

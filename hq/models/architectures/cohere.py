@@ -1,0 +1,5 @@
+"""Cohere's Command models: attention and FFN run side by side, after one norm."""
+
+from hq.models.architectures.record import Architecture, register
+
+register(Architecture(norm="input_layernorm"), "cohere", "cohere2")

@@ -1,0 +1,125 @@
+"""Gemma: norms add 1 to their weights (to Gemma 3), and stand on both sides of the FFN (from 2)."""
+
+import math
+
+import numpy as np
+from transformers import PretrainedConfig
+
+from hq.kin import NormNames
+from hq.models.architectures import llama_cpp
+from hq.models.architectures.record import (
+    GGUF_LAYOUTS,
+    LLAMA_NORMS,
+    QK_NORMS,
+    Architecture,
+    Conversion,
+    Layout,
+    Metadata,
+    Weights,
+    register,
+)
+
+# llama.cpp tells a 27B model, whose queries it scales otherwise, by its number of layers.
+_GEMMA2_27B, _GEMMA3_27B = 46, 62
+
+
+def _gemma2(config: PretrainedConfig) -> Metadata:
+    caps = {
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+    }
+    for key, cap in caps.items():
+        if not cap:
+            raise llama_cpp.refusal(config, f"{key} {cap}", "a number")
+    llama_cpp.require_pattern(config, 2)
+    if math.frexp(_query_factor(config, _GEMMA2_27B))[0] != 0.5:  # no power of two: it would round
+        scalar = config.query_pre_attn_scalar
+        raise llama_cpp.refusal(config, f"query_pre_attn_scalar {scalar}", "head_dim")
+    return (
+        llama_cpp.common(config, "gelu_pytorch_tanh")
+        | {"attention.sliding_window": config.sliding_window}
+        | llama_cpp.rope_keys(config, config.rope_parameters, ("default",))
+        | {key: float(cap) for key, cap in caps.items()}
+    )
+
+
+def _gemma3(config: PretrainedConfig) -> Metadata:
+    """Gemma 3's language model, alone or inside the multimodal one."""
+    if config.attn_logit_softcapping:
+        cap = config.attn_logit_softcapping
+        raise llama_cpp.refusal(config, f"attn_logit_softcapping {cap}", "none")
+    if config.use_bidirectional_attention:
+        raise llama_cpp.refusal(config, "bidirectional attention", "causal attention")
+    llama_cpp.require_pattern(config, 6)
+    ropes = config.rope_parameters
+    local = llama_cpp.rope_keys(config, ropes["sliding_attention"], ("default",))
+    softcap = config.final_logit_softcapping
+    return (
+        llama_cpp.common(config, "gelu_pytorch_tanh")
+        | {"attention.sliding_window": config.sliding_window}
+        | llama_cpp.rope_keys(config, ropes["full_attention"], ("default", "linear"))
+        | {"rope.freq_base_swa": local["rope.freq_base"]}
+        | ({"final_logit_softcapping": float(softcap)} if softcap else {})
+    )
+
+
+def _gemma2_weights(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
+    """1 + w for norms; Q carries what llama.cpp's fixed query scale leaves out."""
+    if part == "attn_q":
+        return weights * np.float32(_query_factor(config, _GEMMA2_27B))
+    return weights + 1 if part.endswith("norm") else weights
+
+
+def _gemma3_weights(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
+    """1 + w for norms; Q's norm carries what llama.cpp's fixed query scale leaves out."""
+    if part == "attn_q_norm":
+        return (weights + 1) * np.float32(_query_factor(config, _GEMMA3_27B))
+    return weights + 1 if part.endswith("norm") else weights
+
+
+def _query_factor(config: PretrainedConfig, layers_of_27b: int) -> float:
+    """The model's scale of queries over llama.cpp's own; 1 for all of Google's models."""
+    built_in = llama_cpp.head_width(config)
+    if config.num_hidden_layers == layers_of_27b:
+        built_in = config.hidden_size // config.num_attention_heads
+    return math.sqrt(built_in / config.query_pre_attn_scalar)
+
+
+_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_POST_NORMS = {"post_attention_norm": "d_model", "post_ffw_norm": "d_model"}
+_BEFORE_FFN = "pre_feedforward_layernorm"
+
+register(Architecture(norm_offset=1.0, norms=NormNames(LLAMA_NORMS, offset=1.0)), "gemma")
+register(Architecture(norm=_BEFORE_FFN, norm_offset=1.0), "vaultgemma")
+register(
+    Architecture(
+        norm=_BEFORE_FFN,
+        norm_offset=1.0,
+        norms=NormNames(_NORMS, offset=1.0),
+        conversion=Conversion("gemma2", _gemma2, _gemma2_weights),
+    ),
+    "gemma2",
+)
+register(
+    Architecture(
+        norm=_BEFORE_FFN,
+        norm_offset=1.0,
+        norms=NormNames(_NORMS | QK_NORMS, offset=1.0),
+        conversion=Conversion("gemma3", _gemma3, _gemma3_weights),
+    ),
+    "gemma3_text",
+)
+GGUF_LAYOUTS.add("gemma2", Layout("gemma2", llama_cpp.GATED | _POST_NORMS, llama_cpp.OUTSIDE))
+GGUF_LAYOUTS.add(
+    "gemma3",
+    Layout(
+        "gemma3_text",
+        llama_cpp.GATED | _POST_NORMS | llama_cpp.QK_LENGTHS,
+        llama_cpp.OUTSIDE,
+    ),
+)

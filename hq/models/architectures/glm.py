@@ -1,0 +1,5 @@
+"""GLM: gate and up projection in one, as in Phi-3."""
+
+from hq.models.architectures.record import Architecture, register
+
+register(Architecture(up="mlp.gate_up_proj", gate="", fused=True), "glm", "glm4")

@@ -1,0 +1,70 @@
+"""GPT-2 and what grew out of it: FFNs without a gate, LayerNorm, projections with a bias."""
+
+from dataclasses import replace
+
+from transformers import PretrainedConfig
+
+from hq.kin import NormNames
+from hq.models.architectures import llama_cpp
+from hq.models.architectures.record import (
+    GGUF_LAYOUTS,
+    Architecture,
+    Layout,
+    attribute,
+    register,
+)
+
+_GPT = Architecture(layers="h", down="mlp.c_proj", up="mlp.c_fc", gate="", norm="ln_2")
+_GPTJ = Architecture(layers="h", down="mlp.fc_out", up="mlp.fc_in", gate="", norm="ln_1")
+_NEOX = Architecture(down="mlp.dense_4h_to_h", up="mlp.dense_h_to_4h", gate="")
+
+
+def _four_hidden(config: PretrainedConfig) -> int:
+    """BLOOM's and MPT's width, whatever their configs say (MPT's `expansion_ratio` is not read)."""
+    return 4 * int(config.hidden_size)
+
+
+register(
+    replace(
+        _GPT,
+        transposed=True,
+        width=attribute("n_inner"),
+        norms=NormNames({"ln_1": "attn_norm", "ln_2": "ffn_norm"}, final="ln_f"),
+    ),
+    "gpt2",
+)
+register(replace(_GPT, width=attribute("n_inner")), "gpt_bigcode")
+register(replace(_GPT, width=attribute("intermediate_size")), "gpt_neo")
+register(replace(_GPTJ, width=attribute("n_inner")), "codegen", "gptj")
+register(_NEOX, "gpt_neox", "persimmon")
+register(replace(_NEOX, layers="h", width=_four_hidden), "bloom")
+register(Architecture(down="mlp.c_proj", up="mlp.c_fc", gate=""), "starcoder2")
+register(
+    Architecture(
+        layers="blocks",
+        down="ffn.down_proj",
+        up="ffn.up_proj",
+        gate="",
+        norm="norm_2",
+        width=_four_hidden,
+    ),
+    "mpt",
+)
+GGUF_LAYOUTS.add(
+    "gpt2",
+    Layout(
+        "gpt2",
+        llama_cpp.NORMS | llama_cpp.FFN,
+        llama_cpp.OUTSIDE | {"position_embd": "d_model context"},
+        biased=frozenset(
+            {
+                *llama_cpp.NORMS,
+                *llama_cpp.FFN,
+                *llama_cpp.FUSED,
+                *llama_cpp.ATTENTION,
+                "output_norm",
+            }
+        ),
+        epsilon="layer_norm_epsilon",
+    ),
+)

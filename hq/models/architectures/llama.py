@@ -1,0 +1,56 @@
+"""Llama, Mistral, and the many models with their layer: RMSNorm, gated FFN, rotary embeddings."""
+
+from transformers import PretrainedConfig
+
+from hq.kin import NormNames
+from hq.models.architectures import llama_cpp
+from hq.models.architectures.record import (
+    GGUF_LAYOUTS,
+    LLAMA_NORMS,
+    Architecture,
+    Conversion,
+    Layout,
+    Metadata,
+    register,
+)
+
+
+def _metadata(config: PretrainedConfig) -> Metadata:
+    """Llama, and Mistral, which llama.cpp runs as one."""
+    rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear", "llama3"))
+    return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
+
+
+_NORMS = NormNames(LLAMA_NORMS)
+_CONVERSION = Conversion(
+    "llama",
+    _metadata,
+    llama_cpp.interleaved,
+    llama_cpp.llama3_factors,
+    llama_cpp.LINEAR_BIASES,
+)
+
+register(Architecture(norms=_NORMS, conversion=_CONVERSION), "llama", "mistral")
+register(
+    Architecture(norms=_NORMS),
+    "cwm",
+    "diffllama",
+    "ernie4_5",
+    "exaone",
+    "granite",
+    "granite_swa",
+    "helium",
+    "hunyuan_v1_dense",
+    "hyperclovax",
+    "internlm3",
+    "iquestcoder",
+    "minicpm3",
+    "ministral",
+    "ministral3",
+    "seed_oss",
+    "smollm3",
+    "youtu",
+)
+# BitNet normalizes h before the down projection, so h_i is not linear in its own row of W_up.
+register(Architecture(norms=_NORMS, linear_in_up=False), "bitnet")
+GGUF_LAYOUTS.add("llama", Layout("llama", llama_cpp.GATED, llama_cpp.OUTSIDE))

@@ -1,0 +1,126 @@
+"""How llama.cpp runs an architecture: parts of conversions that several families share.
+
+Whatever a config asks for that llama.cpp would silently compute otherwise is rejected here, by
+name.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from transformers import PretrainedConfig
+
+from hq.errors import HQError
+from hq.models.architectures.record import Metadata, Weights
+
+SEPARATE = {"attn_q": "d_model q", "attn_k": "d_model k", "attn_v": "d_model v"}
+FUSED = {"attn_qkv": "d_model qkv"}
+ATTENTION = {"attn_output": "o d_model"}
+NORMS = {"attn_norm": "d_model", "ffn_norm": "d_model"}
+FFN = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
+GATED = NORMS | FFN | {"ffn_gate": "d_model d_ff"}
+QK_LENGTHS = {"attn_q_norm": "key", "attn_k_norm": "key"}
+OUTSIDE = {"token_embd": "d_model vocabulary", "output_norm": "d_model"}
+QKV_BIASES = frozenset(SEPARATE)
+LINEAR_BIASES = frozenset({*SEPARATE, *ATTENTION, *FFN, "ffn_gate"})
+
+
+def common(config: PretrainedConfig, activation: str) -> Metadata:
+    """Keys that every architecture has."""
+    found = getattr(config, "hidden_activation", None) or config.hidden_act
+    if found != activation:
+        raise refusal(config, f"activation {found}", activation)
+    head_dim = head_width(config)
+    return {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": head_dim,
+    }
+
+
+def without_window(config: PretrainedConfig) -> Metadata:
+    """The context of an architecture that llama.cpp always runs with full attention.
+
+    A text no longer than the sliding window never meets it, so the context ends where the window
+    does: within `context_length` tokens llama.cpp computes what the model does, and no further.
+    """
+    types = getattr(config, "layer_types", None)
+    slides = types is None or "sliding_attention" in types
+    window = getattr(config, "sliding_window", None) if slides else None
+    return {"context_length": min(config.max_position_embeddings, window or math.inf)}
+
+
+def rope_keys(
+    config: PretrainedConfig, parameters: Mapping[str, float | str], allowed: tuple[str, ...]
+) -> Metadata:
+    """Base and linear scaling; llama3's scaling is a tensor, see `llama3_factors`."""
+    kind = str(parameters.get("rope_type", "default"))
+    if kind not in allowed:
+        raise refusal(config, f"rope scaling {kind!r}", " or ".join(allowed))
+    if float(parameters.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise refusal(config, "partial rotary embeddings", "whole ones")
+    base: Metadata = {"rope.freq_base": float(parameters["rope_theta"])}
+    if kind != "linear":
+        return base
+    return base | {"rope.scaling.type": kind, "rope.scaling.factor": float(parameters["factor"])}
+
+
+def llama3_factors(config: PretrainedConfig) -> dict[str, Weights]:
+    """What llama.cpp divides each rotary frequency by, [head_dim / 2], for rope type llama3."""
+    rope = config.rope_parameters
+    if rope.get("rope_type") != "llama3":
+        return {}
+    head_dim, factor = head_width(config), rope["factor"]
+    steps = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    wavelength = 2 * np.pi * np.float32(rope["rope_theta"]) ** steps
+    turns = rope["original_max_position_embeddings"] / wavelength
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return {"rope_freqs.weight": (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)}
+
+
+def as_it_is(_: str, weights: Weights, __: PretrainedConfig) -> Weights:
+    """The weights unchanged."""
+    return weights
+
+
+def interleaved(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
+    """Rows of Q and K in llama.cpp's order: it turns neighbours, transformers turns halves."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    if part not in heads:
+        return weights
+    halves = weights.reshape(heads[part], 2, -1, *weights.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weights.shape)
+
+
+def require_pattern(config: PretrainedConfig, period: int) -> None:
+    """Every `period`-th layer, and no other, has full attention: llama.cpp takes it as given."""
+    layers = range(1, config.num_hidden_layers + 1)
+    wanted = ["full_attention" if n % period == 0 else "sliding_attention" for n in layers]
+    if list(config.layer_types) != wanted:
+        raise refusal(
+            config, "its layer_types", f"full attention at every layer {period}, {2 * period}, …"
+        )
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """The width of one attention head."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def refusal(config: PretrainedConfig, found: str, wanted: str) -> HQError:
+    """The error for a config that llama.cpp would compute differently."""
+    return HQError(
+        f"A {config.model_type} model with {found} cannot be written as GGUF: llama.cpp would "
+        f"compute it with {wanted}; run it with a precision of the torch backend."
+    )

@@ -1,0 +1,6 @@
+"""Models without weights in a norm before the FFN: norms come after it, or have no weights."""
+
+from hq.models.architectures.record import Architecture, register
+
+register(Architecture(norm=""), "exaone4", "olmo", "olmo2", "olmo3")
+register(Architecture(down="mlp.fc2", up="mlp.fc1", gate="", norm=""), "nanochat")

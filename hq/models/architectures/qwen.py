@@ -1,0 +1,55 @@
+"""Qwen 2 and 3, alone or inside the multimodal Qwen-VL models."""
+
+from transformers import PretrainedConfig
+
+from hq.kin import NormNames
+from hq.models.architectures import llama_cpp
+from hq.models.architectures.record import (
+    GGUF_LAYOUTS,
+    LLAMA_NORMS,
+    QK_NORMS,
+    Architecture,
+    Conversion,
+    Layout,
+    Metadata,
+    register,
+)
+
+
+def _qwen2(config: PretrainedConfig) -> Metadata:
+    if config.num_attention_heads * llama_cpp.head_width(config) != config.hidden_size:
+        raise llama_cpp.refusal(
+            config, f"head_dim {llama_cpp.head_width(config)}", "hidden_size / num_attention_heads"
+        )
+    return _qwen3(config)
+
+
+def _qwen3(config: PretrainedConfig) -> Metadata:
+    rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear"))
+    return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
+
+
+_QWEN2 = NormNames(LLAMA_NORMS)
+_QWEN3 = NormNames(LLAMA_NORMS | QK_NORMS)
+_BIASES = llama_cpp.QKV_BIASES
+
+register(
+    Architecture(
+        norms=_QWEN2,
+        conversion=Conversion("qwen2", _qwen2, llama_cpp.as_it_is, biases=_BIASES),
+    ),
+    "qwen2",
+)
+register(
+    Architecture(
+        norms=_QWEN3,
+        conversion=Conversion("qwen3", _qwen3, llama_cpp.as_it_is, biases=_BIASES),
+    ),
+    "qwen3",
+)
+register(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
+register(Architecture(norms=_QWEN3), "qwen3_vl_text")
+GGUF_LAYOUTS.add("qwen2", Layout("qwen2", llama_cpp.GATED, llama_cpp.OUTSIDE, _BIASES))
+GGUF_LAYOUTS.add(
+    "qwen3", Layout("qwen3", llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE)
+)

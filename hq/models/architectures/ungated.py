@@ -1,0 +1,7 @@
+"""Llama's layer with an FFN that has no gate: Nemotron, Arcee, Apertus, Jais 2."""
+
+from hq.models.architectures.record import Architecture, register
+
+register(Architecture(gate=""), "arcee", "jais2")
+register(Architecture(gate="", norm_offset=1.0), "nemotron")
+register(Architecture(gate="", norm="feedforward_layernorm"), "apertus")

@@ -1,0 +1,67 @@
+"""Which of transformers' classes runs a checkpoint: a language model, or a wrapper around one."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from hq.errors import HQError
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """The class with a language-model head for this config, multimodal wrappers included.
+
+    Raises HQError for a type that transformers has no such class for.
+    """
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise HQError(
+        f"transformers has no language model for the model type {config.model_type!r}: name a "
+        "checkpoint of a decoder that writes text."
+    )
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The most tokens that the config allows in one text; None where it names no limit.
+
+    A model whose rotary embeddings are scaled has the scaled length in its config.
+    """
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def is_wrapper(model: Any) -> bool:
+    """Whether a loaded model is a multimodal one around its language model."""
+    return model.config.get_text_config() is not model.config
+
+
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """The model on the meta device: all of its modules, and none of its numbers.
+
+    Raises HQError for a config from which it cannot be built.
+    """
+    bare = copy.deepcopy(config)
+    for part in (bare, bare.get_text_config()):
+        vars(part).pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = model_class(bare)._from_config(
+                bare, attn_implementation="eager"
+            )
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise HQError(
+            f"A model of type {config.model_type!r} cannot be built from its config "
+            f"({type(error).__name__}: {error}): copy config.json again."
+        ) from error
+    return model.eval()

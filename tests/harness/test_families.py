@@ -1,0 +1,27 @@
+"""`hq families`: the table of model types, which docs/families.md repeats."""
+
+import json
+from pathlib import Path
+
+from hq.models.architectures import RECORDS
+from hq.models.architectures.table import DETECTED_TYPES
+
+DOCS = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def test_the_docs_are_what_the_command_prints(hq):
+    outcome = hq("families", "--markdown")
+    assert outcome.code == 0
+    assert outcome.out == DOCS.read_text(encoding="utf-8"), (
+        "hq families --markdown > docs/families.md"
+    )
+
+
+def test_every_type_is_listed_with_what_can_be_done(hq):
+    rows = {row["model_type"]: row for row in json.loads(hq("families", "--json").out)["families"]}
+    assert rows.keys() == {*RECORDS, *DETECTED_TYPES}
+    assert rows["llama"]["gguf"] == "writes, reads"
+    assert (rows["phi3"]["bake"], rows["phi3"]["gguf"]) == ("rows", "reads")
+    assert (rows["falcon"]["known_by"], rows["falcon"]["bake"]) == ("detected", "columns")
+    assert rows["bitnet"]["bake"] == "columns"  # h is normalized after the gate
+    assert "mistral3" in hq("families").out

@@ -1,0 +1,202 @@
+"""Every architecture: its record, what detection makes of it, and its traces against NumPy."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hq.backends.base import Exchange
+from hq.backends.torch import TorchBackend
+from hq.checkpoint import architecture_at, identity
+from hq.errors import HQError
+from hq.ffn import of_checkpoint
+from hq.mapping import map_model
+from hq.models.architectures import RECORDS, architecture_of, down_projections
+from hq.models.architectures.detection import detect, verify
+from hq.models.architectures.table import DETECTED_TYPES, WRAPPERS
+from tests import decoders, tiny
+
+ALL = decoders.RECORDED | decoders.DETECTED
+# One of each kind: ALiBi without a record, keys of another layer, no norm before the FFN, wrappers.
+FAST = ("falcon-alibi", "gemma3n_text", "mistral3", "olmo2", "paligemma2")
+SWEEP = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in sorted(ALL)]
+PATHS = ("layers", "down", "up", "gate", "norm", "norm_offset", "fused", "transposed")
+
+
+def test_every_known_type_has_a_tiny_model():
+    made = {name: config() for name, config in decoders.RECORDED.items()}
+    assert {config.get_text_config().model_type for config in made.values()} == {*RECORDS}
+    wrappers = {c.model_type for c in made.values() if c.get_text_config() is not c}
+    assert wrappers == {*WRAPPERS}
+    detected = {config().model_type for config in decoders.DETECTED.values()}
+    assert detected == {*DETECTED_TYPES}
+
+
+@pytest.mark.parametrize("name", sorted(decoders.RECORDED))
+def test_a_record_is_what_detection_finds(name):
+    config = decoders.RECORDED[name]()
+    record, found = architecture_of(config), detect(config)
+    assert not record.detected
+    assert found.detected
+    assert [getattr(record, p) for p in PATHS] == [getattr(found, p) for p in PATHS]
+    assert record.width(config.get_text_config()) == found.width(config.get_text_config())
+
+
+@pytest.mark.parametrize("name", sorted(decoders.REJECTED))
+def test_models_whose_neurons_cannot_be_told_are_rejected_in_a_sentence(name):
+    config, words = decoders.REJECTED[name]
+    with pytest.raises(HQError, match=rf"(?s)^(?!.*families\.py).*{words}") as fault:
+        architecture_of(config())
+    assert name.removesuffix("_text") in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+def test_layers_come_in_the_order_in_which_they_run():
+    for name in FAST:
+        model = decoders.model(ALL[name]())
+        downs = down_projections(model.get_decoder(), architecture_of(model.config))
+        ran: list[nn.Module] = []
+        for down in downs:
+            down.register_forward_hook(lambda module, *_, ran=ran: ran.append(module))
+        with torch.inference_mode():
+            model(torch.tensor([[5, 6, 7]]))
+        assert ran == downs, name
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny checkpoint of an architecture; read only."""
+    root = tmp_path_factory.mktemp("architectures")
+
+    def of(name: str) -> Path:
+        folder = root / name
+        return folder if folder.exists() else decoders.save(ALL[name](), folder)
+
+    return of
+
+
+@pytest.mark.parametrize("name", SWEEP)
+def test_traces_logits_and_decoding_are_those_of_a_plain_forward_pass(name, saved):
+    """With a shared prefix and prompts of several lengths; CETT written out in NumPy."""
+    exchanges = tiny.exchanges()
+    with TorchBackend(saved(name), device="cpu", token_budget=64) as backend:
+        assert backend.identity.n_layers == len(backend.downs)
+        traced = {
+            int(row): values[0, 0]
+            for batch in backend.trace(exchanges)
+            for row, values in zip(batch.rows, batch.values, strict=True)
+        }
+        logits = dict(backend.logits(exchanges))
+        decoding = backend.decoding()
+        first = decoding.start([e.prompt for e in exchanges])
+        second = decoding.step(
+            np.arange(len(exchanges)), np.array([e.response[0] for e in exchanges])
+        )
+        for row, exchange in enumerate(exchanges):
+            expected = naive_cett(backend, exchange)
+            assert far(traced[row], expected) < 2e-6
+            with torch.inference_mode():
+                plain = backend.model(torch.tensor([exchange.ids])).logits[0].numpy()
+            start = len(exchange.prompt)
+            assert far(logits[row], plain[start - 1 : -1]) < 2e-5
+            assert far(first[row].numpy(), plain[start - 1]) < 2e-5
+            assert far(second[row].numpy(), plain[start]) < 2e-5
+
+
+def far(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> float:
+    """The largest difference, of the largest value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def naive_cett(backend: TorchBackend, exchange: Exchange) -> Float[np.ndarray, "layer d_ff"]:
+    """CETT `sum` over the answer, in float64, from the inputs of the down projections."""
+    model = backend.model
+    pattern = architecture_of(model.config)
+    seen: list[tuple[Any, Any]] = []
+
+    def note(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        seen.append((weight.double().numpy(), args[0].double().numpy().reshape(len(exchange), -1)))
+
+    downs = down_projections(model.get_decoder(), pattern)
+    handles = [down.register_forward_pre_hook(note) for down in downs]
+    with torch.inference_mode():
+        model(torch.tensor([exchange.ids]))
+    for handle in handles:
+        handle.remove()
+    layers = []
+    for weight, h in seen:
+        contribution = np.abs(h) * np.linalg.norm(weight, axis=0)
+        shares = contribution / contribution.sum(axis=1, keepdims=True)
+        layers.append(shares[len(exchange.prompt) :].mean(axis=0))
+    return np.stack(layers)
+
+
+@pytest.mark.parametrize("name", SWEEP)
+def test_the_weights_on_disk_are_those_of_the_loaded_model(name, saved):
+    with TorchBackend(saved(name), device="cpu") as backend:
+        layers = list(map_model(of_checkpoint(saved(name)), backend.ffns()))
+    assert [str(layer.relation) for layer in layers] == ["identical"] * len(layers)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "mistral3"])
+def test_others_are_read_at_four_bits(name, saved):
+    with TorchBackend(saved(name), "nf4", device="cpu") as backend:
+        (batch, *_) = backend.trace(tiny.exchanges(2))
+    assert np.isfinite(batch.values).all()
+
+
+def test_a_projection_that_bitsandbytes_does_not_replace_is_refused(saved):
+    with pytest.raises(HQError, match="12 of 12 projections are not nf4"):
+        TorchBackend(saved("falcon-alibi"), "nf4", device="cpu")
+
+
+def test_an_architecture_without_a_record_is_announced_once(caplog):
+    config = decoders.DETECTED["granitemoehybrid"]()
+    config.hidden_size = 96  # a config that no other test detects
+    with caplog.at_level(logging.WARNING, "hq"):
+        architecture_of(config)
+        architecture_of(config)
+    (record,) = [r.getMessage() for r in caplog.records if "granitemoehybrid" in r.getMessage()]
+    assert "no record" in record
+    assert "layers.*.shared_mlp.output_linear, 128 neurons per layer" in record
+
+
+def test_a_detected_checkpoint_has_the_width_that_was_found(saved):
+    assert architecture_at(saved("gpt_neox_japanese")).detected
+    assert identity(saved("gpt_neox_japanese")).d_ff == 2 * 64  # no config attribute says so
+
+
+class Halving(nn.Linear):
+    """A projection that does more than to multiply by its weight."""
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return super().forward(h) / 2
+
+
+def test_verification_finds_what_detection_cannot_see():
+    def dense(module: Any) -> torch.Tensor:
+        return module.weight
+
+    model: Any = decoders.model(decoders.RECORDED["llama"]()).requires_grad_(False)
+    downs = down_projections(model.get_decoder(), RECORDS["llama"])
+    verify(model, downs, dense, torch.device("cpu"))
+    downs[1].__class__ = Halving
+    with pytest.raises(HQError, match="layer 1 does not write its weight times h"):
+        verify(model, downs, dense, torch.device("cpu"))
+    downs[1].__class__ = nn.Linear
+    model.model.layers[0].register_forward_hook(_mix_all_tokens)
+    with pytest.raises(HQError, match="layer 1 depends on tokens that come later"):
+        verify(model, downs, dense, torch.device("cpu"))
+
+
+def _mix_all_tokens(_: nn.Module, __: Any, made: Any) -> Any:
+    hidden = made[0] if isinstance(made, tuple) else made
+    mixed = hidden + hidden.mean(dim=1, keepdim=True)
+    return (mixed, *made[1:]) if isinstance(made, tuple) else mixed
