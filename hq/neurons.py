@@ -119,9 +119,9 @@ class NeuronSet(_Record):
                 f"The features have shape {X.shape}, but {self.model.name} has "
                 f"{self.model.n_neurons} neurons: trace the model that the set was found on."
             )
-        return self.score_traces(X[:, self.flat])
+        return self.score_unchecked(X[:, self.flat])
 
-    def score_traces(self, traces: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    def score_unchecked(self, traces: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Decision values from the CETT of this set's neurons alone, in the order of `neurons`."""
         if traces.ndim != 2 or traces.shape[1] != len(self.neurons):
             raise HQError(

@@ -18,6 +18,7 @@ from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, req
 from hq.backends.batching import plan, span_weights
 from hq.backends.prefix import PrefixCache
 from hq.backends.torch_decoding import TorchDecoding
+from hq.backends.torch_eager import eager
 from hq.backends.torch_hooks import DownHooks, scaled
 from hq.cett import Measure, Span, column_norms
 from hq.checkpoint import identity, text_config
@@ -156,19 +157,20 @@ class TorchBackend:
         """Means of each measure over each span, for every neuron, in one pass over the body.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, and for activations that are not finite.
+        Raises HQError for token ids that the model lacks, for activations that are not finite, and
+        for a compiled model, which calls no hooks.
         """
         require_known(exchanges, self._vocabulary, self.identity.name)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
         # Nothing stays switched on at a yield: between batches the model is the caller's.
-        with torch.inference_mode(), hooks:
+        with torch.inference_mode(), eager(self.model, self.downs), hooks:
             prefix = PrefixCache(self.decoder, layout.prefix, self.device, hooks)
         for number, rows in enumerate(layout.batches):
             if number not in skip:
                 batch = [exchanges[row] for row in rows]
-                with torch.inference_mode(), hooks:
+                with torch.inference_mode(), eager(self.model, self.downs), hooks:
                     values = self._trace_batch(batch, prefix, hooks, spans)
                 yield TraceBatch(number, rows, values)
 
@@ -223,7 +225,7 @@ class TorchBackend:
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
-        return scaled(self.downs, factors, self.identity.d_ff)
+        return scaled(self.model, self.downs, factors, self.identity.d_ff)
 
     def padded(self, batch: list[Exchange], start: int) -> Int[Tensor, "batch seq"]:
         """Token ids after the prefix, padded on the right, where causality hides the padding."""

@@ -33,7 +33,7 @@ def run(
     downs = down_projections(model.get_decoder(), family_of(config.model_type))
     found = []
     for factors in scalings:
-        with torch.inference_mode(), scaled(downs, factors, ffn_width(config)):
+        with torch.inference_mode(), scaled(model, downs, factors, ffn_width(config)):
             rows = [_logits(model, exchange) for exchange in exchanges]
         found.append(torch.cat(rows).numpy())
     return found

@@ -55,7 +55,7 @@ def test_score_is_the_standardised_linear_form(chosen):
     z = (X[:, [3, 8, 9]].astype(float) - 0.5) / 2.0
     expected = z[:, 0] * 1.5 - z[:, 1] + z[:, 2] * 0.5 - 0.25
     np.testing.assert_allclose(chosen.score(X), expected, rtol=1e-12)
-    np.testing.assert_array_equal(chosen.score_traces(X[:, [3, 8, 9]]), chosen.score(X))
+    np.testing.assert_array_equal(chosen.score_unchecked(X[:, [3, 8, 9]]), chosen.score(X))
     assert chosen.score(X).dtype == np.float64
 
 
@@ -63,7 +63,7 @@ def test_score_refuses_other_widths_and_nan(chosen):
     with pytest.raises(HQError, match="has 12 neurons"):
         chosen.score(np.zeros((2, 13), dtype=np.float32))
     with pytest.raises(HQError, match="one column a neuron"):
-        chosen.score_traces(np.zeros((2, 4), dtype=np.float32))
+        chosen.score_unchecked(np.zeros((2, 4), dtype=np.float32))
     with pytest.raises(HQError, match="NaN"):
         chosen.score(np.full((2, 12), np.nan, dtype=np.float32))
 

@@ -256,6 +256,16 @@ def test_prompts_padded_on_the_right_are_refused(model, neurons):
         ({"prompt_lookup_num_tokens": 2}, "not assisted generation"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "not contrastive search"),
         ({"custom_generate": lambda *_, **__: None}, "not custom generation"),
+        ({"guidance_scale": 1.5}, "not classifier-free guidance"),
+        ({"guidance_scale": 1.5, "use_cache": False}, "not classifier-free guidance"),
+        (
+            {"guidance_scale": 0.5, "negative_prompt_ids": torch.tensor([[9, 10]])},
+            "not classifier-free guidance",
+        ),
+        (
+            {"generation_config": hf.GenerationConfig(guidance_scale=2.0)},
+            "not classifier-free guidance",
+        ),
         ({"generation_config": hf.GenerationConfig(num_beams=3)}, "not beam search"),
     ],
 )
@@ -474,7 +484,7 @@ def test_nothing_of_a_pass_is_kept(model, neurons):
         read(5)
         gc.collect()
         assert process.memory_info().rss - before < 4 << 20
-        assert monitor._hooks._passes == [[], []]
+        assert [p.read for p in monitor._hooks._passes] == [[], []]
         kept = sum(step.cett.nbytes for step in monitor.steps)
         assert kept == 99 * 3 * 4
         assert {step.cett.base is None for step in monitor.steps} == {True}
