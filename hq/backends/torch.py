@@ -39,6 +39,9 @@ class TorchBackend:
     not there, or modules that turn out not to hold the precision that was asked for.
     """
 
+    missing: frozenset[int] = frozenset()
+    unmatched: frozenset[int] = frozenset()
+
     def __init__(
         self,
         path: str | Path,
@@ -172,7 +175,9 @@ class TorchBackend:
                 batch = [exchanges[row] for row in rows]
                 with torch.inference_mode(), eager(self.model, self.downs), hooks:
                     values = self._trace_batch(batch, prefix, hooks, spans)
-                yield TraceBatch(number, rows, values)
+                yield TraceBatch(
+                    number, rows, values, measures, spans, self.identity, self.precision
+                )
 
     def _trace_batch(
         self,

@@ -38,7 +38,7 @@ def traced(folder: Path, precision: str, neurons: NeuronSet, steps: Any) -> floa
     exchange = Exchange(PROMPT, tuple(step.token for step in steps))
     with TorchBackend(folder, precision, device="cpu") as backend:
         (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
-    return float(neurons.score(batch.values.reshape(1, -1))[0])
+    return float(neurons.score(batch.features(neurons.cett, neurons.tokens))[0])
 
 
 @pytest.fixture(scope="module")
@@ -511,5 +511,5 @@ def test_the_embedded_model_as_its_user_loads_it():
     exchange = Exchange(tuple(inputs["input_ids"][0].tolist()), response)
     with TorchBackend(folder, device="cpu") as backend:
         (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
-    expected = neurons.score(batch.values.reshape(1, -1))[0]
+    expected = neurons.score(batch.features(neurons.cett, neurons.tokens))[0]
     assert monitor.steps[-1].score == pytest.approx(expected, rel=1e-4)
