@@ -159,7 +159,7 @@ def _scores(
     scores = np.full(len(samples), np.nan)
     exchanges = [samples[row].exchange for row in chosen]
     for batch in backend.trace(exchanges, (neurons.cett,), (neurons.tokens,)):
-        cett = batch.values.reshape(len(batch.rows), -1)
+        cett = batch.features(neurons.cett, neurons.tokens)
         scores[chosen[batch.rows]] = neurons.score(cett)
         task.advance(len(batch.rows))
     return scores

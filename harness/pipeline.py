@@ -66,6 +66,7 @@ class Pipeline:
         """A precision beside the reference."""
         neurons, reference = self.neurons(REFERENCE), self.traces(REFERENCE)
         require_origin(neurons, self.samples, reference)
+        self.require_probe(precision)
         return Comparison(
             samples=self.samples,
             neurons=neurons,
@@ -213,17 +214,16 @@ class Pipeline:
         spans: tuple[Span, ...],
     ) -> Path:
         """The folder of stage `trace`, of any exchanges."""
-        storage = self.study.identify.storage
         inputs = self._cell(precision, exchanges) | {
             "measures": measures,
             "spans": spans,
-            "storage": storage,
+            "storage": self.study.identify.storage,
         }
 
         def make(folder: Path) -> None:
             with self.progress.task(f"trace {precision}", len(exchanges), "texts") as task:
                 backend = self.backend(precision)
-                trace.trace(folder, backend, exchanges, measures, spans, storage, task)
+                trace.trace(folder, backend, exchanges, measures, spans, task)
 
         return self.store.build(trace.STAGE, inputs, make)
 
@@ -302,6 +302,12 @@ class Pipeline:
         return Variants(
             self.study, self.store, self.progress, self.path, self.model, lambda: self._calibration
         )
+
+    def require_probe(self, precision: str) -> None:
+        """Raises HQError where a neuron of the reference's set is not found at a precision."""
+        if precision != REFERENCE:
+            folder = self.variants.mapping(precision)
+            mapping.require(folder, precision, self.neurons(REFERENCE))
 
     def backend(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""

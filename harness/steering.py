@@ -52,6 +52,7 @@ class Steering:
         _ = self.choices  # what is wrong with a file is said before hours of work
         self._require_lengths()
         for precision in self.pipeline.study.precisions:
+            self.pipeline.require_probe(precision)
             swept = self.swept(precision)
             found["transfer"] += self.transfer(precision)
             for label, mine in swept.items():
@@ -161,7 +162,11 @@ class Steering:
                 self.neurons,
                 traces.matrix(cett, span)[rows.train],
                 rows.y[rows.train],
-                np.stack(self._matched(self.neurons.flat, self.section.transfer_draws)),
+                np.stack(
+                    self._matched(
+                        self.neurons.flat, self.section.transfer_draws, traces.info.missing
+                    )
+                ),
                 [t for label in self.asked if (t := self._target(precision, label)) is not None],
                 study.seed,
                 study.compare.replicates,
@@ -229,9 +234,11 @@ class Steering:
         rows = Rows(self.pipeline.samples).train
         return magnitudes(self.pipeline.traces(REFERENCE), self.neurons.tokens, rows)
 
-    def _matched(self, chosen: Int[np.ndarray, " k"], draws: int) -> list[Int[np.ndarray, " k"]]:
+    def _matched(
+        self, chosen: Int[np.ndarray, " k"], draws: int, missing: Sequence[int] = ()
+    ) -> list[Int[np.ndarray, " k"]]:
         d_ff, seed = self.pipeline.model.d_ff, self.pipeline.study.seed
-        return list(matched_neurons(chosen, self._magnitudes, d_ff, draws, seed))
+        return list(matched_neurons(chosen, self._magnitudes, d_ff, draws, seed, exclude=missing))
 
     def _factors(self, chosen: Int[np.ndarray, " k"], alpha: float) -> Factors:
         layers, places = np.divmod(chosen, self.pipeline.model.d_ff)
@@ -313,7 +320,7 @@ class Steering:
         cett, span = self.neurons.cett, self.neurons.tokens
         traces = Traces.open(self.pipeline.trace(precision, exchanges, (cett,), (span,)))
         complied = outcomes[rows] == Outcome.COMPLIED
-        return Target(label, complied, swept.components[rows], traces.matrix(cett, span))
+        return Target(label, complied, swept.components[rows], traces.features(cett, span))
 
     def _right(self, precision: str) -> Bool[np.ndarray, "alpha question"]:
         """Whether the study's held-out questions are answered rightly, at each α."""

@@ -63,18 +63,21 @@ def matched_neurons(
     seed: int,
     caliper: float = 0.2,
     nearest: int = 5,
+    exclude: Sequence[int] | Int[np.ndarray, " m"] = (),
 ) -> Int[np.ndarray, "draws k"]:
     """For each chosen neuron a random one of its layer and magnitude; all different in a draw.
 
     Candidates are those whose mean contribution (`magnitudes`) lies within `caliper` of the chosen
     one's, as a difference of logarithms; where there is none, the `nearest` few, however far. None
-    is a chosen one, nor a super-neuron unless the chosen neuron is one itself. `magnitude_ratio`
-    tells how near the match is.
+    is a chosen one or one of `exclude`, nor a super-neuron unless the chosen neuron is one itself.
+    `magnitude_ratio` tells how near the match is.
     Column j of the result matches `chosen[j]`. HQError if a layer has too few neurons left.
     """
     logs = _logs(magnitudes)
     extreme = outliers(magnitudes)
-    taken = np.isin(np.arange(len(magnitudes)), chosen)
+    taken = np.zeros(len(magnitudes), dtype=bool)
+    taken[chosen] = True
+    taken[np.asarray(exclude, dtype=np.int64)] = True
     candidates = [
         _nearest_first(int(flat), logs, d_ff, ~taken & (~extreme | extreme[flat]))
         for flat in chosen

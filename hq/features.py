@@ -1,17 +1,50 @@
-"""Feature matrices [n, p]: checked, and standardised into the layout that the solver reads fast."""
+"""Feature matrices [n, p]: what their numbers are, and their standardisation for the solver."""
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from hq.cett import Measure, Span
 from hq.errors import HQError
+from hq.neurons import ModelIdentity
 
 # Columns at a time: a float64 copy of a block of a few thousand rows stays in the cache.
 _BLOCK = 256
 # Relative deviation below which a column is constant: far over float64's rounding of the mean, and
 # far under what one float32 step in one of a million rows makes.
 _CONSTANT = 1e-13
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """One measure of every neuron of a model over one span, one row per response.
+
+    `values` has p = layers · d_ff columns, layer after layer. Columns in `missing` are of neurons
+    that the traced variant lacks; they are zero, so that no fit selects them.
+    """
+
+    values: Float[np.ndarray, "n p"]
+    measure: Measure
+    span: Span
+    model: ModelIdentity
+    precision: str
+    missing: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != self.model.n_neurons:
+            raise HQError(
+                f"The features have shape {self.values.shape}, but {self.model.name} has "
+                f"{self.model.n_neurons} neurons: trace that model."
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: Int[np.ndarray, " m"]) -> "Features":
+        """Those of some responses."""
+        return replace(self, values=self.values[rows])
 
 
 class Standardised(NamedTuple):

@@ -7,16 +7,16 @@ within the sparsity cap.
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
-from hq.features import standardise
+from hq.features import Features, standardise
 from hq.l1 import SOLVER, TOLERANCE, Path, l1_path, smallest_c
-from hq.neurons import ModelIdentity, Neuron, NeuronSet
+from hq.neurons import Neuron, NeuronSet
 from hq.stats import auroc
 
 # Multiples of the smallest C that selects anything, from a handful of neurons to far past the cap;
@@ -45,21 +45,19 @@ class _Design(NamedTuple):
 
 
 def identify(
-    X: Float[np.ndarray, "n p"],
+    features: Features,
     y: Int[np.ndarray, " n"],
     *,
-    model: ModelIdentity,
-    cett: Literal["sum", "output"],
-    tokens: Literal["answer", "prompt", "other"],
     Cs: Sequence[float] | None = None,
     folds: int = 5,
     groups: Shaped[np.ndarray, " n"] | None = None,
     max_fraction: float = 1e-3,
     seed: int = 0,
-    other: Float[np.ndarray, "n p"] | None = None,
+    other: Features | None = None,
 ) -> tuple[NeuronSet, list[PathPoint]]:
     """Find the neurons whose CETT tells hallucinated (y = 1) from right (y = 0) responses.
 
+    The set is of the features' model, measure and span.
     C has the best mean AUROC over grouped stratified folds (ties go to the sparser), standardised
     within each, among those whose fit on all rows has fewer than `max_fraction`·p non-zero weights,
     one of them positive. The path ends at the first C over that cap. Rows of one group (say, an
@@ -71,16 +69,19 @@ def identify(
     tokens, other tokens of both). Rows count alike, 1 to 3, as skglm has no weighted logistic loss;
     C is still chosen by the AUROC between answers, which is what the set is for.
 
-    HQError for features or labels that do not fit together, NaN, one class, too few groups, `other`
-    where the features are those of the other tokens already, or when no C is eligible.
+    Raises HQError for contributions, which are no shares, for features or labels that do not fit
+    together, NaN, one class, too few groups, `other` where the features are those of the other
+    tokens already, or when no C is eligible.
     """
-    if other is not None and tokens == "other":
+    model, cett = features.model, features.measure
+    if cett == "contribution":
         raise HQError(
-            "3-vs-1 sets the chosen tokens against the other ones, so tokens cannot be 'other': "
-            "choose 'answer' or 'prompt'."
+            "Contributions are no shares of a layer's output: identify on sum or output CETT."
         )
-    design = _stack(X, y, groups, other)
-    _check(X, y, model, folds, design.groups[: len(y)])
+    if other is not None:
+        _require_beside(features, other)
+    design = _stack(features.values, y, groups, None if other is None else other.values)
+    _check(features, y, folds, design.groups[: len(y)])
     whole = standardise(design.X, d_ff=model.d_ff)
     grid = smallest_c(whole.Z, design.y) * _DEFAULT_GRID if Cs is None else np.asarray(Cs)
     cap = max_fraction * model.n_neurons
@@ -90,7 +91,7 @@ def identify(
     chosen = NeuronSet(
         model=model,
         cett=cett,
-        tokens=tokens,
+        tokens=features.span,
         labels="1-vs-1" if other is None else "3-vs-1",
         intercept=_shortest(path.intercepts[best]),
         neurons=_neurons(path.coefs[best], whole.mean, whole.scale, model.d_ff),
@@ -121,6 +122,22 @@ def _loose(point: PathPoint) -> dict[str, float]:
     return {"tolerance": point.tolerance}
 
 
+def _require_beside(features: Features, other: Features) -> None:
+    """Raises HQError unless `other` is of the other tokens of the same responses."""
+    if features.span == "other":
+        raise HQError(
+            "3-vs-1 sets the chosen tokens against the other ones, so tokens cannot be 'other': "
+            "choose 'answer' or 'prompt'."
+        )
+    kinds = [(f.measure, f.model, f.precision) for f in (features, other)]
+    if other.span != "other" or kinds[0] != kinds[1]:
+        raise HQError(
+            f"The features of other tokens are {other.measure} over the {other.span} span at "
+            f"{other.precision}: trace {features.measure} over the other span at "
+            f"{features.precision}."
+        )
+
+
 def _stack(
     X: Float[np.ndarray, "n p"],
     y: Int[np.ndarray, " n"],
@@ -148,18 +165,17 @@ def _stack(
 
 
 def _check(
-    X: Float[np.ndarray, "n p"],
+    features: Features,
     y: Int[np.ndarray, " n"],
-    model: ModelIdentity,
     folds: int,
     groups: Int[np.ndarray, " n"],
 ) -> None:
     if len(y) == 0:
         raise HQError("There are no labelled responses: sample and judge some first.")
-    if X.shape != (len(y), model.n_neurons):
+    if len(features) != len(y):
         raise HQError(
-            f"The features have shape {X.shape}, but there are {len(y)} labels and {model.name} "
-            f"has {model.n_neurons} neurons: trace these responses on this model."
+            f"There are features of {len(features)} responses and {len(y)} labels: trace these "
+            "responses."
         )
     if not np.isin(y, (0, 1)).all():
         raise HQError("Labels must be 0 (right) or 1 (hallucinated): relabel the others.")

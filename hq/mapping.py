@@ -16,6 +16,10 @@ from torch import Tensor
 from hq.ffn import FFN
 
 MATCH = 0.6  # cosine from which two neurons' vectors are one; unrelated ones stay below 5.5 / √d
+# Mean cosine of a neuron's vectors from which another is what rounding or pruning left of it; that
+# of unrelated ones stays below 0.3 from d = 128 on.
+REMAINS = 0.3
+MISSING = -1  # the place of a neuron that is nowhere
 FOUND = 0.9  # share of neurons that have to match: others may have been pruned
 RESCALED = 0.1, 0.3  # how far a factor lies from the median at most, with no error, and for error
 _OUTLIERS = 0.995  # where among the factors that is looked for
@@ -39,15 +43,20 @@ HOLDS = frozenset({Relation.IDENTICAL, Relation.RESCALED, Relation.PERMUTED})
 
 @dataclass(frozen=True)
 class LayerMap:
-    """One layer: neuron i of the source is neuron `places[i]` of the variant, where it is found."""
+    """One layer: neuron i of the source is neuron `places[i]` of the variant.
+
+    A neuron whose directions do not all match is not `found`. It still has a place where what is
+    left of it is: a few neurons are rounded that far in 2 to 4 bits, or part of their weights was
+    cut. Without such a place it is `MISSING`.
+    """
 
     layer: int
     relation: Relation
     bits: float  # of a weight as the variant stores it
     error: float  # median relative error of a neuron's weights, scales undone; nan where none maps
     places: Int[Tensor, " d_ff"]
-    found: Bool[Tensor, " d_ff"]  # pruned neurons are not, and few of those in 2 bits
-    factors: Float[Tensor, " d_ff"]  # the variant's h over the source's
+    found: Bool[Tensor, " d_ff"]  # by direction; pruned neurons are not, and few of those in 2 bits
+    factors: Float[Tensor, " d_ff"]  # the variant's h over the source's; nan for missing neurons
     note: str = ""
 
     @property
@@ -104,9 +113,19 @@ def map_layer(layer: int, source: FFN, variant: FFN) -> LayerMap:
             return replace(lost, note="no neuron is found again")
         note = "in a rotated residual stream"
         variant = variant.turned(turned.T)
-        placed = own, _match(source.parts, variant.parts)
-    measured = _measured(layer, source, variant.at(placed[0]), *placed)
-    return replace(measured, note=" ".join(filter(None, (measured.note, note))))
+        placed = _places(source, variant)
+        if placed is None:
+            return replace(lost, note="no neuron is found again")
+    places, found = placed
+    missing = places == MISSING
+    paired = torch.where(missing, own, places)  # few enough to leave medians as they are
+    measured = _measured(layer, source, variant.at(paired), paired, found)
+    return replace(
+        measured,
+        places=places,
+        factors=measured.factors.masked_fill(missing, torch.nan),
+        note=" ".join(filter(None, (measured.note, note))),
+    )
 
 
 def _measured(
@@ -143,7 +162,8 @@ def _measured(
 def _places(source: FFN, variant: FFN) -> tuple[Int[Tensor, " d_ff"], Bool[Tensor, " d_ff"]] | None:
     """Where in the variant each neuron is, and which are found; None where too few are.
 
-    Those that are not at their own place are looked for among those places alone.
+    Those that are not at their own place are looked for among those places alone. One that is not
+    found has the place that is most like it, if that is its `REMAINS` and no other's.
     """
     places = torch.arange(len(source.up))
     found = _match(source.parts, variant.parts)
@@ -151,11 +171,13 @@ def _places(source: FFN, variant: FFN) -> tuple[Int[Tensor, " d_ff"], Bool[Tenso
         astray = places[~found]
         old, new = source.at(astray), variant.at(astray)
         pairs = zip(old.parts, new.parts, strict=True)
-        best = torch.stack([_unit(a) @ _unit(b).T for a, b in pairs]).mean(0).argmax(1)
+        likeness, best = torch.stack([_unit(a) @ _unit(b).T for a, b in pairs]).mean(0).max(1)
         met = _match(old.parts, new.at(best).parts)
         if int(torch.bincount(best[met], minlength=1).max()) > 1:
             return None  # one neuron for two
-        places[astray[met]] = astray[best[met]]
+        placed = met | (likeness >= REMAINS)
+        placed &= met | (torch.bincount(best[placed], minlength=len(best))[best] == 1)
+        places[astray] = torch.where(placed, astray[best], MISSING)
         found[astray[met]] = True
     return (places, found) if float(found.float().mean()) >= FOUND else None
 

@@ -5,8 +5,9 @@ fingerprint, and loading refuses what does not match.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
+
+if TYPE_CHECKING:
+    from hq.features import Features
 
 SCHEMA_VERSION: Literal[1] = 1
 GGUF_ORIGIN = "gguf:"  # begins the fingerprint of a GGUF file that names no source checkpoint
@@ -103,38 +107,59 @@ class NeuronSet(_Record):
         """Columns of the H-Neurons in a feature matrix, int64."""
         return flat_index(self.positive, self.model.d_ff)
 
+    def _flat(self, neuron: Neuron) -> int:
+        return neuron.layer * self.model.d_ff + neuron.index
+
     @property
     def layers(self) -> dict[int, int]:
         """How many H-Neurons each layer has; layers without any are left out."""
         return dict(sorted(Counter(n.layer for n in self.positive).items()))
 
-    def score(self, X: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " n"]:
-        """Decision values from the CETT of all the model's neurons, float64.
+    def score(self, features: "Features") -> Float[np.ndarray, " n"]:
+        """Decision values of traced responses, float64.
 
-        HQError if the columns are not the model's, or a chosen neuron's CETT is not finite.
+        Raises HQError unless the features are of the measure, the span and the model that the set
+        was found on, and for a neuron of the set that the traced variant lacks.
         """
-        if X.ndim != 2 or X.shape[1] != self.model.n_neurons:
+        if (features.measure, features.span) != (self.cett, self.tokens):
             raise HQError(
-                f"The features have shape {X.shape}, but {self.model.name} has "
-                f"{self.model.n_neurons} neurons: trace the model that the set was found on."
+                f"The neuron set was found on {self.cett} over the {self.tokens} span, and these "
+                f"traces are {features.measure} over the {features.span} span: trace with "
+                f"--measures {self.cett} --spans {self.tokens}."
             )
-        return self.score_traces(X[:, self.flat])
+        self.require(features.model)
+        self.require_present(features.missing, features.precision)
+        return self.score_unchecked(features.values[:, self.flat])
 
-    def score_traces(self, traces: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-        """Decision values from the CETT of this set's neurons alone, in the order of `neurons`."""
-        if traces.ndim != 2 or traces.shape[1] != len(self.neurons):
+    def score_unchecked(self, cett: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+        """Decision values of bare numbers: one column per neuron of the set, in its order.
+
+        Nothing tells which measure, span and model they are of. For monitors, which read what the
+        set asks for; `score` is for traces.
+        """
+        if cett.ndim != 2 or cett.shape[1] != len(self.neurons):
             raise HQError(
-                f"The traces have shape {traces.shape}, but the set has {len(self.neurons)} "
-                "neurons: pass one column a neuron, in the set's order."
+                f"The CETT values have shape {cett.shape}, but the set has {len(self.neurons)} "
+                "neurons: pass one column per neuron, in the set's order."
             )
-        if not np.isfinite(traces).all():
+        if not np.isfinite(cett).all():
             raise HQError("The traces hold NaN or infinite CETT values: trace the texts again.")
         weight, mean, scale = (
             np.array([getattr(n, field) for n in self.neurons], dtype=np.float64)
             for field in ("weight", "mean", "scale")
         )
-        decision: Float[np.ndarray, " n"] = (traces - mean) / scale @ weight + self.intercept
+        decision: Float[np.ndarray, " n"] = (cett - mean) / scale @ weight + self.intercept
         return decision
+
+    def require_present(self, absent: Collection[int], precision: str) -> None:
+        """Raises HQError if a neuron of the set is among the flat indices `absent`."""
+        lost = [f"({n.layer}, {n.index})" for n in self.neurons if self._flat(n) in absent]
+        if lost:
+            raise HQError(
+                f"At {precision} {len(lost)} of the set's {len(self.neurons)} neurons are not "
+                f"found, {lost[0]} first: they were pruned or replaced there, so identify neurons "
+                "on that checkpoint itself."
+            )
 
     def save(self, path: str | Path) -> None:
         """Write indented JSON; a reader sees the old file or the new one, never a part."""

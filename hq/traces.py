@@ -15,15 +15,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hq.backends.base import AuditRow, Backend, Exchange, TraceBatch
+from hq.backends.base import AuditRow, Backend, Exchange, TraceBatch, require_finite
 from hq.cett import Measure, Span
 from hq.errors import HQError
+from hq.features import Features
 from hq.neurons import ModelIdentity
 
 INFO_FILE = "trace.json"
 _DRAFT_FILE = "trace.draft.json"
 _BATCHES_FILE = "batches.txt"
-StorageType = Literal["float32", "float16"]
+StorageType = Literal["float32"]  # float16 holds neither contributions nor most shares
 
 
 class TraceInfo(BaseModel):
@@ -41,6 +42,9 @@ class TraceInfo(BaseModel):
     dtype: StorageType
     weight_bytes: int
     audit: tuple[AuditRow, ...]
+    # Flat indices, ascending: as Backend has them.
+    missing: tuple[int, ...] = ()
+    unmatched: tuple[int, ...] = ()
 
 
 def exchanges_digest(exchanges: Sequence[Exchange]) -> str:
@@ -52,7 +56,8 @@ def exchanges_digest(exchanges: Sequence[Exchange]) -> str:
 class TraceWriter:
     """Writes batches of traces into a folder, and knows which ones are there already.
 
-    Raises HQError for a folder that holds the beginning of another trace.
+    No file stays open between batches. Raises HQError for a folder that holds the beginning of
+    another trace.
     """
 
     def __init__(self, folder: Path, info: TraceInfo) -> None:
@@ -67,9 +72,9 @@ class TraceWriter:
             raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
         shape = (info.n, info.model.n_layers, info.model.d_ff)
         self._files = {
-            (m, s): _array_file(folder / f"{m}.{s}.npy", shape, info.dtype)
-            for m in info.measures
-            for s in info.spans
+            (measure, span): _array_file(folder / f"{measure}.{span}.npy", shape, info.dtype)
+            for measure in info.measures
+            for span in info.spans
         }
         self._log = folder / _BATCHES_FILE
 
@@ -78,24 +83,29 @@ class TraceWriter:
         """Numbers of the batches that are wholly written."""
         if not self._log.exists():
             return frozenset()
-        *lines, _ = self._log.read_text(encoding="utf-8").split("\n")  # the last one was cut off
-        return frozenset(map(int, lines))
+        lines = self._log.read_text(encoding="utf-8").split("\n")
+        return frozenset(map(int, lines[:-1]))  # what follows the last newline was cut off
 
     def write(self, batch: TraceBatch) -> None:
-        """Writes a batch's rows, then notes its number."""
-        values = batch.values.astype(self._info.dtype, copy=False)
-        for m, measure in enumerate(self._info.measures):
-            for s, span in enumerate(self._info.spans):
-                handle, offset = self._files[measure, span]
-                for row, value in zip(batch.rows, values[:, m, s], strict=True):
-                    os.pwrite(handle, value.tobytes(), offset + int(row) * value.nbytes)
-        with open(self._log, "a", encoding="utf-8") as log:
+        """Writes a batch's rows, then notes its number.
+
+        Raises HQError for another batch than the folder describes, and for values that are not
+        finite as they are stored.
+        """
+        for measure, span in self._files:
+            values = batch.features(measure, span).values.astype(self._info.dtype, copy=False)
+            require_finite(values, self._info.precision)
+            path, offset = self._files[measure, span]
+            with path.open("r+b") as file:
+                for row, value in zip(batch.rows, values, strict=True):
+                    file.seek(offset + int(row) * value.nbytes)
+                    file.write(value.tobytes())
+        # The files are closed by now: a process that is killed has written what its log names.
+        with self._log.open("a", encoding="utf-8", newline="\n") as log:
             log.write(f"{batch.number}\n")
 
     def close(self, norms: Float[np.ndarray, "layer d_ff"]) -> None:
         """Writes norms and description: the folder is then whole."""
-        for handle, _ in self._files.values():
-            os.close(handle)
         np.save(self._folder / "norms.npy", norms)
         os.replace(self._draft, self._folder / INFO_FILE)
         self._log.unlink(missing_ok=True)
@@ -106,7 +116,6 @@ def describe(
     exchanges: Sequence[Exchange],
     measures: tuple[Measure, ...],
     spans: tuple[Span, ...],
-    dtype: StorageType = "float32",
 ) -> TraceInfo:
     """The description of a trace of `exchanges` by `backend`."""
     return TraceInfo(
@@ -117,9 +126,11 @@ def describe(
         exchanges=exchanges_digest(exchanges),
         measures=measures,
         spans=spans,
-        dtype=dtype,
+        dtype="float32",
         weight_bytes=backend.weight_bytes(),
         audit=tuple(backend.audit()),
+        missing=tuple(sorted(backend.missing)),
+        unmatched=tuple(sorted(backend.unmatched)),
     )
 
 
@@ -170,6 +181,12 @@ class Traces:
         flat: Float[np.ndarray, "n p"] = array.reshape(self.info.n, -1)
         return flat
 
+    def features(self, measure: Measure, span: Span) -> Features:
+        """The same with what its numbers are: what `identify` and `NeuronSet.score` take."""
+        info, values = self.info, self.matrix(measure, span)
+        missing = frozenset(info.missing)
+        return Features(values, measure, span, info.model, info.precision, missing)
+
 
 def magnitudes(
     traces: Traces, span: Span, rows: Int[np.ndarray, " row"]
@@ -179,18 +196,17 @@ def magnitudes(
     return mean
 
 
-def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[int, int]:
-    """(file handle, offset of the data) of an .npy file of this shape, made if it is not there."""
+def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[Path, int]:
+    """The path and the offset of the data of an .npy file, which is created where it is missing."""
     if not path.exists():
         part = path.with_suffix(".part")  # a kill must not leave a short file under the final name
         whole = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        del whole
+        del whole  # a mapped file cannot be renamed on Windows
         os.replace(part, path)
-    array = np.load(path, mmap_mode="r")
-    return os.open(path, os.O_WRONLY), int(array.offset)
+    return path, int(np.load(path, mmap_mode="r").offset)
 
 
 def _write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", newline="\n")
     os.replace(part, path)

@@ -58,7 +58,7 @@ def trace(
         closing(_opened(model, precision, source, progress)) as backend,
         progress.task(f"trace {precision}", len(exchanges), "texts") as task,
     ):
-        trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, "float32", task)
+        trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, task)
     err.print(f"Traces: {into}")
 
 

@@ -28,6 +28,7 @@ from hq.controls import (
     ridge_probe,
 )
 from hq.errors import HQError
+from hq.features import Features
 from hq.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
 from hq.neurons import NeuronSet
 from hq.overlap import expected_jaccard, jaccard, overlap_p_value
@@ -67,6 +68,8 @@ class Comparison:
         for traces in (self.reference, self.variant):
             require_same_tokens(traces, self.samples)
             _require_model(traces, self.neurons)
+        info = self.variant.info
+        self.neurons.require_present(info.unmatched, info.precision)
         if THRESHOLD not in self.neurons.thresholds:
             raise HQError(f"The neuron set has no threshold {THRESHOLD!r}: use `hq identify`.")
 
@@ -205,7 +208,7 @@ class Comparison:
         )
 
     def _drawn(self, name: str, draws: Int[np.ndarray, "draws k"]) -> Control:
-        X, y, (train, test) = self._variant_cett, self._rows.y, self._fitted
+        X, y, (train, test) = self._variant_cett.values, self._rows.y, self._fitted
         control = control_auroc(X[train], y[train], X[test], y[test], draws, self.seed)
         return self._control(name, len(draws), control.estimate, control.decisions)
 
@@ -254,13 +257,12 @@ class Comparison:
         return self._at(self._rows.y, self._rows.test)
 
     @cached_property
-    def _variant_cett(self) -> Float[np.ndarray, "n p"]:
-        return self.variant.matrix(self.neurons.cett, self.neurons.tokens)
+    def _variant_cett(self) -> Features:
+        return self.variant.features(self.neurons.cett, self.neurons.tokens)
 
     @cached_property
     def _before_all(self) -> Float[np.ndarray, " n"]:
-        X = self.reference.matrix(self.neurons.cett, self.neurons.tokens)
-        return self.neurons.score(X)
+        return self.neurons.score(self.reference.features(self.neurons.cett, self.neurons.tokens))
 
     @cached_property
     def _after_all(self) -> Float[np.ndarray, " n"]:
@@ -294,17 +296,21 @@ class Comparison:
     def _draws(self) -> dict[str, Int[np.ndarray, "draws k"]]:
         flat, model = self.neurons.flat, self.neurons.model
         draws, seed = self.section.draws, self.seed
-        exclude = np.union1d(flat, np.flatnonzero(outliers(self._magnitudes)))
+        missing = np.array(self.variant.info.missing, dtype=np.int64)
+        extreme = np.flatnonzero(outliers(self._magnitudes))
+        exclude = np.union1d(np.union1d(flat, extreme), missing)
         return {
             "random": random_neurons(len(flat), model.n_neurons, draws, seed, exclude),
-            "matched": matched_neurons(flat, self._magnitudes, model.d_ff, draws, seed),
+            "matched": matched_neurons(
+                flat, self._magnitudes, model.d_ff, draws, seed, exclude=missing
+            ),
         }
 
     @property
     def _any(self) -> Int[np.ndarray, " k"]:
         """Neurons that depend on the seed alone, so that another fit is read on the same ones."""
-        p = self.neurons.model.n_neurons
-        return random_neurons(min(ANY, p), p, 1, self.seed).ravel()
+        p, missing = self.neurons.model.n_neurons, self.variant.info.missing
+        return random_neurons(min(ANY, p - len(missing)), p, 1, self.seed, missing).ravel()
 
     @property
     def _baselines(self) -> dict[str, Float[np.ndarray, "n q"]]:

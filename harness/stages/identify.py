@@ -36,21 +36,18 @@ def find_neurons(
     """
     require_same_tokens(traces, samples)
     rows = Rows(samples)
-    X = traces.matrix(section.cett, section.tokens)
-    other = traces.matrix(section.cett, "other") if section.labels == "3-vs-1" else None
+    features = traces.features(section.cett, section.tokens)
+    other = traces.features(section.cett, "other") if section.labels == "3-vs-1" else None
     neurons, path = identify(
-        X[rows.train],
+        features[rows.train],
         rows.y[rows.train],
-        model=traces.info.model,
-        cett=section.cett,
-        tokens=section.tokens,
         folds=section.folds,
         groups=rows.components[rows.train],
         max_fraction=section.max_fraction,
         seed=seed,
         other=None if other is None else other[rows.train],
     )
-    scores = neurons.score(X[rows.calibration])
+    scores = neurons.score(features[rows.calibration])
     threshold = youden_threshold(scores, rows.y[rows.calibration])
     provenance = neurons.provenance | {
         "precision": traces.info.precision,

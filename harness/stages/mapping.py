@@ -17,7 +17,8 @@ from hq.backends.base import Backend
 from hq.backends.mapped import MappedBackend
 from hq.errors import HQError
 from hq.ffn import FFN
-from hq.mapping import HOLDS, LayerMap, map_model
+from hq.mapping import HOLDS, MISSING, LayerMap, map_model
+from hq.neurons import NeuronSet
 
 STAGE = Stage("map", sources=("hq.backends.opening",))
 LAYERS_FILE = "layers.csv"
@@ -28,14 +29,14 @@ _NAMED = 3  # layers that a refusal names
 class NeuronMap(NamedTuple):
     """Where a precision has each neuron of the source."""
 
-    places: Int[np.ndarray, "layer d_ff"]
+    places: Int[np.ndarray, "layer d_ff"]  # MISSING for a neuron that is nowhere
     found: Bool[np.ndarray, "layer d_ff"]
     factors: Float[np.ndarray, "layer d_ff"]  # this precision's h over the source's
 
     @property
-    def moved(self) -> bool:
-        """Whether any neuron is not at its own place."""
-        return bool((self.places != np.arange(self.places.shape[1])).any())
+    def identical(self) -> bool:
+        """Whether every neuron is found at its own place."""
+        return bool(self.found.all() and (self.places == np.arange(self.places.shape[1])).all())
 
 
 class LayerRow(NamedTuple):
@@ -70,17 +71,25 @@ def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Tas
 
 
 def _row(one: LayerMap) -> LayerRow:
-    low, high = np.quantile(one.factors.numpy(), [0.05, 0.95])
+    low, high = _quantiles(one.places.numpy(), one.factors.numpy())
     return LayerRow(
         layer=one.layer,
         relation=str(one.relation),
         bits=round(one.bits, 3),
         error=round(one.error, 6),
         found=round(float(one.found.float().mean()), 6),
-        h_low=round(float(low), 6),
-        h_high=round(float(high), 6),
+        h_low=round(low, 6),
+        h_high=round(high, 6),
         note=one.note,
     )
+
+
+def _quantiles(
+    places: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
+) -> tuple[float, float]:
+    """5% and 95% of the factors of neurons that have a place."""
+    low, high = np.quantile(factors[places != MISSING], [0.05, 0.95])
+    return float(low), float(high)
 
 
 def read(folder: Path) -> NeuronMap:
@@ -105,8 +114,11 @@ def write_layers(into: Path, folders: Mapping[str, Path]) -> None:
             lines.writerows((precision, *row) for row in rows(folder))
 
 
-def require(folder: Path, precision: str) -> None:
-    """Raises HQError where some layer's neurons are not the source's, naming the layers."""
+def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> None:
+    """Raises HQError where some layer's neurons are not the source's, naming the layers.
+
+    With `neurons`, each of that set has to be found too: elsewhere, a few may have been pruned.
+    """
     refused = [row for row in rows(folder) if row.relation not in HOLDS]
     if refused:
         named = ", ".join(f"{row.layer} ({row.note})" for row in refused[:_NAMED])
@@ -116,12 +128,17 @@ def require(folder: Path, precision: str) -> None:
             f"{refused[0].relation}; layers {named}{more}. Indices found on the source mean "
             "nothing there: identify neurons on that checkpoint itself."
         )
+    if neurons is not None:
+        absent = np.flatnonzero(~read(folder).found)
+        neurons.require_present(frozenset(absent.tolist()), precision)
 
 
 def mapped(folder: Path, backend: Backend) -> Backend:
     """The backend, its neurons where the source has them."""
     neurons = read(folder)
-    return MappedBackend(backend, neurons.places) if neurons.moved else backend
+    if neurons.identical:
+        return backend
+    return MappedBackend(backend, neurons.places, neurons.found)
 
 
 def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> Mapped:
@@ -129,7 +146,7 @@ def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> M
     layers, neurons = rows(folder), read(folder)
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])
-    low, high = np.quantile(neurons.factors, [0.05, 0.95])
+    low, high = _quantiles(neurons.places, neurons.factors)
     return Mapped(
         precision=precision,
         layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
@@ -140,6 +157,6 @@ def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> M
         found=float(neurons.found.mean()),
         probe=len(probe),
         probe_found=sum(bool(neurons.found[layer, index]) for layer, index in probe),
-        h_low=float(low),
-        h_high=float(high),
+        h_low=low,
+        h_high=high,
     )

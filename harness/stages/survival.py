@@ -94,9 +94,12 @@ class Surviving:
         found: dict[str, dict[str, Float[np.ndarray, " p"]]] = {"error": {}, "rank": {}}
         for precision, traces in self.variants.items():
             after = self._contributions(traces)[test]
-            found["error"][precision] = _value(relative_error(before, after), len(test))
+            missing = list(traces.info.missing)
             moved = rank_change(before, after, everyone, self._d_ff)
-            found["rank"][precision] = _value(moved, len(test))
+            for target, measure in (("error", relative_error(before, after)), ("rank", moved)):
+                values = _value(measure, len(test))
+                values[missing] = np.nan  # neither kept nor hurt
+                found[target][precision] = values
             task.advance(1)
         return found
 

@@ -7,7 +7,7 @@ from harness.progress import Task
 from harness.store import Stage
 from hq.backends.base import Backend, Exchange
 from hq.cett import Measure, Span
-from hq.traces import StorageType, TraceWriter, describe
+from hq.traces import TraceWriter, describe
 
 STAGE = Stage("trace", sources=("hq.backends.opening",))
 
@@ -18,11 +18,10 @@ def trace(
     exchanges: Sequence[Exchange],
     measures: tuple[Measure, ...],
     spans: tuple[Span, ...],
-    storage: StorageType,
     task: Task,
 ) -> None:
     """Writes a folder that `hq.traces.Traces` opens; goes on with the batches that it lacks."""
-    writer = TraceWriter(folder, describe(backend, exchanges, measures, spans, storage))
+    writer = TraceWriter(folder, describe(backend, exchanges, measures, spans))
     for batch in backend.trace(exchanges, measures, spans, skip=writer.done):
         writer.write(batch)
         task.advance(len(batch.rows))

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from harness.schema import Transfer
 from hq.controls import fit_draws, read_control
 from hq.equivalence import holm, permutation_p
+from hq.features import Features
 from hq.neurons import NeuronSet
 from hq.stats import bootstrap_auroc, bootstrap_auroc_difference
 
@@ -22,7 +23,7 @@ class Target:
     scenario: str
     complied: Bool[np.ndarray, " n"]
     components: Shaped[np.ndarray, " n"]
-    X: Float[np.ndarray, "n p"]
+    cett: Features
 
     @property
     def telling(self) -> bool:
@@ -46,8 +47,8 @@ def transfer(
     """
     told = [target for target in targets if target.telling]
     probes = fit_draws(X_train, y_train, draws)
-    scores = [neurons.score(t.X) for t in told]
-    controls = [read_control(probes, draws, t.X, t.complied, seed) for t in told]
+    scores = [neurons.score(t.cett) for t in told]
+    controls = [read_control(probes, draws, t.cett.values, t.complied, seed) for t in told]
     estimates = [
         bootstrap_auroc(own, t.complied, seed, replicates, t.components)
         for own, t in zip(scores, told, strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hq.cett import Measure, Span
 from hq.errors import HQError
+from hq.features import Features
 from hq.neurons import ModelIdentity
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ class TraceBatch:
 
     rows: Int[np.ndarray, " batch"]
     values: Float[np.ndarray, "batch measure span layer d_ff"]
+    measures: tuple[Measure, ...]
+    spans: tuple[Span, ...]
+    model: ModelIdentity
+    precision: str
+    missing: frozenset[int] = frozenset()  # as Backend.missing
+
+    def features(self, measure: Measure, span: Span) -> Features:
+        """One measure over one span, as a NeuronSet scores it. Raises HQError if not traced."""
+        if measure not in self.measures or span not in self.spans:
+            raise HQError(f"The batch has no {measure} over the {span} span: trace it.")
+        values = self.values[:, self.measures.index(measure), self.spans.index(span)]
+        flat = values.reshape(len(values), -1)
+        return Features(flat, measure, span, self.model, self.precision, self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,8 @@ class Backend(Protocol):
 
     identity: ModelIdentity
     precision: str
+    missing: frozenset[int]  # flat indices of neurons that it lacks: traced as zero, never scaled
+    unmatched: frozenset[int]  # these, and neurons that are known by their place alone
 
     @property
     def compute(self) -> str:

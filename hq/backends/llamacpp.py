@@ -31,6 +31,9 @@ class LlamaBackend:
     observed, or another quantization than the precision names.
     """
 
+    missing: frozenset[int] = frozenset()
+    unmatched: frozenset[int] = frozenset()
+
     def __init__(
         self,
         path: Path,
@@ -131,7 +134,9 @@ class LlamaBackend:
                         share = prefix[:, :, 0] / counts.reshape(-1, 1, 1, 1)
                         values[:, :, spans.index("other")] += share
                     require_finite(values, self.precision)
-                    yield TraceBatch(number, rows, values)
+                    yield TraceBatch(
+                        number, rows, values, measures, spans, self.identity, self.precision
+                    )
 
     def _trace_batch(
         self,

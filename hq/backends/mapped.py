@@ -6,26 +6,41 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from hq.backends.base import Backend, Exchange, TraceBatch, check_factors
 from hq.cett import Measure, Span
+from hq.errors import HQError
+from hq.mapping import MISSING
 
 
 class MappedBackend:
-    """`inner`, with neuron (layer, i) of the source at `places[layer, i]`; all else is as it is."""
+    """`inner`, with neuron (layer, i) of the source at `places[layer, i]`; all else is as it is.
 
-    def __init__(self, inner: Backend, places: Int[np.ndarray, "layer d_ff"]) -> None:
+    Neurons whose place is `MISSING` are traced as zero and listed in `missing`. `found` says which
+    neurons were recognised by their weights; the others are listed in `unmatched`.
+    """
+
+    def __init__(
+        self,
+        inner: Backend,
+        places: Int[np.ndarray, "layer d_ff"],
+        found: Bool[np.ndarray, "layer d_ff"],
+    ) -> None:
         self._inner = inner
         self._places = places
+        self._present = places != MISSING
+        self._read = np.where(self._present, places, 0)
+        self.missing = frozenset(np.flatnonzero(~self._present).tolist())
+        self.unmatched = frozenset(np.flatnonzero(~found).tolist())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     @property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
-        """‖W_down[:, i]‖₂ in the source's order."""
-        return np.take_along_axis(self._inner.norms, self._places, axis=-1)
+        """‖W_down[:, i]‖₂ in the source's order; zero for missing neurons."""
+        return self._placed(self._inner.norms)
 
     def trace(
         self,
@@ -36,11 +51,24 @@ class MappedBackend:
     ) -> Iterator[TraceBatch]:
         """Traces in the source's order."""
         for batch in self._inner.trace(exchanges, measures, spans, skip):
-            places = self._places[(None,) * (batch.values.ndim - 2)]
-            yield replace(batch, values=np.take_along_axis(batch.values, places, axis=-1))
+            yield replace(batch, values=self._placed(batch.values), missing=self.missing)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """h_i ← α·h_i of the source's neuron i."""
+        """h_i ← α·h_i of the source's neuron i. Raises HQError for one that is missing."""
         check_factors(factors, *self._places.shape)
+        for layer, index in factors:
+            if not self._present[layer, index]:
+                raise HQError(
+                    f"Neuron ({layer}, {index}) is not in {self._inner.precision}: it was pruned "
+                    "or replaced there, so there is nothing to scale; leave it out."
+                )
         moved = {(layer, int(self._places[layer, i])): a for (layer, i), a in factors.items()}
         return self._inner.scale(moved)
+
+    def _placed(
+        self, values: Float[np.ndarray, "*batch layer d_ff"]
+    ) -> Float[np.ndarray, "*batch layer d_ff"]:
+        read = self._read[(None,) * (values.ndim - 2)]
+        placed: Float[np.ndarray, "*batch layer d_ff"] = np.take_along_axis(values, read, axis=-1)
+        placed[..., ~self._present] = 0
+        return placed

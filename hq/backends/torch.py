@@ -25,6 +25,7 @@ from hq.backends.base import (
 from hq.backends.batching import plan, span_weights
 from hq.backends.prefix import PrefixCache
 from hq.backends.torch_decoding import TorchDecoding
+from hq.backends.torch_eager import eager
 from hq.backends.torch_hooks import DownHooks, scaled
 from hq.cett import Measure, Span, column_norms
 from hq.checkpoint import architecture_at, identity
@@ -47,6 +48,9 @@ class TorchBackend:
     checkpoint, a device that is
     not there, or modules that turn out not to hold the precision that was asked for.
     """
+
+    missing: frozenset[int] = frozenset()
+    unmatched: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -168,22 +172,24 @@ class TorchBackend:
         """Means of each measure over each span, for every neuron, in one pass over the body.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, for texts longer than it allows, and for
-        activations that are not finite.
+        Raises HQError for token ids that the model lacks, for texts longer than it allows, for
+        activations that are not finite, and for a compiled model, which calls no hooks.
         """
         self._require_fitting(exchanges)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
         # Nothing stays switched on at a yield: between batches the model is the caller's.
-        with torch.inference_mode(), hooks:
+        with torch.inference_mode(), eager(self.model, self.downs), hooks:
             prefix = PrefixCache(self.decoder, layout.prefix, self.device, hooks)
         for number, rows in enumerate(layout.batches):
             if number not in skip:
                 batch = [exchanges[row] for row in rows]
-                with torch.inference_mode(), hooks:
+                with torch.inference_mode(), eager(self.model, self.downs), hooks:
                     values = self._trace_batch(batch, prefix, hooks, spans)
-                yield TraceBatch(number, rows, values)
+                yield TraceBatch(
+                    number, rows, values, measures, spans, self.identity, self.precision
+                )
 
     def _trace_batch(
         self,
@@ -246,7 +252,7 @@ class TorchBackend:
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
-        return scaled(self.downs, factors, self.identity.d_ff)
+        return scaled(self.model, self.downs, factors, self.identity.d_ff)
 
     def padded(self, batch: list[Exchange], start: int) -> Int[Tensor, "batch seq"]:
         """Token ids after the prefix, padded on the right, where causality hides the padding."""

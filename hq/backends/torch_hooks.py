@@ -4,9 +4,9 @@ Handles are owned by context managers, so no hook outlives its use.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hq.backends.base import check_factors
+from hq.backends.torch_eager import anything_compiled, eager
 from hq.cett import Measure, span_means, whole
 from hq.errors import HQError
 
@@ -39,6 +40,7 @@ class DownHooks:
         self._stack = ExitStack()
         self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
         self._means: Float[Tensor, "batch measure span layer d_ff"] = torch.empty(0)
+        self._met: list[int] = []  # layers of this pass
 
     def __enter__(self) -> "DownHooks":
         for layer, down in enumerate(self._downs):
@@ -56,13 +58,20 @@ class DownHooks:
         shape = (batch, len(self._measures), spans, len(self._downs), len(self._norms[0]))
         self._weights = weights
         self._means = torch.empty(shape, device=weights.device)
+        self._met = []
 
     def collect(self) -> Float[Tensor, "batch measure span layer d_ff"]:
-        """What the pass left, which is then forgotten."""
+        """The means of the pass, which are then forgotten.
+
+        Raises HQError unless every layer was met exactly once.
+        """
+        for layer in range(len(self._downs)):
+            _require_met(layer, self._met.count(layer))
         means, self._means = self._means, torch.empty(0)
         return means
 
     def _read(self, layer: int, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        self._met.append(layer)
         batch, _, seq = self._weights.shape
         product = _product(module, output)
         self._means[:, :, :, layer] = span_means(
@@ -88,23 +97,23 @@ class ShareHooks:
     """Reads the CETT of some neurons at every token, and hooks no layer that has none of them.
 
     Hooks are on the model only inside `with`. A pass leaves |h_i| of these neurons and their
-    layers' wholes, and little is done until `collect`, as a hook stands in the way of each layer.
+    layers' denominators, and little is done until `collect`, as a hook delays its layer.
     """
 
     def __init__(self, layers: Sequence[Watched], measure: Measure) -> None:
         self._layers = layers
         self._measure = measure
         self._stack = ExitStack()
-        self._passes: list[list[Float[Tensor, "token k_plus_1"]]] = []
-        self.reading = True  # may be switched off for tokens that nobody asks for
+        self._passes: list[_Passes] = []
+        self.reading = True  # off for tokens that are counted, and whose CETT is not needed
         counts = np.array([len(watched.indices) for watched in layers])
-        ends = np.cumsum(counts + 1) - 1  # where each layer's whole comes after its neurons
+        ends = np.cumsum(counts + 1) - 1  # each layer's denominator follows its neurons
         self._wholes = np.repeat(ends, counts)
         self._values = np.delete(np.arange(int(counts.sum()) + len(layers)), ends)
         self._norms = np.concatenate([w.norms[w.indices].cpu().numpy() for w in layers])
 
     def __enter__(self) -> "ShareHooks":
-        self._forget()
+        self._passes = [_Passes() for _ in self._layers]
         for watched, passes in zip(self._layers, self._passes, strict=True):
             hook = watched.down.register_forward_hook(partial(self._read, watched, passes))
             self._stack.enter_context(_removing(hook))
@@ -112,50 +121,69 @@ class ShareHooks:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self._forget()
+        self.forget()
+
+    def passes(self) -> list[int]:
+        """Tokens of all rows in each pass since the last `collect` or `forget`, read or not.
+
+        Raises HQError for a layer that was not met, or not in every pass.
+        """
+        found = [passes.tokens for passes in self._passes]
+        for watched, tokens in zip(self._layers, found, strict=True):
+            _require_met(watched.layer, len(tokens), max(map(len, (*found, [0]))))
+        return found[0]
 
     def collect(self, batch: int) -> Float[np.ndarray, "batch seq all_k"]:
-        """What the passes since the last call left, layer by layer; then it is forgotten.
-
-        Raises HQError for a layer that was not met.
-        """
-        for watched, passes in zip(self._layers, self._passes, strict=True):
-            if not passes:
-                raise HQError(
-                    f"The down projection of layer {watched.layer} was not met in this forward "
-                    "pass: watch the model itself, before it is compiled."
-                )
-        device = self._passes[0][0].device
+        """CETT at the tokens of the passes that were read, which are then forgotten."""
+        device = self._passes[0].read[0].device
         tensors = [
-            torch.cat([part.reshape(batch, -1, part.shape[-1]) for part in passes], dim=1)
+            torch.cat([part.reshape(batch, -1, part.shape[-1]) for part in passes.read], dim=1)
             for passes in self._passes
         ]
         found = torch.cat([tensor.to(device) for tensor in tensors], dim=-1).cpu().numpy()
-        for passes in self._passes:
-            passes.clear()
+        self.forget()
         values, wholes = found[..., self._values], found[..., self._wholes]
         shares = np.zeros_like(values)
         with np.errstate(invalid="ignore"):  # what is not finite is for the reader to refuse
             np.divide(values * self._norms, wholes, out=shares, where=wholes != 0)
         return shares
 
-    def _forget(self) -> None:
-        self._passes = [[] for _ in self._layers]
+    def forget(self) -> None:
+        """Drop what the passes left."""
+        for passes in self._passes:
+            passes.tokens.clear()
+            passes.read.clear()
 
     def _read(
-        self,
-        watched: Watched,
-        passes: list[Float[Tensor, "token k_plus_1"]],
-        module: nn.Module,
-        args: tuple[Tensor],
-        output: Tensor,
+        self, watched: Watched, passes: "_Passes", module: nn.Module, args: Any, output: Tensor
     ) -> None:
+        h = args[0].flatten(0, -2)
+        passes.tokens.append(len(h))
         if not self.reading:
             return
-        magnitude = args[0].flatten(0, -2).abs().float()
+        magnitude = h.abs().float()
         product = _product(module, output) if self._measure == "output" else output
         wholes = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
-        passes.append(torch.cat([magnitude[:, watched.indices], wholes[:, None]], dim=1))
+        passes.read.append(torch.cat([magnitude[:, watched.indices], wholes[:, None]], dim=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """What forward passes left at one layer."""
+
+    tokens: list[int] = field(default_factory=list)  # of all rows, one entry per pass
+    read: list[Float[Tensor, "token k_plus_1"]] = field(default_factory=list)
+
+
+def _require_met(layer: int, times: int, wanted: int = 1) -> None:
+    """Raises HQError unless a layer's hook was called as often as forward passes ran."""
+    if times != wanted:
+        raise HQError(
+            f"The down projection of layer {layer} was "
+            f"{f'met {times} times, not {wanted},' if times else 'not met'} in this forward pass: "
+            "run one pass at a time, on the model as it was before it was compiled, without "
+            "kernels that replace its FFN."
+        )
 
 
 def _product(down: nn.Module, output: Tensor) -> Tensor:
@@ -166,25 +194,47 @@ def _product(down: nn.Module, output: Tensor) -> Tensor:
 
 @contextmanager
 def scaled(
-    downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
+    model: Any, downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
 ) -> Iterator[None]:
     """Scales chosen coordinates of h while the context lasts; weights are never touched.
 
-    Raises HQError for a neuron that the model does not have, or an α that is negative or not a
-    number.
+    Raises HQError for a neuron that the model does not have, for an α that is negative or not a
+    number, and for a model whose hooks are not called: on entry where it is compiled, after a
+    forward pass that did not meet a scaled layer, and at the end where code that was compiled
+    earlier ran instead of the model.
     """
     check_factors(factors, len(downs), d_ff)
     by_layer: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in factors.items():
         by_layer[layer][index] = alpha
-    with ExitStack() as stack:
-        for layer, chosen in by_layer.items():
-            hook = partial(_scale, torch.tensor(list(chosen)), torch.tensor(list(chosen.values())))
-            stack.enter_context(_removing(downs[layer].register_forward_pre_hook(hook)))
+    if not by_layer:
         yield
+        return
+    met: set[int] = set()
+
+    def check(*_: object) -> None:
+        for layer in by_layer:
+            _require_met(layer, int(layer in met))
+
+    with ExitStack() as stack:
+        stack.enter_context(eager(model, [downs[layer] for layer in by_layer]))
+        for layer, chosen in by_layer.items():
+            alphas = torch.tensor(list(chosen.values()))
+            hook = partial(_scale, partial(met.add, layer), torch.tensor(list(chosen)), alphas)
+            stack.enter_context(_removing(downs[layer].register_forward_pre_hook(hook)))
+        stack.enter_context(_removing(model.get_decoder().register_forward_hook(check)))
+        yield
+        if not met and anything_compiled():
+            raise HQError(
+                "Nothing was scaled: no forward pass of the model itself ran, and code that was "
+                "compiled earlier does not call hooks. Run the model that was given, uncompiled."
+            )
 
 
-def _scale(indices: Tensor, alphas: Tensor, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+def _scale(
+    meet: Callable[[], None], indices: Tensor, alphas: Tensor, _: nn.Module, args: tuple[Tensor]
+) -> tuple[Tensor]:
+    meet()
     h = args[0].clone()
     h[..., indices.to(h.device)] *= alphas.to(h.device, h.dtype)
     return (h,)

@@ -34,7 +34,7 @@ def run(
     downs = down_projections(model.get_decoder(), architecture)
     found = []
     for factors in scalings:
-        with torch.inference_mode(), scaled(downs, factors, d_ff):
+        with torch.inference_mode(), scaled(model, downs, factors, d_ff):
             rows = [_logits(model, exchange) for exchange in exchanges]
         found.append(torch.cat(rows).numpy())
     return found

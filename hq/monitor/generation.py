@@ -1,20 +1,26 @@
 """Stands in for `model.generate` while monitors of the model are open."""
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationConfig, LogitsProcessor
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
 from hq.errors import HQError
+from hq.monitor.recorder import Prompt, Recorder
 from hq.monitor.stream import StepStreamer
 
 if TYPE_CHECKING:
     from hq.monitor.torch import TorchMonitor
 
 _PLAIN = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_SIGNATURE = inspect.signature(GenerationMixin.generate)
 
 
 class ObservedGenerate:
@@ -26,40 +32,20 @@ class ObservedGenerate:
         self._own = vars(model).get("generate")  # set on the model itself, by someone else
         self.monitors: list[TorchMonitor] = []
 
-    def __call__(
-        self,
-        inputs: Any = None,
-        generation_config: GenerationConfig | None = None,
-        logits_processor: list[LogitsProcessor] | None = None,
-        **options: Any,
-    ) -> Any:
-        """As transformers' `generate`, whose result it returns.
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """As transformers' `generate`, whose arguments it takes and whose result it returns.
 
-        Raises HQError where rows would not be read token by token, in their order.
+        Raises HQError where the rows would not be read token by token, in their order.
         """
-        streamer = options.get("streamer")
+        bound = _SIGNATURE.bind(self._model, *arguments, **options).arguments
+        given = {key: value for key, value in bound.items() if key not in ("self", "kwargs")}
+        given |= bound.get("kwargs", {})
         try:
-            config = self._config(generation_config, options)
-            _require_plain(config, options)
-            mask = options.get("attention_mask")
-            with ExitStack() as stack:
-                recorders = [
-                    stack.enter_context(monitor.recording(_ends(config), mask))
-                    for monitor in self.monitors
-                ]
-                result = self._generate(
-                    inputs,
-                    generation_config=generation_config,
-                    logits_processor=[*(logits_processor or []), *recorders],
-                    **options,
-                )
-                for recorder in recorders:
-                    recorder.keep(getattr(result, "sequences", result).shape[1])
+            return self._observed(given)
         except BaseException as error:
-            if isinstance(streamer, StepStreamer):
-                streamer.fail(error)
+            if isinstance(given.get("streamer"), StepStreamer):
+                given["streamer"].fail(error)
             raise
-        return result
 
     def step_aside(self) -> None:
         """Leaves the model as it was found."""
@@ -67,12 +53,65 @@ class ObservedGenerate:
         if self._own is not None:
             self._model.generate = self._own
 
-    def _config(self, given: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+    def _observed(self, given: dict[str, Any]) -> Any:
+        _require_plain(self._config(given), given)
+        prompt = Prompt.of(given)
+        with ExitStack() as stack:
+            recorders = [
+                stack.enter_context(monitor.recording(prompt)) for monitor in self.monitors
+            ]
+            stack.enter_context(_overheard(self._model, recorders))
+            processors = [*(given.get("logits_processor") or []), *recorders]
+            result = self._generate(**given | {"logits_processor": processors})
+            for recorder in recorders:
+                recorder.keep(getattr(result, "sequences", result).shape[1])
+        return result
+
+    def _config(self, given: dict[str, Any]) -> GenerationConfig:
         """What transformers will make of them: arguments first, the model's own defaults last."""
-        config = copy.deepcopy(given) if given is not None else GenerationConfig()
+        config = copy.deepcopy(given.get("generation_config")) or GenerationConfig()
         config.update(**self._model.generation_config.to_dict(), defaults_only=True)
-        config.update(**options)
+        config.update(**given)
         return config
+
+
+class Overheard(StoppingCriteriaList):  # type: ignore[misc]  # transformers is not followed
+    """The stopping criteria of one `generate`; recorders hear which rows they end."""
+
+    def __init__(self, criteria: StoppingCriteriaList, recorders: Sequence[Recorder]) -> None:
+        super().__init__(criteria)
+        self._recorders = recorders
+        ends = [c.eos_token_id for c in criteria if hasattr(c, "eos_token_id")]
+        tokens = frozenset(t for end in ends for t in torch.as_tensor(end).flatten().tolist())
+        for recorder in recorders:
+            recorder.ends = tokens
+
+    def __call__(
+        self, input_ids: Int[Tensor, "row seq"], scores: object, **options: object
+    ) -> Bool[Tensor, " row"]:
+        """Which rows are done."""
+        done: Bool[Tensor, " row"] = super().__call__(input_ids, scores, **options)
+        for recorder in self._recorders:
+            recorder.hear(done.cpu().numpy())
+        return done
+
+
+@contextmanager
+def _overheard(model: Any, recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Recorders hear the criteria that `generate` itself decides by, while the context lasts.
+
+    They depend on the model's, the call's and the tokenizer's settings, which transformers merges.
+    """
+    inner, own = model._get_stopping_criteria, vars(model).get("_get_stopping_criteria")
+    model._get_stopping_criteria = lambda *arguments, **options: Overheard(
+        inner(*arguments, **options), recorders
+    )
+    try:
+        yield
+    finally:
+        del model._get_stopping_criteria
+        if own is not None:
+            model._get_stopping_criteria = own
 
 
 @contextmanager
@@ -90,21 +129,17 @@ def observed(model: Any, monitor: "TorchMonitor") -> Iterator[None]:
             standin.step_aside()
 
 
-def _require_plain(config: GenerationConfig, options: dict[str, Any]) -> None:
-    mode = config.get_generation_mode(options.get("assistant_model"))
-    custom = options.get("custom_generate") is not None or config.cache_implementation == "paged"
-    if custom or mode not in _PLAIN:
-        name = "custom generation" if custom else mode.value.replace("_", " ")
+def _require_plain(config: GenerationConfig, given: dict[str, Any]) -> None:
+    mode = config.get_generation_mode(given.get("assistant_model"))
+    refused = {
+        "custom generation": given.get("custom_generate") is not None
+        or config.cache_implementation == "paged",
+        "classifier-free guidance": config.guidance_scale not in (None, 1),
+        mode.value.replace("_", " "): mode not in _PLAIN,
+    }
+    name = next((name for name, holds in refused.items() if holds), None)
+    if name is not None:
         raise HQError(
             f"A monitor reads greedy and sampled answers token by token, not {name}: generate "
             "without it, or outside the monitor."
         )
-
-
-def _ends(config: GenerationConfig) -> frozenset[int]:
-    """The tokens that end a row, and what fills it afterwards."""
-    stated = config.eos_token_id
-    if stated is None:
-        return frozenset()
-    ends = set(stated) if isinstance(stated, (list, tuple)) else {stated}
-    return frozenset(ends if config.pad_token_id is None else ends | {config.pad_token_id})

@@ -95,7 +95,7 @@ class Monitor:
 
     def _step(self, token: int, watch: Watch, running: "Running") -> Step:
         cett = watch.cett(1)
-        decision = float(self.neurons.score_traces(cett)[0])
+        decision = float(self.neurons.score_unchecked(cett)[0])
         return Step(token, cett[0], decision, running.add(decision))
 
     @contextmanager
@@ -113,7 +113,7 @@ class Monitor:
         for begin in range(0, len(prompt), self._context.batch):
             piece = prompt[begin : begin + self._context.batch]
             logits = self._decode(piece, begin)
-            found.append(self.neurons.score_traces(watch.cett(len(piece))))
+            found.append(self.neurons.score_unchecked(watch.cett(len(piece))))
         return np.concatenate(found), logits
 
     def _decode(self, ids: Sequence[int], start: int) -> Float[np.ndarray, " vocab"]:

@@ -57,7 +57,7 @@ class StepStreamer(BaseStreamer):  # type: ignore[misc]  # transformers is not f
         """After the last token."""
         recorder, ids = self._recorder(), self._ids or []
         self._give_read(recorder.rows)
-        if self._given < len(ids) and ids[self._given] not in recorder.ends:
+        if self._given < len(ids) and ids[self._given] not in (recorder.ends or ()):
             self._give(None)
         self._queue.put(None)
         self._ids = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -9,13 +10,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from hq.backends.torch_eager import eager
 from hq.backends.torch_hooks import ShareHooks, Watched, scaled
 from hq.cett import column_norms
 from hq.errors import HQError
 from hq.loaded import dense_weight, loaded_identity
 from hq.models.architectures import architecture_of, down_projections
 from hq.monitor.generation import observed
-from hq.monitor.recorder import Recorder
+from hq.monitor.recorder import Prompt, Recorder
 from hq.monitor.step import Step
 from hq.neurons import ModelIdentity, NeuronSet
 
@@ -46,7 +48,7 @@ class TorchMonitor:
         self._hooks = ShareHooks(list(self._watched()), neurons.cett)
         self._open = ExitStack()
         self._recorder: Recorder | None = None  # of the last `generate`
-        self._live = False
+        self._generating = Lock()
 
     def __enter__(self) -> "TorchMonitor":
         self._open.enter_context(observed(self._model, self))
@@ -74,30 +76,35 @@ class TorchMonitor:
         return StopAt(self, threshold)
 
     def scale(self, alpha: float) -> AbstractContextManager[None]:
-        """h_i ← α·h_i for the H-Neurons, while the context lasts; weights are never touched."""
+        """h_i ← α·h_i for the H-Neurons, while the context lasts; weights are never touched.
+
+        Raises HQError for an α that is negative or not a number, and for a compiled model, which
+        calls no hooks.
+        """
         places = [(neuron.layer, neuron.index) for neuron in self.neurons.positive]
-        return scaled(self._downs, dict.fromkeys(places, alpha), self._d_ff)
+        return scaled(self._model, self._downs, dict.fromkeys(places, alpha), self._d_ff)
 
     def live(self) -> Recorder:
         """The recorder of the `generate` that is under way. HQError when there is none."""
-        if self._recorder is None or not self._live:
+        if self._recorder is None or not self._generating.locked():
             raise HQError("This monitor is not watching: call model.generate inside its `with`.")
         return self._recorder
 
     @contextmanager
-    def recording(
-        self, ends: frozenset[int], mask: Int[Tensor, "prompt seq"] | None
-    ) -> Iterator[Recorder]:
-        """A recorder, for one call of `generate`. HQError while another is under way."""
-        if self._live:
+    def recording(self, prompt: Prompt) -> Iterator[Recorder]:
+        """A recorder, for one call of `generate`.
+
+        Raises HQError while another call is under way, and for a compiled model.
+        """
+        if not self._generating.acquire(blocking=False):
             raise HQError("The model generates already: a monitor watches one call at a time.")
-        self._live = True
         try:
-            with self._hooks:
-                self._recorder = Recorder(self.neurons, self._hooks, ends, mask)
+            layers = {self._downs[neuron.layer] for neuron in self.neurons.neurons}
+            with eager(self._model, layers), self._hooks:
+                self._recorder = Recorder(self.neurons, self._hooks, prompt)
                 yield self._recorder
         finally:
-            self._live = False
+            self._generating.release()
 
     def _watched(self) -> Iterator[Watched]:
         for layer in sorted({neuron.layer for neuron in self.neurons.neurons}):

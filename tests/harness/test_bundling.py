@@ -82,7 +82,7 @@ def test_a_bundle_of_a_run(make, hq, run, files):
         batches = backend.trace([s.exchange for s in found.samples], (found.neurons.cett,))
         scores = np.empty(len(found.samples))
         for batch in batches:
-            scores[batch.rows] = found.neurons.score(batch.values.reshape(len(batch.rows), -1))
+            scores[batch.rows] = found.neurons.score(batch.features("sum", "answer"))
     table = {
         row.domain: row
         for row in alarms(found.samples, rows, scores, scores, "gguf-q8_0", 0)

@@ -3,7 +3,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from hq.errors import HQError
-from hq.features import standardise
+from hq.features import Features, standardise
 from hq.identify import identify
 from hq.l1 import TOLERANCE, l1_path
 from hq.neurons import ModelIdentity, NeuronSet
@@ -12,7 +12,7 @@ from hq.stats import auroc
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=4, d_ff=150)
 PLANTED = np.array([7, 160, 333, 590])  # raise the odds of hallucination
 LOWERING = np.array([20, 450])
-OPTIONS = {"model": MODEL, "cett": "sum", "tokens": "answer", "max_fraction": 0.05}
+OPTIONS = {"max_fraction": 0.05}
 
 
 def features(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +23,17 @@ def features(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.exp(0.5 * logs - 7).astype(np.float32), y
 
 
+def of(values: np.ndarray, span: str = "answer", **changes: object) -> Features:
+    """Features of the model, as a trace gives them."""
+    stated = {"measure": "sum", "model": MODEL, "precision": "fp16"}
+    return Features(values, span=span, **stated | changes)
+
+
+def find(X: np.ndarray, y: np.ndarray, other: np.ndarray | None = None, **options: object):
+    beside = None if other is None else of(other, "other")
+    return identify(of(X), y, other=beside, **options)
+
+
 @pytest.fixture(scope="module")
 def data() -> tuple[np.ndarray, np.ndarray]:
     return features(300, seed=0)
@@ -30,7 +41,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def found(data) -> tuple[NeuronSet, list]:
-    return identify(*data, **OPTIONS)
+    return find(*data, **OPTIONS)
 
 
 def test_planted_neurons_are_found_with_their_signs(found):
@@ -44,7 +55,7 @@ def test_planted_neurons_are_found_with_their_signs(found):
 def test_the_set_predicts_unseen_responses(found):
     X, y = features(300, seed=1)
     neurons, _ = found
-    assert auroc(neurons.score(X), y) > 0.9
+    assert auroc(neurons.score(of(X)), y) > 0.9
 
 
 def test_c_is_the_best_within_the_cap(found):
@@ -58,26 +69,26 @@ def test_c_is_the_best_within_the_cap(found):
 
 
 def test_a_tighter_cap_is_kept(data):
-    neurons, points = identify(*data, **OPTIONS | {"max_fraction": 0.01})
+    neurons, points = find(*data, **OPTIONS | {"max_fraction": 0.01})
     assert len(neurons.neurons) < 6
     assert max(p.n_nonzero for p in points) < 6
 
 
 def test_ties_go_to_the_sparser(data, monkeypatch):
     monkeypatch.setattr("hq.identify.auroc", lambda *_: 0.75)
-    neurons, points = identify(*data, **OPTIONS)
+    neurons, points = find(*data, **OPTIONS)
     assert len(neurons.neurons) == min(p.n_nonzero for p in points)
 
 
 def test_the_same_seed_gives_the_same_set(data, found):
-    assert identify(*data, **OPTIONS) == found
+    assert find(*data, **OPTIONS) == found
 
 
 def test_weights_and_standardisation_survive_the_file(data, found, tmp_path):
     neurons, _ = found
     neurons.save(tmp_path / "set.json")
     loaded = NeuronSet.load(tmp_path / "set.json", MODEL)
-    np.testing.assert_array_equal(loaded.score(data[0]), neurons.score(data[0]))
+    np.testing.assert_array_equal(loaded.score(of(data[0])), neurons.score(of(data[0])))
 
 
 def test_groups_never_straddle_a_fold(data, monkeypatch):
@@ -85,8 +96,8 @@ def test_groups_never_straddle_a_fold(data, monkeypatch):
     rng = np.random.default_rng(0)
     X, y = np.repeat(data[0][:60], 4, axis=0), np.repeat(rng.integers(0, 2, 60), 4)
     options = OPTIONS | {"Cs": [1.0], "max_fraction": 0.5}
-    _, (torn,) = identify(X, y, **options)
-    _, (whole,) = identify(X, y, **options, groups=np.repeat(np.arange(60), 4))
+    _, (torn,) = find(X, y, **options)
+    _, (whole,) = find(X, y, **options, groups=np.repeat(np.arange(60), 4))
     assert torn.auroc_mean > 0.9
     assert whole.auroc_mean < 0.75
 
@@ -94,7 +105,7 @@ def test_groups_never_straddle_a_fold(data, monkeypatch):
 def test_three_against_one_is_a_fit_of_all_rows_with_answers_of_the_hallucinated_as_one(data):
     X, y = data
     other = features(300, seed=5)[0]
-    neurons, _ = identify(X, y, **OPTIONS, Cs=[0.04], other=other)
+    neurons, _ = find(X, y, **OPTIONS, Cs=[0.04], other=other)
     stacked = standardise(np.concatenate([X, other]))
     path = l1_path(stacked.Z, np.concatenate([y, np.zeros_like(y)]), [0.04])
     assert neurons.labels == "3-vs-1"
@@ -112,7 +123,7 @@ def test_three_against_one_is_judged_between_answers(data):
     X, y = data[0].copy(), np.random.default_rng(3).integers(0, 2, 300)
     other = features(300, seed=5)[0]
     X[:, 77] *= 100
-    _, points = identify(X, y, **OPTIONS | {"max_fraction": 1.0}, Cs=[0.2], other=other)
+    _, points = find(X, y, **OPTIONS | {"max_fraction": 1.0}, Cs=[0.2], other=other)
     assert points[0].auroc_mean < 0.65
 
 
@@ -133,27 +144,56 @@ def test_three_against_one_is_judged_between_answers(data):
         ({"Cs": [1e-6]}, "No C selects"),
         ({"max_fraction": 1e-4}, "No C selects .* raise max_fraction"),
         ({"other": np.zeros((3, 600))}, "other tokens"),
-        ({"other": np.zeros((300, 600)), "tokens": "other"}, "tokens cannot be 'other'"),
     ],
 )
 def test_refused(data, change, message):
     arguments = {"X": data[0], "y": data[1]} | OPTIONS | change
     with pytest.raises(HQError, match=message):
-        identify(**arguments)
+        find(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("features", "other", "message"),
+    [
+        ({"measure": "contribution"}, None, "Contributions are no shares"),
+        ({"span": "other"}, {"span": "other"}, "tokens cannot be 'other'"),
+        ({}, {"span": "answer"}, "trace sum over the other span"),
+        ({}, {"span": "other", "measure": "output"}, "trace sum over the other span"),
+        ({}, {"span": "other", "precision": "nf4"}, "over the other span at fp16"),
+    ],
+)
+def test_features_of_another_kind_are_refused(data, features, other, message):
+    X, y = data
+    beside = None if other is None else of(X, **other)
+    with pytest.raises(HQError, match=message):
+        identify(of(X, **features), y, other=beside, **OPTIONS)
+
+
+def test_a_set_says_what_its_features_were(data):
+    neurons, _ = identify(of(data[0], "prompt", measure="output"), data[1], **OPTIONS)
+    assert (neurons.cett, neurons.tokens, neurons.model) == ("output", "prompt", MODEL)
+
+
+def test_a_missing_neuron_is_never_selected(data, found):
+    gone = int(found[0].flat[0])
+    X = data[0].copy()
+    X[:, gone] = 0
+    neurons, _ = identify(of(X, missing=frozenset({gone})), data[1], **OPTIONS)
+    assert gone not in neurons.flat
 
 
 def test_nan_is_placed_by_layer_and_index(data):
     X = data[0].copy()
     X[4, 151] = np.nan
     with pytest.raises(HQError, match=r"1 feature values .* neuron \(1, 1\)"):
-        identify(X, data[1], **OPTIONS)
+        find(X, data[1], **OPTIONS)
 
 
 def test_the_unit_of_a_neuron_makes_no_difference(data, found):
     """Each column is standardised, in every fold and where the held-out rows are scored."""
     X, y = data
     units = 10 ** np.random.default_rng(0).uniform(-3, 3, X.shape[1])
-    neurons, points = identify((X * units).astype(np.float32), y, **OPTIONS)
+    neurons, points = find((X * units).astype(np.float32), y, **OPTIONS)
     np.testing.assert_array_equal(neurons.flat, found[0].flat)
     aurocs = [[p.auroc_mean for p in path] for path in (points, found[1])]
     np.testing.assert_allclose(aurocs[0], aurocs[1], atol=2e-3)
@@ -169,7 +209,7 @@ def test_a_fold_of_one_class_is_refused(data, monkeypatch):
     monkeypatch.setattr("sklearn.model_selection.StratifiedGroupKFold", Unmixed)
     order = np.argsort(data[1])
     with pytest.raises(HQError, match="holds one class only"):
-        identify(data[0][order], data[1][order], **OPTIONS)
+        find(data[0][order], data[1][order], **OPTIONS)
 
 
 def test_a_fit_that_missed_its_tolerance_is_told(data, found, monkeypatch):
@@ -178,6 +218,6 @@ def test_a_fit_that_missed_its_tolerance_is_told(data, found, monkeypatch):
     assert {point.tolerance for point in points} == {TOLERANCE}
     monkeypatch.setattr("hq.l1._TOLERANCES", (1e-12, 1e-2))  # no float32 fit meets the first
     with pytest.warns(UserWarning, match=r"met a tolerance of 0\.01 only, not 0\.001"):
-        loose, points = identify(*data, **OPTIONS, folds=2)
+        loose, points = find(*data, **OPTIONS, folds=2)
     assert loose.provenance["tolerance"] == 1e-2
     assert {point.tolerance for point in points} == {1e-2}

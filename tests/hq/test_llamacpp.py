@@ -282,7 +282,7 @@ def test_the_live_score_is_the_probe_s_on_the_trace(backend, cett, tokens):
         steps = list(monitor.answer(prompt, ENDLESS, max_new_tokens=9))
     exchange = Exchange(prompt, tuple(step.token for step in steps))
     (batch,) = backend.trace([exchange], (cett,), (tokens,))
-    expected = neurons.score(batch.values.reshape(1, -1))
+    expected = neurons.score(batch.features(neurons.cett, neurons.tokens))
     assert steps[-1].score == pytest.approx(expected[0], rel=1e-4)
     assert 0 < steps[-1].confidence < 1
 
@@ -329,7 +329,8 @@ def test_a_response_that_is_followed_reads_as_it_would_have_been_written(backend
         together = list(reader.follow(prompt, other()))
     exchange = Exchange(prompt, tuple(step.token for step in together))
     (batch,) = backend.trace([exchange], ("sum",), (tokens,))
-    assert together[-1].score == pytest.approx(neurons.score(batch.values.reshape(1, -1))[0], 1e-4)
+    expected = neurons.score(batch.features("sum", tokens))
+    assert together[-1].score == pytest.approx(expected[0], 1e-4)
 
 
 def test_two_monitors_side_by_side(backend, gguf):

@@ -12,7 +12,7 @@ from hq.backends.torch import TorchBackend
 from hq.errors import HQError
 from hq.ffn import FFN, of_checkpoint, of_gguf, of_modules
 from hq.gguf.file import GGUFFile
-from hq.mapping import Relation, explained, map_layer, map_model
+from hq.mapping import MISSING, Relation, explained, map_layer, map_model
 from hq.models.architectures import architecture_of
 from hq.packed.rounding import rounded
 from hq.precisions.packed import recipe_of
@@ -195,7 +195,9 @@ def test_a_mapped_neuron_says_the_same(seed, bits, gated):
     mapped = theirs[found.places] / factors
     assert found.found.float().mean() > 0.95
     torch.testing.assert_close(mapped[found.found], h[0][found.found], rtol=1e-3, atol=1e-4)
-    assert (found.factors / factors).log().abs().median() < 0.1
+    placed = found.places != MISSING
+    assert (found.factors / factors).log().abs()[placed].median() < 0.1
+    torch.testing.assert_close(order[found.places[placed]], torch.arange(WIDTH)[placed])
 
 
 def test_a_pruned_neuron_is_not_found():
@@ -203,6 +205,44 @@ def test_a_pruned_neuron_is_not_found():
     gone[[5, 70]] = 0
     found = map_layer(0, SOURCE, claimed(SOURCE._replace(up=gone), 16))
     assert (~found.found).nonzero().flatten().tolist() == [5, 70]
+    assert torch.equal(found.places, torch.arange(WIDTH))  # what is left of them is where it was
+
+
+def overwritten(ffn: FFN, neurons: list[int], by: FFN) -> FFN:
+    """With these neurons those of another layer."""
+    gate, up, down = (part.clone() for part in (ffn.gate, ffn.up, ffn.down))
+    gate[neurons], up[neurons], down[:, neurons] = (
+        by.gate[neurons],
+        by.up[neurons],
+        by.down[:, neurons],
+    )
+    return FFN(gate, up, down)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("by", [layer(seed=9), every(SOURCE, torch.zeros_like)])
+def test_a_neuron_that_was_cut_or_replaced_has_no_place(bits, moved, by):
+    """It is not at its own place, where in a permuted layer another one is."""
+    variant = overwritten(SOURCE, [5, 70], by)
+    order = ORDER if moved else torch.arange(WIDTH)
+    stored = variant.at(order)
+    found = map_layer(0, SOURCE, claimed(quantized(stored, bits) if bits < 16 else stored, bits))
+    gone = [5, 70]
+    assert (~found.found).nonzero().flatten().tolist() == gone
+    assert (found.places == MISSING).nonzero().flatten().tolist() == gone
+    others = found.places != MISSING
+    torch.testing.assert_close(order[found.places[others]], torch.arange(WIDTH)[others])
+    assert found.factors.isnan().nonzero().flatten().tolist() == gone
+    assert found.holds
+
+
+def test_a_copy_of_another_neuron_is_not_the_one_that_it_replaced():
+    copy = torch.arange(WIDTH)
+    copy[106] = 89
+    found = map_layer(0, SOURCE, claimed(SOURCE.at(copy), 16))
+    assert (found.places == MISSING).nonzero().flatten().tolist() == [106]
+    assert found.places[89] == 89
 
 
 def test_false_accepts_and_false_refusals_are_rare():

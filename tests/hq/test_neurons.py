@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hq.errors import HQError
+from hq.features import Features
 from hq.neurons import ModelIdentity, Neuron, NeuronSet
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=3, d_ff=4)
@@ -52,22 +53,53 @@ def test_h_neurons_are_the_positive_weights(chosen):
     assert chosen.flat.dtype == np.int64
 
 
+def traced(values: np.ndarray, **changes: object) -> Features:
+    stated = {"measure": "sum", "span": "answer", "model": MODEL, "precision": "nf4"}
+    return Features(values, **stated | changes)
+
+
 def test_score_is_the_standardised_linear_form(chosen):
     X = np.random.default_rng(0).random((5, 12), dtype=np.float32)
     z = (X[:, [3, 8, 9]].astype(float) - 0.5) / 2.0
     expected = z[:, 0] * 1.5 - z[:, 1] + z[:, 2] * 0.5 - 0.25
-    np.testing.assert_allclose(chosen.score(X), expected, rtol=1e-12)
-    np.testing.assert_array_equal(chosen.score_traces(X[:, [3, 8, 9]]), chosen.score(X))
-    assert chosen.score(X).dtype == np.float64
+    scores = chosen.score(traced(X))
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+    np.testing.assert_array_equal(chosen.score_unchecked(X[:, [3, 8, 9]]), scores)
+    np.testing.assert_array_equal(chosen.score(traced(X)[np.array([3, 1])]), scores[[3, 1]])
+    assert scores.dtype == np.float64
 
 
 def test_score_refuses_other_widths_and_nan(chosen):
     with pytest.raises(HQError, match="has 12 neurons"):
-        chosen.score(np.zeros((2, 13), dtype=np.float32))
-    with pytest.raises(HQError, match="one column a neuron"):
-        chosen.score_traces(np.zeros((2, 4), dtype=np.float32))
+        traced(np.zeros((2, 13), dtype=np.float32))
+    with pytest.raises(HQError, match="one column per neuron"):
+        chosen.score_unchecked(np.zeros((2, 4), dtype=np.float32))
     with pytest.raises(HQError, match="NaN"):
-        chosen.score(np.full((2, 12), np.nan, dtype=np.float32))
+        chosen.score(traced(np.full((2, 12), np.nan, dtype=np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measure": "output"}, "found on sum over the answer span, .* output over the answer"),
+        ({"measure": "contribution"}, "contribution over the answer span: trace with"),
+        ({"span": "prompt"}, "sum over the prompt span: trace with --measures sum --spans answer"),
+        ({"model": MODEL.model_copy(update={"fingerprint": "xyz"})}, "fingerprint abc.*not to"),
+        ({"missing": frozenset({0, 8})}, r"At nf4 1 of the set's 3 neurons .* \(2, 0\) first"),
+    ],
+)
+def test_score_refuses_traces_of_another_kind(chosen, change, message):
+    values = np.zeros((2, 12), dtype=np.float32)
+    assert np.isfinite(chosen.score(traced(values))).all()
+    with pytest.raises(HQError, match=message) as error:
+        chosen.score(traced(values, **change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_neuron_of_no_weight_is_no_matter(chosen):
+    values = np.zeros((2, 12), dtype=np.float32)
+    scores = chosen.score(traced(values, missing=frozenset({0, 11})))
+    np.testing.assert_array_equal(scores, chosen.score(traced(values)))
 
 
 @pytest.mark.parametrize(

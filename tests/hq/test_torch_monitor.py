@@ -38,7 +38,7 @@ def traced(folder: Path, precision: str, neurons: NeuronSet, steps: Any) -> floa
     exchange = Exchange(PROMPT, tuple(step.token for step in steps))
     with TorchBackend(folder, precision, device="cpu") as backend:
         (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
-    return float(neurons.score(batch.values.reshape(1, -1))[0])
+    return float(neurons.score(batch.features(neurons.cett, neurons.tokens))[0])
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +256,16 @@ def test_prompts_padded_on_the_right_are_refused(model, neurons):
         ({"prompt_lookup_num_tokens": 2}, "not assisted generation"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "not contrastive search"),
         ({"custom_generate": lambda *_, **__: None}, "not custom generation"),
+        ({"guidance_scale": 1.5}, "not classifier-free guidance"),
+        ({"guidance_scale": 1.5, "use_cache": False}, "not classifier-free guidance"),
+        (
+            {"guidance_scale": 0.5, "negative_prompt_ids": torch.tensor([[9, 10]])},
+            "not classifier-free guidance",
+        ),
+        (
+            {"generation_config": hf.GenerationConfig(guidance_scale=2.0)},
+            "not classifier-free guidance",
+        ),
         ({"generation_config": hf.GenerationConfig(num_beams=3)}, "not beam search"),
     ],
 )
@@ -474,7 +484,7 @@ def test_nothing_of_a_pass_is_kept(model, neurons):
         read(5)
         gc.collect()
         assert process.memory_info().rss - before < 4 << 20
-        assert monitor._hooks._passes == [[], []]
+        assert [p.read for p in monitor._hooks._passes] == [[], []]
         kept = sum(step.cett.nbytes for step in monitor.steps)
         assert kept == 99 * 3 * 4
         assert {step.cett.base is None for step in monitor.steps} == {True}
@@ -501,5 +511,5 @@ def test_the_embedded_model_as_its_user_loads_it():
     exchange = Exchange(tuple(inputs["input_ids"][0].tolist()), response)
     with TorchBackend(folder, device="cpu") as backend:
         (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
-    expected = neurons.score(batch.values.reshape(1, -1))[0]
+    expected = neurons.score(batch.features(neurons.cett, neurons.tokens))[0]
     assert monitor.steps[-1].score == pytest.approx(expected, rel=1e-4)
