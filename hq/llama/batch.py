@@ -60,7 +60,8 @@ class Batch:
             )
         own = (self._token, self._position, self._sequence)
         for what, into, array, limit in zip(_NAMES, own, found[:3], self._limits, strict=True):
-            whole = array.astype(np.int64)
+            with np.errstate(invalid="ignore"):  # NaN, which is then found to differ
+                whole = array.astype(np.int64)
             if (whole != array).any() or whole.min() < 0 or whole.max() >= limit:
                 raise HQError(
                     f"A decode takes {what} from 0 to {limit - 1}, and got others ({array.min()} "
