@@ -23,12 +23,13 @@ _EDITION = 2  # of what is made here; another one is another folder
 def checkpoint_of(gguf: Path) -> Path:
     """The checkpoint folder, made in the cache the first time.
 
-    Raises HQError for a damaged file, a missing package, an architecture that transformers does not
-    read from GGUF, or a tokenizer that is not known.
+    Raises HQError for a damaged or split file, a missing package, an architecture that transformers
+    does not read from GGUF, or a tokenizer that is not known.
     """
     if find_spec("gguf") is None:
         raise HQError("Reading a GGUF model needs gguf: pip install 'hq[embedded]'.")
     file = GGUFFile(gguf)
+    file.require_whole()  # transformers reads one part, and draws the rest at random
     key = digest([GGUF_ORIGIN + file.fingerprint, versions(*_READ_BY), _EDITION])
     folder = cache_folder() / "models" / key / gguf.stem
     folder.parent.mkdir(parents=True, exist_ok=True)

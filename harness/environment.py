@@ -3,6 +3,7 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from hq.backends.opening import device_of
 from hq.backends.torch import usable_device
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
@@ -35,13 +36,13 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
     Raises HQError for an unknown precision, or a device that is not here.
     """
     backend = BACKEND_OF[precision]
-    place = usable_device(device)
     if backend != "torch":  # what its arithmetic runs in follows from the file
         return {
             "packages": versions(*_RUNS[backend]),
-            "device": place.type,
+            "device": device_of(precision, device),
             "machine": machine_class(),
         }
+    place = usable_device(device)
     return {
         "packages": versions(*_RUNS[backend], *PRECISIONS[precision].packages),
         "device": place.type,

@@ -39,4 +39,4 @@ def gguf_or_none(model: str | Path) -> Path | None:
     if str(model) == NAME:
         return packaged_gguf()
     path = Path(model).expanduser()
-    return path if path.suffix == ".gguf" else None
+    return path if path.suffix.lower() == ".gguf" else None

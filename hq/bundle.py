@@ -156,7 +156,7 @@ class Bundle:
         """Raises HQError for another model, and for another file of it than was validated."""
         self.neurons.require(file.identity, f"The bundle {self.name}")
         model = self.facts.model
-        if file.path.stat().st_size != model.bytes or sha256_of(file.path) != model.sha256:
+        if _size(file) != model.bytes or sha256_of(*file.paths) != model.sha256:
             raise HQError(
                 f"The bundle {self.name} was validated on {model.name} (SHA-256 "
                 f"{model.sha256[:12]}…), and {file.path} is another file of that model, where its "
@@ -232,10 +232,15 @@ def model_file(file: GGUFFile, storage: str) -> ModelFile:
     return ModelFile(
         name=file.path.name,
         storage=storage,
-        bytes=file.path.stat().st_size,
-        sha256=sha256_of(file.path),
+        bytes=_size(file),
+        sha256=sha256_of(*file.paths),
         identity=file.identity,
     )
+
+
+def _size(file: GGUFFile) -> int:
+    """Bytes of all its parts."""
+    return sum(path.stat().st_size for path in file.paths)
 
 
 def _dumped(kind: Any, value: object) -> bytes:

@@ -71,12 +71,13 @@ def unseal(folder: Path, version: int, names: frozenset[str]) -> Sealed:
     return Sealed(hashlib.sha256(text).hexdigest(), manifest, files)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file of any size, hex."""
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of a file of any size, hex; of several, one after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

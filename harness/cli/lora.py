@@ -45,7 +45,7 @@ def lora(
     if into.exists():
         raise HQError(f"{into} is there already: name another, or remove it.")
     gguf = gguf_or_none(model)
-    if (into.suffix == ".gguf") != (gguf is not None):
+    if (into.suffix.lower() == ".gguf") != (gguf is not None):
         wanted = "a folder, for a PEFT adapter" if gguf is None else "FILE.gguf, for a GGUF adapter"
         raise HQError(f"{into} does not fit the model {model}: let --into be {wanted}.")
     if gguf is None:

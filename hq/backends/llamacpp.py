@@ -15,8 +15,10 @@ from hq.cett import Measure, Span
 from hq.errors import HQError
 from hq.ffn import FFNs, of_gguf
 from hq.gguf.file import GGUFFile
+from hq.gguf.types import GGMLType
 from hq.llama.model import Context, LlamaModel
-from hq.llama.tap import Scales, Tap
+from hq.llama.products import CPU
+from hq.llama.tap import Factors, Scales, Tap
 from hq.neurons import ModelIdentity
 from hq.precisions.gguf import require_kind
 
@@ -27,8 +29,10 @@ VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
 class LlamaBackend:
     """One GGUF file. A context manager; `close` frees the weights.
 
+    `n_gpu_layers` counts as llama.cpp's does: 0 runs on the CPU alone, -1 on the GPU alone.
+
     Raises HQError for a file that is damaged, an architecture whose FFN products cannot be
-    observed, or another quantization than the precision names.
+    observed, another quantization than the precision names, and GPU layers that do not run on one.
     """
 
     missing: frozenset[int] = frozenset()
@@ -49,10 +53,11 @@ class LlamaBackend:
         self.identity = model_identity or self.file.identity
         self.token_budget = token_budget
         self.threads = threads
-        self.model = LlamaModel(path, n_gpu_layers)
+        self.model = LlamaModel(*self.file.paths, n_gpu_layers=n_gpu_layers)
         try:
             self._products = self.model.products(self.file.n_layers, self.file.d_ff)
-        except HQError:
+            self._require_placed(n_gpu_layers)
+        except BaseException:
             self.close()
             raise
         self.scales = Scales(self.file.n_layers, self.file.d_ff)
@@ -69,9 +74,14 @@ class LlamaBackend:
 
     @property
     def compute(self) -> str:
-        """What the arithmetic runs in: on a CPU, quantized weights meet activations in 8 bits."""
-        types = {row.storage for row in self.file.audit("")}
-        return "float32" if types == {"f32"} else "float16" if types <= {"f32", "f16"} else "int8"
+        """What the FFNs' arithmetic runs in, as `compute_of` names it; `mixed: …` for several."""
+        found = sorted({r.compute for r in self.audit() if r.module.startswith("ffn")})
+        return found[0] if len(found) == 1 else f"mixed: {', '.join(found)}"
+
+    @property
+    def device(self) -> str:
+        """Where the FFN products were computed: CPU, CUDA0, or several."""
+        return ", ".join(sorted(set(self._products.places)))
 
     @property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
@@ -80,7 +90,8 @@ class LlamaBackend:
 
     def audit(self) -> list[AuditRow]:
         """The projections inside the layers, counted by the type that each really got."""
-        return self.file.audit(self.compute)
+        places = self._products.places
+        return self.file.audit(lambda layer, kind: compute_of(kind, places[layer]))
 
     def weight_bytes(self) -> int:
         """Bytes of all tensors in the file."""
@@ -88,7 +99,7 @@ class LlamaBackend:
 
     def context(self, tokens: int, sequences: int, batch: int) -> tuple[Context, Tap]:
         """A context of this size, with the tap that reads and scales in it."""
-        tap = Tap(self._products, self.norms, batch, self.scales)
+        tap = Tap(self._products, self.norms, batch, self.scales, self.model.on_host)
         context = self.model.context(
             tap, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
         )
@@ -108,7 +119,8 @@ class LlamaBackend:
         """Means of each measure over each span, for every neuron, added up inside llama.cpp.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, and for activations that are not finite.
+        Raises HQError for token ids that the model lacks, for activations that are not finite, and
+        if the scales change before the last batch.
         """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
@@ -117,6 +129,7 @@ class LlamaBackend:
         self.require_length(max(map(len, exchanges)))
         layout = plan(exchanges, self.token_budget, min(MAX_ROWS, VALUE_BUDGET // width))
         context, tap = self._context_for(layout, exchanges)
+        factors = self.scales.factors
         with closing(context):
             shape = (len(measures), len(spans), self.identity.n_layers, self.identity.d_ff)
             prefix = np.zeros((1, len(measures), 1, *shape[2:]), dtype=np.float32)
@@ -125,6 +138,7 @@ class LlamaBackend:
                 read_prefix(context, layout.prefix)
             for number, rows in enumerate(layout.batches):
                 if number not in skip:
+                    self._require_unchanged(factors)
                     batch = [exchanges[row] for row in rows]
                     values = np.zeros((len(rows), *shape), dtype=np.float32)
                     start = len(layout.prefix)
@@ -162,7 +176,8 @@ class LlamaBackend:
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
         """(row, logits that predict each token of its response), in batches by length.
 
-        Raises HQError for token ids that the model lacks.
+        Raises HQError for token ids that the model lacks, and if the scales change before the last
+        batch.
         """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         if not exchanges:
@@ -170,9 +185,11 @@ class LlamaBackend:
         self.require_length(max(map(len, exchanges)))
         layout = plan(exchanges, self.token_budget, MAX_ROWS)
         context, _ = self._context_for(layout, exchanges)
+        factors = self.scales.factors
         with closing(context):
             read_prefix(context, layout.prefix)
             for rows in layout.batches:
+                self._require_unchanged(factors)
                 batch = [exchanges[row] for row in rows]
                 tails = Tails(batch, len(layout.prefix))
                 answers = np.array([len(exchange.response) for exchange in batch])
@@ -210,6 +227,29 @@ class LlamaBackend:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
         return self.scales.scaled(factors)
 
+    def _require_placed(self, n_gpu_layers: int) -> None:
+        """Raises HQError if the FFNs do not run where `n_gpu_layers` puts them.
+
+        llama.cpp counts the output as a layer, so that 1 moves no FFN.
+        """
+        layers = self.file.n_layers
+        elsewhere = sum(place != CPU for place in self._products.places)
+        least = layers if n_gpu_layers == -1 or n_gpu_layers > layers else min(n_gpu_layers - 1, 1)
+        if elsewhere < least or (n_gpu_layers == 0 and elsewhere):
+            raise HQError(
+                f"n_gpu_layers = {n_gpu_layers} was asked for, and llama.cpp computes "
+                f"{elsewhere} of the {layers} FFNs of {self.file.path.name} on a GPU: check its "
+                "build and the GPU's free memory, or set n_gpu_layers to 0."
+            )
+
+    def _require_unchanged(self, factors: Factors) -> None:
+        """Raises HQError if other scales are in force: the prefix was computed under the first."""
+        if self.scales.factors != factors:
+            raise HQError(
+                "The scales changed while texts were read: end the reading before entering or "
+                "leaving `scale`."
+            )
+
     def _context_for(self, layout: Plan, exchanges: Sequence[Exchange]) -> tuple[Context, Tap]:
         """A context in which the prefix and any batch have room."""
         start = len(layout.prefix)
@@ -217,3 +257,12 @@ class LlamaBackend:
         rows = max(len(rows) for rows in layout.batches)
         batch = max(start, min(max(tails), self.token_budget))
         return self.context(start + max(tails), rows + 1, batch)
+
+
+def compute_of(kind: GGMLType, place: str) -> str:
+    """What a product with weights of this type runs in.
+
+    On the CPU, activations are rounded to the type that its kernels multiply by. A GPU's kernels
+    depend on its generation and on the number of tokens: only the device's name is certain.
+    """
+    return kind.activations if place == CPU else place

@@ -1,7 +1,6 @@
 """Continuations on llama.cpp: a sequence a row, and the cells of a shared past kept once."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from hq.backends.batching import shared_prefix
 from hq.backends.llamacpp_tails import MAX_ROWS, PREFIX, read_prefix
 from hq.errors import HQError
 from hq.llama.model import Context
+from hq.llama.tap import Factors
 
 CELLS = 8192  # tokens of all rows together
 BATCH = 2048  # tokens a decode
@@ -19,7 +19,8 @@ BATCH = 2048  # tokens a decode
 class LlamaDecoding:
     """Prompts being continued side by side, at most MAX_ROWS of them.
 
-    Raises HQError for more rows, or more tokens than the context has cells for.
+    Each has a context of its own, which is freed with it. Raises HQError for more rows, or more
+    tokens than the context has cells for.
     """
 
     def __init__(
@@ -28,31 +29,25 @@ class LlamaDecoding:
         self._context = context(CELLS, MAX_ROWS + 1, BATCH)
         self._require_length = require_length
         self._prefix: tuple[int, ...] | None = None
+        self._factors: Factors = []  # what was scaled while the prefix was computed
         self._rows: list[int] = []  # the sequence of each row
         self._lengths = np.zeros(0, dtype=np.int64)  # tokens of each row
 
-    def __del__(self) -> None:
-        with suppress(AttributeError):  # where __init__ failed
-            self._context.close()
-
     def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Computes the prefix that all `prompts`, of any length, share."""
-        self._prefix = shared_prefix(prompts)
         self._rows = []
-        read_prefix(self._context, self._prefix)
+        self._read_prefix(shared_prefix(prompts))
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
         """Reads prompts; logits of the token after each."""
-        if self._prefix is None or not all(self._continues(p) for p in prompts):
-            self.share(prompts)
-        assert self._prefix is not None
+        prefix = self._prefix_of(prompts)
         self._require_room(len(prompts))
         for sequence in self._rows:
             self._context.forget(sequence)
         self._rows = list(range(1, 1 + len(prompts)))
         for sequence in self._rows:
             self._context.copy(PREFIX, sequence)
-        begin = len(self._prefix)
+        begin = len(prefix)
         self._lengths = np.full(len(prompts), begin)
         return self._advance([prompt[begin:] for prompt in prompts])
 
@@ -104,11 +99,22 @@ class LlamaDecoding:
         self._lengths = ends
         return torch.from_numpy(np.concatenate(found))
 
-    def _continues(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt goes on, by a token at least, after the prefix."""
-        assert self._prefix is not None
-        length = len(self._prefix)
-        return len(prompt) > length and tuple(prompt[:length]) == self._prefix
+    def _prefix_of(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """The prefix to continue: the computed one, if all prompts go on after it.
+
+        One that was computed under other scales would leave its keys and values in the answers.
+        """
+        known = self._prefix
+        if known is None or not all(_continues(prompt, known) for prompt in prompts):
+            self.share(prompts)
+        elif self._factors != self._context.factors or not self._context.whole:
+            self._read_prefix(known)
+        return self._prefix or ()
+
+    def _read_prefix(self, prefix: tuple[int, ...]) -> None:
+        self._prefix, self._factors = None, self._context.factors
+        read_prefix(self._context, prefix)
+        self._prefix = prefix
 
     def _require_room(self, rows: int) -> None:
         if rows > MAX_ROWS:
@@ -116,3 +122,8 @@ class LlamaDecoding:
                 f"llama.cpp continues at most {MAX_ROWS} rows side by side, not {rows}: start "
                 "with fewer prompts."
             )
+
+
+def _continues(prompt: Sequence[int], prefix: tuple[int, ...]) -> bool:
+    """Whether a prompt goes on, by a token at least, after the prefix."""
+    return len(prompt) > len(prefix) and tuple(prompt[: len(prefix)]) == prefix

@@ -1,6 +1,7 @@
 """The torch backend: any transformers checkpoint, at any precision that torch runs."""
 
 import gc
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -261,10 +262,26 @@ class TorchBackend:
 
 
 def usable_device(device: str | None) -> torch.device:
-    """The device of that name; None is CUDA where torch has it. HQError where it has not."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise HQError("There is no CUDA device that torch can use here: leave out `device`.")
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name, `cpu`, `cuda` or `cuda:N`; None is CUDA if torch has it.
+
+    Raises HQError for another name, and for a device that torch does not have here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        return torch.device("cuda" if count else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise HQError(
+            f"torch models run on cpu or cuda (cuda:1 is the second GPU), not on {device!r}: name "
+            "one of these, or leave out `device`."
+        )
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= count:
+        has = f"{count} CUDA devices" if count else "no CUDA device"
+        raise HQError(
+            f"{device} was asked for, and torch has {has} here: name another device, or leave out "
+            "`device`."
+        )
+    return found
 
 
 def _projects(module: nn.Module) -> bool:

@@ -36,11 +36,12 @@ _NO_DIGEST = "0" * 64  # holds the place until the digest is known
 
 
 class GGUFModel:
-    """One GGUF file. HQError for one that hq cannot read."""
+    """One GGUF file. Raises HQError for one that hq cannot read, and for a split one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = GGUFFile(path)
+        self.file.require_whole()
         self.n_layers, self.d_ff = self.file.n_layers, self.file.d_ff
         self.vocabulary = self.file.vocabulary
 

@@ -1,11 +1,10 @@
-"""One GGUF file, opened and checked: what model it is, what its tensors got, and its norms."""
+"""A GGUF file, opened and checked: which model it is, the types of its tensors, and its norms."""
 
 import hashlib
 import math
-import mmap
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from hq.backends.base import AuditRow
 from hq.errors import HQError
-from hq.gguf.header import Header, Tensor, Value, cut_off, damaged, read_header
+from hq.gguf.header import Header, Tensor, Value, damaged
 from hq.gguf.layout import (
     ARCHITECTURES,
     PROJECTIONS,
@@ -24,7 +23,8 @@ from hq.gguf.layout import (
     sizes_of,
 )
 from hq.gguf.norms import cached, column_norms
-from hq.gguf.types import dequantized
+from hq.gguf.parts import open_parts, tensors_of
+from hq.gguf.types import GGMLType, dequantized
 from hq.gguf.vocabulary import tokens_of
 from hq.kin import kin
 from hq.models.architectures import RECORDS
@@ -36,19 +36,26 @@ _CHUNK = 1 << 22
 class GGUFFile:
     """A GGUF model, read through a memory map; only what is asked for is read.
 
+    A split model is named by its first part; the others are read from the same folder.
+
     Raises HQError for a file that is missing, damaged, cut off, of an architecture that hq does not
     know, or whose tensors are not what its hyperparameters say.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data, status = _map(path)
-        self.header: Header = read_header(path, self._data)
+        parts = open_parts(path)
+        self.paths = tuple(part.path for part in parts)
+        held = tensors_of(parts)
+        tensors = {name: tensor for name, (_, tensor) in held.items()}
+        self._data = {name: part.data for name, (part, _) in held.items()}
+        self._raw = parts[0].data
+        self.header: Header = replace(parts[0].header, tensors=tensors)
         self.architecture = architecture_of(path, self.header)
         self.tokens = tokens_of(path, self.metadata)
         self._sizes: Sizes = sizes_of(path, self.header, self.architecture, len(self.tokens))
         require_tensors(path, self.header, self.architecture, self._sizes)
-        self._stamp = f"{status.st_size} {status.st_mtime_ns} {self.header.digest}"
+        self._stamp = " ".join(part.stamp for part in parts)
 
     @property
     def metadata(self) -> Mapping[str, Value]:
@@ -93,7 +100,8 @@ class GGUFFile:
     def fingerprint(self) -> str:
         """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
 
-        Of this very file, whatever checkpoint it says that it was made from.
+        It depends on this file alone, whatever source checkpoint its metadata name. Splitting does
+        not change it.
         """
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(self.tensors.items()):
@@ -104,16 +112,25 @@ class GGUFFile:
         return digest.hexdigest()
 
     def rows(self, name: str) -> UInt8[np.ndarray, "row nbytes"]:
-        """The stored bytes of a tensor, a row of whole blocks after the other; read-only."""
+        """The stored bytes of a tensor, one row of whole blocks per row of it; read-only."""
         tensor = self.tensors[name]
-        stored = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.offset)
+        stored = np.frombuffer(self._data[name], np.uint8, tensor.nbytes, tensor.offset)
         row_bytes = tensor.shape[0] // tensor.type.weights * tensor.type.nbytes
         return stored.reshape(-1, row_bytes)
 
     @property
     def raw(self) -> memoryview:
-        """All bytes of the file; read-only."""
-        return memoryview(self._data)
+        """All bytes of the file; read-only. Raises HQError for a split one."""
+        self.require_whole()
+        return memoryview(self._raw)
+
+    def require_whole(self) -> None:
+        """Raises HQError for a split model, where only one file can be used."""
+        if len(self.paths) > 1:
+            raise HQError(
+                f"{self.path} is split into {len(self.paths)} parts, which cannot be used here: "
+                "merge them with `llama-gguf-split --merge`."
+            )
 
     def dense(self, name: str) -> Float[np.ndarray, "row weight"]:
         """A tensor dequantized, float32; a vector is one row."""
@@ -123,32 +140,35 @@ class GGUFFile:
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
         """‖W_down[:, i]‖₂ of the file's own dequantized weights, float32.
 
-        Kept as "<file name>.hq.safetensors" beside the file. HQError for weights that are NaN or
-        infinite.
+        Cached as "<file name>.hq.safetensors" in the same folder. Raises HQError for weights that
+        are NaN or infinite.
         """
         return cached(self.path, self._stamp, (self.n_layers, self.d_ff), self._norms)
 
-    def audit(self, compute: str) -> list[AuditRow]:
-        """The projections inside the layers, counted by how they are really stored."""
-        kinds: dict[tuple[str, str, float], list[int]] = defaultdict(list)
-        for kind, tensor in self._projections():
+    def audit(self, compute: Callable[[int, GGMLType], str]) -> list[AuditRow]:
+        """The projections inside the layers, counted by how they are really stored.
+
+        `compute` says what a product with weights of a type runs in, at a layer.
+        """
+        kinds: dict[tuple[str, str, float, str], list[int]] = defaultdict(list)
+        for layer, kind, tensor in self._projections():
             module = kind if kind.startswith("ffn") else "attention"
-            key = (module, tensor.type.name.lower(), tensor.bits_per_weight)
-            kinds[key].append(math.prod(tensor.shape))
+            stored = tensor.type.name.lower(), tensor.bits_per_weight
+            kinds[module, *stored, compute(layer, tensor.type)].append(math.prod(tensor.shape))
         return [
-            AuditRow(module, len(sizes), storage, bits, compute, sum(sizes))
-            for (module, storage, bits), sizes in sorted(kinds.items())
+            AuditRow(module, len(sizes), storage, bits, runs_in, sum(sizes))
+            for (module, storage, bits, runs_in), sizes in sorted(kinds.items())
         ]
 
     def weight_bytes(self) -> int:
         """Bytes of all tensors, scales included."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def _projections(self) -> Iterable[tuple[str, Tensor]]:
+    def _projections(self) -> Iterable[tuple[int, str, Tensor]]:
         for name, tensor in self.tensors.items():
             parts = name.split(".")  # blk, layer, kind, "weight" or "bias"
             if len(parts) == 4 and parts[2] in PROJECTIONS and parts[3] == "weight":
-                yield parts[2], tensor
+                yield int(parts[1]), parts[2], tensor
 
     def _norms(self) -> Float[np.ndarray, "layer d_ff"]:
         norms = np.empty((self.n_layers, self.d_ff), dtype=np.float32)
@@ -196,17 +216,3 @@ class GGUFFile:
             d_ff=self.d_ff,
             kin=kin(self.dense(name).ravel() for name in norms) if norms else "",
         )
-
-
-def _map(path: Path) -> tuple[mmap.mmap, os.stat_result]:
-    """The file, mapped read-only, and its status at that moment."""
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size == 0:
-                raise cut_off(path)
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
-    except OSError as error:
-        raise HQError(
-            f"The GGUF file {path} cannot be read ({error.strerror}): name a file that is there."
-        ) from error

@@ -40,8 +40,6 @@ def architecture_of(path: Path, header: Header) -> str:
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
         raise HQError(f"{path} is of type {kind!r}, not a model: name the model's own file.")
-    if header.metadata.get("split.count", 1) not in (0, 1):
-        raise HQError(f"{path} is one part of a split model: merge it with llama-gguf-split first.")
     if not header.tensors:
         raise HQError(f"{path} holds no tensors: name a model's file, not a vocabulary's.")
     name = header.metadata.get("general.architecture")

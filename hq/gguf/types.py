@@ -22,7 +22,13 @@ class GGMLType:
         """Whether a model's weights come in it: not indices, not blocks of activations."""
         return self.name not in _NO_WEIGHTS
 
+    @property
+    def activations(self) -> str:
+        """What llama.cpp's CPU kernels round activations to before they multiply."""
+        return _PLAIN.get(self.name, "int8")
 
+
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _NO_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
 
 TYPES: dict[int, GGMLType] = {

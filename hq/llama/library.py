@@ -19,6 +19,7 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _STRUCT_BYTES = 1024  # more than any ggml_tensor has, and less than the arena it is made in
 _SHAPE = (7, 11, 13, 17)  # no two alike, nor like a stride of theirs
 _F32 = 0  # GGML_TYPE_F32
+_GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Library:
     ggml: Any  # ctypes.CDLL
     layout: Layout
     errors: deque[str]  # the last lines that llama.cpp logged as errors
+    gpus: tuple[str, ...]  # GPUs that this build of llama.cpp can use here, such as CUDA0
 
     def why(self) -> str:
         """What llama.cpp said last of an error, to be put into a sentence."""
@@ -50,7 +52,10 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Loads llama.cpp, once a process. Raises HQError where it is missing or laid out otherwise."""
+    """Load llama.cpp, once per process.
+
+    Raises HQError if it is missing, or lays out its tensors in a way that cannot be read.
+    """
     try:
         import llama_cpp
         from llama_cpp import _ctypes_extensions as extensions
@@ -71,7 +76,8 @@ def library() -> Library:
             f"llama-cpp-python {version} lays out its tensors in a way that hq cannot find "
             f"({error}): install the version that hq[llama] names."
         ) from error
-    return Library(llama_cpp, ggml, layout, errors)
+    gpus = _gpus(ggml, extensions.load_shared_library("ggml", folder))
+    return Library(llama_cpp, ggml, layout, errors, gpus)
 
 
 def _functions(ggml: Any) -> Any:
@@ -89,6 +95,9 @@ def _functions(ggml: Any) -> Any:
         ("ggml_backend_cpu_buffer_type", pointer, []),
         ("ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
         ("ggml_backend_buffer_is_host", ctypes.c_bool, [pointer]),
+        ("ggml_backend_buffer_name", ctypes.c_char_p, [pointer]),
+        ("ggml_backend_dev_name", ctypes.c_char_p, [pointer]),
+        ("ggml_backend_dev_type", ctypes.c_int, [pointer]),
         ("ggml_backend_buffer_free", None, [pointer]),
         ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
         ("ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
@@ -96,6 +105,19 @@ def _functions(ggml: Any) -> Any:
         function = getattr(ggml, name)
         function.restype, function.argtypes = result, arguments
     return ggml
+
+
+def _gpus(ggml: Any, registry: Any) -> tuple[str, ...]:
+    """Names of the GPUs among the devices that llama.cpp has registered."""
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    devices = map(registry.ggml_backend_dev_get, range(registry.ggml_backend_dev_count()))
+    return tuple(
+        ggml.ggml_backend_dev_name(device).decode(errors="replace")
+        for device in devices
+        if ggml.ggml_backend_dev_type(device) in _GPU_TYPES
+    )
 
 
 class _InitParams(ctypes.Structure):

@@ -12,31 +12,46 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
+from hq.llama.batch import Batch
 from hq.llama.library import library
+from hq.llama.memory import Allocated
 from hq.llama.products import ProductFinder, Products
-from hq.llama.tap import Tap
+from hq.llama.tap import Factors, Tap
 
 _F32 = 0  # GGML_TYPE_F32
 _FLASH_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+_MOST = 2**31 - 1
+_RESTORED = (0, 1, -1)  # codes after which all sequences are as they should be
 
 
 class LlamaModel:
     """The weights. A context manager; `close` frees them, and every context made of them first.
 
-    Raises HQError for a file that llama.cpp does not load.
+    What is not closed is freed when Python collects it. `paths` are the parts of the file, in
+    order. `n_gpu_layers` counts from the last layer, the output's included; 0 keeps everything on
+    the CPU, -1 puts everything on the GPU.
+
+    Raises HQError for a file that llama.cpp does not load, and for GPU layers without a GPU.
     """
 
-    def __init__(self, path: Path, n_gpu_layers: int = 0) -> None:
-        self.path = path
+    def __init__(self, *paths: Path, n_gpu_layers: int = 0) -> None:
+        self.path = paths[0]
+        self.on_host = n_gpu_layers == 0
+        _require_gpu(n_gpu_layers)
         llama = library().llama
         settings = llama.llama_model_default_params()
         settings.n_gpu_layers = n_gpu_layers
+        none = (ctypes.c_void_p * 1)()  # a list of devices that ends at once
+        if self.on_host:
+            settings.devices = ctypes.addressof(none)
         library().errors.clear()
-        self._model = llama.llama_model_load_from_file(str(path).encode(), settings)
-        if not self._model:
-            raise HQError(f"llama.cpp cannot load {path}: {library().why()}.")
-        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
-        self._vocabulary = llama.llama_model_get_vocab(self._model)
+        names = (ctypes.c_char_p * len(paths))(*map(bytes, paths))
+        model = llama.llama_model_load_from_splits(names, len(paths), settings)
+        if not model:
+            raise HQError(f"llama.cpp cannot load {self.path}: {library().why()}.")
+        self.allocated = Allocated(llama, model)
+        self._free = weakref.finalize(self, self.allocated.free)
+        self._vocabulary = llama.llama_model_get_vocab(model)
         self.vocabulary: int = llama.llama_vocab_n_tokens(self._vocabulary)
 
     def __enter__(self) -> "LlamaModel":
@@ -46,25 +61,19 @@ class LlamaModel:
         self.close()
 
     def close(self) -> None:
-        """Frees contexts and weights; nothing happens the second time."""
-        for context in list(self._contexts):
-            context.close()
-        if self._model:
-            library().llama.llama_model_free(self._model)
-            self._model = None
+        """Frees contexts and weights; the second call has no effect."""
+        self._free()
 
     def context(self, tap: Tap | None, **settings: int) -> "Context":
         """A new context; see Context for its settings."""
-        context = Context(self, tap, **settings)
-        self._contexts.add(context)
-        return context
+        return Context(self, tap, **settings)
 
     @property
     def handle(self) -> Any:
         """llama.cpp's own. Raises HQError once the model is closed."""
-        if not self._model:
+        if self.allocated.model is None:
             raise HQError(f"{self.path} is closed: open it again.")
-        return self._model
+        return self.allocated.model
 
     def adapter(self, path: Path) -> Any:
         """A LoRA read from a GGUF file, for `Context.adapt`; it lives as long as the model.
@@ -90,38 +99,72 @@ class LlamaModel:
     def tokenize(
         self, text: str, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """Token ids of a text."""
-        raw = text.encode()
-        room = (ctypes.c_int32 * (len(raw) + 8))()
-        count = library().llama.llama_tokenize(
-            self._vocabulary, raw, len(raw), room, len(room), add_special, parse_special
-        )
-        return list(room[:count])
+        """Token ids of a text. Raises HQError for a text that is not Unicode."""
+        vocabulary = self._open_vocabulary
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            raise HQError(
+                f"A text has half of a surrogate pair at character {error.start}, which is no "
+                "Unicode: correct it where it was written."
+            ) from error
+        size = len(raw) + 8
+        while True:
+            room = (ctypes.c_int32 * size)()
+            count = library().llama.llama_tokenize(
+                vocabulary, raw, len(raw), room, size, add_special, parse_special
+            )
+            if count >= 0:
+                return list(room[:count])
+            size = -count  # what it takes
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes of a token, which need not be whole characters."""
-        room = ctypes.create_string_buffer(256)
-        count = library().llama.llama_token_to_piece(
-            self._vocabulary, token, room, len(room), 0, special
-        )
-        return room.raw[: max(count, 0)]
+        """The bytes of a token, which need not be whole characters.
+
+        Raises HQError for a token that the model lacks.
+        """
+        vocabulary = self._open_vocabulary
+        if not 0 <= token < self.vocabulary:
+            raise HQError(f"{self.path} has no token {token}: it has {self.vocabulary}.")
+        size = 256
+        while True:
+            room = ctypes.create_string_buffer(size)
+            count = library().llama.llama_token_to_piece(vocabulary, token, room, size, 0, special)
+            if count >= 0:
+                return room.raw[:count]
+            size = -count
 
     @cached_property
     def ends(self) -> frozenset[int]:
         """Tokens that end a generation."""
-        llama = library().llama
+        llama, vocabulary = library().llama, self._open_vocabulary
         return frozenset(
-            token
-            for token in range(self.vocabulary)
-            if llama.llama_vocab_is_eog(self._vocabulary, token)
+            token for token in range(self.vocabulary) if llama.llama_vocab_is_eog(vocabulary, token)
+        )
+
+    @property
+    def _open_vocabulary(self) -> Any:
+        """llama.cpp's vocabulary, which is freed with the model."""
+        return self.handle and self._vocabulary
+
+
+def _require_gpu(layers: int) -> None:
+    """Raises HQError for GPU layers where llama.cpp has no GPU, and for counts below -1."""
+    if layers < -1:
+        raise HQError(f"n_gpu_layers is {layers}: use -1 for all layers, 0 for the CPU, or more.")
+    if layers != 0 and not library().gpus:
+        raise HQError(
+            f"n_gpu_layers = {layers} needs a GPU, and this build of llama-cpp-python has none "
+            "here: rebuild it with CMAKE_ARGS=-DGGML_CUDA=on, or set n_gpu_layers to 0."
         )
 
 
 class Context:
-    """Keys and values of up to 256 sequences, and the callback that reads and scales. Close it.
+    """Keys and values of up to 256 sequences, and the callback that reads and scales.
 
     `tokens` is how many of them fit, over all sequences; `batch` how many one decode may have.
-    Arithmetic is as exact as the weights allow: keys and values in F32, no flash attention.
+    Arithmetic is as exact as the weights allow: keys and values in F32, no flash attention. Every
+    operation runs where the weights of its layer lie, whatever the number of tokens.
     """
 
     def __init__(
@@ -136,6 +179,10 @@ class Context:
         callback: Any = None,
     ) -> None:
         llama = library().llama
+        batch = min(batch, tokens)  # as llama.cpp does
+        for what, number in (("tokens", tokens), ("batch", batch), ("threads", threads)):
+            _require_range(what, number, 1, _MOST)
+        _require_range("sequences", sequences, 1, llama.llama_max_parallel_sequences())
         settings = llama.llama_context_default_params()
         settings.n_ctx = tokens
         settings.n_batch = settings.n_ubatch = batch
@@ -145,25 +192,29 @@ class Context:
         settings.type_k = settings.type_v = _F32
         settings.kv_unified = True  # sequences share the cells of a prefix, and batches keep order
         settings.swa_full = True
+        settings.op_offload = False  # else 32 tokens and more would be computed on a GPU
+        settings.offload_kqv = not model.on_host
         if tap is not None:
             from hq.llama.native import address  # compiles, so only when it is needed
 
+            _require_range("batch", batch, 1, tap.capacity)
             callback = llama.ggml_backend_sched_eval_callback(address())
-            settings.cb_eval_user_data = tap.address
+            settings.cb_eval_user_data = tap.attach()
         if callback is not None:
             settings.cb_eval = callback
-        self._alive = (model, tap, callback)  # what llama.cpp has pointers to
         self._tap = tap
         self.model, self.capacity, self.batch, self.sequences = model, tokens, batch, sequences
         library().errors.clear()
-        self._context = llama.llama_init_from_model(model.handle, settings)
-        if not self._context:
+        context = llama.llama_init_from_model(model.handle, settings)
+        if not context:
             raise HQError(
                 f"llama.cpp cannot make a context of {tokens} tokens with {model.path}: "
                 f"{library().why()}."
             )
-        self._memory = llama.llama_get_memory(self._context)
-        self._batch = _Batch(llama, batch)
+        self._key = model.allocated.adopt(context, alive=(tap, callback))
+        self._free = weakref.finalize(self, model.allocated.free_context, self._key)
+        self._batch = Batch(llama, batch, model.vocabulary, sequences)
+        self.whole = True  # whether its sequences are defined: until `clear`, not after a failure
 
     def __enter__(self) -> "Context":
         return self
@@ -172,10 +223,13 @@ class Context:
         self.close()
 
     def close(self) -> None:
-        """Frees it; nothing happens the second time."""
-        if self._context:
-            library().llama.llama_free(self._context)
-            self._context = None
+        """Frees it; the second call has no effect."""
+        self._free()
+
+    @property
+    def factors(self) -> Factors:
+        """What is scaled in it at present."""
+        return [] if self._tap is None else self._tap.factors
 
     def decode(
         self,
@@ -186,87 +240,76 @@ class Context:
     ) -> Float[np.ndarray, "output vocab"]:
         """Computes tokens, each of a sequence at a position; the logits after the wanted ones.
 
-        The logits are a view that the next decode overwrites. Raises HQError where llama.cpp fails,
-        or the FFN products could not be read; the context's sequences are then undefined.
+        The logits are a view that is valid until the next decode, or `close`: copy what is kept.
+        Raises HQError for arrays that do not fit, if llama.cpp fails, and if the FFN products could
+        not be read; after the latter two nothing can be decoded before `clear`.
         """
-        self._require_open()
-        llama, count = library().llama, len(tokens)
-        outputs = np.flatnonzero(wanted).astype(np.int64)
+        handle, llama = self._handle, library().llama
+        if not self.whole:
+            raise HQError(f"A decode with {self.model.path} failed: clear its context first.")
+        batch, outputs = self._batch.filled(tokens, positions, sequences, wanted)
         if self._tap is not None:
-            self._tap.begin(count, outputs)
-        code = llama.llama_decode(
-            self._context, self._batch.filled(tokens, positions, sequences, wanted)
-        )
+            self._tap.begin(len(tokens), outputs)
+        library().errors.clear()
+        self.whole = False
+        code = llama.llama_decode(handle, batch)
+        self.whole = code in _RESTORED
         if code != 0:
             reason = "its cache is full" if code == 1 else f"code {code}, {library().why()}"
             raise HQError(
-                f"llama.cpp could not decode {count} tokens of {self.model.path}: {reason}."
+                f"llama.cpp could not decode {len(tokens)} tokens of {self.model.path}: {reason}."
             )
         if self._tap is not None and not self._tap.idle:
-            llama.llama_synchronize(self._context)
+            llama.llama_synchronize(handle)
+            self.whole = False
             self._tap.end()
+            self.whole = True
         shape = (len(outputs), self.model.vocabulary)
         if not len(outputs):
             return np.empty(shape, dtype=np.float32)
-        return np.ctypeslib.as_array(llama.llama_get_logits(self._context), shape)
+        at = ctypes.cast(llama.llama_get_logits(handle), ctypes.c_void_p).value
+        found: Any = (ctypes.c_float * (shape[0] * shape[1])).from_address(at or 0)
+        found.context = self  # lives as long as the view, which would else be of freed memory
+        return np.frombuffer(found, dtype=np.float32).reshape(shape)
 
     def adapt(self, adapter: Any, scale: float) -> None:
         """Adds a LoRA of the model, times `scale`, to its weights in this context: it alone."""
-        self._require_open()
-        llama = library().llama
+        handle, llama = self._handle, library().llama
         adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
-        if llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(scale)):
+        if llama.llama_set_adapters_lora(handle, adapters, 1, (ctypes.c_float * 1)(scale)):
             raise HQError(f"llama.cpp could not set an adapter of {self.model.path}.")
 
     def clear(self) -> None:
         """Forgets every sequence."""
-        self._require_open()
         library().llama.llama_memory_clear(self._memory, False)
+        self.whole = True
 
     def copy(self, source: int, target: int) -> None:
-        """Lets `target` go on from all of `source`, whose cells they then share."""
-        self._require_open()
+        """Lets `target` continue all of `source`, whose cells they then share."""
+        for sequence in (source, target):
+            _require_range("sequence", sequence, 0, self.sequences - 1)
         library().llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def forget(self, sequence: int) -> None:
         """Removes a sequence; a closed context has none."""
-        if self._context:
+        _require_range("sequence", sequence, 0, self.sequences - 1)
+        if self._key in self.model.allocated.contexts:
             library().llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def _require_open(self) -> None:
-        if not self._context:
+    @property
+    def _handle(self) -> Any:
+        """llama.cpp's own. Raises HQError once it is closed, or its model is."""
+        context = self.model.allocated.contexts.get(self._key)
+        if context is None:
             raise HQError(f"A context of {self.model.path} is closed: open another.")
+        return context
+
+    @property
+    def _memory(self) -> Any:
+        return library().llama.llama_get_memory(self._handle)
 
 
-class _Batch:
-    """A llama_batch over arrays of ours, filled without a Python loop."""
-
-    def __init__(self, llama: Any, capacity: int) -> None:
-        self._token, self._position, self._sequence, self._count = np.zeros(
-            (4, capacity), dtype=np.int32
-        )
-        self._count[:] = 1
-        self._wanted = np.zeros(capacity, dtype=np.int8)
-        # llama.cpp takes a pointer a token to its sequences; every token here has one.
-        addresses = self._sequence.ctypes.data + 4 * np.arange(capacity)
-        self._pointers = addresses.astype(np.uintp)
-        self._struct = llama.llama_batch()
-        for field, array in (
-            ("token", self._token),
-            ("pos", self._position),
-            ("n_seq_id", self._count),
-            ("seq_id", self._pointers),
-            ("logits", self._wanted),
-        ):
-            kind = dict(llama.llama_batch._fields_)[field]
-            setattr(self._struct, field, ctypes.cast(array.ctypes.data, kind))
-
-    def filled(self, tokens: Any, positions: Any, sequences: Any, wanted: Any) -> Any:
-        """The struct, with these values in it."""
-        count = len(tokens)
-        self._struct.n_tokens = count
-        self._token[:count] = tokens
-        self._position[:count] = positions
-        self._sequence[:count] = sequences
-        self._wanted[:count] = wanted
-        return self._struct
+def _require_range(what: str, number: int, low: int, high: int) -> None:
+    """Raises HQError for a number that llama.cpp would take for another one, or abort at."""
+    if not low <= number <= high:
+        raise HQError(f"A context takes {what} from {low} to {high}, not {number}.")

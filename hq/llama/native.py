@@ -37,13 +37,15 @@ Floats: TypeAlias = Any  # float32[n]
 
 
 _GGML, _LAYOUT = library().ggml, library().layout
-_NAME, _NE, _NB, _SRC, _DATA = (
+_NAME, _NE, _NB, _SRC, _DATA, _BUFFER = (
     _LAYOUT.name,
     _LAYOUT.ne,
     _LAYOUT.nb,
     _LAYOUT.src,
     _LAYOUT.data,
+    _LAYOUT.buffer,
 )
+_is_host = _GGML.ggml_backend_buffer_is_host
 _fetch, _put = _GGML.ggml_backend_tensor_get, _GGML.ggml_backend_tensor_set
 _SIZE = len(Field)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -92,8 +94,15 @@ def _rows_of(tensor: int, width: int) -> int:
 
 
 @_compiled
+def _reachable(tensor: int, state: Ints) -> Any:
+    """Whether the tensor is copied, or lies in memory that the CPU addresses."""
+    buffer = _words(tensor + _BUFFER, 1)[0]
+    return state[Field.COPY] != 0 or buffer == 0 or _is_host(buffer)
+
+
+@_compiled
 def _values(tensor: int, state: Ints, count: int) -> Floats:
-    """The tensor's values where the processor can read and write them."""
+    """The tensor's values where the CPU can read and write them."""
     if state[Field.COPY]:
         _fetch(tensor, state[Field.SCRATCH_AT], 0, 4 * count)
         return _floats(state[Field.SCRATCH_AT], count)
@@ -170,9 +179,6 @@ def _counts(state: Ints, token: int) -> Any:
 
 @_compiled
 def _read(state: Ints, layer: int, job: int, h: Floats, rows: int, down: Floats) -> None:
-    if rows != state[Field.TOKENS] and rows != state[Field.OUTPUTS]:
-        state[Field.FAULT] = Fault.ROWS
-        return
     width, d_model = state[Field.D_FF], len(down) // rows
     norms = _floats(state[Field.NORMS_AT] + 4 * layer * width, width)
     outputs = _words(state[Field.OUTPUT_AT], state[Field.OUTPUTS])
@@ -204,15 +210,28 @@ def _at_product(state: Ints, layer: int, job: int, tensor: int, rows: int) -> No
 
 @_compiled
 def _at_down(state: Ints, layer: int, job: int, tensor: int, rows: int) -> None:
-    """Reads h beside ‖W_down·h‖: what a node was computed from is still there."""
-    d_model = _words(tensor + _NE, 1)[0]
+    """Reads h together with ‖W_down·h‖: the input of a node is still in memory."""
+    d_model = state[Field.D_MODEL]
     if _rows_of(tensor, d_model) != rows:
         state[Field.FAULT] = Fault.SHAPE
+        return
+    if not _reachable(tensor, state):
+        state[Field.FAULT] = Fault.PLACE
         return
     h = _values(_words(tensor + _SRC, 2)[1], state, rows * state[Field.D_FF])
     if state[Field.COPY]:
         h = h.copy()  # the scratch is needed again
     _read(state, layer, job, h, rows, _values(tensor, state, rows * d_model))
+
+
+@_compiled
+def _fault(state: Ints, product: int, rows: int) -> Fault:
+    """Why a product cannot be read, before any array of ours is touched: they have TOKENS rows."""
+    if rows < 0:
+        return Fault.SHAPE
+    if rows > 0 and rows != state[Field.TOKENS] and rows != state[Field.OUTPUTS]:
+        return Fault.ROWS
+    return Fault.NONE if _reachable(product, state) else Fault.PLACE
 
 
 @nb.cfunc(types.boolean(types.uint64, types.boolean, types.uint64))
@@ -248,8 +267,9 @@ def _callback(address: int, ask: bool, user: int) -> bool:
     product = _words(tensor + _SRC, 2)[1] if down else tensor
     rows = _rows_of(product, state[Field.D_FF])
     _words(state[Field.VISITS_AT], state[Field.LAYERS])[layer] += 1
-    if rows < 0:
-        state[Field.FAULT] = Fault.SHAPE
+    fault = _fault(state, product, rows)
+    if fault != Fault.NONE:
+        state[Field.FAULT] = fault
     elif rows > 0:
         if down:
             _at_down(state, layer, job, tensor, rows)

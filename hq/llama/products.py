@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from hq.errors import HQError
 from hq.llama.library import library
 
+CPU = "CPU"  # the place of whatever is in host memory
 _DOWN = re.compile(r"blk\.(\d+)\.ffn_down(_exps)?\.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Names of the nodes of every layer, without the layer's number, and where they lie."""
+    """Names of the nodes of every layer, without the layer's number, and the memory they are in."""
 
     product: str  # such as "ffn_swiglu-"
     down: str  # such as "ffn_out-"
     layers: int
     d_ff: int
     d_model: int
-    on_host: bool
+    places: tuple[str, ...]  # of each layer's product: CPU, or the name of a GPU's buffer
 
 
 class ProductFinder:
@@ -31,7 +32,7 @@ class ProductFinder:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._found: dict[int, tuple[str, str, int, int, bool]] = {}
+        self._found: dict[int, tuple[str, str, int, int, str]] = {}
         self._experts = False
 
     def __call__(self, tensor: int, ask: bool, _: object) -> bool:
@@ -49,12 +50,11 @@ class ProductFinder:
         if match is None or product is None:
             return
         self._experts = self._experts or match[2] is not None
-        buffer = ctypes.c_void_p.from_address(product + layout.buffer).value
-        on_host = buffer is None or library().ggml.ggml_backend_buffer_is_host(buffer)
+        place = _place(ctypes.c_void_p.from_address(product + layout.buffer).value)
         d_ff, d_model = (
             ctypes.c_int64.from_address(node + layout.ne).value for node in (product, tensor)
         )
-        self._found[int(match[1])] = (_name(product), _name(tensor), d_ff, d_model, bool(on_host))
+        self._found[int(match[1])] = (_name(product), _name(tensor), d_ff, d_model, place)
 
     def products(self, layers: int, d_ff: int) -> Products:
         """What was found. Raises HQError where a layer's product cannot be observed."""
@@ -65,7 +65,7 @@ class ProductFinder:
             )
         prefixes = set()
         for layer in range(layers):
-            product, down, width, d_model, _ = self._found.get(layer, ("", "", 0, 0, True))
+            product, down, width, d_model, _ = self._found.get(layer, ("", "", 0, 0, ""))
             ending = f"-{layer}"
             if not (product.endswith(ending) and down.endswith(ending) and width == d_ff):
                 raise HQError(
@@ -77,8 +77,15 @@ class ProductFinder:
         if len(prefixes) != 1:
             raise HQError(f"The layers of {self._source} are not alike: hq cannot read them.")
         ((product, down, d_model),) = prefixes
-        on_host = all(found[-1] for found in self._found.values())
-        return Products(product, down, layers, d_ff, d_model, on_host)
+        places = tuple(self._found[layer][-1] for layer in range(layers))
+        return Products(product, down, layers, d_ff, d_model, places)
+
+
+def _place(buffer: int | None) -> str:
+    ggml = library().ggml
+    if buffer is None or ggml.ggml_backend_buffer_is_host(buffer):
+        return CPU
+    return str(ggml.ggml_backend_buffer_name(buffer).decode(errors="replace"))
 
 
 def _name(tensor: int | None) -> str:

@@ -2,6 +2,8 @@
 
 from enum import IntEnum, auto
 
+import numpy as np
+
 
 class Field(IntEnum):
     """Words of the state. Those named `*_AT` are addresses of arrays that Python owns."""
@@ -12,10 +14,11 @@ class Field(IntEnum):
     DOWN_LENGTH = auto()
     LAYERS = auto()
     D_FF = auto()
+    D_MODEL = auto()
     JOBS_AT = auto()  # int64[layer]: what is to be done there, see Job
     READ_AT_DOWN = auto()  # whether reading waits for the down projection's result
-    COPY = auto()  # whether tensors are outside host memory
-    SCRATCH_AT = auto()  # float32[token, max(d_ff, d_model)]: for tensors outside host memory
+    COPY = auto()  # whether tensors are copied to the scratch: some may be outside host memory
+    SCRATCH_AT = auto()  # float32[token, max(d_ff, d_model)]
     TOKENS = auto()  # tokens of this decode
     OUTPUTS = auto()  # those of them whose logits are wanted: the last layer may have no others
     OUTPUT_AT = auto()  # int64[output]: which tokens they are
@@ -54,3 +57,22 @@ class Fault(IntEnum):
     NONE = 0
     SHAPE = 1  # not d_ff wide, or not dense float32
     ROWS = 2  # as many rows as neither the tokens nor the outputs
+    PLACE = 3  # outside host memory, though the model was opened for the CPU
+
+
+_INTS = {
+    *(Field.JOBS_AT, Field.OUTPUT_AT, Field.TRACE_ROW_AT, Field.VISITS_AT),
+    *(Field.SCALE_START_AT, Field.SCALE_INDEX_AT, Field.WATCH_START_AT, Field.WATCH_INDEX_AT),
+}
+_BYTES = {Field.PRODUCT_AT, Field.DOWN_AT}
+DTYPES = {
+    field: np.dtype("i8" if field in _INTS else "u1" if field in _BYTES else "f4")
+    for field in Field
+    if field.name.endswith("_AT")
+}
+"""The dtype of each array."""
+WRITTEN = {
+    *(Field.SCRATCH_AT, Field.WATCH_VALUE_AT, Field.WATCH_WHOLE_AT),
+    *(Field.TRACE_VALUE_AT, Field.VISITS_AT),
+}
+"""The arrays that the callback writes to."""

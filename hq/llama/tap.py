@@ -10,8 +10,9 @@ from hq.backends.base import check_factors
 from hq.cett import Measure
 from hq.errors import HQError
 from hq.llama.products import Products
-from hq.llama.state import Fault, Field, Job
+from hq.llama.state import DTYPES, WRITTEN, Fault, Field, Job
 
+_NAME_BYTES = 63  # of a node's name at most: GGML_MAX_NAME, less the zero that ends it
 _NEVER = -1  # a measure that is not wanted
 _FIELDS: dict[Measure, Field] = {
     "sum": Field.SUM,
@@ -23,8 +24,11 @@ _FIELDS: dict[Measure, Field] = {
 class Tap:
     """The state of one context's callback.
 
-    Scaling goes first, so that what is read is what the model went on with. `begin` and `end` stand
-    around each decode.
+    Scaling goes first, so that what is read is what the model goes on with. `begin` and `end`
+    enclose each decode. One task reads at a time: `watched` and `traced` exclude each other.
+
+    Raises HQError, here and in every method, for arrays that the callback would misread: it knows
+    addresses only, and writes wherever they say.
     """
 
     def __init__(
@@ -33,30 +37,41 @@ class Tap:
         norms: Float[np.ndarray, "layer d_ff"],
         capacity: int,
         scales: "Scales",
+        on_host: bool = True,
     ) -> None:
+        layers, d_ff = products.layers, products.d_ff
+        _require(capacity > 0, f"a decode of at most {capacity} tokens")
+        _require(scales.shape == (layers, d_ff), f"scales of a model of shape {scales.shape}")
+        self.capacity = capacity
         self._products = products
-        self._capacity = capacity
         self._state = np.zeros(len(Field), dtype=np.int64)
         self._arrays: dict[Field, np.ndarray] = {}  # kept, as the callback has their addresses
         self._scales, self._taken = scales, -1
-        self._jobs = np.zeros(products.layers, dtype=np.int64)
-        self._visits = np.zeros(products.layers, dtype=np.int64)
-        self._set(Field.LAYERS, products.layers)
-        self._set(Field.D_FF, products.d_ff)
-        self._set(Field.COPY, not products.on_host)
+        self._attached = False
+        self._traced: int | None = None  # tokens that the trace in progress expects
+        self._jobs = np.zeros(layers, dtype=np.int64)
+        self._visits = np.zeros(layers, dtype=np.int64)
+        self._set(Field.LAYERS, layers)
+        self._set(Field.D_FF, d_ff)
+        self._set(Field.D_MODEL, products.d_model)
+        self._set(Field.COPY, not on_host)
         self._name(Field.PRODUCT_AT, Field.PRODUCT_LENGTH, products.product)
         self._name(Field.DOWN_AT, Field.DOWN_LENGTH, products.down)
-        self._give(Field.NORMS_AT, np.ascontiguousarray(norms, dtype=np.float32))
-        self._give(Field.JOBS_AT, self._jobs)
-        self._give(Field.VISITS_AT, self._visits)
-        if not products.on_host:
-            width = max(products.d_ff, products.d_model)
-            self._give(Field.SCRATCH_AT, np.empty(capacity * width, dtype=np.float32))
+        self._give(Field.NORMS_AT, np.ascontiguousarray(norms, dtype=np.float32), layers, d_ff)
+        self._give(Field.JOBS_AT, self._jobs, layers)
+        self._give(Field.VISITS_AT, self._visits, layers)
+        if not on_host:
+            size = capacity * max(d_ff, products.d_model)
+            self._give(Field.SCRATCH_AT, np.empty(size, dtype=np.float32), size)
         self._measure(())
 
-    @property
-    def address(self) -> int:
-        """Of the state: the callback's user data."""
+    def attach(self) -> int:
+        """Address of the state, the callback's user data, for the one context that it is for.
+
+        Raises HQError for a second one: they would overwrite each other's readings.
+        """
+        _require(not self._attached, "the state of another context: make a tap for each")
+        self._attached = True
         return self._state.ctypes.data
 
     @property
@@ -66,32 +81,33 @@ class Tap:
 
     @contextmanager
     def watched(self, neurons: Sequence[tuple[int, int]], whole: Measure) -> Iterator["Watch"]:
-        """Contributions of some neurons at every token, and the wholes of their layers.
+        """Contributions of some neurons at every token, and the sum or norm of their layers.
 
         `whole` is what a contribution is divided by: `sum` or `output`.
         """
+        _require(whole in ("sum", "output"), f"{whole!r} to divide contributions by")
         order = np.array(
             sorted(range(len(neurons)), key=lambda k: neurons[k]), dtype=np.int64
         )  # by layer
         chosen = np.array(neurons, dtype=np.int64).reshape(-1, 2)[order]
+        layers, indices = chosen[:, 0], np.ascontiguousarray(chosen[:, 1])
+        _require_below("layer", layers, self._products.layers)
+        _require_below("neuron", indices, self._products.d_ff)
+        count, size = len(neurons), self._products.layers
         watch = Watch(
-            values=np.zeros((self._capacity, len(neurons)), dtype=np.float32),
-            wholes=np.ones((self._capacity, self._products.layers), dtype=np.float32),
-            layers=chosen[:, 0],
+            values=np.zeros((self.capacity, count), dtype=np.float32),
+            wholes=np.ones((self.capacity, size), dtype=np.float32),
+            layers=layers,
             places=np.argsort(order),
         )
-        self._give(Field.WATCH_START_AT, self._starts(chosen[:, 0]))
-        self._give(Field.WATCH_INDEX_AT, np.ascontiguousarray(chosen[:, 1]))
-        self._give(Field.WATCH_VALUE_AT, watch.values)
-        self._give(Field.WATCH_WHOLE_AT, watch.wholes)
-        self._set(Field.WATCHED, len(neurons))
-        self._measure((whole,))
-        self._jobs[chosen[:, 0]] |= Job.WATCH
-        try:
+        with self._reading((whole,)):
+            self._give(Field.WATCH_START_AT, self._starts(layers), size + 1)
+            self._give(Field.WATCH_INDEX_AT, indices, count)
+            self._give(Field.WATCH_VALUE_AT, watch.values, self.capacity, count)
+            self._give(Field.WATCH_WHOLE_AT, watch.wholes, self.capacity, size)
+            self._set(Field.WATCHED, count)
+            self._jobs[layers] |= Job.WATCH
             yield watch
-        finally:
-            self._jobs &= ~Job.WATCH
-            self._measure(())
 
     @contextmanager
     def traced(
@@ -101,30 +117,36 @@ class Tap:
         values: Float[np.ndarray, "exchange measure span layer d_ff"],
         measures: tuple[Measure, ...],
     ) -> Iterator[None]:
-        """Adds each token's CETT, times its weights, to the values of its exchange."""
-        self._give(Field.TRACE_ROW_AT, rows)
-        self._give(Field.TRACE_WEIGHT_AT, weights)
-        self._give(Field.TRACE_VALUE_AT, values)
-        self._set(Field.SPANS, weights.shape[1])
-        self._measure(measures)
-        self._jobs |= Job.TRACE
-        try:
+        """Adds each token's CETT, times its weights, to the values of its exchange.
+
+        The decode inside must be of exactly these tokens.
+        """
+        tokens, spans = weights.shape
+        shape = (len(measures), spans, self._products.layers, self._products.d_ff)
+        _require_below("exchange", rows, len(values))
+        with self._reading(measures):
+            self._give(Field.TRACE_ROW_AT, rows, tokens)
+            self._give(Field.TRACE_WEIGHT_AT, weights, tokens, spans)
+            self._give(Field.TRACE_VALUE_AT, values, len(values), *shape)
+            self._set(Field.SPANS, spans)
+            self._jobs |= Job.TRACE
+            self._traced = tokens
             yield
-        finally:
-            self._jobs &= ~Job.TRACE
-            self._measure(())
 
     def begin(self, tokens: int, outputs: Int[np.ndarray, " output"]) -> None:
         """Before a decode of so many tokens, whose logits are wanted at the tokens `outputs`."""
+        _require(0 < tokens <= self.capacity, f"{tokens} tokens in place of {self.capacity}")
+        _require(self._traced in (None, tokens), f"{tokens} tokens to trace {self._traced}")
+        _require_below("output", outputs, tokens)
         self._set(Field.TOKENS, tokens)
         self._set(Field.OUTPUTS, len(outputs))
-        self._give(Field.OUTPUT_AT, outputs)
+        self._give(Field.OUTPUT_AT, outputs, len(outputs))
         self._set(Field.FAULT, Fault.NONE)
         self._take_scales()
         self._visits[:] = 0
 
     def end(self) -> None:
-        """After a decode. Raises HQError where a layer was not met, or met and not read."""
+        """After a decode. Raises HQError if a layer was not computed, or could not be read."""
         fault = Fault(int(self._state[Field.FAULT]))
         missed = np.flatnonzero((self._jobs != 0) & (self._visits == 0))
         if fault or len(missed):
@@ -134,13 +156,36 @@ class Tap:
                 "kept; install the version of llama-cpp-python that hq[llama] names."
             )
 
+    @property
+    def factors(self) -> "Factors":
+        """What is scaled at present, in every context of the model."""
+        return self._scales.factors
+
+    @contextmanager
+    def _reading(self, measures: tuple[Measure, ...]) -> Iterator[None]:
+        """The jobs of one reader; they end with it."""
+        if (self._jobs & ~Job.SCALE).any():
+            raise HQError(
+                "This context is being read already: end that reading, or open another context."
+            )
+        for measure in measures:
+            _require(measure in _FIELDS, f"a measure {measure!r} beside {', '.join(_FIELDS)}")
+        _require(len(set(measures)) == len(measures), f"a measure twice in {measures}")
+        self._measure(measures)
+        try:
+            yield
+        finally:
+            self._jobs &= Job.SCALE
+            self._traced = None
+            self._measure(())
+
     def _take_scales(self) -> None:
-        """What scales there are now, where they have changed since the last decode."""
+        """The present scales, if they have changed since the last decode."""
         if self._taken != self._scales.version:
             layers, indices, factors = self._scales.laid_out()
-            self._give(Field.SCALE_START_AT, self._starts(layers))
-            self._give(Field.SCALE_INDEX_AT, indices)
-            self._give(Field.SCALE_FACTOR_AT, factors)
+            self._give(Field.SCALE_START_AT, self._starts(layers), self._products.layers + 1)
+            self._give(Field.SCALE_INDEX_AT, indices, len(indices))
+            self._give(Field.SCALE_FACTOR_AT, factors, len(indices))
             self._jobs &= ~Job.SCALE
             self._jobs[layers] |= Job.SCALE
             self._taken = self._scales.version
@@ -155,11 +200,20 @@ class Tap:
         self._set(Field.READ_AT_DOWN, "output" in measures)
 
     def _name(self, at: Field, length: Field, name: str) -> None:
-        self._give(at, np.frombuffer(name.encode(), dtype=np.uint8))
-        self._set(length, len(name.encode()))
+        encoded = name.encode()
+        _require(0 < len(encoded) <= _NAME_BYTES, f"a node called {name!r}")
+        self._give(at, np.frombuffer(encoded, dtype=np.uint8), len(encoded))
+        self._set(length, len(encoded))
 
-    def _give(self, field: Field, array: np.ndarray) -> None:
-        assert array.flags.c_contiguous
+    def _give(self, field: Field, array: np.ndarray, *shape: int) -> None:
+        """Hands the callback an array, which must be what the callback takes it for."""
+        flags = array.flags
+        fits = flags.c_contiguous and flags.aligned and (flags.writeable or field not in WRITTEN)
+        _require(
+            fits and array.dtype == DTYPES[field] and array.shape == shape,
+            f"{field.name} as {array.dtype}{list(array.shape)} in place of a contiguous "
+            f"{DTYPES[field]}{list(shape)}",
+        )
         self._arrays[field] = array
         self._set(field, array.ctypes.data)
 
@@ -167,27 +221,36 @@ class Tap:
         self._state[field] = value
 
 
+Factors = list[Mapping[tuple[int, int], float]]
+
+
 class Scales:
     """The factors in force at one model, for the taps of all its contexts."""
 
     def __init__(self, layers: int, d_ff: int) -> None:
-        self._layers, self._d_ff = layers, d_ff
-        self._active: list[Mapping[tuple[int, int], float]] = []
+        self.shape = (layers, d_ff)
+        self._active: Factors = []
         self.version = 0
+
+    @property
+    def factors(self) -> Factors:
+        """What is in force at present; compare two of these to see whether it changed."""
+        return list(self._active)
 
     @contextmanager
     def scaled(self, factors: Mapping[tuple[int, int], float]) -> Iterator[None]:
         """h_i ← α·h_i from the next decode on, while the context lasts; nested ones multiply.
 
-        Raises HQError for a neuron that the model lacks, or an α that is no number from 0 up.
+        Raises HQError for a neuron that the model lacks, or an α that is not a number from 0 up.
         """
-        check_factors(factors, self._layers, self._d_ff)
-        self._active.append(factors)
+        check_factors(factors, *self.shape)
+        mine = dict(factors)  # a later change of the caller's mapping is not checked
+        self._active.append(mine)
         self.version += 1
         try:
             yield
         finally:
-            self._active.remove(factors)
+            self._active.remove(mine)
             self.version += 1
 
     def laid_out(
@@ -201,7 +264,7 @@ class Scales:
 
 
 class Watch:
-    """What a watch left of the last decode, a row a token."""
+    """The readings of the last decode, one row per token."""
 
     def __init__(
         self,
@@ -223,8 +286,22 @@ class Watch:
         return ordered
 
 
+def _require(holds: bool, found: str) -> None:
+    """Raises HQError for what the callback would misread, also where `assert` is switched off."""
+    if not holds:
+        raise HQError(f"llama.cpp's callback cannot take {found}.")
+
+
+def _require_below(what: str, numbers: Int[np.ndarray, " n"], limit: int) -> None:
+    """Raises HQError unless every number is an index below the limit."""
+    if len(numbers):
+        low, high = numbers.min(), numbers.max()
+        _require(low >= 0 and high < limit, f"{what} {low if low < 0 else high} of {limit}")
+
+
 _FAULTS = {
     Fault.NONE: "",
     Fault.SHAPE: "one is not dense float32 of the FFN's width",
     Fault.ROWS: "one has other rows than the tokens decoded",
+    Fault.PLACE: "one is outside host memory, though the model was opened for the CPU",
 }

@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from hq.backends.llamacpp import LlamaBackend
 from hq.errors import HQError
-from hq.llama.tap import Watch
+from hq.llama.model import Context
+from hq.llama.tap import Tap
 from hq.monitor.step import Running, Step
 from hq.neurons import NeuronSet
 from hq.sampling import Ending
@@ -20,7 +21,10 @@ _BATCH = 512  # tokens of a prompt that one decode reads
 class Monitor:
     """Watches a NeuronSet while a model answers; nothing but these neurons and sums is read.
 
-    A context manager. Several may share a backend, or run on backends of their own.
+    A context manager. Several may share a backend, or run on backends of their own. Every answer
+    has a context of its own: the monitor keeps one, and each further answer that runs at the same
+    time takes the memory of one more (`tokens` keys and values in F32) until it ends.
+
     Raises HQError for a set of another model.
     """
 
@@ -31,7 +35,9 @@ class Monitor:
         self.neurons = neurons
         self._capacity = tokens
         self._backend = backend
-        self._context, self._tap = backend.context(tokens, 1, min(tokens, _BATCH))
+        self._open = True
+        self._idle: list[_Reader] = [self._reader()]
+        self._busy: list[_Reader] = []
 
     def __enter__(self) -> "Monitor":
         return self
@@ -40,8 +46,11 @@ class Monitor:
         self.close()
 
     def close(self) -> None:
-        """Frees its keys and values."""
-        self._context.close()
+        """Frees keys and values, also those of answers that have not ended."""
+        self._open = False
+        for reader in (*self._idle, *self._busy):
+            reader.context.close()
+        self._idle = []
 
     def answer(
         self,
@@ -55,8 +64,8 @@ class Monitor:
         Raises HQError for a prompt that is empty or leaves no room for the response.
         """
         self._require_room(len(prompt), max_new_tokens)
-        with self._watched() as watch:
-            decisions, logits = self._read(prompt, watch)
+        with self._watched() as reader:
+            decisions, logits = reader.read(prompt)
             running = Running(self.neurons.tokens, decisions)
             ids: tuple[int, ...] = ()
             while len(ids) < max_new_tokens:
@@ -64,8 +73,8 @@ class Monitor:
                 ended = ending.split(ids)
                 if ended is not None and len(ended[0]) < len(ids):
                     return
-                logits = self._decode(ids[-1:], len(prompt) + len(ids) - 1)
-                yield self._step(ids[-1], watch, running)
+                logits = reader.decode(ids[-1:], len(prompt) + len(ids) - 1)
+                yield self._step(ids[-1], reader, running)
                 if ended is not None:
                     return
 
@@ -77,13 +86,13 @@ class Monitor:
         for a token that has none.
         """
         self._require_room(len(prompt), 0)
-        with self._watched() as watch:
-            decisions, _ = self._read(prompt, watch)
+        with self._watched() as reader:
+            decisions, _ = reader.read(prompt)
             running = Running(self.neurons.tokens, decisions)
             for place, token in enumerate(response, len(prompt)):
                 self._require_room(place, 1)
-                self._decode((token,), place)
-                yield self._step(token, watch, running)
+                reader.decode((token,), place)
+                yield self._step(token, reader, running)
 
     def _require_room(self, old: int, new: int) -> None:
         if not old or old + new > self._capacity:
@@ -93,34 +102,67 @@ class Monitor:
             )
         self._backend.require_length(old + new)
 
-    def _step(self, token: int, watch: Watch, running: "Running") -> Step:
-        cett = watch.cett(1)
+    def _step(self, token: int, reader: "_Reader", running: Running) -> Step:
+        cett = reader.cett(1)
         decision = float(self.neurons.score_unchecked(cett)[0])
         return Step(token, cett[0], decision, running.add(decision))
 
-    @contextmanager
-    def _watched(self) -> Iterator[Watch]:
-        places = [(n.layer, n.index) for n in self.neurons.neurons]
-        self._context.clear()
-        with self._tap.watched(places, self.neurons.cett) as watch:
-            yield watch
+    def _reader(self) -> "_Reader":
+        context, tap = self._backend.context(self._capacity, 1, min(self._capacity, _BATCH))
+        return _Reader(context, tap, self.neurons)
 
-    def _read(
-        self, prompt: Sequence[int], watch: Watch
+    @contextmanager
+    def _watched(self) -> Iterator["_Reader"]:
+        """The reader of one answer, which nothing else uses until that ends."""
+        if not self._open:
+            raise HQError("This monitor is closed: open another.")
+        reader = self._idle.pop() if self._idle else self._reader()
+        self._busy.append(reader)
+        try:
+            with reader.watching():
+                yield reader
+        finally:
+            self._busy.remove(reader)
+            if self._idle or not self._open:
+                reader.context.close()
+            else:
+                self._idle.append(reader)
+
+
+class _Reader:
+    """A context that reads one answer after another, and what it watches in it."""
+
+    def __init__(self, context: Context, tap: Tap, neurons: NeuronSet) -> None:
+        self.context = context
+        self._tap, self._neurons = tap, neurons
+        self._places = [(n.layer, n.index) for n in neurons.neurons]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Forgets the last answer, and watches the next while this lasts."""
+        self.context.clear()
+        with self._tap.watched(self._places, self._neurons.cett) as self._watch:
+            yield
+
+    def cett(self, tokens: int) -> Float[np.ndarray, "token k"]:
+        """CETT of the neurons at each of the tokens that were decoded last."""
+        return self._watch.cett(tokens)
+
+    def read(
+        self, prompt: Sequence[int]
     ) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " vocab"]]:
         """Decision values at the prompt's tokens, and the logits after it."""
         found = []
-        for begin in range(0, len(prompt), self._context.batch):
-            piece = prompt[begin : begin + self._context.batch]
-            logits = self._decode(piece, begin)
-            found.append(self.neurons.score_unchecked(watch.cett(len(piece))))
+        for begin in range(0, len(prompt), self.context.batch):
+            piece = prompt[begin : begin + self.context.batch]
+            logits = self.decode(piece, begin)
+            found.append(self._neurons.score_unchecked(self.cett(len(piece))))
         return np.concatenate(found), logits
 
-    def _decode(self, ids: Sequence[int], start: int) -> Float[np.ndarray, " vocab"]:
+    def decode(self, ids: Sequence[int], start: int) -> Float[np.ndarray, " vocab"]:
         """Logits after the last of the tokens; every one is an output, as each is watched."""
         count = len(ids)
         positions, sequence = start + np.arange(count), np.zeros(count)
-        logits: Float[np.ndarray, " vocab"] = self._context.decode(
-            ids, positions, sequence, np.ones(count)
-        )[-1]
+        found = self.context.decode(ids, positions, sequence, np.ones(count))
+        logits: Float[np.ndarray, " vocab"] = found[-1].copy()  # `choose` may keep them
         return logits

@@ -91,21 +91,25 @@ def write(
     architecture: str = "llama",
     seed: int = 0,
     alignment: int | None = None,
+    kinds: Mapping[str, str] | None = None,
+    part_tensors: int = 0,
 ) -> Path:
     """A GGUF file whose matrices are of the type `kind`, and its vectors float32.
 
-    `said` overrides the metadata; None leaves a key out.
+    `said` overrides the metadata; None leaves a key out. `kinds` are those of tensors whose names
+    have a word in them. With `part_tensors` it is split into files of so many tensors each.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_tensors)
     for key, value in (metadata(architecture) | dict(said or {})).items():
         _say(writer, key, value)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
-    quantization = gguf.GGMLQuantizationType[kind]
     for name, weight in (llama_weights(seed) if weights is None else weights).items():
         if weight.ndim == 1:
             writer.add_tensor(name, weight.astype(np.float32))
         else:
+            own = [other for word, other in (kinds or {}).items() if word in name]
+            quantization = gguf.GGMLQuantizationType[own[0] if own else kind]
             stored = gguf.quants.quantize(weight, quantization)
             writer.add_tensor(name, stored, raw_dtype=quantization)
     writer.write_header_to_file()

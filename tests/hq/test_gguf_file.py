@@ -10,12 +10,17 @@ import pytest
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.norms import column_norms
-from hq.gguf.types import TYPES, dequantized
+from hq.gguf.types import TYPES, GGMLType, dequantized
 from hq.neurons import ModelIdentity, NeuronSet
 from tests.hq import gguf_files as tiny
 from tests.hq.gguf_files import overwrite
 
 TYPE = gguf.GGMLQuantizationType
+
+
+def kernel(layer: int, kind: GGMLType) -> str:
+    """What the CPU multiplies in."""
+    return kind.activations
 
 
 # What a whole file says
@@ -115,10 +120,14 @@ def test_a_type_that_the_package_cannot_read_is_named():
 
 def test_what_each_tensor_got_is_counted(tmp_path):
     file = GGUFFile(tiny.write(tmp_path / "a.gguf", "Q4_0"))
-    rows = [(row.module, row.count, row.storage) for row in file.audit("int8")]
-    ffn = [(kind, tiny.LAYERS, "q4_0") for kind in ("ffn_down", "ffn_gate", "ffn_up")]
-    assert rows == [("attention", 4 * tiny.LAYERS, "q4_0"), *ffn]
-    assert {(row.bits_per_weight, row.compute) for row in file.audit("int8")} == {(4.5, "int8")}
+    audit = file.audit(lambda layer, kind: f"{kind.activations} at {layer // 2}")
+    rows = [(row.module, row.count, row.storage, row.compute) for row in audit]
+    assert rows == [
+        (module, count * layers, "q4_0", f"int8 at {half}")
+        for module, count in (("attention", 4), ("ffn_down", 1), ("ffn_gate", 1), ("ffn_up", 1))
+        for half, layers in ((0, 2), (1, 1))
+    ]
+    assert {row.bits_per_weight for row in audit} == {4.5}
 
 
 def test_a_missing_package_is_named(whole, monkeypatch):
@@ -195,7 +204,7 @@ def test_fused_attention_opens_in_a_llama(tmp_path):
     for layer in range(tiny.LAYERS):
         parts = [weights.pop(f"blk.{layer}.attn_{part}.weight") for part in "qkv"]
         weights[f"blk.{layer}.attn_qkv.weight"] = np.concatenate(parts)
-    rows = GGUFFile(tiny.write(tmp_path / "a.gguf", weights=weights)).audit("float32")
+    rows = GGUFFile(tiny.write(tmp_path / "a.gguf", weights=weights)).audit(kernel)
     assert sum(row.count for row in rows) == 5 * tiny.LAYERS
 
 
@@ -299,7 +308,7 @@ def test_the_embedded_model_is_akin_to_its_dequantized_checkpoint(tmp_path):
     path.symlink_to(packaged_gguf())
     file = GGUFFile(path)
     assert file.identity.kin == identity(checkpoint_of(packaged_gguf())).kin != ""
-    assert {row.storage for row in file.audit("int8")} == {"q4_1"}
-    assert sum(row.count for row in file.audit("int8")) == 210
+    assert {row.storage for row in file.audit(kernel)} == {"q4_1"}
+    assert sum(row.count for row in file.audit(kernel)) == 210
     with TorchBackend(checkpoint_of(packaged_gguf()), "fp16") as backend:
         np.testing.assert_allclose(file.norms, backend.norms, rtol=1e-3)  # weights rounded to FP16

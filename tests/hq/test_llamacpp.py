@@ -148,7 +148,7 @@ def test_memory_outside_the_host_is_copied_in_and_out(backend, monkeypatch):
     factors = {(1, 5): 0.5, (2, 7): 2.0}
     with backend.scale(factors):
         expected = trace(backend, exchanges), logits(backend, exchanges)
-    monkeypatch.setattr(backend, "_products", replace(backend._products, on_host=False))
+    monkeypatch.setattr(backend.model, "on_host", False)
     with backend.scale(factors):
         np.testing.assert_array_equal(trace(backend, exchanges), expected[0])
         np.testing.assert_array_equal(logits(backend, exchanges), expected[1])
