@@ -37,6 +37,7 @@ def checkpoint_of(gguf: Path) -> Path:
     if find_spec("gguf") is None:
         raise HQError("Reading a GGUF model needs gguf: pip install 'hq[embedded]'.")
     from harness import equality
+    from hq.gguf.read_config import config_of
 
     file = GGUFFile(gguf)
     read_by = versions(*_READ_BY)
@@ -48,12 +49,15 @@ def checkpoint_of(gguf: Path) -> Path:
         if not folder.exists():
             draft = folder.with_name("partial")
             shutil.rmtree(draft, ignore_errors=True)
-            _make(file, draft)
-            os.rename(draft, folder)
+            try:
+                _make(file, draft)
+                os.rename(draft, folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         elif equality.provable() and not equality.proved(folder):
             # It was made while llama.cpp was not installed.
             try:
-                equality.prove(file, folder)
+                equality.prove(file, config_of(file).unread, folder)
             except HQError:
                 shutil.rmtree(folder)
                 raise
@@ -77,7 +81,7 @@ def _make(file: GGUFFile, folder: Path) -> None:
     _model(file, read.config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if equality.provable():
-        equality.prove(file, folder)
+        equality.prove(file, read.unread, folder)
 
 
 def _model(file: GGUFFile, config: Any) -> Any:

@@ -1,7 +1,7 @@
 """The transformers config that computes what llama.cpp computes from a GGUF file's metadata.
 
 transformers' own GGUF reader drops most of it: rotary scaling, biases, soft caps, windows, query
-scales. Defaults here are llama.cpp's (`load_hparams` and `load_arch_hparams` of each model), as they
+scales. Defaults here are llama.cpp's (`load_hparams` and `load_arch_hparams` of each model): they
 apply where a file leaves a key out. One `add` line per architecture.
 """
 
@@ -323,7 +323,7 @@ def _of_factors(said: Said, factors: list[float], factor: float) -> Fields:
 
 
 def _llama3_factors(head_dim: int, theta: float, rope: Fields) -> np.ndarray[Any, Any]:
-    """What Llama 3's rule divides each frequency by (transformers' `_compute_llama3_parameters`)."""
+    """What Llama 3's rule divides each frequency by (`_compute_llama3_parameters` there)."""
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     turns = rope["original_max_position_embeddings"] / wavelength
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
