@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from hq.checkpoint import first_line
 from hq.errors import HQError
 
+_LEAD = "\x02"
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -68,12 +69,13 @@ class Encoder:
 
     def _piece(self, text: str, plain: bool, first: bool) -> list[int]:
         """Ids of a piece of the prompt. Only the first gets the space that SentencePiece adds."""
-        if first or not self._known.before:
+        if first or not self._known.lead:
             return bare_ids(self._tokenizer, text, plain)
-        ids = bare_ids(self._tokenizer, "\n" + text, plain)
-        newline = self._known.before
-        whole = ids[: len(newline)] == newline
-        return ids[len(newline) :] if whole else bare_ids(self._tokenizer, text, plain)
+        ids = bare_ids(self._tokenizer, _LEAD + text, plain)
+        lead = self._known.lead
+        return (
+            ids[len(lead) :] if ids[: len(lead)] == lead else bare_ids(self._tokenizer, text, plain)
+        )
 
 
 def bare_ids(tokenizer: Any, text: str, plain: bool = False) -> list[int]:
@@ -105,13 +107,14 @@ def rendered(tokenizer: Any, messages: Messages, **options: Any) -> str:
 class _Known:
     """What is worked out once for a tokenizer.
 
-    `opening` is what it puts in front of a text, `before` the ids of a newline if it puts a space
-    before every text, and so must be given one to leave out.
+    `opening` is what it puts in front of a text. `lead` are the ids of a character that merges with
+    nothing, if the tokenizer puts a space before every text: then one that goes on is read after
+    that character, and both are left out.
     """
 
     controls: re.Pattern[str]
     opening: list[int]
-    before: list[int]
+    lead: list[int]
 
 
 _KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
@@ -123,9 +126,9 @@ def _known(tokenizer: Any) -> _Known:
         longest_first = sorted(filter(None, controls), key=len, reverse=True)
         # One that matches nothing, where the model has no control tokens.
         pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        newline, after = bare_ids(tokenizer, "\n"), bare_ids(tokenizer, "\na")
-        same = after == [*newline, *bare_ids(tokenizer, "a")]
-        _KNOWN[tokenizer] = _Known(pattern, _opening(tokenizer), [] if same else newline)
+        lead, both = bare_ids(tokenizer, _LEAD), bare_ids(tokenizer, f"{_LEAD}a")
+        same = both == [*lead, *bare_ids(tokenizer, "a")]
+        _KNOWN[tokenizer] = _Known(pattern, _opening(tokenizer), [] if same else lead)
     return _KNOWN[tokenizer]
 
 

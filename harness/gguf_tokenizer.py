@@ -6,25 +6,15 @@ answer and says what ends it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from harness.encoding import Messages
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
-from hq.gguf.tokens import TokenType
 from hq.llama.model import LlamaModel
-
-
-@dataclass(frozen=True, slots=True)
-class AddedToken:
-    """A token that a text is searched for before it is split."""
-
-    content: str
-    special: bool
 
 
 class GGUFTokenizer:
@@ -75,14 +65,9 @@ class GGUFTokenizer:
 
     @cached_property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """The tokens that are no pieces of text: those that control the model, and a user's own."""
-        types = self._file.metadata.get("tokenizer.ggml.token_type", ())
-        added = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        return {
-            id: AddedToken(token, kind == TokenType.CONTROL)
-            for id, (token, kind) in enumerate(zip(self._file.tokens, types, strict=False))  # type: ignore[arg-type]
-            if kind in added
-        }
+        """The tokens that a text is searched for before it is split; some are special."""
+        found: Mapping[int, AddedToken] = self._theirs.added_tokens_decoder
+        return found
 
     def apply_chat_template(self, messages: Messages, tokenize: bool, **options: Any) -> str:
         """The messages as the template writes them: by transformers, as in a study."""
