@@ -1,40 +1,48 @@
-"""The tokenizer inside a GGUF file, with what hq's prompt forms ask of a transformers tokenizer."""
+"""The tokenizer inside a GGUF file, with what `harness.encoding` asks of a transformers tokenizer.
+
+Ids and templates come from the very tokenizer that a study of the file uses
+(`hq.gguf.read_tokenizer`), so that a monitor sees a prompt as the study did. llama.cpp spells the
+answer and says what ends it.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from functools import cache, cached_property
 from typing import Any
 
-from hq.errors import HQError
+from tokenizers import AddedToken, Tokenizer
+
+from harness.encoding import Messages
 from hq.gguf.file import GGUFFile
-from hq.gguf.tokens import TokenType
+from hq.gguf.read_tokenizer import tokenizer_of
 from hq.llama.model import LlamaModel
 
 
-@dataclass(frozen=True, slots=True)
-class AddedToken:
-    """A token that a text is searched for before it is split."""
-
-    content: str
-    special: bool
-
-
 class GGUFTokenizer:
-    """llama.cpp's own tokenization, and the file's chat template."""
+    """A file's tokenizer. Any thread may use it.
+
+    Raises HQError for a tokenizer that hq does not read.
+    """
 
     def __init__(self, file: GGUFFile, model: LlamaModel) -> None:
         self._file, self._model = file, model
         self.name_or_path = str(file.path)
         self.piece = cache(model.piece)  # bytes of a token; an answer asks for them at every step
+        self._theirs = tokenizer_of(file)
+        core = self._theirs.backend_tokenizer
+        # Two, as they are asked from several threads at once and a setting is none of a call.
+        self._cores = {plain: Tokenizer.from_str(core.to_str()) for plain in (False, True)}
+        self._cores[True].encode_special_tokens = True
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        """Token ids; special tokens written in the text count as such."""
-        return {"input_ids": self._model.tokenize(text, add_special_tokens)}
+    def __call__(
+        self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> dict[str, list[int]]:
+        """Token ids. Special tokens written in the text count as such unless they are split."""
+        core = self._cores[split_special_tokens]
+        return {"input_ids": core.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def plain(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are letters like any others."""
-        return self._model.tokenize(text, add_special=False, parse_special=False)
+        return self(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; bytes that are no whole characters are replaced."""
@@ -57,51 +65,14 @@ class GGUFTokenizer:
 
     @cached_property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """The tokens that are no pieces of text: those that control the model, and a user's own."""
-        types = self._file.metadata.get("tokenizer.ggml.token_type", ())
-        added = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        return {
-            id: AddedToken(token, kind == TokenType.CONTROL)
-            for id, (token, kind) in enumerate(zip(self._file.tokens, types, strict=False))  # type: ignore[arg-type]
-            if kind in added
-        }
+        """The tokens that a text is searched for before it is split; some are special."""
+        found: Mapping[int, AddedToken] = self._theirs.added_tokens_decoder
+        return found
 
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
-    ) -> str:
-        """The messages as the template writes them.
-
-        Raises HQError for a template that does not render, or is asked to be tokenized.
-        """
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+    def apply_chat_template(self, messages: Messages, tokenize: bool, **options: Any) -> str:
+        """The messages as the template writes them: by transformers, as in a study."""
         assert not tokenize
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        text: str = self._theirs.apply_chat_template(
+            messages, tokenize=False, chat_template=self.chat_template, **options
         )
-        values: dict[str, Any] = {
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "raise_exception": refuse,
-            "strftime_now": lambda form: datetime.now().astimezone().strftime(form),
-            "bos_token": self._special("bos"),
-            "eos_token": self._special("eos"),
-        }
-        try:
-            return environment.from_string(self.chat_template).render(values)
-        except Exception as error:  # a template can fail at whatever Python can
-            raise HQError(
-                f"The chat template of {self._file.path.name} cannot be rendered ({error}): use "
-                "the prompt form few-shot."
-            ) from error
-
-    def _special(self, name: str) -> str:
-        token = self._file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if not isinstance(token, int):
-            return ""
-        return self._model.piece(token, special=True).decode(errors="replace")
+        return text

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from harness.encoding import Encoder, bare_ids, rendered
 from hq.errors import HQError
 from hq.registry import Registry
 
@@ -54,10 +55,12 @@ class FewShot:
         self._shots = tuple(shots or DEFAULT_SHOTS)
 
     def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
-        """Ids with the special tokens that the tokenizer adds by itself (a BOS, or none)."""
-        said = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in (*self._shots, *before))
+        """Ids after the first token that the tokenizer adds by itself, if it adds one."""
+        encoder = Encoder(tokenizer)
+        asked = [(encoder.user(q), encoder.user(a)) for q, a in (*self._shots, *before)]
+        said = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in asked)
         # The prompt ends without a space: tokenizers join it to the answer's first word.
-        return list(tokenizer(f"{said}Q: {question}\nA:")["input_ids"])
+        return encoder.text(f"{said}Q: {encoder.user(question)}\nA:")
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token."""
@@ -78,24 +81,20 @@ class Chat:
 
         Raises HQError for a tokenizer without a chat template.
         """
-        _require_template(tokenizer)
         messages = [
             {"role": role, "content": text}
             for turn in before
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
         messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return _bare_ids(tokenizer, str(text))
+        return Encoder(tokenizer).chat(messages, add_generation_prompt=True)
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token, and the special token that the template puts after an answer."""
-        _require_template(tokenizer)
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
-        _, _, rest = text.partition(_ANSWER)
+        _, _, rest = rendered(tokenizer, turn).partition(_ANSWER)
         special = _special(tokenizer)
-        ends = next(([token] for token in _bare_ids(tokenizer, rest) if token in special), [])
+        ends = next(([token] for token in bare_ids(tokenizer, rest) if token in special), [])
         return _end_of_text(tokenizer) | frozenset(ends)
 
 
@@ -110,19 +109,6 @@ def _special(tokenizer: "Tokenizer") -> set[int]:
     """Special tokens, named ones and those that only the vocabulary marks so (Phi-3's turns)."""
     marked = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)
-
-
-def _require_template(tokenizer: "Tokenizer") -> None:
-    if not tokenizer.chat_template:
-        raise HQError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template: "
-            "use the prompt form 'few-shot'."
-        )
-
-
-def _bare_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
-    """Ids of a rendered template, which holds its special tokens already."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _end_of_text(tokenizer: "Tokenizer") -> frozenset[int]:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.encoding import Encoder
 from harness.gguf_tokenizer import GGUFTokenizer
 from harness.prompts import FewShot
 from harness.serve.refusal import Refusal
-from harness.serve.veil import Veil
 from hq.registry import Registry
 
 
@@ -29,16 +29,14 @@ def encode(form: str, tokenizer: GGUFTokenizer, turns: Sequence[Turn]) -> list[i
     Raises HQError for an unknown form or a template that does not render, and Refusal for turns
     that the form has no place for.
     """
-    veil = Veil(tokenizer)
-    return CONVERSATIONS[form](veil, [Turn(turn.role, veil.over(turn.text)) for turn in turns])
+    return CONVERSATIONS[form](tokenizer, turns)
 
 
 @CONVERSATIONS.register("chat")
-def _chat(tokenizer: Veil, turns: Sequence[Turn]) -> list[int]:
+def _chat(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
     """The model's own chat template."""
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Encoder(tokenizer).chat(messages, add_generation_prompt=True)
 
 
 @CONVERSATIONS.register("few-shot")

@@ -1,6 +1,7 @@
 """A GGUF file quantized by llama.cpp's own quantizer."""
 
 from pathlib import Path
+from typing import Literal
 
 from hq.errors import HQError
 from hq.llama.library import library
@@ -18,6 +19,9 @@ KINDS.add("q2_k", "LLAMA_FTYPE_MOSTLY_Q2_K")
 KINDS.add("iq4_nl", "LLAMA_FTYPE_MOSTLY_IQ4_NL")
 
 
+_DENSE = {"f32": "LLAMA_FTYPE_ALL_F32", "f16": "LLAMA_FTYPE_MOSTLY_F16"}
+
+
 def quantize(source: Path, into: Path, kind: str, threads: int = 2) -> None:
     """Quantizes the file `source`, an F32 or F16 one, into the file `into`; its metadata stays.
 
@@ -26,12 +30,27 @@ def quantize(source: Path, into: Path, kind: str, threads: int = 2) -> None:
 
     Raises HQError for an unknown kind, a missing llama_cpp, and whatever llama.cpp refuses.
     """
-    name = KINDS[kind]
+    _rewrite(source, into, KINDS[kind], f"quantized to {kind}", threads)
+
+
+def dequantize(source: Path, into: Path, kind: Literal["f32", "f16"], threads: int = 2) -> None:
+    """Rewrites the file `source` with all its matrices as float32 or float16; its metadata stay.
+
+    Raises HQError for a missing llama_cpp, and whatever llama.cpp refuses.
+    """
+    _rewrite(source, into, _DENSE[kind], f"rewritten as {kind}", threads, again=True)
+
+
+def _rewrite(
+    source: Path, into: Path, name: str, how: str, threads: int, again: bool = False
+) -> None:
+    """By llama.cpp's name of the recipe; `again` allows for a source that is quantized."""
     found = library()
     params = found.llama.llama_model_quantize_default_params()
     params.ftype = getattr(found.llama, name)
     params.nthread = threads
+    params.allow_requantize = again
     with atomic_file(into) as path:
         found.errors.clear()
         if found.llama.llama_model_quantize(bytes(source), bytes(path), params) != 0:
-            raise HQError(f"{source} cannot be quantized to {kind}: {found.why()}.")
+            raise HQError(f"{source} cannot be {how}: {found.why()}.")

@@ -1,5 +1,7 @@
 """A transformers tokenizer of what a GGUF file says: the way back of writing one.
 
+A file that hq wrote carries the checkpoint's own tokenizer (`tokenizer.huggingface.json`, as GGUF's
+specification has it). Of any other, llama.cpp's name of the pre-tokenizer says how it splits.
 Transformers' own reading loses steps of a pre-tokenizer, may add a token, and puts no space after a
 special token where SentencePiece does.
 """
@@ -23,16 +25,50 @@ from transformers import PreTrainedTokenizerFast
 from hq.errors import HQError
 from hq.gguf.bytelevel import steps_of
 from hq.gguf.file import GGUFFile
-from hq.gguf.tokens import TokenType
+from hq.gguf.header import damaged
+from hq.gguf.tokens import JSON, TokenType
 
 _PREFIX = "tokenizer.ggml."
 _SPACE = "▁"
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_CONTROL = ("bos", "eos", "eot", "eom")  # control tokens, whatever their type says
 _STEPS: dict[str, Callable[[], Any]] = {
     "words": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "bytes": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     "digits": lambda: pre_tokenizers.Digits(individual_digits=True),
 }
+
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+)
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_DEEPSEEK = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Names that are read and never written: the steps, and whether whole words skip the merges.
+_READ: dict[str, tuple[tuple[str, ...], bool]] = {
+    "tekken": ((_CASED % ("", "") + r"|\p{N}" + _REST, "bytes"), True),
+    "gpt-4o": ((_CASED % (_ENDINGS, _ENDINGS) + r"|\p{N}{1,3}" + _REST, "bytes"), False),
+    "deepseek-v3": ((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK, "bytes"), False),
+}
+# Other names of the same splits in llama.cpp.
+_SAME = {
+    "gpt-2": ("phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "trillion", "granite-docling"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    "qwen2": ("deepseek-r1-qwen", "stablelm2", "hunyuan", "solar-open", "megrez", "kormo"),
+    "smaug-bpe": ("dbrx", "chatglm-bpe"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "glm4", "glm5"),
+    "gpt-4o": ("llama4", "kanana2"),
+}
+_NAMED = {other: name for name, others in _SAME.items() for other in others}
+# Those that begin a text with the first token where the file says nothing of it.
+_BEGIN = frozenset(
+    {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "tekken"}
+)
+_NFC = frozenset({"qwen2"})  # normalized where the model was trained; llama.cpp does not
 
 
 def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
@@ -40,6 +76,41 @@ def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
 
     Raises HQError for another kind, a pre-tokenizer that hq does not know, or a missing part.
     """
+    said = file.metadata
+    core = _whole(file) or _rebuilt(file)
+    roles = {
+        f"{ours}_token": file.tokens[index]
+        for ours, theirs in _ROLES.items()
+        if isinstance(index := said.get(f"{_PREFIX}{theirs}_token_id"), int)
+        # transformers makes a special token of it: a word that pads must stay a word.
+        and not (ours == "pad" and _types(file)[index : index + 1] == [TokenType.NORMAL])
+    }
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, **roles
+    )
+    made.chat_template = said.get("tokenizer.chat_template")
+    return made
+
+
+def _whole(file: GGUFFile) -> Tokenizer | None:
+    """The checkpoint's tokenizer, where the file carries it.
+
+    Raises HQError for one that cannot be read, or whose tokens are not the file's.
+    """
+    text = file.metadata.get(JSON)
+    if text is None:
+        return None
+    try:
+        core = Tokenizer.from_str(str(text))
+    except Exception as error:  # the library raises nothing narrower
+        raise damaged(file.path, f"{JSON} cannot be read") from error
+    for token, index in core.get_vocab(with_added_tokens=True).items():
+        if index >= len(file.tokens) or file.tokens[index] != token:
+            raise damaged(file.path, f"{JSON} has {token!r} as token {index}, and the file not")
+    return core
+
+
+def _rebuilt(file: GGUFFile) -> Tokenizer:
     said = file.metadata
     kind = str(said[f"{_PREFIX}model"])
     if kind not in _CORES:
@@ -49,22 +120,15 @@ def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
         )
     core = _CORES[kind](file)
     _add(core, file)
-    if said.get(f"{_PREFIX}add_bos_token", kind == "llama"):
+    # `add_eos_token` is left out: in front of an answer, a text has no end.
+    begins = kind == "llama" or said.get(f"{_PREFIX}pre") in _BEGIN
+    if said.get(f"{_PREFIX}add_bos_token", begins):
         first = said.get(f"{_PREFIX}bos_token_id")
         if not isinstance(first, int):
             raise HQError(f"{file.path} names no first token: name the model's checkpoint instead.")
         token = file.tokens[first]
-        core.post_processor = TemplateProcessing(f"{token} $A", special_tokens=[(token, first)])
-    roles = {
-        f"{ours}_token": file.tokens[index]
-        for ours, theirs in _ROLES.items()
-        if isinstance(index := said.get(f"{_PREFIX}{theirs}_token_id"), int)
-    }
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=core, clean_up_tokenization_spaces=False, **roles
-    )
-    made.chat_template = said.get("tokenizer.chat_template")
-    return made
+        core.post_processor = TemplateProcessing([token, "$A"], special_tokens=[(token, first)])
+    return core
 
 
 def _byte_level(file: GGUFFile) -> Tokenizer:
@@ -72,7 +136,9 @@ def _byte_level(file: GGUFFile) -> Tokenizer:
     merges = said.get(f"{_PREFIX}merges")
     if not isinstance(merges, tuple):
         raise HQError(f"{file.path} has no merges: name the model's checkpoint instead.")
-    steps, ignore_merges = steps_of(str(said.get(f"{_PREFIX}pre")), str(file.path))
+    pre = str(said.get(f"{_PREFIX}pre"))
+    named = _NAMED.get(pre, pre)
+    steps, ignore_merges = _READ.get(named) or steps_of(named, str(file.path))
     core = Tokenizer(
         models.BPE(
             {token: i for i, token in enumerate(file.tokens)},
@@ -80,6 +146,7 @@ def _byte_level(file: GGUFFile) -> Tokenizer:
             ignore_merges=ignore_merges,
         )
     )
+    core.normalizer = normalizers.NFC() if pre in _NFC else None
     core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in steps])
     core.decoder = decoders.ByteLevel()
     return core
@@ -135,11 +202,20 @@ def _step(step: str) -> Any:
     return _STEPS[step]() if step in _STEPS else pre_tokenizers.Split(Regex(step), "isolated")
 
 
+def _types(file: GGUFFile) -> list[int]:
+    """llama.cpp's types of the tokens; nothing where the file has none."""
+    types = file.metadata.get(f"{_PREFIX}token_type")
+    return types.tolist() if isinstance(types, np.ndarray) else []
+
+
 def _add(core: Tokenizer, file: GGUFFile) -> None:
     """Control tokens are special; those that a user defined are whole wherever they stand."""
-    types = file.metadata.get(f"{_PREFIX}token_type", ())
-    for token, kind in zip(file.tokens, types, strict=False):  # type: ignore[arg-type]
-        if kind == TokenType.CONTROL:
-            core.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    named = {file.metadata.get(f"{_PREFIX}{role}_token_id") for role in _CONTROL}
+    special, whole = [], []
+    for index, (token, kind) in enumerate(zip(file.tokens, _types(file), strict=False)):
+        if kind == TokenType.CONTROL or index in named:
+            special.append(AddedToken(token, special=True, normalized=False))
         elif kind == TokenType.USER_DEFINED:
-            core.add_tokens([AddedToken(token, normalized=False)])
+            whole.append(AddedToken(token, normalized=False))
+    core.add_special_tokens(special)
+    core.add_tokens(whole)

@@ -1,7 +1,8 @@
 """A tokenizer as GGUF keys, so that llama.cpp splits a text into the ids that transformers gives.
 
 What is written is the tokenizer that transformers makes of the checkpoint, not the file beside it.
-One that llama.cpp cannot follow is refused. What it does not do, and so splits otherwise:
+It is also written whole, for hq's own monitor and server to read. One that llama.cpp cannot follow
+is refused. What llama.cpp does not do, and so splits otherwise:
 
 - Unicode normalisation (Qwen's NFC): texts that are not in NFC already;
 - characters of bytes that a byte-level vocabulary lacks (SmolLM2's: some control characters): both
@@ -23,7 +24,7 @@ from hq.errors import HQError
 from hq.gguf.bytelevel import byte_level
 from hq.gguf.conversion import Metadata
 from hq.gguf.sentencepiece import sentencepiece
-from hq.gguf.tokens import Core, Tokens, TokenType, merges_of, refusal
+from hq.gguf.tokens import JSON, Core, Tokens, TokenType, merges_of, refusal
 from hq.models.tokenizer import load_tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -57,6 +58,7 @@ def tokenizer_metadata(checkpoint: Path, config: PretrainedConfig, rows: int) ->
         keys["scores"] = [tokens.scores.get(text, _LEAST) for text in texts]
     keys |= _special_ids(checkpoint, tokenizer, config, rows) | _ends(checkpoint, tokenizer)
     named = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    named[JSON] = json.dumps(core, ensure_ascii=False, separators=(",", ":"))
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")

@@ -7,6 +7,7 @@ from typing import Any
 
 from hq.errors import HQError
 
+JSON = "tokenizer.huggingface.json"  # GGUF's key of the checkpoint's own tokenizer, all of it
 Core = dict[str, Any]  # a tokenizer as the `tokenizers` library spells it in JSON
 
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from harness.encoding import rendered
 from harness.gguf_tokenizer import GGUFTokenizer
 from hq.backends.llamacpp import LlamaBackend
 from hq.bundle import Domain
@@ -217,10 +218,10 @@ def test_a_chat_template_is_rendered_as_transformers_does(gguf, monkeypatch):
                 expected = theirs.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True
                 )
-                assert ours.apply_chat_template(messages, False, True) == expected
+                assert rendered(ours, messages, add_generation_prompt=True) == expected
             else:
                 with pytest.raises(HQError, match=words):
-                    ours.apply_chat_template(messages, False, True)
+                    rendered(ours, messages)
 
 
 def test_the_tiny_model_is_left_alone(gguf):

@@ -1,20 +1,28 @@
 """The tokenizer of a GGUF file as transformers has it: the one that was written, id for id."""
 
+import json
+import re
+import unicodedata
+
+import numpy as np
 import pytest
 import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from hq.checkpoint import identity
 from hq.errors import HQError
+from hq.gguf import bytelevel, read_tokenizer
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.gguf.write import write
 from tests import tiny, tiny_tokenizers
+from tests.hq import gguf_files
 
 SENTENCEPIECE = {"llama": "prepend", "gemma3_text": "never"}
 
 
-def there_and_back(family, theirs, tmp_path):
-    """The tokenizer, and what is read of the GGUF file that it was written to."""
+def written(family, theirs, tmp_path):
+    """A GGUF file of a random model with this tokenizer."""
     config = tiny.FAMILIES[family]()
     config.vocab_size = len(theirs)
     folder = tmp_path / "checkpoint"
@@ -22,7 +30,25 @@ def there_and_back(family, theirs, tmp_path):
     theirs.chat_template = "{{ messages[0].content }}"
     theirs.save_pretrained(folder)
     write(folder, tmp_path / "model.gguf", "f32", identity(folder))
-    return theirs, tokenizer_of(GGUFFile(tmp_path / "model.gguf"))
+    return tmp_path / "model.gguf"
+
+
+@pytest.fixture
+def foreign(gguf, monkeypatch):
+    """Opens a file as one that llama.cpp's converter wrote, without the whole tokenizer."""
+
+    def of(path, **said):
+        file = GGUFFile(path)
+        monkeypatch.delitem(file.header.metadata, "tokenizer.huggingface.json")
+        for key, value in said.items():
+            name = f"tokenizer.ggml.{key}"
+            if value is None:
+                monkeypatch.delitem(file.header.metadata, name, raising=False)
+            else:
+                monkeypatch.setitem(file.header.metadata, name, value)
+        return file
+
+    return of
 
 
 def require_same(theirs, ours):
@@ -33,36 +59,158 @@ def require_same(theirs, ours):
 
 
 @pytest.mark.parametrize("pre", tiny_tokenizers.BYTE_LEVEL)
-def test_the_way_back_is_the_way_there(pre, tmp_path):
+def test_the_way_back_is_the_way_there(pre, foreign, tmp_path):
     theirs = tiny_tokenizers.byte_level(tiny.VOCABULARY, pre, every_byte=False)
-    require_same(*there_and_back("llama", theirs, tmp_path))
+    path = written("llama", theirs, tmp_path)
+    require_same(theirs, tokenizer_of(GGUFFile(path)))
+    if pre != "qwen2":  # a foreign file of that name is normalized, and this one is not
+        require_same(theirs, tokenizer_of(foreign(path)))
 
 
 @pytest.mark.parametrize("family", SENTENCEPIECE)
-def test_the_way_back_of_sentencepiece(family, tmp_path):
+def test_the_way_back_of_sentencepiece(family, foreign, tmp_path):
     theirs = tiny_tokenizers.sentencepiece(700, SENTENCEPIECE[family])
-    theirs, ours = there_and_back(family, theirs, tmp_path)
+    path = written(family, theirs, tmp_path)
+    require_same(theirs, tokenizer_of(GGUFFile(path)))
+    ours = tokenizer_of(foreign(path))
     require_same(theirs, ours)
     assert ours.decode(ours("it's 5 Ω", add_special_tokens=False).input_ids) == "it's 5 Ω"
 
 
-def test_a_file_without_merges_is_refused(gguf, monkeypatch):
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_spaces_before_a_text_are_the_checkpoint_s(scheme, tmp_path):
+    theirs = tiny_tokenizers.sentencepiece(700, scheme)
+    require_same(theirs, tokenizer_of(GGUFFile(written("llama", theirs, tmp_path))))
+
+
+def test_texts_are_normalized_as_the_checkpoint_does(tmp_path):
+    theirs = tiny_tokenizers.byte_level(512, "qwen2")
+    theirs.backend_tokenizer.normalizer = normalizers.NFC()
+    path = written("qwen2", theirs, tmp_path)
+    for ours in (tokenizer_of(GGUFFile(path)), theirs):
+        assert ours("Cafe\u0301").input_ids == ours("Caf\u00e9").input_ids
+
+
+def test_a_foreign_qwen2_is_normalized_as_it_was_trained(foreign, tmp_path):
+    theirs = tiny_tokenizers.byte_level(512, "qwen2")
+    ours = tokenizer_of(foreign(written("qwen2", theirs, tmp_path)))
+    assert ours("Cafe\u0301").input_ids == ours("Caf\u00e9").input_ids
+
+
+@pytest.mark.parametrize(
+    ("pre", "said", "begins"),
+    [
+        ("llama-bpe", None, True),
+        ("tekken", None, True),
+        ("llama-bpe", False, False),
+        ("gpt-2", None, False),
+        ("gpt-2", True, True),
+    ],
+)
+def test_a_text_begins_as_llama_cpp_begins_it(pre, said, begins, gguf, foreign):
+    file = foreign(gguf("llama"), pre=pre, add_bos_token=said)
+    ids = tokenizer_of(file)("e").input_ids
+    assert ids == [file.metadata["tokenizer.ggml.bos_token_id"]] * begins + ids[-1:]
+
+
+def test_no_text_ends_with_the_last_token(gguf, foreign):
+    made = tokenizer_of(foreign(gguf("llama"), add_eos_token=True))
+    assert made("e").input_ids == made("e", add_special_tokens=False).input_ids
+
+
+def test_a_word_that_pads_stays_a_word(gguf, foreign):
+    file = foreign(gguf("llama"))
+    plain = tokenizer_of(file)
+    word = plain("e").input_ids[0]
+    padded = tokenizer_of(foreign(gguf("llama"), padding_token_id=word))
+    text = "the model, the rest"
+    assert padded(text).input_ids == plain(text).input_ids
+
+
+def test_an_end_that_is_not_typed_as_one_is_whole(gguf, foreign):
+    file = foreign(gguf("llama"))
+    types = file.metadata["tokenizer.ggml.token_type"].copy()
+    end = file.metadata["tokenizer.ggml.eos_token_id"]
+    types[end] = 1
+    made = tokenizer_of(foreign(gguf("llama"), token_type=types))
+    assert made("a</s>").input_ids[-1] == end
+
+
+def test_another_vocabulary_than_the_file_s_is_refused(gguf, monkeypatch):
     file = GGUFFile(gguf("llama"))
-    monkeypatch.delitem(file.header.metadata, "tokenizer.ggml.merges")
+    key = "tokenizer.huggingface.json"
+    other = tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False, special=("<unk>", "<x>"))
+    monkeypatch.setitem(file.header.metadata, key, other.backend_tokenizer.to_str())
+    with pytest.raises(HQError, match="and the file not"):
+        tokenizer_of(file)
+    monkeypatch.setitem(file.header.metadata, key, "{")
+    with pytest.raises(HQError, match="cannot be read"):
+        tokenizer_of(file)
+
+
+def test_a_file_without_merges_is_refused(gguf, foreign):
     with pytest.raises(HQError, match="has no merges"):
-        tokenizer_of(file)
+        tokenizer_of(foreign(gguf("llama"), merges=None))
 
 
-def test_another_kind_of_tokenizer_is_refused(gguf, monkeypatch):
-    file = GGUFFile(gguf("llama"))
-    monkeypatch.setitem(file.header.metadata, "tokenizer.ggml.model", "t5")
+def test_another_kind_of_tokenizer_is_refused(gguf, foreign):
     with pytest.raises(HQError, match="of kind 't5', and hq reads gpt2 and llama"):
-        tokenizer_of(file)
+        tokenizer_of(foreign(gguf("llama"), model="t5"))
 
 
-def test_a_file_that_begins_texts_with_no_token_is_refused(gguf, monkeypatch):
-    file = GGUFFile(gguf("llama"))
-    monkeypatch.setitem(file.header.metadata, "tokenizer.ggml.add_bos_token", True)
-    monkeypatch.delitem(file.header.metadata, "tokenizer.ggml.bos_token_id")
+def test_a_file_that_begins_texts_with_no_token_is_refused(gguf, foreign):
     with pytest.raises(HQError, match="names no first token"):
-        tokenizer_of(file)
+        tokenizer_of(foreign(gguf("llama"), add_bos_token=True, bos_token_id=None))
+
+
+@pytest.fixture(scope="module")
+def crossing():
+    """Keys and weights of a model whose merges cross words: any other split makes other ids."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000,
+        special_tokens=list(tiny_tokenizers.SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(tiny_tokenizers.texts(3000, seed=1, special=()), trainer)
+    vocabulary = core.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    merges = json.loads(core.to_str())["model"]["merges"]
+    weights = gguf_files.llama_weights()
+    weights["token_embd.weight"] = np.zeros((len(tokens), 64), dtype=np.float32)
+    special = len(tiny_tokenizers.SPECIAL)
+    keys = {
+        "llama.vocab_size": None,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        "tokenizer.ggml.token_type": [3] * special + [1] * (len(tokens) - special),
+        "tokenizer.ggml.padding_token_id": None,
+        "tokenizer.ggml.add_bos_token": None,  # so that the name decides
+    }
+    return keys, weights
+
+
+READ = sorted({*bytelevel._NAMES.values(), *read_tokenizer._READ, *read_tokenizer._NAMED})
+
+
+@pytest.mark.parametrize("pre", READ)
+def test_every_name_splits_as_llama_cpp_does(pre, crossing, tmp_path):
+    pytest.importorskip("llama_cpp")
+    from tests.llamacpp import LlamaCpp
+
+    keys, weights = crossing
+    said = keys | {"tokenizer.ggml.pre": pre}
+    path = gguf_files.write(tmp_path / "m.gguf", said=said, weights=weights)
+    ours = tokenizer_of(GGUFFile(path))
+    texts = tiny_tokenizers.texts(150, special=())
+    if pre in read_tokenizer._NFC:
+        texts = [unicodedata.normalize("NFC", text) for text in texts]
+    if pre in ("tekken", "gpt-4o", "llama4", "kanana2"):
+        # llama.cpp has no classes of letters by case, and takes marks for no letters: hq splits as
+        # the checkpoints do.
+        texts = [re.sub(r"[^\x00-\x7f]", "", text) for text in texts]
+    with LlamaCpp(path) as theirs:
+        for text in texts:
+            assert ours(text).input_ids == theirs.tokens(text), text

@@ -2,11 +2,11 @@
 
 import pytest
 
+from harness.encoding import Encoder
 from harness.gguf_tokenizer import GGUFTokenizer
 from harness.prompts import FewShot, form
 from harness.serve.conversation import Turn, encode
 from harness.serve.refusal import Refusal
-from harness.serve.veil import Veil
 from hq.backends.llamacpp import LlamaBackend
 from hq.bundle import Bundle
 from hq.errors import HQError
@@ -55,9 +55,9 @@ def test_control_tokens_that_are_spelled_out_are_letters(tokenizer, name, spelle
 
 def test_texts_without_control_tokens_are_left_alone(tokenizer):
     text = "two \ue0000\ue000 marks, as a hostile user may write them"
-    veil = Veil(tokenizer)
-    assert veil.over(text) == text
-    assert veil(text) == tokenizer(text)
+    encoder = Encoder(tokenizer)
+    assert encoder.user(text) == text
+    assert encoder.text(text) == tokenizer(text)["input_ids"]
 
 
 def test_a_template_that_drops_or_doubles_a_message(tokenizer, monkeypatch):
