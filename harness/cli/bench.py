@@ -10,7 +10,7 @@ from harness.cli.app import AsJson, app, out, print_json
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="cett, deploy, l1, monitor or sampling.")],
+    name: Annotated[str, typer.Argument(help="cett, deploy, l1, logits, monitor or sampling.")],
     as_json: AsJson = False,
 ) -> None:
     """Measure one part of hq; rows with a goal say whether it was met."""

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import log_softmax
 
 from harness.progress import Task
-from harness.stages.uncertainty import loss
 from harness.store import Stage
 from hq.backends.base import Backend, Exchange
 
@@ -32,15 +30,15 @@ def measure(
     texts: Sequence[Exchange],
     task: Task,
 ) -> None:
-    """Reads prompts of choices, whose answers are one of the `letters` (token ids), and texts."""
+    """Read prompts of choices, whose answers are one of the `letters` (token ids), and texts."""
     picks = np.zeros(len(choices), dtype=np.int64)
     for row, logits in backend.logits([Exchange(ids, (letters[0],)) for ids in choices]):
         picks[row] = int(np.argmax(logits[0, list(letters)]))
         task.advance(1)
     nll = np.zeros(len(texts))
-    for row, logits in backend.logits(texts):
-        nll[row] = loss(log_softmax(logits, axis=-1), texts[row])
-        task.advance(1)
+    for batch in backend.predictions(texts):
+        nll[batch.rows] = -batch.means(batch.log_prob)
+        task.advance(len(batch.rows))
     np.savez(folder / _FILE, picks=picks, nll=nll)
 
 

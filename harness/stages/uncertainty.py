@@ -1,27 +1,34 @@
 """Stage `uncertainty`: what the logits alone say, at one precision.
 
 Entropy of the answers' tokens, which is a baseline for detection; and on held-out text the loss,
-and the divergence from the reference precision.
+and the divergence from the reference precision. The reference keeps the last hidden states of the
+held-out text and its output head, from which its logits are computed again: the divergence is
+exact, and less is stored than the log-probabilities of a wide vocabulary.
 """
 
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy.special import log_softmax
+from pydantic import BaseModel, ConfigDict
 
+from harness.jsonl import append, read_log
 from harness.progress import Task
 from harness.store import Stage
-from hq.backends.base import Backend, Exchange
+from hq.backends.base import Backend, Exchange, Predictions
 from hq.backends.batching import shared_prefix
+from hq.head import Reference
 from hq.stats import Estimate, bootstrap
 
 STAGE = Stage("uncertainty", sources=("hq.backends.opening",))
-LOG_PROBS_FILE = "log_probs.npy"
+BATCHES_FILE = "batches.jsonl"
+_ARRAYS_FILE = "uncertainty.npz"
+_SPEED_FILE = "speed.json"
+_Part = Literal["answers", "texts"]
 
 
 class Uncertainty(NamedTuple):
@@ -34,6 +41,20 @@ class Uncertainty(NamedTuple):
     tokens_per_second: float  # prompt tokens read, on this machine
 
 
+class Batch(BaseModel):
+    """The results of one batch, as they stand in the log of a stage that is not finished."""
+
+    model_config = ConfigDict(frozen=True)
+
+    part: _Part
+    number: int
+    rows: tuple[int, ...]
+    entropy: tuple[float, ...]
+    nll: tuple[float, ...]
+    kl: tuple[float, ...]  # zeros without a reference
+    seconds: float
+
+
 def measure(
     folder: Path,
     backend: Backend,
@@ -42,53 +63,99 @@ def measure(
     reference: Path | None,
     task: Task,
 ) -> None:
-    """Writes the stage's arrays; `reference` is the folder of the reference, None for itself."""
-    entropy = np.zeros(len(answers))
-    started = time.perf_counter()
-    for row, logits in backend.logits(answers):
-        log_probs = log_softmax(logits, axis=-1)
-        entropy[row] = -(np.exp(log_probs) * log_probs).sum(axis=-1).mean()
-        task.advance(1)
-    seconds = time.perf_counter() - started
-    nll, kl = _held_out(folder, backend, texts, reference, task)
+    """Writes the stage's arrays; goes on after the batches that a killed run has logged.
+
+    `reference` is the folder of the reference precision's stage, None for the reference itself.
+    """
+    lengths = [len(text.response) for text in texts]
+    theirs = None if reference is None else Reference.load(reference, lengths)
+    of_answers = _read(folder, "answers", backend, answers, None, task)
+    of_texts = _read(folder, "texts", backend, texts, theirs, task)
+    if reference is None:
+        _keep_reference(folder, backend, of_texts, lengths)
     np.savez(
-        folder / "uncertainty.npz",
-        entropy=entropy,
-        nll=nll,
-        kl=kl,
-        tokens=np.array([len(text.response) for text in texts], dtype=float),
+        folder / _ARRAYS_FILE,
+        entropy=_by_row(of_answers, "entropy"),
+        nll=_by_row(of_texts, "nll"),
+        kl=_by_row(of_texts, "kl"),
+        tokens=np.array(lengths, dtype=float),
     )
     prefix = len(shared_prefix([answer.prompt for answer in answers]))  # read once
     read = prefix + sum(len(answer) - prefix for answer in answers)
-    speed = {"tokens_per_second": read / seconds}
-    (folder / "speed.json").write_text(json.dumps(speed), encoding="utf-8")
+    speed = {"tokens_per_second": read / sum(batch.seconds for batch in of_answers)}
+    (folder / _SPEED_FILE).write_text(json.dumps(speed), encoding="utf-8")
+    # The log goes first: without it a run that is killed here begins again.
+    (folder / BATCHES_FILE).unlink()
+    for batch in of_texts:
+        _hidden_file(folder, batch.number).unlink(missing_ok=True)
 
 
-def _held_out(
-    folder: Path, backend: Backend, texts: Sequence[Exchange], reference: Path | None, task: Task
-) -> tuple[Float[np.ndarray, " text"], Float[np.ndarray, " text"]]:
-    """Mean loss and divergence of each text; the reference keeps its log-probabilities."""
-    starts = np.cumsum([0, *(len(text.response) for text in texts)])
-    theirs = None if reference is None else np.load(reference / LOG_PROBS_FILE, mmap_mode="r")
-    kept: list[Float[np.ndarray, "token vocab"]] = [np.empty(0)] * len(texts)
-    nll, kl = np.zeros(len(texts)), np.zeros(len(texts))
-    for row, logits in backend.logits(texts):
-        log_probs = log_softmax(logits, axis=-1)
-        nll[row] = loss(log_probs, texts[row])
-        if theirs is None:
-            kept[row] = log_probs.astype(np.float16)
-        else:
-            p = theirs[starts[row] : starts[row + 1]].astype(np.float32)
-            kl[row] = (np.exp(p) * (p - log_probs)).sum(axis=-1).mean()
-        task.advance(1)
-    if theirs is None:
-        np.save(folder / LOG_PROBS_FILE, np.concatenate(kept))
-    return nll, kl
+def _read(
+    folder: Path,
+    part: _Part,
+    backend: Backend,
+    exchanges: Sequence[Exchange],
+    reference: Reference | None,
+    task: Task,
+) -> list[Batch]:
+    """Every batch of the exchanges: those that the log has, and the others, which it then gets."""
+    log = folder / BATCHES_FILE
+    batches = [batch for batch in read_log(log, Batch) if batch.part == part]
+    task.advance(sum(len(batch.rows) for batch in batches))
+    done = frozenset(batch.number for batch in batches)
+    started = time.perf_counter()
+    for predictions in backend.predictions(exchanges, reference, done):
+        if part == "texts" and reference is None and predictions.hidden is not None:
+            np.save(_hidden_file(folder, predictions.number), predictions.hidden)
+        batch = _batch(part, predictions, time.perf_counter() - started)
+        append(log, [batch])
+        batches.append(batch)
+        task.advance(len(batch.rows))
+        started = time.perf_counter()
+    return sorted(batches, key=lambda batch: batch.number)
 
 
-def loss(log_probs: Float[np.ndarray, "token vocab"], text: Exchange) -> float:
-    """Mean loss a token of a text's response, in nats."""
-    return -float(log_probs[np.arange(len(text.response)), list(text.response)].mean())
+def _batch(part: _Part, found: Predictions, seconds: float) -> Batch:
+    kl = np.zeros(len(found.rows)) if found.kl is None else found.means(found.kl)
+    return Batch(
+        part=part,
+        number=found.number,
+        rows=tuple(found.rows.tolist()),
+        entropy=tuple(found.means(found.entropy).tolist()),
+        nll=tuple((-found.means(found.log_prob)).tolist()),
+        kl=tuple(kl.tolist()),
+        seconds=seconds,
+    )
+
+
+def _by_row(
+    batches: Sequence[Batch], name: Literal["entropy", "nll", "kl"]
+) -> Float[np.ndarray, " row"]:
+    """One value of every row, in the order of the rows."""
+    values = np.zeros(sum(len(batch.rows) for batch in batches))
+    for batch in batches:
+        values[list(batch.rows)] = getattr(batch, name)
+    return values
+
+
+def _hidden_file(folder: Path, number: int) -> Path:
+    return folder / f"hidden-{number}.npy"
+
+
+def _keep_reference(
+    folder: Path, backend: Backend, batches: Sequence[Batch], lengths: Sequence[int]
+) -> None:
+    """Puts the batches' hidden states in the order of the texts, and the head beside them."""
+    starts = np.cumsum([0, *lengths]).tolist()
+    parts = [np.load(_hidden_file(folder, batch.number)) for batch in batches]
+    hidden = np.empty((starts[-1], parts[0].shape[1]), dtype=np.float32)
+    for batch, states in zip(batches, parts, strict=True):
+        begin = 0
+        for row in batch.rows:
+            end = begin + lengths[row]
+            hidden[starts[row] : starts[row + 1]] = states[begin:end]
+            begin = end
+    Reference(hidden, starts, backend.head).save(folder)
 
 
 def perplexity(
@@ -98,7 +165,7 @@ def perplexity(
     replicates: int,
     groups: Shaped[np.ndarray, " text"] | None,
 ) -> Estimate:
-    """Exp of the mean loss a token, from each text's mean; resamples texts, or groups of them."""
+    """Exp of the mean loss per token, from each text's mean; resamples texts, or groups of them."""
     share = tokens / tokens.sum()
     return bootstrap(
         lambda w: np.exp(w @ (nll * share) / (w @ share)),
@@ -112,8 +179,8 @@ def perplexity(
 
 def read(folder: Path) -> Uncertainty:
     """The arrays of a finished stage."""
-    arrays = np.load(folder / "uncertainty.npz", allow_pickle=False)
-    speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
+    arrays = np.load(folder / _ARRAYS_FILE, allow_pickle=False)
+    speed = json.loads((folder / _SPEED_FILE).read_text(encoding="utf-8"))
     return Uncertainty(
         arrays["entropy"], arrays["nll"], arrays["kl"], arrays["tokens"], speed["tokens_per_second"]
     )

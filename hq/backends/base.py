@@ -1,11 +1,12 @@
 """What every backend can do, whatever runs the model: the one protocol, and the data it speaks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from hq.neurons import ModelIdentity
 
 if TYPE_CHECKING:
     from hq.ffn import FFNs
+    from hq.head import Head, Reference
+    from hq.logits import Distributions
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,26 @@ class TraceBatch:
         values = self.values[:, self.measures.index(measure), self.spans.index(span)]
         flat = values.reshape(len(values), -1)
         return Features(flat, measure, span, self.model, self.precision, self.missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """How a batch of exchanges' response tokens are predicted, in nats.
+
+    Arrays have one row per response token, exchange after exchange in the order of `rows`.
+    """
+
+    number: int  # which batch of the plan
+    rows: Int[np.ndarray, " batch"]  # indices into the list that was asked for
+    ends: Int[np.ndarray, " batch"]  # index after the last token of each exchange
+    entropy: Float[np.ndarray, " token"]
+    log_prob: Float[np.ndarray, " token"]  # of the response token itself
+    kl: Float[np.ndarray, " token"] | None  # KL(reference ‖ this); None without a reference
+    hidden: Float[np.ndarray, "token hidden"] | None  # None where the backend has no access
+
+    def means(self, values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " batch"]:
+        """Mean over each exchange's tokens."""
+        return np.array([part.mean() for part in np.split(values, self.ends[:-1])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +164,23 @@ class Backend(Protocol):
         """(row, logits that predict each token of its response), shortest exchanges first."""
         ...
 
+    def predictions(
+        self,
+        exchanges: Sequence[Exchange],
+        reference: "Reference | None" = None,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[Predictions]:
+        """How each response token is predicted, batch by batch, without the `skip`ped batches.
+
+        Memory does not grow with the vocabulary. Raises HQError for logits that are not finite.
+        """
+        ...
+
+    @property
+    def head(self) -> "Head":
+        """The map from last hidden states to logits; HQError where the backend has no access."""
+        ...
+
     def decoding(self) -> Decoding:
         """A new set of continuations."""
         ...
@@ -182,8 +222,35 @@ def require_length(text: str, length: int, limit: int | None, model: str, new: i
         )
 
 
+def predicted(
+    number: int,
+    rows: Int[np.ndarray, " batch"],
+    batch: Sequence[Exchange],
+    parts: Sequence["Distributions"],
+    hidden: Float[Tensor, "token hidden"] | None,
+    precision: str,
+) -> Predictions:
+    """The predictions of a batch, whose tokens came in `parts`, one after the other.
+
+    Raises HQError for logits that are NaN or infinite.
+    """
+
+    def joined(values: Iterable[Float[Tensor, " part"]]) -> Float[np.ndarray, " token"]:
+        return torch.cat(list(values)).numpy()
+
+    entropy = joined(part.entropy for part in parts)
+    log_prob = joined(part.log_prob for part in parts)
+    divergences = [part.kl for part in parts if part.kl is not None]
+    kl = joined(divergences) if divergences else None
+    for values in (entropy, log_prob) if kl is None else (entropy, log_prob, kl):
+        require_finite(values, precision)
+    states = None if hidden is None else hidden.float().cpu().numpy()
+    ends = np.cumsum([len(exchange.response) for exchange in batch])
+    return Predictions(number, rows, ends, entropy, log_prob, kl, states)
+
+
 def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
-    """Raises HQError for traces that are NaN or infinite."""
+    """Raises HQError for traces or logits that are NaN or infinite."""
     if not np.isfinite(values).all():
         raise HQError(
             f"The activations at {precision} are not finite: the model overflows or its weights "

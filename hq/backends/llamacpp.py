@@ -5,9 +5,18 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 
-from hq.backends.base import AuditRow, Exchange, TraceBatch, require_finite, require_known
+from hq.backends.base import (
+    AuditRow,
+    Exchange,
+    Predictions,
+    TraceBatch,
+    predicted,
+    require_finite,
+    require_known,
+)
 from hq.backends.batching import Plan, plan, span_weights
 from hq.backends.llamacpp_decoding import LlamaDecoding
 from hq.backends.llamacpp_tails import MAX_ROWS, Tails, read_prefix
@@ -16,14 +25,19 @@ from hq.errors import HQError
 from hq.ffn import FFNs, of_gguf
 from hq.gguf.file import GGUFFile
 from hq.gguf.types import GGMLType
+from hq.head import Head, Reference
 from hq.llama.model import Context, LlamaModel
 from hq.llama.products import CPU
 from hq.llama.tap import Factors, Scales, Tap
+from hq.logits import blocks_of, distributions
 from hq.neurons import ModelIdentity
 from hq.precisions.gguf import require_kind
 
 TOKEN_BUDGET = 512  # tokens a decode: each attends to all cells of its batch, so more costs more
 VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
+LOGIT_BUDGET = 1 << 25  # logits of a decode, which llama.cpp holds at once: 128 MiB
+
+Part = tuple[int, Float[np.ndarray, "token vocab"]]
 
 
 class LlamaBackend:
@@ -179,33 +193,64 @@ class LlamaBackend:
         Raises HQError for token ids that the model lacks, and if the scales change before the last
         batch.
         """
+        for _, rows, batch, parts in self._logits(exchanges, frozenset()):
+            found = np.concatenate([logits.copy() for _, logits in parts])
+            ends = np.cumsum([len(exchange.response) for exchange in batch])
+            yield from zip(map(int, rows), np.split(found, ends[:-1]), strict=True)
+
+    def predictions(
+        self,
+        exchanges: Sequence[Exchange],
+        reference: Reference | None = None,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[Predictions]:
+        """How each response token is predicted, from llama.cpp's own buffer of logits.
+
+        Raises HQError for token ids that the model lacks, and for logits that are not finite.
+        """
+        for number, rows, batch, parts in self._logits(exchanges, skip):
+            chosen = torch.tensor([token for e in batch for token in e.response])
+            found = []
+            for begin, logits in parts:
+                here = slice(begin, begin + len(logits))
+                theirs = None if reference is None else reference.blocks(rows, tokens=here)
+                found.append(distributions(blocks_of(logits), chosen[here], theirs))
+            yield predicted(number, rows, batch, found, None, self.precision)
+
+    @property
+    def head(self) -> Head:
+        """Raises HQError: llama.cpp gives logits alone."""
+        raise HQError("llama.cpp does not give last hidden states: take fp16 as the reference.")
+
+    def _logits(
+        self, exchanges: Sequence[Exchange], skip: frozenset[int]
+    ) -> Iterator[tuple[int, Int[np.ndarray, " batch"], list[Exchange], Iterator[Part]]]:
+        """(number, rows, exchanges, logits in parts) of each batch.
+
+        A part is the index of its first response token, and logits that the next part overwrites.
+        """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         if not exchanges:
             return
         self.require_length(max(map(len, exchanges)))
-        layout = plan(exchanges, self.token_budget, MAX_ROWS)
+        budget = min(self.token_budget, max(1, LOGIT_BUDGET // self.model.vocabulary))
+        layout = plan(exchanges, budget, MAX_ROWS)
         context, _ = self._context_for(layout, exchanges)
         factors = self.scales.factors
         with closing(context):
             read_prefix(context, layout.prefix)
-            for rows in layout.batches:
+            for number, rows in enumerate(layout.batches):
+                if number in skip:
+                    continue
                 self._require_unchanged(factors)
                 batch = [exchanges[row] for row in rows]
                 tails = Tails(batch, len(layout.prefix))
                 answers = np.array([len(exchange.response) for exchange in batch])
                 ends = np.array(tails.lengths) - 1  # the last token predicts nothing that is asked
-                firsts = ends - answers
-                first, end = firsts[tails.rows], ends[tails.rows]
+                first, end = (ends - answers)[tails.rows], ends[tails.rows]
                 wanted = np.logical_and(tails.places >= first, tails.places < end)
                 with tails.held(context):
-                    found = np.concatenate(
-                        [
-                            tails.decode(context, piece, wanted[piece]).copy()
-                            for piece in tails.pieces(context.batch)
-                        ]
-                    )
-                parts = np.split(found, np.cumsum(answers)[:-1])
-                yield from zip(map(int, rows), parts, strict=True)
+                    yield number, rows, batch, _parts(context, tails, wanted)
 
     def decoding(self) -> LlamaDecoding:
         """A new set of continuations."""
@@ -266,3 +311,12 @@ def compute_of(kind: GGMLType, place: str) -> str:
     depend on its generation and on the number of tokens: only the device's name is certain.
     """
     return kind.activations if place == CPU else place
+
+
+def _parts(context: Context, tails: Tails, wanted: Bool[np.ndarray, " token"]) -> Iterator[Part]:
+    """The logits of the wanted tokens, a decode at a time."""
+    begin = 0
+    for piece in tails.pieces(context.batch):
+        logits = tails.decode(context, piece, wanted[piece])
+        yield begin, logits
+        begin += len(logits)

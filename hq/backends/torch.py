@@ -18,7 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from hq.backends.base import (
     AuditRow,
     Exchange,
+    Predictions,
     TraceBatch,
+    predicted,
     require_finite,
     require_known,
     require_length,
@@ -32,6 +34,8 @@ from hq.cett import Measure, Span, column_norms
 from hq.checkpoint import architecture_at, identity
 from hq.errors import HQError
 from hq.ffn import FFNs, of_modules
+from hq.head import Head, Reference, head_of
+from hq.logits import distributions
 from hq.models.architectures import down_projections
 from hq.models.architectures.detection import verify
 from hq.models.auto import context_length, is_wrapper
@@ -220,25 +224,57 @@ class TorchBackend:
 
         Raises HQError for token ids that the model lacks, and for texts longer than it allows.
         """
+        for _, rows, batch, hidden in self._last_hidden(exchanges, frozenset()):
+            parts = torch.split_with_sizes(hidden, [len(exchange.response) for exchange in batch])
+            for row, states in zip(rows, parts, strict=True):
+                with torch.inference_mode():
+                    logits = self.head.whole(states)
+                yield int(row), logits.cpu().numpy()
+
+    def predictions(
+        self,
+        exchanges: Sequence[Exchange],
+        reference: Reference | None = None,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[Predictions]:
+        """How each response token is predicted, in blocks of the vocabulary.
+
+        Raises HQError for token ids that the model lacks, and for logits that are not finite.
+        """
+        for number, rows, batch, hidden in self._last_hidden(exchanges, skip):
+            chosen = torch.tensor([token for e in batch for token in e.response])
+            with torch.inference_mode():
+                theirs = None if reference is None else reference.blocks(rows, self.device)
+                part = distributions(self.head.blocks(hidden), chosen, theirs)
+            yield predicted(number, rows, batch, [part], hidden, self.precision)
+
+    @cached_property
+    def head(self) -> Head:
+        """The map from last hidden states to logits."""
+        return head_of(self.model, self.decoder)
+
+    def _last_hidden(
+        self, exchanges: Sequence[Exchange], skip: frozenset[int]
+    ) -> Iterator[
+        tuple[int, Int[np.ndarray, " batch"], list[Exchange], Float[Tensor, "token hidden"]]
+    ]:
+        """(number, rows, exchanges, states that predict their response tokens) of each batch."""
         self._require_fitting(exchanges)
         layout = plan(exchanges, self.token_budget)
         with torch.inference_mode():
             prefix = PrefixCache(self.decoder, layout.prefix, self.device)
         start = len(prefix)
-        for rows in layout.batches:
-            batch = [exchanges[row] for row in rows]
-            ids = self.padded(batch, start)
-            first = min(len(e.prompt) for e in batch) - start - 1
-            with torch.inference_mode():
-                inputs = prefix.inputs(len(batch))
-                if is_wrapper(self.model):  # PaliGemma's counts from 1, its decoder from 0
-                    places = torch.arange(start, start + ids.shape[1], device=self.device)
-                    inputs["position_ids"] = places.expand(len(batch), -1)
-                out = self.model(ids, logits_to_keep=ids.shape[1] - first, **inputs).logits
-            for row, exchange, logits in zip(rows, batch, out, strict=True):
-                begin = len(exchange.prompt) - start - 1 - first
-                chosen = logits[begin : begin + len(exchange.response)]
-                yield int(row), chosen.float().cpu().numpy()
+        for number, rows in enumerate(layout.batches):
+            if number not in skip:
+                batch = [exchanges[row] for row in rows]
+                # The token before each token of the response predicts it.
+                spans = [(len(e.prompt) - start - 1, len(e) - start - 1) for e in batch]
+                with torch.inference_mode():
+                    inputs = prefix.inputs(len(batch))
+                    states = self.decoder(self.padded(batch, start), **inputs).last_hidden_state
+                    pairs = zip(states, spans, strict=True)
+                    hidden = torch.cat([row[begin:end] for row, (begin, end) in pairs])
+                yield number, rows, batch, hidden
 
     def decoding(self) -> TorchDecoding:
         """A new set of continuations."""

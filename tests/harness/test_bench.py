@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from harness.bench import deploy, monitor, sampling
+from harness.bench import deploy, logits, monitor, sampling
 from harness.bench.base import BENCHES, Row, report
 from harness.bench.l1 import run
 from hq.lora.gguf import write as write_adapter
@@ -93,6 +93,30 @@ def test_l1_has_its_rows_at_a_small_size(monkeypatch):
         "objective_gap_relative",
     }
     assert rows["objective_gap_relative"].ok
+
+
+def test_logits_has_its_rows_at_a_small_size_and_little_memory():
+    vocabulary, texts = 60_000, 60
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    rows = {row.name: row for row in logits.run(texts=texts, shape=shape)}
+    assert list(rows) == [
+        "logits_over_trace",
+        "logits_over_trace_with_divergence",
+        "peak_extra_mib",
+        "reference_stored_mib",
+        "largest_divergence_from_itself",
+    ]
+    assert rows["largest_divergence_from_itself"].ok
+    # The logits of the texts' 330 tokens would take 79 MB, and their log-probabilities as much.
+    assert 0 < rows["peak_extra_mib"].value < 60
 
 
 def test_monitor_has_its_rows_at_a_small_size(gguf, tmp_path, monkeypatch):

@@ -14,11 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
+from scipy.special import log_softmax
 
 from hq.backends.base import Backend, Exchange
 from hq.backends.torch import TorchBackend
 from hq.cett import MEASURES, SPANS
 from hq.errors import HQError
+from hq.head import Reference
 from tests import tiny
 from tests.packed_files import PACKINGS
 
@@ -225,6 +227,7 @@ def test_skip_leaves_out_those_batches_and_no_others(
 def test_no_exchanges_give_no_traces(backend: Backend) -> None:
     assert list(backend.trace([], MEASURES, SPANS)) == []
     assert list(backend.logits([])) == []
+    assert list(backend.predictions([])) == []
 
 
 def test_sum_adds_up_to_one(backend: Backend, exchanges: list[Exchange]) -> None:
@@ -252,6 +255,74 @@ def test_a_trace_can_be_paused_and_dropped(backend: Backend, exchanges: list[Exc
     )
     rest = np.concatenate([batch.rows for batch in paused])
     assert len(first.rows) + len(rest) == len(exchanges)
+
+
+# --- predictions
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Callable[[str], Path]) -> Reference:
+    """The exchanges at fp16."""
+    with TorchBackend(checkpoint("llama"), device="cpu") as fp16:
+        asked = tiny.exchanges()
+        found = {
+            int(row): part
+            for batch in fp16.predictions(asked)
+            for row, part in zip(batch.rows, np.split(batch.hidden, batch.ends[:-1]), strict=True)
+        }
+        hidden = np.concatenate([found[row] for row in range(len(asked))])
+        starts = np.cumsum([0, *(len(exchange.response) for exchange in asked)]).tolist()
+        return Reference(hidden, starts, fp16.head)
+
+
+def predictions(
+    backend: Backend, exchanges: Sequence[Exchange], reference: Reference | None = None
+) -> Array:
+    """Means of entropy, log-probability and divergence, in the order asked: [n, 3]."""
+    values = np.zeros((len(exchanges), 3))
+    for batch in backend.predictions(exchanges, reference):
+        for i, part in enumerate((batch.entropy, batch.log_prob, batch.kl)):
+            values[batch.rows, i] = np.nan if part is None else batch.means(part)
+    return values
+
+
+def test_predictions_follow_from_the_logits(
+    backend: Backend, case: Case, exchanges: list[Exchange], reference: Reference
+) -> None:
+    expected = []
+    for row, found in enumerate(logits(backend, exchanges)):
+        q = log_softmax(found.astype(np.float64), axis=-1)
+        p = log_softmax(reference.blocks([row])(0, tiny.VOCABULARY), axis=-1)
+        chosen = q[np.arange(len(q)), exchanges[row].response]
+        entropy, kl = -(np.exp(q) * q).sum(axis=-1), (np.exp(p) * (p - q)).sum(axis=-1)
+        expected.append([entropy.mean(), chosen.mean(), kl.mean()])
+    found = predictions(backend, exchanges, reference)
+    # A row's logits can come in a batch of another shape.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=max(1e-5, case.shape / 10))
+    without = predictions(backend, exchanges)
+    np.testing.assert_array_equal(without[:, :2], found[:, :2])
+    assert np.isnan(without[:, 2]).all()
+
+
+def test_skipped_batches_of_predictions_change_no_other(
+    backend: Backend, exchanges: list[Exchange], reference: Reference
+) -> None:
+    whole = list(backend.predictions(exchanges, reference))
+    assert len(whole) > 1
+    assert sorted(np.concatenate([b.rows for b in whole])) == list(range(len(exchanges)))
+    rest = list(backend.predictions(exchanges, reference, frozenset({0})))
+    assert [batch.number for batch in rest] == [batch.number for batch in whole[1:]]
+    for batch, same in zip(rest, whole[1:], strict=True):
+        for name in ("rows", "ends", "entropy", "log_prob", "kl"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(same, name))
+
+
+def test_logits_that_are_not_finite_are_refused(
+    backend: Backend, exchanges: list[Exchange]
+) -> None:
+    overflow = {(tiny.LAYERS - 1, i): 3e38 for i in range(tiny.D_FF)}
+    with backend.scale(overflow), pytest.raises(HQError, match="not finite"):
+        list(backend.predictions(exchanges))
 
 
 # --- decoding
