@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from harness.mentions import asserts
+from harness.claims import asserts
 from harness.phrases import (
     AGREEMENT,
     ASKS_BACK,
