@@ -9,7 +9,7 @@ from harness.answers import answer_line, listed, without_reasoning
 from harness.claims import hedges, without_denied
 from harness.mentions import is_answer, is_near, mentions
 from harness.phrases import NO, UNCERTAIN, YES
-from harness.text import normalise
+from harness.text import fold, normalise
 from hq.registry import Registry
 
 if TYPE_CHECKING:  # scenarios of over-compliance use the judges
@@ -78,7 +78,7 @@ class RuleJudge:
         if told is None:
             return Verdict.CUT
         line = answer_line(told)
-        if not normalise(line):
+        if not normalise(line) and not _SIGN.search(fold(line)):
             return Verdict.CUT if truncated and response.strip() else Verdict.UNCERTAIN
         if _asks_yes_or_no(question):
             return _polarity(line, question, truncated)
@@ -106,6 +106,7 @@ def _lists_others(told: str, question: "Question") -> bool:
     )
 
 
+_SIGN = re.compile(r"[^\W_]|[^\x00-\u206f\u3000-\u303f\s\w]")  # a sign such as ☿ is an answer, "…" is none
 _YES_OR_NO = {"yes": YES, "true": YES, "correct": YES, "no": NO, "false": NO, "incorrect": NO}
 _ASKS_FOR_A_NAME = re.compile(r"\b(?:what|which|who|whom|whose|where|when|how|name|why)\b")
 

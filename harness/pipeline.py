@@ -100,10 +100,15 @@ class Pipeline:
         return prompts.form(self.study.prompt.form, self.study.prompt.shots)
 
     @cached_property
+    def questions(self) -> scenarios.Questions:
+        """The scenario's questions in their fixed order."""
+        section = self.study.scenario
+        return scenarios.load(section.name, seed=self.study.seed, **section.options)
+
+    @cached_property
     def prompted(self) -> list[sample.Prompted]:
         """Every question of the scenario in its fixed order, as tokens, with its split."""
-        section = self.study.scenario
-        questions = scenarios.load(section.name, seed=self.study.seed, **section.options)
+        questions = self.questions
         side = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
         component = splits.components(questions)
         return [
