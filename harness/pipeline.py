@@ -14,7 +14,8 @@ from harness.environment import FIT, machine_class, versions
 from harness.progress import Progress
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import KINDS, Row
-from harness.sources import resolve_model
+from harness.requirements import makes, require
+from harness.sources import gguf_of, resolve_model
 from harness.stages import identify, mapping, sample, trace, uncertainty
 from harness.stages.compare import Comparison
 from harness.store import Store, digest
@@ -23,9 +24,11 @@ from harness.variants import SPELLING, Variants
 from hq.backends.base import Backend, Exchange
 from hq.backends.opening import max_rows
 from hq.cett import Measure, Span
-from hq.checkpoint import end_tokens, first_line, identity
+from hq.checkpoint import end_tokens, first_line, identity, resolve
 from hq.errors import HQError
 from hq.neurons import ModelIdentity, NeuronSet
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.packed import NATIVE, recipe_of
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
 
@@ -47,7 +50,7 @@ class Pipeline:
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
-        _ = self.texts  # what is wrong with questions or text is said before hours of work
+        self.check()
         tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
@@ -57,6 +60,23 @@ class Pipeline:
                 mapping.summary(self.variants.mapping(precision), precision, probe)
             )
         return tables
+
+    def check(self) -> None:
+        """Raises HQError for what is wrong with the study, before hours of work.
+
+        Questions, prompt form, template, held-out and calibration text, judge, and what each
+        precision needs: its packages, and the files that the study names for it.
+        """
+        study = self.study
+        made = {p.removesuffix(NATIVE) for p in study.precisions if makes(p)}
+        require((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
+        for name in made & set(study.checkpoints):
+            resolve(study.checkpoints[name])
+        if GGUF_SOURCE in study.precisions:
+            gguf_of(study.model)
+        _ = self.judge, self.texts, self.ending
+        if study.pack.text and any(recipe_of(p) for p in made - set(study.checkpoints)):
+            _ = self._calibration
 
     def comparison(self, precision: str) -> Comparison:
         """A precision beside the reference."""
@@ -330,7 +350,7 @@ class Pipeline:
 
     def _file_texts(self, path: str, length: int = 256) -> list[Exchange]:
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
         ids = self.encode(text)

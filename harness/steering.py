@@ -14,7 +14,7 @@ from harness.judging import TrialJudge
 from harness.pipeline import Pipeline
 from harness.progress import Task
 from harness.scenarios import choices
-from harness.scenarios.trials import BEHAVIOURS, Outcome
+from harness.scenarios.trials import BEHAVIOURS, Outcome, Trial
 from harness.schema import KINDS, Cost, Row
 from harness.stages import costs, respond, sweep
 from harness.stages.identify import Rows
@@ -49,7 +49,7 @@ class Steering:
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
         found: dict[str, list[Row]] = {name: [] for name in KINDS["sweep"]}
-        _ = self.choices  # what is wrong with a file is said before hours of work
+        self.check()
         for precision in self.pipeline.study.precisions:
             swept = self.swept(precision)
             found["transfer"] += self.transfer(precision)
@@ -59,6 +59,33 @@ class Steering:
                 found["slopes"].append(sweep.slope(mine, reference, self.section.margin))
             found["costs"] += self.costs(precision)
         return found
+
+    def check(self) -> None:
+        """Raises HQError for what is wrong with the study or its [sweep], before hours of work."""
+        forms = {name: self.form(name) for name in self.offered}
+        _ = self.choices
+        self.pipeline.check()
+        for name, trials in self.offered.items():
+            form = forms[name]
+            form.encode(self.pipeline.tokenizer, trials[0].prompt)
+            self.pipeline.ending_of(form)
+
+    @cached_property
+    def offered(self) -> dict[str, list[Trial]]:
+        """Every trial of each scenario. Raises HQError for a scenario or source that is unknown."""
+        section, seed = self.section, self.pipeline.study.seed
+        behaviours = {name: BEHAVIOURS[name] for name in section.scenarios}
+        for name in section.sources:
+            if name not in behaviours:
+                _ = BEHAVIOURS[name]
+                raise HQError(
+                    f"There is a source for {name!r}, which is not among the scenarios "
+                    f"({', '.join(behaviours)}): add it to them, or leave the source out."
+                )
+        return {
+            name: behaviour.load(section.sources.get(name), seed, None)
+            for name, behaviour in behaviours.items()
+        }
 
     @cached_property
     def neurons(self) -> NeuronSet:
@@ -74,13 +101,8 @@ class Steering:
     @cached_property
     def asked(self) -> dict[str, list[Asked]]:
         """Trials that count at the reference, by scenario and kind."""
-        behaviours = {name: BEHAVIOURS[name] for name in self.section.scenarios}
-        trials = {
-            name: behaviour.load(self.section.sources.get(name), self.pipeline.study.seed, None)
-            for name, behaviour in behaviours.items()
-        }
         found: dict[str, list[Asked]] = {}
-        for name, offered in trials.items():
+        for name, offered in self.offered.items():
             form = self.form(name)
             answer = partial(self._unscaled, form)
             wanted = self.section.trials
