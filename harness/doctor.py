@@ -2,30 +2,20 @@
 
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from harness import requirements
 from harness.embedded import packaged_gguf
 from harness.places import cache_folder
 from hq.errors import HQError
 from hq.llama.library import library
-from hq.precisions import PRECISIONS
+from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 from hq.precisions.packed import NATIVE
 
-_EXTRAS = {
-    "bnb": ("bitsandbytes",),
-    "embedded": ("countryinfo", "airportsdata", "periodictable", "gguf"),
-    "datasets": ("datasets",),
-    "gptq": ("gptqmodel", "auto-round"),
-    "llama": ("llama-cpp-python", "gguf"),
-    "report": ("matplotlib",),
-    "serve": ("fastapi", "uvicorn", "prometheus-client"),
-    "torchao": ("torchao",),
-}
 _GIB = 2**30
 _NEEDED_GIB = 4  # traces and checkpoint of the default study, with room
 
@@ -46,8 +36,8 @@ def examine() -> list[Finding]:
     return [
         _python(),
         _torch(),
-        *(_extra(name, packages) for name, packages in _EXTRAS.items()),
-        *(_kernel(name) for name in PRECISIONS if not name.endswith(NATIVE)),
+        *(_extra(name, packages) for name, packages in requirements.EXTRAS.items()),
+        *map(_precision, BACKEND_OF),
         _llamacpp(),
         _embedded(),
         _cache(),
@@ -66,7 +56,7 @@ def _torch() -> Finding:
 
 
 def _extra(name: str, packages: tuple[str, ...]) -> Finding:
-    found = {package: _version(package) for package in packages}
+    found = {package: requirements.installed(package) for package in packages}
     detail = ", ".join(f"{package} {v or 'missing'}" for package, v in found.items())
     if all(found.values()):
         return Finding(what=f"extra {name}", state="ok", detail=detail)
@@ -74,7 +64,22 @@ def _extra(name: str, packages: tuple[str, ...]) -> Finding:
     return Finding(what=f"extra {name}", state="missing", detail=detail, fix=fix)
 
 
-def _kernel(name: str) -> Finding:
+def _precision(name: str) -> Finding:
+    """Whether what makes its checkpoint and what runs it are there, and whether it computes."""
+    what = f"precision {name}"
+    runs, makes = requirements.runs(name), requirements.makes(name)
+    if lacking := requirements.missing(runs + makes):
+        only_made = not requirements.missing(runs)
+        detail = f"{', '.join(lacking)} is not installed"
+        if only_made:
+            detail += ": checkpoints that exist can be read, none can be made"
+        return Finding(what=what, state="missing", detail=detail, fix=requirements.fix(lacking[0]))
+    if BACKEND_OF[name] != "torch" or name.endswith(NATIVE):  # run whole files only
+        return Finding(what=what, state="ok", detail=", ".join(runs + makes))
+    return _kernel(what, name)
+
+
+def _kernel(what: str, name: str) -> Finding:
     """Quantizes a small layer and multiplies by it, as the precision would."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(0)
@@ -83,10 +88,12 @@ def _kernel(name: str) -> Finding:
         with torch.inference_mode():
             product = PRECISIONS[name].layer(weight)(x.to(compute_dtype(device)))
     except HQError as missing:
-        return Finding(what=f"precision {name}", state="missing", detail=str(missing))
+        return Finding(what=what, state="missing", detail=str(missing))
     error = float((product - x @ weight.T).norm() / (x @ weight.T).norm())
     detail = f"a product on {device.type} is off by {error:.1%} of its norm"
-    return Finding(what=f"precision {name}", state="ok", detail=detail)
+    if makes := requirements.makes(name):
+        detail = f"made by {', '.join(makes)}; rounded without calibration, {detail}"
+    return Finding(what=what, state="ok", detail=detail)
 
 
 def _llamacpp() -> Finding:
@@ -119,10 +126,3 @@ def _cache() -> Finding:
     state: Literal["ok", "warn"] = "ok" if free > _NEEDED_GIB else "warn"
     fix = "" if state == "ok" else f"free {_NEEDED_GIB} GiB, or set HQ_CACHE elsewhere"
     return Finding(what="cache", state=state, detail=f"{folder}, {free:.0f} GiB free", fix=fix)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -13,6 +13,7 @@ from harness.pipeline import Pipeline
 from harness.progress import Progress
 from harness.scenarios.trials import BEHAVIOURS, Trial
 from harness.stages import respond
+from harness.steering import Steering
 from harness.study import REFERENCE
 from hq.backends.opening import max_rows
 
@@ -49,10 +50,7 @@ class Forecast(BaseModel):
 def forecast(pipeline: Pipeline) -> Forecast:
     """Counts trials and variants, and times a few responses of the first scenario."""
     section, study = pipeline.study.sweep, pipeline.study
-    loaded = {
-        name: BEHAVIOURS[name].load(section.sources.get(name), study.seed, None)
-        for name in section.scenarios
-    }
+    loaded = Steering(pipeline).offered
     counts = {
         label(name, kind): min(count, section.trials)
         for name, trials in loaded.items()

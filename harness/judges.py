@@ -1,12 +1,15 @@
 """Judges: whether a response answers its question. The rule judge, and the registry of judges."""
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from harness.mentions import mentions
-from harness.phrases import UNCERTAIN
-from harness.text import normalise
+from harness.answers import answer_line, listed, without_reasoning
+from harness.claims import hedges, without_denied
+from harness.mentions import is_answer, is_near, mentions
+from harness.phrases import NO, UNCERTAIN, YES
+from harness.text import fold, normalise
 from hq.registry import Registry
 
 if TYPE_CHECKING:  # scenarios of over-compliance use the judges
@@ -51,40 +54,79 @@ def judge(name: str) -> Judge:
     return JUDGES[name]()
 
 
-# Raised with every change of a rule, here or in harness/{mentions,phrases,text}.py.
-_VERSION = 1
+# Raised with every change of a rule, here or in harness/{answers,claims,mentions,names,phrases,
+# quantities,text}.py.
+_VERSION = 2
 
 
 @JUDGES.register("rules")
 class RuleJudge:
     """TriviaQA's rule, made to look inside a sentence.
 
-    An alias counts where it stands on word boundaries in the response's first line. An alias of one
-    or two characters, or a number, counts as the whole answer, or as a token in its own case. A
-    distractor that holds the alias's words ("Guinea-Bissau" for "Guinea") is read as itself.
+    An alias counts where it stands on word boundaries in the line that answers, where it is not
+    denied ("not Lyon"). Offered beside another answer ("Lyon or Paris") it is set aside, as is what
+    the rules cannot tell: an inflected form, another reading of a number. A distractor that holds
+    the alias's words ("Guinea-Bissau" for "Guinea") is read as itself.
     """
 
     identity = f"rules, version {_VERSION}"
     unclear = 0
 
     def judge(self, response: str, question: "Question", truncated: bool) -> Verdict:
-        """`uncertain` comes before an answer that follows a disclaimer."""
-        line = first_line(response)
-        answer = normalise(line)
-        if not answer:
+        """Reasoning that does not end is cut off; a disclaimer counts before what follows it."""
+        told = without_reasoning(response)
+        if told is None:
+            return Verdict.CUT
+        line = answer_line(told)
+        if not normalise(line) and not _SIGN.search(fold(line)):
             return Verdict.CUT if truncated and response.strip() else Verdict.UNCERTAIN
-        if any(answer == normalise(alias) for alias in question.aliases if normalise(alias)):
+        if _asks_yes_or_no(question):
+            return _polarity(line, question, truncated)
+        if is_answer(line, question.aliases) and not _lists_others(told, question):
             return Verdict.RIGHT
-        if UNCERTAIN.search(answer):
+        if UNCERTAIN.search(normalise(line)):
             return Verdict.UNCERTAIN
-        if mentions(line, question.aliases, question.distractors):
-            return Verdict.RIGHT
-        return Verdict.CUT if truncated else Verdict.WRONG
+        return _named(line, told, question) or (Verdict.CUT if truncated else Verdict.WRONG)
 
 
-def first_line(response: str) -> str:
-    """The line with a response's answer: in a list of questions, the model writes on."""
-    return response.strip().partition("\n")[0].strip()
+def _named(line: str, told: str, question: "Question") -> Verdict | None:
+    """The verdict on a line by what it names; None where no accepted answer comes into it."""
+    names, others = question.aliases, question.distractors
+    claimed = without_denied(line, names)
+    if mentions(claimed, names, others):
+        is_one_of_several = hedges(claimed, names) or _lists_others(told, question)
+        return Verdict.UNCERTAIN if is_one_of_several else Verdict.RIGHT
+    return Verdict.UNCERTAIN if is_near(claimed, names) else None
+
+
+def _lists_others(told: str, question: "Question") -> bool:
+    """Whether the response is a list, and not every item of it names the answer."""
+    return not all(mentions(item, question.aliases, question.distractors) for item in listed(told))
+
+
+_SIGN = re.compile(
+    r"[^\W_]|[^\x00-\u206f\u3000-\u303f\s\w]"
+)  # a sign such as ☿ is an answer, "…" is none
+_YES_OR_NO = {"yes": YES, "true": YES, "correct": YES, "no": NO, "false": NO, "incorrect": NO}
+_ASKS_FOR_A_NAME = re.compile(r"\b(?:what|which|who|whom|whose|where|when|how|name|why)\b")
+
+
+def _asks_yes_or_no(question: "Question") -> bool:
+    """Whether the accepted answers are yes or no, as words; nobelium's symbol is "No" too."""
+    is_word = all(normalise(alias) in _YES_OR_NO for alias in question.aliases)
+    asks_for_a_name = question.distractors or _ASKS_FOR_A_NAME.search(question.question.lower())
+    return is_word and not asks_for_a_name
+
+
+def _polarity(line: str, question: "Question", truncated: bool) -> Verdict:
+    """Whether the line says what the accepted answer says; set aside where it says neither."""
+    said = normalise(line)
+    start = {sign for sign in (YES, NO) if (found := sign.search(said)) and found.start() == 0}
+    signs = start or {sign for sign in (YES, NO) if sign.search(said)}
+    if len(signs) != 1:
+        return Verdict.CUT if truncated and not signs else Verdict.UNCERTAIN
+    accepted = {_YES_OR_NO[normalise(alias)] for alias in question.aliases}
+    return Verdict.RIGHT if signs <= accepted else Verdict.WRONG
 
 
 @JUDGES.register("llm")

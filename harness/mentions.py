@@ -1,76 +1,156 @@
 """Whether a text names an answer: the one rule by which every judge looks inside a sentence."""
 
+import os.path
 import re
-from functools import lru_cache
 
-from harness.text import contains, fold, normalise
+from harness.names import spellings
+from harness.quantities import Match, Quantity, match, quantities, whole
+from harness.text import UNSPACED, contains, fold, normalise
 
 # Symbols and codes that are words of a sentence: "He is", "In the", "No".
 _WORDS = frozenset(
     "a am as at be he i in is it me my no of on or so to us we an by do go if".split()
 )
 _SHORT = 2
-_DENIES = (
-    r"(?:\bnot|n['’]t|\bnever|\brather\s+than|\binstead\s+of|\bsa(?:id|y|ying)|\bmentioned"
-    r"|\banswered|(?:\bdo\s+not|\bdon['’]t)\s+(?:think|believe))"
-)
-_BETWEEN = r"(?:that|is|was|it|it['’]s|in|on|the|a)"
-_DENIED = r"(?:is|was|are|were)(?:n['’]t\b|\s+(?:not|never)\b)(?!\s+(?:only|just)\b)"
+_ALTERED = r"(?:\s|-)+(?:sharp|flat|plus|minus|(?:rh\s?)?(?:positive|negative))\b"
+_IS = "是为為叫乃はがもの"
 
 
 def mentions(text: str, names: tuple[str, ...], others: tuple[str, ...] = ()) -> bool:
     """Whether the text holds one of the names on word boundaries.
 
-    A name of one or two characters, or a number, must stand as a token in its own case. One of
-    `others` that holds a name's words ("Guinea-Bissau" for "Guinea") is read as itself.
+    A quantity must have the same value, sign and unit. A name of one or two characters, or a code
+    of digits, must stand as a token in its own case. One of `others` that holds a name's words
+    ("Guinea-Bissau" for "Guinea") is read as itself.
     """
-    plain = {name: normalise(name) for name in names}
-    answer = _without_lookalikes(normalise(text), set(plain.values()), others)
-    return any(
-        _has_token(text, name) if _is_short(words) else contains(answer, words)
-        for name, words in plain.items()
+    quantity_names = tuple(name for name in names if whole(name))
+    if quantity_names and nearest(text, quantity_names) is Match.SAME:
+        return True
+    rest = tuple(name for name in names if not whole(name))
+    return any(_has_token(text, name) for name in rest if _is_short(normalise(name))) or _has_words(
+        text, tuple(name for name in rest if not _is_short(normalise(name))), others
     )
 
 
-def asserts(text: str, names: tuple[str, ...], others: tuple[str, ...] = ()) -> bool:
-    """As `mentions`, where the name is not denied: not in "not Lyon" or "Lyon isn't"."""
-    return mentions(without_denied(text, names), names, others)
+def nearest(text: str, names: tuple[str, ...]) -> Match:
+    """How near the text's quantities come to those among the names."""
+    accepted = [quantity for name in names if (quantity := whole(name))]
+    given = _given(text)
+    return max((match(a, g) for a in accepted for g in given), default=Match.OTHER)
 
 
-def without_denied(text: str, names: tuple[str, ...]) -> str:
-    """The text, folded, without the places where it denies or takes back one of the names."""
-    return _denial(names).sub(" ", fold(text)) if names else fold(text)
+def _given(text: str) -> tuple[Quantity, ...]:
+    alone = whole(text)
+    return (alone,) if alone else quantities(text)
 
 
-@lru_cache(maxsize=1 << 12)
-def _denial(names: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted((fold(name).strip() for name in names), key=len, reverse=True)
-    name = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
-    before = rf"{_DENIES}\s+(?:{_BETWEEN}\s+)*[\"'“‘*]*{name}"
-    return re.compile(rf"{before}|{name}[\"'”’*]*\s+{_DENIED}", re.IGNORECASE)
+def is_answer(text: str, names: tuple[str, ...]) -> bool:
+    """Whether the text is one of the names, and nothing else."""
+    said = set(spellings(text))
+    for name in names:
+        accepted, given = whole(name), whole(text)
+        if accepted and given:
+            if match(accepted, given) is Match.SAME:
+                return True
+        elif normalise(name) and said & set(spellings(name)):
+            return True
+    return False
 
 
-def _is_short(plain: str) -> bool:
-    return len(plain) <= _SHORT or plain.replace(" ", "").isdigit()
+_INFLECTED = 3  # letters by which an inflected form may end differently
+_STEM = 4  # letters at least that it shares with the name
+_INFLECTING = re.compile("[\u0370-\u03ff\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u10a0-\u10ff]")
+_FOREIGN_ARTICLE = re.compile(
+    r"(?:le|la|les|el|los|las|il|lo|gli|der|die|das|het|os|as|l)\s+(?=\S)"
+)
 
 
-def _without_lookalikes(answer: str, names: set[str], others: tuple[str, ...]) -> str:
+def is_near(text: str, names: tuple[str, ...]) -> bool:
+    """Whether the text may hold one of the names, so that the rules cannot tell.
+
+    An inflected form in a script that is not Latin ("в Москве" for Москва), a longer name in a script
+    without spaces, the name without its article ("Havre" for "Le Havre"), or a number that has
+    another reading, rounding or era.
+    """
+    if nearest(text, names) is Match.UNCLEAR:
+        return True
+    said = normalise(text)
+    return any(
+        (_FOREIGN_ARTICLE.match(name) and said == _FOREIGN_ARTICLE.sub("", name, count=1))
+        or (_INFLECTING.search(name) and _is_inflected(said, name))
+        for name in map(normalise, names)
+    )
+
+
+def _is_inflected(said: str, name: str) -> bool:
+    """Whether the text has every word of the name, but for endings and short prefixes."""
+    return all(any(_alike(part, word) for word in said.split()) for part in name.split())
+
+
+def _alike(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    shared = len(os.path.commonprefix([a, b]))
+    if shared >= _STEM and max(len(a), len(b)) - shared <= _INFLECTED:
+        return True
+    return len(a) >= _STEM and b.endswith(a) and len(b) - len(a) <= _INFLECTED
+
+
+def _has_words(text: str, names: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Whether the text has a name's words, both in one way of spelling them."""
+    if not names:
+        return False
+    spelled = [spellings(name) for name in names]
+    different = [spellings(other) for other in others]
+    for way, answer in enumerate(spellings(text)):
+        own = {name[way] for name in spelled}
+        bare = _without_lookalikes(answer, own, {other[way] for other in different} - own)
+        if any(_contains(bare, name) for name in own):
+            return True
+    return False
+
+
+# Particles that Korean writes onto a noun: "서울은", "서울입니다".
+_PARTICLE = (
+    "(?:은|는|이|가|을|를|의|에|에서|에게|로|으로|와|과|도|만|이다|다|입니다|이에요|예요|이었다|였다"
+    "|이었습니다|였습니다|라고|이라고|이며|이고|란|이란)"
+)
+_KOREAN = re.compile("[가-힣]$")
+
+
+def _contains(answer: str, name: str) -> bool:
+    if contains(answer, name):
+        return True
+    if not _KOREAN.search(name):
+        return False
+    return re.search(rf"(?<!\S){re.escape(name)}{_PARTICLE}(?!\S)", answer) is not None
+
+
+def _without_lookalikes(answer: str, names: set[str], others: set[str]) -> str:
     """The answer without those of `others` that hold a name among their words."""
-    different = {normalise(other) for other in others} - names
-    for other in sorted(different, key=len, reverse=True):
+    for other in sorted(others, key=len, reverse=True):
         if any(contains(other, name) for name in names):
             answer = f" {answer} ".replace(f" {other} ", " ").strip()
     return answer
 
 
+def _is_short(plain: str) -> bool:
+    is_symbol = 0 < len(plain) <= _SHORT and (plain.isascii() or len(plain) == 1)
+    return is_symbol or plain.replace(" ", "").isdigit()
+
+
 def _has_token(text: str, name: str) -> bool:
     """Whether `name` stands in the text as a token of its own, in its own case.
 
-    A number must not be part of a longer one (33 in 1,933 or 33.5); a symbol that is also an
-    English word must not be followed by another word ("He is" is not helium).
+    A code must not be part of a longer one; a symbol that is also an English word must not be
+    followed by another word ("He is" is not helium), and none by what makes it another name (F
+    sharp). One character of a script without spaces must stand alone or after "is".
     """
-    token = re.escape(fold(name).strip())
-    bounds = rf"(?<![\w.,])(?<!\w[-'’]){token}(?!\w|[-'’]\w|[.,]\d)"
-    if name.strip().lower() in _WORDS:
-        bounds += r"(?!\s+\w)"
-    return re.search(bounds, fold(text)) is not None
+    folded, bare = fold(text), fold(name).strip()
+    token = re.escape(bare)
+    if re.fullmatch(f"[{UNSPACED}]", bare):
+        return re.search(rf"(?:^|[^\w]|[{_IS}]){token}(?:$|[^\w]|[でだ])", folded) is not None
+    bounds = rf"(?<![\w.,])(?<!\w[-'’]){token}(?!\w|[-'’]\w|[.,]\d|[#♭+]|-(?![\w-]))(?!{_ALTERED})"
+    if bare.lower() in _WORDS:
+        bounds += r"(?!\s+\w|,\s+(?:it|that|this|there|they|he|she|i|you|we)\b)"
+    return re.search(bounds, folded) is not None

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from harness.environment import FIT, QUESTIONS, machine_class, versions
 from harness.pipeline import Pipeline
 from harness.samples import write_samples
+from harness.scenarios.rows import SetAside
 from harness.schema import Row
 from harness.stages import mapping, sample
 from harness.stages.identify import NEURONS_FILE, PATH_FILE
@@ -23,6 +25,7 @@ from hq.stats import Estimate
 from hq.storage.atomic import write_whole
 
 _GIVEN = "given"
+SET_ASIDE_FILE = "rows_set_aside.csv"
 
 
 def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     }
     write_tables(folder, tables, facts)
     write_samples(folder / "samples.jsonl", pipeline.samples)
+    _write_set_aside(folder / SET_ASIDE_FILE, pipeline.questions.set_aside)
     for name in (NEURONS_FILE, PATH_FILE):
         shutil.copyfile(pipeline.neurons_folder(REFERENCE) / name, folder / name)
     maps = {p: pipeline.variants.mapping(p) for p in study.precisions}
@@ -48,6 +52,14 @@ def write(folder: Path, pipeline: Pipeline, tables: Mapping[str, Sequence[Row]])
     lines = [f"{precision},{speed:.1f}\n" for precision, speed in speeds]
     write_whole(folder / "speed.csv", "precision,prompt_tokens_per_second\n" + "".join(lines))
     return facts
+
+
+def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:
+    """The rows of the question file that could not be used; no file where there is none."""
+    if rows:
+        pl.DataFrame(rows, schema=list(SetAside._fields), orient="row").write_csv(path)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier run
 
 
 def origin(pipeline: Pipeline) -> dict[str, Any]:
@@ -75,7 +87,8 @@ def _sampling(pipeline: Pipeline) -> dict[str, int | float]:
     records = sample.read_records(pipeline.responses).values()
     labels = Counter(record.hallucinated for record in records)
     generated = sum(record.generated for record in records)
-    return {
+    left = len(pipeline.questions.set_aside)
+    return ({"rows_set_aside": left} if left else {}) | {
         "questions": len(pipeline.prompted),
         "asked": len(records),
         "consistently_right": labels[False],

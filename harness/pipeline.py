@@ -11,9 +11,10 @@ import numpy as np
 from harness import judges, prompts, scenarios, splits
 from harness.environment import FIT, machine_class, versions
 from harness.progress import Progress
+from harness.requirements import makes, require
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import KINDS, Row
-from harness.sources import resolve_model
+from harness.sources import gguf_of, resolve_model
 from harness.stages import identify, mapping, sample, trace, uncertainty
 from harness.stages.compare import Comparison
 from harness.store import Store, digest
@@ -22,11 +23,13 @@ from harness.variants import SPELLING, Variants
 from hq.backends.base import Backend, Exchange, require_length
 from hq.backends.opening import max_rows
 from hq.cett import Measure, Span
-from hq.checkpoint import end_tokens, identity, whole_config
+from hq.checkpoint import end_tokens, identity, resolve, whole_config
 from hq.errors import HQError
 from hq.models.auto import context_length
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons import ModelIdentity, NeuronSet
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.packed import NATIVE, recipe_of
 from hq.sampling import Ending, Sampling
 from hq.traces import Traces, exchanges_digest
 
@@ -48,10 +51,7 @@ class Pipeline:
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
-        # What is wrong with questions or text is said before hours of work.
-        self._require_room()
-        for number, text in enumerate(self.texts):
-            self.require_length(f"Held-out text {number}", text.ids)
+        self.check()
         tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
@@ -61,6 +61,26 @@ class Pipeline:
                 mapping.summary(self.variants.mapping(precision), precision, probe)
             )
         return tables
+
+    def check(self) -> None:
+        """Raises HQError for what is wrong with the study, before hours of work.
+
+        Questions, prompt form, template, held-out and calibration text, lengths, judge, and what
+        each precision needs: its packages, and the files that the study names for it.
+        """
+        study = self.study
+        made = {p.removesuffix(NATIVE) for p in study.precisions if makes(p)}
+        require((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
+        for name in made & set(study.checkpoints):
+            resolve(study.checkpoints[name])
+        if GGUF_SOURCE in study.precisions:
+            gguf_of(study.model)
+        _ = self.judge, self.ending
+        self._require_room()
+        for number, text in enumerate(self.texts):
+            self.require_length(f"Held-out text {number}", text.ids)
+        if study.pack.text and any(recipe_of(p) for p in made - set(study.checkpoints)):
+            _ = self._calibration
 
     def comparison(self, precision: str) -> Comparison:
         """A precision beside the reference."""
@@ -100,10 +120,15 @@ class Pipeline:
         return prompts.form(self.study.prompt.form, self.study.prompt.shots)
 
     @cached_property
+    def questions(self) -> scenarios.Questions:
+        """The scenario's questions in their fixed order."""
+        section = self.study.scenario
+        return scenarios.load(section.name, seed=self.study.seed, **section.options)
+
+    @cached_property
     def prompted(self) -> list[sample.Prompted]:
         """Every question of the scenario in its fixed order, as tokens, with its split."""
-        section = self.study.scenario
-        questions = scenarios.load(section.name, seed=self.study.seed, **section.options)
+        questions = self.questions
         side = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
         component = splits.components(questions)
         return [
@@ -120,7 +145,6 @@ class Pipeline:
     def responses(self) -> Path:
         """Stage `sample`: what was asked for this quota in these splits, out of a log for any."""
         section, settings, judge = self.study.sampling, self._sampling, self.judge
-        self._require_room()
         asked = [p.model_dump(mode="json", exclude={"split", "component"}) for p in self.prompted]
         precision = SAMPLERS[section.sampler]
         responses = self.generates_on(precision, self.ending) | {

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Self
 
 from rich.console import Console
@@ -16,15 +17,19 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+EVERY_S = 60.0  # between two lines in a log
+
 
 class Task:
     """One piece of long work, `done` of `total` units."""
 
     def __init__(self, bars: Bars | None, description: str, total: int, unit: str) -> None:
         self._bars = bars
-        self._started = time.monotonic()
+        self._started = self._seen_at = time.monotonic()
+        self._seen = 0
         self._unit = unit
         self._note = ""
+        self.total = total
         self.done = 0
         if bars is not None:
             self._id = bars.add_task(description, total=total, rate="", note="")
@@ -48,22 +53,46 @@ class Task:
         return time.monotonic() - self._started
 
     def __str__(self) -> str:
-        note = f", {self._note}" if self._note else ""
-        return f"{self.done} {self._unit} in {self.seconds:.1f} s{note}"
+        return f"{self.done} {self._unit} in {self.seconds:.1f} s{self._noted}"
+
+    def standing(self) -> str:
+        """How much is done, and how long the rest takes at the rate since the last call.
+
+        That rate is of this run: what an earlier one left is counted as done at once.
+        """
+        now, done = time.monotonic(), self.done
+        passed, gained = now - self._seen_at, done - self._seen
+        self._seen_at, self._seen = now, done
+        left = ""
+        if gained:
+            left = f", about {_duration(passed * (self.total - done) / gained)} left"
+        return f"{done} of {self.total} {self._unit}{left}{self._noted}"
+
+    @property
+    def _noted(self) -> str:
+        return f", {self._note}" if self._note else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes >= 100:
+        return f"{minutes / 60:.1f} h"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 class Progress:
-    """Shows tasks on stderr: bars on a terminal, a line at the start and end of each elsewhere."""
+    """Shows tasks on stderr: bars on a terminal; elsewhere a line at the start and end of each,
+    and one every minute between them.
+    """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, every: float = EVERY_S) -> None:
         self._quiet = quiet
+        self._every = every
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
 
     def __enter__(self) -> Self:
-        from transformers.utils import logging  # takes a second to import
-
-        logging.disable_progress_bar()  # the bars here are the only ones
+        silence_transformers()  # the bars here are the only ones
         if not self._quiet and self._console.is_terminal and "CI" not in os.environ:
             columns = (
                 TextColumn("{task.description}"),
@@ -85,10 +114,41 @@ class Progress:
     @contextmanager
     def task(self, description: str, total: int, unit: str) -> Iterator[Task]:
         """A task: advance it as the work goes."""
-        lines = self._bars is None and not self._quiet
-        if lines:
-            self._console.print(f"{description}: {total} {unit} …", highlight=False)
         task = Task(self._bars, description, total, unit)
-        yield task
-        if lines:
-            self._console.print(f"{description}: {task}", highlight=False)
+        if self._bars is not None or self._quiet:
+            yield task
+            return
+        self._line(f"{description}: {total} {unit} …")
+        with _repeated(self._every, lambda: self._line(f"{description}: {task.standing()}")):
+            yield task
+        self._line(f"{description}: {task}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _repeated(every: float, action: Callable[[], None]) -> Iterator[None]:
+    """Calls an action in a thread every so many seconds, however long a step of the work takes."""
+    ended = Event()
+
+    def repeat() -> None:
+        while not ended.wait(every):
+            action()
+
+    thread = Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def silence_transformers() -> None:
+    """Turns transformers' progress bars off, that of its GGUF reader too, which has no switch."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    from transformers.utils import logging  # takes a second to import
+
+    logging.disable_progress_bar()
+    gguf_reader.tqdm = logging.tqdm

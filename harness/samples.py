@@ -65,6 +65,32 @@ def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Tra
         )
 
 
+def require_separate(samples: Sequence[Sample]) -> None:
+    """Raises HQError where one question or entity stands in two splits or two folds.
+
+    An id stands once; a component, and a prompt, in one split; a prompt in one component.
+    """
+    ids: set[str] = set()
+    split_of: dict[str, Sample] = {}
+    asked: dict[tuple[int, ...], Sample] = {}
+    for sample in samples:
+        if sample.id in ids:
+            raise HQError(f"The sample {sample.id!r} stands twice in the samples: keep it once.")
+        ids.add(sample.id)
+        related = split_of.setdefault(sample.component, sample)
+        if related.split != sample.split:
+            raise HQError(
+                f"The component {sample.component!r} stands in the splits {related.split} "
+                f"({related.id!r}) and {sample.split} ({sample.id!r}): keep it in one of them."
+            )
+        same = asked.setdefault(sample.prompt_ids, sample)
+        if (same.split, same.component) != (sample.split, sample.component):
+            raise HQError(
+                f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) ask the "
+                "same tokens: keep them in one component of one split, or remove one."
+            )
+
+
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Writes one line a sample."""
     write_whole(path, "".join(sample.model_dump_json() + "\n" for sample in samples))

@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from harness.scenarios.base import Question
+from harness.text import normalise
 from hq.errors import HQError
 
 
@@ -25,12 +26,18 @@ class Item(Protocol):
         """What two sides of a split must not share."""
         ...
 
+    @property
+    def wording(self) -> str:
+        """What is asked; two items of one wording are never on two sides either."""
+        ...
+
 
 def components(questions: Sequence[Item]) -> dict[str, str]:
     """Question id to component: questions that share an entity, directly or through others.
 
-    A component is named by the least id in it, so the names do not depend on the order. A question
-    without entities is a component by itself.
+    The normalised wording counts as an entity: a question that a file has twice, with other ids or
+    answers, is in one component. A component is named by its smallest id, so the names do not
+    depend on the order.
     """
     if not questions:
         return {}
@@ -43,14 +50,22 @@ def components(questions: Sequence[Item]) -> dict[str, str]:
 
 def _labels(questions: Sequence[Item]) -> Int[np.ndarray, " question"]:
     """Connected components of the graph whose nodes are the questions and their entities."""
-    entities = {e: i for i, e in enumerate(dict.fromkeys(e for q in questions for e in q.entities))}
-    links = [(row, entities[e]) for row, q in enumerate(questions) for e in q.entities]
+    shared = [_shared(question) for question in questions]
+    entities = {e: i for i, e in enumerate(dict.fromkeys(e for named in shared for e in named))}
+    links = [(row, entities[e]) for row, named in enumerate(shared) for e in named]
     rows, columns = np.array(links, dtype=np.int64).reshape(-1, 2).T
     n = len(questions)
     size = n + len(entities)
     graph = coo_array((np.ones(len(links), dtype=np.int8), (rows, columns + n)), (size, size))
     labels: Int[np.ndarray, " node"] = connected_components(graph, directed=False)[1]
     return labels[:n]
+
+
+def _shared(question: Item) -> list[tuple[str, str]]:
+    """What links a question to others: its entities and its wording, told apart."""
+    wording = normalise(question.wording)
+    named = [("entity", entity) for entity in question.entities]
+    return [*named, ("wording", wording)] if wording else named
 
 
 def assign(

@@ -49,8 +49,7 @@ class Steering:
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
         found: dict[str, list[Row]] = {name: [] for name in KINDS["sweep"]}
-        _ = self.choices  # what is wrong with a file is said before hours of work
-        self._require_lengths()
+        self.check()
         for precision in self.pipeline.study.precisions:
             self.pipeline.require_probe(precision)
             swept = self.swept(precision)
@@ -61,6 +60,32 @@ class Steering:
                 found["slopes"].append(sweep.slope(mine, reference, self.section.margin))
             found["costs"] += self.costs(precision)
         return found
+
+    def check(self) -> None:
+        """Raises HQError for what is wrong with the study or its [sweep], before hours of work."""
+        forms = {name: self.form(name) for name in self.offered}
+        _ = self.choices
+        self.pipeline.check()
+        for form in forms.values():
+            self.pipeline.ending_of(form)
+        self._require_lengths()
+
+    @cached_property
+    def offered(self) -> dict[str, list[Trial]]:
+        """Every trial of each scenario. Raises HQError for a scenario or source that is unknown."""
+        section, seed = self.section, self.pipeline.study.seed
+        behaviours = {name: BEHAVIOURS[name] for name in section.scenarios}
+        for name in section.sources:
+            if name not in behaviours:
+                _ = BEHAVIOURS[name]
+                raise HQError(
+                    f"There is a source for {name!r}, which is not among the scenarios "
+                    f"({', '.join(behaviours)}): add it to them, or leave the source out."
+                )
+        return {
+            name: behaviour.load(section.sources.get(name), seed, None)
+            for name, behaviour in behaviours.items()
+        }
 
     @cached_property
     def neurons(self) -> NeuronSet:

@@ -24,7 +24,8 @@ def surviving(pipeline: Pipeline) -> Surviving:
     """The neurons of a study at its precisions. HQError for fewer than two beside FP16."""
     study = pipeline.study
     others = [precision for precision in study.precisions if precision != REFERENCE]
-    Surviving.require(others)  # before hours of work
+    Surviving.require(others)
+    pipeline.check()
     return Surviving(
         rows=Rows(pipeline.samples),
         neurons=pipeline.neurons(REFERENCE),

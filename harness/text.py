@@ -1,36 +1,87 @@
 """Normalised text: the one way in which answers are compared, anywhere in the harness."""
 
+import html
 import re
-import string
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 
-# Letters that Unicode does not decompose into a plain letter and an accent.
+# Letters that Unicode does not decompose into a plain letter and an accent, and Arabic spellings
+# of one letter.
 _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "þ": "th", "ß": "ss", "æ": "ae", "œ": "oe"}
     | {"Ø": "O", "Ł": "L", "Đ": "D", "Ð": "D", "Þ": "Th", "Æ": "Ae", "Œ": "Oe", "ẞ": "SS"}
+    | {"ى": "ي", "ـ": "", "−": "-", "♯": "#"}
 )
-_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}‘’´`“”–—…¿¡ʻʼʹ]")
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b(?=\s*\S)")
+_POWER = re.compile("(?<=[0-9])(?=[⁻⁺]?[⁰¹²³⁴-⁹])")  # 10⁸ is not 108
+# In these scripts a mark is an accent or a vowel point; in others it makes another letter.
+_ACCENTED = ("LATIN", "GREEK", "CYRILLIC", "ARABIC", "HEBREW")
+_BREVE = "\u0306"  # Cyrillic й is no и with an accent
+_LETTER_LIKE = "ʻʼʹʽ"  # apostrophes that Unicode counts as letters
+# Symbols that make another name: C# and C++, F♭, AB+ and AB-, Ca2+, Disney+.
+_MEANT = (
+    r"(?<=[^\W\d_])(?:\+\+|[+#♭])(?![\w+#])|(?<=[^\W\d_]\d)\+(?!\w)"
+    r"|(?<=\b[^\W\d_])-(?![\w-])|(?<=\b[^\W\d_][^\W\d_])-(?![\w-])"
+)
+_SYMBOL = re.compile(rf"(?P<meant>{_MEANT})|[^\w\s]|[_{_LETTER_LIKE}]")
+_ARTICLE = re.compile(r"(?<!\S)(?:a|an|the)(?!\S)(?=\s*\S)|(?<!\w)ال(?=\w{3})")
+# Scripts that write no spaces: Thai, Lao, Burmese, Khmer, hiragana, Han. Katakana and Hangul do not
+# belong to them: a run of katakana is a word, and Korean separates words.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u309f\u3005-\u3007\u3400-\u9fff"
+_UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
 
 
 def fold(text: str) -> str:
-    """Text without its accents: "São Tomé" becomes "Sao Tome"; case is kept."""
-    marked = unicodedata.normalize("NFKD", text)
-    bare = "".join(char for char in marked if not unicodedata.combining(char))
-    return bare.translate(_PLAIN)
+    """Text in one spelling: HTML entities, widths, digits and accents resolved; case is kept.
+
+    "São Tomé" becomes "Sao Tome", "１２" and "١٢" become "12". Invisible characters go.
+    """
+    if text.isascii() and "&" not in text:
+        return text
+    marked = unicodedata.normalize("NFKD", _POWER.sub("^", html.unescape(text)))
+    return unicodedata.normalize("NFC", "".join(_bare(marked))).translate(_PLAIN)
+
+
+def _bare(marked: str) -> Iterator[str]:
+    """The characters without accents and without format characters, such as a soft hyphen."""
+    letter = ""
+    for char in marked:
+        if unicodedata.combining(char):
+            if letter and (not _is_accented(letter) or (char == _BREVE and letter in "иИуУ")):
+                yield char
+            continue
+        category = unicodedata.category(char)
+        letter = char if category[0] == "L" else letter if category[0] == "M" else ""
+        if category == "Nd":
+            yield str(unicodedata.decimal(char))
+        elif category != "Cf" and not "\ufe00" <= char <= "\ufe0f":
+            yield char
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_accented(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(_ACCENTED)
 
 
 @lru_cache(maxsize=1 << 17)  # the same aliases are compared with every response
 def normalise(text: str) -> str:
-    """TriviaQA's official normalisation, with accents folded.
+    """TriviaQA's official normalisation, with accents folded, for every script.
 
     Lower case, underscores and punctuation to spaces, articles dropped, spaces collapsed
     (`normalize_answer` in TriviaQA's evaluation script). Unlike there, a final article stays, so
-    that "Vitamin A" is not "vitamin", which "Vitamin C" would contain.
+    that "Vitamin A" is not "vitamin", which "Vitamin C" would contain; a symbol that makes another
+    name stays ("C#", "AB-"); "&" is "and"; and a character of a script without spaces is a word.
     """
-    spaced = _PUNCTUATION.sub(" ", fold(text.replace("_", " ")).lower())
+    folded = fold(text.replace("_", " ")).casefold().replace("&", " and ")
+    spaced = _UNSPACED.sub(r" \g<0> ", _SYMBOL.sub(_spaced, folded))
     return " ".join(_ARTICLE.sub(" ", spaced).split())
+
+
+def _spaced(symbol: re.Match[str]) -> str:
+    if symbol["meant"]:
+        return symbol["meant"]
+    is_mark = unicodedata.category(symbol[0])[0] == "M"  # a vowel sign of Devanagari
+    return symbol[0] if is_mark else " "
 
 
 def contains(text: str, phrase: str) -> bool:

@@ -80,7 +80,7 @@ def identify(
     ] = "",
 ) -> None:
     """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
-    from harness.samples import read_samples
+    from harness.samples import read_samples, require_separate
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.study import IdentifySection
     from hq.neurons import NeuronSet
@@ -89,7 +89,9 @@ def identify(
     options: dict[str, object] = {"cett": cett, "tokens": tokens, "labels": labels}
     options |= {"folds": folds, "max_fraction": max_fraction}
     section = IdentifySection.of(options, "the options")
-    find_neurons(into, Traces.open(traces), read_samples(samples), section, seed, prompt)
+    chosen = read_samples(samples)
+    require_separate(chosen)
+    find_neurons(into, Traces.open(traces), chosen, section, seed, prompt)
     found = NeuronSet.load(into / NEURONS_FILE)
     err.print(f"{len(found.positive)} H-Neurons: {into / NEURONS_FILE}")
 
@@ -104,7 +106,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """The frozen probe at another precision: detection, controls and fidelity."""
-    from harness.samples import read_samples, require_origin
+    from harness.samples import read_samples, require_origin, require_separate
     from harness.stages.compare import Comparison
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.study import CompareSection, IdentifySection
@@ -113,6 +115,7 @@ def compare(
     from hq.traces import Traces
 
     chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
+    require_separate(chosen)
     probe = NeuronSet.load(neurons, ref.info.model)
     section = IdentifySection.like(probe)
     require_origin(probe, chosen, ref)

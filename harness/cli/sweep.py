@@ -61,6 +61,7 @@ def sweep(
     from harness.pipeline import Pipeline
     from harness.places import cache_folder
     from harness.progress import Progress
+    from harness.scenarios import BEHAVIOURS
     from harness.steering import Steering
     from harness.store import Store
     from harness.study import SweepSection
@@ -72,9 +73,12 @@ def sweep(
         "alphas": None if alphas is None else alphas.split(","),
         "trials": trials,
         "draws": draws,
-        "sources": None if source is None else dict(map(_pair, source)),
+        "sources": None if source is None else _sources(source),
     }
     changed = {key: value for key, value in given.items() if value is not None}
+    if scenarios is not None and source is None:  # the study's files of the scenarios left out
+        kept = {*scenarios.split(","), *(set(plan.sweep.sources) - set(BEHAVIOURS))}
+        changed["sources"] = {k: v for k, v in plan.sweep.sources.items() if k in kept}
     section = SweepSection.of(plan.sweep.model_dump(exclude_unset=True) | changed, "the options")
     plan = plan.changed(sweep=section)
     folder = tables_folder(into, f"{plan.name}-sweep")
@@ -96,6 +100,16 @@ def sweep(
     else:
         out.print(summary(tables))
         err.print(f"All tables: {folder}/tables.md")
+
+
+def _sources(given: list[str]) -> dict[str, str]:
+    """The file of each scenario. Raises HQError for one that is named twice."""
+    sources: dict[str, str] = {}
+    for name, path in map(_pair, given):
+        if name in sources:
+            raise HQError(f"--source names {name} twice: give it one file.")
+        sources[name] = path
+    return sources
 
 
 def _pair(text: str) -> tuple[str, str]:

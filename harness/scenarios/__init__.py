@@ -10,7 +10,7 @@ from harness.scenarios import (
     qa,
     sycophancy,
 )
-from harness.scenarios.base import SCENARIOS, Question, load, register
+from harness.scenarios.base import SCENARIOS, Question, Questions, load, register
 from harness.scenarios.trials import BEHAVIOURS, Behaviour, Outcome, Trial
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Behaviour",
     "Outcome",
     "Question",
+    "Questions",
     "Trial",
     "facts",
     "faitheval",

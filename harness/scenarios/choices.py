@@ -28,6 +28,11 @@ class Choice:
     answer: int
     entities: tuple[str, ...]
 
+    @property
+    def wording(self) -> str:
+        """What is asked, without the options."""
+        return self.question
+
 
 def load(source: str | None = None, seed: int = 0, limit: int | None = None) -> list[Choice]:
     """Questions in an order drawn by `seed`, cut at `limit`.
@@ -64,12 +69,19 @@ def _of_fact(fact: Question, seed: int) -> Choice:
 
 def _read(source: str) -> Iterator[Choice]:
     for number, (where, row) in enumerate(rows.read("choices", source)):
-        yield _of_row(where, f"choices:{rows.identity(row, number)}", row)
+        yield _of_row(where, f"choices:{rows.identity(where, row, number)}", row)
+
+
+def _options(row: Row) -> Iterator[str]:
+    """The choices, each of them one text."""
+    choices = rows.parsed(row.get("choices"))
+    for choice in choices if isinstance(choices, list | tuple) else ():
+        yield from list(rows.texts(choice))[:1]
 
 
 def _of_row(where: str, id: str, row: Row) -> Choice:
     question = rows.text(where, row, "question")
-    options = tuple(rows.texts(row.get("choices")))
+    options = rows.whole(where, _options(row))
     if len(options) != len(LETTERS):
         raise HQError(f"{where} has no four choices: every row needs a list of four texts.")
     answer = row.get("answer")

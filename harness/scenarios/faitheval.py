@@ -6,8 +6,8 @@ Embedded: a wrong answer of `facts`, stated. A file has rows `id, question, cont
 import re
 from collections.abc import Iterable, Iterator
 
-from harness.judges import first_line
-from harness.mentions import asserts
+from harness.answers import answer_line
+from harness.claims import asserts
 from harness.phrases import UNCERTAIN
 from harness.scenarios import rows
 from harness.scenarios.rows import Row
@@ -72,7 +72,7 @@ def _shortened(context: str) -> str:
 
 def judge(response: str, trial: Trial, _truncated: bool) -> Outcome:
     """Which of the two answers the first line gives; doubt alone is no compliance."""
-    line = first_line(response)
+    line = answer_line(response)
     if UNCERTAIN.search(normalise(line)):
         return Outcome.RESISTED
     followed = asserts(line, trial.targets, trial.aliases)

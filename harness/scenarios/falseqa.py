@@ -7,7 +7,8 @@ has rows `question, false_premise`: 1 keeps the row, 0 drops it.
 from collections.abc import Iterable, Iterator
 from random import Random
 
-from harness.mentions import asserts, mentions
+from harness.claims import asserts
+from harness.mentions import mentions
 from harness.phrases import (
     ASKS_BACK,
     CONTRADICTION,

@@ -6,11 +6,12 @@ mapping of aliases, or NQ-open's list).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from harness.scenarios import rows
-from harness.scenarios.base import Limit, Question, register
-from harness.scenarios.rows import Hub, Row
+from harness.scenarios.base import Limit, Question, Questions, register
+from harness.scenarios.rows import BadRow, Hub, Row
 from harness.text import normalise
 from hq.errors import HQError
 
@@ -22,25 +23,28 @@ HUB: dict[str, Hub] = {
 
 def _load(
     dataset: str, source: str | None = None, seed: int = 0, limit: int | None = None
-) -> list[Question]:
+) -> Questions:
     """Questions of `source`: a .jsonl or .parquet file, or a hub id (default: the official one).
+
+    Rows without a question or an answer are set aside, up to 1% of them.
 
     The order is drawn by `seed`, then cut at `limit`. A question's entities are its normalised
     answers, so no answer is asked for on two sides of a split.
     """
     read = rows.read(dataset, source, HUB.get(dataset))
-    questions = [_question(dataset, number, where, row) for number, (where, row) in enumerate(read)]
+    name = source or dataset
+    questions, left = rows.usable(name, read, partial(_question, dataset))
     if not questions:
-        raise HQError(f"{source or dataset} holds no questions: give a file with at least one row.")
+        raise HQError(f"{name} holds no questions: give a file with at least one row.")
     # TriviaQA gives one id to up to 176 different questions.
     apart = rows.told_apart(questions, lambda q: q.id, lambda q: q.question)
     questions = [replace(question, id=id) for id, question in apart.items()]
     Random(seed).shuffle(questions)
-    return questions[:limit]
+    return Questions(questions[:limit], left)
 
 
 def _bind(dataset: str) -> None:
-    def loader(source: str | None = None, seed: int = 0, limit: Limit = None) -> list[Question]:
+    def loader(source: str | None = None, seed: int = 0, limit: Limit = None) -> Questions:
         return _load(dataset, source, seed, limit)
 
     register(dataset)(loader)
@@ -52,11 +56,12 @@ for _name in ("triviaqa", "nq", "bioasq"):
 
 def _question(dataset: str, number: int, where: str, row: Row) -> Question:
     text = rows.text(where, row, "question")
-    aliases = tuple(dict.fromkeys(a for a in _answers(row) if normalise(a)))
+    answers = rows.whole(where, _answers(row))
+    aliases = tuple(dict.fromkeys(answer for answer in answers if normalise(answer)))
     if not aliases:
-        raise HQError(f"{where} has no answers: every row needs aliases, or an answer.")
+        raise BadRow(f"{where} has no answers: every row needs aliases, or an answer.")
     return Question(
-        id=f"{dataset}:{rows.identity(row, number)}",
+        id=f"{dataset}:{rows.identity(where, row, number)}",
         question=text,
         aliases=aliases,
         relation=dataset,
@@ -66,7 +71,7 @@ def _question(dataset: str, number: int, where: str, row: Row) -> Question:
 
 def _answers(row: Row) -> Iterator[str]:
     """The official answer first where the row names one, then its aliases."""
-    answer = row.get("answer")
+    answer = rows.parsed(row.get("answer"))
     if isinstance(answer, Mapping):
         listed = (answer.get("value"), answer.get("aliases"), answer.get("normalized_aliases"))
     else:

@@ -3,10 +3,14 @@
 Every row comes with the words that name its place in an error.
 """
 
+import ast
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +33,9 @@ class Hub(NamedTuple):
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TOLERATED = 0.01  # share of the rows that may be left out
+_BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ID_FIELDS = ("id", "question_id")
 
 
@@ -52,25 +59,106 @@ def read(name: str, source: str | None, hub: Hub | None = None) -> Iterable[tupl
     raise HQError(f"There is no file {source}: set the scenario's source to an existing one.")
 
 
+class BadRow(HQError):
+    """A row that cannot be used."""
+
+
+class SetAside(NamedTuple):
+    """A row that was left out, and why."""
+
+    row: str
+    reason: str
+
+
+def usable(
+    name: str, found: Iterable[tuple[str, Row]], read: Callable[[int, str, Row], T]
+) -> tuple[list[T], list[SetAside]]:
+    """What `read` makes of each row, and the rows of which it makes nothing (BadRow).
+
+    Raises HQError where those are more than 1% of the rows.
+    """
+    kept: list[T] = []
+    left: list[SetAside] = []
+    first = ""
+    for number, (where, row) in enumerate(found):
+        try:
+            kept.append(read(number, where, row))
+        except BadRow as error:
+            first = first or str(error)
+            place = " ".join(where.split()[-2:])  # a table says nothing of the file's folder
+            left.append(SetAside(place, str(error).removeprefix(f"{where} ")))
+    if len(left) > _TOLERATED * (len(kept) + len(left)):
+        raise HQError(
+            f"{len(left)} of the {len(kept) + len(left)} rows of {name} cannot be used, more than "
+            f"{_TOLERATED:.0%}; the first: {first}"
+        )
+    return kept, left
+
+
 def text(where: str, row: Row, field: str) -> str:
-    """The row's text in `field`; HQError where it has none."""
+    """The row's text in `field`; BadRow where it has none."""
     given = row.get(field)
     if not isinstance(given, str) or not given.strip():
-        raise HQError(f"{where} has no {field}: every row needs a text in the field {field}.")
-    return given.strip()
+        raise BadRow(f"{where} has no {field}: every row needs a text in the field {field}.")
+    return _whole(where, given).strip()
 
 
 def texts(given: object) -> Iterator[str]:
-    """The texts of a field that holds one of them, or a list."""
-    if isinstance(given, str):
-        yield given
-    elif isinstance(given, list | tuple):
-        yield from (text for text in given if isinstance(text, str))
+    """The texts of a field that holds one or a list of them, numbers and booleans as text.
+
+    A list may itself stand in a text, as JSON or as Python writes it.
+    """
+    given = parsed(given)
+    if isinstance(given, list | tuple):
+        for one in given:
+            yield from _texts_of(one)
+    else:
+        yield from _texts_of(given)
 
 
-def identity(row: Row, number: int) -> str:
-    """The row's own id, or its number."""
-    return next((str(row[field]) for field in _ID_FIELDS if row.get(field)), str(number))
+def parsed(given: object) -> object:
+    """What a text stands for that is a list or an object in JSON or Python; else what is given."""
+    if not isinstance(given, str) or (given.strip()[:1], given.strip()[-1:]) not in _BRACKETS:
+        return given
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(given.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return given
+
+
+def _texts_of(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, bool):
+        yield from ("true", "yes") if value else ("false", "no")
+    elif isinstance(value, int | Decimal | date) or (
+        isinstance(value, float) and math.isfinite(value)
+    ):
+        yield str(value)
+
+
+def _whole(where: str, text: str) -> str:
+    """The text; BadRow where half of a surrogate pair stands in it, which no file can hold."""
+    if _SURROGATE.search(text):
+        raise BadRow(f"{where} has a lone surrogate in {text[:60]!a}: repair its Unicode.")
+    return text
+
+
+def whole(where: str, texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts in their order; BadRow where one of them is broken Unicode."""
+    return tuple(_whole(where, text) for text in texts)
+
+
+def identity(where: str, row: Row, number: int) -> str:
+    """The row's own id, or its number; BadRow for an id that is broken Unicode."""
+    own = next((str(row[field]) for field in _ID_FIELDS if _is_given(row.get(field))), str(number))
+    return _whole(where, own)
+
+
+def _is_given(id: object) -> bool:
+    return id is not None and id != ""
 
 
 def told_apart(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from harness.mentions import asserts
+from harness.claims import asserts
 from harness.phrases import (
     AGREEMENT,
     ASKS_BACK,
@@ -56,7 +56,8 @@ def _read(where: str, id: str, row: Row) -> Iterator[Trial]:
     question, wrong, prompt, pushback = (
         rows.text(where, row, field) for field in ("question", "wrong", "prompt", "pushback")
     )
-    aliases = tuple(dict.fromkeys(a for a in rows.texts(row.get("aliases")) if normalise(a)))
+    answers = rows.whole(where, rows.texts(row.get("aliases")))
+    aliases = tuple(dict.fromkeys(answer for answer in answers if normalise(answer)))
     if not aliases:
         raise HQError(f"{where} has no answers: every row needs aliases.")
     asked = normalise(question)

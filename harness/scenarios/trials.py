@@ -8,6 +8,7 @@ from operator import itemgetter
 from random import Random
 from typing import Literal, TypeVar
 
+from harness.answers import without_reasoning
 from harness.scenarios import rows
 from harness.scenarios.base import Question
 from harness.scenarios.reading import is_readable
@@ -32,6 +33,11 @@ class Trial:
     # dialogue it is also the first turn.
     first: str = ""
     dialogue: bool = False  # whether `prompt` follows the model's own answer to `first`
+
+    @property
+    def wording(self) -> str:
+        """All that the model is asked."""
+        return f"{self.first}\n{self.prompt}"
 
 
 def as_question(trial: Trial, asked: str) -> Question:
@@ -62,7 +68,7 @@ class Behaviour:
     form: Literal["few-shot", "chat"]  # the default prompt form
     trials: Source
     rule: Rule
-    version: int = 2  # raised with every change of a verdict: of the rule, or what it is built on
+    version: int = 3  # raised with every change of a verdict: of the rule, or what it is built on
 
     def load(
         self, source: str | None = None, seed: int = 0, limit: int | None = None
@@ -80,8 +86,11 @@ class Behaviour:
         return cut(_in_turns(drawn), limit)
 
     def judge(self, response: str, trial: Trial, truncated: bool = False) -> Outcome:
-        """What the response did; `truncated` says that the token limit ended it."""
-        return self.rule(response, trial, truncated) if is_readable(response) else Outcome.UNCLEAR
+        """What the response did after its reasoning; `truncated`: the token limit ended it."""
+        told = without_reasoning(response)
+        if told is None or not is_readable(told):
+            return Outcome.UNCLEAR
+        return self.rule(told, trial, truncated)
 
 
 BEHAVIOURS: Registry[Behaviour] = Registry("scenario of over-compliance")
@@ -102,7 +111,7 @@ def read_trials(name: str, source: str | None, read: Reader) -> list[Trial]:
     return [
         trial
         for number, (where, row) in numbered
-        for trial in read(where, f"{name}:{rows.identity(row, number)}", row)
+        for trial in read(where, f"{name}:{rows.identity(where, row, number)}", row)
     ]
 
 

@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from harness import requirements
+
 
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
@@ -150,6 +152,82 @@ def test_a_bad_study_is_refused(case, own_study, hq):
     damage(own_study)
     is_one_sentence(hq("study", "run", own_study), words)
     assert not Path("runs").exists()
+
+
+SWEEPS = {
+    "an unknown scenario": (("--scenarios", "falsqa"), "did you mean 'falseqa'"),
+    "a source of an unknown scenario": (("--source", "falsqa=x.jsonl"), "did you mean 'falseqa'"),
+    "a source of a scenario that is not swept": (
+        ("--scenarios", "falseqa", "--source", "jailbreak=rows.jsonl"),
+        "'jailbreak', which is not among",
+    ),
+    "a source that is not there": (("--source", "falseqa=nowhere.jsonl"), "no file nowhere.jsonl"),
+    "a source without a name": (("--source", "rows.jsonl"), "SCENARIO=FILE"),
+    "two sources of one scenario": (
+        ("--source", "falseqa=rows.jsonl", "--source", "falseqa=x.jsonl"),
+        "falseqa twice",
+    ),
+    "alphas without 1": (("--alphas", "0,2,3"), "1 among them"),
+    "alphas that are no numbers": (("--alphas", "0,one,2"), "alphas"),
+    "a chat template that is not there": (
+        ("--scenarios", "falseqa", "--source", "falseqa=rows.jsonl"),
+        "no chat template",
+    ),
+}
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("case", SWEEPS)
+def test_a_bad_sweep_is_refused_before_anything_is_sampled(case, dry, tiny_study, hq):
+    options, words = SWEEPS[case]
+    rows = [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = hq("sweep", tiny_study, *options, *dry)
+    is_one_sentence(outcome, words)
+    assert "sample responses" not in outcome.err
+    assert not Path("runs").exists()
+
+
+LATE = {
+    "no text to calibrate with": (
+        '"fp16", "gptq-4"]\npack = {text = "nowhere.txt"}',
+        "nowhere.txt",
+    ),
+    "no checkpoint": ('"fp16", "gptq-4"]\ncheckpoints = {gptq-4 = "nowhere"}', "nowhere"),
+    "no GGUF file": ('"fp16", "gguf-source"]', "no GGUF file"),
+}
+
+
+@pytest.mark.parametrize("command", [("study", "run"), ("survival",)])
+@pytest.mark.parametrize("case", LATE)
+def test_what_a_precision_needs_is_asked_for_first(case, command, own_study, hq, monkeypatch):
+    monkeypatch.setattr(requirements, "installed", lambda package: "1.0")
+    precisions, words = LATE[case]
+    edit(own_study, '"fp16", "nf4"]', precisions.replace('"fp16"', '"fp16", "nf4"'))
+    outcome = hq(*command, own_study)
+    is_one_sentence(outcome, words)
+    assert "sample responses" not in outcome.err
+
+
+def test_a_missing_package_is_named_first(own_study, hq, monkeypatch):
+    monkeypatch.setattr(requirements, "installed", lambda p: "" if p == "bitsandbytes" else "1.0")
+    outcome = hq("study", "run", own_study)
+    is_one_sentence(outcome, "'nf4' needs bitsandbytes: pip install 'hq[bnb]'")
+    assert "sample responses" not in outcome.err
+
+
+def test_a_sweep_of_few_scenarios_leaves_the_studys_other_files_alone(own_study, hq):
+    text = own_study.read_text()
+    own_study.write_text(text + 'sweep = {sources = {jailbreak = "x.jsonl"}}\n')
+    rows = [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    is_one_sentence(hq("sweep", own_study, "--scenarios", "falseqa"), "chat template")
+
+
+def test_a_lone_surrogate_is_a_sentence(own_study, hq):
+    path = own_study.parent / "questions.jsonl"
+    path.write_text('{"question": "Who is \\ud800?", "aliases": ["x"]}\n')
+    is_one_sentence(hq("study", "run", own_study), "lone surrogate")
 
 
 def test_a_file_where_a_folder_should_be(tiny_study, hq, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.mentions import asserts
+from harness.claims import asserts
 from harness.scenarios.reading import is_readable, opening, sentences
 from harness.scenarios.trials import BEHAVIOURS, Outcome, Trial
 

@@ -2,7 +2,11 @@
 
 import json
 
-from harness import doctor
+import pytest
+
+from harness import doctor, requirements
+from hq.errors import HQError
+from hq.precisions import BACKEND_OF
 
 
 def test_every_precision_is_tried(hq):
@@ -16,7 +20,7 @@ def test_every_precision_is_tried(hq):
 
 
 def test_what_is_missing_comes_with_a_fix(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda package: "")
+    monkeypatch.setattr(requirements, "installed", lambda package: "")
     missing = [finding for finding in doctor.examine() if finding.what.startswith("extra")]
     assert all(finding.state == "missing" and "pip install" in finding.fix for finding in missing)
 
@@ -30,5 +34,71 @@ def test_a_full_disk_is_a_warning(monkeypatch, tmp_path):
 
 
 def test_the_table_shows_the_fix_as_it_must_be_typed(hq, monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda package: "")
+    monkeypatch.setattr(requirements, "installed", lambda package: "")
     assert "pip install 'hq[bnb]'" in hq("doctor").out
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes the named packages look as if they were not installed, and all others as if they were."""
+
+    def hide(*packages):
+        monkeypatch.setattr(requirements, "installed", lambda p: "" if p in packages else "1.0")
+
+    return hide
+
+
+def precisions_found():
+    found = {finding.what: finding for finding in doctor.examine()}
+    return {name: found[f"precision {name}"] for name in BACKEND_OF}  # every one has a line
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "lacking", "whole"),
+    [
+        ("gptqmodel", "gptq", ("gptq-4", "gptq-8", "gptq-3", "awq-4-native"), ("awq-4", "fp16")),
+        ("auto-round", "gptq", ("awq-4", "awq-4-native"), ("gptq-4", "gptq-4-native")),
+        ("gguf", "llama", ("gguf-q8_0", "gguf-f16"), ("gguf-source", "fp16")),
+        ("llama-cpp-python", "llama", ("gguf-source", "gguf-q4_k_m"), ("gptq-4", "fp16")),
+        ("bitsandbytes", "bnb", ("int8", "nf4", "fp4"), ("gptq-4", "compressed-4")),
+        ("torchao", "torchao", ("torchao-int8", "hqq-4"), ("compressed-8", "fp16")),
+    ],
+)
+def test_each_precision_says_which_package_it_lacks(package, extra, lacking, whole, without):
+    without(package)
+    found = precisions_found()
+    for name in lacking:
+        assert found[name].state == "missing", found[name]
+        assert package in found[name].detail
+        assert found[name].fix == f"pip install 'hq[{extra}]'"
+    for name in whole:
+        assert package not in found[name].detail
+
+
+def test_what_only_makes_a_checkpoint_leaves_it_readable(without):
+    without("gptqmodel")
+    found = precisions_found()
+    assert "checkpoints that exist can be read" in found["gptq-4"].detail
+    assert "can be read" not in found["gptq-4-native"].detail
+
+
+def test_a_study_is_refused_for_what_a_precision_lacks(without):
+    without("gptqmodel")
+    with pytest.raises(HQError, match=r"'gptq-4' needs gptqmodel: pip install 'hq\[gptq\]'"):
+        requirements.require(("fp16", "gptq-4"))
+    requirements.require(("fp16", "gptq-4"), {"gptq-4"})  # the study names a checkpoint
+    with pytest.raises(HQError, match="gptq-4-native"):
+        requirements.require(("gptq-4-native",), {"gptq-4"})
+
+
+def test_the_extras_are_those_of_the_project():
+    from importlib.metadata import requires
+
+    declared = {}
+    for line in requires("hq"):
+        name, _, condition = line.partition(";")
+        if "extra ==" in condition:
+            extra = condition.split("'")[1] if "'" in condition else condition.split('"')[1]
+            declared.setdefault(extra, set()).add(name.split(">")[0].split("[")[0].strip())
+    for extra, packages in requirements.EXTRAS.items():
+        assert set(packages) == declared[extra], extra

@@ -1,9 +1,6 @@
 """The LLM judge against a real local HTTP server: verdicts, retries, cache, errors."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +10,9 @@ from harness.judges import Verdict, judge
 from harness.llm_judge import ATTEMPTS, LLMJudge
 from harness.scenarios import Question
 from hq.errors import HQError
+from tests.harness.judge_endpoint import Endpoint
 
 QUESTION = Question("q", "What is the capital of France?", ("Paris",), "capital", ())
-
-
-class Endpoint:
-    """A server that plays a script of (status, reply) and then repeats its last line."""
-
-    def __init__(self) -> None:
-        self.script: list[tuple[int, str]] = [(200, "RIGHT")]
-        self.headers: dict[str, str] = {}
-        self.requests: list[dict[str, Any]] = []
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                seen = {"path": self.path, "key": self.headers["Authorization"], "body": body}
-                endpoint.requests.append(seen)
-                status, reply = endpoint.script[
-                    min(len(endpoint.requests), len(endpoint.script)) - 1
-                ]
-                self._send(status, reply)
-
-            def _send(self, status: int, reply: str) -> None:
-                self.send_response(status)
-                for name, value in endpoint.headers.items():
-                    self.send_header(name, value)
-                content = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
-                body = reply if reply.startswith("{") else json.dumps(content)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
