@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from harness.serve import about, completions
+from harness.serve.api.treatment import UNSUPPORTED
 from harness.serve.gate import Gate, answer
 from harness.serve.pages import add_pages
 from harness.serve.refusal import Refusal
@@ -85,7 +86,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return answer(Refusal(400, "The body is not valid JSON.", code="invalid_json"))
     *parts, last = map(str, first["loc"])
-    unknown = first["type"] == "extra_forbidden"
+    unknown = first["type"] == UNSUPPORTED
     named = [part for part in parts[1:] if _is_of_request(part)]
     if parts and (unknown or _is_of_request(last)):
         named.append(last)
@@ -94,7 +95,9 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return answer(
         Refusal(
             400,
-            f"{place} is not supported." if unknown else f"{place or 'The body'}: {message}.",
+            f"{place} is not supported: {message}."
+            if unknown
+            else f"{place or 'The body'}: {message}.",
             param=place or None,
             code="unsupported_parameter" if unknown else "invalid_value",
         )

@@ -1,7 +1,8 @@
 """A conversation as token ids, in the form that the bundle was validated with."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.gguf_tokenizer import GGUFTokenizer
@@ -12,49 +13,149 @@ from hq.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A function that the assistant called in an earlier turn; the arguments are JSON."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """What was said, and by whom: system, user or assistant."""
+    """What was said, and by whom: system, user, assistant or tool.
+
+    `call_id` is which of the assistant's calls a tool answers.
+    """
 
     role: str
     text: str
+    calls: tuple[Call, ...] = ()
+    call_id: str = ""
 
 
-Encode = Callable[[Any, Sequence[Turn]], list[int]]
+Encode = Callable[[Veil, Sequence[Turn], str | None], list[int]]
 CONVERSATIONS: Registry[Encode] = Registry("prompt form")
 
 
-def encode(form: str, tokenizer: GGUFTokenizer, turns: Sequence[Turn]) -> list[int]:
-    """Token ids up to where the assistant answers.
+def encode(
+    form: str, tokenizer: GGUFTokenizer, turns: Sequence[Turn], begun: str | None = None
+) -> list[int]:
+    """Token ids up to where the assistant answers, or goes on with what it has `begun` to say.
 
     Raises HQError for an unknown form or a template that does not render, and Refusal for turns
     that the form has no place for.
     """
     veil = Veil(tokenizer)
-    return CONVERSATIONS[form](veil, [Turn(turn.role, veil.over(turn.text)) for turn in turns])
+    hidden = [
+        replace(
+            turn,
+            text=veil.over(turn.text),
+            calls=tuple(
+                Call(veil.over(call.name), veil.over(call.arguments), veil.over(call.id))
+                for call in turn.calls
+            ),
+            call_id=veil.over(turn.call_id),
+        )
+        for turn in turns
+    ]
+    return CONVERSATIONS[form](veil, hidden, None if begun is None else veil.over(begun))
 
 
 @CONVERSATIONS.register("chat")
-def _chat(tokenizer: Veil, turns: Sequence[Turn]) -> list[int]:
+def _chat(tokenizer: Veil, turns: Sequence[Turn], begun: str | None) -> list[int]:
     """The model's own chat template."""
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    _require_tools_shown(tokenizer, turns)
+    if begun is None:
+        text = _rendered(tokenizer, turns, add_generation_prompt=True)
+    else:
+        # Where the template puts an assistant's text, what it writes after that is cut off.
+        text, found, _ = _rendered(tokenizer, [*turns, Turn("assistant", _PROBE)]).rpartition(
+            _PROBE
+        )
+        if not found:
+            raise Refusal(
+                400,
+                "The chat template leaves out a last message of the assistant: end with a user's.",
+                param="messages",
+            )
+        text += begun
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+_PROBE = "hq writes this"  # no part of a special token, nor of any template
+
+
+def _rendered(tokenizer: Veil, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+    messages = [_message(turn) for turn in turns]
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in turn.calls
+        ]
+    if turn.call_id:
+        message["tool_call_id"] = turn.call_id
+    return message
+
+
+def _arguments(text: str) -> Any:
+    """As templates expect them: an object, where the text is one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
+
+
+def _require_tools_shown(tokenizer: Veil, turns: Sequence[Turn]) -> None:
+    """Raises Refusal for calls and results of tools that the template would leave out."""
+    probed = [
+        replace(
+            turn,
+            text=_PROBE if turn.role == "tool" else turn.text,
+            calls=tuple(replace(call, name=_PROBE) for call in turn.calls),
+        )
+        for turn in turns
+    ]
+    expected = sum(len(turn.calls) + (turn.role == "tool") for turn in turns)
+    if expected and _rendered(tokenizer, probed).count(_PROBE) < expected:
+        raise Refusal(
+            400,
+            "The model's chat template has no place for tool calls and their results: write them "
+            "into the messages of user and assistant.",
+            param="messages",
+        )
+
+
 @CONVERSATIONS.register("few-shot")
-def _few_shot(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
+def _few_shot(tokenizer: Veil, turns: Sequence[Turn], begun: str | None) -> list[int]:
     """Solved examples, then what was asked and answered, then the question."""
     expected = ["user", "assistant"] * len(turns)
     for place, turn in enumerate(turns):
-        if turn.role != expected[place]:
+        if turn.role != expected[place] or turn.calls:
             raise Refusal(
                 400,
                 "The prompt form few-shot is questions and answers in turn: "
-                f"message {place} is the {turn.role}'s, not the {expected[place]}'s.",
+                f"message {place} is the {turn.role}'s, not the {expected[place]}'s"
+                f"{' text' if turn.calls else ''}.",
                 param="messages",
             )
     if len(turns) % 2 == 0:
         raise Refusal(400, "The last message is no user's: nothing is asked.", param="messages")
     said = [turn.text for turn in turns]
     before = list(zip(said[:-1:2], said[1::2], strict=True))
-    return FewShot().encode(tokenizer, said[-1], before)
+    if not begun:
+        return FewShot().encode(tokenizer, said[-1], before)
+    # The form ends after "A:", where what was begun follows.
+    return FewShot().encode(lambda text: tokenizer(f"{text} {begun}"), said[-1], before)

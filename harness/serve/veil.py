@@ -19,7 +19,8 @@ class Veil:
         longest_first = sorted(filter(None, controls), key=len, reverse=True)
         # One that matches nothing, where the model has no control tokens.
         self._controls = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._mark = f"\ue000{secrets.token_hex(8)}"  # which nobody could have written
+        # Nobody could have written it. Only letters and digits: a template may encode the others.
+        self._mark = f"hq{secrets.token_hex(8)}"
         self._hidden: list[str] = []
 
     def over(self, text: str) -> str:
@@ -28,13 +29,13 @@ class Veil:
 
     def _hide(self, found: re.Match[str]) -> str:
         self._hidden.append(found[0])
-        return f"{self._mark} {len(self._hidden) - 1}\ue000"
+        return f"{self._mark}n{len(self._hidden) - 1}n"
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         """Token ids; where a mark stands, those of what it hides, read as plain text."""
         ids: list[int] = []
         # Every second part is the number of something hidden.
-        for place, part in enumerate(re.split(f"{self._mark} ([0-9]+)\ue000", text)):
+        for place, part in enumerate(re.split(f"{self._mark}n([0-9]+)n", text)):
             if place % 2:
                 ids += self._tokenizer.plain(self._hidden[int(part)])
             elif part or not place:
@@ -42,6 +43,6 @@ class Veil:
                 ids += self._tokenizer(part, add_special_tokens=first)["input_ids"]
         return {"input_ids": ids}
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """The messages as the template writes them."""
         return self._tokenizer.apply_chat_template(messages, **options)

@@ -1,0 +1,22 @@
+"""How likely a token was."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """Log-probability of a token, by its bytes; `top` are the likeliest ones in its place."""
+
+    piece: bytes
+    logprob: float
+    top: tuple["Odds", ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; those that are no whole characters are replaced."""
+        return self.piece.decode(errors="replace")
+
+    @property
+    def letters(self) -> int:
+        """Whole characters that it holds."""
+        return len(self.piece.decode(errors="ignore"))
