@@ -149,11 +149,12 @@ class ServedModel:
             yield step.token
 
     def _odds(self, token: int, told: Likelihood) -> Odds:
-        def piece(each: int) -> bytes:
-            return self._backend.model.piece(each, special=True)
+        def odds(each: int, logprob: float, top: tuple[Odds, ...] = ()) -> Odds:
+            piece = self.tokenizer.piece(each)
+            named = piece or self._backend.model.piece(each, special=True)
+            return Odds(named, logprob, not piece, top)
 
-        top = tuple(Odds(piece(each), logprob) for each, logprob in told.top)
-        return Odds(piece(token), told.logprob, top)
+        return odds(token, told.logprob, tuple(odds(*each) for each in told.top))
 
     def _reading(self, step: Step) -> Reading:
         parts: Float[np.ndarray, " k"] = (step.cett - self._mean) / self._scale * self._weight

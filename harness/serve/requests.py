@@ -1,14 +1,14 @@
 """What a client may ask, in OpenAI's wire format and hq's extension of it."""
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.serve.api.messages import Messages
-from harness.serve.api.treatment import Body, Number, Only, Text
-from harness.serve.api.vendors import ChatVendors, Ignored, TextVendors, Vendors
+from harness.serve.api.treatment import Body, Number, Only, ShortText, Text
+from harness.serve.api.vendors import Ignored, Vendors
 from harness.serve.generation.drawing import WINDOW, Drawing
 
 MOST_ANSWERS = 8
@@ -153,6 +153,9 @@ class Asked(Vendors):
     ] = None
     max_tokens: Annotated[int | None, _TOKENS] = None
     n: Annotated[int | None, Number("answers", 1, MOST_ANSWERS, whole=True)] = None
+    best_of: Annotated[
+        int | None, Number("has to equal n, as no answer is dropped", 1, MOST_ANSWERS, whole=True)
+    ] = None
     temperature: Annotated[
         float | None, Number("0, the default, always takes the likeliest token", 0, 2)
     ] = None
@@ -193,8 +196,8 @@ class Asked(Vendors):
         Field(description="`text`, `json_object`, or `json_schema` with a JSON schema"),
     ] = None
     user: Annotated[
-        Text | None,
-        Field(max_length=256, description="goes into the audit log; at most 256 characters"),
+        ShortText | None,
+        Field(description="goes into the audit log; at most 256 characters"),
     ] = None
     hq: Annotated[
         Extension | None,
@@ -237,8 +240,19 @@ class Asked(Vendors):
         names = [name for name in Drawing.__slots__ if getattr(self, name) is not None]
         return Drawing(**{"seed": seed} | {name: getattr(self, name) for name in names})
 
+    @model_validator(mode="after")
+    def _none_dropped(self) -> Self:
+        if self.best_of not in (None, self.answers):
+            raise _of("best_of", "it has to equal n, as no answer is dropped")
+        return self
 
-class ChatRequest(Asked, ChatVendors):
+
+def _of(field: str, message: LiteralString) -> PydanticCustomError:
+    """An error that is found once the whole request is read, but is one field's."""
+    return PydanticCustomError("value_error", message, {"field": field})
+
+
+class ChatRequest(Asked):
     """A conversation to go on with."""
 
     messages: Messages
@@ -267,13 +281,13 @@ class ChatRequest(Asked, ChatVendors):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise PydanticCustomError("value_error", "top_logprobs needs logprobs: true")
+            raise _of("top_logprobs", "logprobs has to be true for them")
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise ValueError("continue_final_message: the last message is not the assistant's")
+            raise _of("continue_final_message", "the last message is not the assistant's")
         return self
 
 
-class TextRequest(Asked, TextVendors):
+class TextRequest(Asked):
     """A text to go on with, as it stands."""
 
     prompt: Prompt
@@ -281,17 +295,8 @@ class TextRequest(Asked, TextVendors):
         int | None,
         Number("likely tokens told beside each one, with log-probabilities", 0, MOST_LIKELY, whole=True),
     ] = None
-    best_of: Annotated[
-        int | None, Number("has to equal n, as no answer is dropped", 1, MOST_ANSWERS, whole=True)
-    ] = None
 
     @property
     def likely(self) -> int | None:
         """As many as are asked for."""
         return self.logprobs
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.best_of not in (None, self.answers):
-            raise ValueError("best_of has to equal n, as no answer is dropped")
-        return self

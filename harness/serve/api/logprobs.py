@@ -53,10 +53,17 @@ def text_logprobs(odds: Iterable[Odds], offset: int = 0) -> TextLogprobs:
     return TextLogprobs(
         tokens=[each.text for each in told],
         token_logprobs=[each.logprob for each in told],
-        # The likeliest of those that read alike stays.
-        top_logprobs=[{o.text: o.logprob for o in reversed(each.top)} for each in told],
+        top_logprobs=[_by_text(each.top) for each in told],
         text_offset=list(_offsets(told, offset)),
     )
+
+
+def _by_text(top: Iterable[Odds]) -> dict[str, float]:
+    """The likeliest first; of several tokens that read alike only that one."""
+    found: dict[str, float] = {}
+    for each in top:
+        found.setdefault(each.text, each.logprob)
+    return found
 
 
 def _named(odds: Odds) -> dict[str, object]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 UNSUPPORTED = "unsupported"  # pydantic's type of the error that `Only` raises
@@ -22,6 +22,7 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+ShortText = Annotated[str, Field(max_length=256), AfterValidator(_encodable)]
 
 
 class _Field:
@@ -119,12 +120,12 @@ class Number(_Field):
     def range(self) -> str:
         """The values that are allowed, in words."""
         kind = "a whole number" if self._whole else "a number"
-        least = f"{'above' if self._above else 'from'} {_said(self.least)}"
+        least, most = _said(self.least), _said(self.most)
+        limits = f"above {least}, up to {most}" if self._above else f"from {least} to {most}"
         if math.isinf(self.most):
-            least = f"of at least {_said(self.least)}"
-        most = "" if math.isinf(self.most) else f" to {_said(self.most)}"
+            limits = f"of at least {least}"
         others = "".join(f", {number}" for number in self._special)
-        return f"{kind} {least}{most}{others}, or null"
+        return f"{kind} {limits}{others}, or null"
 
     def _error(self) -> PydanticCustomError:
         return PydanticCustomError("range", "expected {range}", {"range": self.range})
@@ -161,5 +162,6 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _said(number: float) -> str:
-    power = math.log2(number) if number >= 2**31 else 0.5
-    return f"2^{power:.0f}" if power.is_integer() else f"{number:g}"
+    if isinstance(number, int) and number > 2**16:  # the largest of a type
+        return f"2^{number.bit_length()} - 1"
+    return f"{number:g}"

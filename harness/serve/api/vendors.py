@@ -14,7 +14,7 @@ _TOOLS = "the model calls no tools"
 
 
 class Vendors(Body):
-    """Fields of both endpoints."""
+    """Fields of both endpoints: clients send those of one to the other too."""
 
     # OpenAI
     logit_bias: Annotated[Any, Only({}, says="tokens cannot be biased")] = None
@@ -133,11 +133,7 @@ class Vendors(Body):
     extra_headers: Ignored = None
     cache: Ignored = None
 
-
-class ChatVendors(Vendors):
-    """Fields of chats."""
-
-    # OpenAI
+    # OpenAI's chats
     tools: Annotated[Any, Only([], says=_TOOLS)] = None
     tool_choice: Annotated[Any, Only("none", "auto", says=_TOOLS)] = None
     parallel_tool_calls: Ignored = None
@@ -152,7 +148,7 @@ class ChatVendors(Vendors):
     prediction: Ignored = None
     web_search_options: Annotated[Any, Only({}, says="nothing is searched for")] = None
 
-    # vLLM, llama.cpp
+    # Chats of vLLM and llama.cpp
     add_generation_prompt: Ignored = None
     chat_template: Annotated[Any, Only("", says="the model's own chat template is used")] = None
     chat_template_kwargs: Annotated[
@@ -165,17 +161,13 @@ class ChatVendors(Vendors):
     ] = None
     mm_processor_kwargs: Annotated[Any, Only({}, says="messages are text")] = None
 
-
-class TextVendors(Vendors):
-    """Fields of texts."""
-
-    # OpenAI
+    # OpenAI's texts
     suffix: Annotated[Any, Only("", says="a text is continued at its end only")] = None
     echo: Annotated[
         Any, Only(False, says="the prompt is not repeated, and has no logprobs")
     ] = None
 
-    # llama.cpp
+    # Texts of llama.cpp
     input_prefix: Annotated[Any, Only("", says="a text is continued at its end only")] = None
     input_suffix: Annotated[Any, Only("", says="a text is continued at its end only")] = None
     input_extra: Annotated[Any, Only([], says="a text is continued at its end only")] = None

@@ -41,7 +41,8 @@ class Grammar:
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
             found = np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
         if self._matcher.is_error():
-            raise HQError(f"The JSON schema could not be followed: {self._matcher.get_error()}.")
+            why = self._matcher.get_error().splitlines()[0]
+            raise HQError(f"The JSON schema could not be followed: {why}.")
         found[self._ends] = whole
         return found
 

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Odds:
-    """Log-probability of a token, by its bytes; `top` are the likeliest ones in its place."""
+    """Log-probability of a token, by its bytes; `top` are the likeliest ones in its place.
+
+    A special token is named by them, and adds nothing to the answer's text.
+    """
 
     piece: bytes
     logprob: float
+    special: bool = False
     top: tuple["Odds", ...] = ()
 
     @property
@@ -18,5 +22,5 @@ class Odds:
 
     @property
     def letters(self) -> int:
-        """Whole characters that it holds."""
-        return len(self.piece.decode(errors="ignore"))
+        """Whole characters that it adds to the text."""
+        return 0 if self.special else len(self.piece.decode(errors="ignore"))
