@@ -143,14 +143,15 @@ def _few_shot(tokenizer: Veil, turns: Sequence[Turn], begun: str | None) -> list
     """Solved examples, then what was asked and answered, then the question."""
     expected = ["user", "assistant"] * len(turns)
     for place, turn in enumerate(turns):
-        if turn.role != expected[place] or turn.calls:
-            raise Refusal(
-                400,
-                "The prompt form few-shot is questions and answers in turn: "
-                f"message {place} is the {turn.role}'s, not the {expected[place]}'s"
-                f"{' text' if turn.calls else ''}.",
-                param="messages",
-            )
+        if turn.role == expected[place] and not turn.calls:
+            continue
+        wrong = f"is the {turn.role}'s, not the {expected[place]}'s"
+        raise Refusal(
+            400,
+            "The prompt form few-shot is questions and answers in turn: "
+            f"message {place} {'calls tools' if turn.calls else wrong}.",
+            param="messages",
+        )
     if len(turns) % 2 == 0:
         raise Refusal(400, "The last message is no user's: nothing is asked.", param="messages")
     said = [turn.text for turn in turns]

@@ -115,7 +115,7 @@ class ServedModel:
         sampler = Sampler(order.drawing, order.prompt, grammar, order.likely)
         for step in self._steps(order, draft.alpha, sampler):
             told = sampler.likelihoods[len(draft.tokens)] if sampler.likelihoods else None
-            odds = told and self._odds(step.token, told)
+            odds = self._odds(step.token, told) if told else None
             token = Token(spelling.add(step.token), self._reading(step), odds)
             draft.tokens.append(token)
             yield token

@@ -164,15 +164,21 @@ class Asked(Vendors):
     ] = None
     top_k: Annotated[
         int | None,
-        Number("likeliest tokens that are drawn from; 0 for all", 0, 2**31 - 1, whole=True, special=(-1,)),
+        Number(
+            "likeliest tokens that are drawn from; 0 for all",
+            0,
+            2**31 - 1,
+            whole=True,
+            special=(-1,),
+        ),
     ] = None
     min_p: Annotated[
         float | None, Number("least probability, as a share of the likeliest token's", 0, 1)
     ] = None
     presence_penalty: Annotated[float | None, Number(_SHIFT, -2, 2)] = None
-    frequency_penalty: Annotated[
-        float | None, Number(f"{_SHIFT}, once for each time", -2, 2)
-    ] = None
+    frequency_penalty: Annotated[float | None, Number(f"{_SHIFT}, once for each time", -2, 2)] = (
+        None
+    )
     repeat_penalty: Annotated[
         float | None,
         Number("divides the logits of the last tokens of prompt and answer", 0, 10, above=True),
@@ -188,7 +194,13 @@ class Asked(Vendors):
     ] = None
     seed: Annotated[
         int | None,
-        Number("of the random numbers; drawn, and told, if left out", 0, 2**63 - 1, whole=True, special=(-1,)),
+        Number(
+            "of the random numbers; drawn, and told, if left out",
+            0,
+            2**63 - 1,
+            whole=True,
+            special=(-1,),
+        ),
     ] = None
     stop: Stops = ()
     response_format: Annotated[
@@ -293,7 +305,9 @@ class TextRequest(Asked):
     prompt: Prompt
     logprobs: Annotated[
         int | None,
-        Number("likely tokens told beside each one, with log-probabilities", 0, MOST_LIKELY, whole=True),
+        Number(
+            "likely tokens told beside each one, with log-probabilities", 0, MOST_LIKELY, whole=True
+        ),
     ] = None
 
     @property

@@ -78,7 +78,9 @@ class Choice(BaseModel):
 
     @model_serializer(mode="wrap")
     def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if (name, value) != ("hq", None)}
+        return {
+            name: value for name, value in handler(self).items() if (name, value) != ("hq", None)
+        }
 
 
 class ChatChoice(Choice):

@@ -59,6 +59,7 @@ class Message(Body):
     annotations: Ignored = None
     parsed: Ignored = None
     # What other servers and client libraries add
+    type: Annotated[Any, Only("text", "message", says="a message is text")] = None
     id: Ignored = None
     reasoning: Ignored = None
     reasoning_content: Ignored = None
@@ -67,9 +68,9 @@ class Message(Body):
     provider_specific_fields: Ignored = None
     images: Annotated[Any, Only([], says="a message is text")] = None
     experimental_attachments: Annotated[Any, Only([], says="a message is text")] = None
-    prefix: Annotated[Any, Only(True, False, says="a last message of the assistant is continued")] = (
-        None
-    )
+    prefix: Annotated[
+        Any, Only(True, False, says="a last message of the assistant is continued")
+    ] = None
 
     @property
     def text(self) -> str:

@@ -134,9 +134,7 @@ class Number(_Field):
 class Body(BaseModel):
     """A part of a request: strict types, finite numbers, and fields that are not declared only null."""
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="allow", allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Annotated[Any, Only(says="the field is not known here")]]
 
     def ignored(self) -> Iterator[str]:

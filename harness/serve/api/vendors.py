@@ -89,9 +89,9 @@ class Vendors(Body):
     detokenize: Annotated[Any, Only(True, says="answers are text")] = None
     truncate_prompt_tokens: Annotated[Any, Only(says="shorten the prompt")] = None
     prompt_logprobs: Annotated[Any, Only(0, says="only the answer has logprobs")] = None
-    return_token_ids: Annotated[
-        Any, Only(False, says="token ids are in hq's part of a stream")
-    ] = None
+    return_token_ids: Annotated[Any, Only(False, says="token ids are in hq's part of a stream")] = (
+        None
+    )
     return_tokens_as_token_ids: Annotated[Any, Only(False, says="logprobs name tokens")] = None
     structured_outputs: Annotated[Any, Only({}, says=_GRAMMAR)] = None
     guided_json: Annotated[Any, Only({}, "", says=_GRAMMAR)] = None
@@ -141,9 +141,7 @@ class Vendors(Body):
     function_call: Annotated[Any, Only("none", "auto", says=_TOOLS)] = None
     modalities: Annotated[Any, Only(["text"], says="answers are text")] = None
     audio: Annotated[Any, Only(says="answers are text")] = None
-    reasoning_effort: Annotated[
-        Any, Only("none", says="there is no reasoning to switch on")
-    ] = None
+    reasoning_effort: Annotated[Any, Only("none", says="there is no reasoning to switch on")] = None
     verbosity: Annotated[Any, Only("medium", says="ask for it in a message")] = None
     prediction: Ignored = None
     web_search_options: Annotated[Any, Only({}, says="nothing is searched for")] = None
@@ -151,21 +149,19 @@ class Vendors(Body):
     # Chats of vLLM and llama.cpp
     add_generation_prompt: Ignored = None
     chat_template: Annotated[Any, Only("", says="the model's own chat template is used")] = None
-    chat_template_kwargs: Annotated[
-        Any, Only({}, says="the chat template takes messages only")
-    ] = None
+    chat_template_kwargs: Annotated[Any, Only({}, says="the chat template takes messages only")] = (
+        None
+    )
     documents: Annotated[Any, Only([], says="put them into a message")] = None
     parse_tool_calls: Ignored = None
-    thinking_forced_open: Annotated[
-        Any, Only(False, says="there is no reasoning to switch on")
-    ] = None
+    thinking_forced_open: Annotated[Any, Only(False, says="there is no reasoning to switch on")] = (
+        None
+    )
     mm_processor_kwargs: Annotated[Any, Only({}, says="messages are text")] = None
 
     # OpenAI's texts
     suffix: Annotated[Any, Only("", says="a text is continued at its end only")] = None
-    echo: Annotated[
-        Any, Only(False, says="the prompt is not repeated, and has no logprobs")
-    ] = None
+    echo: Annotated[Any, Only(False, says="the prompt is not repeated, and has no logprobs")] = None
 
     # Texts of llama.cpp
     input_prefix: Annotated[Any, Only("", says="a text is continued at its end only")] = None

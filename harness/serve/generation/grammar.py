@@ -12,9 +12,10 @@ from hq.errors import HQError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 # White space as Python's json.dumps writes it: a model could write it for ever where it is free.
-_FORM = {
+_FORM: "JsonCompileOptions" = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -73,6 +74,7 @@ class Grammars:
         invalid, messages = LLMatcher.validate_grammar_with_warnings(source, self._compiled)
         if invalid:
             raise HQError(f"The JSON schema cannot be used: {messages[0].splitlines()[0]}.")
+        self.begin(source, frozenset()).allowed()  # some are found too complex here only
         return source
 
     def begin(self, source: str, ends: frozenset[int]) -> Grammar:

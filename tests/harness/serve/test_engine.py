@@ -121,7 +121,6 @@ def test_who_hangs_up_while_waiting_gives_up_the_place(start, slow, stream, n):
         assert first.result().status_code == next_one.result().status_code == 200
 
 
-
 def test_a_stream_shows_that_it_lives_while_nothing_may_be_shown(start, slow, monkeypatch):
     monkeypatch.setattr("harness.serve.completions._QUIET", 0.05)
     found = start()

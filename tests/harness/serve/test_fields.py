@@ -173,9 +173,7 @@ def test_a_neutral_value_changes_nothing(http, fields):
     plain = {key: value for key, value in fields.items() if key == "messages"}
     if plain:  # only what the template shows is the same
         plain = {"messages": [{**m, "content": m["content"] or ""} for m in plain["messages"]]}
-        plain = {
-            "messages": [{k: m[k] for k in ("role", "content")} for m in plain["messages"]]
-        }
+        plain = {"messages": [{k: m[k] for k in ("role", "content")} for m in plain["messages"]]}
     same = http.post(CHAT, json=ask(max_tokens=2) | plain).json()
     assert made.json()["choices"] == same["choices"]
     assert made.json()["hq"]["ignored"] == []

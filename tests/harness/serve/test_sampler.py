@@ -82,7 +82,14 @@ def test_a_negative_penalty_is_a_reward():
 
 @pytest.mark.parametrize(
     ("prompt", "window", "expected"),
-    [((), 64, 1), ((1,), 64, 2), ((1, 0), 1, 1), ((1, 0), 2, 2), ((1, 0), 0, 1), ((1,) * 99, -1, 2)],
+    [
+        ((), 64, 1),
+        ((1,), 64, 2),
+        ((1, 0), 1, 1),
+        ((1, 0), 2, 2),
+        ((1, 0), 0, 1),
+        ((1,) * 99, -1, 2),
+    ],
 )
 def test_repetition_looks_at_the_last_tokens_of_the_prompt_too(prompt, window, expected):
     # 3 / 2 < 2, and a negative logit is multiplied
