@@ -239,7 +239,7 @@ class Asked(Vendors):
 
     @property
     def extension(self) -> Extension:
-        """hq's part, with defaults."""
+        """The part of hq, with defaults."""
         return self.hq or Extension()
 
     @property

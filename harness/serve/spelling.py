@@ -4,7 +4,6 @@ import codecs
 import re
 from collections.abc import Callable
 
-
 _LEAD = re.compile(r"[^\S\n]*")
 
 

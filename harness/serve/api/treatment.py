@@ -98,7 +98,7 @@ class Number(_Field):
         """The number, or None."""
         if value is None:
             return None
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:  # noqa: PLR0124 - NaN
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
             raise self._error()
         if value in self._special:
             return None

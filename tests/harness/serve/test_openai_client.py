@@ -195,9 +195,7 @@ def test_an_answer_as_a_pydantic_model(client, name):
     place = made.choices[0].message.parsed
     assert isinstance(place, Place)
     assert len(place.city) <= 4
-    with client.chat.completions.stream(
-        **asked, response_format=Place, max_tokens=120
-    ) as stream:
+    with client.chat.completions.stream(**asked, response_format=Place, max_tokens=120) as stream:
         last = stream.get_final_completion()
     assert last.choices[0].message.parsed == place
 
