@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from hq.checkpoint import first_line
 from hq.errors import HQError
 
+PROBE = "hq writes this"  # no part of a special token, nor of any template
 _LEAD = "\x02"
 Messages = Sequence[Mapping[str, Any]]
 
@@ -27,7 +28,8 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._known = _known(tokenizer)
-        self._mark = f"\ue000{secrets.token_hex(8)}"  # which nobody could have written
+        # Nobody could have written it. Letters and digits alone: a template may encode others.
+        self._mark = f"hq{secrets.token_hex(8)}"
         self._hidden: list[str] = []
 
     def user(self, text: str) -> str:
@@ -46,21 +48,33 @@ class Encoder:
 
         Raises HQError for a tokenizer without a template, and one that cannot be rendered.
         """
-        hidden = [
+        return self._ids(rendered(self._tokenizer, self._hidden_in(messages), **options))
+
+    def continued(self, messages: Messages, begun: str) -> list[int] | None:
+        """Token ids up to the end of what the assistant has `begun` to say, for it to go on with.
+
+        None where the template leaves out a last message of the assistant. Raises HQError as `chat`
+        does.
+        """
+        answered = [*self._hidden_in(messages), {"role": "assistant", "content": PROBE}]
+        text, found, _ = rendered(self._tokenizer, answered).rpartition(PROBE)
+        return self._ids(text + self.user(begun)) if found else None
+
+    def _hidden_in(self, messages: Messages) -> list[dict[str, Any]]:
+        return [
             {key: self.user(value) if key == "content" else value for key, value in m.items()}
             for m in messages
         ]
-        return self._ids(rendered(self._tokenizer, hidden, **options))
 
     def _hide(self, found: re.Match[str]) -> str:
         self._hidden.append(found[0])
-        return f"{self._mark} {len(self._hidden) - 1}\ue000"
+        return f"{self._mark}n{len(self._hidden) - 1}n"
 
     def _ids(self, text: str) -> list[int]:
         """Without a first token; where a mark stands, the ids of what it hides, as plain text."""
         ids: list[int] = []
         # Every second part is the number of something hidden.
-        for place, part in enumerate(re.split(f"{self._mark} ([0-9]+)\ue000", text)):
+        for place, part in enumerate(re.split(f"{self._mark}n([0-9]+)n", text)):
             hidden = place % 2 == 1
             written = self._hidden[int(part)] if hidden else part
             if written:

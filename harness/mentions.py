@@ -90,7 +90,7 @@ def _is_inflected(said: str, name: str) -> bool:
 def _alike(a: str, b: str) -> bool:
     if a == b:
         return True
-    shared = len(os.path.commonprefix([a, b]))
+    shared = len(os.path.commonpath([a, b]))
     if shared >= _STEM and max(len(a), len(b)) - shared <= _INFLECTED:
         return True
     return len(a) >= _STEM and b.endswith(a) and len(b) - len(a) <= _INFLECTED

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from harness.encoding import Encoder, bare_ids, rendered
+from harness.encoding import PROBE, Encoder, bare_ids, rendered
 from hq.errors import HQError
 from hq.registry import Registry
 
@@ -54,13 +54,19 @@ class FewShot:
     def __init__(self, shots: Shots = ()) -> None:
         self._shots = tuple(shots or DEFAULT_SHOTS)
 
-    def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
-        """Ids after the first token that the tokenizer adds by itself, if it adds one."""
+    def encode(
+        self, tokenizer: "Tokenizer", question: str, before: Shots = (), begun: str = ""
+    ) -> list[int]:
+        """Ids after the first token that the tokenizer adds by itself, if it adds one.
+
+        `begun` is the beginning of the answer, where there is one to go on with.
+        """
         encoder = Encoder(tokenizer)
         asked = [(encoder.user(q), encoder.user(a)) for q, a in (*self._shots, *before)]
         said = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in asked)
         # The prompt ends without a space: tokenizers join it to the answer's first word.
-        return encoder.text(f"{said}Q: {encoder.user(question)}\nA:")
+        answer = f" {encoder.user(begun)}" if begun else ""
+        return encoder.text(f"{said}Q: {encoder.user(question)}\nA:{answer}")
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token."""
@@ -91,8 +97,8 @@ class Chat:
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token, and the special token that the template puts after an answer."""
-        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-        _, _, rest = rendered(tokenizer, turn).partition(_ANSWER)
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+        _, _, rest = rendered(tokenizer, turn).partition(PROBE)
         special = _special(tokenizer)
         ends = next(([token] for token in bare_ids(tokenizer, rest) if token in special), [])
         return _end_of_text(tokenizer) | frozenset(ends)
@@ -100,9 +106,6 @@ class Chat:
 
 FORMS.add("few-shot", FewShot)
 FORMS.add("chat", Chat)
-
-
-_ANSWER = "hq answers here"  # no part of a special token, nor of any template
 
 
 def _special(tokenizer: "Tokenizer") -> set[int]:

@@ -98,16 +98,6 @@ class Steering:
             )
         return found
 
-    @cached_property
-    def offered(self) -> dict[str, list[Trial]]:
-        """All trials, by scenario."""
-        return {
-            name: BEHAVIOURS[name].load(
-                self.section.sources.get(name), self.pipeline.study.seed, None
-            )
-            for name in self.section.scenarios
-        }
-
     def _require_lengths(self) -> None:
         """Raises HQError for a trial that leaves no room for an answer.
 

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from harness.serve import about, completions
+from harness.serve.api.treatment import UNSUPPORTED
 from harness.serve.gate import Gate, answer
 from harness.serve.pages import add_pages
 from harness.serve.refusal import Refusal
@@ -61,11 +62,15 @@ async def _refused(_: Request, refusal: Exception) -> Response:
     return answer(refusal)
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     """Errors of the framework: no such path or method, a body that is too large."""
     assert isinstance(error, HTTPException)
-    refusal = Refusal(error.status_code, str(error.detail), headers=error.headers)
-    return answer(refusal)
+    said = {
+        404: f"There is nothing at {request.url.path}.",
+        405: f"{request.url.path} does not answer {request.method}: "
+        f"use {(error.headers or {}).get('Allow')}.",
+    }.get(error.status_code, str(error.detail))
+    return answer(Refusal(error.status_code, said, headers=error.headers))
 
 
 async def _failed(_: Request, __: Exception) -> Response:
@@ -85,16 +90,18 @@ async def _invalid(_: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return answer(Refusal(400, "The body is not valid JSON.", code="invalid_json"))
     *parts, last = map(str, first["loc"])
-    unknown = first["type"] == "extra_forbidden"
+    unknown = first["type"] == UNSUPPORTED
     named = [part for part in parts[1:] if _is_of_request(part)]
     if parts and (unknown or _is_of_request(last)):
         named.append(last)
-    place = ".".join(named)
+    place = first.get("ctx", {}).get("field") or ".".join(named)
     message = first["msg"].removeprefix("Value error, ")
     return answer(
         Refusal(
             400,
-            f"{place} is not supported." if unknown else f"{place or 'The body'}: {message}.",
+            f"{place} is not supported: {message}."
+            if unknown
+            else f"{place or 'The body'}: {message}.",
             param=place or None,
             code="unsupported_parameter" if unknown else "invalid_value",
         )

@@ -3,7 +3,8 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
-from harness.serve.conversation import Turn, encode
+from harness.serve.api.messages import Message
+from harness.serve.conversation import Call, Turn, encode
 from harness.serve.draft import Order
 from harness.serve.model import ServedModel
 from harness.serve.policy import Policy
@@ -24,32 +25,43 @@ class Desk:
     def chat(self, asked: ChatRequest) -> Order:
         """Of a conversation. Raises Refusal for what cannot be had."""
         self._require(asked)
-        turns = [
-            Turn("system" if said.role == "developer" else said.role, said.text)
-            for said in asked.messages
-        ]
+        turns = [_turn(said) for said in asked.messages]
         self._require_short(turn.text for turn in turns)
+        begun = None
+        goes_on = asked.continue_final_message is not False and not turns[-1].calls
+        if turns[-1].role == "assistant" and goes_on:
+            begun = turns.pop().text
         try:
-            prompt = encode(self._model.form, self._model.tokenizer, turns)
+            prompt = encode(self._model.form, self._model.tokenizer, turns, begun)
         except HQError as error:
             raise Refusal(400, str(error), param="messages") from error
-        trim = bool(self._model.trims)
-        return self._order(asked, prompt, self._model.chat_ending(asked.stops), trim)
+        trim = self._model.trims and not begun
+        return self._order(asked, prompt, self._model.chat_ending(asked.stop, trim), trim)
 
     def text(self, asked: TextRequest) -> Order:
         """Of a text that is gone on with. Raises Refusal for what cannot be had."""
         self._require(asked)
-        self._require_short([asked.prompt])
-        prompt = self._model.tokenizer(asked.prompt)["input_ids"]
+        prompt = asked.prompt
+        if isinstance(prompt, str):
+            self._require_short([prompt])
+            prompt = self._model.tokenizer(prompt)["input_ids"]
+        elif max(prompt) >= self._model.vocabulary:
+            raise Refusal(
+                400,
+                f"prompt has the token {max(prompt)}, and the model's last one is "
+                f"{self._model.vocabulary - 1}.",
+                param="prompt",
+                code="invalid_value",
+            )
         if not prompt:
             raise Refusal(
                 400, "The prompt is empty: there is nothing to go on with.", param="prompt"
             )
-        return self._order(asked, prompt, self._model.text_ending(asked.stops), trim=False)
+        return self._order(asked, prompt, self._model.text_ending(asked.stop), trim=False)
 
     def _require(self, asked: Asked) -> None:
         """What can be said before the text is looked at."""
-        name, extension = self._model.name, asked.hq
+        name, extension = self._model.name, asked.extension
         if asked.model not in (None, name):
             raise Refusal(
                 404,
@@ -58,7 +70,7 @@ class Desk:
                 code="model_not_found",
             )
         least, most = self._policy.alpha
-        if not least <= extension.alpha <= most:
+        if extension.alpha is not None and not least <= extension.alpha <= most:
             raise Refusal(
                 400,
                 f"alpha is {extension.alpha:g}, and the policy allows {least:g} to {most:g}.",
@@ -93,8 +105,8 @@ class Desk:
         if wanted is not None and wanted > most:
             raise Refusal(
                 400,
-                f"max_tokens is {wanted}, and the policy allows {most}.",
-                param="max_tokens",
+                f"{asked.tokens_field} is {wanted}, and the policy allows {most}.",
+                param=asked.tokens_field,
                 code="max_tokens_not_allowed",
             )
         room = self._model.tokens - len(prompt)
@@ -104,10 +116,34 @@ class Desk:
             prompt=tuple(prompt),
             ending=ending,
             max_new_tokens=wanted or min(most, room),
-            temperature=asked.temperature or 0.0,
-            top_p=1.0 if asked.top_p is None else asked.top_p,
-            seed=secrets.randbits(32) if asked.seed is None else asked.seed,
-            alpha=asked.hq.alpha,
-            domain=asked.hq.domain or self._policy.domain,
+            drawing=asked.drawing(seed=secrets.randbits(32)),
+            alpha=1.0 if asked.extension.alpha is None else asked.extension.alpha,
+            domain=asked.extension.domain or self._policy.domain,
             trim=trim,
+            grammar=self._grammar(asked),
+            likely=asked.likely,
         )
+
+    def _grammar(self, asked: Asked) -> str:
+        """The JSON schema that was asked for, checked; "" for text."""
+        schema = asked.response_format.schema_asked if asked.response_format else None
+        if schema is None:
+            return ""
+        try:
+            return self._model.grammars.check(schema)
+        except HQError as error:
+            raise Refusal(
+                400, str(error), param="response_format", code="invalid_schema"
+            ) from error
+
+
+def _turn(said: Message) -> Turn:
+    return Turn(
+        role="system" if said.role == "developer" else said.role,
+        text=said.text,
+        calls=tuple(
+            Call(call.function.name, call.function.arguments, call.id or "")
+            for call in said.tool_calls or ()
+        ),
+        call_id=said.tool_call_id or "",
+    )

@@ -2,23 +2,30 @@
 
 from dataclasses import dataclass, field
 
+from harness.serve.generation.drawing import Drawing
+from harness.serve.generation.odds import Odds
 from harness.serve.responses import Finish, Reading
 from hq.sampling import Ending
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the model is to write. `trim`: white space before the first word is the form's."""
+    """What the model is to write.
+
+    `trim`: white space before the first word belongs to the prompt form. `grammar` is what
+    `Grammars.check` made of a JSON schema; `likely` is how many likely tokens are told beside each
+    chosen one, None for no log-probabilities.
+    """
 
     prompt: tuple[int, ...]
     ending: Ending
     max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
+    drawing: Drawing
     alpha: float
     domain: str
-    trim: bool
+    trim: bool = False
+    grammar: str = ""
+    likely: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,7 @@ class Token:
 
     text: str
     reading: Reading
+    odds: Odds | None = None
 
 
 @dataclass(slots=True)

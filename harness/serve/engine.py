@@ -1,11 +1,10 @@
 """The one thread that the model belongs to, and the queue before it."""
 
 import logging
-import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from harness.serve.audit import AuditLog
@@ -15,6 +14,7 @@ from harness.serve.metrics import Metrics
 from harness.serve.policy import Policy
 from harness.serve.record import Outcome, record_of
 from harness.serve.refusal import Refusal
+from harness.serve.waiting import Waiting
 from hq.errors import HQError
 
 log = logging.getLogger(__name__)
@@ -36,32 +36,33 @@ class Engine:
     ) -> None:
         self._governor, self._audit, self._policy = governor, audit, policy
         self._metrics, self._hashes = metrics, dict(hashes)
-        self._waiting: queue.Queue[Job | None] = queue.Queue(policy.limits.queue)
+        self._waiting = Waiting(policy.limits.queue)
         self._recent: deque[float] = deque([1.0], maxlen=32)  # seconds of the last answers
         self._ending = self._cut = False
         self._broken = ""
         self._thread = threading.Thread(target=self._work, name="hq-engine", daemon=True)
-        metrics.watch_queue(self._waiting.qsize)
+        metrics.watch_queue(self._waiting.__len__)
 
     def start(self) -> None:
         """Begins to work, and says so in the audit log."""
         self._record({"kind": "start"})
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Takes a job into the queue. Raises Refusal where it is full, or the server is ending."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Takes the jobs of a request into the queue.
+
+        Raises Refusal where it is full, or the server is ending.
+        """
         if not self.ready:
             raise Refusal(503, self._broken or "The server is ending.", code="unavailable")
-        try:
-            self._waiting.put_nowait(job)
-        except queue.Full:
-            seconds = self._waiting.qsize() * sum(self._recent) / len(self._recent)
+        if not self._waiting.put(jobs):
+            seconds = len(self._waiting) * sum(self._recent) / len(self._recent)
             raise Refusal(
                 429,
                 f"{self._policy.limits.queue} requests are waiting already: try again later.",
                 code="queue_full",
                 headers={"Retry-After": str(max(1, round(seconds)))},
-            ) from None
+            )
 
     @property
     def ready(self) -> bool:
@@ -85,15 +86,16 @@ class Engine:
         """Ends the thread, and says so in the audit log."""
         self.cut()
         if self._thread.is_alive():
-            self._waiting.put(None)
+            self._waiting.close()
             self._thread.join()
             if not self._broken:
                 self._record({"kind": "stop"})
 
     def _work(self) -> None:
-        while (job := self._waiting.get()) is not None:
+        while (jobs := self._waiting.get()) is not None:
             self._metrics.busy.set(1)
-            self._answer(job)
+            for job in jobs:
+                self._answer(job)
             self._metrics.busy.set(0)
 
     def _answer(self, job: Job) -> None:
@@ -106,6 +108,9 @@ class Engine:
         def goes_on() -> None:
             if self._cut:
                 job.stop("shut down")
+            for gone in self._waiting.given_up():
+                gone.begin()
+                self._conclude(gone, cast(Outcome, gone.over), _cut_short(gone.over))
             job.goes_on()
 
         try:
@@ -122,6 +127,17 @@ class Engine:
             log.error("An answer failed:\n%s", traceback.format_exc())
             last = Refusal(500, "The answer failed; the server's log says why.", code="failed")
         self._recent.append(job.seconds - (job.seconds_queued or 0.0))
+        self._conclude(job, outcome, last, verdict, error)
+
+    def _conclude(
+        self,
+        job: Job,
+        outcome: Outcome,
+        last: Verdict | Refusal,
+        verdict: Verdict | None = None,
+        error: str = "",
+    ) -> None:
+        """Records what became of a job, and tells its client."""
         try:
             self._record(record_of(job, outcome, verdict, self._policy.record, error))
         except Exception as fault:

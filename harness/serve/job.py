@@ -19,7 +19,9 @@ class Stopped(Exception):  # noqa: N818 - ends an answer on purpose
 
 @dataclass(slots=True)
 class Job:
-    """What is asked, by whom, and where its events go; `asked` is the prompt as it was said.
+    """One answer that is asked for, by whom, and where its events go.
+
+    `asked` is the prompt as it was said. A request for n answers is n jobs, which share `request`.
 
     `deliver` is called on the engine's thread: tokens, then a verdict or a refusal, which is last.
     """
@@ -30,6 +32,8 @@ class Job:
     asked: str | list[Any]
     deadline: float  # on the monotonic clock
     deliver: Callable[[Event], None]
+    request: str = ""
+    choice: int = 0  # which of the request's answers it is
     client: str = ""
     user: str | None = None
     drafts: list[Draft] = field(default_factory=list)
@@ -47,12 +51,17 @@ class Job:
         """Its turn has come."""
         self.seconds_queued = self.seconds
 
+    @property
+    def over(self) -> str:
+        """Why it is not to be written any more, and "" while it is."""
+        if self._stop.is_set():
+            return self._why
+        return "timed out" if time.monotonic() > self.deadline else ""
+
     def goes_on(self) -> None:
         """Raises Stopped once it was stopped, or its time is over."""
-        if self._stop.is_set():
-            raise Stopped(self._why)
-        if time.monotonic() > self.deadline:
-            raise Stopped("timed out")
+        if why := self.over:
+            raise Stopped(why)
 
     @property
     def seconds(self) -> float:

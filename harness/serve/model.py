@@ -10,9 +10,11 @@ from harness.gguf_tokenizer import GGUFTokenizer
 from harness.prompts import form
 from harness.serve.conversation import CONVERSATIONS
 from harness.serve.draft import Draft, Order, Token
+from harness.serve.generation.grammar import Grammars
+from harness.serve.generation.odds import Odds
 from harness.serve.responses import Reading
-from harness.serve.sampler import Sampler
-from harness.serve.spelling import Spelling
+from harness.serve.sampler import Likelihood, Sampler
+from harness.serve.spelling import Spelling, after_lead
 from hq.backends.llamacpp import LlamaBackend
 from hq.bundle import Bundle
 from hq.monitor import Monitor, Step
@@ -46,6 +48,8 @@ class ServedModel:
             self.form = form_name or bundle.prompt
             CONVERSATIONS[self.form]  # one that cannot be had is said before anyone asks
             self.tokenizer = GGUFTokenizer(self._backend.file, self._backend.model)
+            self.vocabulary = self._backend.model.vocabulary
+            self.grammars = Grammars(self.tokenizer, self.vocabulary)
             self._form = form(self.form)
             self._stop_ids = self._form.stop_ids(self.tokenizer)
             length = self._backend.file.metadata.get(
@@ -84,9 +88,16 @@ class ServedModel:
         """Whether an answer begins with white space that belongs to the form."""
         return bool(self._form.stop_strings)
 
-    def chat_ending(self, stops: tuple[str, ...]) -> Ending:
-        """What ends an answer in a conversation, the client's own strings among it."""
-        return Ending(self._stop_ids, (*self._form.stop_strings, *stops), self.tokenizer.decode)
+    def chat_ending(self, stops: tuple[str, ...], trim: bool) -> Ending:
+        """What ends an answer in a conversation, the client's own strings among it.
+
+        With `trim`, no string is found in white space before the answer's first word.
+        """
+        decode = self.tokenizer.decode
+        strings = (*self._form.stop_strings, *stops)
+        return Ending(
+            self._stop_ids, strings, (lambda ids: after_lead(decode(ids))) if trim else decode
+        )
 
     def text_ending(self, stops: tuple[str, ...]) -> Ending:
         """What ends the continuation of a text."""
@@ -100,9 +111,12 @@ class ServedModel:
         scores are that one's: thresholds were set on such, and a silenced neuron accuses nobody.
         """
         spelling = Spelling(self.tokenizer.piece, order.ending.strings, order.trim)
-        sampler = Sampler(order.temperature, order.top_p, order.seed)
+        grammar = self.grammars.begin(order.grammar, order.ending.tokens) if order.grammar else None
+        sampler = Sampler(order.drawing, order.prompt, grammar, order.likely)
         for step in self._steps(order, draft.alpha, sampler):
-            token = Token(spelling.add(step.token), self._reading(step))
+            told = sampler.likelihoods[len(draft.tokens)] if sampler.likelihoods else None
+            odds = self._odds(step.token, told) if told else None
+            token = Token(spelling.add(step.token), self._reading(step), odds)
             draft.tokens.append(token)
             yield token
         # What ended the answer is no token of it, but may begin with the last of its text.
@@ -133,6 +147,14 @@ class ServedModel:
             if step is None:
                 return
             yield step.token
+
+    def _odds(self, token: int, told: Likelihood) -> Odds:
+        def odds(each: int, logprob: float, top: tuple[Odds, ...] = ()) -> Odds:
+            piece = self.tokenizer.piece(each)
+            named = piece or self._backend.model.piece(each, special=True)
+            return Odds(named, logprob, not piece, top)
+
+        return odds(token, told.logprob, tuple(odds(*each) for each in told.top))
 
     def _reading(self, step: Step) -> Reading:
         parts: Float[np.ndarray, " k"] = (step.cett - self._mean) / self._scale * self._weight

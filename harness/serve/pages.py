@@ -20,16 +20,16 @@ HEADERS = {
 def add_pages(app: Starlette) -> None:
     """`index.html` at the root, and the files beside it.
 
-    As routes: a mount at the root would answer for every path that is known by another method.
+    A route for each file: a mount, or a pattern, would answer for every path that is known by
+    another method, or not at all.
     """
     files = StaticFiles(directory=FOLDER)
 
     async def page(request: Request) -> Response:
-        response = await files.get_response(
-            request.path_params.get("name", "index.html"), request.scope
-        )
+        name = request.scope["path"].removeprefix("/") or "index.html"
+        response = await files.get_response(name, request.scope)
         response.headers.update(HEADERS)
         return response
 
-    for path in ("/", "/{name}"):
+    for path in ("/", *(f"/{file.name}" for file in sorted(FOLDER.iterdir()))):
         app.add_route(path, page)

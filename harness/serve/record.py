@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from harness.serve.draft import Draft
@@ -23,6 +24,8 @@ def record_of(
     said: dict[str, Any] = {
         "kind": "response",
         "id": job.id,
+        "request": job.request,
+        "choice": job.choice,
         "endpoint": job.endpoint,
         "client": job.client,
         "user": job.user,
@@ -37,9 +40,8 @@ def record_of(
         "alphas": [each.alpha for each in job.drafts],
         "alpha": draft.alpha,
         "neurons": summary(draft),
-        "temperature": order.temperature,
-        "top_p": order.top_p,
-        "seed": order.seed,
+        **asdict(order.drawing),
+        "json_schema": bool(order.grammar),
         "finish": verdict.finish if verdict else None,
         "prompt_tokens": len(order.prompt),
         "tokens": len(draft.tokens),

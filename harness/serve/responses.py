@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
+from harness.serve.api.logprobs import ChatLogprobs, TextLogprobs
 from harness.serve.policy import ActionName
 
 Finish = Literal["stop", "length", "content_filter"]
@@ -34,6 +35,7 @@ class Reading(BaseModel):
 class Judgement(BaseModel):
     """What became of an answer. An empty one has no score, and no verdict.
 
+    `seed` repeats the answer. `ignored` names fields of the request that change nothing here.
     `tokens` are (text, token's score, score so far); a stream has said them, and a blocked answer
     does not.
     """
@@ -47,11 +49,13 @@ class Judgement(BaseModel):
     alpha: float
     regenerated: bool
     audit_id: str
+    seed: int
+    ignored: list[str]
     tokens: list[tuple[str, float, float]] | None = None
 
 
 class Usage(BaseModel):
-    """Tokens of the prompt and of the answer that was kept."""
+    """Tokens of the prompt and of the answers that were kept."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -65,13 +69,25 @@ class ChatMessage(BaseModel):
     content: str
 
 
-class ChatChoice(BaseModel):
-    """The only one."""
+class Choice(BaseModel):
+    """One of the answers; `hq` is here where there are several."""
 
-    index: Literal[0] = 0
+    index: int
+    finish_reason: Finish | None = None
+    hq: Judgement | None = None
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            name: value for name, value in handler(self).items() if (name, value) != ("hq", None)
+        }
+
+
+class ChatChoice(Choice):
+    """An answer in a conversation."""
+
     message: ChatMessage
-    finish_reason: Finish
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class Delta(Sparse):
@@ -81,22 +97,18 @@ class Delta(Sparse):
     content: str | None = None
 
 
-class ChatDeltaChoice(BaseModel):
-    """The only one, as far as a chunk brings it."""
+class ChatDeltaChoice(Choice):
+    """What a chunk adds to an answer."""
 
-    index: Literal[0] = 0
     delta: Delta
-    finish_reason: Finish | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
-class TextChoice(BaseModel):
-    """The only one; in a chunk, what it adds."""
+class TextChoice(Choice):
+    """A continuation of a text; in a chunk, what it adds."""
 
-    index: Literal[0] = 0
     text: str
-    finish_reason: Finish | None = None
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
 
 
 class _Completion(BaseModel):
@@ -106,7 +118,7 @@ class _Completion(BaseModel):
 
 
 class ChatCompletion(_Completion):
-    """A whole answer in a conversation."""
+    """Whole answers in a conversation; `hq` is of the first."""
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
@@ -124,7 +136,7 @@ class ChatChunk(_Completion, Sparse):
 
 
 class TextCompletion(_Completion):
-    """A whole continuation of a text."""
+    """Whole continuations of a text; `hq` is of the first."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[TextChoice]

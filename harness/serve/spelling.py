@@ -1,13 +1,26 @@
 """Tokens as text, while they come: whole characters, and nothing of what ends the answer."""
 
 import codecs
+import re
 from collections.abc import Callable
+
+_LEAD = re.compile(r"[^\S\n]*")
+
+
+def after_lead(text: str) -> str:
+    """The text without white space before its first word, up to a line break.
+
+    The prompt forms that end without a space leave it to the answer. A line break is kept: it ends
+    an answer that is empty.
+    """
+    return _LEAD.sub("", text, count=1)
 
 
 class Spelling:
     """The text of one answer. With `trim`, white space before its first word is left out.
 
-    What may be the beginning of a stop string is held back until it is known not to be one.
+    What may be the beginning of a stop string is held back until it is known not to be one, and
+    so are the bytes of a character until it is whole: of one that is never whole, nothing is shown.
     """
 
     def __init__(
@@ -24,20 +37,20 @@ class Spelling:
 
     def end(self) -> str:
         """What was held back and is no stop string."""
-        return self._take(self._decoder.decode(b"", final=True), final=True)
+        return self._take("", final=True)
 
     def _take(self, text: str, final: bool) -> str:
         if self._stopped:
             return ""
         held = self._held + text
+        if self._trim:
+            held = after_lead(held)
+            self._trim = not held
         cuts = [cut for cut in map(held.find, self._stops) if cut >= 0]
         self._stopped = bool(cuts)
         keep = 0 if final or cuts else self._begun(held)
         shown = held[: min(cuts)] if cuts else held[: len(held) - keep]
         self._held = held[len(held) - keep :]
-        if self._trim:
-            shown = shown.lstrip()
-            self._trim = not shown
         return shown
 
     def _begun(self, text: str) -> int:

@@ -181,7 +181,7 @@ SWEEPS = {
 def test_a_bad_sweep_is_refused_before_anything_is_sampled(case, dry, tiny_study, hq):
     options, words = SWEEPS[case]
     rows = [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     outcome = hq("sweep", tiny_study, *options, *dry)
     is_one_sentence(outcome, words)
     assert "sample responses" not in outcome.err
@@ -220,7 +220,7 @@ def test_a_sweep_of_few_scenarios_leaves_the_studys_other_files_alone(own_study,
     text = own_study.read_text()
     own_study.write_text(text + 'sweep = {sources = {jailbreak = "x.jsonl"}}\n')
     rows = [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     is_one_sentence(hq("sweep", own_study, "--scenarios", "falseqa"), "chat template")
 
 

@@ -38,6 +38,7 @@ if not MISSING:
     from hq.bundle import Bundle
     from hq.gguf.write import write
 
+VOCABULARY = 320  # every byte, so that any JSON can be written
 NEVER, ALWAYS = 1e6, -1e6  # thresholds that no score reaches, or every one
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -49,9 +50,9 @@ TEMPLATE = (
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama with room for a conversation, and a chat template; read only."""
     folder = tmp_path_factory.mktemp("served") / "checkpoint"
-    model = tiny.model("llama", max_position_embeddings=2048)
+    model = tiny.model("llama", max_position_embeddings=2048, vocab_size=VOCABULARY)
     model.half().save_pretrained(folder)
-    tokenizer = tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False)
+    tokenizer = tiny_tokenizers.byte_level(VOCABULARY)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     path = folder.with_name("tiny.gguf")

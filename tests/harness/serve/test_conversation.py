@@ -5,7 +5,7 @@ import pytest
 from harness.encoding import Encoder
 from harness.gguf_tokenizer import GGUFTokenizer
 from harness.prompts import FewShot, form
-from harness.serve.conversation import Turn, encode
+from harness.serve.conversation import Call, Turn, encode
 from harness.serve.refusal import Refusal
 from hq.backends.llamacpp import LlamaBackend
 from hq.bundle import Bundle
@@ -102,3 +102,92 @@ def test_hq_monitor_asks_by_the_template(hq, gguf_file, bundle_folder, tmp_path)
     named = ("--gguf", gguf_file, "--neurons", tmp_path / "neurons.json", "--form", "chat")
     outcome = hq("monitor", "the model", *named, "--max-new-tokens", 4, "--json", "--threads", 1)
     assert outcome.code == 0, outcome
+
+
+ROLES = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content | trim }}"
+    "{% for c in m.tool_calls %}[{{ c.function.name }}({{ c.function.arguments | tojson }})]"
+    "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+SILENT = (
+    "{% for m in messages if m.role in ('user', 'assistant') %}<s>{{ m.role }}: {{ m.content }}"
+    "</s>{% endfor %}{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+CALLED = [
+    Turn("user", "one"),
+    Turn("assistant", "", (Call("look", '{"city": "Oslo"}', "call_1"),)),
+    Turn("tool", "cold", call_id="call_1"),
+]
+
+
+def test_what_the_assistant_has_begun_is_gone_on_with(tokenizer):
+    """The prompt is the one that a whole answer would have had before its next word."""
+    asked = encode("chat", tokenizer, TALK)
+    begun = encode("chat", tokenizer, TALK, "it is")
+    whole = "".join(f"<s>{turn.role}: {turn.text}</s>" for turn in TALK) + "<s>assistant: it is"
+    assert begun == tokenizer(whole, False)["input_ids"]
+    assert encode("chat", tokenizer, TALK, "") == [*asked, *tokenizer(" ", False)["input_ids"]]
+
+
+def test_a_begun_answer_is_letters_too(tokenizer):
+    control = {tokenizer.eos_token_id[0], tokenizer("<s>", False)["input_ids"][0]}
+    plain, spelled = (encode("chat", tokenizer, TALK, text) for text in ("x", "</s><s>x"))
+    assert [i for i in spelled if i in control] == [i for i in plain if i in control]
+    assert len(spelled) > len(plain)
+
+
+def test_a_template_that_leaves_a_begun_answer_out_is_refused(tokenizer, monkeypatch):
+    template = TEMPLATE.replace("in messages", "in messages if m.role == 'user'")
+    monkeypatch.setattr(GGUFTokenizer, "chat_template", template)
+    with pytest.raises(Refusal, match="leaves out a last message"):
+        encode("chat", tokenizer, TALK, "it is")
+
+
+def test_a_few_shot_answer_that_was_begun(tokenizer):
+    asked = FewShot().encode(lambda text: {"input_ids": text}, "three", [("one", "two")])
+    expected = tokenizer("".join(asked) + " it is")["input_ids"]
+    assert encode("few-shot", tokenizer, TALK, "it is") == expected
+    assert encode("few-shot", tokenizer, TALK, "") == encode("few-shot", tokenizer, TALK)
+
+
+def test_calls_and_results_of_tools_are_text_where_the_template_has_them(tokenizer, monkeypatch):
+    monkeypatch.setattr(GGUFTokenizer, "chat_template", ROLES)
+    text = tokenizer.decode(encode("chat", tokenizer, CALLED))
+    assert text == 'user: oneassistant: [look({"city": "Oslo"})]tool: coldassistant:'
+
+
+@pytest.mark.parametrize("template", [SILENT, TEMPLATE])
+def test_calls_that_a_template_would_leave_out_are_refused(tokenizer, monkeypatch, template):
+    monkeypatch.setattr(GGUFTokenizer, "chat_template", template)
+    with pytest.raises(Refusal, match="no place for tool calls"):
+        encode("chat", tokenizer, CALLED)
+
+
+def test_a_result_alone_needs_only_its_text(tokenizer, monkeypatch):
+    result = [CALLED[0], CALLED[2]]
+    assert "tool: cold" in tokenizer.decode(encode("chat", tokenizer, result))
+    monkeypatch.setattr(GGUFTokenizer, "chat_template", SILENT)
+    with pytest.raises(Refusal, match="no place for tool calls"):
+        encode("chat", tokenizer, result)
+
+
+@pytest.mark.parametrize("place", ["text", "name", "arguments"])
+def test_control_tokens_in_tools_are_letters(tokenizer, monkeypatch, place):
+    monkeypatch.setattr(GGUFTokenizer, "chat_template", ROLES)
+    control = {tokenizer.eos_token_id[0], tokenizer("<s>", False)["input_ids"][0]}
+
+    def controls(text):
+        call = {"name": "look", "arguments": '{"city": "Oslo"}'}
+        call |= {"name": {"name": text}, "arguments": {"arguments": f'{{"city": "{text}"}}'}}.get(
+            place, {}
+        )
+        turns = [Turn("user", "one"), Turn("assistant", "", (Call(**call),))]
+        turns.append(Turn("tool", text if place == "text" else "cold"))
+        return [i for i in encode("chat", tokenizer, turns) if i in control]
+
+    assert controls("a</s>b") == controls("ab")
+
+
+def test_few_shot_has_no_place_for_tools(tokenizer):
+    with pytest.raises(Refusal, match="message 1 calls tools"):
+        encode("few-shot", tokenizer, CALLED)

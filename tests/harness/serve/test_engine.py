@@ -99,10 +99,26 @@ def test_who_hangs_up_while_waiting_is_in_the_log_too(start, slow):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(found.url + CHAT, json=ask(), timeout=0.3)
         assert first.result().status_code == 200
-    one, two = found.wait_for(2)
-    assert (one["outcome"], two["outcome"]) == ("completed", "disconnected")
-    assert two["tokens"] == two["tokens_written"] == 0
-    assert two["score"] is None
+    gone, answered = found.wait_for(2)  # who waited is not kept until its turn would have come
+    assert (gone["outcome"], answered["outcome"]) == ("disconnected", "completed")
+    assert gone["tokens"] == gone["tokens_written"] == 0
+    assert gone["score"] is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_who_hangs_up_while_waiting_gives_up_the_place(start, slow, stream, n):
+    found = start(policy={"limits": {"queue": 1}})
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, found, max_tokens=60)
+        begun(found)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(found.url + CHAT, json=ask(stream=stream, n=n), timeout=0.3)
+        # The line of each answer that nobody waits for is written while the first one goes on.
+        assert [line["outcome"] for line in found.wait_for(n)] == ["disconnected"] * n
+        assert found.service.metrics.busy._value.get() == 1
+        next_one = pool.submit(post, found)
+        assert first.result().status_code == next_one.result().status_code == 200
 
 
 def test_a_stream_shows_that_it_lives_while_nothing_may_be_shown(start, slow, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_stream_is_the_same_answer(client, name):
     assert [r["score"] for r in readings] == [score for _, _, score in whole.hq["tokens"]]
     assert all(len(reading["neurons"]) == 3 for reading in readings)
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    unlike = {"audit_id", "tokens"}
+    unlike = {"audit_id", "seed", "tokens"}
     assert {k: v for k, v in last.hq.items() if k not in unlike} == {
         k: v for k, v in whole.hq.items() if k not in unlike
     }
@@ -93,7 +93,7 @@ def test_texts_are_gone_on_with_too(client, name):
 def test_errors_are_what_the_client_knows(client, name):
     messages = [{"role": "user", "content": "hello"}]
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=name, messages=messages, n=2)
+        client.chat.completions.create(model=name, messages=messages, n=9)
     assert refused.value.param == "n"
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
@@ -154,3 +154,62 @@ def test_curl(served):
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == answer["choices"][0]["message"]["content"]
+
+
+def test_logprobs(client, name):
+    asked = {"model": name, "messages": [{"role": "user", "content": "the model"}]}
+    asked |= {"max_tokens": 4, "logprobs": True, "top_logprobs": 3}
+    whole = client.chat.completions.create(**asked).choices[0].logprobs.content
+    chunks = client.chat.completions.create(**asked, stream=True)
+    found = [
+        one for chunk in chunks for c in chunk.choices if c.logprobs for one in c.logprobs.content
+    ]
+    assert found == whole
+    assert len(whole) == 4
+    assert all(len(one.top_logprobs) == 3 for one in whole)
+    assert whole[0].top_logprobs[0].token == whole[0].token
+    text = client.completions.create(model=name, prompt="the model", max_tokens=4, logprobs=2)
+    assert len(text.choices[0].logprobs.token_logprobs) == 4
+
+
+def test_several_answers(client, name):
+    asked = {"model": name, "messages": [{"role": "user", "content": "the model"}], "n": 3}
+    asked |= {"max_tokens": 4, "temperature": 1.5, "seed": 2}
+    made = client.chat.completions.create(**asked)
+    assert [choice.index for choice in made.choices] == [0, 1, 2]
+    assert len({choice.hq["audit_id"] for choice in made.choices}) == 3
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in made.choices]
+    text = client.completions.create(model=name, prompt="the", max_tokens=2, n=2, best_of=2)
+    assert len(text.choices) == 2
+
+
+def test_an_answer_as_a_pydantic_model(client, name):
+    from pydantic import BaseModel, Field
+
+    class Place(BaseModel):
+        city: str = Field(max_length=4)
+        people: int = Field(ge=0, le=9)
+
+    asked = {"model": name, "messages": [{"role": "user", "content": "the model"}]}
+    made = client.chat.completions.parse(**asked, response_format=Place, max_tokens=120)
+    place = made.choices[0].message.parsed
+    assert isinstance(place, Place)
+    assert len(place.city) <= 4
+    with client.chat.completions.stream(**asked, response_format=Place, max_tokens=120) as stream:
+        last = stream.get_final_completion()
+    assert last.choices[0].message.parsed == place
+
+
+def test_a_schema_that_cannot_be_enforced(client, name):
+    schema = {"name": "x", "schema": {"type": "array", "uniqueItems": True}}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as refused:
+        client.chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": "hello"}],
+            response_format={"type": "json_schema", "json_schema": schema},
+        )
+    assert refused.value.code == "invalid_schema"

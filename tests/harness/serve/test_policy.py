@@ -3,6 +3,7 @@
 import pytest
 
 from harness.serve.draft import Draft, Order, Token
+from harness.serve.generation.drawing import Drawing
 from harness.serve.governor import Governor, Verdict
 from harness.serve.job import Stopped
 from harness.serve.policy import DEFAULT_MESSAGE, Policy
@@ -108,7 +109,7 @@ class Written:
 
 
 ENDING = Ending(frozenset(), (), str)
-ORDER = Order((1,), ENDING, 9, 0.0, 1.0, 0, 1.0, "all", False)
+ORDER = Order((1,), ENDING, 9, Drawing(seed=0), 1.0, "all")
 
 
 def governed(action, **scores):

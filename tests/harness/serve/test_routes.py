@@ -158,24 +158,18 @@ def test_figures_are_counted(http, served):
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
-        (ask(n=2), "n", "invalid_value"),
-        (ask(tools=[]), "tools", "unsupported_parameter"),
-        (ask(logprobs=True), "logprobs", "invalid_value"),
-        (ask(presence_penalty=0.5), "presence_penalty", "invalid_value"),
-        (ask(logit_bias={"5": 1}), "logit_bias", "invalid_value"),
-        (ask(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
         (ask(temperature=-1), "temperature", "invalid_value"),
         (ask(temperature="hot"), "temperature", "invalid_value"),
-        (ask(stop=[""]), "stop.0", "invalid_value"),
+        (ask(stop=[""]), "stop", "invalid_value"),
         (ask(max_tokens=0), "max_tokens", "invalid_value"),
         (ask(max_tokens=10**6), "max_tokens", "max_tokens_not_allowed"),
         (ask(max_tokens=True), "max_tokens", "invalid_value"),
         (ask(messages=[]), "messages", "invalid_value"),
-        (ask(messages=[{"role": "tool", "content": "x"}]), "messages.0.role", "invalid_value"),
+        (ask(messages=[{"role": "judge", "content": "x"}]), "messages.0.role", "invalid_value"),
         (
             ask(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
-            "messages.0.content.0.type",
-            "invalid_value",
+            "messages.0.content.0",
+            "unsupported_parameter",
         ),
         (ask(hq={"alpha": 2.5}), "hq.alpha", "alpha_not_allowed"),
         (ask(hq={"alpha": -1}), "hq.alpha", "invalid_value"),
@@ -223,7 +217,9 @@ def test_another_content_type_is_refused(http):
     """What a form on a page elsewhere can send without asking."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         response = http.post(CHAT, content=json.dumps(ask()), headers={"content-type": kind})
-        assert response.status_code == 400
+        assert response.status_code == 415
+        assert response.headers["accept"] == "application/json"
+        assert kind in response.json()["error"]["message"]
 
 
 def test_an_empty_prompt_is_refused(http):

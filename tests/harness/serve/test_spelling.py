@@ -1,5 +1,7 @@
 """Text as it streams is the text of the whole answer."""
 
+import codecs
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,8 @@ def test_without_stops_only_characters_that_are_not_whole_are_held(pieces):
     for count in range(len(pieces)):
         so_far = b"".join(pieces[: count + 1]).decode(errors="replace")
         assert so_far.startswith("".join(shown[: count + 1]))
-    assert "".join(shown) + rest == b"".join(pieces).decode(errors="replace")
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    assert "".join(shown) + rest == decoder.decode(b"".join(pieces))  # up to the last whole one
 
 
 @pytest.mark.parametrize(
@@ -59,11 +62,19 @@ def test_without_stops_only_characters_that_are_not_whole_are_held(pieces):
         ([b"one", b" st", b"ay"], (" stop",), ["one", "", " stay"], ""),
         ([b"one", b" st"], (" stop",), ["one", ""], " st"),
         ([b"\xc3", b"\xa9"], (), ["", "é"], ""),
-        ([b"\xc3"], (), [""], "\ufffd"),
+        ([b"\xc3"], (), [""], ""),
+        ([b"a", b"\xf0\x9f\x98"], (), ["a", ""], ""),
+        ([b"\xf0\x9f", b"a"], (), ["", "\ufffda"], ""),  # no character at all
     ],
 )
 def test_what_may_begin_a_stop_string_is_held_back(pieces, stops, shown, rest):
     assert spelled(pieces, stops) == (shown, rest)
+
+
+def test_a_stop_string_is_not_found_in_what_belongs_to_the_form():
+    assert spelled([b" ", b" Paris", b" is"], (" ",), trim=True) == (["", "Paris", ""], "")
+    assert spelled([b" P", b"aris"], (" P",), trim=True) == (["P", "aris"], "")
+    assert spelled([b" ", b"\n", b"Q"], ("\n",), trim=True) == (["", "", ""], "")
 
 
 def test_white_space_before_the_first_word_is_the_forms():

@@ -1,0 +1,313 @@
+"""What is answered: log-probabilities, several answers, penalties, JSON by a schema."""
+
+import codecs
+import json
+
+import pytest
+from scipy.special import log_softmax
+
+from harness.serve.model import ServedModel
+from hq.backends.llamacpp import LlamaBackend
+from tests.harness.serve.conftest import ask
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "kind": {"enum": ["cat", "dog"]},
+    },
+    "required": ["name", "age", "kind"],
+    "additionalProperties": False,
+}
+BY_SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+
+
+@pytest.fixture(scope="module")
+def http(served):
+    with served.client() as client:
+        yield client
+
+
+def events(response):
+    lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def true_logprobs(gguf_file, prompt, ids, alpha=1.0, neurons=()):
+    """Of the tokens of an answer, from the model's own logits, another context's."""
+    from hq.backends.base import Exchange
+
+    with LlamaBackend(gguf_file) as backend:
+        with backend.scale({(n.layer, n.index): alpha for n in neurons}):
+            ((_, logits),) = backend.logits([Exchange(tuple(prompt), tuple(ids))])
+    return log_softmax(logits.astype("float64"), axis=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.3, "seed": 3, "presence_penalty": 1.0}])
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+def test_logprobs_are_of_the_logits_that_the_model_had(served, gguf_file, http, options, alpha):
+    model = served.service.model
+    body = {"prompt": "the model is", "max_tokens": 6, "logprobs": 3, "hq": {"alpha": alpha}}
+    streamed = events(http.post(TEXT, json=body | options | {"stream": True, "seed": 3}))
+    ids = [event["hq"]["token"] for event in streamed[:-1]]
+    prompt = model.tokenizer("the model is")["input_ids"]
+    true = true_logprobs(gguf_file, prompt, ids, alpha, model.neurons.positive)
+    told = http.post(TEXT, json=body | options | {"seed": 3}).json()["choices"][0]
+    found = told["logprobs"]
+    assert found["token_logprobs"] == pytest.approx(
+        [true[k, token] for k, token in enumerate(ids)], abs=1e-3
+    )
+    for k, top in enumerate(found["top_logprobs"]):
+        values = list(top.values())
+        assert values[0] == pytest.approx(true[k].max(), abs=1e-3)
+        assert values == sorted(values, reverse=True)
+        assert 1 <= len(top) <= 3
+    shown = [piece.replace("<s>", "") for piece in found["tokens"]]
+    decoded = [0 if "\ufffd" in piece else len(piece) for piece in shown]
+    assert found["text_offset"] == [sum(decoded[:k]) for k in range(len(shown))]
+    joined = [e["choices"][0]["logprobs"] for e in streamed[:-1]]
+    for name, values in found.items():
+        assert [value for each in joined for value in each[name]] == values
+
+
+def test_logprobs_of_a_chat(http):
+    body = ask(logprobs=True, top_logprobs=2)
+    whole = http.post(CHAT, json=body).json()["choices"][0]
+    content = whole["logprobs"]["content"]
+    raw = b"".join(bytes(each["bytes"]) for each in content).replace(b"<s>", b"")
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    assert decoder.decode(raw) == whole["message"]["content"]
+    assert whole["logprobs"]["refusal"] is None
+    for each in content:
+        assert len(each["top_logprobs"]) == 2
+        assert each["logprob"] == each["top_logprobs"][0]["logprob"]  # greedy
+    streamed = events(http.post(CHAT, json=body | {"stream": True}))
+    found = [
+        one
+        for event in streamed
+        for one in (event["choices"][0]["logprobs"] or {"content": []})["content"]
+    ]
+    assert found == content
+    assert (
+        http.post(CHAT, json=ask(logprobs=True)).json()["choices"][0]["logprobs"]["content"][0][
+            "top_logprobs"
+        ]
+        == []
+    )
+
+
+def test_a_blocked_answer_has_no_logprobs(http):
+    body = ask(logprobs=True, top_logprobs=2, hq={"domain": "doubted"})
+    assert http.post(CHAT, json=body).json()["choices"][0]["logprobs"] is None
+    text = http.post(CHAT, json=body | {"stream": True}).text
+    assert '"logprob"' not in text
+
+
+def test_n_answers_have_a_score_a_verdict_and_a_line_each(http, served):
+    body = ask(n=4, temperature=1.5, seed=11, logprobs=True)
+    made = http.post(CHAT, json=body).json()
+    choices = made["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    assert len({choice["message"]["content"] for choice in choices}) > 1
+    lines = [served.line(choice["hq"]["audit_id"]) for choice in choices]
+    assert [line["score"] for line in lines] == [choice["hq"]["score"] for choice in choices]
+    assert (
+        [line["seed"] for line in lines] == [c["hq"]["seed"] for c in choices] == [11, 12, 13, 14]
+    )
+    assert [line["choice"] for line in lines] == [0, 1, 2, 3]
+    assert {line["request"] for line in lines} == {made["id"].removeprefix("chatcmpl-")}
+    assert made["hq"] == choices[0]["hq"]
+    assert made["usage"]["completion_tokens"] == sum(line["tokens"] for line in lines)
+    for choice in choices:  # each is what its seed gives by itself
+        alone = http.post(CHAT, json=body | {"n": 1, "seed": choice["hq"]["seed"]}).json()
+        assert alone["choices"][0]["message"] == choice["message"]
+        assert alone["choices"][0]["logprobs"] == choice["logprobs"]
+        assert "hq" not in alone["choices"][0]
+
+
+def test_n_answers_in_a_stream(http):
+    body = ask(n=3, temperature=1.5, seed=11)
+    whole = http.post(CHAT, json=body).json()
+    streamed = events(
+        http.post(CHAT, json=body | {"stream": True, "stream_options": {"include_usage": True}})
+    )
+    *chunks, usage = streamed
+    assert usage["usage"] == whole["usage"]
+    for choice in whole["choices"]:
+        mine = [chunk for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert mine[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in mine)
+        assert text == choice["message"]["content"]
+        assert mine[-1]["hq"]["score"] == choice["hq"]["score"]
+        assert mine[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+        assert "hq" not in mine[-1]["choices"][0]
+
+
+@pytest.mark.parametrize("domain", ["noted", "again", "doubted"])
+def test_a_policy_decides_on_each_answer(http, served, domain):
+    made = http.post(CHAT, json=ask(n=2, temperature=1.5, seed=1, hq={"domain": domain})).json()
+    lines = [served.line(choice["hq"]["audit_id"]) for choice in made["choices"]]
+    for choice, line in zip(made["choices"], lines, strict=True):
+        assert choice["hq"]["decision"] == line["decision"] != "pass"
+        assert line["alphas"] == ([1.0, 0.0] if domain == "again" else [1.0])
+        blocked = domain == "doubted"
+        assert (choice["message"]["content"] == "No.") == blocked
+        assert (choice["finish_reason"] == "content_filter") == blocked
+
+
+def test_n_answers_take_one_place_of_the_queue(start):
+    found = start(policy={"limits": {"queue": 1}})
+    with found.client() as http:
+        assert len(http.post(CHAT, json=ask(n=8, max_tokens=1)).json()["choices"]) == 8
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        {"presence_penalty": 2.0},
+        {"frequency_penalty": 2.0},
+        {"repeat_penalty": 10.0, "repeat_last_n": -1},
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_penalties_make_an_answer_repeat_less(http, path, penalty):
+    body = (ask() if path == CHAT else {"prompt": "the model"}) | {"max_tokens": 40}
+
+    def distinct(options):
+        streamed = events(http.post(path, json=body | options | {"stream": True}))
+        ids = [event["hq"]["token"] for event in streamed if "token" in event.get("hq", {})]
+        return len(set(ids)) / len(ids)
+
+    assert distinct(penalty) > distinct({})
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 4, "n": 3}, {"stream": True}])
+@pytest.mark.parametrize("domain", ["all", "again"])
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_an_answer_follows_its_schema_when_written_again_too(http, path, options, domain):
+    body = ask() if path == CHAT else {"prompt": "the model"}
+    body |= {"max_tokens": 120, "response_format": BY_SCHEMA, "hq": {"domain": domain}} | options
+    response = http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    if "stream" in options:
+        parts = [event["choices"][0] for event in events(response)]
+        texts = [
+            "".join(p["text"] if path == TEXT else p["delta"].get("content", "") for p in parts)
+        ]
+    else:
+        choices = response.json()["choices"]
+        texts = [c["text"] if path == TEXT else c["message"]["content"] for c in choices]
+        assert {choice["finish_reason"] for choice in choices} == {"stop"}
+    for text in texts:
+        found = json.loads(text)
+        assert list(found) == ["name", "age", "kind"]
+        assert len(found["name"]) <= 6
+        assert 0 <= found["age"] <= 150
+        assert found["kind"] in ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ({"type": "json_object"}, dict),
+        ({"type": "json_object", "schema": PERSON}, dict),
+        ({"type": "json_schema", "schema": {"type": "array", "maxItems": 2}}, list),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}, "strict": True}},
+            int,
+        ),
+    ],
+)
+def test_other_ways_to_ask_for_json(http, form, kind):
+    body = ask(response_format=form, max_tokens=200, temperature=0.5, seed=0)
+    choice = http.post(CHAT, json=body).json()["choices"][0]
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(choice["message"]["content"]), kind)
+    assert choice["message"]["content"][0] in "{[-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "colour"}, "Invalid type: colour"),
+        ({"type": "object", "not": {"type": "string"}}, 'Unimplemented keys: ["not"]'),
+        ({"type": "array", "uniqueItems": True}, "Unimplemented keys"),
+        ({"$ref": "http://elsewhere/schema"}, "not fetch"),
+        ({"type": "string", "pattern": "["}, "regex parse error"),
+        ({"type": "string", "format": "colour"}, "Unknown format"),
+        ({"enum": []}, "Unsatisfiable"),
+        (
+            {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}},
+            "Unimplemented keys",
+        ),
+        ({"properties": 5}, "properties must be an object"),
+        ({"$ref": "#/$defs/nothing"}, "JSON schema cannot be used"),
+        ({"$ref": "#"}, "could not be followed"),
+    ],
+)
+def test_a_schema_that_cannot_be_enforced_is_refused(http, schema, words):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    refused = http.post(CHAT, json=ask(response_format=form))
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == ("response_format", "invalid_schema")
+    assert words in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_json_that_does_not_fit_ends_by_its_length(http):
+    form = {"type": "json_schema", "schema": {"type": "array", "minItems": 1000}}
+    choice = http.post(CHAT, json=ask(response_format=form, max_tokens=5)).json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+
+
+def test_a_stop_string_ends_json_too(http):
+    body = ask(response_format=BY_SCHEMA, max_tokens=100, stop=['"age'])
+    choice = http.post(CHAT, json=body).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"].endswith(", ")
+
+
+def test_what_was_asked_for_is_in_the_log(http, served):
+    body = ask(temperature=0.5, top_k=7, min_p=0.1, response_format=BY_SCHEMA, max_tokens=100)
+    body |= {"presence_penalty": 0.1, "frequency_penalty": 0.2, "repeat_penalty": 1.1}
+    line = served.line(http.post(CHAT, json=body).json()["hq"]["audit_id"])
+    for name in ("temperature", "top_k", "min_p", "presence_penalty", "frequency_penalty"):
+        assert line[name] == body[name]
+    assert (line["repeat_penalty"], line["repeat_last_n"], line["json_schema"]) == (1.1, 64, True)
+
+
+def test_the_seed_is_told_and_repeats_the_answer(http):
+    for asked in ({}, {"seed": -1}, {"seed": None}):
+        made = http.post(CHAT, json=ask(temperature=2.0) | asked).json()
+        again = http.post(CHAT, json=ask(temperature=2.0, seed=made["hq"]["seed"])).json()
+        assert again["choices"] == made["choices"]
+
+
+def test_a_character_that_is_cut_off_is_not_shown(start, monkeypatch):
+    """By max_tokens, before its last byte; as the model would write "é" byte by byte."""
+    found = start()
+    tokenizer = found.service.model.tokenizer
+    ids = [i for i in range(320) if tokenizer.piece(i) in (b"\xc3", b"\xa9")]
+    first, last = sorted(ids, key=tokenizer.piece, reverse=True)
+    real, script = ServedModel.write, []
+
+    def write(self, order, draft):
+        def choose(sampler, logits):
+            sampler.drawn.append((first, last)[len(sampler.drawn) % 2])
+            return sampler.drawn[-1]
+
+        monkeypatch.setattr("harness.serve.sampler.Sampler.__call__", choose)
+        yield from real(self, order, draft)
+
+    monkeypatch.setattr(ServedModel, "write", write)
+    with found.client() as http:
+        for tokens, text in ((1, ""), (2, "é"), (3, "é"), (4, "éé")):
+            made = http.post(CHAT, json=ask(max_tokens=tokens)).json()["choices"][0]
+            assert (made["message"]["content"], made["finish_reason"]) == (text, "length")
+            streamed = http.post(CHAT, json=ask(max_tokens=tokens, stream=True))
+            assert "\ufffd" not in streamed.text
+            script.append(text)
+    assert len(script) == 4
