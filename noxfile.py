@@ -6,6 +6,7 @@ the pins change: torch alone takes gigabytes.
 
 import hashlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,20 +45,31 @@ def shared(session: nox.Session) -> None:
     stamp.write_text(wanted)
 
 
-def with_extra(session: nox.Session, name: str, *installs: Sequence[str]) -> None:
+def with_extra(
+    session: nox.Session, name: str, *installs: Sequence[str], env: dict[str, str] | None = None
+) -> None:
     """The shared environment with something more in it, installed once."""
     shared(session)
     stamp = SHARED / name
     if not stamp.exists():
         for install in installs:
             pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
-            session.run(*pip, *install, external=True)
+            session.run(*pip, *install, external=True, env=env)
         stamp.touch()
 
 
 def with_llama(session: nox.Session) -> None:
-    """The shared environment with llama.cpp in it, which a compiler builds in some minutes."""
-    with_extra(session, "llama", ("-e", ".[llama]"))
+    """The shared environment with llama.cpp in it, which a compiler builds in some minutes.
+
+    Without AMX: a virtual machine may announce it and stop the process at its first instruction,
+    and its kernels round otherwise than those of most processors. pip's own cache may hold a wheel
+    that was built with it.
+    """
+    flags = ""
+    if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32":
+        flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    build = ("--no-cache-dir", "-e", ".[llama]")
+    with_extra(session, "llama", build, env={"CFLAGS": flags, "CXXFLAGS": flags})
 
 
 def with_gptq(session: nox.Session) -> None:
