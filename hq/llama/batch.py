@@ -20,20 +20,20 @@ class Batch:
     """
 
     def __init__(self, llama: Any, capacity: int, vocabulary: int, sequences: int) -> None:
-        self._limits = (vocabulary, _MAX_POSITION, sequences)
-        self._token, self._position, self._sequence, self._count = np.zeros(
-            (4, capacity), dtype=np.int32
-        )
-        self._count[:] = 1
+        limits = (vocabulary, _MAX_POSITION, sequences)
+        self._limits = np.array(limits)[:, None]
+        self._said = tuple(zip(("token ids", "positions", "sequences"), limits, strict=True))
+        self._numbers = np.zeros((3, capacity), dtype=np.int32)  # tokens, positions, sequences
+        self._counts = np.ones(capacity, dtype=np.int32)
         self._wanted = np.zeros(capacity, dtype=np.int8)
         # llama.cpp takes a pointer per token to its sequences; every token here has one.
-        addresses = self._sequence.ctypes.data + 4 * np.arange(capacity)
+        addresses = self._numbers[2].ctypes.data + 4 * np.arange(capacity)
         self._pointers = addresses.astype(np.uintp)
         self._struct = llama.llama_batch()
         for field, array in (
-            ("token", self._token),
-            ("pos", self._position),
-            ("n_seq_id", self._count),
+            ("token", self._numbers[0]),
+            ("pos", self._numbers[1]),
+            ("n_seq_id", self._counts),
             ("seq_id", self._pointers),
             ("logits", self._wanted),
         ):
@@ -49,28 +49,23 @@ class Batch:
         a token, position or sequence that does not exist.
         """
         outputs: Bool[np.ndarray, " token"] = np.asarray(wanted) != 0
-        found = (np.asarray(tokens), np.asarray(positions), np.asarray(sequences), outputs)
-        shapes = {array.shape for array in found}
-        count, capacity = found[0].size, len(self._token)
-        if shapes != {(count,)} or not 0 < count <= capacity:
-            said = ", ".join(str(list(array.shape)) for array in found)
+        count, capacity = outputs.size, len(self._counts)
+        shapes = {np.shape(numbers) for numbers in (tokens, positions, sequences)}
+        if shapes != {(count,)} or outputs.ndim != 1 or not 0 < count <= capacity:
             raise HQError(
                 f"A decode takes 1 to {capacity} tokens, with a position, a sequence and a flag "
-                f"each, not arrays of the shapes {said}: pass arrays of one length."
+                f"each: pass arrays of one length, not of the shapes {shapes | {outputs.shape}}."
             )
-        own = (self._token, self._position, self._sequence)
-        for what, into, array, limit in zip(_NAMES, own, found[:3], self._limits, strict=True):
-            with np.errstate(invalid="ignore"):  # NaN, which is then found to differ
-                whole = array.astype(np.int64)
-            if (whole != array).any() or whole.min() < 0 or whole.max() >= limit:
-                raise HQError(
-                    f"A decode takes {what} from 0 to {limit - 1}, and got others ({array.min()} "
-                    f"to {array.max()}): use the ids of this model and context."
-                )
-            into[:count] = whole
+        numbers = np.array((tokens, positions, sequences))
+        with np.errstate(invalid="ignore"):  # NaN, which is then found to differ
+            whole = numbers.astype(np.int64)
+        if (whole != numbers).any() or whole.min() < 0 or (whole >= self._limits).any():
+            limits = " and ".join(f"{what} below {n}" for what, n in self._said)
+            raise HQError(
+                f"A decode takes {limits}, whole numbers from 0 up: use the ids of this model and "
+                "context."
+            )
+        self._numbers[:, :count] = whole
         self._wanted[:count] = outputs
         self._struct.n_tokens = count
-        return self._struct, np.flatnonzero(outputs).astype(np.int64)
-
-
-_NAMES = ("token ids", "positions", "sequences")
+        return self._struct, np.flatnonzero(outputs)

@@ -135,8 +135,10 @@ class Tap:
 
     def begin(self, tokens: int, outputs: Int[np.ndarray, " output"]) -> None:
         """Before a decode of so many tokens, whose logits are wanted at the tokens `outputs`."""
-        _require(0 < tokens <= self.capacity, f"{tokens} tokens in place of {self.capacity}")
-        _require(self._traced in (None, tokens), f"{tokens} tokens to trace {self._traced}")
+        if not 0 < tokens <= self.capacity:
+            raise _misread(f"{tokens} tokens in place of at most {self.capacity}")
+        if self._traced not in (None, tokens):
+            raise _misread(f"{tokens} tokens to trace {self._traced}")
         _require_below("output", outputs, tokens)
         self._set(Field.TOKENS, tokens)
         self._set(Field.OUTPUTS, len(outputs))
@@ -209,11 +211,11 @@ class Tap:
         """Hands the callback an array, which must be what the callback takes it for."""
         flags = array.flags
         fits = flags.c_contiguous and flags.aligned and (flags.writeable or field not in WRITTEN)
-        _require(
-            fits and array.dtype == DTYPES[field] and array.shape == shape,
-            f"{field.name} as {array.dtype}{list(array.shape)} in place of a contiguous "
-            f"{DTYPES[field]}{list(shape)}",
-        )
+        if not fits or array.dtype != DTYPES[field] or array.shape != shape:
+            raise _misread(
+                f"{field.name} as {array.dtype}{list(array.shape)} in place of a contiguous "
+                f"{DTYPES[field]}{list(shape)}"
+            )
         self._arrays[field] = array
         self._set(field, array.ctypes.data)
 
@@ -289,14 +291,19 @@ class Watch:
 def _require(holds: bool, found: str) -> None:
     """Raises HQError for what the callback would misread, also where `assert` is switched off."""
     if not holds:
-        raise HQError(f"llama.cpp's callback cannot take {found}.")
+        raise _misread(found)
+
+
+def _misread(found: str) -> HQError:
+    return HQError(f"llama.cpp's callback cannot take {found}.")
 
 
 def _require_below(what: str, numbers: Int[np.ndarray, " n"], limit: int) -> None:
     """Raises HQError unless every number is an index below the limit."""
     if len(numbers):
         low, high = numbers.min(), numbers.max()
-        _require(low >= 0 and high < limit, f"{what} {low if low < 0 else high} of {limit}")
+        if low < 0 or high >= limit:
+            raise _misread(f"{what} {low if low < 0 else high} of {limit}")
 
 
 _FAULTS = {
