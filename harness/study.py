@@ -93,7 +93,7 @@ class IdentifySection(_Section):
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
     folds: Annotated[int, Field(ge=2)] = 5
     max_fraction: Fraction = 1e-3
-    storage: StorageType = "float32"
+    storage: StorageType = "float32"  # of traces: the only type, as committed definitions say
 
     @field_validator("labels")
     @classmethod

@@ -60,7 +60,7 @@ class ObservedGenerate:
             recorders = [
                 stack.enter_context(monitor.recording(prompt)) for monitor in self.monitors
             ]
-            stack.enter_context(_overheard(self._model, recorders))
+            stack.enter_context(_reporting_criteria(self._model, recorders))
             processors = [*(given.get("logits_processor") or []), *recorders]
             result = self._generate(**given | {"logits_processor": processors})
             for recorder in recorders:
@@ -75,8 +75,8 @@ class ObservedGenerate:
         return config
 
 
-class Overheard(StoppingCriteriaList):  # type: ignore[misc]  # transformers is not followed
-    """The stopping criteria of one `generate`; recorders hear which rows they end."""
+class ReportingCriteria(StoppingCriteriaList):  # type: ignore[misc]  # transformers is not followed
+    """The stopping criteria of one `generate`; they report to recorders which rows they end."""
 
     def __init__(self, criteria: StoppingCriteriaList, recorders: Sequence[Recorder]) -> None:
         super().__init__(criteria)
@@ -92,18 +92,18 @@ class Overheard(StoppingCriteriaList):  # type: ignore[misc]  # transformers is 
         """Which rows are done."""
         done: Bool[Tensor, " row"] = super().__call__(input_ids, scores, **options)
         for recorder in self._recorders:
-            recorder.hear(done.cpu().numpy())
+            recorder.note_done(done.cpu().numpy())
         return done
 
 
 @contextmanager
-def _overheard(model: Any, recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Recorders hear the criteria that `generate` itself decides by, while the context lasts.
+def _reporting_criteria(model: Any, recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Let the criteria that `generate` decides by report to the recorders, while the context lasts.
 
     They depend on the model's, the call's and the tokenizer's settings, which transformers merges.
     """
     inner, own = model._get_stopping_criteria, vars(model).get("_get_stopping_criteria")
-    model._get_stopping_criteria = lambda *arguments, **options: Overheard(
+    model._get_stopping_criteria = lambda *arguments, **options: ReportingCriteria(
         inner(*arguments, **options), recorders
     )
     try:

@@ -72,7 +72,7 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is not fo
             self._begin(*input_ids.shape)
         return scores
 
-    def hear(self, done: Bool[np.ndarray, " row"]) -> None:
+    def note_done(self, done: Bool[np.ndarray, " row"]) -> None:
         """Notes the rows for which the newest token is the last."""
         self._done |= done
 

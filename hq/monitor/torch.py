@@ -28,7 +28,13 @@ class TorchMonitor:
     A context manager that may be entered again; several may watch one model. Only layers that have
     neurons of the set are hooked, and only while `generate` runs. What is kept is the CETT of these
     neurons at every token of the answers, once the model has read it. The token that ends an
-    answer, or the last one before `max_new_tokens` cuts it off, is never read.
+    answer, or the last one before `max_new_tokens` cuts it off, is never read. A row is over when
+    the stopping criteria of `generate` end it, whatever fills it afterwards.
+
+    Exactly one forward pass may run per new token. `generate` raises HQError where it cannot be
+    told which pass wrote the answer: for beam search, assisted and custom generation, for
+    classifier-free guidance and any other code that runs the model meanwhile, and for compiled
+    models, which call no hooks.
 
     `model_identity` says who the model is, where its norms cannot: hq.checkpoint.identity(folder).
     Raises HQError for a set of another model, and for weights that hq cannot dequantize.

@@ -13,6 +13,7 @@ from harness.stages.identify import THRESHOLD
 from harness.stages.uncertainty import Uncertainty
 from harness.study import CompareSection
 from hq.backends.base import AuditRow
+from hq.errors import HQError
 from hq.neurons import ModelIdentity, Neuron, NeuronSet
 from hq.stats import Estimate
 from hq.traces import TraceInfo, Traces, exchanges_digest
@@ -163,3 +164,38 @@ def test_any_neurons_do_not_depend_on_the_probe(tmp_path):
             if row.group == "any"
         }
         assert len(values) == 1
+
+
+def lacking(folder: Path, **lists: tuple[int, ...]) -> Comparison:
+    """A comparison with a variant that lacks some neurons, which its traces hold as zero."""
+    made = comparison(folder, 1)
+    for measure in ("sum", "contribution"):
+        path = made.variant.folder / f"{measure}.answer.npy"
+        array = np.load(path)
+        array.reshape(len(array), -1)[:, list(lists.get("missing", ()))] = 0
+        np.save(path, array)
+    info = made.variant.info.model_copy(update=lists)
+    return replace(made, variant=Traces(made.variant.folder, info))
+
+
+def test_missing_neurons_are_in_no_row(tmp_path):
+    """A neuron near in magnitude to the probe's is drawn, unless the variant lacks it."""
+    whole = comparison(tmp_path / "whole", 1)
+    drawn = set(whole._draws["matched"].ravel()) | set(whole._draws["random"].ravel())
+    missing = tuple(sorted(map(int, drawn))[:20])
+    made = lacking(tmp_path / "lacking", missing=missing, unmatched=missing)
+    tables = made.tables()
+    for draws in made._draws.values():
+        assert not set(missing) & set(draws.ravel())
+    (everyone,) = (row for row in tables["fidelity"] if row.group == "any")
+    assert everyone.neurons == P - len(missing)
+    assert everyone.relative_error.value < 0.5  # that of a missing neuron is 1
+    assert np.isfinite([e.value for e in estimates(tables).values()]).all()
+    assert tables["detection"][0].auroc == whole.detection().auroc
+
+
+@pytest.mark.parametrize("lists", ["missing", "unmatched"])
+def test_a_probe_whose_neuron_is_not_found_is_refused(tmp_path, lists):
+    lost = {"unmatched": (3,)} | {lists: (3,)}
+    with pytest.raises(HQError, match=r"At nf4 1 of the set's 3 neurons .* \(0, 3\) first"):
+        lacking(tmp_path, **lost)

@@ -1,12 +1,15 @@
 """A study whose cells are packed checkpoints: made elsewhere, moved, or another model's."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
+from hq.neurons import NeuronSet
 from tests.harness import study
 from tests.harness.test_bad_input import is_one_sentence
 from tests.packed_files import PACKINGS, save_packed
@@ -29,6 +32,21 @@ def permuted(name: str, weight: torch.Tensor) -> torch.Tensor:
     if "gate_proj" in name or "up_proj" in name:
         return weight[ORDER]
     return weight[:, ORDER] if "down_proj" in name else weight
+
+
+def cut(place: tuple[int, int]) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Prunes a neuron, then puts all in another order."""
+    layer, index = place
+
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.clone()
+        if f"layers.{layer}.mlp.down_proj" in name:
+            weight[:, index] = 0
+        elif f"layers.{layer}.mlp" in name:
+            weight[index] = 0
+        return permuted(name, weight)
+
+    return change
 
 
 def rotated(name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -100,6 +118,15 @@ def test_neurons_are_read_where_they_went(hq, tiny_study, tmp_path):
     )
     assert fidelity["correlation"][0] > 0.99
     assert abs(float(table("detection", "gptq-8")["auroc_change"])) < 0.02
+
+
+def test_a_pruned_neuron_of_the_probe_ends_the_study(hq, finished, tiny_study, tmp_path):
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+    (neuron, *_) = NeuronSet.load(finished / "runs" / "tiny" / "neurons.json").neurons
+    place = neuron.layer, neuron.index
+    outcome = run(hq, tiny_study, tmp_path, "gptq-8", cut(place))
+    is_one_sentence(outcome, f"neurons are not found, {place} first")
+    assert not Path("runs").exists()
 
 
 def test_mixed_neurons_end_the_study(hq, tiny_study, tmp_path):

@@ -121,7 +121,7 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
     ("done", "function", "call", "left"),
     [
         ((), "harness.stages.sample append", 4, "responses-*/log.jsonl"),
-        (SAMPLED, "os pwrite", 100, "trace-*.partial/batches.txt"),
+        (SAMPLED, "hq.traces require_finite", 4, "trace-*.partial/batches.txt"),
         ((*SAMPLED, "trace"), "polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
         (
             BEFORE_LOGITS,

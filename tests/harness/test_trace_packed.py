@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hq.neurons import NeuronSet
 from tests import tiny
 from tests.harness import study
 from tests.harness.test_bad_input import is_one_sentence
-from tests.harness.test_packed_study import permuted, rotated
+from tests.harness.test_packed_study import cut, permuted, rotated
 from tests.packed_files import PACKINGS, save_packed
 
 
@@ -57,6 +58,30 @@ def test_moved_neurons_are_traced_where_the_source_has_them(trace, tiny_study, t
         Path("gptq-8").rename(f"traces {name}")
     plain, moved = (np.load(f"traces {n}/sum.answer.npy") for n in ("as it is", "moved"))
     assert np.corrcoef(plain.ravel(), moved.ravel())[0, 1] > 0.999
+
+
+def test_a_pruned_neuron_is_missing_where_the_probe_does_not_need_it(
+    trace, finished, tiny_study, tmp_path, hq
+):
+    source = tiny_study.parent / "model"
+    probe = NeuronSet.load(finished / "runs" / "tiny" / "neurons.json")
+    spare = next(i for i in range(128) if i not in probe.flat)
+    assert trace(source, "fp16").code == 0
+    for flat, refused in ((spare, False), (int(probe.flat[0]), True)):
+        place = divmod(flat, 128)
+        packed = save_packed(source, tmp_path / f"{flat}", PACKINGS["gptq-8"], cut(place))
+        assert trace(packed, "gptq-8", "--source", source).code == 0
+        facts = json.loads(Path("gptq-8/trace.json").read_text(encoding="utf-8"))
+        assert facts["missing"] == facts["unmatched"] == [flat]
+        values = np.load("gptq-8/sum.answer.npy")
+        assert np.isfinite(values).all()
+        assert (values.reshape(len(values), -1) == 0).all(axis=0).nonzero()[0].tolist() == [flat]
+        outcome = compare(hq, finished, "gptq-8")
+        if refused:
+            is_one_sentence(outcome, f"neurons are not found, {place} first")
+        else:
+            assert outcome.code == 0, outcome
+        Path("gptq-8").rename(f"traces {flat}")
 
 
 def test_without_a_source_it_is_a_model_of_its_own(trace, finished, tiny_study, tmp_path, hq):
