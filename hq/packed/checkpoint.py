@@ -84,7 +84,9 @@ class PackedCheckpoint:
         if fitting:
             return fitting[0]
         if self.scheme.sym and "sym" in self.scheme.model_fields_set:
-            odd = next((x.name for x in layers if not any(map(x.zeros_fit, offsets))), "some layers")
+            odd = next(
+                (x.name for x in layers if not any(map(x.zeros_fit, offsets))), "some layers"
+            )
             raise HQError(
                 f"{self.path} says sym, but the zero points of {odd} are not the middle code: "
                 "correct its config."
