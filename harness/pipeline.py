@@ -47,8 +47,8 @@ class Pipeline:
 
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
-        _ = self.texts  # what is wrong with questions or text is said before hours of work
-        self.variants.require_given()  # and so is what is wrong with a model
+        _ = self.texts, self.ending  # what is wrong with the input is said before hours of work
+        self.variants.require_given()
         tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
