@@ -52,6 +52,7 @@ class Pipeline:
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
         self.check()
+        self.variants.require_given()
         tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():

@@ -75,11 +75,19 @@ class Variants:
 
         Raises HQError where they are not the source's neurons: no figure is taken there.
         """
-        if precision == REFERENCE:
-            return self._load(precision)
         folder = self.mapping(precision)
         mapping.require(folder, precision)
         return mapping.mapped(folder, self._load(precision))
+
+    def require_given(self) -> None:
+        """Compares what the study was given, before anything is sampled: the rest hq makes itself.
+
+        Raises HQError where a checkpoint's or file's neurons are not the source's.
+        """
+        for precision in self.study.precisions:
+            given = precision.removesuffix(NATIVE) in self.study.checkpoints
+            if given or precision in (REFERENCE, GGUF_SOURCE):
+                mapping.require(self.mapping(precision), precision)
 
     def _load(self, precision: str) -> Backend:
         """The model at a precision; the one loaded before is freed."""

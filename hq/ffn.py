@@ -3,6 +3,7 @@
 Only one layer is in memory at a time, whatever the model.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -25,6 +26,7 @@ class FFN(NamedTuple):
     up: Float[Tensor, "d_ff d_model"]
     down: Float[Tensor, "d_model d_ff"]
     bits: float = 16.0  # of a weight as it is stored, where the three differ the fewest
+    explained: float = math.inf  # relative error of weights that the stored scales explain
 
     @property
     def reads(self) -> list[Float[Tensor, "d_ff d_model"]]:
@@ -39,12 +41,12 @@ class FFN(NamedTuple):
     def at(self, places: Int[Tensor, " k"]) -> "FFN":
         """These neurons alone, in this order."""
         gate = None if self.gate is None else self.gate[places]
-        return FFN(gate, self.up[places], self.down[:, places], self.bits)
+        return self._replace(gate=gate, up=self.up[places], down=self.down[:, places])
 
     def turned(self, rotation: Float[Tensor, "d_model d_model"]) -> "FFN":
         """In another basis of the residual stream, which neurons know nothing of."""
         gate = None if self.gate is None else self.gate @ rotation
-        return FFN(gate, self.up @ rotation, rotation.T @ self.down, self.bits)
+        return self._replace(gate=gate, up=self.up @ rotation, down=rotation.T @ self.down)
 
 
 class FFNs(Sequence[FFN]):
@@ -112,6 +114,7 @@ def of_modules(
     family: Architecture,
     dense: Callable[[nn.Module], Tensor],
     bits: Callable[[nn.Module], float],
+    explained: Callable[[nn.Module], float] = lambda _: math.inf,
 ) -> FFNs:
     """The FFNs of a loaded model; `dense` tells a projection's weight, [d_out, d_in]."""
 
@@ -124,8 +127,9 @@ def of_modules(
         norm = torch.ones(())
         if family.norm:
             norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
-        stored = min(bits(module.get_submodule(name)) for name in family.projections)
-        return _ffn(family, weight, norm, stored)
+        projections = [module.get_submodule(name) for name in family.projections]
+        found = _ffn(family, weight, norm, min(map(bits, projections)))
+        return found._replace(explained=max(map(explained, projections)))
 
     return FFNs(len(layers), read)
 

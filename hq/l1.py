@@ -77,8 +77,8 @@ def l1_path(
         if max_nonzero is not None and np.count_nonzero(w[:-1]) > max_nonzero:
             break
     stacked = np.stack(fits)
-    Cs = np.array(ascending[: len(fits)])
-    return Path(Cs, stacked[:, :-1], stacked[:, -1], np.array(tolerances))
+    fitted = np.array(ascending[: len(fits)])
+    return Path(fitted, stacked[:, :-1], stacked[:, -1], np.array(tolerances))
 
 
 def objective(

@@ -136,7 +136,7 @@ def _measured(
     found: Bool[Tensor, " d_ff"],
 ) -> LayerMap:
     """A layer whose neurons are found: how far each is scaled, and the error that is left."""
-    tolerance = explained(variant.bits)
+    tolerance = min(explained(variant.bits), variant.explained)
     up, down = _factors(source.up, variant.up), _factors(source.down.T, variant.down.T)
     scales = [up, down] if source.gate is None else [torch.ones_like(up), up, down]
     errors = [_errors(*rows) for rows in zip(source.parts, variant.parts, scales, strict=True)]

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 from hq.errors import HQError
@@ -139,12 +140,22 @@ def _opened(model: str, precision: str, source: str, progress: "Progress") -> "B
     from harness.sources import resolve_model, source_of
     from harness.stages import mapping
     from hq.backends.opening import open_backend
+    from hq.backends.torch import TorchBackend
     from hq.checkpoint import identity
     from hq.ffn import of_checkpoint
+    from hq.precisions.packed import UNCHECKED, mark_unchecked, recipe_of
 
     path = source_of(model, precision)
     if not source:
-        return open_backend(path, precision)
+        backend = open_backend(path, precision)
+        if isinstance(backend, TorchBackend) and recipe_of(precision):
+            mark_unchecked(backend.model)
+            err.print(
+                f"[yellow]{escape(str(path))} is {UNCHECKED}: codes that are read wrongly would "
+                "not be noticed; name its FP16 checkpoint by --source.[/yellow]",
+                soft_wrap=True,
+            )
+        return backend
     dense = resolve_model(source)
     known = identity(dense)
     backend = open_backend(path, precision, None, known)

@@ -163,9 +163,12 @@ class TorchBackend:
             stored = self._precision.stored(module)
             return 8 * stored.ships / stored.weights
 
+        def explained(module: nn.Module) -> float:
+            return self._precision.stored(module).explained
+
         layers = self.decoder.get_submodule(self._family.layers)
         assert isinstance(layers, nn.ModuleList)
-        return of_modules(list(layers), self._family, self._dense, bits)
+        return of_modules(list(layers), self._family, self._dense, bits, explained)
 
     def trace(
         self,

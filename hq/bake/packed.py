@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 
 from hq.bake.scheme import SCHEMES, Store, number_format
 from hq.bake.strips import Strip
-from hq.packed.checkpoint import PackedCheckpoint, PackedLayer, scheme_of
+from hq.packed.checkpoint import PackedCheckpoint, scheme_of
+from hq.packed.layer import PackedLayer
 from hq.packed.layout import WORD
 
 

@@ -43,9 +43,16 @@ def gptq_dense(
     """
     d_in, d_out = len(g_idx), scales.shape[1]
     codes = unpack(qweight, bits, d_in)
-    zeros = _zeros(qzeros.T, bits, d_out, zero_offset).T  # [group, d_out]
+    zeros = gptq_zeros(qzeros, bits, d_out, zero_offset)
     group = g_idx.long()
     return (scales.float()[group] * (codes - zeros[group])).T.contiguous()
+
+
+def gptq_zeros(
+    qzeros: Int[Tensor, "group zero_word"], bits: int, d_out: int, zero_offset: int
+) -> Int[Tensor, "group d_out"]:
+    """Zero points of a GPTQ layer; `zero_offset` as in `gptq_dense`."""
+    return _zeros(qzeros.T, bits, d_out, zero_offset).T
 
 
 def awq_dense(

@@ -1,5 +1,6 @@
 """What a precision is to the torch backend: how it loads, is proven, and is dequantized."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Stored:
     nbytes: int  # codes, scales and zero points
     weights: int  # how many numbers that stands for
     packed: int = 0  # bytes with the codes packed, where each is held in more bits than it has
+    explained: float = math.inf  # relative error of weights that the scales stored here explain
 
     @property
     def ships(self) -> int:

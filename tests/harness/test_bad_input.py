@@ -133,7 +133,7 @@ STUDIES = {
 }
 
 
-PROGRESS = ("sample responses", "trace fp16", "trace nf4", "identify fp16")
+PROGRESS = ("map fp16", "sample responses", "trace fp16", "trace nf4", "identify fp16")
 
 
 def is_one_sentence(outcome, words: str) -> None:

@@ -133,6 +133,7 @@ def test_mixed_neurons_end_the_study(hq, tiny_study, tmp_path):
     outcome = run(hq, tiny_study, tmp_path, "gptq-8", rotated)
     is_one_sentence(outcome, "layers 1 (W_down mixes neurons)")
     assert not Path("runs").exists()
+    assert not list(Path("cache/store").glob("responses-*"))  # said before anything is sampled
 
 
 def test_another_model_ends_the_study(hq, tiny_study, tmp_path):
@@ -141,6 +142,7 @@ def test_another_model_ends_the_study(hq, tiny_study, tmp_path):
     config = given(tiny_study, tmp_path / "given", "gptq-4", packed)
     outcome = hq("study", "run", config, "--precisions", "fp16,gptq-4", "--quiet")
     is_one_sentence(outcome, "are not those of the source in 3 layers")
+    assert not list(Path("cache/store").glob("responses-*"))  # said before anything is sampled
 
 
 def test_what_is_wrong_with_a_checkpoint_is_said(hq, tiny_study, tmp_path):

@@ -27,7 +27,7 @@ REPEATABLE = [f"{name}.csv" for name in KINDS["study"]] + [
 
 
 SAMPLED = ("responses", "sample")
-BEFORE_LOGITS = (*SAMPLED, "trace", "identify")
+BEFORE_LOGITS = (*SAMPLED, "map", "trace", "identify")
 
 # Kills its own process with SIGKILL when a function is called for the nth time.
 KILLED = """

@@ -1,6 +1,7 @@
 """`hq trace` and `hq compare` on packed checkpoints, whose neurons are another's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,13 @@ def test_without_a_source_it_is_a_model_of_its_own(trace, finished, tiny_study, 
     source = tiny_study.parent / "model"
     packed = save_packed(source, tmp_path / "packed", PACKINGS["compressed-4"])
     assert trace(source, "fp16").code == 0
-    assert trace(packed, "compressed-4").code == 0
+    outcome = trace(packed, "compressed-4")
+    assert outcome.code == 0
+    assert "not compared with its source" in outcome.err
+    facts = json.loads(Path("compressed-4/trace.json").read_text(encoding="utf-8"))
+    assert {row["storage"] for row in facts["audit"]} == {
+        "compressed-tensors 4 bit g64 sym, not compared with its source"
+    }
     is_one_sentence(compare(hq, finished, "compressed-4"), "fingerprint")
 
 
@@ -113,6 +120,26 @@ def test_another_number_of_layers_is_refused(trace, tiny_study, tmp_path):
 def test_a_packed_source_is_refused(trace, tiny_study, tmp_path):
     packed = save_packed(tiny_study.parent / "model", tmp_path / "packed", PACKINGS["gptq-8"])
     is_one_sentence(trace(packed, "gptq-8", "--source", packed), "name the dense checkpoint")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("kind", ["gptq-4", "awq-4", "compressed-4"])
+def test_a_packed_checkpoint_at_a_dense_precision_is_one_sentence(
+    kind, precision, trace, tiny_study, tmp_path
+):
+    packed = save_packed(tiny_study.parent / "model", tmp_path / "packed", PACKINGS[kind])
+    is_one_sentence(trace(packed, precision), f"does not run as {precision}")
+    assert not Path(precision).exists()
+
+
+def test_a_packed_checkpoint_of_another_format_is_refused(trace, tiny_study, tmp_path):
+    """8 bits: 2% off, which the limit for its bits would let pass. The config is refused first."""
+    source, packing = tiny_study.parent / "model", replace(PACKINGS["gptq-8"], format="gptq_v2")
+    packed = save_packed(source, tmp_path / "packed", packing)
+    file = packed / "config.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("gptq_v2", "gptq"), encoding="utf-8")
+    for more in ((), ("--source", source)):
+        is_one_sentence(trace(packed, "gptq-8", *more), "zero points are those of 'gptq_v2'")
 
 
 def test_the_kind_is_the_one_that_is_asked_for(trace, tiny_study, tmp_path):

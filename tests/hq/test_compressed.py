@@ -136,7 +136,7 @@ EDITS = {
     "another shape": (lambda t: t[f"{UP}.weight_shape"].add_(1), "does not fill whole words"),
     "no codes": (lambda t: t.pop(f"{UP}.weight_packed"), "lacks 1 weights|are not compressed-4"),
     "another order": (
-        lambda t: t.update({f"{UP}.weight_g_idx": torch.zeros(64, dtype=torch.int32)}),
+        lambda t: t.update({f"{UP}.weight_g_idx": torch.ones(64, dtype=torch.int32)}),
         "inputs in another order",
     ),
     "nan": (lambda t: t[f"{UP}.weight_scale"].fill_(float("nan")), "not finite"),

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.torch import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import CompressedLayer, PackedCheckpoint, PackedLayer, Scheme, scheme_of
+from hq.packed.checkpoint import PackedCheckpoint, scheme_of
 from hq.packed.compressed import METHOD, flat
+from hq.packed.layer import CompressedLayer, PackedLayer, Scheme
 from hq.packed.layout import unpack
 from hq.packed.making import Making, group_size, make
 from hq.packed.rounding import rounded
