@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from hq.bake.copying import draft_folder
-from hq.checkpoint import architecture_at, whole_config
+from hq.checkpoint import architecture_at, text_config, whole_config
 from hq.errors import HQError
 from hq.ffn import weights_of
 from hq.lora.change import Change, changes
@@ -29,6 +29,7 @@ from hq.neurons import ModelIdentity
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_EXPERTS_TO_PEFT = ("deepseek_v2", "deepseek_v3")  # PEFT converts every mlp.down_proj of these
 
 
 def write(
@@ -41,6 +42,12 @@ def write(
     """
     found = changes(factors, model.n_layers, model.d_ff)
     require_dense(checkpoint)
+    model_type = text_config(checkpoint).model_type
+    if model_type in _EXPERTS_TO_PEFT:
+        raise HQError(
+            f"{checkpoint} is a {model_type} model, whose down projections PEFT takes for those of "
+            "experts, so that it cannot load an adapter of them: use `hq bake`."
+        )
     family = architecture_at(checkpoint)
     names = _projections(checkpoint, family)
     read = weights_of(checkpoint, family)
