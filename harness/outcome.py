@@ -21,6 +21,7 @@ from harness.store import inputs_of
 from harness.study import REFERENCE
 from harness.tables import write_tables
 from hq import __version__
+from hq.checkpoint import architecture_at
 from hq.stats import Estimate
 from hq.storage.atomic import write_whole
 
@@ -70,11 +71,13 @@ def origin(pipeline: Pipeline) -> dict[str, Any]:
     definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)
     for section in ("compare", "pack"):
         definition[section]["text"] = definition[section]["text"] and _GIVEN
-    return {
+    facts = {
         "fingerprint": pipeline.model.fingerprint,
         "model": pipeline.model.model_dump(),
         "definition": definition,
     }
+    architecture = architecture_at(pipeline.path)
+    return facts | ({"architecture": architecture.described} if architecture.detected else {})
 
 
 def statistics() -> dict[str, object]:

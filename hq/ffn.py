@@ -82,7 +82,10 @@ def weights_of(path: Path, family: Architecture) -> Callable[[int, str], Tensor]
         ending = f"{family.layers}.{layer}.{name}.weight"
         found = next((n for n in places if f".{n}".endswith(f".{ending}")), None)
         if found is None:
-            raise HQError(f"{path} lacks {ending}: name the dense checkpoint.")
+            raise HQError(
+                f"{path} lacks {ending}: name the dense checkpoint, its weights under the "
+                "names that transformers' model has."
+            )
         return read_tensor(places[found], found).float()
 
     return read

@@ -108,7 +108,7 @@ RECORDED: dict[str, Config] = {
     **_plain("gemma2", "gemma3_text", "glm", "glm4", "granite", "granite_swa", "helium"),
     **_plain("hunyuan_v1_dense", "hyperclovax", "internlm3", "llama", "ministral", "ministral3"),
     **_plain("mistral", "nanochat", "nemotron", "olmo3", "qwen3", "seed_oss", "smollm3"),
-    **_plain("vaultgemma", "exaone", "iquestcoder"),
+    **_plain("vaultgemma", "iquestcoder"),
     **{
         name: _of(name, _WITHOUT_HEAD_DIM)
         for name in (

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from hq.checkpoint import architecture_at, quantization_of, whole_config
+from hq.checkpoint import architecture_at, quantization_of, text_config, whole_config
 from hq.errors import HQError
 from hq.ffn import weights_of
 from hq.lora.change import Change, changes
@@ -27,6 +27,7 @@ from hq.storage.atomic import atomic_folder
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_EXPERTS_TO_PEFT = ("deepseek_v2", "deepseek_v3")  # PEFT converts every mlp.down_proj of these
 
 
 def write(
@@ -39,6 +40,12 @@ def write(
     """
     found = changes(factors, model.n_layers, model.d_ff)
     require_dense(checkpoint)
+    model_type = text_config(checkpoint).model_type
+    if model_type in _EXPERTS_TO_PEFT:
+        raise HQError(
+            f"{checkpoint} is a {model_type} model, whose down projections PEFT takes for those of "
+            "experts, so that it cannot load an adapter of them: use `hq bake`."
+        )
     family = architecture_at(checkpoint)
     names = _projections(checkpoint, family)
     read = weights_of(checkpoint, family)

@@ -3,9 +3,16 @@
 import json
 from pathlib import Path
 
+from harness.outcome import origin
+from harness.pipeline import Pipeline
+from harness.progress import Progress
+from harness.store import Store
+from harness.study import Study
 from hq.models.architectures import RECORDS
 from hq.models.architectures.table import DETECTED_TYPES
+from tests import decoders
 
+QUIET = Progress(quiet=True)
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 
 
@@ -25,3 +32,12 @@ def test_every_type_is_listed_with_what_can_be_done(hq):
     assert (rows["falcon"]["known_by"], rows["falcon"]["bake"]) == ("detected", "columns")
     assert rows["bitnet"]["bake"] == "columns"  # h is normalized after the gate
     assert "mistral3" in hq("families").out
+
+
+def test_provenance_says_which_architecture_was_detected(own_study):
+    loaded, folder = Study.load(str(own_study)), own_study.parent / "model"
+    assert "architecture" not in origin(Pipeline(loaded, Store(own_study.parent), QUIET))
+    (folder / "model.safetensors").unlink()
+    decoders.save(decoders.DETECTED["stablelm"](), folder)
+    found = origin(Pipeline(loaded, Store(own_study.parent), QUIET))
+    assert found["architecture"] == {"known_by": "detected", "down": "layers.*.mlp.down_proj"}

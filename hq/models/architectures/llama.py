@@ -36,7 +36,6 @@ register(
     "cwm",
     "diffllama",
     "ernie4_5",
-    "exaone",
     "granite",
     "granite_swa",
     "helium",

@@ -120,6 +120,12 @@ class Architecture:
         return tuple(filter(None, (self.gate, self.up, self.down)))
 
     @property
+    def described(self) -> dict[str, str]:
+        """What provenance says of it: whether it was detected, and which modules are hooked."""
+        known_by = "detected" if self.detected else "record"
+        return {"known_by": known_by, "down": f"{self.layers}.*.{self.down}"}
+
+    @property
     def gated(self) -> bool:
         """Whether the FFN has a gate, of its own or in `up`."""
         return bool(self.gate) or self.fused

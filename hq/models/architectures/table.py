@@ -45,7 +45,8 @@ adapters. A type with a *record* is described in `hq/models/architectures/`. The
 projections, compares activations with the formulas once the weights are loaded, and logs a
 warning. So a dense decoder that is not listed works too, or is rejected in one sentence. Mixtures
 of experts, models with a recurrent state and layers of different widths are always rejected.
-Falcon runs at FP16 only, as bitsandbytes does not replace its linear layers.
+Falcon runs at FP16 only, as bitsandbytes does not replace its linear layers; DeepSeek has no PEFT
+adapters, as PEFT takes its FFNs for experts.
 
 Baking a factor α into *rows* of the up projection works for dense and quantized weights; into
 *columns* of the down projection, for dense weights only. OPT is baked into rows where its

@@ -273,7 +273,7 @@ def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
     ("family", "kind", "words"),
     [
         ("llama", "nested", "is double-quantized: .* without bnb_4bit_use_double_quant"),
-        ("gpt2", "int8", "no gate and its activation is not ReLU.*into the dense checkpoint"),
+        ("gpt2", "int8", "not known to be linear in its row of W_up.*into the dense checkpoint"),
     ],
 )
 def test_what_has_no_scale_for_one_neuron_is_refused_with_the_reason(

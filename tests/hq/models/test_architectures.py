@@ -13,9 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from hq.backends.base import Exchange
 from hq.backends.torch import TorchBackend
+from hq.bake import bake
 from hq.checkpoint import architecture_at, identity
 from hq.errors import HQError
 from hq.ffn import of_checkpoint
+from hq.lora.peft import write as write_adapter
 from hq.mapping import map_model
 from hq.models.architectures import RECORDS, architecture_of, down_projections
 from hq.models.architectures.detection import detect, verify
@@ -200,3 +202,32 @@ def _mix_all_tokens(_: nn.Module, __: Any, made: Any) -> Any:
     hidden = made[0] if isinstance(made, tuple) else made
     mixed = hidden + hidden.mean(dim=1, keepdim=True)
     return (mixed, *made[1:]) if isinstance(made, tuple) else mixed
+
+
+FEW = ("bitnet", "falcon-alibi", "glm4", "mistral3")  # columns, detected, fused rows, a wrapper
+SCALED = [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in sorted(ALL)]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's
+@pytest.mark.parametrize("name", SCALED)
+def test_baking_and_adapters_do_what_scaling_at_run_time_does(name, saved, tmp_path):
+    peft = pytest.importorskip("peft")
+    source, factors = saved(name), {(0, 3): 2.0, (0, 40): 2.0, (2, 7): 2.0}
+    bake(source, tmp_path / "baked", factors)
+    readable = not name.startswith("deepseek")
+    if readable:
+        write_adapter(source, identity(source), factors, tmp_path / "adapter")
+    else:
+        with pytest.raises(HQError, match="PEFT takes for those of experts"):
+            write_adapter(source, identity(source), factors, tmp_path / "adapter")
+    ids = torch.randint(5, tiny.VOCABULARY, (1, 17), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), TorchBackend(source, device="cpu") as backend:
+        plain = backend.model(ids).logits
+        with backend.scale(factors):
+            expected = backend.model(ids).logits
+        effect = (expected - plain).abs().max()
+        if readable:
+            adapted = peft.PeftModel.from_pretrained(backend.model, tmp_path / "adapter")
+            assert (adapted(ids).logits - expected).abs().max() < 1e-3 * effect
+    with torch.inference_mode(), TorchBackend(tmp_path / "baked", device="cpu") as baked:
+        assert (baked.model(ids).logits - expected).abs().max() < 1e-3 * effect
