@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
+from harness.encoding import Encoder
 from harness.serve.conversation import Turn, encode
 from harness.serve.draft import Order
 from harness.serve.model import ServedModel
@@ -40,7 +41,7 @@ class Desk:
         """Of a text that is gone on with. Raises Refusal for what cannot be had."""
         self._require(asked)
         self._require_short([asked.prompt])
-        prompt = self._model.tokenizer(asked.prompt)["input_ids"]
+        prompt = Encoder(self._model.tokenizer).text(asked.prompt)
         if not prompt:
             raise Refusal(
                 400, "The prompt is empty: there is nothing to go on with.", param="prompt"

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 
 class Spelling:
-    """The text of one answer. With `trim`, white space before its first word is left out.
+    """The text of one answer. With `trim`, white space before its first word is no part of it.
 
-    What may be the beginning of a stop string is held back until it is known not to be one.
+    What may be the beginning of a stop string is held back until it is known not to be one. An
+    answer that is cut off inside a character ends before it.
     """
 
     def __init__(
@@ -24,20 +25,20 @@ class Spelling:
 
     def end(self) -> str:
         """What was held back and is no stop string."""
-        return self._take(self._decoder.decode(b"", final=True), final=True)
+        return self._take("", final=True)
 
     def _take(self, text: str, final: bool) -> str:
         if self._stopped:
             return ""
         held = self._held + text
+        if self._trim:
+            held = held.lstrip()  # before it can be taken for a stop string
+            self._trim = not held
         cuts = [cut for cut in map(held.find, self._stops) if cut >= 0]
         self._stopped = bool(cuts)
         keep = 0 if final or cuts else self._begun(held)
         shown = held[: min(cuts)] if cuts else held[: len(held) - keep]
         self._held = held[len(held) - keep :]
-        if self._trim:
-            shown = shown.lstrip()
-            self._trim = not shown
         return shown
 
     def _begun(self, text: str) -> int:

@@ -1,5 +1,7 @@
 """Text as it streams is the text of the whole answer."""
 
+import codecs
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,8 @@ def test_without_stops_only_characters_that_are_not_whole_are_held(pieces):
     for count in range(len(pieces)):
         so_far = b"".join(pieces[: count + 1]).decode(errors="replace")
         assert so_far.startswith("".join(shown[: count + 1]))
-    assert "".join(shown) + rest == b"".join(pieces).decode(errors="replace")
+    whole = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(b"".join(pieces))
+    assert "".join(shown) + rest == whole, "and a last one that never gets whole is left out"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,8 @@ def test_without_stops_only_characters_that_are_not_whole_are_held(pieces):
         ([b"one", b" st", b"ay"], (" stop",), ["one", "", " stay"], ""),
         ([b"one", b" st"], (" stop",), ["one", ""], " st"),
         ([b"\xc3", b"\xa9"], (), ["", "é"], ""),
-        ([b"\xc3"], (), [""], "\ufffd"),
+        ([b"a", b"\xc3"], (), ["a", ""], ""),
+        ([b"\xc3", b"a"], (), ["", "\ufffda"], ""),
     ],
 )
 def test_what_may_begin_a_stop_string_is_held_back(pieces, stops, shown, rest):
@@ -69,3 +73,8 @@ def test_what_may_begin_a_stop_string_is_held_back(pieces, stops, shown, rest):
 def test_white_space_before_the_first_word_is_the_forms():
     assert spelled([b" ", b" Paris", b" is"], trim=True) == (["", "Paris", " is"], "")
     assert spelled([b" ", b" Paris"]) == ([" ", " Paris"], "")
+
+
+def test_the_forms_white_space_is_no_stop_string():
+    assert spelled([b" ", b" Paris", b" is"], (" ",), trim=True) == (["", "Paris", ""], "")
+    assert spelled([b"\n", b"one", b"\n", b"two"], ("\n",), trim=True)[0] == ["", "one", "", ""]
