@@ -39,9 +39,11 @@ class Encoder:
     def text(self, text: str) -> list[int]:
         """Token ids of a text to go on with, after the tokenizer's first token, if it has one.
 
-        The last one that some tokenizers add is left out: it would end the answer at once.
+        The last one that some tokenizers add is left out: it would end the answer at once. A text
+        that begins with the first token itself gets no second one.
         """
-        return [*self._known.opening, *self._ids(text)]
+        ids, opening = self._ids(text), self._known.opening
+        return ids if opening and ids[: len(opening)] == opening else [*opening, *ids]
 
     def chat(self, messages: Messages, **options: Any) -> list[int]:
         """Token ids of a conversation as the model's template writes it, special tokens and all.

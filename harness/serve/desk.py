@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
+from harness.encoding import Encoder
 from harness.serve.api.messages import Message
 from harness.serve.conversation import Call, Turn, encode
 from harness.serve.draft import Order
@@ -44,7 +45,7 @@ class Desk:
         prompt = asked.prompt
         if isinstance(prompt, str):
             self._require_short([prompt])
-            prompt = self._model.tokenizer(prompt)["input_ids"]
+            prompt = Encoder(self._model.tokenizer).text(prompt)
         elif max(prompt) >= self._model.vocabulary:
             raise Refusal(
                 400,

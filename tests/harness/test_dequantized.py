@@ -16,7 +16,6 @@ from hq.gguf.write import write
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_checkpoints, gguf_files
 
-LLAMA, GEMMA = tiny.FAMILIES["llama"], tiny.FAMILIES["gemma2"]
 ROPE = {"rope_theta": 500_000.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 GEMMA3_ROPE = {
@@ -33,7 +32,6 @@ def config(family, **changes):
 
 # What hq's writer makes of them is what llama.cpp's converter would.
 WRITTEN = {
-    "as it is": lambda: config("llama"),
     "llama3": lambda: config(
         "llama",
         rope_parameters=ROPE | LLAMA3 | {"original_max_position_embeddings": 8192},
@@ -42,30 +40,24 @@ WRITTEN = {
         "llama",
         rope_parameters=ROPE | LLAMA3 | {"original_max_position_embeddings": 64, "factor": 4.0},
     ),
-    "linear": lambda: config(
-        "llama", rope_parameters=ROPE | {"rope_type": "linear", "factor": 4.0}
-    ),
-    "biases": lambda: config("llama", attention_bias=True, mlp_bias=True),
-    "untied, another epsilon": lambda: config(
-        "llama", rms_norm_eps=3e-3, tie_word_embeddings=False
+    "biases, another epsilon": lambda: config(
+        "llama", attention_bias=True, mlp_bias=True, rms_norm_eps=3e-3
     ),
     "tied": lambda: config("llama", tie_word_embeddings=True),
-    "qwen2 linear": lambda: config(
+    "linear": lambda: config(
         "qwen2", rope_parameters=ROPE | {"rope_type": "linear", "factor": 4.0}
     ),
     "qwen3 head_dim": lambda: config("qwen3", head_dim=32),
     "gemma2 caps": lambda: config(
         "gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=3.0, query_pre_attn_scalar=16
     ),
-    "gemma3 linear": lambda: config(
+    "gemma3 linear, cap": lambda: config(
         "gemma3_text",
         num_hidden_layers=6,
         layer_types=None,
         rope_parameters=GEMMA3_ROPE,
         query_pre_attn_scalar=16,
-    ),
-    "gemma3 cap": lambda: config(
-        "gemma3_text", final_logit_softcapping=2.0, query_pre_attn_scalar=16
+        final_logit_softcapping=2.0,
     ),
 }
 
@@ -152,7 +144,6 @@ SAID = {
         {"rope.scaling.type": "none", "rope.scaling.factor": 2.0},
         {"rope_type": "default"},
     ),
-    "another window": ("gemma2", {"attention.sliding_window": 3}, {}),
     "another pattern of windows": (
         "gemma3",
         {"attention.sliding_window_pattern": 2, "attention.sliding_window": 3},

@@ -13,6 +13,7 @@ from hq.backends.torch import TorchBackend
 from hq.checkpoint import identity
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from tests.hq import gguf_files
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch, tmp_path):
@@ -58,14 +59,10 @@ def test_two_files_that_name_the_same_source_are_two_models(monkeypatch, tmp_pat
     assert len({identity(resolve_model(str(file))).fingerprint for file in files}) == 2
 
 
-def test_a_tokenizer_that_is_not_known_is_refused(monkeypatch, tmp_path, gguf):
+def test_a_tokenizer_that_is_not_known_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    raw = gguf("llama").read_bytes()
-    key = b"tokenizer.ggml.pre"
-    at = raw.index(b"gpt-2", raw.index(key))
-    file = tmp_path / "model.gguf"
-    file.write_bytes(raw[:at] + b"vikin" + raw[at + 5 :])
-    with pytest.raises(HQError, match="splits as vikin, and hq knows gpt-2"):
+    file = gguf_files.write(tmp_path / "model.gguf", said={"tokenizer.ggml.pre": "viking"})
+    with pytest.raises(HQError, match="splits as viking, and hq knows gpt-2"):
         resolve_model(str(file))
     assert not list((tmp_path / "models").glob("*/*/config.json"))
 

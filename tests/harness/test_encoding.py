@@ -11,6 +11,7 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from harness import prompts
+from harness.dequantized import checkpoint_of
 from harness.encoding import Encoder, rendered
 from harness.gguf_tokenizer import GGUFTokenizer
 from hq.checkpoint import identity
@@ -20,6 +21,7 @@ from hq.gguf.write import write
 from hq.llama.model import LlamaModel
 from tests import tiny, tiny_tokenizers
 from tests.chat_templates import SPECIAL, TEMPLATES
+from tests.hq import gguf_files
 
 pytest.importorskip("llama_cpp")
 
@@ -169,3 +171,35 @@ def test_a_template_that_does_not_render_is_a_sentence(two, template):
         for tokenizer in (two.study, two.monitor):
             with pytest.raises(HQError, match=r"use the prompt form '?few-shot"):
                 rendered(tokenizer, [{"role": "user", "content": "x"}])
+
+
+FOREIGN = {
+    "llama-bpe": {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": None},
+    "an end after every text": {"tokenizer.ggml.add_eos_token": True},
+    "both ends": {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True},
+    "neither": {},
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_study_of_a_file_reads_as_its_monitor_does(case, tmp_path, monkeypatch):
+    """A file that llama.cpp's converter wrote, given as the model and to the monitor."""
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    said = FOREIGN[case] | {"tokenizer.chat_template": TEMPLATES["llama31"]}
+    path = gguf_files.write(tmp_path / "model.gguf", said=said)
+    study = hf.AutoTokenizer.from_pretrained(checkpoint_of(path))
+    with LlamaModel(path) as model:
+        monitor = GGUFTokenizer(GGUFFile(path), model)
+        for text in ("x", " two words", "a < b", "</s>", ""):
+            few = [prompts.FewShot().encode(t, text) for t in (study, monitor)]
+            assert few[0] == few[1]
+            assert (few[0][0] == 1) == (case in ("llama-bpe", "both ends"))
+            assert few[0][-1] != 2
+            chat = [prompts.Chat().encode(t, text) for t in (study, monitor)]
+            assert chat[0] == chat[1]
+            assert chat[0].count(1) == 1, "the template's own first token, and no other"
+
+
+@pytest.mark.parametrize("text", ["<s>a", "a"])
+def test_a_text_that_begins_with_the_first_token_gets_no_other(pieces, text):
+    assert pieces.require_same(lambda t: Encoder(t).text(text)).count(1) == 1
