@@ -59,10 +59,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The tiny llama packed as a precision asks; read only."""
 
     def made(precision: str) -> Path:
-        return shared(
+        packing = PACKINGS[precision]
+        name = f"packed-{precision}"
+        folder = shared(
             tmp_path_factory,
-            f"packed-{precision}",
-            lambda folder: packed_files.save("llama", folder, PACKINGS[precision]),
+            name,
+            lambda folder: packed_files.save("llama", folder / name, packing),
         )
+        return folder / name
 
     return made
