@@ -8,7 +8,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests import packed_files, tiny
+from tests.no_skips import pytest_make_collect_report as pytest_make_collect_report
+from tests.no_skips import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.packed_files import PACKINGS
+from tests.sharing import shared
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("hq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -17,12 +20,10 @@ settings.load_profile("hq")
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of the tiny checkpoint of a family, saved once a session; read only."""
-    root = tmp_path_factory.mktemp("checkpoints")
+    """The folder of the tiny checkpoint of a family, saved once per run; read only."""
 
     def of(family: str) -> Path:
-        folder = root / family
-        return folder if folder.exists() else tiny.save(family, folder)
+        return shared(tmp_path_factory, family, lambda folder: tiny.save(family, folder))
 
     return of
 
@@ -30,11 +31,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The tiny model of a family as a GGUF file of a kind (`f32`, `q8_0`, …); read only."""
-    root = tmp_path_factory.mktemp("gguf")
 
     def of(family: str, kind: str = "f32") -> Path:
-        path = root / f"{family}-{kind}.gguf"
-        return path if path.exists() else tiny.save_gguf(family, path, kind)
+        name = f"{family}-{kind}.gguf"
+        made = shared(
+            tmp_path_factory, name, lambda folder: tiny.save_gguf(family, folder / name, kind)
+        )
+        return made / name
 
     return of
 
@@ -54,12 +57,15 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The tiny llama packed as a precision asks; read only."""
-    root = tmp_path_factory.mktemp("packed")
 
     def made(precision: str) -> Path:
-        folder = root / precision
-        if not folder.exists():
-            packed_files.save("llama", folder, PACKINGS[precision])
-        return folder
+        packing = PACKINGS[precision]
+        name = f"packed-{precision}"
+        folder = shared(
+            tmp_path_factory,
+            name,
+            lambda folder: packed_files.save("llama", folder / name, packing),
+        )
+        return folder / name
 
     return made

@@ -3,6 +3,7 @@
 import operator
 import os
 import platform
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +45,13 @@ class Row(BaseModel):
 Bench = Callable[..., list[Row]]
 BENCHES: Registry[Bench] = Registry("bench")
 bench = BENCHES.register
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def report(name: str, rows: list[Row]) -> dict[str, Any]:

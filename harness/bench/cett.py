@@ -3,14 +3,13 @@
 All times are of one process, alternating, and reported as ratios: a shared machine's pace cancels.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
 
 from harness.bench import wide
-from harness.bench.base import Row, bench
+from harness.bench.base import Row, bench, seconds_of
 from harness.bench.hprobes import Hprobes
 from harness.embedded import NAME
 from harness.prompts import FewShot
@@ -90,7 +89,10 @@ def _over_forward(
     """Time of a trace over that of the body alone, at the same batches."""
     measures, spans = what
     pairs = [
-        (_seconds(lambda: _forward(backend, texts)), _seconds(lambda: _trace(backend, texts, what)))
+        (
+            seconds_of(lambda: _forward(backend, texts)),
+            seconds_of(lambda: _trace(backend, texts, what)),
+        )
         for _ in range(repeats + 1)
     ][1:]  # the first pair warms up
     return Row(
@@ -112,8 +114,8 @@ def _over_hprobes(
         return Row(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
     pairs = [
         (
-            _seconds(lambda: _trace(backend, texts, _DUAL_SPAN)),
-            _seconds(lambda: theirs.trace(texts)),
+            seconds_of(lambda: _trace(backend, texts, _DUAL_SPAN)),
+            seconds_of(lambda: theirs.trace(texts)),
         )
         for _ in range(3)
     ]
@@ -141,9 +143,3 @@ def _forward(backend: TorchBackend, texts: Sequence[Exchange]) -> None:
         for rows in layout.batches:
             ids = backend.padded([texts[row] for row in rows], len(prefix))
             backend.decoder(ids, **prefix.inputs(len(rows)))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -6,7 +6,7 @@ all logits of a text from the model as it is.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from harness.bench.base import Row, bench
+from harness.bench.base import Row, bench, seconds_of
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
 from harness.embedded import NAME
 from harness.sources import gguf_of, resolve_model
@@ -88,8 +88,8 @@ def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> Row:
     baked, copied = [], []
     for _ in range(_BAKES):
         into.unlink(missing_ok=True)
-        baked.append(_seconds(lambda: bake(source, into, dict.fromkeys(neurons, 0.0))))
-        copied.append(_seconds(lambda: copy_to_disk(source, into.with_name("copy.gguf"))))
+        baked.append(seconds_of(lambda: bake(source, into, dict.fromkeys(neurons, 0.0))))
+        copied.append(seconds_of(lambda: copy_to_disk(source, into.with_name("copy.gguf"))))
     return Row(
         name="bake_seconds",
         value=float(np.median(baked)),
@@ -212,12 +212,6 @@ def _times(
         return in_turns(contexts, ids, rounds, rng, clock=time.thread_time)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 # --- torch
 
 
@@ -278,7 +272,7 @@ def _decoding(
     def steps(factors: Mapping[tuple[int, int], float]) -> float:
         decoding.start([tuple(ids[:PROMPT].tolist())])
         with backend.scale(factors):
-            return _seconds(
+            return seconds_of(
                 lambda: [
                     decoding.step(np.array([0]), ids[i : i + 1]) for i in range(PROMPT, len(ids))
                 ]

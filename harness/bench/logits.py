@@ -6,8 +6,7 @@ logits of one token take 1 MiB, and the head is most of a forward pass.
 
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from harness.bench.base import Row, bench
+from harness.bench.base import Row, bench, seconds_of
 from harness.progress import Task
 from harness.stages import uncertainty
 from hq.backends.base import Exchange
@@ -97,13 +96,13 @@ def _measured(seed: int, texts: int, shape: dict[str, int]) -> _Cost:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, _backend(Path(name), shape) as backend:
         answers, held_out = (_exchanges(seed + i, texts, shape["vocab_size"]) for i in range(2))
-        trace = _seconds(lambda: list(backend.trace([*answers, *held_out])))
+        trace = seconds_of(lambda: list(backend.trace([*answers, *held_out])))
         reference, variant = Path(name) / "reference", Path(name) / "variant"
 
         def stage(folder: Path, beside: Path | None) -> float:
             folder.mkdir()
             quiet = Task(None, "", 0, "texts")
-            return _seconds(
+            return seconds_of(
                 lambda: uncertainty.measure(folder, backend, answers, held_out, beside, quiet)
             )
 
@@ -165,9 +164,3 @@ def _extra_mib() -> Iterator[list[float]]:
     finally:
         over.set()
         watcher.join()
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -10,6 +10,7 @@ import pytest
 
 from harness.cli import main
 from tests.harness import study
+from tests.sharing import shared
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def hq(
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study.toml of the tiny study, its model and questions beside it; read only."""
-    return study.write(tmp_path_factory.mktemp("study"))
+    return shared(tmp_path_factory, "study", study.write) / "study.toml"
 
 
 @pytest.fixture
@@ -63,11 +64,13 @@ def own_study(tiny_study: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(tiny_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `runs/tiny` and `cache` of a finished run; read only."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.chdir(folder)
-        patch.setenv("HQ_CACHE", str(folder / "cache"))
-        patch.setattr(sys, "argv", ["hq", "study", "run", str(tiny_study), "--quiet"])
-        main()
-    assert not stop.value.code
-    return folder
+
+    def run(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.chdir(folder)
+            patch.setenv("HQ_CACHE", str(folder / "cache"))
+            patch.setattr(sys, "argv", ["hq", "study", "run", str(tiny_study), "--quiet"])
+            main()
+        assert not stop.value.code
+
+    return shared(tmp_path_factory, "finished", run)

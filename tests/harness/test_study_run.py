@@ -26,9 +26,6 @@ REPEATABLE = [f"{name}.csv" for name in KINDS["study"]] + [
 ]
 
 
-SAMPLED = ("responses", "sample")
-BEFORE_LOGITS = (*SAMPLED, "map", "trace", "identify")
-
 # Kills its own process with SIGKILL when a function is called for the nth time.
 KILLED = """
 import os, pkgutil, signal, sys
@@ -117,35 +114,28 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
     assert read_table(Path("more"), "detection")["precision"].to_list() == ["fp16", "int8"]
 
 
-@pytest.mark.parametrize(
-    ("done", "function", "call", "left"),
-    [
-        ((), "harness.stages.sample append", 4, "responses-*/log.jsonl"),
-        (SAMPLED, "hq.traces require_finite", 4, "trace-*.partial/batches.txt"),
-        ((*SAMPLED, "trace"), "polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
-        (
-            BEFORE_LOGITS,
-            "harness.stages.uncertainty append",
-            3,
-            "uncertainty-*.partial/batches.jsonl",
-        ),
-        (BEFORE_LOGITS, "os rename", 1, "uncertainty-*.partial/inputs.json"),
-    ],
-    ids=["sample", "trace", "identify", "uncertainty", "at the last moment"],
+# A function, at which of its calls the process is killed, and a file that is then left behind.
+KILLS = (
+    ("harness.stages.sample append", 4, "responses-*/log.jsonl"),
+    ("hq.traces require_finite", 4, "trace-*.partial/batches.txt"),
+    ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
+    ("harness.stages.uncertainty append", 3, "uncertainty-*.partial/batches.jsonl"),
+    ("os rename", 1, "uncertainty-*.partial/inputs.json"),
 )
-def test_killed_at_any_stage_it_ends_with_the_same_bytes(
-    done, function, call, left, finished, tiny_study, hq, tmp_path
+
+
+def test_killed_at_every_stage_in_turn_it_ends_with_the_same_bytes(
+    finished, tiny_study, hq, tmp_path
 ):
+    """Each process goes on from where the one before was killed; the last one ends the study."""
     cache = tmp_path / "cache" / "store"
-    for name in stages(finished / "cache" / "store"):
-        if name.startswith(done):  # stages that are over when the kill comes
-            shutil.copytree(finished / "cache" / "store" / name, cache / name)
-    command = [sys.executable, "-c", KILLED, *function.split(), str(call), "study", "run"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([*command, str(tiny_study), "--quiet"], env=env, cwd=tmp_path)
-    assert killed.returncode == -signal.SIGKILL
-    assert list(cache.glob(left))
-    assert not (tmp_path / "runs").exists()
+    for function, call, left in KILLS:
+        command = [sys.executable, "-c", KILLED, *function.split(), str(call), "study", "run"]
+        killed = subprocess.run([*command, str(tiny_study), "--quiet"], env=env, cwd=tmp_path)
+        assert killed.returncode == -signal.SIGKILL, function
+        assert list(cache.glob(left)), function
+        assert not (tmp_path / "runs").exists()
     assert hq("study", "run", tiny_study).code == 0
     assert contents(tmp_path / "runs" / "tiny") == contents(finished / "runs" / "tiny")
     assert stages(cache) == stages(finished / "cache" / "store")

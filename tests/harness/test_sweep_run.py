@@ -95,25 +95,23 @@ def finished_study(folder):
     return other
 
 
-def test_a_killed_sweep_goes_on_and_asks_nothing_twice(few_shot, sources, tmp_path):
+def test_a_killed_sweep_goes_on_and_asks_nothing_twice(
+    hq, few_shot, sources, tmp_path, monkeypatch
+):
     """The same command after kill -9 leaves the same files as a run that was not killed."""
-    command = ["sweep", str(few_shot), *sources, *SMALL, "--precisions", "fp16"]
-
-    def run(cache, into, calls):
-        killing = ("harness.stages.respond", "append", str(calls))
-        program = [sys.executable, "-c", KILLED, *killing, *command, "--into", str(into)]
-        environment = os.environ | {"HQ_CACHE": str(cache)}
-        return subprocess.run(program, env=environment, capture_output=True, cwd=tmp_path)
-
-    other = tmp_path / "other"
+    command = ["sweep", str(few_shot), *sources, *SMALL, "--precisions", "fp16", "--into"]
+    other, whole, killed = (tmp_path / name for name in ("other", "whole", "killed"))
     shutil.copytree(tmp_path / "cache", other)
-    whole = run(other, tmp_path / "whole", 10**6)
-    assert whole.returncode == 0, whole.stderr
-    assert run(tmp_path / "cache", tmp_path / "killed", 4).returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed").exists()
-    assert run(tmp_path / "cache", tmp_path / "killed", 10**6).returncode == 0
+    program = [sys.executable, "-c", KILLED, "harness.stages.respond", "append", "4"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([*program, *command, str(killed)], env=env, cwd=tmp_path)
+    assert ran.returncode == -signal.SIGKILL
+    assert not killed.exists()
+    assert hq(*command, killed).code == 0
+    monkeypatch.setenv("HQ_CACHE", str(other))
+    assert hq(*command, whole).code == 0
     for name in FILES:
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
     logs = [
         sorted(path.read_text(encoding="utf-8").splitlines()) for path in _logs(tmp_path / "cache")
     ]

@@ -200,11 +200,13 @@ def test_a_shared_prefix_changes_nothing(
 def test_neighbours_of_the_same_shape_leave_the_bits_alone(
     backend: Backend, case: Case, exchanges: list[Exchange]
 ) -> None:
-    if not case.exact:
-        pytest.skip("this precision looks at the whole batch")
     changed = [*exchanges[:1], *map(unlike, exchanges[1:])]
-    np.testing.assert_array_equal(trace(backend, changed)[0], trace(backend, exchanges)[0])
-    np.testing.assert_array_equal(logits(backend, changed)[0], logits(backend, exchanges)[0])
+    for read in (trace, logits):
+        found, expected = read(backend, changed)[0], read(backend, exchanges)[0]
+        if case.exact:
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert off(found, expected) <= case.shape
 
 
 def test_measures_and_spans_come_in_the_order_asked(

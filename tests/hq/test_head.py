@@ -7,6 +7,7 @@ import transformers as hf
 
 from hq.errors import HQError
 from hq.head import Head, Reference, head_of
+from tests import tiny
 
 SHAPE = {
     "vocab_size": 700,  # more than one block
@@ -18,7 +19,7 @@ SHAPE = {
     "pad_token_id": 0,
 }
 MODELS = {
-    "llama": lambda: hf.LlamaConfig(**SHAPE),
+    "llama, wide": lambda: hf.LlamaConfig(**SHAPE),
     "tied": lambda: hf.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "gemma2, soft-cap": lambda: hf.Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=5.0),
     "gemma2, no cap": lambda: hf.Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=None),
@@ -45,9 +46,9 @@ def ids(count=9):
     return torch.arange(3, 3 + count)[None]
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[*MODELS, *tiny.FAMILIES])
 def model(request):
-    return built(request.param)
+    return built(request.param) if request.param in MODELS else tiny.model(request.param)
 
 
 @torch.inference_mode()
@@ -73,7 +74,7 @@ def test_weights_of_sixteen_bits_are_stored_in_sixteen_bits(dtype, tmp_path):
 
 
 def test_logits_that_the_model_changes_further_are_refused(monkeypatch):
-    model = built("llama")
+    model = built("llama, wide")
     forward = model.forward
 
     def capped(*arguments, **options):
@@ -87,7 +88,7 @@ def test_logits_that_the_model_changes_further_are_refused(monkeypatch):
 
 
 def test_a_head_that_is_no_matrix_is_refused():
-    model = built("llama")
+    model = built("llama, wide")
     model.lm_head = torch.nn.Identity()
     with pytest.raises(HQError, match="no dense matrix"):
         head_of(model, model.get_decoder())

@@ -139,7 +139,7 @@ def test_a_file_larger_than_any_is_not_read(folder):
     refused(folder, "b.bin is longer")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="this machine: root may read everything")
 def test_a_file_that_may_not_be_read(folder):
     (folder / "a.json").chmod(0)
     refused(folder, "a.json cannot be read")

@@ -130,7 +130,7 @@ def test_tokens_that_the_model_lacks_are_refused(backend: TorchBackend, token: i
             list(read(beyond))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine: it has a CUDA device")
 def test_a_device_that_is_not_there_is_refused(checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(HQError, match="no CUDA device"):
         TorchBackend(checkpoint("llama"), device="cuda")

@@ -149,7 +149,7 @@ def test_codes_that_a_cpu_has_repacked_are_still_read(checkpoint, nested):
         model.generate(**asked(PROMPT))
     (down, *_) = (m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit))
     if not getattr(down.weight.quant_state, "packing_format_for_cpu", False):
-        pytest.skip("this CPU repacks nothing")
+        pytest.skip("this machine: its CPU repacks nothing")
     after = TorchMonitor(model, neurons)
     assert down.weight.quant_state.packing_format_for_cpu, "the model itself was changed"
     with before, after:

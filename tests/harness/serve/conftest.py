@@ -22,9 +22,11 @@ from hq.gguf.file import GGUFFile
 from hq.neurons import Neuron, NeuronSet
 from hq.stats import Estimate
 from tests import tiny, tiny_tokenizers
+from tests.no_skips import FORBIDDEN
+from tests.sharing import shared
 
 MISSING = [name for name in ("llama_cpp", "fastapi") if find_spec(name) is None]
-collect_ignore_glob = ["test_*.py"] if MISSING else []
+collect_ignore_glob = ["test_*.py"] if MISSING and not FORBIDDEN else []
 
 if not MISSING:
     from harness.serve.access import LOCAL, Keys
@@ -49,19 +51,21 @@ TEMPLATE = (
 @pytest.fixture(scope="session")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama with room for a conversation, and a chat template; read only."""
-    folder = tmp_path_factory.mktemp("served") / "checkpoint"
-    model = tiny.model("llama", max_position_embeddings=2048, vocab_size=VOCABULARY)
-    model.half().save_pretrained(folder)
-    tokenizer = tiny_tokenizers.byte_level(VOCABULARY)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    path = folder.with_name("tiny.gguf")
-    write(folder, path, "f32", identity(folder))
-    return path
+
+    def make(folder: Path) -> None:
+        source = folder / "checkpoint"
+        model = tiny.model("llama", max_position_embeddings=2048, vocab_size=VOCABULARY)
+        model.half().save_pretrained(source)
+        tokenizer = tiny_tokenizers.byte_level(VOCABULARY)
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(source)
+        write(source, folder / "tiny.gguf", "f32", identity(source))
+
+    return shared(tmp_path_factory, "served", make) / "tiny.gguf"
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(gguf_file: Path) -> Path:
+def bundle_folder(gguf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, with a threshold that nothing reaches, and domains with others; read only."""
     file = GGUFFile(gguf_file)
     neurons = NeuronSet(
@@ -78,7 +82,11 @@ def bundle_folder(gguf_file: Path) -> Path:
         provenance={"prompt": "chat"},
     )
     thresholds = {"all": NEVER, "doubted": ALWAYS, "again": ALWAYS, "noted": ALWAYS}
-    return seal(gguf_file.with_name("bundle"), "tiny", file, neurons, thresholds)
+
+    def make(folder: Path) -> None:
+        seal(folder / "bundle", "tiny", file, neurons, thresholds)
+
+    return shared(tmp_path_factory, "bundle", make) / "bundle"
 
 
 def seal(
