@@ -58,7 +58,9 @@ def _denial(names: tuple[str, ...], said: bool) -> re.Pattern[str]:
     some = rf"(?:[\w'’.-]+\s+){{0,3}}?[\w'’.-]+{_ALSO}"
     before = rf"(?:{nots})\s+(?:{_BETWEEN}\s+)*(?:{some})?[\"'“‘«*]*{name}"
     after = _DENIED if said else rf"(?:{_DENIED}|{_DID_NOT})"
-    asian = rf"{_CHINESE_NOT}[「“]?{name}|{name}[」”]?(?:{_CHINESE_NOT}|{_JAPANESE_NOT}|{_KOREAN_NOT})"
+    asian = (
+        rf"{_CHINESE_NOT}[「“]?{name}|{name}[」”]?(?:{_CHINESE_NOT}|{_JAPANESE_NOT}|{_KOREAN_NOT})"
+    )
     return re.compile(rf"{before}|{name}[\"'”’»*]*\s+{after}|{asian}", re.IGNORECASE)
 
 
@@ -79,7 +81,9 @@ _OR = re.compile(
 _NO_OTHER = re.compile(
     r"(?:so|more|less|fewer|later|earlier|thereabouts|simply|just|not|nothing|approximately|about)\b"
 )
-_FILLER = re.compile(r"^[\s,]*(?:(?:maybe|perhaps|possibly|even|the|a|in|is|it's|it)\b[\s,]*)*", re.I)
+_FILLER = re.compile(
+    r"^[\s,]*(?:(?:maybe|perhaps|possibly|even|the|a|in|is|it's|it)\b[\s,]*)*", re.I
+)
 _ITEM = re.compile(r"\s*[,;、]\s*(?:and\s+|or\s+|&\s*)?|\s+(?:and|&|und|et|y)\s+")
 _SHORT_ITEM = 3  # words of an item of a bare list
 
@@ -90,6 +94,9 @@ def hedges(text: str, names: tuple[str, ...]) -> bool:
     "Lyon or Paris" does; so does a bare list ("Lyon, Nice and Paris"). "Paris, France" does not,
     nor "the US or United States", where both are names.
     """
+    own = tuple(name for name in names if _OR.search(name) or _ITEM.search(name))
+    if own and mentions(text, own):  # a name that is itself "Laurel and Hardy"
+        return False
     return _is_choice(text, names) or _is_list(text, names)
 
 

@@ -60,7 +60,9 @@ def is_answer(text: str, names: tuple[str, ...]) -> bool:
 _INFLECTED = 3  # letters by which an inflected form may end differently
 _STEM = 4  # letters at least that it shares with the name
 _INFLECTING = re.compile("[\u0370-\u03ff\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u10a0-\u10ff]")
-_FOREIGN_ARTICLE = re.compile(r"(?:le|la|les|el|los|las|il|lo|gli|der|die|das|het|os|as|l)\s+(?=\S)")
+_FOREIGN_ARTICLE = re.compile(
+    r"(?:le|la|les|el|los|las|il|lo|gli|der|die|das|het|os|as|l)\s+(?=\S)"
+)
 
 
 def is_near(text: str, names: tuple[str, ...]) -> bool:
@@ -74,7 +76,8 @@ def is_near(text: str, names: tuple[str, ...]) -> bool:
         return True
     said = normalise(text)
     return any(
-        _FOREIGN_ARTICLE.match(name) and said == _FOREIGN_ARTICLE.sub("", name, count=1)
+        _FOREIGN_ARTICLE.match(name)
+        and said == _FOREIGN_ARTICLE.sub("", name, count=1)
         or (_INFLECTING.search(name) and _is_inflected(said, name))
         for name in map(normalise, names)
     )

@@ -89,7 +89,6 @@ def _equal(a: float, b: float | None) -> bool:
     return b is not None and math.isclose(a, b, rel_tol=1e-9)
 
 
-
 def _units() -> dict[str, tuple[str, float]]:
     spelled = {
         ("length", 1e-3): "mm millimetre millimeter millimetres millimeters",
@@ -142,9 +141,7 @@ _VALUES = {word: float(n) for n, word in enumerate(_ONES)} | {
     word: 10.0 * n for n, word in enumerate(_TENS, start=2)
 }
 _WORD = "|".join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))
-NUMBER_WORDS = re.compile(
-    rf"\b(?:{_WORD})(?:(?:[\s-]+|\s+and\s+)(?:{_WORD}))*\b", re.IGNORECASE
-)
+NUMBER_WORDS = re.compile(rf"\b(?:{_WORD})(?:(?:[\s-]+|\s+and\s+)(?:{_WORD}))*\b", re.IGNORECASE)
 """A number in words, "one" and "hundred" among them."""
 _NUMBER = (
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:['’]\d{3})+(?:\.\d+)?"
@@ -190,7 +187,7 @@ _AROUND = re.compile(
 def whole(text: str) -> Quantity | None:
     """The quantity that a text is, apart from words such as "about"; None for any other text.
 
-    A number that begins with a zero is a code ("007"), not a quantity.
+    A number that begins with a zero is a code ("007"), not a quantity, nor is an ordinal.
     """
     plain = _plain(text)
     start = _AROUND.match(plain)
@@ -200,7 +197,8 @@ def whole(text: str) -> Quantity | None:
     quantity, begin, end = found
     is_all = begin <= (start.end() if start else 0) and _AROUND.fullmatch(plain, end)
     is_code = re.match(r"[-+]?0\d", plain[begin:]) is not None
-    return quantity if is_all and not is_code else None
+    is_ordinal = math.isnan(quantity.value)
+    return quantity if is_all and not is_code and not is_ordinal else None
 
 
 @lru_cache(maxsize=1 << 12)
