@@ -19,6 +19,7 @@ _BETWEEN = (
     r"|(?:written|made|built|painted|invented|discovered|located|born|called|named|played|found"
     r"|founded|based|held|set|directed|composed|won|due|because|part)(?:\s+(?:by|in|at|on|of|to))?)"
 )
+_DOING = r"(?!only|just|merely|simply)\w+\s+(?:in|by|at|on)\s+"  # "did not end in 1945"
 _ALSO = r"(?:\s*,?\s*(?:or|nor)\s+(?:the\s+)?)"
 _DENIED = (
     r"(?:(?:is|was|are|were)(?:n['’]t\b|\s+(?:not|never)\b)(?!\s+(?:only|just|merely|simply)\b)"
@@ -56,7 +57,7 @@ def _denial(names: tuple[str, ...], said: bool) -> re.Pattern[str]:
     nots = _NOT + (_SAID if said else "")
     # "not Lyon or Paris", where each of them may be the name
     some = rf"(?:[\w'’.-]+\s+){{0,3}}?[\w'’.-]+{_ALSO}"
-    before = rf"(?:{nots})\s+(?:{_BETWEEN}\s+)*(?:{some})?[\"'“‘«*]*{name}"
+    before = rf"(?:{nots})\s+(?:{_DOING})?(?:{_BETWEEN}\s+)*(?:{some})?[\"'“‘«*]*{name}"
     after = _DENIED if said else rf"(?:{_DENIED}|{_DID_NOT})"
     asian = (
         rf"{_CHINESE_NOT}[「“]?{name}|{name}[」”]?(?:{_CHINESE_NOT}|{_JAPANESE_NOT}|{_KOREAN_NOT})"

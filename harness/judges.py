@@ -103,7 +103,8 @@ def _named(line: str, told: str, question: "Question") -> Verdict | None:
     if mentions(claimed, names, others):
         is_one_of_several = hedges(claimed, names) or _lists_others(told, question)
         return Verdict.UNCERTAIN if is_one_of_several else Verdict.RIGHT
-    return Verdict.UNCERTAIN if is_near(claimed, names) else None
+    is_listed = any(mentions(item, names, others) for item in listed(told))
+    return Verdict.UNCERTAIN if is_listed or is_near(claimed, names) else None
 
 
 def _lists_others(told: str, question: "Question") -> bool:

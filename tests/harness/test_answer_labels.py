@@ -1,7 +1,9 @@
 """The rule judge of answers beside a reader's labels, kind by kind.
 
 tests/harness/labels/answers.jsonl holds questions, accepted answers and responses in our own words,
-each with the verdict of a reader; `truncated` says that the token limit ended the response. Some
+each with the verdict of a reader; `truncated` says that the token limit ended the response. They
+were written beside the rules, so the agreement is that on known kinds of responses, not on an
+unseen sample; `hq judge compare` measures the disagreement with a second judge on a study's own. Some
 labels ask more than rules can do (a paraphrase, a Latin case ending, Fahrenheit): there the judge
 errs, and the agreement says so. `pytest -s` prints it.
 """
