@@ -1,4 +1,4 @@
-"""The part of a response that is its answer: without reasoning, markup, preamble and retractions."""
+"""The part of a response that is its answer: no reasoning, markup, preamble or retraction."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a text claims of the names that it mentions: whether it denies them, or offers others too."""
+"""What a text claims of the names in it: whether it denies them, or offers others too."""
 
 import re
 from functools import lru_cache

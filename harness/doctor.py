@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from harness.embedded import packaged_gguf
 from harness import requirements
+from harness.embedded import packaged_gguf
 from harness.places import cache_folder
 from hq.errors import HQError
 from hq.llama.library import library

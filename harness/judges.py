@@ -13,7 +13,7 @@ from harness.answers import (
     without_reasoning,
 )
 from harness.claims import hedges, without_denied
-from harness.mentions import is_answer, is_near, mentions
+from harness.mentions import is_answer, is_longer_name, is_near, mentions
 from harness.phrases import NO, UNCERTAIN, YES
 from harness.text import normalise
 from hq.registry import Registry
@@ -102,7 +102,8 @@ def _named(line: str, told: str, question: "Question") -> Verdict | None:
     claimed = without_denied(line, names)
     if mentions(claimed, names, others):
         is_one_of_several = hedges(claimed, names) or _lists_others(told, question)
-        return Verdict.UNCERTAIN if is_one_of_several else Verdict.RIGHT
+        is_unclear = is_one_of_several or is_longer_name(claimed, names)
+        return Verdict.UNCERTAIN if is_unclear else Verdict.RIGHT
     is_listed = any(mentions(item, names, others) for item in listed(told))
     return Verdict.UNCERTAIN if is_listed or is_near(claimed, names) else None
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from harness import judges, prompts, scenarios, splits
 from harness.environment import FIT, machine_class, versions
 from harness.progress import Progress
+from harness.requirements import makes, require
 from harness.samples import Sample, require_origin, samples_digest
 from harness.schema import KINDS, Row
-from harness.requirements import makes, require
 from harness.sources import gguf_of, resolve_model
 from harness.stages import identify, mapping, sample, trace, uncertainty
 from harness.stages.compare import Comparison

@@ -1,4 +1,4 @@
-"""Quantities in answers: numbers with sign, separators, scale and unit, and whether two are equal."""
+"""Quantities in answers: numbers with sign, scale and unit, and whether two are equal."""
 
 import math
 import re
@@ -266,7 +266,7 @@ def _far(near: float, far: str, joint: str) -> float:
     """The other end: of "1914-18" it is 1918."""
     end, digits = float(far), len(far)
     if joint != ":" and end < near and digits < len(f"{near:.0f}"):
-        return near - near % 10**digits + end
+        return near - near % 10.0**digits + end
     return end
 
 
@@ -291,7 +291,7 @@ def _values(found: re.Match[str], is_code: bool) -> _Values:
     if found["ordinal"]:  # the 33rd is hardly 33
         return math.nan, None, value, 0
     if found["raised"]:
-        return value ** float(found["raised"]), None, None, 0
+        return float(value ** float(found["raised"])), None, None, 0
     if found["power"]:
         return value * 10.0 ** float(found["power"]), None, None, 0
     return value, also, doubtful, decimals
@@ -329,7 +329,7 @@ def value_of_words(text: str) -> float:
         elif value is None:
             total += max(part, 1.0) * _SCALES[word]
             part = 0.0
-        elif 10 <= value and 10 <= part < 100:  # a year in pairs
+        elif value >= 10 and 10 <= part < 100:  # a year in pairs
             part = part * 100 + value
         else:
             part += value

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from harness import requirements
 from safetensors.numpy import load_file, save_file
+
+from harness import requirements
 
 
 def edit(path: Path, old: str, new: str) -> None:
