@@ -129,7 +129,7 @@ def _is_list(text: str, names: tuple[str, ...]) -> bool:
     """Whether the whole text is a list of short items, of which some but not all are the names."""
     line = text.strip(" .!*")
     items = [item for item in _ITEM.split(line) if item.strip()]
-    joined = re.search(r"(?:\band\b|&|\bor\b|\bund\b|\bet\b|\sy\s)", line) is not None
+    joined = re.search(r"\s(?:and|&|or|und|et|y)\s", line) is not None
     if len(items) < 2 or not joined or any(len(item.split()) > _SHORT_ITEM for item in items):
         return False
     named = [is_answer(item, names) for item in items]

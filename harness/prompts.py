@@ -85,15 +85,13 @@ class Chat:
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
         messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return _bare_ids(tokenizer, str(text))
+        return _bare_ids(tokenizer, _rendered(tokenizer, messages, prompt=True))
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token, and the special token that the template puts after an answer."""
         _require_template(tokenizer)
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
-        _, _, rest = text.partition(_ANSWER)
+        _, _, rest = _rendered(tokenizer, turn, prompt=False).partition(_ANSWER)
         special = _special(tokenizer)
         ends = next(([token] for token in _bare_ids(tokenizer, rest) if token in special), [])
         return _end_of_text(tokenizer) | frozenset(ends)
@@ -118,6 +116,22 @@ def _require_template(tokenizer: "Tokenizer") -> None:
             f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template: "
             "use the prompt form 'few-shot'."
         )
+
+
+def _rendered(tokenizer: "Tokenizer", messages: list[dict[str, str]], prompt: bool) -> str:
+    """The messages as the template writes them. Raises HQError where it cannot write them."""
+    from jinja2 import TemplateError  # what transformers renders templates with
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        )
+    except TemplateError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise HQError(
+            f"The chat template of {tokenizer.name_or_path or 'this model'} refuses the prompt "
+            f"({reason}): use the prompt form 'few-shot', or mend the template."
+        ) from error
 
 
 def _bare_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
