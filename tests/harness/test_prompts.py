@@ -132,7 +132,7 @@ def test_an_unknown_form_names_the_nearest() -> None:
     [
         ("{{ raise_exception('Only tools may speak.') }}", "Only tools may speak"),
         ("{% for m in messages %}", "Unexpected end of template"),
-        ("{{ messages[0].content.absent.deeper }}", "undefined"),
+        ("{{ messages[0].content.absent.deeper }}", "has no attribute"),
     ],
 )
 def test_a_template_that_cannot_write_the_prompt_is_a_sentence(template: str, reason: str) -> None:
