@@ -1,4 +1,4 @@
-"""The part of a response that is its answer: without reasoning, markup, preamble and retractions."""
+"""The part of a response that is its answer: no reasoning, markup, preamble or retraction."""
 
 import re
 
@@ -71,10 +71,10 @@ _POLITE = (
     r"\s+help(?:\s+you)?(?:\s+with\s+that)?|happy\s+to\s+help|let\s+me\s+(?:think|see|help)[^.!:]*"
     r"|let'?s\s+(?:think|see)[^.!:]*|i\s+can\s+help(?:\s+you)?(?:\s+with\s+that)?|alright|well)"
 )
-_PREAMBLE = re.compile(rf"(?:{_POLITE}(?:\s+thing)?[\s,.!…-]*)+", re.IGNORECASE)
+_PREAMBLE = re.compile(rf"(?:{_POLITE}(?:\s+thing)?\b[\s,.!…-]*)+", re.IGNORECASE)
 _LABEL = re.compile(
     r"(?:(?:the\s+|my\s+)?(?:final\s+|correct\s+|short\s+)?(?:answer|response|solution)(?:\s+is)?"
-    r"|ans|a|antwort|respuesta|réponse|risposta|resposta|ответ|答案|答|回答)\s*[:：-]\s*",
+    r"|ans|a|antwort|respuesta|réponse|risposta|resposta|ответ|答案|答|回答)\s*[:：]\s*",
     re.IGNORECASE,
 )
 _FINAL_LABEL = re.compile(
@@ -108,6 +108,11 @@ def answer_line(response: str) -> str:
     return _without_question(kept or line)
 
 
+def first_line(response: str) -> str:
+    """The first line of text, with its markup gone."""
+    return next(filter(None, map(str.strip, plain(response).splitlines())), "")
+
+
 def listed(response: str) -> list[str]:
     """The items of a list with which the response begins, if it has two or more."""
     items: list[str] = []
@@ -124,16 +129,20 @@ def listed(response: str) -> list[str]:
 def _first_telling(lines: list[str]) -> str:
     for line in lines:
         rest = _MARK.sub("", line)
-        begun = _PREAMBLE.match(rest)
-        rest = rest[begun.end() :] if begun else rest
         label = _LABEL.match(rest)
         rest = rest[label.end() :] if label else rest
-        if rest and not rest.endswith((":", "：")):
+        if rest and not rest.endswith((":", "：")) and not _PREAMBLE.fullmatch(rest):
             return rest
     return lines[-1] if lines else ""
 
 
+def without_preamble(line: str) -> str:
+    """The line without a polite beginning such as "Sure!"; one that is nothing else stays."""
+    begun = _PREAMBLE.match(line)
+    return line[begun.end() :] or line if begun else line
+
+
 def _without_question(line: str) -> str:
-    """The line without questions before the answer: "Paris? No, Lyon" answers Lyon."""
-    *asked, rest = re.split(r"(?<=[?？])\s+", line)
-    return rest if asked and rest.strip(" .!") else line
+    """The line without a question that it denies: "Paris? No, Lyon" answers Lyon."""
+    *asked, rest = re.split(r"(?<=[?？])\s+(?=no\b|nope\b|not\b|actually\b)", line, flags=re.I)
+    return rest if asked else line

@@ -1,4 +1,4 @@
-"""What a text claims of the names that it mentions: whether it denies them, or offers others too."""
+"""What a text claims of the names in it: whether it denies them, or offers others too."""
 
 import re
 from functools import lru_cache
@@ -19,6 +19,7 @@ _BETWEEN = (
     r"|(?:written|made|built|painted|invented|discovered|located|born|called|named|played|found"
     r"|founded|based|held|set|directed|composed|won|due|because|part)(?:\s+(?:by|in|at|on|of|to))?)"
 )
+_DOING = r"(?!only|just|merely|simply)\w+\s+(?:in|by|at|on)\s+"  # "did not end in 1945"
 _ALSO = r"(?:\s*,?\s*(?:or|nor)\s+(?:the\s+)?)"
 _DENIED = (
     r"(?:(?:is|was|are|were)(?:n['’]t\b|\s+(?:not|never)\b)(?!\s+(?:only|just|merely|simply)\b)"
@@ -56,7 +57,7 @@ def _denial(names: tuple[str, ...], said: bool) -> re.Pattern[str]:
     nots = _NOT + (_SAID if said else "")
     # "not Lyon or Paris", where each of them may be the name
     some = rf"(?:[\w'’.-]+\s+){{0,3}}?[\w'’.-]+{_ALSO}"
-    before = rf"(?:{nots})\s+(?:{_BETWEEN}\s+)*(?:{some})?[\"'“‘«*]*{name}"
+    before = rf"(?:{nots})\s+(?:{_DOING})?(?:{_BETWEEN}\s+)*(?:{some})?[\"'“‘«*]*{name}"
     after = _DENIED if said else rf"(?:{_DENIED}|{_DID_NOT})"
     asian = (
         rf"{_CHINESE_NOT}[「“]?{name}|{name}[」”]?(?:{_CHINESE_NOT}|{_JAPANESE_NOT}|{_KOREAN_NOT})"
@@ -94,6 +95,9 @@ def hedges(text: str, names: tuple[str, ...]) -> bool:
     "Lyon or Paris" does; so does a bare list ("Lyon, Nice and Paris"). "Paris, France" does not,
     nor "the US or United States", where both are names.
     """
+    own = tuple(name for name in names if _OR.search(name) or _ITEM.search(name))
+    if own and mentions(text, own):  # a name that is itself "Laurel and Hardy"
+        return False
     return _is_choice(text, names) or _is_list(text, names)
 
 
@@ -125,7 +129,7 @@ def _is_list(text: str, names: tuple[str, ...]) -> bool:
     """Whether the whole text is a list of short items, of which some but not all are the names."""
     line = text.strip(" .!*")
     items = [item for item in _ITEM.split(line) if item.strip()]
-    joined = re.search(r"(?:\band\b|&|\bor\b|\bund\b|\bet\b|\sy\s)", line) is not None
+    joined = re.search(r"\s(?:and|&|or|und|et|y)\s", line) is not None
     if len(items) < 2 or not joined or any(len(item.split()) > _SHORT_ITEM for item in items):
         return False
     named = [is_answer(item, names) for item in items]

@@ -5,11 +5,17 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from harness.answers import answer_line, listed, without_reasoning
+from harness.answers import (
+    answer_line,
+    first_line,
+    listed,
+    without_preamble,
+    without_reasoning,
+)
 from harness.claims import hedges, without_denied
-from harness.mentions import is_answer, is_near, mentions
+from harness.mentions import is_answer, is_longer_name, is_near, mentions
 from harness.phrases import NO, UNCERTAIN, YES
-from harness.text import fold, normalise
+from harness.text import normalise
 from hq.registry import Registry
 
 if TYPE_CHECKING:  # scenarios of over-compliance use the judges
@@ -78,11 +84,12 @@ class RuleJudge:
         if told is None:
             return Verdict.CUT
         line = answer_line(told)
-        if not normalise(line) and not _SIGN.search(fold(line)):
+        if not normalise(line):
             return Verdict.CUT if truncated and response.strip() else Verdict.UNCERTAIN
         if _asks_yes_or_no(question):
             return _polarity(line, question, truncated)
-        if is_answer(line, question.aliases) and not _lists_others(told, question):
+        whole = is_answer(line, question.aliases) or is_answer(first_line(told), question.aliases)
+        if whole and not _lists_others(told, question):
             return Verdict.RIGHT
         if UNCERTAIN.search(normalise(line)):
             return Verdict.UNCERTAIN
@@ -95,8 +102,10 @@ def _named(line: str, told: str, question: "Question") -> Verdict | None:
     claimed = without_denied(line, names)
     if mentions(claimed, names, others):
         is_one_of_several = hedges(claimed, names) or _lists_others(told, question)
-        return Verdict.UNCERTAIN if is_one_of_several else Verdict.RIGHT
-    return Verdict.UNCERTAIN if is_near(claimed, names) else None
+        is_unclear = is_one_of_several or is_longer_name(claimed, names)
+        return Verdict.UNCERTAIN if is_unclear else Verdict.RIGHT
+    is_listed = any(mentions(item, names, others) for item in listed(told))
+    return Verdict.UNCERTAIN if is_listed or is_near(claimed, names) else None
 
 
 def _lists_others(told: str, question: "Question") -> bool:
@@ -104,9 +113,6 @@ def _lists_others(told: str, question: "Question") -> bool:
     return not all(mentions(item, question.aliases, question.distractors) for item in listed(told))
 
 
-_SIGN = re.compile(
-    r"[^\W_]|[^\x00-\u206f\u3000-\u303f\s\w]"
-)  # a sign such as ☿ is an answer, "…" is none
 _YES_OR_NO = {"yes": YES, "true": YES, "correct": YES, "no": NO, "false": NO, "incorrect": NO}
 _ASKS_FOR_A_NAME = re.compile(r"\b(?:what|which|who|whom|whose|where|when|how|name|why)\b")
 
@@ -120,7 +126,7 @@ def _asks_yes_or_no(question: "Question") -> bool:
 
 def _polarity(line: str, question: "Question", truncated: bool) -> Verdict:
     """Whether the line says what the accepted answer says; set aside where it says neither."""
-    said = normalise(line)
+    said = normalise(without_preamble(line))
     start = {sign for sign in (YES, NO) if (found := sign.search(said)) and found.start() == 0}
     signs = start or {sign for sign in (YES, NO) if sign.search(said)}
     if len(signs) != 1:

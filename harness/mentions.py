@@ -1,7 +1,7 @@
 """Whether a text names an answer: the one rule by which every judge looks inside a sentence."""
 
-import os.path
 import re
+from itertools import takewhile
 
 from harness.names import spellings
 from harness.quantities import Match, Quantity, match, quantities, whole
@@ -57,6 +57,8 @@ def is_answer(text: str, names: tuple[str, ...]) -> bool:
     return False
 
 
+_SENTENCE = re.compile("[是为為叫在的位于於はがのでにと]|คือ|เป็น|อยู่")
+_GENERIC = frozenset(("", *"市省县縣州国國都府人城"))
 _INFLECTED = 3  # letters by which an inflected form may end differently
 _STEM = 4  # letters at least that it shares with the name
 _INFLECTING = re.compile("[\u0370-\u03ff\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u10a0-\u10ff]")
@@ -68,9 +70,8 @@ _FOREIGN_ARTICLE = re.compile(
 def is_near(text: str, names: tuple[str, ...]) -> bool:
     """Whether the text may hold one of the names, so that the rules cannot tell.
 
-    An inflected form in a script that is not Latin ("в Москве" for Москва), a longer name in a script
-    without spaces, the name without its article ("Havre" for "Le Havre"), or a number that has
-    another reading, rounding or era.
+    An inflected form in a script that is not Latin ("в Москве" for Москва), the name without its
+    article ("Havre" for "Le Havre"), or a number that has another reading, rounding or era.
     """
     if nearest(text, names) is Match.UNCLEAR:
         return True
@@ -82,6 +83,18 @@ def is_near(text: str, names: tuple[str, ...]) -> bool:
     )
 
 
+def is_longer_name(text: str, names: tuple[str, ...]) -> bool:
+    """Whether the text is one word without spaces that has more than a name: 印度尼西亚 for 印度.
+
+    A sentence is none, which its verb or particles show, nor is the name with "city" or "country".
+    """
+    said = normalise(text).replace(" ", "")
+    if not re.fullmatch(f"[{UNSPACED}]+", said) or _SENTENCE.search(said):
+        return False
+    own = [plain for name in names if (plain := normalise(name).replace(" ", "")) in said]
+    return bool(own) and all(said.replace(plain, "", 1) not in _GENERIC for plain in own)
+
+
 def _is_inflected(said: str, name: str) -> bool:
     """Whether the text has every word of the name, but for endings and short prefixes."""
     return all(any(_alike(part, word) for word in said.split()) for part in name.split())
@@ -90,7 +103,8 @@ def _is_inflected(said: str, name: str) -> bool:
 def _alike(a: str, b: str) -> bool:
     if a == b:
         return True
-    shared = len(os.path.commonpath([a, b]))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    shared = sum(1 for _ in same)
     if shared >= _STEM and max(len(a), len(b)) - shared <= _INFLECTED:
         return True
     return len(a) >= _STEM and b.endswith(a) and len(b) - len(a) <= _INFLECTED

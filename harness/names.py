@@ -15,8 +15,9 @@ _DIGITS = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 _ORDINALS = {
     word: n
     for n, word in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth"
-        " fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split(),
+        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+        " thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth"
+        " twentieth".split(),
         start=1,
     )
 } | {"thirtieth": 30, "fortieth": 40, "fiftieth": 50, "hundredth": 100}
@@ -58,7 +59,7 @@ def spellings(text: str) -> tuple[str, str, str]:
 
 
 def _numerals(text: str) -> str:
-    """Roman numerals, number words, ordinals and dates as digits; notes and blood groups as signs."""
+    """Roman numerals, words, ordinals and dates as digits; notes and blood groups as signs."""
     text = _ISO_DATE.sub(lambda d: f"d{int(d[3])}m{int(d[2])} {d[1]}", text)
     text = _DAY_MONTH.sub(lambda d: f"d{int(d[1])}m{_month(d[2])}", text)
     text = _MONTH_DAY.sub(lambda d: f"d{int(d[2])}m{_month(d[1])}", text)

@@ -91,7 +91,8 @@ def _sampling(pipeline: Pipeline) -> dict[str, int | float]:
     labels = Counter(record.hallucinated for record in records)
     generated = sum(record.generated for record in records)
     left = len(pipeline.questions.set_aside)
-    return ({"rows_set_aside": left} if left else {}) | {
+    set_aside: dict[str, int | float] = {"rows_set_aside": left} if left else {}
+    return set_aside | {
         "questions": len(pipeline.prompted),
         "asked": len(records),
         "consistently_right": labels[False],

@@ -34,19 +34,23 @@ _UNKNOWING = (
     r"\bi have no (?:idea|information)\b|^no idea\b",
     r"^(?:it is |it s |that is )?(?:unknown|not known|uncertain|unclear|n a|none of above)$",
     r"\b(?:is|are) not (?:known|specified|mentioned|provided)\b",
-    r"\bje ne sais pas\b|\bno (?:lo )?se$|\bich weiss (?:es )?nicht\b|\bnon (?:lo )?so$|\bnao sei\b",
-    r"\bя не знаю\b|^не знаю\b|我 不 知 道|不 知 道$|分 か り ま せ ん|わ か り ま せ ん|لا اعرف|لا ادري|모르겠습니다",
+    r"\bje ne sais pas\b|\bno (?:lo )?se$|\bich weiss (?:es )?nicht\b|\bnon (?:lo )?so$",
+    r"\bnao sei\b",
+    r"\bя не знаю\b|^не знаю\b|我 不 知 道|不 知 道$|分 か り ま せ ん|わ か り ま せ ん",
+    r"لا اعرف|لا ادري|모르겠습니다",
 )
 
 _YES = r"(?:yes|yeah|yep|yup|true|correct|indeed|absolutely|definitely|affirmative)"
 _NO = r"(?:no|nope|nah|not|false|incorrect|never|negative|neither)"
 _IT = r"(?:(?:final |correct )?answer|it|that|this|statement|claim|i d say|i say|i think)"
 
+_SUBJECT = r"(?:it|they|he|she|there|that|this|we|you|i)"
+_VERB = r"(?:is|are|was|were|does|do|did|can|could|has|have|had|will|would|should)"
+
 YES = _any(
     rf"^{_YES}\b(?! (?:and|or) no\b)",
     rf"\b{_IT} (?:(?:is|s|would be|must be) )?(?:\w+ly )?{_YES}\b",
-    r"^(?:it|they|he|she|there|that|this|we|you|i) (?:is|are|was|were|does|do|did|can|could|has|have"
-    r"|had|will|would|should)$",
+    rf"^{_SUBJECT} {_VERB}$",
     r"^(?:oui|si|sí|ja|да|sim|はい|是|نعم|예|네)\b",
 )
 """Answers a question of yes or no with yes."""
@@ -54,9 +58,7 @@ YES = _any(
 NO = _any(
     rf"^{_NO}\b(?! (?:and|or) yes\b| only\b| doubt\b| problem\b)",
     rf"\b{_IT} (?:(?:is|s|would be|must be) )?(?:\w+ly )?{_NO}\b",
-    r"^(?:it|they|he|she|there|that|this|we|you|i) (?:is|are|was|were|does|do|did|can|could|has|have"
-    r"|had|will|would|should|isn|aren|wasn|weren|doesn|don|didn|can|couldn|hasn|haven|hadn|won"
-    r"|wouldn|shouldn) ?(?:not|t)$",
+    rf"^{_SUBJECT} (?:{_VERB}n?|won) ?(?:not|t)$",
     r"^(?:non|nein|нет|nao|いいえ|不 是|不|لا|아 ?니)\b",
 )
 """Answers a question of yes or no with no."""

@@ -81,8 +81,9 @@ def _duration(seconds: float) -> str:
 
 
 class Progress:
-    """Shows tasks on stderr: bars on a terminal; elsewhere a line at the start and end of each,
-    and one every minute between them.
+    """Shows tasks on stderr: bars on a terminal, lines elsewhere.
+
+    A task gets a line at its start and end, and one every minute between them.
     """
 
     def __init__(self, quiet: bool = False, every: float = EVERY_S) -> None:

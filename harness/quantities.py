@@ -1,4 +1,4 @@
-"""Quantities in answers: numbers with sign, separators, scale and unit, and whether two are equal."""
+"""Quantities in answers: numbers with sign, scale and unit, and whether two are equal."""
 
 import math
 import re
@@ -187,7 +187,7 @@ _AROUND = re.compile(
 def whole(text: str) -> Quantity | None:
     """The quantity that a text is, apart from words such as "about"; None for any other text.
 
-    A number that begins with a zero is a code ("007"), not a quantity.
+    A number that begins with a zero is a code ("007"), not a quantity, nor is an ordinal.
     """
     plain = _plain(text)
     start = _AROUND.match(plain)
@@ -197,7 +197,8 @@ def whole(text: str) -> Quantity | None:
     quantity, begin, end = found
     is_all = begin <= (start.end() if start else 0) and _AROUND.fullmatch(plain, end)
     is_code = re.match(r"[-+]?0\d", plain[begin:]) is not None
-    return quantity if is_all and not is_code else None
+    is_ordinal = math.isnan(quantity.value)
+    return quantity if is_all and not is_code and not is_ordinal else None
 
 
 @lru_cache(maxsize=1 << 12)
@@ -265,7 +266,7 @@ def _far(near: float, far: str, joint: str) -> float:
     """The other end: of "1914-18" it is 1918."""
     end, digits = float(far), len(far)
     if joint != ":" and end < near and digits < len(f"{near:.0f}"):
-        return near - near % 10**digits + end
+        return near - near % 10.0**digits + end
     return end
 
 
@@ -290,7 +291,7 @@ def _values(found: re.Match[str], is_code: bool) -> _Values:
     if found["ordinal"]:  # the 33rd is hardly 33
         return math.nan, None, value, 0
     if found["raised"]:
-        return value ** float(found["raised"]), None, None, 0
+        return float(value ** float(found["raised"])), None, None, 0
     if found["power"]:
         return value * 10.0 ** float(found["power"]), None, None, 0
     return value, also, doubtful, decimals

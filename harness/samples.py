@@ -86,8 +86,8 @@ def require_separate(samples: Sequence[Sample]) -> None:
         same = asked.setdefault(sample.prompt_ids, sample)
         if (same.split, same.component) != (sample.split, sample.component):
             raise HQError(
-                f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) ask the "
-                "same tokens: keep them in one component of one split, or remove one."
+                f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) ask "
+                "the same tokens: keep them in one component of one split, or remove one."
             )
 
 

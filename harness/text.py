@@ -80,8 +80,12 @@ def normalise(text: str) -> str:
 def _spaced(symbol: re.Match[str]) -> str:
     if symbol["meant"]:
         return symbol["meant"]
-    is_mark = unicodedata.category(symbol[0])[0] == "M"  # a vowel sign of Devanagari
-    return symbol[0] if is_mark else " "
+    if symbol[0].isascii() or symbol[0] in _LETTER_LIKE:
+        return " "
+    kind = unicodedata.category(symbol[0])[0]
+    if kind == "M":  # a vowel sign of Devanagari
+        return symbol[0]
+    return " " if kind == "P" else f" {symbol[0]} "  # ☿ may be an answer
 
 
 def contains(text: str, phrase: str) -> bool:

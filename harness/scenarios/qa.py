@@ -11,7 +11,7 @@ from random import Random
 
 from harness.scenarios import rows
 from harness.scenarios.base import Limit, Question, Questions, register
-from harness.scenarios.rows import BadRow, Hub, Row
+from harness.scenarios.rows import BadRowError, Hub, Row
 from harness.text import normalise
 from hq.errors import HQError
 
@@ -59,7 +59,7 @@ def _question(dataset: str, number: int, where: str, row: Row) -> Question:
     answers = rows.whole(where, _answers(row))
     aliases = tuple(dict.fromkeys(answer for answer in answers if normalise(answer)))
     if not aliases:
-        raise BadRow(f"{where} has no answers: every row needs aliases, or an answer.")
+        raise BadRowError(f"{where} has no answers: every row needs aliases, or an answer.")
     return Question(
         id=f"{dataset}:{rows.identity(where, row, number)}",
         question=text,

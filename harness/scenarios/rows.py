@@ -59,7 +59,7 @@ def read(name: str, source: str | None, hub: Hub | None = None) -> Iterable[tupl
     raise HQError(f"There is no file {source}: set the scenario's source to an existing one.")
 
 
-class BadRow(HQError):
+class BadRowError(HQError):
     """A row that cannot be used."""
 
 
@@ -73,7 +73,7 @@ class SetAside(NamedTuple):
 def usable(
     name: str, found: Iterable[tuple[str, Row]], read: Callable[[int, str, Row], T]
 ) -> tuple[list[T], list[SetAside]]:
-    """What `read` makes of each row, and the rows of which it makes nothing (BadRow).
+    """What `read` makes of each row, and the rows of which it makes nothing (BadRowError).
 
     Raises HQError where those are more than 1% of the rows.
     """
@@ -83,7 +83,7 @@ def usable(
     for number, (where, row) in enumerate(found):
         try:
             kept.append(read(number, where, row))
-        except BadRow as error:
+        except BadRowError as error:
             first = first or str(error)
             place = " ".join(where.split()[-2:])  # a table says nothing of the file's folder
             left.append(SetAside(place, str(error).removeprefix(f"{where} ")))
@@ -96,10 +96,10 @@ def usable(
 
 
 def text(where: str, row: Row, field: str) -> str:
-    """The row's text in `field`; BadRow where it has none."""
+    """The row's text in `field`; BadRowError where it has none."""
     given = row.get(field)
     if not isinstance(given, str) or not given.strip():
-        raise BadRow(f"{where} has no {field}: every row needs a text in the field {field}.")
+        raise BadRowError(f"{where} has no {field}: every row needs a text in the field {field}.")
     return _whole(where, given).strip()
 
 
@@ -140,19 +140,19 @@ def _texts_of(value: object) -> Iterator[str]:
 
 
 def _whole(where: str, text: str) -> str:
-    """The text; BadRow where half of a surrogate pair stands in it, which no file can hold."""
+    """The text; BadRowError where half of a surrogate pair stands in it, which no file can hold."""
     if _SURROGATE.search(text):
-        raise BadRow(f"{where} has a lone surrogate in {text[:60]!a}: repair its Unicode.")
+        raise BadRowError(f"{where} has a lone surrogate in {text[:60]!a}: repair its Unicode.")
     return text
 
 
 def whole(where: str, texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts in their order; BadRow where one of them is broken Unicode."""
+    """The texts in their order; BadRowError where one of them is broken Unicode."""
     return tuple(_whole(where, text) for text in texts)
 
 
 def identity(where: str, row: Row, number: int) -> str:
-    """The row's own id, or its number; BadRow for an id that is broken Unicode."""
+    """The row's own id, or its number; BadRowError for an id that is broken Unicode."""
     own = next((str(row[field]) for field in _ID_FIELDS if _is_given(row.get(field))), str(number))
     return _whole(where, own)
 

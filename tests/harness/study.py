@@ -76,6 +76,8 @@ def questions(path: Path, model: Path, count: int = 400) -> Path:
         {"id": f"q{i}", "question": tree.key, "aliases": [_alias(i, tree.finished[0].text)]}
         for i, tree in enumerate(trees)
     ]
+    # A row that cannot be used, as the official NQ-open file has two.
+    rows.append({"id": "unusable", "question": "What comes last?", "aliases": ["---"]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

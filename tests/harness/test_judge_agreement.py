@@ -52,4 +52,4 @@ def test_the_rules_agree_with_a_reader(name):
 
 
 def test_every_scenario_with_labels_has_a_floor():
-    assert {path.stem for path in LABELS.iterdir()} == set(FLOORS)
+    assert {path.stem for path in LABELS.iterdir()} - {"answers"} == set(FLOORS)

@@ -86,7 +86,8 @@ def test_the_responses_of_a_study_are_judged_again(
     counted = found["verdicts"]
     agreed = sum(n for pair, n in counted.items() if len(set(pair.split(", "))) == 1)
     assert found["rate"]["value"] == pytest.approx(1 - agreed / found["responses"])
-    assert counted["right, wrong"] >= found["labels_changed"] > 0
+    assert counted["right, wrong"] > 0
+    assert found["labels_changed"] > 0
     text = hq("judge", "compare", tiny_study, "--limit", 40)
     assert f"{found['labels_changed']} questions change their label" in text.out
     assert "sample responses" not in text.err  # they were at hand

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.answers import without_reasoning
 from harness.judges import RuleJudge, Verdict, judge
+from harness.quantities import Match, match, whole
 from harness.scenarios import Question
 from harness.text import contains, fold, normalise
 from hq.errors import HQError
@@ -27,6 +29,20 @@ def _verdict(
         ("N'Djamena", "n djamena"),
         ("Vitamin A", "vitamin a"),
         ("The", "the"),
+        ("C# and C++, not C.", "c# and c++ not c"),
+        ("AB- or AB+", "ab- or ab+"),
+        ("F♯", "f#"),
+        ("毛泽东。", "毛 泽 东"),
+        ("«Война и мир»", "война и мир"),
+        ("Йод, Ёлка", "йод елка"),
+        ("القاهرة؟", "قاهرة"),
+        ("がん", "が ん"),  # is not かん
+        ("１２ and ١٢", "12 and 12"),
+        ("10⁸", "10 8"),
+        ("Tom &amp; Jerry", "tom and jerry"),
+        ("Pa\u00adris\u200b", "paris"),
+        ("हिन्दी।", "हिन्दी"),
+        ("☿", "☿"),
     ],
 )
 def test_normalisation(text: str, plain: str) -> None:
@@ -166,3 +182,64 @@ def test_judges_are_found_by_name() -> None:
     assert isinstance(judge("rules"), RuleJudge)
     with pytest.raises(HQError, match="did you mean 'rules'"):
         judge("rule")
+
+
+@pytest.mark.parametrize(
+    ("response", "rest"),
+    [
+        ("<think>a</think>\nParis", "\nParis"),
+        ("a</think>Paris", "Paris"),
+        ("<think>a", None),
+        ("<think>a</think><think>b", None),
+        ("Paris <think>is it?", "Paris"),
+        ("2 < 3", "2 < 3"),
+        ("[THINK]a[/THINK]Paris", "Paris"),
+        ("<|channel|>analysis<|message|>a<|end|>", None),
+        ("<|channel|>final<|message|>Paris", "Paris"),
+    ],
+)
+def test_reasoning_is_no_part_of_an_answer(response: str, rest: str | None) -> None:
+    assert without_reasoning(response) == rest
+
+
+@pytest.mark.parametrize(
+    ("accepted", "given_", "nearness"),
+    [
+        ("1,000", "1000", Match.SAME),
+        ("1,234", "1.234", Match.UNCLEAR),
+        ("1,500", "1.5", Match.OTHER),
+        ("8848 m", "8.848 km", Match.SAME),
+        ("8848 m", "29,029 ft", Match.UNCLEAR),
+        ("5 kg", "5 km", Match.OTHER),
+        ("44 BC", "44", Match.UNCLEAR),
+        ("44 BC", "44 AD", Match.OTHER),
+        ("3.14159", "3.14", Match.UNCLEAR),
+        ("40", "40-50", Match.UNCLEAR),
+        ("1914-18", "1914 to 1918", Match.SAME),
+        ("-40", "40", Match.OTHER),
+        ("6.02 × 10^23", "6.02e23", Match.SAME),
+    ],
+)
+def test_quantities(accepted: str, given_: str, nearness: Match) -> None:
+    one, other = whole(accepted), whole(given_)
+    assert one is not None
+    assert other is not None
+    assert match(one, other) is nearness
+
+
+@pytest.mark.parametrize("text", ["007", "33rd", "Route 66", "K-33", "1990s", "one of three", "x"])
+def test_what_is_no_quantity(text: str) -> None:
+    assert whole(text) is None
+
+
+@given(st.text())
+def test_no_text_breaks_the_judge(text: str) -> None:
+    for aliases in (("Paris",), ("1,000",), ("no",), ("C#",), ("北京",)):
+        assert _verdict(text, *aliases) in Verdict
+
+
+@pytest.mark.parametrize(
+    "name", ["Wellington", "Okinawa", "Himalaya", "Hello, Dolly!", "1. FC Köln"]
+)
+def test_a_name_that_begins_like_a_preamble_is_an_answer(name: str) -> None:
+    assert _verdict(f" {name}", name) is Verdict.RIGHT

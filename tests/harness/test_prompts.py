@@ -125,3 +125,19 @@ def test_chat_takes_no_shots() -> None:
 def test_an_unknown_form_names_the_nearest() -> None:
     with pytest.raises(HQError, match="did you mean 'few-shot'"):
         form("fewshot")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('Only tools may speak.') }}", "Only tools may speak"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ messages[0].content.absent.deeper }}", "has no attribute"),
+    ],
+)
+def test_a_template_that_cannot_write_the_prompt_is_a_sentence(template: str, reason: str) -> None:
+    chat, tokenizer = form("chat"), _tokenizer(template=template)
+    with pytest.raises(HQError, match=rf"refuses the prompt \(.*{reason}.*use the prompt form"):
+        chat.encode(tokenizer, "Who?")
+    with pytest.raises(HQError, match=reason):
+        chat.stop_ids(tokenizer)

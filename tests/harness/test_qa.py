@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from harness.scenarios import load
+from harness.splits import assign, components
 from hq.errors import HQError
 
 ROWS: list[dict[str, Any]] = [
@@ -121,6 +122,88 @@ def test_a_row_without_question_or_answer_is_refused(
 ) -> None:
     with pytest.raises(HQError, match=message):
         load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+
+
+def _many(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"What is {n}?", "answer": [f"number {n}"]} for n in range(count)]
+
+
+def test_up_to_one_percent_of_the_rows_are_set_aside_with_their_number(tmp_path: Path) -> None:
+    rows = _many(198)
+    rows.insert(40, {"question": "what comes last?", "answer": ["---"]})
+    rows.insert(120, {"question": "how does a smile end?", "answer": [")"]})
+    loaded = load("nq", source=_write(tmp_path / "q.jsonl", rows))
+    assert len(loaded) == 198
+    assert [row for row, _ in loaded.set_aside] == ["line 41", "line 121"]
+    assert all(reason.startswith("has no answers") for _, reason in loaded.set_aside)
+
+
+def test_more_than_one_percent_is_an_error(tmp_path: Path) -> None:
+    rows = [*_many(198), *({"question": "what?", "answer": ["---"]} for _ in range(3))]
+    with pytest.raises(HQError, match=r"3 of the 201 rows .*more than 1%.*line 199 has no answers"):
+        load("nq", source=_write(tmp_path / "q.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("answer", "aliases"),
+    [
+        (1945, ("1945",)),
+        ([3, 3.5], ("3", "3.5")),
+        (0, ("0",)),
+        (True, ("true", "yes")),
+        ([False], ("false", "no")),
+        ('["Rome", "Roma"]', ("Rome", "Roma")),
+        ("['Rome', 'Roma']", ("Rome", "Roma")),
+        ("[1945, 1946]", ("1945", "1946")),
+        ('{"value": "Rome", "aliases": ["Roma"]}', ("Rome", "Roma")),
+        ("[Rome] and (Roma)", ("[Rome] and (Roma)",)),
+        ("[sic]", ("[sic]",)),
+        (["Rome", None, ""], ("Rome",)),
+    ],
+)
+def test_answers_of_every_type_become_texts(
+    answer: object, aliases: tuple[str, ...], tmp_path: Path
+) -> None:
+    (question,) = load(
+        "nq", source=_write(tmp_path / "q.jsonl", [{"question": "?", "answer": answer}])
+    )
+    assert question.aliases == aliases
+
+
+def test_aliases_as_json_text_are_a_list(tmp_path: Path) -> None:
+    row = {"question": "Which city?", "aliases": '["Rome", "Roma"]'}
+    (question,) = load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+    assert question.aliases == ("Rome", "Roma")
+    assert question.entities == ("rome", "roma")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Who is \ud800?", "answer": "x"},
+        {"question": "Who?", "answer": ["x", "\udc00"]},
+        {"id": "\ud800", "question": "Who?", "answer": "x"},
+    ],
+)
+def test_a_lone_surrogate_is_a_sentence(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(HQError, match=r"line 1 has a lone surrogate in .*ud[8c]00"):
+        load("nq", source=_write(tmp_path / "q.jsonl", [row]))
+
+
+def test_one_wording_with_other_ids_or_answers_is_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": f"{n}{copy}",
+            "question": f"{'THE ' * (copy == 'b')}what is {n}",
+            "aliases": [f"{n}{copy}x"],
+        }
+        for n in range(100)
+        for copy in "ab"
+    ]
+    questions = load("nq", source=_write(tmp_path / "q.jsonl", rows))
+    side = assign(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=0)
+    assert all(side[f"nq:{n}a"] == side[f"nq:{n}b"] for n in range(100))
+    assert len(set(components(questions).values())) == 100
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from harness.scenarios import Question, load
 from harness.splits import assign, components
+from harness.text import normalise
 from hq.errors import HQError
 
 FRACTIONS = {"train": 0.5, "calibration": 0.2, "test": 0.3}
@@ -20,7 +21,9 @@ entity_lists = st.lists(
 
 def _questions(drawn: list[tuple[str, list[int]]]) -> list[Question]:
     return [
-        Question(f"q{n}", "?", ("x",), relation, tuple(f"e{entity}" for entity in entities))
+        Question(
+            f"q{n}", f"What is {n}?", ("x",), relation, tuple(f"e{entity}" for entity in entities)
+        )
         for n, (relation, entities) in enumerate(drawn)
     ]
 
@@ -66,7 +69,7 @@ def test_questions_are_in_one_component_exactly_when_a_chain_of_entities_links_t
 
 def test_shares_hold_within_each_relation() -> None:
     questions = [
-        Question(f"{relation}{n}", "?", ("x",), relation, (f"entity {n % 60}",))
+        Question(f"{relation}{n}", f"{relation} {n}?", ("x",), relation, (f"entity {n % 60}",))
         for relation, count in (("a", 600), ("b", 200), ("c", 60))
         for n in range(count)
     ]
@@ -104,3 +107,20 @@ def test_a_repeated_id_is_refused() -> None:
     questions = _questions([("r", [1])]) * 2
     with pytest.raises(HQError, match="'q0' stands twice"):
         assign(questions, FRACTIONS, seed=0)
+
+
+def test_the_wording_links_but_is_no_entity_of_others() -> None:
+    asked = [("a", "Who wrote it?", "x"), ("b", "who wrote IT", "y"), ("c", "Who?", "who wrote it")]
+    questions = [Question(id, text, ("z",), "r", (entity,)) for id, text, entity in asked]
+    assert components(questions) == {"a": "a", "b": "a", "c": "c"}
+
+
+def test_what_is_no_word_links_nothing() -> None:
+    questions = [Question(id, "?!", ("z",), "r", ()) for id in "ab"]
+    assert components(questions) == {"a": "a", "b": "b"}
+
+
+def test_no_two_facts_share_a_wording() -> None:
+    """So the wording changes no component of the default study."""
+    questions = load("facts")
+    assert len({normalise(q.wording) for q in questions}) == len(questions)

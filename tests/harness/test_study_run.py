@@ -54,6 +54,16 @@ def stages(store: Path) -> set[str]:
     return {path.name for path in store.iterdir() if path.is_dir()}
 
 
+def test_rows_that_cannot_be_used_are_named_and_counted(finished):
+    run = finished / "runs" / "tiny"
+    (row,) = read_table(run, "rows_set_aside").iter_rows(named=True)
+    assert row["row"] == "line 401"
+    assert row["reason"].startswith("has no answers")
+    sampling = json.loads((run / "provenance.json").read_text())["sampling"]
+    assert sampling["rows_set_aside"] == 1
+    assert sampling["questions"] == 400
+
+
 def test_a_run_leaves_its_tables(finished):
     run = finished / "runs" / "tiny"
     detection = read_table(run, "detection")
