@@ -132,7 +132,7 @@ class Number(_Field):
 
 
 class Body(BaseModel):
-    """A part of a request: strict types, finite numbers, and fields that are not declared only null."""
+    """A part of a request: strict types, finite numbers. A field that is not declared is null."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Annotated[Any, Only(says="the field is not known here")]]
