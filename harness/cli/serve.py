@@ -12,7 +12,7 @@ from hq.errors import HQError
 if TYPE_CHECKING:
     from harness.serve.service import Service
 
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_NEEDED = ("fastapi", "llguidance", "uvicorn", "prometheus_client")
 
 
 @app.command()

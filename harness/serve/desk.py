@@ -28,10 +28,9 @@ class Desk:
         self._require(asked)
         turns = [_turn(said) for said in asked.messages]
         self._require_short(turn.text for turn in turns)
-        begun = None
-        goes_on = asked.continue_final_message is not False and not turns[-1].calls
-        if turns[-1].role == "assistant" and goes_on:
-            begun = turns.pop().text
+        begun = asked.begun
+        if begun is not None:
+            turns.pop()
         try:
             prompt = encode(self._model.form, self._model.tokenizer, turns, begun)
         except HQError as error:

@@ -290,12 +290,24 @@ class ChatRequest(Asked):
         """By the two fields."""
         return self.top_logprobs or 0 if self.logprobs else None
 
+    @property
+    def begun(self) -> str | None:
+        """What the assistant has begun to say, if the last message is to be continued."""
+        last = self.messages[-1]
+        goes_on = last.role == "assistant" and not last.tool_calls
+        return last.text if goes_on and self.continue_final_message is not False else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise _of("top_logprobs", "logprobs has to be true for them")
         if self.continue_final_message and self.messages[-1].role != "assistant":
             raise _of("continue_final_message", "the last message is not the assistant's")
+        if self.begun and self.response_format and self.response_format.schema_asked is not None:
+            raise _of(
+                "response_format",
+                "JSON is written from its beginning, and the last message has begun the answer",
+            )
         return self
 
 
@@ -306,7 +318,11 @@ class TextRequest(Asked):
     logprobs: Annotated[
         int | None,
         Number(
-            "likely tokens told beside each one, with log-probabilities", 0, MOST_LIKELY, whole=True
+            "likely tokens told beside each one, with log-probabilities",
+            0,
+            MOST_LIKELY,
+            whole=True,
+            special=(False,),
         ),
     ] = None
 

@@ -4,6 +4,7 @@ A field at its neutral value is accepted. A hint that changes nothing important 
 listed in `hq.ignored`. Any other field that is not supported is an error that names it.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -88,7 +89,7 @@ class Number(_Field):
         *,
         whole: bool = False,
         above: bool = False,
-        special: tuple[int, ...] = (),
+        special: tuple[Any, ...] = (),
     ) -> None:
         """`above`: the least value itself is not allowed."""
         self.says, self.least, self.most = says, least, most
@@ -96,12 +97,10 @@ class Number(_Field):
 
     def check(self, value: Any) -> float | None:
         """The number, or None."""
-        if value is None:
+        if value is None or any(_equal(value, each) for each in self._special):
             return None
         if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
             raise self._error()
-        if value in self._special:
-            return None
         if not self.least <= value <= self.most or (self._above and value == self.least):
             raise self._error()
         if self._whole and value != int(value):
@@ -124,7 +123,7 @@ class Number(_Field):
         limits = f"above {least}, up to {most}" if self._above else f"from {least} to {most}"
         if math.isinf(self.most):
             limits = f"of at least {least}"
-        others = "".join(f", {number}" for number in self._special)
+        others = "".join(f", {json.dumps(value)}" for value in self._special)
         return f"{kind} {limits}{others}, or null"
 
     def _error(self) -> PydanticCustomError:
@@ -132,7 +131,7 @@ class Number(_Field):
 
 
 class Body(BaseModel):
-    """A part of a request: strict types, finite numbers, and fields that are not declared only null."""
+    """A part of a request: strict types, finite numbers. A field that is not declared is null."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Annotated[Any, Only(says="the field is not known here")]]

@@ -158,6 +158,7 @@ TEXT_NEUTRAL = [
     {"best_of": 1},
     {"best_of": None},
     {"logprobs": None},
+    {"logprobs": False},
     {"n": 1, "best_of": 1},
     {"logit_bias": None},
     {"seed": -1},
@@ -271,6 +272,15 @@ LIMITS = [
     (CHAT, {"user": "x" * 257}, "user", "256 characters"),
     (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
     (CHAT, {"continue_final_message": True}, "continue_final_message", "not the assistant's"),
+    (
+        CHAT,
+        {
+            "messages": [{"role": "assistant", "content": "{"}],
+            "response_format": {"type": "json_object"},
+        },
+        "response_format",
+        "the last message has begun the answer",
+    ),
     (CHAT, user(content=None), "messages.0", "user's message has no content"),
     (TEXT, {"logprobs": 21}, "logprobs", "from 0 to 20"),
     (TEXT, {"logprobs": True}, "logprobs", "a whole number from 0 to 20"),

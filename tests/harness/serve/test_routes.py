@@ -213,32 +213,8 @@ def test_what_is_no_request_is_an_error_too(http, raw):
     assert response.json()["error"]["message"]
 
 
-def test_another_content_type_is_refused(http):
-    """What a form on a page elsewhere can send without asking."""
-    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
-        response = http.post(CHAT, content=json.dumps(ask()), headers={"content-type": kind})
-        assert response.status_code == 415
-        assert response.headers["accept"] == "application/json"
-        assert kind in response.json()["error"]["message"]
-
-
 def test_an_empty_prompt_is_refused(http):
     assert http.post(TEXT, json={"prompt": ""}).json()["error"]["param"] == "prompt"
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/nowhere", 404),
-        ("GET", "/v1/nothing", 404),
-        ("GET", CHAT, 405),
-        ("PUT", "/hq", 405),
-    ],
-)
-def test_no_such_route(http, method, path, status):
-    response = http.request(method, path)
-    assert response.status_code == status
-    assert response.json()["error"]["message"]
 
 
 def test_a_body_that_is_too_large(http):

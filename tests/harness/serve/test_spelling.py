@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.serve.requests import ChatRequest
 from harness.serve.spelling import Spelling
 from hq.sampling import Ending
 
@@ -80,3 +81,27 @@ def test_a_stop_string_is_not_found_in_what_belongs_to_the_form():
 def test_white_space_before_the_first_word_is_the_forms():
     assert spelled([b" ", b" Paris", b" is"], trim=True) == (["", "Paris", " is"], "")
     assert spelled([b" ", b" Paris"]) == ([" ", " Paris"], "")
+
+
+def test_an_ending_is_not_found_there_either(served):
+    """A few-shot prompt ends with "A:", and the answer begins with a space."""
+    tokenizer = served.service.model.tokenizer
+    ids = tuple(tokenizer.plain(" the model\nQ"))
+    ends = {}
+    for trim in (False, True):
+        ending = served.service.model.chat_ending((" ", "\n"), trim)
+        found = (ending.split(ids[:count]) for count in range(1, len(ids) + 1))
+        ends[trim] = next(text for text in found if text)[1]
+    assert ends == {False: "", True: "the"}
+    line_break = tuple(tokenizer.plain("\n"))
+    assert served.service.model.chat_ending(("\n",), True).split(line_break)[1] == ""
+
+
+@pytest.mark.parametrize(("begun", "trims"), [(None, True), ("", True), ("It is", False)])
+def test_only_the_space_before_a_whole_answer_is_the_forms(start, begun, trims):
+    desk = start(policy={"form": "few-shot"}).service.desk
+    said = [{"role": "user", "content": "one"}]
+    said += [] if begun is None else [{"role": "assistant", "content": begun}]
+    order = desk.chat(ChatRequest.model_validate({"messages": said, "stop": " "}))
+    assert order.trim == trims
+    assert (order.ending.split(tuple(desk._model.tokenizer.plain(" "))) is None) == trims
