@@ -52,7 +52,6 @@ class Pipeline:
     def tables(self) -> dict[str, list[Row]]:
         """The rows of every precision, table by table."""
         self.check()
-        self.variants.require_given()
         tables: dict[str, list[Row]] = {name: [] for name in KINDS["study"]}
         for precision in self.study.precisions:
             for name, rows in self.comparison(precision).tables().items():
@@ -67,7 +66,8 @@ class Pipeline:
         """Raises HQError for what is wrong with the study, before hours of work.
 
         Questions, prompt form, template, held-out and calibration text, lengths, judge, and what
-        each precision needs: its packages, and the files that the study names for it.
+        each precision needs: its packages, and the files that the study names for it, whose
+        neurons have to be the model's.
         """
         study = self.study
         made = {p.removesuffix(NATIVE) for p in study.precisions if makes(p)}
@@ -82,6 +82,7 @@ class Pipeline:
             self.require_length(f"Held-out text {number}", text.ids)
         if study.pack.text and any(recipe_of(p) for p in made - set(study.checkpoints)):
             _ = self._calibration
+        self.variants.require_given()
 
     def comparison(self, precision: str) -> Comparison:
         """A precision beside the reference."""
