@@ -149,9 +149,11 @@ def sweep(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Fast tests, with coverage."""
+    """Fast tests on every core, with coverage."""
     shared(session)
-    run(session, "pytest", "--cov", "--cov-report=term", *session.posargs)
+    session.env["OMP_NUM_THREADS"] = "1"  # a worker a core
+    parallel = ("-n", "auto", "--dist", "loadfile")
+    run(session, "pytest", *parallel, "--cov", "--cov-report=term", *session.posargs)
 
 
 @nox.session

@@ -12,7 +12,7 @@ from harness.model_card import model_card
 from harness.progress import Progress, Task
 from harness.provenance import Facts as Provenance
 from harness.provenance import read_provenance
-from harness.samples import Sample, read_samples, samples_digest
+from harness.samples import Sample, read_samples, require_separate, samples_digest
 from harness.stages.alarms import Answers, answers_of, domains
 from harness.stages.compare import storage
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -45,6 +45,7 @@ class Run:
             raise HQError(f"{folder} is no run of a study: give the folder of `hq study run`.")
         neurons = NeuronSet.load(folder / NEURONS_FILE)
         samples = read_samples(folder / SAMPLES_FILE)
+        require_separate(samples)
         if neurons.provenance.get("samples") != samples_digest(samples):
             raise HQError(
                 f"The neurons in {folder} were found on other answers than its {SAMPLES_FILE} "

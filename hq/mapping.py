@@ -144,7 +144,7 @@ def _measured(
     kept = LayerMap(layer, Relation.IDENTICAL, variant.bits, error, places, found, up)
     # W_up's and W_down's scales cancel in a contribution; where they do not, it is another change.
     uneven = float((up * down).log().abs().median())
-    if error > tolerance or uneven > tolerance:
+    if not (error <= tolerance and uneven <= tolerance):  # NaN is no small error
         told = (
             f"weights are off by {max(error, uneven):.1%}; its precision explains {tolerance:.1%}"
         )

@@ -193,7 +193,8 @@ class Backend(Protocol):
 def check_factors(factors: Mapping[tuple[int, int], float], layers: int, d_ff: int) -> None:
     """Raises HQError for a neuron that the model lacks, or an α that is no number from 0 up."""
     for (layer, index), alpha in factors.items():
-        if not 0 <= layer < layers or not 0 <= index < d_ff:
+        whole = isinstance(layer, int | np.integer) and isinstance(index, int | np.integer)
+        if not whole or not 0 <= layer < layers or not 0 <= index < d_ff:
             raise HQError(
                 f"Neuron ({layer}, {index}) is not in this model, which has {layers} layers "
                 f"of {d_ff}: use a NeuronSet of this model."

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from hq.backends.base import Exchange
-from hq.cett import Span
+from hq.cett import SPANS, Span
+from hq.errors import HQError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,12 @@ def plan(exchanges: Sequence[Exchange], token_budget: int, max_rows: float = mat
 def span_weights(
     batch: Sequence[Exchange], start: int, length: int, spans: tuple[Span, ...]
 ) -> Float[np.ndarray, "batch span seq"]:
-    """Weights over the tokens after `start` that turn sums into means over each span."""
+    """Weights over the tokens after `start` that turn sums into means over each span.
+
+    Raises HQError for a span that there is not, or that comes twice.
+    """
+    if not set(spans) <= set(SPANS) or len(set(spans)) < len(spans):
+        raise HQError(f"The spans are {', '.join(SPANS)}, each at most once, not {spans}.")
     weights = np.zeros((len(batch), len(spans), length), dtype=np.float32)
     for b, exchange in enumerate(batch):
         prompt, end = len(exchange.prompt) - start, len(exchange) - start

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hq.backends.torch_hooks import DownHooks
+from hq.backends.torch_hooks import DownHooks, scales_of
+from hq.errors import HQError
 
 
 class PrefixCache:
@@ -26,6 +27,7 @@ class PrefixCache:
         hooks: DownHooks | None = None,
     ) -> None:
         self._length = len(prefix)
+        self._decoder, self._scales = decoder, scales_of(decoder)
         self._config = decoder.config
         self._cache = DynamicCache(config=self._config)
         self.sums: Float[Tensor, "measure layer d_ff"] = torch.zeros(())
@@ -41,8 +43,21 @@ class PrefixCache:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the same scales act on the model as when the prefix was computed."""
+        return scales_of(self._decoder) == self._scales
+
     def inputs(self, batch: int) -> dict[str, Any]:
-        """Keyword arguments that let a batch of this many rows go on after the prefix."""
+        """Keyword arguments that let a batch of this many rows go on after the prefix.
+
+        Raises HQError if the scales of the model have changed since.
+        """
+        if not self.is_current:
+            raise HQError(
+                "The scales changed while texts were read: end the reading before entering or "
+                "leaving `scale`."
+            )
         if not self._length:
             return {"use_cache": False}
         return {"cache": self.expanded(batch), "use_cache": True}

@@ -39,8 +39,12 @@ class TorchDecoding:
             self._prefix = PrefixCache(self._model.get_decoder(), self._prefix_ids, self._device)
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
-        """Reads prompts; logits of the token after each."""
-        if self._prefix is None or not all(self._continues(p) for p in prompts):
+        """Reads prompts; logits of the token after each.
+
+        A prefix that was computed under other scales is computed again.
+        """
+        current = self._prefix is not None and self._prefix.is_current
+        if not current or not all(self._continues(p) for p in prompts):
             self.share(prompts)
         assert self._prefix is not None
         lengths = torch.tensor([len(prompt) for prompt in prompts])

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from hq.backends.base import check_factors
 from hq.backends.torch_eager import anything_compiled, eager
-from hq.cett import Measure, span_means, whole
+from hq.cett import MEASURES, Measure, span_means, whole
 from hq.errors import HQError
 
 
@@ -36,6 +37,10 @@ class DownHooks:
     ) -> None:
         self._downs = downs
         self._norms = norms
+        if not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
+            raise HQError(
+                f"The measures are {', '.join(MEASURES)}, each at most once, not {measures}."
+            )
         self._measures = measures
         self._stack = ExitStack()
         self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
@@ -192,6 +197,24 @@ def _product(down: nn.Module, output: Tensor) -> Tensor:
     return output if bias is None else output - bias
 
 
+_SCALES: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
+
+
+def scales_of(decoder: nn.Module) -> tuple[object, ...]:
+    """The `scaled` contexts that act on a decoder now: keys and values are valid under these."""
+    return _SCALES.get(decoder, ())
+
+
+@contextmanager
+def _counted(decoder: nn.Module) -> Iterator[None]:
+    mark = object()
+    _SCALES[decoder] = (*scales_of(decoder), mark)
+    try:
+        yield
+    finally:
+        _SCALES[decoder] = tuple(other for other in scales_of(decoder) if other is not mark)
+
+
 @contextmanager
 def scaled(
     model: Any, downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
@@ -222,7 +245,9 @@ def scaled(
             alphas = torch.tensor(list(chosen.values()))
             hook = partial(_scale, partial(met.add, layer), torch.tensor(list(chosen)), alphas)
             stack.enter_context(_removing(downs[layer].register_forward_pre_hook(hook)))
-        stack.enter_context(_removing(model.get_decoder().register_forward_hook(check)))
+        decoder = model.get_decoder()
+        stack.enter_context(_removing(decoder.register_forward_hook(check)))
+        stack.enter_context(_counted(decoder))
         yield
         if not met and anything_compiled():
             raise HQError(

@@ -49,7 +49,7 @@ class ObservedGenerate:
 
     def step_aside(self) -> None:
         """Leaves the model as it was found."""
-        del self._model.generate
+        del self._model.generate, self._model.generate_batch
         if self._own is not None:
             self._model.generate = self._own
 
@@ -120,6 +120,7 @@ def observed(model: Any, monitor: "TorchMonitor") -> Iterator[None]:
     standin = vars(model).get("generate")
     if not isinstance(standin, ObservedGenerate):
         standin = model.generate = ObservedGenerate(model)
+        model.generate_batch = _refuse_batches
     standin.monitors.append(monitor)
     try:
         yield
@@ -127,6 +128,13 @@ def observed(model: Any, monitor: "TorchMonitor") -> Iterator[None]:
         standin.monitors.remove(monitor)
         if not standin.monitors:
             standin.step_aside()
+
+
+def _refuse_batches(*_: object, **__: object) -> Any:
+    raise HQError(
+        "Continuous batching (`generate_batch`) mixes rows in its forward passes, so a monitor "
+        "cannot tell them apart: call `generate`."
+    )
 
 
 def _require_plain(config: GenerationConfig, given: dict[str, Any]) -> None:

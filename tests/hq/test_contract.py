@@ -363,6 +363,19 @@ def test_a_decoding_starts_again_and_again(backend: Backend, case: Case) -> None
         assert off(decoding.start(prompts).cpu().numpy(), np.stack(alone)) <= case.shape
 
 
+def test_a_shared_prefix_is_read_under_the_scales_of_the_start(
+    backend: Backend, case: Case
+) -> None:
+    prompts = [(5, 6, 7, 8), (5, 6, 9, 9)]
+    decoding = backend.decoding()
+    decoding.share(prompts)
+    with backend.scale({(0, i): 0.0 for i in range(tiny.D_FF)}):
+        expected = backend.decoding().start(prompts).cpu().numpy()
+        assert off(decoding.start(prompts).cpu().numpy(), expected) <= case.shape
+    expected = backend.decoding().start(prompts).cpu().numpy()
+    assert off(decoding.start(prompts).cpu().numpy(), expected) <= case.shape
+
+
 def test_prompts_of_several_lengths_read_as_if_alone(backend: Backend, case: Case) -> None:
     """With a shared prefix, without one, and one that is longer than another's whole prompt."""
     together = [
@@ -444,6 +457,15 @@ def test_powers_of_two_cancel_to_the_bit(
                 np.testing.assert_array_equal(found, expected)
 
 
+def test_scales_that_change_between_two_batches_are_refused(
+    backend: Backend, exchanges: list[Exchange]
+) -> None:
+    batches = backend.trace(exchanges, ("sum",), ("answer",))
+    next(iter(batches))
+    with backend.scale({(0, 0): 0.0}), pytest.raises(HQError, match="scales changed"):
+        next(iter(batches))
+
+
 def test_decoding_is_scaled_too(backend: Backend, case: Case, exchanges: list[Exchange]) -> None:
     with backend.scale({(1, i): 0.0 for i in range(tiny.D_FF)}):
         expected = logits(backend, exchanges)[0][:1]
@@ -460,7 +482,18 @@ def test_factors_that_make_no_sense_are_refused(backend: Backend, alpha: float) 
         pass
 
 
-@pytest.mark.parametrize("neuron", [(3, 0), (-1, 0), (0, 128), (0, -1)])
+@pytest.mark.parametrize(
+    ("measures", "spans"),
+    [(("sum", "mean"), ("answer",)), (("sum", "sum"), ("answer",)), (("sum",), ("answers",))],
+)
+def test_measures_and_spans_that_there_are_not_are_refused(
+    backend: Backend, exchanges: list[Exchange], measures: tuple, spans: tuple
+) -> None:
+    with pytest.raises(HQError, match=r"measure|span"):
+        list(backend.trace(exchanges, measures, spans))
+
+
+@pytest.mark.parametrize("neuron", [(3, 0), (-1, 0), (0, 128), (0, -1), (0, 1.5)])
 def test_neurons_that_the_model_lacks_are_refused(
     backend: Backend, neuron: tuple[int, int]
 ) -> None:

@@ -321,3 +321,10 @@ def another(family: str, layer: int) -> FFN:
         lambda m: m.weight.T if described.transposed else m.weight,
         lambda _: 16.0,
     )[layer]
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_weights_that_are_no_numbers_are_not_identical(part):
+    broken = getattr(SOURCE, part).clone()
+    broken[3, 5] = torch.nan
+    assert not map_layer(0, SOURCE, claimed(SOURCE._replace(**{part: broken}), 4)).holds

@@ -274,6 +274,12 @@ def test_what_does_not_read_token_by_token_is_refused(model, neurons, options, w
         model.generate(**asked(PROMPT) | options)
 
 
+def test_continuous_batching_is_refused_while_a_monitor_is_open(model, neurons):
+    with TorchMonitor(model, neurons), pytest.raises(HQError, match="call `generate`"):
+        model.generate_batch([list(PROMPT)])
+    assert "generate_batch" not in vars(model)
+
+
 def test_an_assistant_is_refused(model, neurons):
     with TorchMonitor(model, neurons), pytest.raises(HQError, match="assisted generation"):
         model.generate(**asked(PROMPT), assistant_model=model)
