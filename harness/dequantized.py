@@ -7,6 +7,7 @@ file with settings that hq does not know is refused.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,9 +31,10 @@ _EDITION = 3  # of what is made here; another one is another folder
 def checkpoint_of(gguf: Path) -> Path:
     """The checkpoint folder, made in the cache the first time.
 
-    Raises HQError for a damaged or split file, a missing package, an architecture that transformers
-    does not read from GGUF, a setting or tensor that is not carried over, a tokenizer that is not
-    known, and a checkpoint whose logits are not llama.cpp's.
+    Raises HQError for a damaged file, a split one where llama.cpp is not installed to merge it, a
+    missing package, an architecture that transformers does not read from GGUF, a setting or tensor
+    that is not carried over, a tokenizer that is not known, and a checkpoint whose logits are not
+    llama.cpp's.
     """
     if find_spec("gguf") is None:
         raise HQError("Reading a GGUF model needs gguf: pip install 'hq[embedded]'.")
@@ -40,7 +42,8 @@ def checkpoint_of(gguf: Path) -> Path:
     from hq.gguf.read_config import config_of
 
     file = GGUFFile(gguf)
-    file.require_whole()  # transformers reads one part, and draws the rest at random
+    if not equality.provable():
+        file.require_whole()
     read_by = versions(*_READ_BY)
     # The fingerprint is that of the tensors; the header says what is computed of them.
     key = digest([GGUF_ORIGIN + file.fingerprint, file.header.digest, read_by, _EDITION])
@@ -51,7 +54,8 @@ def checkpoint_of(gguf: Path) -> Path:
             draft = folder.with_name("partial")
             shutil.rmtree(draft, ignore_errors=True)
             try:
-                _make(file, draft)
+                with _in_one_file(file, folder.parent) as merged:
+                    _make(merged, draft)
                 os.rename(draft, folder)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -63,6 +67,23 @@ def checkpoint_of(gguf: Path) -> Path:
                 shutil.rmtree(folder)
                 raise
     return folder
+
+
+@contextmanager
+def _in_one_file(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
+    """The file, or a copy that holds all of its parts, in `folder` while the context lasts.
+
+    transformers reads one part of a split model, and draws the weights of the others at random.
+    """
+    if len(file.paths) == 1:
+        yield file
+        return
+    from hq.gguf.quantize import merge
+
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
+        merged = Path(scratch) / file.path.name
+        merge(file.path, merged)
+        yield GGUFFile(merged)
 
 
 def _make(file: GGUFFile, folder: Path) -> None:

@@ -30,7 +30,7 @@ def quantize(source: Path, into: Path, kind: str, threads: int = 2) -> None:
 
     Raises HQError for an unknown kind, a missing llama_cpp, and whatever llama.cpp refuses.
     """
-    _rewrite(source, into, KINDS[kind], f"quantized to {kind}", threads)
+    _rewrite(source, into, f"quantized to {kind}", ftype=KINDS[kind], nthread=threads)
 
 
 def dequantize(source: Path, into: Path, kind: Literal["f32", "f16"], threads: int = 2) -> None:
@@ -38,18 +38,32 @@ def dequantize(source: Path, into: Path, kind: Literal["f32", "f16"], threads: i
 
     Raises HQError for a missing llama_cpp, and whatever llama.cpp refuses.
     """
-    _rewrite(source, into, _DENSE[kind], f"rewritten as {kind}", threads, again=True)
+    _rewrite(
+        source,
+        into,
+        f"rewritten as {kind}",
+        ftype=_DENSE[kind],
+        nthread=threads,
+        allow_requantize=True,
+    )
 
 
-def _rewrite(
-    source: Path, into: Path, name: str, how: str, threads: int, again: bool = False
-) -> None:
-    """By llama.cpp's name of the recipe; `again` allows for a source that is quantized."""
+def merge(source: Path, into: Path) -> None:
+    """Copies a model whose first part is `source` into one file, tensor by tensor.
+
+    Raises HQError for a missing llama_cpp, and whatever llama.cpp refuses.
+    """
+    _rewrite(source, into, "merged", only_copy=True)
+
+
+def _rewrite(source: Path, into: Path, how: str, ftype: str = "", **settings: bool | int) -> None:
+    """By llama.cpp's quantizer with these settings, and its name of the recipe, if there is one."""
     found = library()
     params = found.llama.llama_model_quantize_default_params()
-    params.ftype = getattr(found.llama, name)
-    params.nthread = threads
-    params.allow_requantize = again
+    if ftype:
+        params.ftype = getattr(found.llama, ftype)
+    for name, value in settings.items():
+        setattr(params, name, value)
     with atomic_file(into) as path:
         found.errors.clear()
         if found.llama.llama_model_quantize(bytes(source), bytes(path), params) != 0:

@@ -70,7 +70,7 @@ def save(folder, made):
 def require_same_traces(source, folder):
     """Every neuron's trace, relative to the layer's largest."""
     texts = tiny.exchanges()
-    spans = ("answer", "last")
+    spans = ("answer", "prompt")
     with TorchBackend(source) as theirs, TorchBackend(folder) as ours:
         for expected, found in zip(
             theirs.trace(texts, spans=spans), ours.trace(texts, spans=spans), strict=True

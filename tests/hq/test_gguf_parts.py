@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from harness.dequantized import checkpoint_of
 from harness.sources import gguf_of
@@ -138,6 +140,23 @@ def test_a_bundle_s_digest_is_of_all_parts(folder):
 
 
 def test_what_takes_one_file_refuses_parts(published):
-    for use in (GGUFModel, checkpoint_of):
-        with pytest.raises(HQError, match=r"split into 4 parts.*llama-gguf-split --merge"):
-            use(part(published, 1))
+    with pytest.raises(HQError, match=r"split into 4 parts.*llama-gguf-split --merge"):
+        GGUFModel(part(published, 1))
+
+
+def test_a_study_can_begin_from_parts(published, whole, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    one, parts = (
+        load_file(checkpoint_of(path) / "model.safetensors") for path in (whole, part(published, 1))
+    )
+    assert one.keys() == parts.keys()
+    assert all(torch.equal(one[name], parts[name]) for name in one)
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_without_llama_cpp_parts_are_no_study_s_model(published, tmp_path, monkeypatch):
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("harness.equality.provable", lambda: False)
+    with pytest.raises(HQError, match=r"split into 4 parts.*llama-gguf-split --merge"):
+        checkpoint_of(part(published, 1))
