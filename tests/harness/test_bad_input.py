@@ -217,8 +217,9 @@ def test_a_missing_package_is_named_first(own_study, hq, monkeypatch):
 
 
 def test_a_sweep_of_few_scenarios_leaves_the_studys_other_files_alone(own_study, hq):
-    text = own_study.read_text()
-    own_study.write_text(text + 'sweep = {sources = {jailbreak = "x.jsonl"}}\n')
+    text = own_study.read_text(encoding="utf-8")
+    sources = 'sweep = {sources = {jailbreak = "x.jsonl"}}\n'
+    own_study.write_text(text + sources, encoding="utf-8")
     rows = [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     is_one_sentence(hq("sweep", own_study, "--scenarios", "falseqa"), "chat template")
