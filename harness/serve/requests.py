@@ -1,6 +1,7 @@
 """What a client may ask, in OpenAI's wire format and hq's extension of it."""
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -228,9 +229,9 @@ class Asked(Vendors):
         return wanted
 
     @property
+    @abstractmethod
     def likely(self) -> int | None:
         """How many likely tokens are told beside each chosen one; None for no logprobs."""
-        raise NotImplementedError
 
     @property
     def answers(self) -> int:

@@ -6,6 +6,7 @@ listed in `hq.ignored`. Any other field that is not supported is an error that n
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -26,16 +27,16 @@ Text = Annotated[str, AfterValidator(_encodable)]
 ShortText = Annotated[str, Field(max_length=256), AfterValidator(_encodable)]
 
 
-class _Field:
+class _Field(ABC):
     """A field whose values `check` reads; null is always one of them."""
 
+    @abstractmethod
     def check(self, value: Any) -> Any:
         """The value to use. Raises PydanticCustomError for one that the field cannot have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def json_schema(self) -> dict[str, Any]:
         """What OpenAPI says of it."""
-        raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, _: Any, __: Any) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
