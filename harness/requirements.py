@@ -16,7 +16,7 @@ EXTRAS = {
     "gptq": ("gptqmodel", "auto-round"),
     "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
-    "serve": ("fastapi", "uvicorn", "prometheus-client"),
+    "serve": ("fastapi", "jinja2", "llguidance", "prometheus-client", "uvicorn"),
     "torchao": ("torchao",),
 }
 """The packages of each extra, as pyproject.toml lists them."""

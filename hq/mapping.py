@@ -5,6 +5,7 @@ Directions are compared first: quantization turns them a little, and folding sca
 SmoothQuant) not at all. Lengths then tell how far a neuron was rescaled.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -147,6 +148,8 @@ def _measured(
     if not (error <= tolerance and uneven <= tolerance):  # NaN is no small error
         told = (
             f"weights are off by {max(error, uneven):.1%}; its precision explains {tolerance:.1%}"
+            if math.isfinite(error + uneven)
+            else "weights are not finite"
         )
         return replace(kept, relation=Relation.CHANGED, note=told)
     if not torch.equal(places, torch.arange(len(places))):

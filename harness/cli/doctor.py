@@ -5,6 +5,7 @@ from rich.table import Table
 
 from harness.cli.app import AsJson, app, out, print_json
 
+_COMMAND = 28
 _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
@@ -17,7 +18,9 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json([finding.model_dump() for finding in findings])
         return
-    table = Table("what", "state", "detail", "fix")
+    table = Table("what", "state", "detail")
+    width = max((len(finding.fix) for finding in findings), default=0)
+    table.add_column("fix", min_width=min(width, _COMMAND))  # a command stays on one line
     for finding in findings:
         colour = _COLOURS[finding.state]
         state = f"[{colour}]{finding.state}[/]"

@@ -227,7 +227,7 @@ def test_a_sweep_of_few_scenarios_leaves_the_studys_other_files_alone(own_study,
 
 def test_a_lone_surrogate_is_a_sentence(own_study, hq):
     path = own_study.parent / "questions.jsonl"
-    path.write_text('{"question": "Who is \\ud800?", "aliases": ["x"]}\n')
+    path.write_text('{"question": "Who is \\ud800?", "aliases": ["x"]}\n', encoding="utf-8")
     is_one_sentence(hq("study", "run", own_study), "lone surrogate")
 
 

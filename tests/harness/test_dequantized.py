@@ -210,7 +210,9 @@ def test_a_checkpoint_that_fails_its_late_proof_is_removed(gguf, tmp_path, monke
         folder = dequantized.checkpoint_of(gguf("llama"))
     config = folder / "config.json"
     text = config.read_text(encoding="utf-8")
-    config.write_text(text.replace('"rope_theta": 10000.0', '"rope_theta": 500.0'), "utf-8")
+    config.write_text(
+        text.replace('"rope_theta": 10000.0', '"rope_theta": 500.0'), encoding="utf-8"
+    )
     with pytest.raises(HQError, match=r"differs from llama\.cpp's logits"):
         dequantized.checkpoint_of(gguf("llama"))
     assert not folder.exists()

@@ -15,7 +15,7 @@ import locale, sys
 from pathlib import Path
 from harness import jsonl
 from harness.samples import Sample, read_samples, write_samples
-from harness.store import Store, inputs_of
+from harness.store import Stage, Store, inputs_of
 from harness.tables import write_tables
 
 assert locale.getencoding().lower() not in ("utf-8", "utf8"), locale.getencoding()
@@ -25,7 +25,7 @@ write_samples(Path("samples.jsonl"), [sample])
 assert read_samples(Path("samples.jsonl")) == [sample]
 jsonl.append(Path("log.jsonl"), [sample])
 assert jsonl.read_log(Path("log.jsonl"), Sample) == [sample]
-folder = Store(Path("store")).build("one", {"city": "São Paulo"}, lambda folder: None)
+folder = Store(Path("store")).build(Stage("one"), {"city": "São Paulo"}, lambda folder: None)
 assert inputs_of(folder)["city"] == "São Paulo"
 write_tables(Path("tables"), {}, {"study": "São Paulo", "kind": "study"})
 """

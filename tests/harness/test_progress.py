@@ -69,5 +69,7 @@ def test_transformers_shows_no_bar_of_its_own_when_it_reads_a_gguf_file():
         "from transformers import modeling_gguf_pytorch_utils as reader\n"
         "with Progress(quiet=True): list(reader.tqdm([1, 2], desc='de-quantizing'))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert "de-quantizing" not in ran.stderr

@@ -137,7 +137,7 @@ def test_an_unknown_form_names_the_nearest() -> None:
 )
 def test_a_template_that_cannot_write_the_prompt_is_a_sentence(template: str, reason: str) -> None:
     chat, tokenizer = form("chat"), _tokenizer(template=template)
-    with pytest.raises(HQError, match=rf"refuses the prompt \(.*{reason}.*use the prompt form"):
+    with pytest.raises(HQError, match=rf"cannot be rendered \(.*{reason}.*use the prompt form"):
         chat.encode(tokenizer, "Who?")
     with pytest.raises(HQError, match=reason):
         chat.stop_ids(tokenizer)

@@ -114,7 +114,7 @@ def test_another_config_with_the_same_weights_asks_again(file, changes, opened, 
 
 
 def test_another_judge_asks_again(opened, monkeypatch):
-    monkeypatch.setattr(RuleJudge, "identity", "rules, version 2")
+    monkeypatch.setattr(RuleJudge, "identity", "rules, version 99")
     with pytest.raises(ModelLoadedError):
         _ = opened().responses
 

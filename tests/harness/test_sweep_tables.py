@@ -6,6 +6,7 @@ import pytest
 from harness.scenarios.trials import Outcome
 from harness.stages.sweep import Judged, Swept, rates, slope
 from harness.stages.transfer import Target, transfer
+from hq.features import Features
 from hq.neurons import ModelIdentity, Neuron, NeuronSet
 
 ALPHAS, CONTROLS, N = (0.0, 1.0, 2.0), (0.0, 1.0, 2.0), 40
@@ -87,7 +88,7 @@ def test_transfer_finds_a_probe_that_carries_over():
     def features(y, shift):
         X = rng.random((len(y), MODEL.n_neurons)).astype(np.float32)
         X[:, 3] += shift * y
-        return X
+        return Features(X, "sum", "answer", MODEL, "nf4")
 
     y = np.tile([0, 1], 60)
     neurons = NeuronSet(
@@ -105,7 +106,9 @@ def test_transfer_finds_a_probe_that_carries_over():
         Target("lost", y == 1, components, features(y, 0)),
         Target("one-sided", np.ones(len(y), dtype=bool), components, features(y, 0)),
     ]
-    rows = transfer("nf4", neurons, features(y, 2), y, draws, targets, seed=0, replicates=500)
+    rows = transfer(
+        "nf4", neurons, features(y, 2).values, y, draws, targets, seed=0, replicates=500
+    )
     assert [row.scenario for row in rows] == ["carried", "lost"]
     carried, lost = rows
     assert carried.auroc.value > 0.95

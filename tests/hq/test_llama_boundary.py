@@ -48,7 +48,9 @@ def test_no_check_is_an_assertion():
 @pytest.mark.slow  # everything that is imported is compiled again
 def test_they_are_the_same_sentences_without_assertions(found, gguf):
     command = (sys.executable, "-O", "-m", "tests.hq.native_misuse", str(gguf("llama")))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == found
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from harness.encoding import Encoder
 from harness.gguf_tokenizer import GGUFTokenizer
-from harness.prompts import FewShot, form
+from harness.prompts import DEFAULT_SHOTS, FewShot, form
 from harness.serve.conversation import Call, Turn, encode
 from harness.serve.refusal import Refusal
 from hq.backends.llamacpp import LlamaBackend
@@ -144,8 +144,8 @@ def test_a_template_that_leaves_a_begun_answer_out_is_refused(tokenizer, monkeyp
 
 
 def test_a_few_shot_answer_that_was_begun(tokenizer):
-    asked = FewShot().encode(lambda text: {"input_ids": text}, "three", [("one", "two")])
-    expected = tokenizer("".join(asked) + " it is")["input_ids"]
+    said = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in (*DEFAULT_SHOTS, ("one", "two")))
+    expected = tokenizer(f"{said}Q: three\nA: it is")["input_ids"]
     assert encode("few-shot", tokenizer, TALK, "it is") == expected
     assert encode("few-shot", tokenizer, TALK, "") == encode("few-shot", tokenizer, TALK)
 
