@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,11 @@ class Head:
             return cls(file.get_tensor("weight"), bias, **settings)
 
 
+def body_of(decoder: nn.Module) -> Any:
+    """What gives last hidden states: what transformers calls Llama 4's decoder has its head too."""
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
+
+
 @torch.inference_mode()
 def head_of(model: nn.Module, decoder: nn.Module) -> Head:
     """The head of a causal language model of transformers, whose body is `decoder`.
@@ -92,7 +98,7 @@ def head_of(model: nn.Module, decoder: nn.Module) -> Head:
     ids = torch.arange(4, device=weight.device)[None]
     # A wrapper may count positions from 1 (PaliGemma), its language model alone from 0.
     places = {"position_ids": ids} if is_wrapper(model) else {}
-    hidden = decoder(ids, use_cache=False, **places).last_hidden_state[0]
+    hidden = body_of(decoder)(ids, use_cache=False, **places).last_hidden_state[0]
     expected = model(ids, use_cache=False, **places).logits[0].float()
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
     cap = next((float(c) for key in _CAPS if (c := getattr(settings, key, None))), None)

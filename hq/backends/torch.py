@@ -34,7 +34,7 @@ from hq.cett import Measure, Span, column_norms
 from hq.checkpoint import architecture_at, identity
 from hq.errors import HQError
 from hq.ffn import FFNs, of_modules
-from hq.head import Head, Reference, head_of
+from hq.head import Head, Reference, body_of, head_of
 from hq.logits import distributions
 from hq.models.architectures import down_projections
 from hq.models.architectures.detection import verify
@@ -263,7 +263,7 @@ class TorchBackend:
     ]:
         """(number, rows, exchanges, states that predict their response tokens) of each batch."""
         self._require_fitting(exchanges)
-        layout = plan(exchanges, self.token_budget)
+        layout, body = plan(exchanges, self.token_budget), body_of(self.decoder)
         with torch.inference_mode():
             prefix = PrefixCache(self.decoder, layout.prefix, self.device)
         start = len(prefix)
@@ -274,7 +274,7 @@ class TorchBackend:
                 spans = [(len(e.prompt) - start - 1, len(e) - start - 1) for e in batch]
                 with torch.inference_mode():
                     inputs = prefix.inputs(len(batch))
-                    states = self.decoder(self.padded(batch, start), **inputs).last_hidden_state
+                    states = body(self.padded(batch, start), **inputs).last_hidden_state
                     pairs = zip(states, spans, strict=True)
                     hidden = torch.cat([row[begin:end] for row, (begin, end) in pairs])
                 yield number, rows, batch, hidden
