@@ -20,6 +20,7 @@ from hq.cett import Measure, Span
 from hq.errors import HQError
 from hq.features import Features
 from hq.neurons import ModelIdentity
+from hq.storage.atomic import write_whole
 
 INFO_FILE = "trace.json"
 _DRAFT_FILE = "trace.draft.json"
@@ -67,7 +68,7 @@ class TraceWriter:
         self._draft = folder / _DRAFT_FILE
         text = info.model_dump_json(indent=1) + "\n"
         if not self._draft.exists():
-            _write_whole(self._draft, text)
+            write_whole(self._draft, text)
         elif self._draft.read_text(encoding="utf-8") != text:
             raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
         shape = (info.n, info.model.n_layers, info.model.d_ff)
@@ -204,9 +205,3 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple
         del whole  # a mapped file cannot be renamed on Windows
         os.replace(part, path)
     return path, int(np.load(path, mmap_mode="r").offset)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
