@@ -173,10 +173,11 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format; stages.lock."""
+    """Ruff: rules and format; the layers of imports; stages.lock."""
     shared(session)
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
+    run(session, "lint-imports")
     run(session, "python", "-m", "harness.stages.lock", "--check")
 
 

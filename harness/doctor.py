@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from harness import requirements
-from harness.embedded import packaged_gguf
-from harness.places import cache_folder
+from harness.models import requirements
+from harness.models.embedded import packaged_gguf
+from harness.store.places import cache_folder
 from hq.errors import HQError
-from hq.llama.library import library
+from hq.llamacpp.library import library
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 from hq.precisions.packed import NATIVE

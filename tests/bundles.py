@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hq.bundle import Domain, Facts, Validation, model_file, norms_of, write
 from hq.gguf.file import GGUFFile
-from hq.neurons import NeuronSet
-from hq.stats import Estimate
+from hq.monitor.bundle import BundleFacts, Domain, Validation, model_file, norms_of, write
+from hq.neurons.neuron_set import NeuronSet
+from hq.stats.bootstrap import Estimate
 
 RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30, seed=0)
 
@@ -18,7 +18,7 @@ def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Do
     file = GGUFFile(model)
     write(
         folder,
-        Facts(
+        BundleFacts(
             name="tiny",
             hq="0.1.0",
             precision="gguf-q8_0",

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hq.llama.library import library
+from hq.llamacpp.library import library
 
 
 class LlamaCpp:

@@ -13,7 +13,7 @@ import typer
 
 from harness.cli import app
 from harness.serve.policy import Policy
-from harness.study import Study
+from harness.studies.study import Study
 from hq import __version__
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import transformers as hf
 
-from hq.backends.base import Exchange
-from hq.checkpoint import identity
 from hq.gguf.quantize import quantize
 from hq.gguf.write import write
+from hq.models.checkpoint import identity
+from hq.neurons.prompt_response import PromptResponse
 from tests import tiny_tokenizers
 
 VOCABULARY = 128
@@ -109,7 +109,7 @@ def save_gguf(family: str, path: Path, kind: str) -> Path:
     return path
 
 
-def exchanges(count: int = 6, shared: int = 5, seed: int = 0) -> list[Exchange]:
+def exchanges(count: int = 6, shared: int = 5, seed: int = 0) -> list[PromptResponse]:
     """Random exchanges of mixed lengths whose prompts begin with the same `shared` tokens."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -119,4 +119,4 @@ def exchanges(count: int = 6, shared: int = 5, seed: int = 0) -> list[Exchange]:
 
     prefix = draw(shared, shared + 1)
     # Each prompt goes on with a token of its own, so that exactly `shared` tokens are shared.
-    return [Exchange((*prefix, 5 + i, *draw(2, 9)), draw(1, 7)) for i in range(count)]
+    return [PromptResponse((*prefix, 5 + i, *draw(2, 9)), draw(1, 7)) for i in range(count)]

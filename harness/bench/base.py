@@ -17,7 +17,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": 
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "skglm", "numba", "torch", "transformers")
 
 
-class Row(BaseModel):
+class BenchRow(BaseModel):
     """One figure. `goal` reads ">= 5" or "<= 0.1" in the row's unit; a row without one only tells.
 
     `ok` follows from the two, and is None without a goal. A value is None where what it needs is
@@ -42,7 +42,7 @@ class Row(BaseModel):
         return _COMPARE[comparison](self.value, float(bound))
 
 
-Bench = Callable[..., list[Row]]
+Bench = Callable[..., list[BenchRow]]
 BENCHES: Registry[Bench] = Registry("bench")
 bench = BENCHES.register
 
@@ -54,7 +54,7 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def report(name: str, rows: list[Row]) -> dict[str, Any]:
+def report(name: str, rows: list[BenchRow]) -> dict[str, Any]:
     """What `hq bench NAME --json` prints: the machine, and a row per figure."""
     return {"bench": name, "machine": machine(), "rows": [row.model_dump() for row in rows]}
 

@@ -9,17 +9,17 @@ from statistics import median
 import torch
 
 from harness.bench import wide
-from harness.bench.base import Row, bench, seconds_of
+from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.hprobes import Hprobes
-from harness.embedded import NAME
-from harness.prompts import FewShot
+from harness.models.embedded import NAME
+from harness.models.sources import resolve_model
 from harness.scenarios.base import load
-from harness.sources import resolve_model
-from hq.backends.base import Exchange
+from harness.scenarios.prompts import FewShot
 from hq.backends.batching import plan
-from hq.backends.prefix import PrefixCache
-from hq.backends.torch import TorchBackend
-from hq.cett import MEASURES, SPANS, Measure, Span
+from hq.backends.transformers.backend import TorchBackend
+from hq.backends.transformers.prefix import PrefixCache
+from hq.neurons.cett import MEASURES, SPANS, Measure, Span
+from hq.neurons.prompt_response import PromptResponse
 
 What = tuple[tuple[Measure, ...], tuple[Span, ...]]
 
@@ -29,7 +29,7 @@ _INSTALL = "hprobes is not installed: pip install --no-deps 'hprobes==0.11.*'"
 
 
 @bench("cett")
-def run(seed: int = 0, texts: int = 64, repeats: int = 9, model: str = NAME) -> list[Row]:
+def run(seed: int = 0, texts: int = 64, repeats: int = 9, model: str = NAME) -> list[BenchRow]:
     """Ratios on the embedded model and questions of `facts`. Takes about 3 minutes, 2 GB."""
     with TorchBackend(resolve_model(model), "fp16") as backend:
         apart, shared = exchanges(backend, seed, texts)
@@ -47,7 +47,7 @@ def run(seed: int = 0, texts: int = 64, repeats: int = 9, model: str = NAME) -> 
                 ">= 3",
                 f"the same after the {len(shared[0]) - len(apart[0])} tokens of a 4-shot prompt",
             ),
-            Row(
+            BenchRow(
                 name="peak_extra_mib_7b_width",
                 value=wide.peak_extra_mib(seed),
                 unit="MiB",
@@ -59,17 +59,17 @@ def run(seed: int = 0, texts: int = 64, repeats: int = 9, model: str = NAME) -> 
 
 def exchanges(
     backend: TorchBackend, seed: int, count: int
-) -> tuple[list[Exchange], list[Exchange]]:
+) -> tuple[list[PromptResponse], list[PromptResponse]]:
     """Questions of `facts` with their answers: bare, and after a shared 4-shot prefix."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(backend.model.name_or_path)
     questions = load("facts", seed=seed, limit=count)
 
-    def asked(encode: Callable[[str], Sequence[int]]) -> list[Exchange]:
+    def asked(encode: Callable[[str], Sequence[int]]) -> list[PromptResponse]:
         answers = (tokenizer(f" {q.aliases[0]}", add_special_tokens=False) for q in questions)
         pairs = zip(questions, answers, strict=True)
-        return [Exchange(tuple(encode(q.question)), tuple(a["input_ids"])) for q, a in pairs]
+        return [PromptResponse(tuple(encode(q.question)), tuple(a["input_ids"])) for q, a in pairs]
 
     few_shot = FewShot()
     return (
@@ -81,11 +81,11 @@ def exchanges(
 def _over_forward(
     name: str,
     backend: TorchBackend,
-    texts: Sequence[Exchange],
+    texts: Sequence[PromptResponse],
     what: What,
     repeats: int,
     goal: str | None = None,
-) -> Row:
+) -> BenchRow:
     """Time of a trace over that of the body alone, at the same batches."""
     measures, spans = what
     pairs = [
@@ -95,7 +95,7 @@ def _over_forward(
         )
         for _ in range(repeats + 1)
     ][1:]  # the first pair warms up
-    return Row(
+    return BenchRow(
         name=name,
         value=median(traced / plain for plain, traced in pairs),
         unit="x",
@@ -106,12 +106,12 @@ def _over_forward(
 
 
 def _over_hprobes(
-    name: str, backend: TorchBackend, texts: Sequence[Exchange], goal: str, note: str
-) -> Row:
+    name: str, backend: TorchBackend, texts: Sequence[PromptResponse], goal: str, note: str
+) -> BenchRow:
     """Time of hprobes, which takes text after text, over that of a trace."""
     theirs = Hprobes.of(backend)
     if theirs is None:
-        return Row(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
+        return BenchRow(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
     pairs = [
         (
             seconds_of(lambda: _trace(backend, texts, _DUAL_SPAN)),
@@ -120,7 +120,7 @@ def _over_hprobes(
         for _ in range(3)
     ]
     error = theirs.difference(backend, texts[:4])
-    return Row(
+    return BenchRow(
         name=name,
         value=median(other / ours for ours, other in pairs),
         unit="x",
@@ -130,12 +130,12 @@ def _over_hprobes(
     )
 
 
-def _trace(backend: TorchBackend, texts: Sequence[Exchange], what: What) -> None:
+def _trace(backend: TorchBackend, texts: Sequence[PromptResponse], what: What) -> None:
     for _ in backend.trace(texts, *what):
         pass
 
 
-def _forward(backend: TorchBackend, texts: Sequence[Exchange]) -> None:
+def _forward(backend: TorchBackend, texts: Sequence[PromptResponse]) -> None:
     """The body over the batches of a trace, prefix once, with nothing read."""
     layout = plan(texts, backend.token_budget)
     with torch.inference_mode():

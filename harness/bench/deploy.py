@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from harness.bench.base import Row, bench, seconds_of
+from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
-from harness.embedded import NAME
-from harness.sources import gguf_of, resolve_model
-from hq.backends.base import Backend, Exchange
-from hq.backends.llamacpp import LlamaBackend
-from hq.backends.torch import TorchBackend
-from hq.bake import bake
-from hq.bake.copying import copy_to_disk
+from harness.models.embedded import NAME
+from harness.models.sources import gguf_of, resolve_model
+from hq.backends.base import Backend
+from hq.backends.llamacpp.backend import LlamaBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.gguf.write import write as write_gguf
-from hq.llama.model import Context
-from hq.lora.gguf import write as write_adapter
+from hq.llamacpp.model import Context
+from hq.neurons.prompt_response import PromptResponse
+from hq.suppress.bake import bake
+from hq.suppress.bake.copying import copy_to_disk
+from hq.suppress.lora.gguf import write as write_adapter
 
 _LAYERS = 5
 _NEURONS = 4  # a layer
@@ -43,7 +44,7 @@ Logits = Float[np.ndarray, "token vocab"]
 
 
 @bench("deploy")
-def run(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[Row]:
+def run(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[BenchRow]:
     """20 neurons in 5 layers, drawn at random and silenced. Takes about 3 minutes, 4 GB."""
     rng, source = np.random.default_rng(seed), gguf_of(model)
     with TemporaryDirectory() as name:
@@ -60,7 +61,7 @@ def run(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[Row]:
             torch_rows = _torch(hooked, checkpoint, folder, neurons, ids)
     plain = times.pop("plain")
     ratios = {
-        name: Row(
+        name: BenchRow(
             name=f"{name}_decode_ratio",
             value=typical(found) / typical(plain),
             unit="x",
@@ -83,14 +84,14 @@ def _drawn(backend: LlamaBackend, rng: np.random.Generator) -> Neurons:
     return [(layer, int(i)) for layer in chosen for i in rng.choice(width, _NEURONS, replace=False)]
 
 
-def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> Row:
+def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> BenchRow:
     """The baked file stays."""
     baked, copied = [], []
     for _ in range(_BAKES):
         into.unlink(missing_ok=True)
         baked.append(seconds_of(lambda: bake(source, into, dict.fromkeys(neurons, 0.0))))
         copied.append(seconds_of(lambda: copy_to_disk(source, into.with_name("copy.gguf"))))
-    return Row(
+    return BenchRow(
         name="bake_seconds",
         value=float(np.median(baked)),
         unit="s",
@@ -104,7 +105,7 @@ def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> Row:
 
 def _agreement(
     backend: LlamaBackend, folder: Path, neurons: Neurons, ids: np.ndarray
-) -> dict[str, Row]:
+) -> dict[str, BenchRow]:
     """Baked weights and the adapter beside scaling at run time, on one file."""
     model = backend.model
     with model.context(None, **_SIZES) as context:
@@ -129,14 +130,14 @@ def _agreement(
             differences[name][alpha] = float(np.abs(logits - scaled).max())
             errors[name][alpha] = _off(logits - plain, scaled - plain)
     return {
-        "baked": Row(
+        "baked": BenchRow(
             name="baked_max_abs_logit_difference",
             value=differences["baked"].pop(0.0),
             unit="",
             goal="<= 0",
             note=f"from run-time scaling at α = 0{_at(differences['baked'])}",
         ),
-        "lora": Row(
+        "lora": BenchRow(
             name="lora_relative_error_of_effect",
             value=errors["lora"].pop(0.0),
             unit="",
@@ -217,7 +218,7 @@ def _times(
 
 def _torch(
     hooked: TorchBackend, checkpoint: Path, folder: Path, neurons: Neurons, ids: np.ndarray
-) -> list[Row]:
+) -> list[BenchRow]:
     """Torch's hooks; and the callback beside them, in a file of the same float32 weights."""
     write_gguf(checkpoint, folder / "f32.gguf", "f32", hooked.identity)
     with LlamaBackend(folder / "f32.gguf") as watched:
@@ -230,20 +231,20 @@ def _torch(
             down.weight[:, index] = 0  # the last thing that this model is used for
     edited, _ = _with_and_without(hooked, neurons, ids)
     return [
-        Row(
+        BenchRow(
             name="native_callback_relative_error_of_effect",
             value=_off(scaled - plain, hooks_scaled - hooks_plain),
             unit="",
             goal="<= 1e-3",
             note="against torch's hooks, both in float32",
         ),
-        Row(
+        BenchRow(
             name="torch_hooks_decode_ratio",
             value=float(np.median([scaled / plain for plain, scaled in seconds])),
             unit="x",
             note=f"{1e3 * np.median([plain for plain, _ in seconds]) / STEPS:.1f} ms a token",
         ),
-        Row(
+        BenchRow(
             name="torch_hooks_relative_error_of_effect",
             value=_off(hooks_scaled - hooks_plain, edited - hooks_plain),
             unit="",
@@ -255,7 +256,7 @@ def _torch(
 
 def _with_and_without(backend: Backend, neurons: Neurons, ids: np.ndarray) -> list[Logits]:
     """Logits of the model as it is, and with the neurons silenced."""
-    exchange = Exchange((int(ids[0]),), tuple(ids[1:].tolist()))
+    exchange = PromptResponse((int(ids[0]),), tuple(ids[1:].tolist()))
     found = []
     for factors in ({}, dict.fromkeys(neurons, 0.0)):
         with backend.scale(factors):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
+from hq.neurons.prompt_response import PromptResponse
 
 
 class Hprobes:
@@ -30,11 +30,11 @@ class Hprobes:
         layers = list(range(backend.identity.n_layers))
         return cls(import_module("hprobes.cett"), backend.model, layers)
 
-    def trace(self, texts: Sequence[Exchange]) -> list[Float[Tensor, "span p"]]:
+    def trace(self, texts: Sequence[PromptResponse]) -> list[Float[Tensor, "span p"]]:
         """One text after the other: means over the answer's tokens, and over all others."""
         return [torch.stack(self._one(text)) for text in texts]
 
-    def difference(self, backend: TorchBackend, texts: Sequence[Exchange]) -> float:
+    def difference(self, backend: TorchBackend, texts: Sequence[PromptResponse]) -> float:
         """The largest relative difference, in norm, of its result from `backend.trace`'s."""
         largest = 0.0
         for batch in backend.trace(texts, ("output",), ("answer", "other")):
@@ -44,7 +44,7 @@ class Hprobes:
             largest = max(largest, errors.max().item())
         return largest
 
-    def _one(self, text: Exchange) -> tuple[Tensor, Tensor]:
+    def _one(self, text: PromptResponse) -> tuple[Tensor, Tensor]:
         tokens = {"input_ids": torch.tensor([text.ids])}
         start, end = len(text.prompt), len(text)
         means: tuple[Tensor, Tensor] = self._module.forward_cett_dual_span(

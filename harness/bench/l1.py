@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.bench.base import Row, bench
-from hq.features import standardise
-from hq.l1 import l1_path, objective, warm_up
+from harness.bench.base import BenchRow, bench
+from hq.neurons.features import standardise
+from hq.probe.l1 import l1_path, objective, warm_up
 
 # Past the sparsity cap (about 350 non-zero weights at the default shape), so harder than the fits
 # that identification keeps.
@@ -32,7 +32,7 @@ class _Fit(NamedTuple):
 
 
 @bench("l1")
-def run(seed: int = 0, n: int = 1600, p: int = 46080) -> list[Row]:
+def run(seed: int = 0, n: int = 1600, p: int = 46080) -> list[BenchRow]:
     """Seconds and objectives at n responses and p neurons. Takes about 2 minutes, 3 GB of memory.
 
     saga is stopped after about a minute, so its ratio is a lower bound where its objective is still
@@ -47,21 +47,23 @@ def run(seed: int = 0, n: int = 1600, p: int = 46080) -> list[Row]:
     saga, epochs = _saga(Z, y, seed)
     gap = _excess(ours, liblinear)
     return [
-        Row(name="jit_warmup_s", value=compiled, unit="s", note="once a process, not in skglm_s"),
-        Row(
+        BenchRow(
+            name="jit_warmup_s", value=compiled, unit="s", note="once a process, not in skglm_s"
+        ),
+        BenchRow(
             name="skglm_s",
             value=ours.seconds,
             unit="s",
             note=f"C = {_C}, {ours.n_nonzero} of {p} weights non-zero, median of {_REPEATS} fits",
         ),
-        Row(
+        BenchRow(
             name="speedup_over_liblinear",
             value=liblinear.seconds / ours.seconds,
             unit="x",
             goal=">= 5",
             note=f"liblinear took {liblinear.seconds:.1f} s",
         ),
-        Row(
+        BenchRow(
             name="speedup_over_saga",
             value=saga.seconds / ours.seconds,
             unit="x",
@@ -69,7 +71,7 @@ def run(seed: int = 0, n: int = 1600, p: int = 46080) -> list[Row]:
             note=f"saga was stopped after {epochs} epochs, {saga.seconds:.1f} s, its objective "
             f"{_excess(saga, ours):+.2%} from skglm's: a lower bound if that is above",
         ),
-        Row(
+        BenchRow(
             name="objective_gap_relative",
             value=gap,
             unit="relative",

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from harness.bench.base import Row, bench, seconds_of
-from harness.progress import Task
+from harness.bench.base import BenchRow, bench, seconds_of
 from harness.stages import uncertainty
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
-from hq.neurons import ModelIdentity
+from harness.store.progress import Task
+from hq.backends.transformers.backend import TorchBackend
+from hq.neurons.neuron_set import ModelIdentity
+from hq.neurons.prompt_response import PromptResponse
 
 _SHAPE = {
     "vocab_size": 262_144,
@@ -49,40 +49,40 @@ class _Cost(NamedTuple):
 
 
 @bench("logits")
-def run(seed: int = 0, texts: int = 64, shape: dict[str, int] = _SHAPE) -> list[Row]:
+def run(seed: int = 0, texts: int = 64, shape: dict[str, int] = _SHAPE) -> list[BenchRow]:
     """Times as ratios to that of a trace of the same texts. Takes about 2 minutes, 2 GB."""
     spawned = get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawned) as pool:
         cost = pool.submit(_measured, seed, texts, shape).result()
     note = f"{texts} answers and {texts} texts, vocabulary {shape['vocab_size']:,}"
     return [
-        Row(
+        BenchRow(
             name="logits_over_trace",
             value=cost.reference / cost.trace,
             unit="x",
             goal="<= 4",
             note=f"{note}; the trace takes {cost.trace:.1f} s",
         ),
-        Row(
+        BenchRow(
             name="logits_over_trace_with_divergence",
             value=cost.variant / cost.trace,
             unit="x",
             note="the reference's logits of the texts are computed again from its hidden states",
         ),
-        Row(
+        BenchRow(
             name="peak_extra_mib",
             value=cost.extra_mib,
             unit="MiB",
             goal="<= 1024",
             note="resident memory less what the loaded model has; a memory-mapped head counts",
         ),
-        Row(
+        BenchRow(
             name="reference_stored_mib",
             value=cost.stored_mib,
             unit="MiB",
             note="head and hidden states; the head has the same size for any number of texts",
         ),
-        Row(
+        BenchRow(
             name="largest_divergence_from_itself",
             value=cost.divergence,
             unit="nats",
@@ -137,14 +137,14 @@ def _backend(folder: Path, shape: dict[str, int]) -> TorchBackend:
     return TorchBackend(folder, "fp16", device="cpu", model_identity=identity)
 
 
-def _exchanges(seed: int, count: int, vocabulary: int) -> list[Exchange]:
+def _exchanges(seed: int, count: int, vocabulary: int) -> list[PromptResponse]:
     """Random texts of the lengths of short questions and answers."""
     rng = np.random.default_rng(seed)
 
     def draw(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.integers(vocabulary, size=rng.integers(low, high)).tolist())
 
-    return [Exchange(draw(8, 20), draw(2, 10)) for _ in range(count)]
+    return [PromptResponse(draw(8, 20), draw(2, 10)) for _ in range(count)]
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from harness.bench import monitor_torch
-from harness.bench.base import Row, bench
+from harness.bench.base import BenchRow, bench
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
-from harness.embedded import NAME
-from harness.sources import gguf_of
-from hq.backends.llamacpp import LlamaBackend
-from hq.llama.library import library
-from hq.llama.model import Context
+from harness.models.embedded import NAME
+from harness.models.sources import gguf_of
+from hq.backends.llamacpp.backend import LlamaBackend
+from hq.llamacpp.library import library
+from hq.llamacpp.model import Context
 
 _LAYERS = 5
 _WATCHED = 8  # neurons a layer
@@ -23,7 +23,7 @@ _LIMITS = {"decode_ratio_5_layers": "<= 1.01", "decode_ratio_all_layers": "<= 1.
 
 
 @bench("monitor")
-def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[Row]:
+def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[BenchRow]:
     """One-token decodes of the embedded Q4_1 file on one thread. Takes about 4 minutes."""
     rng = np.random.default_rng(seed)
     with LlamaBackend(gguf_of(model), threads=1) as backend, ExitStack() as stack:
@@ -32,7 +32,7 @@ def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[Row]:
         times = in_turns(contexts, ids, rounds, rng)
     plain = times.pop("plain")
     rows = [
-        Row(
+        BenchRow(
             name=f"decode_ratio_{name}",
             value=typical(seconds) / typical(plain),
             unit="x",
@@ -45,7 +45,7 @@ def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[Row]:
     p99 = f"{1e3 * np.percentile(plain, 99):.2f} ms without a callback; {by_copy(plain)} median"
     return [
         *rows,
-        Row(name="added_p99_ms", value=float(added), unit="ms", goal="<= 1", note=p99),
+        BenchRow(name="added_p99_ms", value=float(added), unit="ms", goal="<= 1", note=p99),
         *monitor_torch.rows(model, ids[:PROMPT], ids[PROMPT:], rounds, rng),
     ]
 

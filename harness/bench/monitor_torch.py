@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from transformers.generation.streamers import BaseStreamer
 
-from harness.bench.base import Row
-from harness.sources import resolve_model
-from hq.backends.torch import TorchBackend
-from hq.backends.torch_hooks import DownHooks
+from harness.bench.base import BenchRow
+from harness.models.sources import resolve_model
+from hq.backends.transformers.backend import TorchBackend
+from hq.backends.transformers.hooks import DownHooks
 from hq.monitor import TorchMonitor
-from hq.neurons import Neuron, NeuronSet
+from hq.neurons.neuron_set import Neuron, NeuronSet
 
 _LAYERS = 5
 _WATCHED = 8  # neurons a layer
@@ -22,7 +22,9 @@ _WATCHED = 8  # neurons a layer
 Ids = Int[np.ndarray, " token"]
 
 
-def rows(model: str, prompt: Ids, text: Ids, rounds: int, rng: np.random.Generator) -> list[Row]:
+def rows(
+    model: str, prompt: Ids, text: Ids, rounds: int, rng: np.random.Generator
+) -> list[BenchRow]:
     """At fp16 on a CPU: answers to `prompt` that are as long as `text`, and `text` itself."""
     with TorchBackend(resolve_model(model), "fp16", device="cpu") as backend:
         return [
@@ -33,7 +35,7 @@ def rows(model: str, prompt: Ids, text: Ids, rounds: int, rng: np.random.Generat
 
 def _some_neurons(
     backend: TorchBackend, prompt: Ids, steps: int, rounds: int, rng: np.random.Generator
-) -> list[Row]:
+) -> list[BenchRow]:
     """Greedy answers inside a monitor of 5 or all layers, and outside, in an order drawn anew."""
     count = backend.identity.n_layers
     five = sorted(rng.choice(count, min(_LAYERS, count), replace=False).tolist())
@@ -56,7 +58,7 @@ def _some_neurons(
     plain = medians.pop("plain")
     without = f"{1e3 * np.median(plain):.2f} ms without"
     return [
-        Row(
+        BenchRow(
             name=f"torch_monitor_ratio_{name}",
             value=float(np.median(seconds) / np.median(plain)),
             unit="x",
@@ -105,7 +107,7 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is not followe
         """Nothing is left to do."""
 
 
-def _all_neurons(backend: TorchBackend, prompt: Ids, text: Ids, rounds: int) -> Row:
+def _all_neurons(backend: TorchBackend, prompt: Ids, text: Ids, rounds: int) -> BenchRow:
     """The same question of a trace's hooks, which read `sum`-CETT of all neurons."""
     hooks = DownHooks(backend.downs, [torch.from_numpy(n) for n in backend.norms], ("sum",))
     decoding = backend.decoding()
@@ -125,7 +127,7 @@ def _all_neurons(backend: TorchBackend, prompt: Ids, text: Ids, rounds: int) -> 
         return time.perf_counter() - started
 
     pairs = [(seconds(False), seconds(True)) for _ in range(rounds + 1)][1:]
-    return Row(
+    return BenchRow(
         name="torch_decode_ratio_all_layers",
         value=float(np.median([watched / plain for plain, watched in pairs])),
         unit="x",

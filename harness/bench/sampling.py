@@ -6,33 +6,33 @@ from importlib.util import find_spec
 
 import torch
 
-from harness.bench.base import Row, bench
-from harness.judges import judge
-from harness.pairing import pairs
-from harness.pipeline import Pipeline
-from harness.places import cache_folder
-from harness.progress import Progress
+from harness.bench.base import BenchRow, bench
+from harness.experiments.pipeline import Pipeline
+from harness.judges.base import judge
+from harness.stages.pairing import pairs
 from harness.stages.sample import (
     CHUNK,
     Prompted,
-    Record,
+    QuestionRecord,
     batches,
     candidates,
     consistency,
     record_of,
 )
-from harness.store import Store
-from harness.study import REFERENCE, SAMPLERS, Study
+from harness.store.places import cache_folder
+from harness.store.progress import Progress
+from harness.store.store import Store
+from harness.studies.study import REFERENCE, SAMPLERS, Study
 from hq.backends.opening import max_rows
-from hq.backends.torch import TorchBackend
-from hq.sampling import Tree, sample
+from hq.backends.transformers.backend import TorchBackend
+from hq.tracing.sampling import Tree, sample
 
 _GENERATED = 16  # questions that transformers' generate answers
 _INSTALL = "llama-cpp-python is not installed: pip install 'hq[llama]'"
 
 
 @bench("sampling")
-def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
+def run(study: str = "smollm2-facts", questions: int = 384) -> list[BenchRow]:
     """Samples the study's first questions twice: with the early stops, and to the end.
 
     `token_saving` is the tokens of all n responses to every question, each counted by itself and
@@ -65,7 +65,7 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
     spent = sum(early[p.question.id].generated for p in needed)
     kept = _consistent(early)
     return [
-        Row(
+        BenchRow(
             name="token_saving",
             value=naive / spent,
             unit="x",
@@ -74,19 +74,19 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
             f"itself ÷ {spent} tokens computed for the first {len(needed)} of them, which are "
             f"asked until {quota} pairs are kept",
         ),
-        Row(
+        BenchRow(
             name="token_saving_same_questions",
             value=naive / computed,
             unit="x",
             note=f"the same {naive} tokens ÷ {computed} tokens computed for the same {len(asked)} "
             "questions, each given up at its first disagreement",
         ),
-        Row(
+        BenchRow(
             name="token_saving_by_tree_alone",
             value=naive / sum(record.generated for record in whole.values()),
             unit="x",
         ),
-        Row(
+        BenchRow(
             name="retained_set_equal",
             value=float(same_pairs and kept == _consistent(whole)),
             unit="",
@@ -94,23 +94,25 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[Row]:
             note=f"{len(kept)} consistent questions with their responses, and the "
             f"{len(kept_pairs)} pairs kept at the quota of {quota}",
         ),
-        Row(
+        BenchRow(
             name="tokens_per_second",
             value=computed / seconds,
             unit="1/s",
             note=f"{seconds:.1f} s, and {slow:.1f} s to the end of every response",
         ),
-        Row(name="questions_per_second", value=len(asked) / seconds, unit="1/s"),
+        BenchRow(name="questions_per_second", value=len(asked) / seconds, unit="1/s"),
         _over("llamacpp_over_transformers", llamacpp, theirs, "generate", ">= 3"),
         _over("llamacpp_over_torch", llamacpp, naive / slow, "hq's sampler on torch"),
     ]
 
 
-def _over(name: str, ours: float | None, theirs: float, whose: str, goal: str | None = None) -> Row:
+def _over(
+    name: str, ours: float | None, theirs: float, whose: str, goal: str | None = None
+) -> BenchRow:
     if ours is None:
-        return Row(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
+        return BenchRow(name=name, value=None, unit="x", goal=goal, note=_INSTALL)
     note = f"{ours:.0f} response tokens a second at {SAMPLERS['llamacpp']}, {theirs:.0f} by {whose}"
-    return Row(name=name, value=ours / theirs, unit="x", goal=goal, note=note)
+    return BenchRow(name=name, value=ours / theirs, unit="x", goal=goal, note=note)
 
 
 def _llamacpp(pipeline: Pipeline, asked: Sequence[Prompted]) -> float | None:
@@ -153,7 +155,7 @@ def _sample(
     asked: Sequence[Prompted],
     wanted: Callable[[Tree], bool],
     precision: str = REFERENCE,
-) -> tuple[dict[str, Record], float]:
+) -> tuple[dict[str, QuestionRecord], float]:
     """The records by question, and the seconds that sampling took, prefix included."""
     decoding, study = pipeline.backend(precision).decoding(), pipeline.study
     settings, ending = study.sampling.settings(study.seed), pipeline.ending
@@ -175,7 +177,7 @@ def _sample(
 
 
 def _until_full(
-    records: dict[str, Record], asked: Sequence[Prompted], quota: int, chunk: int
+    records: dict[str, QuestionRecord], asked: Sequence[Prompted], quota: int, chunk: int
 ) -> Sequence[Prompted]:
     """The questions that a study asks before it sees its quota full."""
     ends = range(chunk, len(asked), chunk)
@@ -183,7 +185,7 @@ def _until_full(
     return asked[: next(full, len(asked))]
 
 
-def _consistent(records: dict[str, Record]) -> dict[str, frozenset[str]]:
+def _consistent(records: dict[str, QuestionRecord]) -> dict[str, frozenset[str]]:
     """The consistent questions with their responses."""
     return {
         record.id: frozenset(response.text for response in record.responses)

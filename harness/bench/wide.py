@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
-from hq.cett import Measure, Span
-from hq.neurons import ModelIdentity
+from hq.backends.transformers.backend import TorchBackend
+from hq.neurons.cett import Measure, Span
+from hq.neurons.neuron_set import ModelIdentity
+from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import PRECISIONS
 from hq.precisions.dense import FP16
-from hq.traces import TraceWriter, describe
+from hq.tracing.traces import TraceWriter, describe
 
 _RANK = 16
 _TEXTS = 256
@@ -65,15 +65,15 @@ def _stream(seed: int, config: dict[str, int], texts: int) -> float:
         return _peak_mib() - before
 
 
-def _exchanges(seed: int, count: int, vocabulary: int) -> list[Exchange]:
+def _exchanges(seed: int, count: int, vocabulary: int) -> list[PromptResponse]:
     """Random texts: short ones fill batches by their rows, the long ones by their tokens."""
     rng = np.random.default_rng(seed)
 
     def draw(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.integers(vocabulary, size=rng.integers(low, high)).tolist())
 
-    long = [Exchange(draw(200, 210), draw(40, 46)) for _ in range(_LONG)]
-    return [Exchange(draw(8, 14), draw(2, 6)) for _ in range(count - _LONG)] + long
+    long = [PromptResponse(draw(200, 210), draw(40, 46)) for _ in range(_LONG)]
+    return [PromptResponse(draw(8, 14), draw(2, 6)) for _ in range(count - _LONG)] + long
 
 
 def _peak_mib() -> float:

@@ -11,7 +11,7 @@ from harness.cli.app import AsJson, app, out, print_json
 from hq.errors import HQError
 
 if TYPE_CHECKING:
-    from hq.bake import Record, Verification
+    from hq.suppress.bake import BakeRecord, Verification
 
 NOT_VERIFIED = 1
 T = TypeVar("T")
@@ -101,8 +101,8 @@ class _Chosen:
         """α for each H-Neuron. HQError for a set of another model, or without an H-Neuron."""
         from transformers.utils import logging
 
-        from hq.bake import require_owner
-        from hq.neurons import NeuronSet
+        from hq.neurons.neuron_set import NeuronSet
+        from hq.suppress.bake import require_owner
 
         logging.disable_progress_bar()
         found = NeuronSet.load(self.neurons)
@@ -113,14 +113,14 @@ class _Chosen:
 
 
 def _bake(model: Path, target: Path, chosen: _Chosen, alpha: float, as_json: bool) -> None:
-    from hq.bake import bake as fold
-    from hq.bake import nearest
+    from hq.suppress.bake import bake as fold
+    from hq.suppress.bake import nearest_factors
 
     factors = chosen.factors(model, alpha)
     started = time.perf_counter()
     record = fold(model, target, factors)
     seconds = time.perf_counter() - started
-    closest = alpha if record.exact else nearest(model, factors)[alpha]
+    closest = alpha if record.exact else nearest_factors(model, factors)[alpha]
     if as_json:
         print_json(_summary(record, target) | {"seconds": seconds, "nearest_exact": closest})
         return
@@ -134,7 +134,7 @@ def _bake(model: Path, target: Path, chosen: _Chosen, alpha: float, as_json: boo
 
 
 def _undo(baked: Path, target: Path, as_json: bool) -> None:
-    from hq.bake import undo as restore
+    from hq.suppress.bake import undo as restore
 
     record = restore(baked, target)
     if as_json:
@@ -146,8 +146,8 @@ def _undo(baked: Path, target: Path, as_json: bool) -> None:
 def _verify(
     baked: Path, original: Path, chosen: _Chosen, alpha: float | None, as_json: bool
 ) -> None:
-    from hq.bake import read_record
-    from hq.bake import verify as compare
+    from hq.suppress.bake import read_record
+    from hq.suppress.bake import verify as compare
 
     wanted = read_record(baked).neurons[0].alpha if alpha is None else alpha
     found = compare(baked, original, chosen.factors(original, wanted))
@@ -162,18 +162,18 @@ def _verify(
 
 def _model(name: str) -> Path:
     """The file or folder that a model's name stands for."""
-    from harness.sources import gguf_or_none
-    from hq.checkpoint import resolve
+    from harness.models.sources import gguf_or_none
+    from hq.models.checkpoint import resolve
 
     return gguf_or_none(name) or resolve(name)
 
 
-def _summary(record: "Record", target: Path) -> dict[str, object]:
+def _summary(record: "BakeRecord", target: Path) -> dict[str, object]:
     neurons = [scaled.model_dump() for scaled in record.neurons]
     return {"target": str(target), "neurons": neurons, "exact": record.exact}
 
 
-def _said(record: "Record") -> str:
+def _said(record: "BakeRecord") -> str:
     layers = len({scaled.layer for scaled in record.neurons})
     return (
         f"α = {record.neurons[0].alpha:g} baked into {len(record.neurons)} H-Neurons of {layers} "

@@ -9,8 +9,8 @@ from rich.markdown import Markdown
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 
 if TYPE_CHECKING:
-    from hq.bundle import Bundle
-    from hq.stats import Estimate
+    from hq.monitor.bundle import Bundle
+    from hq.stats.bootstrap import Estimate
 
 bundle_app = typer.Typer(
     no_args_is_help=True,
@@ -44,12 +44,12 @@ def make(
     split, for all questions and for each relation that has enough, so that at most the given share
     of right answers is flagged; the test split then says what they do.
     """
-    from harness.bundling import Run
-    from harness.bundling import make as make_bundle
-    from harness.progress import Progress
-    from harness.sources import gguf_of
-    from hq.backends.llamacpp import LlamaBackend
-    from hq.bundle import Bundle
+    from harness.deploy.bundling import Run
+    from harness.deploy.bundling import make as make_bundle
+    from harness.models.sources import gguf_of
+    from harness.store.progress import Progress
+    from hq.backends.llamacpp.backend import LlamaBackend
+    from hq.monitor.bundle import Bundle
 
     found = Run.open(run)
     with (
@@ -69,9 +69,9 @@ def verify(
     ] = None,
 ) -> None:
     """Check every byte of a bundle, and that a model file is the one it was validated on."""
-    from harness.sources import gguf_of
-    from hq.bundle import Bundle
+    from harness.models.sources import gguf_of
     from hq.gguf.file import GGUFFile
+    from hq.monitor.bundle import Bundle
 
     bundle = Bundle.load(folder)
     if gguf is not None:
@@ -85,7 +85,7 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     """A bundle's model card; with --json what its files say."""
     from pydantic import TypeAdapter
 
-    from hq.bundle import Bundle, Domain, Facts, Validation
+    from hq.monitor.bundle import Bundle, BundleFacts, Domain, Validation
 
     bundle = Bundle.load(folder)
     if not as_json:
@@ -94,7 +94,7 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     domains = TypeAdapter(dict[str, Domain]).dump_python(dict(bundle.domains), mode="json")
     print_json(
         {"digest": bundle.digest}
-        | TypeAdapter(Facts).dump_python(bundle.facts, mode="json")
+        | TypeAdapter(BundleFacts).dump_python(bundle.facts, mode="json")
         | {"domains": domains}
         | {"validation": TypeAdapter(Validation).dump_python(bundle.validation, mode="json")}
         | {"neurons": bundle.neurons.model_dump(mode="json")}

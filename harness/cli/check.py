@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from harness.check.regress import as_frame
+from harness.check.regress import compare as differences_between
 from harness.cli.app import AsJson, app, err, out, print_json
-from harness.regress import as_frame
-from harness.regress import compare as differences_between
 
 
 @app.command()
@@ -27,7 +27,7 @@ def check(
     committed rows of precisions that the run does not have, where all else is the same.
     """
     if accepting:
-        from harness.acceptance import accept
+        from harness.check.acceptance import accept
 
         accept(run, against)
         err.print(f"{against} now holds the tables of {run}.")
@@ -48,7 +48,7 @@ def check(
 
 def _redraw(folder: Path) -> None:
     """Draws a picture that is there anew, or says how to: it shows the tables from before."""
-    from harness.picture import PICTURE_FILE, draw
+    from harness.tables.picture import PICTURE_FILE, draw
 
     picture = folder / PICTURE_FILE
     if picture.exists() and find_spec("matplotlib") is None:

@@ -12,7 +12,7 @@ from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 from hq.errors import HQError
 
 if TYPE_CHECKING:
-    from harness.progress import Progress
+    from harness.store.progress import Progress
     from hq.backends.base import Backend
 
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all that is drawn.")]
@@ -43,11 +43,11 @@ def trace(
     quiet: Quiet = False,
 ) -> None:
     """CETT of every neuron over the samples' token ids, at one precision."""
-    from harness.progress import Progress
-    from harness.samples import read_samples
+    from harness.stages.samples import read_samples
     from harness.stages.trace import trace as trace_stage
-    from hq.cett import MEASURES, SPANS
-    from hq.traces import INFO_FILE
+    from harness.store.progress import Progress
+    from hq.neurons.cett import MEASURES, SPANS
+    from hq.tracing.traces import INFO_FILE
 
     if (into / INFO_FILE).exists():
         raise HQError(f"{into} holds a finished trace already: name another folder.")
@@ -81,11 +81,11 @@ def identify(
     ] = "",
 ) -> None:
     """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
-    from harness.samples import read_samples, require_separate
     from harness.stages.identify import NEURONS_FILE, find_neurons
-    from harness.study import IdentifySection
-    from hq.neurons import NeuronSet
-    from hq.traces import Traces
+    from harness.stages.samples import read_samples, require_separate
+    from harness.studies.study import IdentifySection
+    from hq.neurons.neuron_set import NeuronSet
+    from hq.tracing.traces import Traces
 
     options: dict[str, object] = {"cett": cett, "tokens": tokens, "labels": labels}
     options |= {"folds": folds, "max_fraction": max_fraction}
@@ -107,13 +107,13 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """The frozen probe at another precision: detection, controls and fidelity."""
-    from harness.samples import read_samples, require_origin, require_separate
-    from harness.stages.compare import Comparison
+    from harness.experiments.detect.compare import Comparison
     from harness.stages.identify import NEURONS_FILE, find_neurons
-    from harness.study import CompareSection, IdentifySection
-    from harness.tables import markdown
-    from hq.neurons import NeuronSet
-    from hq.traces import Traces
+    from harness.stages.samples import read_samples, require_origin, require_separate
+    from harness.studies.study import CompareSection, IdentifySection
+    from harness.tables.files import markdown
+    from hq.neurons.neuron_set import NeuronSet
+    from hq.tracing.traces import Traces
 
     chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
     require_separate(chosen)
@@ -137,12 +137,12 @@ def _opened(model: str, precision: str, source: str, progress: "Progress") -> "B
 
     Raises HQError where they are not that checkpoint's.
     """
-    from harness.sources import resolve_model, source_of
+    from harness.models.sources import resolve_model, source_of
     from harness.stages import mapping
     from hq.backends.opening import open_backend
-    from hq.backends.torch import TorchBackend
-    from hq.checkpoint import identity
-    from hq.ffn import of_checkpoint
+    from hq.backends.transformers.backend import TorchBackend
+    from hq.models.checkpoint import identity
+    from hq.models.ffn_weights import of_checkpoint
     from hq.precisions.packed import UNCHECKED, mark_unchecked, recipe_of
 
     path = source_of(model, precision)

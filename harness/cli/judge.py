@@ -29,12 +29,12 @@ def compare(
 
     The responses are those that label the study; what was not sampled yet is sampled first.
     """
-    from harness.judge_comparison import compared, said_in
-    from harness.judges import judge
-    from harness.pipeline import Pipeline
-    from harness.places import cache_folder
-    from harness.progress import Progress
-    from harness.store import Store
+    from harness.experiments.judge_comparison import compared, said_in
+    from harness.experiments.pipeline import Pipeline
+    from harness.judges.base import judge
+    from harness.store.places import cache_folder
+    from harness.store.progress import Progress
+    from harness.store.store import Store
 
     plan = planned(study, model, None, questions)
     other = judge(second)

@@ -9,7 +9,7 @@ from harness.cli.app import app, err
 from hq.errors import HQError
 
 if TYPE_CHECKING:
-    from hq.neurons import NeuronSet
+    from hq.neurons.neuron_set import NeuronSet
 
 
 @app.command()
@@ -40,7 +40,7 @@ def lora(
     it for the very file that it runs with. A dense checkpoint gets a PEFT folder,
     for transformers and vLLM.
     """
-    from harness.sources import gguf_or_none
+    from harness.models.sources import gguf_or_none
 
     if into.exists():
         raise HQError(f"{into} is there already: name another, or remove it.")
@@ -59,8 +59,8 @@ def lora(
 
 def _of_gguf(model: Path, neurons: Path, alpha: float, into: Path) -> "NeuronSet":
     from hq.gguf.file import GGUFFile
-    from hq.lora.gguf import write
-    from hq.neurons import NeuronSet
+    from hq.neurons.neuron_set import NeuronSet
+    from hq.suppress.lora.gguf import write
 
     base = GGUFFile(model)
     _require_unbaked(model)
@@ -70,9 +70,9 @@ def _of_gguf(model: Path, neurons: Path, alpha: float, into: Path) -> "NeuronSet
 
 
 def _of_checkpoint(model: str, neurons: Path, alpha: float, into: Path) -> "NeuronSet":
-    from hq.checkpoint import identity, resolve
-    from hq.lora.peft import require_dense, write
-    from hq.neurons import NeuronSet
+    from hq.models.checkpoint import identity, resolve
+    from hq.neurons.neuron_set import NeuronSet
+    from hq.suppress.lora.peft import require_dense, write
 
     path = resolve(model)
     _require_unbaked(path)
@@ -84,9 +84,9 @@ def _of_checkpoint(model: str, neurons: Path, alpha: float, into: Path) -> "Neur
 
 def _require_unbaked(path: Path) -> None:
     """HQError for a model into which α was baked: the adapter's would come on top."""
-    from hq.bake.baking import opened
+    from hq.suppress.bake.baking import open_target
 
-    if opened(path).record is not None:
+    if open_target(path).record is not None:
         raise HQError(f"{path} has α baked in already: `hq bake --undo` it first.")
 
 

@@ -16,10 +16,10 @@ from hq.errors import HQError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.gguf_tokenizer import GGUFTokenizer
+    from harness.models.gguf_tokenizer import GGUFTokenizer
     from hq.gguf.file import GGUFFile
     from hq.monitor import Step
-    from hq.neurons import NeuronSet
+    from hq.neurons.neuron_set import NeuronSet
 
 Lines = Annotated[bool, typer.Option("--json", help="Print one JSON object a token, a line each.")]
 
@@ -50,12 +50,12 @@ def monitor(
 
     Green tokens speak for a right answer, red ones for a hallucinated one.
     """
-    from harness import prompts
-    from harness.gguf_tokenizer import GGUFTokenizer
-    from harness.sources import gguf_of
-    from hq.backends.llamacpp import LlamaBackend
-    from hq.monitor import Monitor
-    from hq.sampling import Ending
+    from harness.models.gguf_tokenizer import GGUFTokenizer
+    from harness.models.sources import gguf_of
+    from harness.scenarios import prompts
+    from hq.backends.llamacpp.backend import LlamaBackend
+    from hq.monitor import LlamaMonitor
+    from hq.tracing.sampling import StopCriteria
 
     with LlamaBackend(gguf_of(gguf), threads=threads, n_gpu_layers=gpu_layers) as backend:
         found, threshold = _watched(neurons, bundle, domain, backend.file)
@@ -63,10 +63,10 @@ def monitor(
         asked = prompts.form(form or str(found.provenance.get("prompt", "chat")))
         ids = asked.encode(tokenizer, question)
         stops = asked.stop_ids(tokenizer)
-        ending = Ending(stops, asked.stop_strings, tokenizer.decode)
+        ending = StopCriteria(stops, asked.stop_strings, tokenizer.decode)
         places = [(neuron.layer, neuron.index) for neuron in found.positive]
         with (
-            Monitor(backend, found, len(ids) + max_new_tokens) as watching,
+            LlamaMonitor(backend, found, len(ids) + max_new_tokens) as watching,
             backend.scale(dict.fromkeys(places, alpha) if alpha != 1 else {}),
         ):
             steps = watching.answer(ids, ending, max_new_tokens)
@@ -81,8 +81,8 @@ def _watched(
 
     Raises HQError where not one of the two is given, or it is of another model, or file.
     """
-    from hq.bundle import Bundle
-    from hq.neurons import NeuronSet
+    from hq.monitor.bundle import Bundle
+    from hq.neurons.neuron_set import NeuronSet
 
     if neurons is not None and bundle is None:
         found = NeuronSet.load(neurons, file.identity)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from harness.cli.app import AsJson, app, out, print_json
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 
 neurons_app = typer.Typer(no_args_is_help=True, help="Look at NeuronSet files.")
 app.add_typer(neurons_app, name="neurons")

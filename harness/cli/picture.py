@@ -14,7 +14,7 @@ def picture(
     into: Annotated[Path, typer.Option(help="The file; its ending (svg, png, pdf) is its format.")],
 ) -> None:
     """Draw the AUROC of the probe and of every control at each precision."""
-    from harness.picture import draw
+    from harness.tables.picture import draw
 
     draw(run, into)
     err.print(f"Drawn: {into}")

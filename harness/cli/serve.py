@@ -45,6 +45,7 @@ def serve(
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise HQError(f"Serving needs {missing[0]}: pip install 'hq[serve]'.")
+    from harness.models.sources import gguf_of
     from harness.serve.access import LOCAL, Keys, is_local
     from harness.serve.audit import AuditLog
     from harness.serve.model import ServedModel
@@ -52,8 +53,7 @@ def serve(
     from harness.serve.server import bound
     from harness.serve.server import serve as run
     from harness.serve.service import Service
-    from harness.sources import gguf_of
-    from hq.bundle import Bundle
+    from hq.monitor.bundle import Bundle
 
     keys = Keys.load(api_key_file)
     if not keys and not is_local(host):

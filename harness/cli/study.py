@@ -9,7 +9,7 @@ from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 from hq.errors import HQError
 
 if TYPE_CHECKING:
-    from harness.study import Study
+    from harness.studies.study import Study
 
 study_app = typer.Typer(no_args_is_help=True, help="Run a study: model × precisions × scenario.")
 app.add_typer(study_app, name="study")
@@ -34,7 +34,7 @@ def planned(
     name: str, model: str | None, precisions: str | None, questions: Path | None
 ) -> "Study":
     """The study of that name with the options that commands share."""
-    from harness.study import Study
+    from harness.studies.study import Study
 
     plan = Study.load(name).changed(
         model=model, precisions=None if precisions is None else tuple(precisions.split(","))
@@ -71,12 +71,12 @@ def run(
     A killed run goes on where it was: every stage's output is kept under the hash of its inputs,
     and only what a change touches is computed again.
     """
-    from harness.outcome import summary, write
-    from harness.pipeline import Pipeline
-    from harness.places import cache_folder
-    from harness.progress import Progress
-    from harness.store import Store
-    from harness.study import SamplingSection
+    from harness.experiments.detect.outcome import summary, write
+    from harness.experiments.pipeline import Pipeline
+    from harness.store.places import cache_folder
+    from harness.store.progress import Progress
+    from harness.store.store import Store
+    from harness.studies.study import SamplingSection
 
     plan = planned(study, model, precisions, questions)
     if sampler is not None:

@@ -37,11 +37,11 @@ def survival(
     change of its rank. Every prediction is for a layer and a precision that the fit has not seen.
     What the study lacks is computed first.
     """
-    from harness.pipeline import Pipeline
-    from harness.places import cache_folder
-    from harness.progress import Progress
-    from harness.store import Store
-    from harness.survival import summary, surviving, write
+    from harness.experiments.pipeline import Pipeline
+    from harness.experiments.survival.survival import summary, surviving, write
+    from harness.store.places import cache_folder
+    from harness.store.progress import Progress
+    from harness.store.store import Store
 
     plan = planned(study, model, precisions, questions)
     folder = tables_folder(into, f"{plan.name}-survival")

@@ -57,15 +57,15 @@ def sweep(
     The study's neurons are found first, if they were not yet. Every response is kept: another α,
     scenario or precision asks only what was not asked before.
     """
-    from harness.forecast import forecast
-    from harness.pipeline import Pipeline
-    from harness.places import cache_folder
-    from harness.progress import Progress
+    from harness.experiments.pipeline import Pipeline
+    from harness.experiments.sweep.forecast import forecast
+    from harness.experiments.sweep.outcome import summary, write
+    from harness.experiments.sweep.steering import Steering
     from harness.scenarios import BEHAVIOURS
-    from harness.steering import Steering
-    from harness.store import Store
-    from harness.study import SweepSection
-    from harness.sweep_outcome import summary, write
+    from harness.store.places import cache_folder
+    from harness.store.progress import Progress
+    from harness.store.store import Store
+    from harness.studies.study import SweepSection
 
     plan = planned(study, model, precisions, questions)
     given = {

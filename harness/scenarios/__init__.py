@@ -1,5 +1,6 @@
 """Questions to ask a model. Importing this package registers every scenario."""
 
+from harness.judges.base import Question
 from harness.scenarios import (
     facts,
     faitheval,
@@ -10,7 +11,7 @@ from harness.scenarios import (
     qa,
     sycophancy,
 )
-from harness.scenarios.base import SCENARIOS, Question, Questions, load, register
+from harness.scenarios.base import SCENARIOS, Questions, load, register
 from harness.scenarios.trials import BEHAVIOURS, Behaviour, Outcome, Trial
 
 __all__ = [

@@ -1,35 +1,15 @@
 """What a scenario is: a named loader of questions that have short, checkable answers."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from inspect import signature
 from typing import Annotated
 
 from pydantic import Field, ValidationError, validate_call
 
+from harness.judges.base import Question
 from harness.scenarios.rows import SetAside
 from hq.errors import HQError
 from hq.registry import Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One question. `entities` are what train and test must not share; `aliases[0]` is the answer.
-
-    `distractors` are wrong answers of the same type, none of them an alias of the truth.
-    """
-
-    id: str
-    question: str
-    aliases: tuple[str, ...]
-    relation: str
-    entities: tuple[str, ...]
-    distractors: tuple[str, ...] = ()
-
-    @property
-    def wording(self) -> str:
-        """What is asked."""
-        return self.question
 
 
 class Questions(list[Question]):

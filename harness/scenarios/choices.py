@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
+from harness.judges.base import Question
 from harness.scenarios import rows
-from harness.scenarios.base import Question
-from harness.scenarios.rows import Row
+from harness.scenarios.rows import SourceRow
 from harness.scenarios.statements import sample
 from harness.scenarios.trials import draw
 from hq.errors import HQError
@@ -72,14 +72,14 @@ def _read(source: str) -> Iterator[Choice]:
         yield _of_row(where, f"choices:{rows.identity(where, row, number)}", row)
 
 
-def _options(row: Row) -> Iterator[str]:
+def _options(row: SourceRow) -> Iterator[str]:
     """The choices, each of them one text."""
     choices = rows.parsed(row.get("choices"))
     for choice in choices if isinstance(choices, list | tuple) else ():
         yield from list(rows.texts(choice))[:1]
 
 
-def _of_row(where: str, id: str, row: Row) -> Choice:
+def _of_row(where: str, id: str, row: SourceRow) -> Choice:
     question = rows.text(where, row, "question")
     options = rows.whole(where, _options(row))
     if len(options) != len(LETTERS):

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from functools import cache
 from random import Random
 
-from harness.scenarios.base import Limit, Question, register
+from harness.judges.base import Question
+from harness.judges.text import contains, normalise
+from harness.scenarios.base import Limit, register
 from harness.scenarios.facts_relations import RELATIONS, Fact
-from harness.text import contains, normalise
 
 DISTRACTORS = 5
 CONFUSABLE = 3  # of those, so many at most are names that contain the answer's

@@ -37,21 +37,21 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
+class FactRelation:
     """How facts of one relation come about, and the type of their answers."""
 
     facts: Callable[[], Iterator[Fact]]
     answers: str
 
 
-RELATIONS: Registry[Relation] = Registry("relation")
+RELATIONS: Registry[FactRelation] = Registry("relation")
 
 
 def _relation(
     name: str, answers: str
 ) -> Callable[[Callable[[], Iterator[Fact]]], Callable[[], Iterator[Fact]]]:
     def enter(facts: Callable[[], Iterator[Fact]]) -> Callable[[], Iterator[Fact]]:
-        RELATIONS.add(name, Relation(facts, answers))
+        RELATIONS.add(name, FactRelation(facts, answers))
         return facts
 
     return enter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class NameRule:
     """For `field` of the country with the ISO code `key` (or of the entry with that name)."""
 
     field: str
@@ -18,15 +18,15 @@ class Rule:
     reason: str
 
 
-def _drop(field: str, keys: str, reason: str) -> tuple[Rule, ...]:
-    return tuple(Rule(field, key, None, reason) for key in keys.split("|"))
+def _drop(field: str, keys: str, reason: str) -> tuple[NameRule, ...]:
+    return tuple(NameRule(field, key, None, reason) for key in keys.split("|"))
 
 
-def _replace(field: str, values: dict[str, str], reason: str) -> tuple[Rule, ...]:
-    return tuple(Rule(field, key, value, reason) for key, value in values.items())
+def _replace(field: str, values: dict[str, str], reason: str) -> tuple[NameRule, ...]:
+    return tuple(NameRule(field, key, value, reason) for key, value in values.items())
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[NameRule, ...] = (
     # entries of countryinfo, by their name there
     *_drop("entry", "Myanmar", "second entry for MM, without the provinces of Burma's"),
     *_drop("entry", "Holy See (Vatican City State)", "second entry for VA"),
@@ -35,22 +35,22 @@ RULES: tuple[Rule, ...] = (
     *_drop("entry", "Serbia and Montenegro", "dissolved in 2006"),
     *_drop("entry", "Scotland|Wales", "parts of GB, without an ISO code of their own"),
     # names
-    Rule("name", "MM", "Myanmar", "renamed in 1989"),
-    Rule("name", "MK", "North Macedonia", "renamed in 2019"),
-    Rule("name", "SZ", "Eswatini", "renamed in 2018"),
-    Rule("name", "VA", "Vatican City", "the short name"),
-    Rule("name", "FM", "Micronesia", "the short name"),
-    Rule("name", "VG", "British Virgin Islands", "the entry's name is a catalogue's inversion"),
-    Rule("name", "VI", "United States Virgin Islands", "a catalogue's inversion"),
-    Rule("name", "MF", "Saint Martin", "the short name"),
-    Rule("name", "SX", "Sint Maarten", "the short name"),
+    NameRule("name", "MM", "Myanmar", "renamed in 1989"),
+    NameRule("name", "MK", "North Macedonia", "renamed in 2019"),
+    NameRule("name", "SZ", "Eswatini", "renamed in 2018"),
+    NameRule("name", "VA", "Vatican City", "the short name"),
+    NameRule("name", "FM", "Micronesia", "the short name"),
+    NameRule("name", "VG", "British Virgin Islands", "the entry's name is a catalogue's inversion"),
+    NameRule("name", "VI", "United States Virgin Islands", "a catalogue's inversion"),
+    NameRule("name", "MF", "Saint Martin", "the short name"),
+    NameRule("name", "SX", "Sint Maarten", "the short name"),
     # capitals
-    Rule("capital", "BI", "Gitega", "moved from Bujumbura in 2019"),
-    Rule("capital", "KZ", "Astana", "Nur-Sultan was renamed back in 2022"),
-    Rule("capital", "SM", "San Marino", "the entry writes City of San Marino"),
-    Rule("capital", "SZ", "Mbabane", "Lobamba is the seat of the king and parliament only"),
-    Rule("capital", "LK", "Sri Jayawardenepura Kotte", "Colombo is the commercial capital"),
-    Rule("capital", "MP", "Capitol Hill", "Saipan is the island, not the town"),
+    NameRule("capital", "BI", "Gitega", "moved from Bujumbura in 2019"),
+    NameRule("capital", "KZ", "Astana", "Nur-Sultan was renamed back in 2022"),
+    NameRule("capital", "SM", "San Marino", "the entry writes City of San Marino"),
+    NameRule("capital", "SZ", "Mbabane", "Lobamba is the seat of the king and parliament only"),
+    NameRule("capital", "LK", "Sri Jayawardenepura Kotte", "Colombo is the commercial capital"),
+    NameRule("capital", "MP", "Capitol Hill", "Saipan is the island, not the town"),
     *_drop("capital", "IL|PS|EH", "contested"),
     *_drop("capital", "BO|ZA", "several seats, each called the capital"),
     *_drop("capital", "GQ", "moved to Ciudad de la Paz by decree in 2026; sources disagree"),
@@ -60,25 +60,25 @@ RULES: tuple[Rule, ...] = (
     *_drop("capital", "BQ", "three islands, three towns in one entry"),
     *_drop("capital", "VA", "a city state; the entry is a list"),
     # currencies, by the unit that CURRENCY_UNITS names
-    Rule("currency", "BY", "BYN", "BYR was replaced in 2016"),
-    Rule("currency", "MR", "MRU", "MRO was replaced in 2018"),
-    Rule("currency", "ST", "STN", "STD was replaced in 2018"),
-    Rule("currency", "VE", "VES", "VEF was replaced in 2018"),
-    Rule("currency", "ZM", "ZMW", "ZMK was replaced in 2013"),
-    Rule("currency", "SL", "SLE", "SLL was replaced in 2022"),
-    Rule("currency", "HR", "EUR", "the euro replaced HRK in 2023"),
-    Rule("currency", "BG", "EUR", "the euro replaced BGN in 2026"),
-    Rule("currency", "SV", "USD", "SVC has not been issued since 2001"),
-    Rule("currency", "CU", "CUP", "CUC was abolished in 2021"),
-    Rule("currency", "CL", "CLP", "CLF is a unit of account"),
-    Rule("currency", "UY", "UYU", "UYI is a unit of account"),
-    Rule("currency", "BO", "BOB", "BOV is a unit of account"),
-    Rule("currency", "CH", "CHF", "CHE and CHW are units of account"),
-    Rule("currency", "US", "USD", "USN and USS are units of account"),
+    NameRule("currency", "BY", "BYN", "BYR was replaced in 2016"),
+    NameRule("currency", "MR", "MRU", "MRO was replaced in 2018"),
+    NameRule("currency", "ST", "STN", "STD was replaced in 2018"),
+    NameRule("currency", "VE", "VES", "VEF was replaced in 2018"),
+    NameRule("currency", "ZM", "ZMW", "ZMK was replaced in 2013"),
+    NameRule("currency", "SL", "SLE", "SLL was replaced in 2022"),
+    NameRule("currency", "HR", "EUR", "the euro replaced HRK in 2023"),
+    NameRule("currency", "BG", "EUR", "the euro replaced BGN in 2026"),
+    NameRule("currency", "SV", "USD", "SVC has not been issued since 2001"),
+    NameRule("currency", "CU", "CUP", "CUC was abolished in 2021"),
+    NameRule("currency", "CL", "CLP", "CLF is a unit of account"),
+    NameRule("currency", "UY", "UYU", "UYI is a unit of account"),
+    NameRule("currency", "BO", "BOB", "BOV is a unit of account"),
+    NameRule("currency", "CH", "CHF", "CHE and CHW are units of account"),
+    NameRule("currency", "US", "USD", "USN and USS are units of account"),
     *_drop("currency", "ZW", "the dollar and ZiG side by side since 2024"),
     *_drop("currency", "BT|HT|LS|NA|PA|EH", "several currencies are legal tender"),
     # calling codes
-    Rule("calling_code", "KZ", "7", "76 and 77 are ranges within +7"),
+    NameRule("calling_code", "KZ", "7", "76 and 77 are ranges within +7"),
     *_drop("calling_code", "VA", "+379 is reserved, calls go through Italy"),
     *_drop("calling_code", "DO|JM", "several codes"),
     # continents

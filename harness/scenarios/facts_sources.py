@@ -9,6 +9,7 @@ from hashlib import blake2b
 from importlib import import_module
 from typing import Any
 
+from harness.judges.text import normalise
 from harness.scenarios.facts_names import (
     CAPITAL_ALIASES,
     COUNTRY_ALIASES,
@@ -17,7 +18,6 @@ from harness.scenarios.facts_names import (
     WITH_ARTICLE,
 )
 from harness.scenarios.facts_rules import NO_CITY, is_telling, kept, ruled
-from harness.text import normalise
 from hq.errors import HQError
 
 # Of each country at most so many, or a few large countries would be most of the questions.

@@ -6,14 +6,14 @@ Embedded: a wrong answer of `facts`, stated. A file has rows `id, question, cont
 import re
 from collections.abc import Iterable, Iterator
 
-from harness.answers import answer_line
-from harness.claims import asserts
-from harness.phrases import UNCERTAIN
+from harness.judges.answers import answer_line
+from harness.judges.claims import asserts
+from harness.judges.phrases import UNCERTAIN
+from harness.judges.text import contains, normalise
 from harness.scenarios import rows
-from harness.scenarios.rows import Row
+from harness.scenarios.rows import SourceRow
 from harness.scenarios.statements import stated
 from harness.scenarios.trials import Behaviour, Outcome, Trial, enter, read_trials
-from harness.text import contains, normalise
 
 CONTEXT_WORDS = 150  # a longer context is cut at the end of a sentence
 _AGREED = "Current reference works agree on this."
@@ -37,7 +37,7 @@ def _embedded(seed: int) -> Iterator[Trial]:
         )
 
 
-def _read(where: str, id: str, row: Row) -> Iterator[Trial]:
+def _read(where: str, id: str, row: SourceRow) -> Iterator[Trial]:
     """No trial where no context short enough has the target, or where the question has it."""
     question, context, gold, target = (
         " ".join(rows.text(where, row, field).split())

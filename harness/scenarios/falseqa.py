@@ -7,9 +7,9 @@ has rows `question, false_premise`: 1 keeps the row, 0 drops it.
 from collections.abc import Iterable, Iterator
 from random import Random
 
-from harness.claims import asserts
-from harness.mentions import mentions
-from harness.phrases import (
+from harness.judges.claims import asserts
+from harness.judges.mentions import mentions
+from harness.judges.phrases import (
     ASKS_BACK,
     CONTRADICTION,
     NONEXISTENT,
@@ -18,12 +18,12 @@ from harness.phrases import (
     REFUSAL,
     UNKNOWING,
 )
+from harness.judges.reading import cut_short, opening, sentences
+from harness.judges.text import normalise
 from harness.scenarios import rows
-from harness.scenarios.reading import cut_short, opening, sentences
-from harness.scenarios.rows import Row
+from harness.scenarios.rows import SourceRow
 from harness.scenarios.statements import stated
 from harness.scenarios.trials import Behaviour, Outcome, Trial, enter, read_trials
-from harness.text import normalise
 from hq.errors import HQError
 
 
@@ -44,7 +44,7 @@ def _embedded(seed: int) -> Iterator[Trial]:
         )
 
 
-def _read(where: str, id: str, row: Row) -> Iterator[Trial]:
+def _read(where: str, id: str, row: SourceRow) -> Iterator[Trial]:
     question = rows.text(where, row, "question")
     if row.get("false_premise") not in (0, 1):
         raise HQError(

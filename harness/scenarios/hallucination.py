@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from functools import partial
 
-from harness.judges import RuleJudge, Verdict
-from harness.scenarios.base import Question, load
+from harness.judges.base import Question, Verdict
+from harness.judges.rules import RuleJudge
+from harness.scenarios.base import load
 from harness.scenarios.trials import Behaviour, Outcome, Source, Trial, as_question, enter
 from hq.errors import HQError
 

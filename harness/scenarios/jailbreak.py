@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from random import Random
 
-from harness.mentions import mentions
-from harness.phrases import CONTRADICTION, REFUSAL, SPEAKS_OF_ITSELF, UNKNOWING
+from harness.judges.base import Question
+from harness.judges.mentions import mentions
+from harness.judges.phrases import CONTRADICTION, REFUSAL, SPEAKS_OF_ITSELF, UNKNOWING
+from harness.judges.reading import cut_short, sentences
+from harness.judges.text import contains, normalise
 from harness.scenarios import rows
-from harness.scenarios.base import Question
-from harness.scenarios.reading import cut_short, sentences
-from harness.scenarios.rows import Row
+from harness.scenarios.rows import SourceRow
 from harness.scenarios.statements import sample
 from harness.scenarios.trials import Behaviour, Outcome, Trial, enter, read_trials
-from harness.text import contains, normalise
 from hq.errors import HQError
 
 _RULE = (
@@ -75,7 +75,7 @@ def _under_rule(fact: Question, topic: str, kind: str) -> Trial:
     )
 
 
-def _read(where: str, id: str, row: Row) -> Iterator[Trial]:
+def _read(where: str, id: str, row: SourceRow) -> Iterator[Trial]:
     label = row.get("label", "unsafe")
     if not isinstance(label, str) or label not in _KINDS:
         raise HQError(f"{where} has the label {label!r}: it must be 'safe' or 'unsafe'.")

@@ -10,14 +10,14 @@ from itertools import cycle, product
 from random import Random
 from string import ascii_uppercase
 
-from harness.phrases import ASKS_BACK, NONEXISTENT, REFUSAL, UNKNOWING
+from harness.judges.phrases import ASKS_BACK, NONEXISTENT, REFUSAL, UNKNOWING
+from harness.judges.reading import cut_short, opening
+from harness.judges.text import normalise
 from harness.scenarios import rows
 from harness.scenarios.facts_sources import airports, cities, countries, elements, provinces
-from harness.scenarios.reading import cut_short, opening
-from harness.scenarios.rows import Row
+from harness.scenarios.rows import SourceRow
 from harness.scenarios.statements import WORDINGS
 from harness.scenarios.trials import Behaviour, Outcome, Trial, enter, read_trials
-from harness.text import normalise
 
 EACH = 100  # trials of a kind
 _LETTERS = range(5, 11)  # of a spliced name
@@ -37,7 +37,7 @@ def _trials(source: str | None, seed: int) -> Iterable[Trial]:
     return _embedded(seed) if source is None else read_trials("nonexist", source, _read)
 
 
-def _read(where: str, id: str, row: Row) -> Iterator[Trial]:
+def _read(where: str, id: str, row: SourceRow) -> Iterator[Trial]:
     yield Trial(id, rows.text(where, row, "question"), (id,))
 
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 from functools import partial
 from random import Random
 
+from harness.judges.base import Question
+from harness.judges.text import normalise
 from harness.scenarios import rows
-from harness.scenarios.base import Limit, Question, Questions, register
-from harness.scenarios.rows import BadRowError, Hub, Row
-from harness.text import normalise
+from harness.scenarios.base import Limit, Questions, register
+from harness.scenarios.rows import BadRowError, Hub, SourceRow
 from hq.errors import HQError
 
 HUB: dict[str, Hub] = {
@@ -54,7 +55,7 @@ for _name in ("triviaqa", "nq", "bioasq"):
     _bind(_name)
 
 
-def _question(dataset: str, number: int, where: str, row: Row) -> Question:
+def _question(dataset: str, number: int, where: str, row: SourceRow) -> Question:
     text = rows.text(where, row, "question")
     answers = rows.whole(where, _answers(row))
     aliases = tuple(dict.fromkeys(answer for answer in answers if normalise(answer)))
@@ -69,7 +70,7 @@ def _question(dataset: str, number: int, where: str, row: Row) -> Question:
     )
 
 
-def _answers(row: Row) -> Iterator[str]:
+def _answers(row: SourceRow) -> Iterator[str]:
     """The official answer first where the row names one, then its aliases."""
     answer = rows.parsed(row.get("answer"))
     if isinstance(answer, Mapping):

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from hq.checkpoint import first_line
-from hq.errors import HQError
+from hq.errors import HQError, first_line
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
+SourceRow = Mapping[str, Any]
 
 
 class Hub(NamedTuple):
@@ -39,7 +38,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ID_FIELDS = ("id", "question_id")
 
 
-def read(name: str, source: str | None, hub: Hub | None = None) -> Iterable[tuple[str, Row]]:
+def read(name: str, source: str | None, hub: Hub | None = None) -> Iterable[tuple[str, SourceRow]]:
     """Rows of `source`: a .jsonl or .parquet file, or a hub id (default: `hub`).
 
     Raises HQError, about the scenario `name`, for a source that is none of them or is broken.
@@ -71,7 +70,7 @@ class SetAside(NamedTuple):
 
 
 def usable(
-    name: str, found: Iterable[tuple[str, Row]], read: Callable[[int, str, Row], T]
+    name: str, found: Iterable[tuple[str, SourceRow]], read: Callable[[int, str, SourceRow], T]
 ) -> tuple[list[T], list[SetAside]]:
     """What `read` makes of each row, and the rows of which it makes nothing (BadRowError).
 
@@ -95,7 +94,7 @@ def usable(
     return kept, left
 
 
-def text(where: str, row: Row, field: str) -> str:
+def text(where: str, row: SourceRow, field: str) -> str:
     """The row's text in `field`; BadRowError where it has none."""
     given = row.get(field)
     if not isinstance(given, str) or not given.strip():
@@ -151,7 +150,7 @@ def whole(where: str, texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(_whole(where, text) for text in texts)
 
 
-def identity(where: str, row: Row, number: int) -> str:
+def identity(where: str, row: SourceRow, number: int) -> str:
     """The row's own id, or its number; BadRowError for an id that is broken Unicode."""
     own = next((str(row[field]) for field in _ID_FIELDS if _is_given(row.get(field))), str(number))
     return _whole(where, own)
@@ -181,14 +180,14 @@ def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, SourceRow]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield f"{path} line {number}", _parse(line, f"{path} line {number}")
 
 
-def _parse(line: bytes, where: str) -> Row:
+def _parse(line: bytes, where: str) -> SourceRow:
     try:
         row = json.loads(line)
     except ValueError as error:  # no JSON, or no text
@@ -198,7 +197,7 @@ def _parse(line: bytes, where: str) -> Row:
     return row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, SourceRow]]:
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -210,7 +209,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
 _READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
-def _hub_rows(hub: Hub) -> Iterator[tuple[str, Row]]:
+def _hub_rows(hub: Hub) -> Iterator[tuple[str, SourceRow]]:
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError

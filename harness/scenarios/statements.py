@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.scenarios.base import Question, load
+from harness.judges.base import Question
+from harness.judges.text import contains, normalise
+from harness.scenarios.base import load
 from harness.scenarios.facts_sources import countries
-from harness.text import contains, normalise
 
 EACH = 100  # of a relation at most so many facts: regions and cities would be most of them
 

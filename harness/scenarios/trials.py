@@ -8,11 +8,11 @@ from operator import itemgetter
 from random import Random
 from typing import Literal, TypeVar
 
-from harness.answers import without_reasoning
+from harness.judges.answers import without_reasoning
+from harness.judges.base import Question
+from harness.judges.reading import is_readable
 from harness.scenarios import rows
-from harness.scenarios.base import Question
-from harness.scenarios.reading import is_readable
-from harness.scenarios.rows import Row
+from harness.scenarios.rows import SourceRow
 from hq.errors import HQError
 from hq.registry import Registry
 
@@ -55,7 +55,7 @@ class Outcome(StrEnum):
 
 Source = Callable[[str | None, int], Iterable[Trial]]
 """The trials of a source, None for the embedded ones, as a seed draws them."""
-Rule = Callable[[str, Trial, bool], Outcome]
+TrialRule = Callable[[str, Trial, bool], Outcome]
 """The outcome of a readable response; the flag says that the token limit ended it."""
 
 
@@ -67,7 +67,7 @@ class Behaviour:
     measures: str
     form: Literal["few-shot", "chat"]  # the default prompt form
     trials: Source
-    rule: Rule
+    rule: TrialRule
     version: int = 3  # raised with every change of a verdict: of the rule, or what it is built on
 
     def load(
@@ -101,7 +101,7 @@ def enter(behaviour: Behaviour) -> None:
     BEHAVIOURS.add(behaviour.name, behaviour)
 
 
-Reader = Callable[[str, str, Row], Iterable[Trial]]
+Reader = Callable[[str, str, SourceRow], Iterable[Trial]]
 """The trials of a row: the place of the row for an error, an id for the trials, the row."""
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.encoding import PROBE, Encoder, rendered
-from harness.gguf_tokenizer import GGUFTokenizer
-from harness.prompts import FewShot
+from harness.models.encoding import PROBE, Encoder, rendered
+from harness.models.gguf_tokenizer import GGUFTokenizer
+from harness.scenarios.prompts import FewShot
 from harness.serve.refusal import Refusal
 from hq.registry import Registry
 

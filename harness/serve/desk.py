@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
-from harness.encoding import Encoder
+from harness.models.encoding import Encoder
 from harness.serve.api.messages import Message
 from harness.serve.conversation import Call, Turn, encode
 from harness.serve.draft import Order
@@ -12,7 +12,7 @@ from harness.serve.policy import Policy
 from harness.serve.refusal import Refusal
 from harness.serve.requests import Asked, ChatRequest, TextRequest
 from hq.errors import HQError
-from hq.sampling import Ending
+from hq.tracing.sampling import StopCriteria
 
 _LETTERS_A_TOKEN = 32  # a text with more than that on average cannot be told to fit
 
@@ -99,7 +99,9 @@ class Desk:
             code="context_length_exceeded",
         )
 
-    def _order(self, asked: Asked, prompt: Sequence[int], ending: Ending, trim: bool) -> Order:
+    def _order(
+        self, asked: Asked, prompt: Sequence[int], ending: StopCriteria, trim: bool
+    ) -> Order:
         most = self._policy.limits.new_tokens
         wanted = asked.wanted_tokens
         if wanted is not None and wanted > most:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from harness.serve.generation.drawing import Drawing
 from harness.serve.generation.odds import Odds
 from harness.serve.responses import Finish, Reading
-from hq.sampling import Ending
+from hq.tracing.sampling import StopCriteria
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Order:
     """
 
     prompt: tuple[int, ...]
-    ending: Ending
+    ending: StopCriteria
     max_new_tokens: int
     drawing: Drawing
     alpha: float

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from harness.gguf_tokenizer import GGUFTokenizer
-from harness.prompts import form
+from harness.models.gguf_tokenizer import GGUFTokenizer
+from harness.scenarios.prompts import form
 from harness.serve.conversation import CONVERSATIONS
 from harness.serve.draft import Draft, Order, Token
 from harness.serve.generation.grammar import Grammars
@@ -15,11 +15,11 @@ from harness.serve.generation.odds import Odds
 from harness.serve.responses import Reading
 from harness.serve.sampler import Likelihood, Sampler
 from harness.serve.spelling import Spelling, after_lead
-from hq.backends.llamacpp import LlamaBackend
-from hq.bundle import Bundle
-from hq.monitor import Monitor, Step
-from hq.neurons import NeuronSet
-from hq.sampling import Ending
+from hq.backends.llamacpp.backend import LlamaBackend
+from hq.monitor import LlamaMonitor, Step
+from hq.monitor.bundle import Bundle
+from hq.neurons.neuron_set import NeuronSet
+from hq.tracing.sampling import StopCriteria
 
 TOP = 8  # neurons that are named at a token
 
@@ -56,8 +56,8 @@ class ServedModel:
                 f"{self._backend.file.architecture}.context_length"
             )
             self.tokens = min(tokens, length) if isinstance(length, int) else tokens
-            self._reader = Monitor(self._backend, self.neurons, self.tokens)
-            self._writer = Monitor(self._backend, self.neurons, self.tokens)
+            self._reader = LlamaMonitor(self._backend, self.neurons, self.tokens)
+            self._writer = LlamaMonitor(self._backend, self.neurons, self.tokens)
             self._warm_up()
         except BaseException:
             self._backend.close()
@@ -88,21 +88,21 @@ class ServedModel:
         """Whether an answer begins with white space that belongs to the form."""
         return bool(self._form.stop_strings)
 
-    def chat_ending(self, stops: tuple[str, ...], trim: bool) -> Ending:
+    def chat_ending(self, stops: tuple[str, ...], trim: bool) -> StopCriteria:
         """What ends an answer in a conversation, the client's own strings among it.
 
         With `trim`, no string is found in white space before the answer's first word.
         """
         decode = self.tokenizer.decode
         strings = (*self._form.stop_strings, *stops)
-        return Ending(
+        return StopCriteria(
             self._stop_ids, strings, (lambda ids: after_lead(decode(ids))) if trim else decode
         )
 
-    def text_ending(self, stops: tuple[str, ...]) -> Ending:
+    def text_ending(self, stops: tuple[str, ...]) -> StopCriteria:
         """What ends the continuation of a text."""
         ends = frozenset(self.tokenizer.eos_token_id)
-        return Ending(ends, stops, self.tokenizer.decode)
+        return StopCriteria(ends, stops, self.tokenizer.decode)
 
     def write(self, order: Order, draft: Draft) -> Iterator[Token]:
         """Writes the draft, token by token.
@@ -127,7 +127,7 @@ class ServedModel:
 
     def _warm_up(self) -> None:
         """Compiles what reads the neurons, and touches memory: nobody waits for that later."""
-        ending = Ending(frozenset(), (), self.tokenizer.decode)
+        ending = StopCriteria(frozenset(), (), self.tokenizer.decode)
         for monitor in (self._reader, self._writer):
             for _ in monitor.answer((0,), ending, 1):
                 pass

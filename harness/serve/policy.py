@@ -24,8 +24,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.section import checked
 from harness.serve.limits import Limits
+from harness.studies.section import checked
 from hq.errors import HQError
 
 ActionName = Literal["annotate", "regenerate", "block"]

@@ -12,7 +12,7 @@ from hq.errors import HQError
 
 if TYPE_CHECKING:
     from harness.serve.generation.grammar import Grammar
-    from hq.llama.samplers import SamplerChain
+    from hq.llamacpp.samplers import SamplerChain
 
 _COLDEST = 1e-3  # below it the likeliest token has all the probability
 
@@ -87,7 +87,7 @@ class Sampler:
 
 def _penalties(drawing: Drawing, vocabulary: int, prompt: tuple[int, ...]) -> "list[SamplerChain]":
     """On the answer, and on the last tokens of prompt and answer; only those that do something."""
-    from hq.llama.samplers import SamplerChain
+    from hq.llamacpp.samplers import SamplerChain
 
     chains = []
     everything = 1 << 16  # more tokens than prompt and answer have together
@@ -109,7 +109,7 @@ def _penalties(drawing: Drawing, vocabulary: int, prompt: tuple[int, ...]) -> "l
 
 def _truncation(drawing: Drawing) -> "SamplerChain | None":
     """Temperature first, so that it shapes what the others see; None where nothing is drawn."""
-    from hq.llama.samplers import SamplerChain
+    from hq.llamacpp.samplers import SamplerChain
 
     if drawing.temperature < _COLDEST:
         return None

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.progress import Task
-from harness.store import Stage
-from hq.backends.base import Backend, Exchange
+from harness.store.progress import Task
+from harness.store.store import Stage
+from hq.backends.base import Backend
+from hq.neurons.prompt_response import PromptResponse
 
 STAGE = Stage("costs", sources=("hq.backends.opening",))
 _FILE = "costs.npz"
@@ -27,12 +28,12 @@ def measure(
     backend: Backend,
     choices: Sequence[tuple[int, ...]],
     letters: Sequence[int],
-    texts: Sequence[Exchange],
+    texts: Sequence[PromptResponse],
     task: Task,
 ) -> None:
     """Read prompts of choices, whose answers are one of the `letters` (token ids), and texts."""
     picks = np.zeros(len(choices), dtype=np.int64)
-    for row, logits in backend.logits([Exchange(ids, (letters[0],)) for ids in choices]):
+    for row, logits in backend.logits([PromptResponse(ids, (letters[0],)) for ids in choices]):
         picks[row] = int(np.argmax(logits[0, list(letters)]))
         task.advance(1)
     nll = np.zeros(len(texts))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from harness.store import Stage
+from harness.store.store import Stage
 from hq.gguf.quantize import quantize
 from hq.gguf.write import Dtype, write
-from hq.neurons import ModelIdentity
+from hq.neurons.neuron_set import ModelIdentity
 
 STAGE = Stage("gguf")
 FILE = "model.gguf"

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from harness.samples import Sample, samples_digest
-from harness.store import Stage
-from harness.study import IdentifySection
+from harness.stages.samples import Sample, samples_digest
+from harness.store.store import Stage
+from harness.studies.study import IdentifySection
 from hq.errors import HQError
-from hq.identify import identify
-from hq.thresholds import youden_threshold
-from hq.traces import Traces, exchanges_digest
+from hq.probe.identify import identify
+from hq.stats.thresholds import youden_threshold
+from hq.tracing.traces import Traces, exchanges_digest
 
 STAGE = Stage("identify")
 NEURONS_FILE = "neurons.json"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import harness.stages
-from harness.store import Stage
+from harness.store.store import Stage
 
 ROOT = Path(__file__).parents[2]
 LOCK_FILE = Path(__file__).with_name("stages.lock")

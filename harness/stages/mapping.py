@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from safetensors.numpy import load_file, save_file
 
-from harness.progress import Task
-from harness.schema import Mapped
-from harness.store import Stage
+from harness.store.progress import Task
+from harness.store.store import Stage
+from harness.tables.schema import AlignmentRow
 from hq.backends.base import Backend
-from hq.backends.mapped import MappedBackend
+from hq.backends.permuted import PermutedBackend
 from hq.errors import HQError
-from hq.ffn import FFN
-from hq.mapping import HOLDS, MISSING, LayerMap, map_model
-from hq.neurons import NeuronSet
+from hq.models.alignment import ALIGNED, MISSING, LayerMap, map_model
+from hq.models.ffn_weights import FFN
+from hq.neurons.neuron_set import NeuronSet
 
 STAGE = Stage("map", sources=("hq.backends.opening",))
 LAYERS_FILE = "layers.csv"
@@ -119,7 +119,7 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
 
     With `neurons`, each of that set has to be found too: elsewhere, a few may have been pruned.
     """
-    refused = [row for row in rows(folder) if row.relation not in HOLDS]
+    refused = [row for row in rows(folder) if row.relation not in ALIGNED]
     if refused:
         named = ", ".join(f"{row.layer} ({row.note})" for row in refused[:_NAMED])
         more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
@@ -138,16 +138,16 @@ def mapped(folder: Path, backend: Backend) -> Backend:
     neurons = read(folder)
     if neurons.identical:
         return backend
-    return MappedBackend(backend, neurons.places, neurons.found)
+    return PermutedBackend(backend, neurons.places, neurons.found)
 
 
-def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> Mapped:
+def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> AlignmentRow:
     """The table's row."""
     layers, neurons = rows(folder), read(folder)
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])
     low, high = _quantiles(neurons.places, neurons.factors)
-    return Mapped(
+    return AlignmentRow(
         precision=precision,
         layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
         bits=min(row.bits for row in layers),

@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.progress import Task
-from harness.store import Stage
-from harness.study import PackSection
-from hq.checkpoint import text_config
-from hq.packed.makers import Making
-from hq.packed.making import group_size, make
+from harness.store.progress import Task
+from harness.store.store import Stage
+from harness.studies.study import PackSection
+from hq.models.checkpoint import text_config
 from hq.precisions.packed import Recipe
+from hq.precisions.packed_checkpoints.makers import Making
+from hq.precisions.packed_checkpoints.quantize import group_size, make
 
 STAGE = Stage("pack")
 FOLDER = "checkpoint"

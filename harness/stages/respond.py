@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.jsonl import append, read_log
-from harness.progress import Task
-from harness.store import Stage, digest
+from harness.store.jsonl import append, read_log
+from harness.store.progress import Task
+from harness.store.store import Stage, digest
 from hq.backends.base import Backend
-from hq.sampling import Ending, Sampling, sample
+from hq.tracing.sampling import Sampling, StopCriteria, sample
 
 STAGE = Stage("respond", sources=("hq.backends.opening",))
 LOG_FILE = "log.jsonl"
@@ -25,7 +25,7 @@ Factors = Mapping[tuple[int, int], float]
 Prompt = tuple[int, ...]
 
 
-class Response(BaseModel):
+class GreedyResponse(BaseModel):
     """One greedy response: to which prompt, and what was scaled meanwhile."""
 
     model_config = ConfigDict(frozen=True)
@@ -53,16 +53,16 @@ def respond(
     open_backend: Callable[[], Backend],
     prompts: Sequence[Prompt],
     variants: Sequence[Factors],
-    ending: Ending,
+    ending: StopCriteria,
     max_new_tokens: int,
     task: Task,
     max_rows: int = 1 << 16,
-) -> list[list[Response]]:
+) -> list[list[GreedyResponse]]:
     """The response to each prompt under each variant, in the order in which they are given.
 
     Those that `log` lacks are generated and appended to it; `open_backend` is called if any is.
     """
-    known = {(r.variant, r.prompt): r for r in read_log(log, Response)}
+    known = {(r.variant, r.prompt): r for r in read_log(log, GreedyResponse)}
     names = {prompt_name(prompt): prompt for prompt in prompts}
     settings = Sampling(responses=1, temperature=0, max_new_tokens=max_new_tokens)
     for factors in variants:
@@ -78,7 +78,7 @@ def respond(
             for batch in _batches(lacking, names, max_new_tokens, max_rows):
                 trees = sample(decoding, [(n, names[n]) for n in batch], settings, ending)
                 new = [
-                    Response(
+                    GreedyResponse(
                         variant=variant,
                         prompt=tree.key,
                         ids=r.ids,

@@ -12,16 +12,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.jsonl import append, parse, read_log
-from harness.judges import Judge, Verdict
-from harness.pairing import Candidate, pairs
-from harness.progress import Task
-from harness.samples import Sample, Split
-from harness.scenarios import Question
-from harness.store import Stage
+from harness.judges.base import Judge, Question, Verdict
+from harness.stages.pairing import Candidate, pairs
+from harness.stages.samples import Sample, Split
+from harness.store.jsonl import append, parse, read_log
+from harness.store.progress import Task
+from harness.store.store import Stage
 from hq.backends.base import Decoding
 from hq.errors import HQError
-from hq.sampling import Ending, Sampling, Tree, sample
+from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 
 RESPONSES = Stage("responses", sources=("hq.backends.opening",))
 STAGE = Stage("sample")
@@ -31,7 +30,7 @@ CHUNK = 1024  # questions between two looks at the quota
 _BATCH = 64  # prompts a batch: more do not decode faster on a CPU
 
 
-class Judged(BaseModel):
+class JudgedResponse(BaseModel):
     """One distinct response, its verdict, and how many of the n samples gave it."""
 
     model_config = ConfigDict(frozen=True)
@@ -42,14 +41,14 @@ class Judged(BaseModel):
     count: int
 
 
-class Record(BaseModel):
+class QuestionRecord(BaseModel):
     """All that was sampled for one question."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     prompt: tuple[int, ...]
-    responses: tuple[Judged, ...]
+    responses: tuple[JudgedResponse, ...]
     complete: bool  # all n responses were finished
     generated: int  # tokens computed
     naive: int  # tokens of the finished samples, each counted by itself
@@ -63,7 +62,7 @@ class Record(BaseModel):
         return verdicts == {Verdict.WRONG}
 
     @property
-    def typical(self) -> Judged:
+    def typical(self) -> JudgedResponse:
         """The response that most samples gave, the first of them."""
         return max(self.responses, key=lambda response: response.count)
 
@@ -84,19 +83,19 @@ def collect(
     decoding: Callable[[], Decoding],
     prompted: Sequence[Prompted],
     settings: Sampling,
-    ending: Ending,
+    ending: StopCriteria,
     judge: Judge,
     quota: int,
     task: Task,
     max_rows: int = 1 << 16,
-) -> list[Record]:
+) -> list[QuestionRecord]:
     """The records of all questions that are asked for the quota, in the order of the questions.
 
     Those that `log` lacks are sampled, at most `max_rows` rows at a time, and appended to it. What
     stands there does not depend on quota and splits, so that other ones go on from it; `decoding`
     is called if anything is missing.
     """
-    records = {record.id: record for record in read_log(log, Record)}
+    records = {record.id: record for record in read_log(log, QuestionRecord)}
     questions = {p.question.id: p for p in prompted}
     wanted = consistency(prompted, judge)
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
@@ -127,13 +126,13 @@ def _sharing(decoding: Callable[[], Decoding], prompts: Sequence[tuple[int, ...]
     return made
 
 
-def write_records(folder: Path, records: Sequence[Record]) -> None:
+def write_records(folder: Path, records: Sequence[QuestionRecord]) -> None:
     """Writes responses.jsonl."""
     lines = (record.model_dump_json() + "\n" for record in records)
     (folder / RESPONSES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def savings(records: Iterable[Record]) -> str:
+def savings(records: Iterable[QuestionRecord]) -> str:
     """How many tokens were computed, and for how many that the finished samples have."""
     generated = naive = 0
     for record in records:
@@ -153,7 +152,9 @@ def consistency(prompted: Iterable[Prompted], judge: Judge) -> Callable[[Tree], 
     return consistent
 
 
-def candidates(prompted: Iterable[Prompted], records: dict[str, Record]) -> Iterator[Candidate]:
+def candidates(
+    prompted: Iterable[Prompted], records: dict[str, QuestionRecord]
+) -> Iterator[Candidate]:
     """The consistent questions, in order, each in the group of its relation and split."""
     for p in prompted:
         record = records.get(p.question.id)
@@ -176,13 +177,13 @@ def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sampl
     return [_as_sample(p, records[p.question.id]) for p in prompted if p.question.id in kept]
 
 
-def read_records(folder: Path) -> dict[str, Record]:
+def read_records(folder: Path) -> dict[str, QuestionRecord]:
     """The records of a finished stage by question id."""
-    records = parse((folder / RESPONSES_FILE).read_text(encoding="utf-8"), Record)
+    records = parse((folder / RESPONSES_FILE).read_text(encoding="utf-8"), QuestionRecord)
     return {record.id: record for record in records}
 
 
-def _as_sample(prompted: Prompted, record: Record) -> Sample:
+def _as_sample(prompted: Prompted, record: QuestionRecord) -> Sample:
     return Sample(
         id=record.id,
         relation=prompted.question.relation,
@@ -195,10 +196,10 @@ def _as_sample(prompted: Prompted, record: Record) -> Sample:
     )
 
 
-def record_of(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> Record:
+def record_of(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> QuestionRecord:
     """What stays of a tree: its distinct responses, judged."""
     judged = tuple(
-        Judged(
+        JudgedResponse(
             text=r.text,
             ids=r.ids,
             verdict=judge.judge(r.text, question, r.truncated),
@@ -206,7 +207,7 @@ def record_of(tree: Tree, question: Question, judge: Judge, settings: Sampling) 
         )
         for r in sorted(tree.finished, key=lambda r: r.members)
     )
-    return Record(
+    return QuestionRecord(
         id=tree.key,
         prompt=tree.prompt,
         responses=judged,

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.progress import Task
-from harness.store import Stage
-from hq.backends.base import Backend, Exchange
-from hq.cett import Measure, Span
-from hq.traces import TraceWriter, describe
+from harness.store.progress import Task
+from harness.store.store import Stage
+from hq.backends.base import Backend
+from hq.neurons.cett import Measure, Span
+from hq.neurons.prompt_response import PromptResponse
+from hq.tracing.traces import TraceWriter, describe
 
 STAGE = Stage("trace", sources=("hq.backends.opening",))
 
@@ -15,12 +16,12 @@ STAGE = Stage("trace", sources=("hq.backends.opening",))
 def trace(
     folder: Path,
     backend: Backend,
-    exchanges: Sequence[Exchange],
+    exchanges: Sequence[PromptResponse],
     measures: tuple[Measure, ...],
     spans: tuple[Span, ...],
     task: Task,
 ) -> None:
-    """Writes a folder that `hq.traces.Traces` opens; goes on with the batches that it lacks."""
+    """Write a folder of traces, or the batches that it lacks."""
     writer = TraceWriter(folder, describe(backend, exchanges, measures, spans))
     for batch in backend.trace(exchanges, measures, spans, skip=writer.done):
         writer.write(batch)

@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from pydantic import BaseModel, ConfigDict
 
-from harness.jsonl import append, read_log
-from harness.progress import Task
-from harness.store import Stage
-from hq.backends.base import Backend, Exchange, Predictions
+from harness.store.jsonl import append, read_log
+from harness.store.progress import Task
+from harness.store.store import Stage
+from hq.backends.base import Backend, Predictions
 from hq.backends.batching import shared_prefix
-from hq.head import Reference
-from hq.stats import Estimate, bootstrap
+from hq.models.head import Reference
+from hq.neurons.prompt_response import PromptResponse
+from hq.stats.bootstrap import Estimate, bootstrap
 
 STAGE = Stage("uncertainty", sources=("hq.backends.opening",))
 BATCHES_FILE = "batches.jsonl"
@@ -41,7 +42,7 @@ class Uncertainty(NamedTuple):
     tokens_per_second: float  # prompt tokens read, on this machine
 
 
-class Batch(BaseModel):
+class UncertaintyBatch(BaseModel):
     """The results of one batch, as they stand in the log of a stage that is not finished."""
 
     model_config = ConfigDict(frozen=True)
@@ -58,8 +59,8 @@ class Batch(BaseModel):
 def measure(
     folder: Path,
     backend: Backend,
-    answers: Sequence[Exchange],
-    texts: Sequence[Exchange],
+    answers: Sequence[PromptResponse],
+    texts: Sequence[PromptResponse],
     reference: Path | None,
     task: Task,
 ) -> None:
@@ -94,13 +95,13 @@ def _read(
     folder: Path,
     part: _Part,
     backend: Backend,
-    exchanges: Sequence[Exchange],
+    exchanges: Sequence[PromptResponse],
     reference: Reference | None,
     task: Task,
-) -> list[Batch]:
+) -> list[UncertaintyBatch]:
     """Every batch of the exchanges: those that the log has, and the others, which it then gets."""
     log = folder / BATCHES_FILE
-    batches = [batch for batch in read_log(log, Batch) if batch.part == part]
+    batches = [batch for batch in read_log(log, UncertaintyBatch) if batch.part == part]
     task.advance(sum(len(batch.rows) for batch in batches))
     done = frozenset(batch.number for batch in batches)
     started = time.perf_counter()
@@ -115,9 +116,9 @@ def _read(
     return sorted(batches, key=lambda batch: batch.number)
 
 
-def _batch(part: _Part, found: Predictions, seconds: float) -> Batch:
+def _batch(part: _Part, found: Predictions, seconds: float) -> UncertaintyBatch:
     kl = np.zeros(len(found.rows)) if found.kl is None else found.means(found.kl)
-    return Batch(
+    return UncertaintyBatch(
         part=part,
         number=found.number,
         rows=tuple(found.rows.tolist()),
@@ -129,7 +130,7 @@ def _batch(part: _Part, found: Predictions, seconds: float) -> Batch:
 
 
 def _by_row(
-    batches: Sequence[Batch], name: Literal["entropy", "nll", "kl"]
+    batches: Sequence[UncertaintyBatch], name: Literal["entropy", "nll", "kl"]
 ) -> Float[np.ndarray, " row"]:
     """One value of every row, in the order of the rows."""
     values = np.zeros(sum(len(batch.rows) for batch in batches))
@@ -143,7 +144,7 @@ def _hidden_file(folder: Path, number: int) -> Path:
 
 
 def _keep_reference(
-    folder: Path, backend: Backend, batches: Sequence[Batch], lengths: Sequence[int]
+    folder: Path, backend: Backend, batches: Sequence[UncertaintyBatch], lengths: Sequence[int]
 ) -> None:
     """Puts the batches' hidden states in the order of the texts, and the head beside them."""
     starts = np.cumsum([0, *lengths]).tolist()

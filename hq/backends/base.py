@@ -10,35 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hq.cett import Measure, Span
 from hq.errors import HQError
-from hq.features import Features
-from hq.neurons import ModelIdentity
+from hq.models.audit import AuditRow
+from hq.neurons.cett import Measure, Span
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import ModelIdentity
+from hq.neurons.prompt_response import PromptResponse
 
 if TYPE_CHECKING:
-    from hq.ffn import FFNs
-    from hq.head import Head, Reference
-    from hq.logits import Distributions
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A prompt and the response to it, as token ids: the unit that is traced at every precision."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.prompt or not self.response:
-            raise HQError("An exchange needs a token of prompt and one of response: leave it out.")
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """Prompt and response in one."""
-        return self.prompt + self.response
+    from hq.models.ffn_weights import FFNs
+    from hq.models.head import Head, Reference
+    from hq.models.logits import Distributions
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +64,6 @@ class Predictions:
     def means(self, values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " batch"]:
         """Mean over each exchange's tokens."""
         return np.array([part.mean() for part in np.split(values, self.ends[:-1])])
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """One kind of FFN or attention projection as it is really loaded."""
-
-    module: str  # class of the module that multiplies
-    count: int
-    storage: str  # dtype of the stored weight
-    bits_per_weight: float  # real bytes, scales included
-    compute: str  # dtype the activations come in
-    weights: int  # how many numbers it holds, all `count` together
 
 
 class Decoding(Protocol):
@@ -150,7 +120,7 @@ class Backend(Protocol):
 
     def trace(
         self,
-        exchanges: Sequence[Exchange],
+        exchanges: Sequence[PromptResponse],
         measures: tuple[Measure, ...],
         spans: tuple[Span, ...],
         skip: frozenset[int] = frozenset(),
@@ -159,14 +129,14 @@ class Backend(Protocol):
         ...
 
     def logits(
-        self, exchanges: Sequence[Exchange]
+        self, exchanges: Sequence[PromptResponse]
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
         """(row, logits that predict each token of its response), shortest exchanges first."""
         ...
 
     def predictions(
         self,
-        exchanges: Sequence[Exchange],
+        exchanges: Sequence[PromptResponse],
         reference: "Reference | None" = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
@@ -190,20 +160,7 @@ class Backend(Protocol):
         ...
 
 
-def check_factors(factors: Mapping[tuple[int, int], float], layers: int, d_ff: int) -> None:
-    """Raises HQError for a neuron that the model lacks, or an α that is no number from 0 up."""
-    for (layer, index), alpha in factors.items():
-        whole = isinstance(layer, int | np.integer) and isinstance(index, int | np.integer)
-        if not whole or not 0 <= layer < layers or not 0 <= index < d_ff:
-            raise HQError(
-                f"Neuron ({layer}, {index}) is not in this model, which has {layers} layers "
-                f"of {d_ff}: use a NeuronSet of this model."
-            )
-        if not 0 <= alpha < float("inf"):
-            raise HQError(f"α = {alpha} for neuron ({layer}, {index}): it must be 0 or more.")
-
-
-def require_known(exchanges: Sequence[Exchange], vocabulary: int, name: str) -> None:
+def require_known(exchanges: Sequence[PromptResponse], vocabulary: int, name: str) -> None:
     """Raises HQError for token ids that the model lacks."""
     for exchange in exchanges:
         if not 0 <= min(exchange.ids) <= max(exchange.ids) < vocabulary:
@@ -226,7 +183,7 @@ def require_length(text: str, length: int, limit: int | None, model: str, new: i
 def predicted(
     number: int,
     rows: Int[np.ndarray, " batch"],
-    batch: Sequence[Exchange],
+    batch: Sequence[PromptResponse],
     parts: Sequence["Distributions"],
     hidden: Float[Tensor, "token hidden"] | None,
     precision: str,

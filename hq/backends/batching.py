@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from hq.backends.base import Exchange
-from hq.cett import SPANS, Span
 from hq.errors import HQError
+from hq.neurons.cett import SPANS, Span
+from hq.neurons.prompt_response import PromptResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,9 @@ def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return first[:length]
 
 
-def plan(exchanges: Sequence[Exchange], token_budget: int, max_rows: float = math.inf) -> Plan:
+def plan(
+    exchanges: Sequence[PromptResponse], token_budget: int, max_rows: float = math.inf
+) -> Plan:
     """Batches of at most `max_rows`, and `token_budget` tokens after the prefix, padding counted.
 
     A batch has one row at least. The order depends on lengths and positions alone, so a resumed
@@ -53,7 +55,7 @@ def plan(exchanges: Sequence[Exchange], token_budget: int, max_rows: float = mat
 
 
 def span_weights(
-    batch: Sequence[Exchange], start: int, length: int, spans: tuple[Span, ...]
+    batch: Sequence[PromptResponse], start: int, length: int, spans: tuple[Span, ...]
 ) -> Float[np.ndarray, "batch span seq"]:
     """Weights over the tokens after `start` that turn sums into means over each span.
 

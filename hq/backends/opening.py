@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from hq.backends.base import Backend
-from hq.backends.llamacpp_tails import MAX_ROWS
-from hq.backends.torch import TorchBackend, usable_device
+from hq.backends.llamacpp.packed_batch import MAX_ROWS
+from hq.backends.transformers.backend import TorchBackend, usable_device
 from hq.errors import HQError
-from hq.llama.library import library
-from hq.neurons import ModelIdentity
+from hq.llamacpp.library import library
+from hq.neurons.neuron_set import ModelIdentity
 from hq.precisions import BACKEND_OF
 
 _CUDA = ("CUDA", "ROCm")  # what llama.cpp calls the devices that torch calls cuda
@@ -58,7 +58,7 @@ def _torch_device(device: str | None) -> str:
 def _llamacpp(
     source: Path, precision: str, device: str, model_identity: ModelIdentity | None
 ) -> Backend:
-    from hq.backends.llamacpp import LlamaBackend  # llama-cpp-python is an extra
+    from hq.backends.llamacpp.backend import LlamaBackend  # llama-cpp-python is an extra
 
     return LlamaBackend(
         source,

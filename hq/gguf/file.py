@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from hq.backends.base import AuditRow
 from hq.errors import HQError
 from hq.gguf.header import Header, Tensor, Value, damaged
 from hq.gguf.layout import (
     ARCHITECTURES,
     PROJECTIONS,
     Sizes,
-    architecture_of,
+    gguf_architecture,
     require_tensors,
     sizes_of,
 )
@@ -26,9 +25,10 @@ from hq.gguf.norms import cached, column_norms
 from hq.gguf.parts import open_parts, tensors_of
 from hq.gguf.types import GGMLType, dequantized
 from hq.gguf.vocabulary import tokens_of
-from hq.kin import kin
 from hq.models.architectures import RECORDS
-from hq.neurons import GGUF_ORIGIN, ModelIdentity
+from hq.models.audit import AuditRow
+from hq.models.norm_digest import norm_digest
+from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 
 _CHUNK = 1 << 22
 
@@ -51,7 +51,7 @@ class GGUFFile:
         self._data = {name: part.data for name, (part, _) in held.items()}
         self._raw = parts[0].data
         self.header: Header = replace(parts[0].header, tensors=tensors)
-        self.architecture = architecture_of(path, self.header)
+        self.architecture = gguf_architecture(path, self.header)
         self.tokens = tokens_of(path, self.metadata)
         self._sizes: Sizes = sizes_of(path, self.header, self.architecture, len(self.tokens))
         require_tensors(path, self.header, self.architecture, self._sizes)
@@ -92,7 +92,7 @@ class GGUFFile:
         """Whose neurons it has.
 
         A file that hq wrote names the checkpoint it was made from. Any other is known by its own
-        bytes, and by the norms that it shares with its checkpoint (`hq.kin`).
+        bytes, and by the norms that it shares with its checkpoint (`hq.models.norm_digest`).
         """
         return self._source() or self._own()
 
@@ -214,5 +214,5 @@ class GGUFFile:
             architecture=model_type,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=kin(self.dense(name).ravel() for name in norms) if norms else "",
+            kin=norm_digest(self.dense(name).ravel() for name in norms) if norms else "",
         )

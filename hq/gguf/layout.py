@@ -35,7 +35,7 @@ class Sizes:
     widths: Mapping[str, int]
 
 
-def architecture_of(path: Path, header: Header) -> str:
+def gguf_architecture(path: Path, header: Header) -> str:
     """The file's architecture, by llama.cpp's name; HQError when hq does not know it."""
     kind = header.metadata.get("general.type", "model")
     if kind != "model":

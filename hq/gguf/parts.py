@@ -15,7 +15,7 @@ _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """One file, mapped read-only."""
 
     path: Path
@@ -24,7 +24,7 @@ class Part:
     stamp: str  # its size, its time, and its header's digest
 
 
-def open_parts(path: Path) -> tuple[Part, ...]:
+def open_parts(path: Path) -> tuple[FilePart, ...]:
     """The parts of the model whose first, or only, file is `path`, in order.
 
     Raises HQError for a file that is damaged or missing, another part than the first, and parts of
@@ -62,12 +62,12 @@ def open_parts(path: Path) -> tuple[Part, ...]:
     return parts
 
 
-def tensors_of(parts: Sequence[Part]) -> dict[str, tuple[Part, Tensor]]:
+def tensors_of(parts: Sequence[FilePart]) -> dict[str, tuple[FilePart, Tensor]]:
     """Every tensor and the part that holds it, by its name, in the order of the parts.
 
     Raises HQError for a tensor that two parts hold, and for another number than the parts name.
     """
-    found: dict[str, tuple[Part, Tensor]] = {}
+    found: dict[str, tuple[FilePart, Tensor]] = {}
     for part in parts:
         for name, tensor in part.header.tensors.items():
             if name in found:
@@ -79,7 +79,7 @@ def tensors_of(parts: Sequence[Part]) -> dict[str, tuple[Part, Tensor]]:
     return found
 
 
-def _whole(part: Part, key: str, default: int) -> int:
+def _whole(part: FilePart, key: str, default: int) -> int:
     """A count among the metadata."""
     value = part.header.metadata.get(key, default)
     if type(value) is not int or not 0 <= value < 1 << 31:
@@ -87,7 +87,7 @@ def _whole(part: Part, key: str, default: int) -> int:
     return value
 
 
-def _open(path: Path) -> Part:
+def _open(path: Path) -> FilePart:
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
@@ -99,4 +99,4 @@ def _open(path: Path) -> Part:
             f"The GGUF file {path} cannot be read ({error.strerror}): name a file that is there."
         ) from error
     header = read_header(path, data)
-    return Part(path, data, header, f"{status.st_size} {status.st_mtime_ns} {header.digest}")
+    return FilePart(path, data, header, f"{status.st_size} {status.st_mtime_ns} {header.digest}")

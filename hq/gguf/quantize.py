@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from hq.errors import HQError
-from hq.llama.library import library
+from hq.llamacpp.library import library
 from hq.registry import Registry
 from hq.storage.atomic import atomic_file
 

@@ -47,7 +47,7 @@ _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 
 
-class Said:
+class GGUFSettings:
     """What a file says of its architecture, and which of it was asked for."""
 
     def __init__(self, file: GGUFFile) -> None:
@@ -107,7 +107,7 @@ class ReadConfig:
     unread: tuple[str, ...]
 
 
-READERS: Registry[Callable[[Said], Fields]] = Registry("GGUF architecture to dequantize")
+READERS: Registry[Callable[[GGUFSettings], Fields]] = Registry("GGUF architecture to dequantize")
 
 
 def config_of(file: GGUFFile) -> ReadConfig:
@@ -116,7 +116,7 @@ def config_of(file: GGUFFile) -> ReadConfig:
     Raises HQError for an architecture without a reader, and a setting that transformers' model of
     the architecture does not have.
     """
-    said = Said(file)
+    said = GGUFSettings(file)
     fields = _special_tokens(file) | READERS[file.architecture](said)
     name = file.metadata.get("general.name")
     if isinstance(name, str):
@@ -142,7 +142,7 @@ def _special_tokens(file: GGUFFile) -> Fields:
     return fields | {"eos_token_id": listed if len(listed) > 1 else next(iter(listed), None)}
 
 
-def _llama(said: Said) -> Fields:
+def _llama(said: GGUFSettings) -> Fields:
     return (
         _common(said)
         | _within_window(said)
@@ -154,15 +154,15 @@ def _llama(said: Said) -> Fields:
     )
 
 
-def _qwen2(said: Said) -> Fields:
+def _qwen2(said: GGUFSettings) -> Fields:
     return _common(said) | _within_window(said) | {"rope_parameters": _rope(said)}
 
 
-def _qwen3(said: Said) -> Fields:
+def _qwen3(said: GGUFSettings) -> Fields:
     return _qwen2(said) | {"attention_bias": said.biased(*_ATTENTION)}
 
 
-def _gemma2(said: Said) -> Fields:
+def _gemma2(said: GGUFSettings) -> Fields:
     rope = _rope(said)
     local = said.get("rope.freq_base_swa", rope["rope_theta"])
     if local != rope["rope_theta"]:
@@ -178,7 +178,7 @@ def _gemma2(said: Said) -> Fields:
     )
 
 
-def _gemma3(said: Said) -> Fields:
+def _gemma3(said: GGUFSettings) -> Fields:
     local = {"rope_type": "default", "rope_theta": said.get("rope.freq_base_swa", 10000.0)}
     return (
         _gemma(said, _GEMMA3_27B)
@@ -190,7 +190,7 @@ def _gemma3(said: Said) -> Fields:
     )
 
 
-def _gemma(said: Said, layers_of_27b: int) -> Fields:
+def _gemma(said: GGUFSettings, layers_of_27b: int) -> Fields:
     """What Gemma 2 and 3 share; the scale of queries follows from other sizes."""
     fields = _common(said)
     scalar = fields["head_dim"]
@@ -202,7 +202,7 @@ def _gemma(said: Said, layers_of_27b: int) -> Fields:
     }
 
 
-def _phi3(said: Said) -> Fields:
+def _phi3(said: GGUFSettings) -> Fields:
     fields = _common(said, partial=True)
     rope = _rope(said) | {"partial_rotary_factor": _rotated(said) / fields.pop("head_dim")}
     context = said.get("rope.scaling.original_context_length", fields["max_position_embeddings"])
@@ -214,7 +214,7 @@ def _phi3(said: Said) -> Fields:
     }
 
 
-def _gpt2(said: Said) -> Fields:
+def _gpt2(said: GGUFSettings) -> Fields:
     return {
         "vocab_size": said.file.vocabulary,
         "n_positions": said.size("context_length"),
@@ -239,7 +239,7 @@ for _name, _reader in {
     READERS.add(_name, _reader)
 
 
-def _common(said: Said, partial: bool = False) -> Fields:
+def _common(said: GGUFSettings, partial: bool = False) -> Fields:
     """Sizes that decoders with RMS norms share; `partial` allows a part of a head to be rotated."""
     heads, d_model = said.size("attention.head_count"), said.size("embedding_length")
     head_dim = said.size("attention.key_length", d_model // heads)
@@ -261,13 +261,13 @@ def _common(said: Said, partial: bool = False) -> Fields:
     }
 
 
-def _rotated(said: Said) -> int:
+def _rotated(said: GGUFSettings) -> int:
     heads, d_model = said.size("attention.head_count"), said.size("embedding_length")
     head_dim = said.size("attention.key_length", d_model // heads)
     return said.size("rope.dimension_count", head_dim)
 
 
-def _within_window(said: Said) -> Fields:
+def _within_window(said: GGUFSettings) -> Fields:
     """The context of an architecture that llama.cpp runs with full attention.
 
     A text no longer than the sliding window never meets it, so the context ends with the window.
@@ -276,7 +276,7 @@ def _within_window(said: Said) -> Fields:
     return {"max_position_embeddings": min(said.size("context_length"), window)}
 
 
-def _window(said: Said, window: int, period: int) -> Fields:
+def _window(said: GGUFSettings, window: int, period: int) -> Fields:
     """Sliding attention in all layers but every `period`-th, or where the file says."""
     layers = said.file.n_layers
     pattern = said.get("attention.sliding_window_pattern", period)
@@ -291,7 +291,7 @@ def _window(said: Said, window: int, period: int) -> Fields:
     }
 
 
-def _rope(said: Said) -> Fields:
+def _rope(said: GGUFSettings) -> Fields:
     """Rotary parameters of the layers with full attention."""
     kind = said.get("rope.scaling.type", "linear")
     factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 0.0)) or 1.0
@@ -301,7 +301,7 @@ def _rope(said: Said) -> Fields:
     return base | _SCALED[kind](said, 1.0 if kind == "none" else factor)
 
 
-def _linear(said: Said, factor: float) -> Fields:
+def _linear(said: GGUFSettings, factor: float) -> Fields:
     """One factor for all frequencies, or the tensor `rope_freqs`, one per frequency."""
     factors = said.tensor("rope_freqs.weight")
     if factors is not None:
@@ -311,7 +311,7 @@ def _linear(said: Said, factor: float) -> Fields:
     return {"rope_type": "linear", "factor": factor}
 
 
-def _of_factors(said: Said, factors: list[float], factor: float) -> Fields:
+def _of_factors(said: GGUFSettings, factors: list[float], factor: float) -> Fields:
     """Llama 3's rule where it gives these divisors of frequencies, else the divisors themselves."""
     theta = said.get("rope.freq_base", 10000.0)
     named: Fields = {"factor": round(max(factors), 4), **_LLAMA3}
@@ -333,7 +333,7 @@ def _llama3_factors(head_dim: int, theta: float, rope: Fields) -> np.ndarray[Any
 
 
 def _longrope(
-    said: Said, short: list[float] | None, long: list[float] | None, attention: float
+    said: GGUFSettings, short: list[float] | None, long: list[float] | None, attention: float
 ) -> Fields:
     if short is None or long is None:
         raise said.refusal("rope.scaling.type", "and lacks the tensors rope_factors_*.weight")
@@ -348,7 +348,7 @@ def _longrope(
     }
 
 
-def _factors_by_length(said: Said, factor: float) -> Fields:
+def _factors_by_length(said: GGUFSettings, factor: float) -> Fields:
     """Divisors for texts within the original context, and others for longer ones."""
     short, long = (said.tensor(f"rope_factors_{name}.weight") for name in ("short", "long"))
     attention = said.get("rope.scaling.attn_factor", 1.0)
@@ -357,7 +357,7 @@ def _factors_by_length(said: Said, factor: float) -> Fields:
     return rope | scaled
 
 
-def _yarn(said: Said, factor: float) -> Fields:
+def _yarn(said: GGUFSettings, factor: float) -> Fields:
     """YaRN with llama.cpp's own betas, 32 and 1, which these architectures cannot change."""
     if said.tensor("rope_freqs.weight") is not None:
         raise said.refusal("rope.scaling.type", "and rope_freqs.weight beside it")
@@ -373,7 +373,7 @@ def _yarn(said: Said, factor: float) -> Fields:
     }
 
 
-_SCALED: dict[str, Callable[[Said, float], Fields]] = {
+_SCALED: dict[str, Callable[[GGUFSettings, float], Fields]] = {
     "none": _linear,
     "linear": _linear,
     "yarn": _yarn,

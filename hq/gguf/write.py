@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from hq.checkpoint import tensor_files, text_config, whole_config
 from hq.errors import HQError, first_line
 from hq.gguf.conversion import Conversion, Metadata, Value, Weights, conversion_of
 from hq.gguf.tokenizer import tokenizer_metadata
-from hq.neurons import ModelIdentity
+from hq.models.checkpoint import tensor_files, text_config, whole_config
+from hq.neurons.neuron_set import ModelIdentity
 from hq.storage.atomic import atomic_file
 
 Dtype = Literal["f32", "f16"]

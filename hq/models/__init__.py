@@ -1,1 +1,4 @@
-"""Where a model's parts are, by architecture. Nothing here runs a study or reads a GGUF file."""
+"""Checkpoints on disk: architectures, configs, tokenizers, FFN weights, and their alignment.
+
+How a precision loads them is in `hq.precisions`, and how they run in `hq.backends`.
+"""

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
 from hq.errors import HQError
-from hq.monitor.recorder import Prompt, Recorder
+from hq.monitor.recorder import PromptTokens, Recorder
 from hq.monitor.stream import StepStreamer
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ObservedGenerate:
 
     def _observed(self, given: dict[str, Any]) -> Any:
         _require_plain(self._config(given), given)
-        prompt = Prompt.of(given)
+        prompt = PromptTokens.of(given)
         with ExitStack() as stack:
             recorders = [
                 stack.enter_context(monitor.recording(prompt)) for monitor in self.monitors

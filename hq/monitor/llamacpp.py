@@ -6,19 +6,19 @@ from contextlib import contextmanager
 import numpy as np
 from jaxtyping import Float
 
-from hq.backends.llamacpp import LlamaBackend
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llama.model import Context
-from hq.llama.tap import Tap
+from hq.llamacpp.model import Context
+from hq.llamacpp.observer import GraphObserver
 from hq.monitor.step import Running, Step
-from hq.neurons import NeuronSet
-from hq.sampling import Ending
+from hq.neurons.neuron_set import NeuronSet
+from hq.tracing.sampling import StopCriteria
 
 Choose = Callable[[Float[np.ndarray, " vocab"]], int]  # the next token from its logits
 _BATCH = 512  # tokens of a prompt that one decode reads
 
 
-class Monitor:
+class LlamaMonitor:
     """Watches a NeuronSet while a model answers; nothing but these neurons and sums is read.
 
     A context manager. Several may share a backend, or run on backends of their own. Every answer
@@ -39,7 +39,7 @@ class Monitor:
         self._idle: list[_Reader] = [self._reader()]
         self._busy: list[_Reader] = []
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "LlamaMonitor":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,7 +55,7 @@ class Monitor:
     def answer(
         self,
         prompt: Sequence[int],
-        ending: Ending,
+        ending: StopCriteria,
         max_new_tokens: int = 64,
         choose: Choose = lambda logits: int(logits.argmax()),
     ) -> Iterator[Step]:
@@ -132,7 +132,7 @@ class Monitor:
 class _Reader:
     """A context that reads one answer after another, and what it watches in it."""
 
-    def __init__(self, context: Context, tap: Tap, neurons: NeuronSet) -> None:
+    def __init__(self, context: Context, tap: GraphObserver, neurons: NeuronSet) -> None:
         self.context = context
         self._tap, self._neurons = tap, neurons
         self._places = [(n.layer, n.index) for n in neurons.neurons]

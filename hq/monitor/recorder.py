@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from hq.backends.torch_hooks import ShareHooks
+from hq.backends.transformers.hooks import ShareHooks
 from hq.errors import HQError
 from hq.monitor.step import Running, Step
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTokens:
     """What says how many tokens of a prompt `generate` reads before the first new token."""
 
     mask: Int[Tensor, "prompt seq"] | None
@@ -50,7 +50,7 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is not fo
     over when the stopping criteria of `generate` end it; `ends` are the tokens that do so.
     """
 
-    def __init__(self, neurons: NeuronSet, hooks: ShareHooks, prompt: Prompt) -> None:
+    def __init__(self, neurons: NeuronSet, hooks: ShareHooks, prompt: PromptTokens) -> None:
         self.rows: list[list[Step]] = []
         self.ends: frozenset[int] | None = None  # until the stopping criteria are known
         self._neurons = neurons

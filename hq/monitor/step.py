@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from hq.cett import Span
+from hq.neurons.cett import Span
 
 
 @dataclass(frozen=True, slots=True)

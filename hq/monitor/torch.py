@@ -10,16 +10,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from hq.backends.torch_eager import eager
-from hq.backends.torch_hooks import ShareHooks, Watched, scaled
-from hq.cett import column_norms
+from hq.backends.transformers.eager import eager
+from hq.backends.transformers.hooks import ShareHooks, Watched, scaled
+from hq.backends.transformers.loaded import dense_weight, loaded_identity
 from hq.errors import HQError
-from hq.loaded import dense_weight, loaded_identity
 from hq.models.architectures import architecture_of, down_projections
 from hq.monitor.generation import observed
-from hq.monitor.recorder import Prompt, Recorder
+from hq.monitor.recorder import PromptTokens, Recorder
 from hq.monitor.step import Step
-from hq.neurons import ModelIdentity, NeuronSet
+from hq.neurons.cett import column_norms
+from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 
 
 class TorchMonitor:
@@ -36,7 +36,8 @@ class TorchMonitor:
     classifier-free guidance and any other code that runs the model meanwhile, and for compiled
     models, which call no hooks.
 
-    `model_identity` says who the model is, where its norms cannot: hq.checkpoint.identity(folder).
+    `model_identity` says who the model is, where its norms cannot:
+    hq.models.checkpoint.identity(folder).
     Raises HQError for a set of another model, and for weights that hq cannot dequantize.
     """
 
@@ -97,7 +98,7 @@ class TorchMonitor:
         return self._recorder
 
     @contextmanager
-    def recording(self, prompt: Prompt) -> Iterator[Recorder]:
+    def recording(self, prompt: PromptTokens) -> Iterator[Recorder]:
         """A recorder, for one call of `generate`.
 
         Raises HQError while another call is under way, and for a compiled model.

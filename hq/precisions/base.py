@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hq.checkpoint import quantization_of, tensors_of, whole_config
 from hq.errors import HQError, first_line
 from hq.models.auto import model_class
+from hq.models.checkpoint import quantization_of, tensors_of, whole_config
 from hq.registry import Registry
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from hq.checkpoint import quantization_of
 from hq.errors import HQError
+from hq.models.checkpoint import quantization_of
 from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained, require_dense
 
 

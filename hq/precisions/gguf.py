@@ -4,7 +4,7 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.quantize import KINDS
 from hq.gguf.write import FILE_TYPE
-from hq.llama.library import library
+from hq.llamacpp.library import library
 
 PREFIX = "gguf-"
 SOURCE = "gguf-source"  # the file that a study's model was given as, whatever is in it

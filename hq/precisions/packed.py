@@ -18,10 +18,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hq.errors import HQError
 from hq.models.auto import model_class
-from hq.packed.checkpoint import PackedCheckpoint
-from hq.packed.layer import PackedLayer
-from hq.packed.rounding import rounded
 from hq.precisions.base import PRECISIONS, Stored, compute_dtype, whole
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
+from hq.precisions.packed_checkpoints.layer import PackedLayer
+from hq.precisions.packed_checkpoints.rounding import rounded
 
 NATIVE = "-native"
 _KERNEL_ERROR = 0.02  # what BF16 arithmetic may be off by, of a product's norm
@@ -89,7 +89,7 @@ class Exact(_Packed):
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """A dense model of what the checkpoint's codes stand for."""
-        checkpoint = opened(path, self.name, self._recipe)
+        checkpoint = load_packed(path, self.name, self._recipe)
         stored: dict[str, Stored] = {}
         state = checkpoint.others()
         for layer in checkpoint.layers():
@@ -122,7 +122,7 @@ class Native(_Packed):
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """Gptqmodel's model, each kernel checked against the weights it holds."""
-        checkpoint = opened(path, self.name, self._recipe)
+        checkpoint = load_packed(path, self.name, self._recipe)
         library = gptqmodel(self.name)
         loaded = library.GPTQModel.load(str(path), device=str(device), dtype=torch.float16)
         model: PreTrainedModel = loaded.model.eval().requires_grad_(False)
@@ -184,7 +184,7 @@ def require_right(
         )
 
 
-def opened(path: Path, precision: str, recipe: Recipe) -> PackedCheckpoint:
+def load_packed(path: Path, precision: str, recipe: Recipe) -> PackedCheckpoint:
     """The checkpoint. Raises HQError where it is of another method or another number of bits."""
     checkpoint = PackedCheckpoint(path)
     found = checkpoint.scheme

@@ -1,1 +1,4 @@
-"""Writing files and folders so that nobody ever sees a part of one."""
+"""Files that are whole or absent: atomic writes, and folders that verify their content.
+
+Formats are elsewhere: GGUF in `hq.gguf`, bundles in `hq.monitor`.
+"""

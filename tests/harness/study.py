@@ -12,9 +12,9 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from harness.prompts import FewShot
-from hq.backends.torch import TorchBackend
-from hq.sampling import Ending, Sampling, sample
+from harness.scenarios.prompts import FewShot
+from hq.backends.transformers.backend import TorchBackend
+from hq.tracing.sampling import Sampling, StopCriteria, sample
 
 _PLAIN = string.ascii_letters + string.digits + "?:ĠĊ"
 _ENDS = [f"Ċ{letter}" for letter in string.ascii_letters]
@@ -68,7 +68,9 @@ def questions(path: Path, model: Path, count: int = 400) -> Path:
     # Long, so that the samples fill several batches of a trace.
     asked = [f"{i:04d} " * 13 + f"word {i:04d}" for i in range(count)]
     prompts = [(q, tuple(form.encode(spell, q))) for q in asked]
-    ending = Ending(frozenset({0}), form.stop_strings, lambda ids: str(spell.decode(list(ids))))
+    ending = StopCriteria(
+        frozenset({0}), form.stop_strings, lambda ids: str(spell.decode(list(ids)))
+    )
     greedy = Sampling(responses=1, temperature=0, max_new_tokens=8)
     with TorchBackend(model, device="cpu") as backend:
         trees = list(sample(backend.decoding(), prompts, greedy, ending))

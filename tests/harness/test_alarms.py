@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from harness.samples import Sample
-from harness.stages.alarms import TARGETS, alarms, answers_of, domains
+from harness.experiments.detect.alarms import TARGETS, alarms, answers_of, domains
 from harness.stages.identify import Rows
-from hq.bundle import ALL
+from harness.stages.samples import Sample
+from hq.monitor.bundle import ALL
 
 PER_SPLIT = {"train": 2, "calibration": 24, "test": 40}
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
-from harness.judges import RuleJudge
-from harness.scenarios import Question
+from harness.judges.base import Question
+from harness.judges.rules import RuleJudge
 
 LABELS = Path(__file__).parent / "labels" / "answers.jsonl"
 FLOOR = 0.95  # balanced accuracy over the verdicts; a constant verdict has 1 / their number

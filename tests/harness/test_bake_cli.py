@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.embedded import packaged_gguf
-from hq.bake import read_record
-from hq.checkpoint import identity
+from harness.models.embedded import packaged_gguf
 from hq.gguf.file import GGUFFile
-from hq.neurons import Neuron, NeuronSet
+from hq.models.checkpoint import identity
+from hq.neurons.neuron_set import Neuron, NeuronSet
+from hq.suppress.bake import read_record
 from tests.hq.bake.models import save_bitsandbytes
 
 pytest.importorskip("llama_cpp")

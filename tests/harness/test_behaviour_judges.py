@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.claims import asserts
-from harness.scenarios.reading import is_readable, opening, sentences
+from harness.judges.claims import asserts
+from harness.judges.reading import is_readable, opening, sentences
 from harness.scenarios.trials import BEHAVIOURS, Outcome, Trial
 
 CAPITAL = Trial(

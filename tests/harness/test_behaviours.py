@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 from airportsdata import load as load_airports
 
+from harness.judges.text import contains, normalise
 from harness.scenarios import choices, load
 from harness.scenarios.facts_sources import cities, countries, elements
 from harness.scenarios.statements import EACH, WORDINGS, sample, stated, subject_of
 from harness.scenarios.trials import BEHAVIOURS, Trial
-from harness.text import contains, normalise
 from hq.errors import HQError
 
 EMBEDDED = ("facts", "nonexist", "falseqa", "faitheval", "sycophancy", "jailbreak")

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from harness.bench import deploy, logits, monitor, sampling
-from harness.bench.base import BENCHES, Row, report
+from harness.bench.base import BENCHES, BenchRow, report
 from harness.bench.l1 import run
-from hq.lora.gguf import write as write_adapter
+from hq.suppress.lora.gguf import write as write_adapter
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,16 @@ from hq.lora.gguf import write as write_adapter
     ],
 )
 def test_a_row_knows_whether_it_reaches_its_goal(value, goal, ok):
-    assert Row(name="x", value=value, unit="x", goal=goal).ok is ok
+    assert BenchRow(name="x", value=value, unit="x", goal=goal).ok is ok
 
 
 def test_a_goal_must_be_a_comparison():
     with pytest.raises(ValidationError):
-        Row(name="x", value=1.0, unit="x", goal="about 5")
+        BenchRow(name="x", value=1.0, unit="x", goal="about 5")
 
 
 def test_the_report_is_json_with_machine_and_rows():
-    found = report("l1", [Row(name="x", value=1.0, unit="s", goal=">= 1")])
+    found = report("l1", [BenchRow(name="x", value=1.0, unit="s", goal=">= 1")])
     again = json.loads(json.dumps(found))
     assert again["rows"] == [
         {"name": "x", "value": 1.0, "unit": "s", "goal": ">= 1", "note": "", "ok": True}

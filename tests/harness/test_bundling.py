@@ -11,19 +11,19 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from harness.bundling import SAMPLES_FILE, Run
-from harness.model_card import model_card
-from harness.samples import read_samples, write_samples
-from harness.stages.alarms import alarms
+from harness.deploy.bundling import SAMPLES_FILE, Run
+from harness.deploy.model_card import model_card
+from harness.experiments.detect.alarms import alarms
 from harness.stages.identify import NEURONS_FILE, Rows
-from hq.backends.llamacpp import LlamaBackend
-from hq.bundle import ALL, Bundle
-from hq.checkpoint import identity
+from harness.stages.samples import read_samples, write_samples
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.gguf.file import GGUFFile
 from hq.gguf.quantize import quantize
 from hq.gguf.write import write
-from hq.sealed import MANIFEST
-from hq.stats import Estimate
+from hq.models.checkpoint import identity
+from hq.monitor.bundle import ALL, Bundle
+from hq.stats.bootstrap import Estimate
+from hq.storage.verified_folder import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = sorted(ROOT.glob("results/*/bundle"))

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.samples import Sample
-from harness.schema import Row
-from harness.stages.compare import Comparison
+from harness.experiments.detect.compare import Comparison
 from harness.stages.identify import THRESHOLD
+from harness.stages.samples import Sample
 from harness.stages.uncertainty import Uncertainty
-from harness.study import CompareSection
-from hq.backends.base import AuditRow
+from harness.studies.study import CompareSection
+from harness.tables.schema import Row
 from hq.errors import HQError
-from hq.neurons import ModelIdentity, Neuron, NeuronSet
-from hq.stats import Estimate
-from hq.traces import TraceInfo, Traces, exchanges_digest
+from hq.models.audit import AuditRow
+from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
+from hq.stats.bootstrap import Estimate
+from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
 
 D_FF, P = 40, 80
 MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=2, d_ff=D_FF)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import transformers as hf
 
-from harness import dequantized, equality
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import identity, text_config
+from harness.models import dequantized, equality
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_config import config_of
 from hq.gguf.write import write
+from hq.models.checkpoint import identity, text_config
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_checkpoints, gguf_files
 

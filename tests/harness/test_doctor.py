@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from harness import doctor, requirements
+from harness import doctor
+from harness.models import requirements
 from hq.errors import HQError
 from hq.precisions import BACKEND_OF
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harness import dequantized, embedded
-from harness.places import cache_folder
-from harness.sources import gguf_of, resolve_model
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import identity
+from harness.models import dequantized, embedded
+from harness.models.sources import gguf_of, resolve_model
+from harness.store.places import cache_folder
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.models.checkpoint import identity
 from tests.hq import gguf_files
 
 

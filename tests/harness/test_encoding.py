@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
-from harness import prompts
-from harness.dequantized import checkpoint_of
-from harness.encoding import Encoder, rendered
-from harness.gguf_tokenizer import GGUFTokenizer
-from hq.checkpoint import identity
+from harness.models.dequantized import checkpoint_of
+from harness.models.encoding import Encoder, rendered
+from harness.models.gguf_tokenizer import GGUFTokenizer
+from harness.scenarios import prompts
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.write import write
-from hq.llama.model import LlamaModel
+from hq.llamacpp.model import LlamaModel
+from hq.models.checkpoint import identity
 from tests import tiny, tiny_tokenizers
 from tests.chat_templates import SPECIAL, TEMPLATES
 from tests.hq import gguf_files

@@ -7,15 +7,16 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from harness.judges import RuleJudge, Verdict
-from harness.prompts import DEFAULT_SHOTS
-from harness.scenarios import SCENARIOS, Question, load, register
+from harness.judges.base import Question, Verdict
+from harness.judges.rules import RuleJudge
+from harness.judges.text import normalise
+from harness.scenarios import SCENARIOS, load, register
 from harness.scenarios.facts import unambiguous
 from harness.scenarios.facts_names import CURRENCY_UNITS
 from harness.scenarios.facts_relations import Fact
 from harness.scenarios.facts_rules import RULES
 from harness.scenarios.facts_sources import countries
-from harness.text import normalise
+from harness.scenarios.prompts import DEFAULT_SHOTS
 from hq.errors import HQError
 
 # What countryinfo 1.0.1 still has, and what is true.

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from harness.outcome import origin
-from harness.pipeline import Pipeline
-from harness.progress import Progress
-from harness.store import Store
-from harness.study import Study
+from harness.experiments.detect.outcome import origin
+from harness.experiments.pipeline import Pipeline
+from harness.store.progress import Progress
+from harness.store.store import Store
+from harness.studies.study import Study
 from hq.models.architectures import RECORDS
 from hq.models.architectures.table import DETECTED_TYPES
 from tests import decoders

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from hq.checkpoint import identity
 from hq.gguf.write import write
+from hq.models.checkpoint import identity
 
 
 def detection(run: str = "runs/tiny") -> pl.DataFrame:

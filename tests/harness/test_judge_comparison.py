@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from harness.judge_comparison import Said, compared, kappa
-from harness.judges import RuleJudge
-from harness.llm_judge import LLMJudge
-from harness.progress import Progress
-from harness.scenarios import Question
+from harness.experiments.judge_comparison import ComparedResponses, compared, kappa
+from harness.judges.base import Question
+from harness.judges.llm import LLMJudge
+from harness.judges.rules import RuleJudge
+from harness.store.progress import Progress
 from hq.errors import HQError
 from tests.harness.judge_endpoint import Endpoint
 
@@ -23,9 +23,9 @@ def endpoint() -> Iterator[Endpoint]:
     server.close()
 
 
-def _said(number: int, text: str) -> Said:
+def _said(number: int, text: str) -> ComparedResponses:
     question = Question(f"q{number}", f"What is {number}?", ("Paris",), "r", ())
-    return Said(question, text, truncated=False, component=f"q{number}")
+    return ComparedResponses(question, text, truncated=False, component=f"q{number}")
 
 
 def _lenient(message: str) -> str:

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.answers import without_reasoning
-from harness.judges import RuleJudge, Verdict, judge
-from harness.quantities import Match, match, whole
-from harness.scenarios import Question
-from harness.text import contains, fold, normalise
+from harness.judges.answers import without_reasoning
+from harness.judges.base import Question, Verdict, judge
+from harness.judges.quantities import Match, match, whole
+from harness.judges.rules import RuleJudge
+from harness.judges.text import contains, fold, normalise
 from hq.errors import HQError
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.judges import Verdict, judge
-from harness.llm_judge import ATTEMPTS, LLMJudge
-from harness.scenarios import Question
+from harness.judges.base import Question, Verdict, judge
+from harness.judges.llm import ATTEMPTS, LLMJudge
 from hq.errors import HQError
 from tests.harness.judge_endpoint import Endpoint
 
@@ -154,7 +153,7 @@ def test_another_model_host_or_wording_is_another_judge(monkeypatch: pytest.Monk
     seen = {one.identity for one in judges}
     assert LLMJudge("http://user:secret@a/v1/", "m", key="k").identity in seen
     assert len(seen) == 3
-    monkeypatch.setattr("harness.llm_judge._INSTRUCTION", "Grade this. {question}")
+    monkeypatch.setattr("harness.judges.llm._INSTRUCTION", "Grade this. {question}")
     assert judges[0].identity not in seen
 
 

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from hq.backends.llamacpp import LlamaBackend
-from hq.checkpoint import identity
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.gguf.file import GGUFFile
-from hq.neurons import ModelIdentity, Neuron, NeuronSet
+from hq.models.checkpoint import identity
+from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 
 
 def neuron_set(model: ModelIdentity, *places: tuple[int, int, float]) -> NeuronSet:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from harness.progress import Progress
 from harness.stages import mapping
-from hq.backends.mapped import MappedBackend
-from hq.backends.torch import TorchBackend
+from harness.store.progress import Progress
+from hq.backends.permuted import PermutedBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.ffn import of_checkpoint
-from hq.mapping import MISSING, map_model
-from hq.neurons import NeuronSet
-from hq.traces import Traces, TraceWriter, describe
+from hq.models.alignment import MISSING, map_model
+from hq.models.ffn_weights import of_checkpoint
+from hq.neurons.neuron_set import NeuronSet
+from hq.tracing.traces import Traces, TraceWriter, describe
 from tests import tiny
 from tests.hq.monitored import neuron_set
 
@@ -68,12 +68,12 @@ def folder(
 
 
 @pytest.fixture(scope="module")
-def mapped(inner: TorchBackend, folder: Path) -> MappedBackend:
+def mapped(inner: TorchBackend, folder: Path) -> PermutedBackend:
     """It, read as its source."""
     return mapping.mapped(folder, inner)
 
 
-def values(backend: TorchBackend | MappedBackend) -> np.ndarray:
+def values(backend: TorchBackend | PermutedBackend) -> np.ndarray:
     exchanges = tiny.exchanges(4)
     found = np.empty((4, 2, 1, tiny.LAYERS, tiny.D_FF), dtype=np.float32)
     for batch in backend.trace(exchanges, MEASURES):
@@ -81,7 +81,7 @@ def values(backend: TorchBackend | MappedBackend) -> np.ndarray:
     return found
 
 
-def logits(backend: TorchBackend | MappedBackend) -> np.ndarray:
+def logits(backend: TorchBackend | PermutedBackend) -> np.ndarray:
     (found,) = (rows for _, rows in backend.logits(tiny.exchanges(1)))
     return found
 

@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from harness.encoding import rendered
-from harness.gguf_tokenizer import GGUFTokenizer
-from hq.backends.llamacpp import LlamaBackend
-from hq.bundle import Domain
+from harness.models.encoding import rendered
+from harness.models.gguf_tokenizer import GGUFTokenizer
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.neurons import Neuron, NeuronSet
+from hq.monitor.bundle import Domain
+from hq.neurons.neuron_set import Neuron, NeuronSet
 from tests import bundles, tiny
 
 CHAT = (

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests.harness import study
 from tests.harness.test_bad_input import is_one_sentence
 from tests.packed_files import PACKINGS, save_packed
@@ -174,6 +174,6 @@ def test_a_group_size_is_part_of_what_a_run_depends_on(hq, tiny_study):
 
 
 def test_without_the_library_no_checkpoint_is_made(hq, tiny_study, monkeypatch):
-    monkeypatch.setattr("hq.packed.making.find_spec", lambda _: None)
+    monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
     outcome = hq("study", "run", tiny_study, "--precisions", "fp16,gptq-4", "--quiet")
     is_one_sentence(outcome, "pip install 'hq[gptq]'")

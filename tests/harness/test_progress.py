@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from harness.progress import EVERY_S, Progress, Task
+from harness.store.progress import EVERY_S, Progress, Task
 
 
 def test_plain_lines_without_a_terminal(capsys):
@@ -65,7 +65,7 @@ def test_the_forecast_is_of_the_last_interval(monkeypatch):
 
 def test_transformers_shows_no_bar_of_its_own_when_it_reads_a_gguf_file():
     code = (
-        "from harness.progress import Progress\n"
+        "from harness.store.progress import Progress\n"
         "from transformers import modeling_gguf_pytorch_utils as reader\n"
         "with Progress(quiet=True): list(reader.tqdm([1, 2], desc='de-quantizing'))"
     )

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from harness.prompts import DEFAULT_SHOTS, form
+from harness.scenarios.prompts import DEFAULT_SHOTS, form
 from hq.errors import HQError
 
 TEMPLATE = (

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from harness.scenarios import load
-from harness.splits import assign, components
+from harness.stages.splits import assign, components
 from hq.errors import HQError
 
 ROWS: list[dict[str, Any]] = [

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from harness.pipeline import Pipeline
-from harness.places import cache_folder
-from harness.progress import Progress
-from harness.sources import resolve_model
+from harness.experiments.pipeline import Pipeline
+from harness.models.sources import resolve_model
 from harness.stages import mapping
 from harness.stages.sample import batches
-from harness.store import Store
-from harness.study import Study
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
-from hq.sampling import sample
+from harness.store.places import cache_folder
+from harness.store.progress import Progress
+from harness.store.store import Store
+from harness.studies.study import Study
+from hq.backends.transformers.backend import TorchBackend
+from hq.neurons.prompt_response import PromptResponse
+from hq.tracing.sampling import sample
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_four_shots_make_it_answer(pipeline, asked):
 
 @pytest.mark.parametrize(("precision", "error"), [("fp16", 0), ("int8", 0.02), ("nf4", 0.15)])
 def test_each_precision_reads_the_same_tokens(precision, error, pipeline, asked):
-    texts = [Exchange(p.ids, p.ids[-3:]) for p in asked]
+    texts = [PromptResponse(p.ids, p.ids[-3:]) for p in asked]
     with TorchBackend(resolve_model("smollm2"), "fp16", model_identity=pipeline.model) as reference:
         norms = reference.norms
         before = np.concatenate([b.values for b in reference.trace(texts, ("contribution",))])

@@ -5,12 +5,12 @@ import json
 import polars as pl
 import pytest
 
-from harness.acceptance import accept
-from harness.regress import as_frame, compare
-from harness.schema import KINDS, Alarm, Fidelity
-from harness.tables import read_table, write_tables
+from harness.check.acceptance import accept
+from harness.check.regress import as_frame, compare
+from harness.tables.files import read_table, write_tables
+from harness.tables.schema import KINDS, Alarm, Fidelity
 from hq.errors import HQError
-from hq.stats import Estimate
+from hq.stats.bootstrap import Estimate
 
 
 def estimate(value):

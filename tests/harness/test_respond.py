@@ -2,12 +2,12 @@
 
 import pytest
 
-from harness.pipeline import Pipeline
-from harness.progress import Progress
-from harness.stages.respond import PLAIN, Response, prompt_name, respond, variant_of
-from harness.store import Store
-from harness.study import REFERENCE, Study
-from hq.sampling import Sampling, sample
+from harness.experiments.pipeline import Pipeline
+from harness.stages.respond import PLAIN, GreedyResponse, prompt_name, respond, variant_of
+from harness.store.progress import Progress
+from harness.store.store import Store
+from harness.studies.study import REFERENCE, Study
+from hq.tracing.sampling import Sampling, sample
 
 NEW = 6
 
@@ -97,5 +97,5 @@ def test_equal_prompts_are_asked_once(pipeline, ask):
     prompt = pipeline.prompted[0].ids
     ((first, second),) = ask([prompt, prompt], [{}])
     assert first == second
-    assert isinstance(first, Response)
+    assert isinstance(first, GreedyResponse)
     assert len(ask.log.read_text(encoding="utf-8").splitlines()) == 1

@@ -7,14 +7,14 @@ from importlib import metadata
 
 import pytest
 
-from harness import environment
-from harness.judges import RuleJudge
-from harness.outcome import built_from, write
-from harness.pipeline import Pipeline
-from harness.progress import Progress
+from harness.experiments.detect.outcome import built_from, write
+from harness.experiments.pipeline import Pipeline
+from harness.judges.rules import RuleJudge
 from harness.stages import trace
-from harness.store import Store, inputs_of
-from harness.study import Study
+from harness.store import environment
+from harness.store.progress import Progress
+from harness.store.store import Store, inputs_of
+from harness.studies.study import Study
 
 
 class ModelLoadedError(AssertionError):
@@ -36,7 +36,7 @@ def opened(finished, own_study, tmp_path, monkeypatch):
         }
         return Pipeline(plan.changed(**changed), Store(tmp_path / "store"), Progress(quiet=True))
 
-    monkeypatch.setattr("harness.variants.open_backend", no_model)
+    monkeypatch.setattr("harness.stages.variants.open_backend", no_model)
     return open_study
 
 

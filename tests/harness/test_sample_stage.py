@@ -4,14 +4,21 @@ import json
 
 import pytest
 
-from harness.judges import Verdict, judge
-from harness.pipeline import Pipeline
-from harness.progress import Progress
+from harness.experiments.pipeline import Pipeline
+from harness.judges.base import Verdict, judge
 from harness.stages import sample as stage
-from harness.stages.sample import Judged, Record, collect, read_records, retain, write_records
-from harness.store import Store
-from harness.study import REFERENCE, Study
-from hq.sampling import Sampling
+from harness.stages.sample import (
+    JudgedResponse,
+    QuestionRecord,
+    collect,
+    read_records,
+    retain,
+    write_records,
+)
+from harness.store.progress import Progress
+from harness.store.store import Store
+from harness.studies.study import REFERENCE, Study
+from hq.tracing.sampling import Sampling
 
 SETTINGS = Sampling(responses=4, temperature=0.03, max_new_tokens=8, seed=3)
 
@@ -124,12 +131,14 @@ def test_records_stand_in_the_order_of_the_questions(parts, tmp_path):
     assert list(run(tmp_path / "run", parts)) == [p.question.id for p in parts[1]]
 
 
-def record(*verdicts: Verdict, complete: bool = True) -> Record:
+def record(*verdicts: Verdict, complete: bool = True) -> QuestionRecord:
     responses = tuple(
-        Judged(text=f"text {i}", ids=(i,), verdict=verdict, count=1 + i)
+        JudgedResponse(text=f"text {i}", ids=(i,), verdict=verdict, count=1 + i)
         for i, verdict in enumerate(verdicts)
     )
-    return Record(id="q", prompt=(1,), responses=responses, complete=complete, generated=9, naive=9)
+    return QuestionRecord(
+        id="q", prompt=(1,), responses=responses, complete=complete, generated=9, naive=9
+    )
 
 
 @pytest.mark.parametrize(

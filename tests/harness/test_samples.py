@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.samples import Sample, require_separate
+from harness.stages.samples import Sample, require_separate
 from hq.errors import HQError
 
 

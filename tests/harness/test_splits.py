@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.scenarios import Question, load
-from harness.splits import assign, components
-from harness.text import normalise
+from harness.judges.base import Question
+from harness.judges.text import normalise
+from harness.scenarios import load
+from harness.stages.splits import assign, components
 from hq.errors import HQError
 
 FRACTIONS = {"train": 0.5, "calibration": 0.2, "test": 0.3}

@@ -34,7 +34,7 @@ def test_a_changed_formula_is_named_with_the_stages_that_compute_by_it(copied):
     before = lock.locked(copied)
     append(copied / "hq" / "cett.py", "\nFACTOR = 2\n")
     faults = lock.differences(before, lock.locked(copied))
-    assert any(f.startswith("the source of stage trace changed (hq.cett)") for f in faults)
+    assert any(f.startswith("the source of stage trace changed (hq.neurons.cett)") for f in faults)
 
 
 def test_a_stage_is_named_only_for_what_it_imports(copied):

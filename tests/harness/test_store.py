@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from harness.store import Stage, Store, inputs_of
+from harness.store.store import Stage, Store, inputs_of
 
 STAGE = Stage("stage")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from harness.samples import read_samples
-from harness.schema import KINDS
-from harness.tables import read_table
-from hq.neurons import NeuronSet
+from harness.stages.samples import read_samples
+from harness.tables.files import read_table
+from harness.tables.schema import KINDS
+from hq.neurons.neuron_set import NeuronSet
 
 REPEATABLE = [f"{name}.csv" for name in KINDS["study"]] + [
     "tables.md",
@@ -100,7 +100,7 @@ def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
     def no_model(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("harness.variants.open_backend", no_model)
+    monkeypatch.setattr("harness.stages.variants.open_backend", no_model)
     outcome = hq("study", "run", tiny_study, "--into", "again", "--json")
     assert outcome.code == 0
     assert contents(Path("again")) == contents(finished / "runs" / "tiny")
@@ -127,7 +127,7 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
 # A function, at which of its calls the process is killed, and a file that is then left behind.
 KILLS = (
     ("harness.stages.sample append", 4, "responses-*/log.jsonl"),
-    ("hq.traces require_finite", 4, "trace-*.partial/batches.txt"),
+    ("hq.tracing.traces require_finite", 4, "trace-*.partial/batches.txt"),
     ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
     ("harness.stages.uncertainty append", 3, "uncertainty-*.partial/batches.jsonl"),
     ("os rename", 1, "uncertainty-*.partial/inputs.json"),
@@ -251,7 +251,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_study, hq, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.pipeline.Pipeline.tables", interrupt)
+    monkeypatch.setattr("harness.experiments.pipeline.Pipeline.tables", interrupt)
     outcome = hq("study", "run", tiny_study)
     assert (outcome.code, outcome.out) == (130, "")
     assert outcome.err == "Interrupted; the same command goes on from here.\n"

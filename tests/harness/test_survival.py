@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from harness.schema import KINDS
-from harness.tables import read_table
-from hq.survival import STATISTICS
+from harness.tables.files import read_table
+from harness.tables.schema import KINDS
+from hq.probe.survival import STATISTICS
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from harness.schema import KINDS
-from harness.study import SweepSection
-from harness.tables import read_table
+from harness.studies.study import SweepSection
+from harness.tables.files import read_table
+from harness.tables.schema import KINDS
 from hq.errors import HQError
 from tests.harness.test_study_run import KILLED
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from harness.experiments.sweep.rates import JudgedSweep, Swept, rates, slope
+from harness.experiments.sweep.transfer import Target, transfer
 from harness.scenarios.trials import Outcome
-from harness.stages.sweep import Judged, Swept, rates, slope
-from harness.stages.transfer import Target, transfer
-from hq.features import Features
-from hq.neurons import ModelIdentity, Neuron, NeuronSet
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 
 ALPHAS, CONTROLS, N = (0.0, 1.0, 2.0), (0.0, 1.0, 2.0), 40
 
@@ -18,7 +18,7 @@ def judged(complied):
     outcomes = np.where(complied, Outcome.COMPLIED, Outcome.RESISTED).astype(object)
     nothing = np.zeros(complied.shape, dtype=bool)
     changed = complied != np.take(complied, [1], axis=-2)
-    return Judged(outcomes, nothing, changed, np.full(complied.shape, 5.0))
+    return JudgedSweep(outcomes, nothing, changed, np.full(complied.shape, 5.0))
 
 
 def swept(shares, control_shares, precision="nf4"):

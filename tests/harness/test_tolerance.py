@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from harness.tolerance import Tolerance
+from harness.check.tolerance import Tolerance
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests import tiny
 from tests.harness import study
 from tests.harness.test_bad_input import is_one_sentence

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from harness.progress import Task
 from harness.stages import uncertainty
-from hq.backends.torch import TorchBackend
+from harness.store.progress import Task
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from tests import tiny
 

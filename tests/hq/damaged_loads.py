@@ -9,10 +9,10 @@ import random
 import sys
 from pathlib import Path
 
-from hq.backends.base import Exchange
-from hq.backends.llamacpp import LlamaBackend
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.neurons.prompt_response import PromptResponse
 
 _LOADED, _REFUSED, _OTHER = 0, 2, 7
 
@@ -22,7 +22,9 @@ def main(source: Path, seed: int, count: int) -> None:
     whole = source.read_bytes()
     header = min(tensor.offset for tensor in GGUFFile(source).tensors.values())
     rng = random.Random(seed)
-    list(LlamaBackend(source).trace([Exchange((5,), (6,))]))  # what is compiled, children inherit
+    list(
+        LlamaBackend(source).trace([PromptResponse((5,), (6,))])
+    )  # what is compiled, children inherit
     for _ in range(count):
         data, places = bytearray(whole), rng.choices(range(header), k=rng.choice([1, 1, 2, 4]))
         if rng.random() < 0.2:
@@ -44,7 +46,7 @@ def _load(path: Path) -> int:
     os.dup2(silence, 2)
     try:
         backend = LlamaBackend(path)
-        list(backend.trace([Exchange((5, 6, 7), (8, 9))]))
+        list(backend.trace([PromptResponse((5, 6, 7), (8, 9))]))
         backend.decoding().start([(5, 6, 7)])
     except HQError:
         os._exit(_REFUSED)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from hq.neurons import ModelIdentity, Neuron, NeuronSet
+from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 
 PROMPT = (5, 6, 7, 8)
 

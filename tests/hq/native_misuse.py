@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hq.backends.llamacpp import LlamaBackend
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llama.tap import Scales, Tap
+from hq.llamacpp.observer import ActivationScales, GraphObserver
 
 TOKENS = 8
 
@@ -46,7 +46,7 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
         return lambda: backend.model.context(None, **settings)
 
     def tapped(capacity: int = TOKENS, scales: Any = None, norms: Any = norms):
-        return lambda: Tap(products, norms, capacity, scales or backend.scales)
+        return lambda: GraphObserver(products, norms, capacity, scales or backend.scales)
 
     def watched(layer: int, index: int, whole: Any = "sum"):
         return lambda: tap.watched([(0, 0), (layer, index)], whole).__enter__()
@@ -97,10 +97,10 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
         "no threads": opened(threads=0),
         "sequences beyond llama.cpp's": opened(sequences=100_000),
         "a batch beyond the tap's": lambda: backend.model.context(
-            Tap(products, norms, 4, backend.scales), tokens=32, batch=5
+            GraphObserver(products, norms, 4, backend.scales), tokens=32, batch=5
         ),
         "a tap for no tokens": tapped(capacity=0),
-        "scales of another model": tapped(scales=Scales(layers, d_ff + 1)),
+        "scales of another model": tapped(scales=ActivationScales(layers, d_ff + 1)),
         "norms of a layer too few": tapped(norms=norms[1:]),
         "norms that are narrower": tapped(norms=norms[:, 1:]),
         "a layer that is not there": watched(layers, 0),

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hq.backends.base import Exchange
 from hq.backends.batching import plan, shared_prefix
 from hq.errors import HQError
+from hq.neurons.prompt_response import PromptResponse
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple)
-EXCHANGES = st.lists(st.builds(Exchange, TOKENS, TOKENS), min_size=1, max_size=20)
+EXCHANGES = st.lists(st.builds(PromptResponse, TOKENS, TOKENS), min_size=1, max_size=20)
 
 
 @given(st.lists(TOKENS, min_size=1))
@@ -30,7 +30,7 @@ def test_no_longer_prefix_would_do(prompts: list[tuple[int, ...]]) -> None:
 
 @given(EXCHANGES, st.integers(1, 64), st.integers(1, 8))
 def test_every_row_once_within_the_budgets(
-    exchanges: list[Exchange], budget: int, rows: int
+    exchanges: list[PromptResponse], budget: int, rows: int
 ) -> None:
     layout = plan(exchanges, budget, rows)
     assert sorted(np.concatenate(layout.batches)) == list(range(len(exchanges)))
@@ -40,18 +40,18 @@ def test_every_row_once_within_the_budgets(
 
 
 @given(EXCHANGES)
-def test_shortest_first(exchanges: list[Exchange]) -> None:
+def test_shortest_first(exchanges: list[PromptResponse]) -> None:
     lengths = [len(exchanges[row]) for batch in plan(exchanges, 16).batches for row in batch]
     assert lengths == sorted(lengths)
 
 
 @given(EXCHANGES, st.integers(1, 64))
-def test_the_layout_depends_on_lengths_alone(exchanges: list[Exchange], budget: int) -> None:
+def test_the_layout_depends_on_lengths_alone(exchanges: list[PromptResponse], budget: int) -> None:
     same = [
-        Exchange((9, *e.prompt[1:]), tuple(t + 1 for t in e.response)) for e in exchanges
+        PromptResponse((9, *e.prompt[1:]), tuple(t + 1 for t in e.response)) for e in exchanges
     ]  # may share a longer prefix: compare what is laid out after none
-    bare = [Exchange((i, *e.prompt), e.response) for i, e in enumerate(exchanges)]
-    also = [Exchange((i, *e.prompt), e.response) for i, e in enumerate(same)]
+    bare = [PromptResponse((i, *e.prompt), e.response) for i, e in enumerate(exchanges)]
+    also = [PromptResponse((i, *e.prompt), e.response) for i, e in enumerate(same)]
     for one, other in zip(plan(bare, budget).batches, plan(also, budget).batches, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -65,4 +65,4 @@ def test_an_exchange_without_prompt_or_response_is_refused(
     prompt: tuple[int, ...], response: tuple[int, ...]
 ) -> None:
     with pytest.raises(HQError, match="a token of prompt and one of response"):
-        Exchange(prompt, response)
+        PromptResponse(prompt, response)

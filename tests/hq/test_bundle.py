@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from hq.bundle import (
+from hq.errors import HQError
+from hq.gguf.file import GGUFFile
+from hq.monitor.bundle import (
     ALL,
     ARRAYS,
     CARD,
@@ -19,10 +21,8 @@ from hq.bundle import (
     Bundle,
     Domain,
 )
-from hq.errors import HQError
-from hq.gguf.file import GGUFFile
-from hq.neurons import Neuron, NeuronSet
-from hq.sealed import MANIFEST, seal, unseal
+from hq.neurons.neuron_set import Neuron, NeuronSet
+from hq.storage.verified_folder import MANIFEST, seal, unseal
 from tests import bundles
 from tests.bundles import RATE
 from tests.hq import gguf_files

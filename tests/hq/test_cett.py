@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
-from hq.cett import MEASURES, SPANS, Measure, Span, span_means
+from hq.backends.transformers.backend import TorchBackend
+from hq.neurons.cett import MEASURES, SPANS, Measure, Span, span_means
+from hq.neurons.prompt_response import PromptResponse
 from tests import tiny
 
 Array = Float[np.ndarray, "..."]
@@ -26,7 +26,7 @@ _GATED_DOWN = r"layers\.(\d+)\.mlp\.down_proj$"
 
 
 def naive_cett(
-    model: hf.PreTrainedModel, family: str, exchange: Exchange, measure: Measure, span: Span
+    model: hf.PreTrainedModel, family: str, exchange: PromptResponse, measure: Measure, span: Span
 ) -> Float[np.ndarray, "layer d_ff"]:
     """Token by token, in float64, from hooks on a plain model that reads one text."""
     last = len(exchange.prompt) - 1
@@ -86,7 +86,7 @@ def traced(family: str, checkpoint: Checkpoint) -> Array:
         return by_row(backend, tiny.exchanges())
 
 
-def by_row(backend: TorchBackend, exchanges: list[Exchange]) -> Array:
+def by_row(backend: TorchBackend, exchanges: list[PromptResponse]) -> Array:
     """Traces in the order of the exchanges."""
     batches = list(backend.trace(exchanges, MEASURES, SPANS))
     order = np.argsort(np.concatenate([batch.rows for batch in batches]))

@@ -11,8 +11,9 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import (
+from hq.backends.transformers.backend import TorchBackend
+from hq.errors import HQError
+from hq.models.checkpoint import (
     end_tokens,
     file_digests,
     fingerprint,
@@ -20,8 +21,7 @@ from hq.checkpoint import (
     resolve,
     text_config,
 )
-from hq.errors import HQError
-from hq.neurons import ModelIdentity
+from hq.neurons.neuron_set import ModelIdentity
 from tests import tiny
 
 Checkpoint = Callable[[str], Path]

@@ -10,11 +10,18 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import INDEX_FILE, fingerprint, identity, resolve, tensor_files, weight_files
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.ffn import of_checkpoint
 from hq.gguf.write import write
+from hq.models.checkpoint import (
+    INDEX_FILE,
+    fingerprint,
+    identity,
+    resolve,
+    tensor_files,
+    weight_files,
+)
+from hq.models.ffn_weights import of_checkpoint
 from tests import tiny, tiny_tokenizers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import PackedCheckpoint
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
 from tests import packed_files
 from tests.packed_files import Packing
 

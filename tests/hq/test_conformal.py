@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, norm
 
-from hq.conformal import (
+from hq.errors import HQError
+from hq.stats.conformal import (
     entities_needed,
     entity_rate,
     promised_threshold,
     rate_of_calibration,
     require_enough,
 )
-from hq.errors import HQError
 
 finite = st.floats(-100, 100, allow_nan=False)
 # Few distinct values, so that most scores tie.

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from scipy.special import log_softmax
 
-from hq.backends.base import Backend, Exchange
-from hq.backends.torch import TorchBackend
-from hq.cett import MEASURES, SPANS
+from hq.backends.base import Backend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.head import Reference
+from hq.models.head import Reference
+from hq.neurons.cett import MEASURES, SPANS
+from hq.neurons.prompt_response import PromptResponse
 from tests import tiny
 from tests.packed_files import PACKINGS
 
@@ -49,7 +50,7 @@ class Case:
 
 def llamacpp(kind: str, path: Path, **options: int) -> Backend:
     """llama.cpp, which is an extra."""
-    from hq.backends.llamacpp import LlamaBackend
+    from hq.backends.llamacpp.backend import LlamaBackend
 
     return LlamaBackend(path, f"gguf-{kind}", token_budget=64, **options)
 
@@ -140,12 +141,12 @@ def backend(
 
 
 @pytest.fixture
-def exchanges() -> list[Exchange]:
+def exchanges() -> list[PromptResponse]:
     """Six exchanges over more than one batch, whose prompts share five tokens."""
     return tiny.exchanges()
 
 
-def trace(backend: Backend, exchanges: Sequence[Exchange]) -> Array:
+def trace(backend: Backend, exchanges: Sequence[PromptResponse]) -> Array:
     """Every measure and span, in the order asked: [n, measure, span, layer, d_ff]."""
     values = np.empty((len(exchanges), len(MEASURES), len(SPANS), tiny.LAYERS, tiny.D_FF))
     for batch in backend.trace(exchanges, MEASURES, SPANS):
@@ -153,7 +154,7 @@ def trace(backend: Backend, exchanges: Sequence[Exchange]) -> Array:
     return values
 
 
-def logits(backend: Backend, exchanges: Sequence[Exchange]) -> list[Array]:
+def logits(backend: Backend, exchanges: Sequence[PromptResponse]) -> list[Array]:
     """Of every response token, in the order asked."""
     found = dict(backend.logits(exchanges))
     return [found[row] for row in range(len(exchanges))]
@@ -165,17 +166,17 @@ def off(values: Array, expected: Array) -> float:
     return float(error.max())
 
 
-def unlike(exchange: Exchange) -> Exchange:
+def unlike(exchange: PromptResponse) -> PromptResponse:
     """An exchange of the same lengths after the same first tokens, otherwise of other tokens."""
     tail = tuple(127 - token for token in exchange.prompt[5:])
-    return Exchange(exchange.prompt[:5] + tail, tuple(127 - t for t in exchange.response))
+    return PromptResponse(exchange.prompt[:5] + tail, tuple(127 - t for t in exchange.response))
 
 
 # --- tracing
 
 
 def test_the_exchanges_cover_more_than_one_batch(
-    backend: Backend, exchanges: list[Exchange]
+    backend: Backend, exchanges: list[PromptResponse]
 ) -> None:
     batches = list(backend.trace(exchanges, ("sum",), ("answer",)))
     assert [batch.number for batch in batches] == list(range(len(batches)))
@@ -184,21 +185,23 @@ def test_the_exchanges_cover_more_than_one_batch(
     assert {batch.values.dtype for batch in batches} == {np.dtype("float32")}
 
 
-def test_a_row_is_the_same_alone(backend: Backend, case: Case, exchanges: list[Exchange]) -> None:
+def test_a_row_is_the_same_alone(
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
+) -> None:
     alone = np.concatenate([trace(backend, [exchange]) for exchange in exchanges])
     assert off(trace(backend, exchanges), alone) <= case.shape
 
 
 def test_a_shared_prefix_changes_nothing(
-    backend: Backend, case: Case, exchanges: list[Exchange]
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
 ) -> None:
-    stranger = Exchange((99, 98, 97), (96,))
+    stranger = PromptResponse((99, 98, 97), (96,))
     without = trace(backend, [*exchanges, stranger])[:-1]
     assert off(trace(backend, exchanges), without) <= case.shape
 
 
 def test_neighbours_of_the_same_shape_leave_the_bits_alone(
-    backend: Backend, case: Case, exchanges: list[Exchange]
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
 ) -> None:
     changed = [*exchanges[:1], *map(unlike, exchanges[1:])]
     for read in (trace, logits):
@@ -210,7 +213,7 @@ def test_neighbours_of_the_same_shape_leave_the_bits_alone(
 
 
 def test_measures_and_spans_come_in_the_order_asked(
-    backend: Backend, exchanges: list[Exchange]
+    backend: Backend, exchanges: list[PromptResponse]
 ) -> None:
     whole = trace(backend, exchanges)
     for batch in backend.trace(exchanges, ("contribution", "sum"), ("other", "answer")):
@@ -219,7 +222,7 @@ def test_measures_and_spans_come_in_the_order_asked(
 
 
 def test_skip_leaves_out_those_batches_and_no_others(
-    backend: Backend, exchanges: list[Exchange]
+    backend: Backend, exchanges: list[PromptResponse]
 ) -> None:
     whole = list(backend.trace(exchanges, MEASURES, SPANS))
     rest = list(backend.trace(exchanges, MEASURES, SPANS, skip=frozenset({0})))
@@ -235,20 +238,22 @@ def test_no_exchanges_give_no_traces(backend: Backend) -> None:
     assert list(backend.predictions([])) == []
 
 
-def test_sum_adds_up_to_one(backend: Backend, exchanges: list[Exchange]) -> None:
+def test_sum_adds_up_to_one(backend: Backend, exchanges: list[PromptResponse]) -> None:
     sums = trace(backend, exchanges)[:, MEASURES.index("sum")].sum(axis=-1)
     np.testing.assert_allclose(sums, 1, rtol=1e-5)
 
 
 def test_activations_that_are_not_finite_are_refused(
-    backend: Backend, exchanges: list[Exchange]
+    backend: Backend, exchanges: list[PromptResponse]
 ) -> None:
     overflow = {(0, i): 3e38 for i in range(tiny.D_FF)}
     with backend.scale(overflow), pytest.raises(HQError, match="not finite"):
         trace(backend, exchanges)
 
 
-def test_a_trace_can_be_paused_and_dropped(backend: Backend, exchanges: list[Exchange]) -> None:
+def test_a_trace_can_be_paused_and_dropped(
+    backend: Backend, exchanges: list[PromptResponse]
+) -> None:
     expected = logits(backend, exchanges)
     paused = backend.trace(exchanges, MEASURES, SPANS)
     first = next(paused)
@@ -281,7 +286,7 @@ def reference(checkpoint: Callable[[str], Path]) -> Reference:
 
 
 def predictions(
-    backend: Backend, exchanges: Sequence[Exchange], reference: Reference | None = None
+    backend: Backend, exchanges: Sequence[PromptResponse], reference: Reference | None = None
 ) -> Array:
     """Means of entropy, log-probability and divergence, in the order asked: [n, 3]."""
     values = np.zeros((len(exchanges), 3))
@@ -292,7 +297,7 @@ def predictions(
 
 
 def test_predictions_follow_from_the_logits(
-    backend: Backend, case: Case, exchanges: list[Exchange], reference: Reference
+    backend: Backend, case: Case, exchanges: list[PromptResponse], reference: Reference
 ) -> None:
     expected = []
     for row, found in enumerate(logits(backend, exchanges)):
@@ -310,7 +315,7 @@ def test_predictions_follow_from_the_logits(
 
 
 def test_skipped_batches_of_predictions_change_no_other(
-    backend: Backend, exchanges: list[Exchange], reference: Reference
+    backend: Backend, exchanges: list[PromptResponse], reference: Reference
 ) -> None:
     whole = list(backend.predictions(exchanges, reference))
     assert len(whole) > 1
@@ -323,7 +328,7 @@ def test_skipped_batches_of_predictions_change_no_other(
 
 
 def test_logits_that_are_not_finite_are_refused(
-    backend: Backend, exchanges: list[Exchange]
+    backend: Backend, exchanges: list[PromptResponse]
 ) -> None:
     overflow = {(tiny.LAYERS - 1, i): 3e38 for i in range(tiny.D_FF)}
     with backend.scale(overflow), pytest.raises(HQError, match="not finite"):
@@ -334,7 +339,7 @@ def test_logits_that_are_not_finite_are_refused(
 
 
 def test_decoding_agrees_with_logits(
-    backend: Backend, case: Case, exchanges: list[Exchange]
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
 ) -> None:
     for exchange, expected in zip(exchanges, logits(backend, exchanges), strict=True):
         decoding = backend.decoding()
@@ -397,7 +402,7 @@ def test_prompts_of_several_lengths_read_as_if_alone(backend: Backend, case: Cas
 # --- scaling
 
 
-def test_scaling_by_one_is_bit_identical(backend: Backend, exchanges: list[Exchange]) -> None:
+def test_scaling_by_one_is_bit_identical(backend: Backend, exchanges: list[PromptResponse]) -> None:
     plain = trace(backend, exchanges), logits(backend, exchanges)
     with backend.scale({(layer, i): 1.0 for layer in range(tiny.LAYERS) for i in range(64)}):
         np.testing.assert_array_equal(trace(backend, exchanges), plain[0])
@@ -405,7 +410,7 @@ def test_scaling_by_one_is_bit_identical(backend: Backend, exchanges: list[Excha
             np.testing.assert_array_equal(found, expected)
 
 
-def test_scaling_reaches_what_is_traced(backend: Backend, exchanges: list[Exchange]) -> None:
+def test_scaling_reaches_what_is_traced(backend: Backend, exchanges: list[PromptResponse]) -> None:
     """In the first layer h depends on nothing that is scaled, so contributions go with α."""
     contribution = MEASURES.index("contribution")
     plain = trace(backend, exchanges)[:, contribution, :, 0]
@@ -417,7 +422,7 @@ def test_scaling_reaches_what_is_traced(backend: Backend, exchanges: list[Exchan
 
 
 def test_scaling_changes_later_layers_and_logits(
-    backend: Backend, case: Case, exchanges: list[Exchange]
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
 ) -> None:
     plain = trace(backend, exchanges), np.concatenate(logits(backend, exchanges))
     with backend.scale({(1, i): 0.0 for i in range(tiny.D_FF)}):
@@ -427,7 +432,7 @@ def test_scaling_changes_later_layers_and_logits(
 
 
 def test_a_factor_and_its_inverse_cancel(
-    backend: Backend, case: Case, exchanges: list[Exchange]
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
 ) -> None:
     plain = trace(backend, exchanges)
     neurons = [(layer, i) for layer in range(tiny.LAYERS) for i in range(0, tiny.D_FF, 3)]
@@ -458,7 +463,7 @@ def test_powers_of_two_cancel_to_the_bit(
 
 
 def test_scales_that_change_between_two_batches_are_refused(
-    backend: Backend, exchanges: list[Exchange]
+    backend: Backend, exchanges: list[PromptResponse]
 ) -> None:
     batches = backend.trace(exchanges, ("sum",), ("answer",))
     next(iter(batches))
@@ -466,7 +471,9 @@ def test_scales_that_change_between_two_batches_are_refused(
         next(iter(batches))
 
 
-def test_decoding_is_scaled_too(backend: Backend, case: Case, exchanges: list[Exchange]) -> None:
+def test_decoding_is_scaled_too(
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
+) -> None:
     with backend.scale({(1, i): 0.0 for i in range(tiny.D_FF)}):
         expected = logits(backend, exchanges)[0][:1]
         started = backend.decoding().start([exchanges[0].prompt]).cpu().numpy()
@@ -487,7 +494,7 @@ def test_factors_that_make_no_sense_are_refused(backend: Backend, alpha: float) 
     [(("sum", "mean"), ("answer",)), (("sum", "sum"), ("answer",)), (("sum",), ("answers",))],
 )
 def test_measures_and_spans_that_there_are_not_are_refused(
-    backend: Backend, exchanges: list[Exchange], measures: tuple, spans: tuple
+    backend: Backend, exchanges: list[PromptResponse], measures: tuple, spans: tuple
 ) -> None:
     with pytest.raises(HQError, match=r"measure|span"):
         list(backend.trace(exchanges, measures, spans))
@@ -502,7 +509,7 @@ def test_neurons_that_the_model_lacks_are_refused(
             pass
 
 
-def test_nothing_stays_scaled(backend: Backend, exchanges: list[Exchange]) -> None:
+def test_nothing_stays_scaled(backend: Backend, exchanges: list[PromptResponse]) -> None:
     plain = trace(backend, exchanges)
     with pytest.raises(KeyError), backend.scale({(0, i): 0.0 for i in range(tiny.D_FF)}):
         raise KeyError
@@ -524,9 +531,11 @@ def test_it_audits_every_projection(backend: Backend) -> None:
     assert backend.weight_bytes() > 0
 
 
-def test_contribution_is_h_times_the_norm(backend: Backend, exchanges: list[Exchange]) -> None:
+def test_contribution_is_h_times_the_norm(
+    backend: Backend, exchanges: list[PromptResponse]
+) -> None:
     """Σ_i contribution_i ≥ ‖W_down h‖: true only with norms of the weights that multiply."""
-    answers = trace(backend, [Exchange(e.prompt, e.response[:1]) for e in exchanges])[:, :, 0]
+    answers = trace(backend, [PromptResponse(e.prompt, e.response[:1]) for e in exchanges])[:, :, 0]
     output = answers[:, MEASURES.index("contribution")] / answers[:, MEASURES.index("output")]
     total = answers[:, MEASURES.index("contribution")].sum(axis=-1)
     assert (output.max(axis=-1) <= total).all()

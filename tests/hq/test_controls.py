@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hq.controls import (
+from hq.errors import HQError
+from hq.probe.controls import (
     control_auroc,
     magnitude_ratio,
     matched_neurons,
@@ -11,8 +12,7 @@ from hq.controls import (
     random_neurons,
     ridge_probe,
 )
-from hq.errors import HQError
-from hq.stats import auroc
+from hq.stats.bootstrap import auroc
 
 D_FF, LAYERS = 200, 3
 

@@ -1,7 +1,7 @@
 import numpy as np
 from skglm.datafits import Logistic
 
-from hq.datafit import StableLogistic
+from hq.probe.datafit import StableLogistic
 
 Y = np.array([1, -1, 1, -1], dtype=np.float32)
 

@@ -4,7 +4,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, linregress
 
-from hq.dose import (
+from hq.errors import HQError
+from hq.stats.bootstrap import bootstrap, bootstrap_mean
+from hq.stats.dose_response import (
     bootstrap_rates,
     bootstrap_reduction,
     bootstrap_slope,
@@ -16,8 +18,6 @@ from hq.dose import (
     slope_difference_statistic,
     slope_statistic,
 )
-from hq.errors import HQError
-from hq.stats import bootstrap, bootstrap_mean
 
 ALPHAS = np.array([0.0, 0.5, 1.0, 2.0, 3.0])
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, rankdata
 
-from hq.dose import slope_difference_statistic
-from hq.equivalence import Statement, Verdict, equivalence, holm, permutation_p
 from hq.errors import HQError
-from hq.stats import auroc, bootstrap
+from hq.stats.bootstrap import auroc, bootstrap
+from hq.stats.dose_response import slope_difference_statistic
+from hq.stats.equivalence import Equivalence, Statement, equivalence, holm, permutation_p
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=12)
 
@@ -30,7 +30,7 @@ def state(mean: float, n: int, margin: float, **rest) -> Statement:
 
 def test_a_small_difference_is_preserved():
     found = state(0.0, n=1000, margin=0.2)
-    assert found.verdict is Verdict.PRESERVED == "preserved"
+    assert found.verdict is Equivalence.PRESERVED == "preserved"
     assert -0.2 < found.low90 < 0 < found.high90 < 0.2
     assert found.tost_p == 1 / 2001
     assert (found.n, found.n_needed, found.margin) == (1000, None, 0.2)
@@ -39,21 +39,21 @@ def test_a_small_difference_is_preserved():
 def test_a_visible_but_negligible_difference_is_preserved():
     found = state(0.1, n=1000, margin=0.2)
     assert found.difference.low > 0
-    assert found.verdict is Verdict.PRESERVED
+    assert found.verdict is Equivalence.PRESERVED
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_visible_difference_that_may_matter_is_changed(sign):
     for size in (0.19, 0.4):  # within the margin but not shown to be, and beyond it
         found = state(sign * size, n=1000, margin=0.2)
-        assert found.verdict is Verdict.CHANGED == "changed"
+        assert found.verdict is Equivalence.CHANGED == "changed"
         assert found.n_needed is None
         assert found.tost_p > 0.05
 
 
 def test_too_few_rows_decide_nothing():
     found = state(0.0, n=50, margin=0.2)
-    assert found.verdict is Verdict.UNDECIDED == "not decided at this n"
+    assert found.verdict is Equivalence.UNDECIDED == "not decided at this n"
     assert found.difference.low < 0 < found.difference.high
     assert found.tost_p > 0.05
 
@@ -83,7 +83,7 @@ def test_a_set_is_preserved_against_itself_whatever_the_margin(rows, margin, see
     complied = np.array(rows[: len(rows) // 2 * 2]).reshape(2, -1)
     statistic = slope_difference_statistic(complied, complied, [0.0, 1.0])
     found = equivalence(statistic, complied.shape[1], margin, seed, replicates=20)
-    assert found.verdict is Verdict.PRESERVED
+    assert found.verdict is Equivalence.PRESERVED
     assert (found.difference.value, found.low90, found.high90) == (0, 0, 0)
     assert found.tost_p == 1 / 21
     assert found.n_needed is None
@@ -97,21 +97,25 @@ def test_the_verdict_does_not_see_the_sign_and_says_when_more_is_needed(mean, n,
     assert turned.verdict is found.verdict
     assert turned.tost_p == found.tost_p
     assert turned.n_needed is None or turned.n_needed > n
-    if found.verdict is not Verdict.UNDECIDED:
+    if found.verdict is not Equivalence.UNDECIDED:
         assert found.n_needed is None
 
 
 @pytest.mark.parametrize(
     ("mean", "margin", "verdict"),
-    [(0.05, 0.2, Verdict.PRESERVED), (0.0, 0.15, Verdict.PRESERVED), (0.2, 0.1, Verdict.CHANGED)],
+    [
+        (0.05, 0.2, Equivalence.PRESERVED),
+        (0.0, 0.15, Equivalence.PRESERVED),
+        (0.2, 0.1, Equivalence.CHANGED),
+    ],
 )
 def test_a_decision_falls_at_the_units_needed(mean, margin, verdict):
     """The same mean and deviation at more rows: undecided before `n_needed`, decided after it."""
     found = state(mean, 40, margin)
-    assert found.verdict is Verdict.UNDECIDED
+    assert found.verdict is Equivalence.UNDECIDED
     assert found.n_needed is not None
     before, after = (state(mean, int(found.n_needed * k), margin).verdict for k in (0.8, 1.25))
-    assert before is Verdict.UNDECIDED
+    assert before is Equivalence.UNDECIDED
     assert after is verdict
 
 
@@ -133,10 +137,10 @@ def test_no_number_of_units_settles_a_difference_at_the_margin():
     margin = abs(float(mean_of(values)(np.ones((1, 40)))[0]))
     for near in (margin, margin * (1 + 1e-13), margin * (1 - 1e-13)):
         found = equivalence(mean_of(values), 40, near, seed=0)
-        assert found.verdict is Verdict.UNDECIDED
+        assert found.verdict is Equivalence.UNDECIDED
         assert found.n_needed is None
     hopeless = equivalence(mean_of(np.array([-1.0, 1.0] * 20)), 40, 1e-200, seed=0)
-    assert hopeless.verdict is Verdict.UNDECIDED
+    assert hopeless.verdict is Equivalence.UNDECIDED
     assert hopeless.n_needed is None
 
 
@@ -165,7 +169,7 @@ def preserved_share(difference: float, n: int, margin: float, runs: int = 300) -
             np.stack([nobody, first]), np.stack([nobody, second]), [0.0, 1.0]
         )
         found = equivalence(statistic, n, margin, seed, replicates=400)
-        preserved += found.verdict is Verdict.PRESERVED
+        preserved += found.verdict is Equivalence.PRESERVED
     return preserved / runs
 
 

@@ -3,7 +3,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from hq.errors import HQError
-from hq.features import standardise
+from hq.neurons.features import standardise
 
 
 def test_standardised_as_scikit_learn_does():
@@ -20,7 +20,7 @@ def test_blocks_and_rows_make_no_difference(monkeypatch):
     X = np.random.default_rng(0).random((20, 13), dtype=np.float32)
     rows = np.array([1, 4, 5, 19])
     whole = standardise(X[rows])
-    monkeypatch.setattr("hq.features._BLOCK", 5)
+    monkeypatch.setattr("hq.neurons.features._BLOCK", 5)
     for one, other in zip(whole, standardise(X, rows=rows), strict=True):
         np.testing.assert_array_equal(one, other)
 

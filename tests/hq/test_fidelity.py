@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hq.errors import HQError
-from hq.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
+from hq.probe.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
 
 N, K = 60, 7
 ONE = np.ones((1, N))

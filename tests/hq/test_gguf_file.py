@@ -11,7 +11,7 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.norms import column_norms
 from hq.gguf.types import TYPES, GGMLType, dequantized
-from hq.neurons import ModelIdentity, NeuronSet
+from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from tests.hq import gguf_files as tiny
 from tests.hq.gguf_files import overwrite
 
@@ -299,10 +299,10 @@ def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_kin_and_no_other
 
 @pytest.mark.slow
 def test_the_embedded_model_is_akin_to_its_dequantized_checkpoint(tmp_path):
-    from harness.dequantized import checkpoint_of
-    from harness.embedded import packaged_gguf
-    from hq.backends.torch import TorchBackend
-    from hq.checkpoint import identity
+    from harness.models.dequantized import checkpoint_of
+    from harness.models.embedded import packaged_gguf
+    from hq.backends.transformers.backend import TorchBackend
+    from hq.models.checkpoint import identity
 
     path = tmp_path / "embedded.gguf"
     path.symlink_to(packaged_gguf())

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.dequantized import checkpoint_of
-from harness.sources import gguf_of
-from hq.bake.gguf import GGUFModel
+from harness.models.dequantized import checkpoint_of
+from harness.models.sources import gguf_of
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.suppress.bake.gguf import GGUFModel
 from tests.hq import gguf_files as tiny
 from tests.hq.gguf_files import overwrite
 
@@ -51,7 +51,7 @@ def test_the_parts_are_the_whole_file(published, whole):
 
 def test_llama_cpp_computes_the_same(published, whole):
     pytest.importorskip("llama_cpp")
-    from hq.backends.llamacpp import LlamaBackend
+    from hq.backends.llamacpp.backend import LlamaBackend
     from tests.tiny import exchanges
 
     found = []
@@ -70,7 +70,7 @@ def test_capital_letters_in_the_suffix(published, tmp_path, whole):
     assert GGUFFile(first).fingerprint == GGUFFile(whole).fingerprint
     shutil.copy(whole, tmp_path / "MODEL.GGUF")
     pytest.importorskip("llama_cpp")
-    from hq.backends.llamacpp import LlamaBackend
+    from hq.backends.llamacpp.backend import LlamaBackend
 
     for path in (first, gguf_of(str(tmp_path / "MODEL.GGUF"))):
         with LlamaBackend(path) as backend:
@@ -130,7 +130,7 @@ def _names(path: Path) -> set[str]:
 
 
 def test_a_bundle_s_digest_is_of_all_parts(folder):
-    from hq.bundle import model_file
+    from hq.monitor.bundle import model_file
 
     before = model_file(GGUFFile(part(folder, 1)), "f16")
     assert before.bytes == sum(part(folder, k).stat().st_size for k in range(1, PARTS + 1))
@@ -157,6 +157,6 @@ def test_a_study_can_begin_from_parts(published, whole, tmp_path, monkeypatch):
 
 def test_without_llama_cpp_parts_are_no_study_s_model(published, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("harness.equality.provable", lambda: False)
+    monkeypatch.setattr("harness.models.equality.provable", lambda: False)
     with pytest.raises(HQError, match=r"split into 4 parts.*llama-gguf-split --merge"):
         checkpoint_of(part(published, 1))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import transformers as hf
 
-from hq.checkpoint import identity
 from hq.errors import HQError
+from hq.models.checkpoint import identity
 from tests.hq.gguf_checkpoints import keys, save, shape
 
 gguf = pytest.importorskip("gguf")
@@ -16,7 +16,7 @@ pytest.importorskip("llama_cpp")
 
 from hq.gguf.quantize import KINDS, quantize  # noqa: E402
 from hq.gguf.write import write  # noqa: E402
-from hq.llama.library import library  # noqa: E402
+from hq.llamacpp.library import library  # noqa: E402
 from tests.llamacpp import LlamaCpp  # noqa: E402
 
 # The type of the up projection, whose rows are whole blocks of 256, and the least correlation of

@@ -9,12 +9,12 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from hq.checkpoint import identity
 from hq.errors import HQError
 from hq.gguf import bytelevel, read_tokenizer
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.gguf.write import write
+from hq.models.checkpoint import identity
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_files
 

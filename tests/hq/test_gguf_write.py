@@ -16,10 +16,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from hq.checkpoint import identity
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.write import Dtype, write
+from hq.models.checkpoint import identity
 from tests import decoders, tiny, tiny_tokenizers
 from tests.hq.gguf_checkpoints import keys, save, shape
 
@@ -430,7 +430,7 @@ def test_a_missing_package_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_the_embedded_model_agrees(tmp_path: Path) -> None:
-    from harness.sources import resolve_model
+    from harness.models.sources import resolve_model
 
     source = resolve_model("smollm2")
     write(source, tmp_path / "model.gguf", "f32", identity(source))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import PackedCheckpoint
 from hq.precisions.packed import NATIVE, require_right
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
 from tests import packed_files, tiny
 from tests.packed_files import ASYMMETRIC, MADE, PACKINGS, Packing
 

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 from hq.errors import HQError
-from hq.head import Head, Reference, head_of
+from hq.models.head import Head, Reference, head_of
 from tests import tiny
 
 SHAPE = {

@@ -3,11 +3,11 @@ import pytest
 from sklearn.model_selection import KFold
 
 from hq.errors import HQError
-from hq.features import Features, standardise
-from hq.identify import identify
-from hq.l1 import TOLERANCE, l1_path
-from hq.neurons import ModelIdentity, NeuronSet
-from hq.stats import auroc
+from hq.neurons.features import Features, standardise
+from hq.neurons.neuron_set import ModelIdentity, NeuronSet
+from hq.probe.identify import identify
+from hq.probe.l1 import TOLERANCE, l1_path
+from hq.stats.bootstrap import auroc
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=4, d_ff=150)
 PLANTED = np.array([7, 160, 333, 590])  # raise the odds of hallucination
@@ -75,7 +75,7 @@ def test_a_tighter_cap_is_kept(data):
 
 
 def test_ties_go_to_the_sparser(data, monkeypatch):
-    monkeypatch.setattr("hq.identify.auroc", lambda *_: 0.75)
+    monkeypatch.setattr("hq.probe.identify.auroc", lambda *_: 0.75)
     neurons, points = find(*data, **OPTIONS)
     assert len(neurons.neurons) == min(p.n_nonzero for p in points)
 
@@ -216,7 +216,7 @@ def test_a_fit_that_missed_its_tolerance_is_told(data, found, monkeypatch):
     neurons, points = found
     assert "tolerance" not in neurons.provenance
     assert {point.tolerance for point in points} == {TOLERANCE}
-    monkeypatch.setattr("hq.l1._TOLERANCES", (1e-12, 1e-2))  # no float32 fit meets the first
+    monkeypatch.setattr("hq.probe.l1._TOLERANCES", (1e-12, 1e-2))  # no float32 fit meets the first
     with pytest.warns(UserWarning, match=r"met a tolerance of 0\.01 only, not 0\.001"):
         loose, points = find(*data, **OPTIONS, folds=2)
     assert loose.provenance["tolerance"] == 1e-2

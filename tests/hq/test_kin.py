@@ -11,10 +11,10 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from hq.checkpoint import identity
 from hq.gguf.file import GGUFFile
-from hq.kin import kin
 from hq.models.architectures import RECORDS
+from hq.models.checkpoint import identity
+from hq.models.norm_digest import norm_digest
 from tests import tiny
 from tests.hq import gguf_files
 
@@ -96,10 +96,14 @@ def test_sharding_and_dtype_keep_the_kin(checkpoint: Checkpoint, tmp_path):
 
 def test_order_and_lengths_count_and_what_fp16_cannot_hold_does_not():
     ones, more = np.ones(3, dtype=np.float32), np.full(2, 2, dtype=np.float32)
-    assert kin([ones, more]) != kin([more, ones])
-    assert kin([ones, ones]) != kin([np.ones(6, dtype=np.float32)])
-    assert kin([ones]) == kin([ones * np.float32(1 + 1e-5)]) == kin([ones.astype(np.float16)])
-    assert kin([ones * 1e6]) == kin([ones * 1e7])
+    assert norm_digest([ones, more]) != norm_digest([more, ones])
+    assert norm_digest([ones, ones]) != norm_digest([np.ones(6, dtype=np.float32)])
+    assert (
+        norm_digest([ones])
+        == norm_digest([ones * np.float32(1 + 1e-5)])
+        == norm_digest([ones.astype(np.float16)])
+    )
+    assert norm_digest([ones * 1e6]) == norm_digest([ones * 1e7])
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from hq.errors import HQError
-from hq.features import standardise
-from hq.l1 import TOLERANCE, l1_path, objective, smallest_c
+from hq.neurons.features import standardise
+from hq.probe.l1 import TOLERANCE, l1_path, objective, smallest_c
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +100,14 @@ def test_features_without_any_signal_are_refused():
 
 
 def test_a_fit_that_does_not_converge_is_refused(problem, monkeypatch):
-    monkeypatch.setattr("hq.l1._MAX_ITERATIONS", 1)
+    monkeypatch.setattr("hq.probe.l1._MAX_ITERATIONS", 1)
     with pytest.raises(HQError, match=r"does not converge at C = 2: .* lower max_fraction"):
         l1_path(*problem, [2.0])
 
 
 def test_importing_is_light():
     code = (
-        "import sys, hq.identify, hq.controls, hq.thresholds;"
+        "import sys, hq.probe.identify, hq.probe.controls, hq.stats.thresholds;"
         "print([m for m in ('skglm', 'numba', 'sklearn') if m in sys.modules])"
     )
     loaded = subprocess.run(
@@ -119,5 +119,5 @@ def test_importing_is_light():
 def test_a_path_tells_the_tolerance_that_each_fit_met(problem, monkeypatch):
     assert l1_path(*problem, [0.1, 0.2]).tolerances.tolist() == [TOLERANCE] * 2
     # No float32 fit meets the first of these.
-    monkeypatch.setattr("hq.l1._TOLERANCES", (1e-12, 1e-2))
+    monkeypatch.setattr("hq.probe.l1._TOLERANCES", (1e-12, 1e-2))
     assert l1_path(*problem, [0.1, 0.2]).tolerances.tolist() == [1e-2] * 2

@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.auto import context_length
+from hq.neurons.prompt_response import PromptResponse
 from tests import decoders, tiny
 
 Checkpoint = Callable[[str], Path]
 LIMIT = 128  # of every tiny model
 
 
-def exchange(length: int) -> Exchange:
+def exchange(length: int) -> PromptResponse:
     """A text of so many tokens, 20 of them the response."""
     ids = tuple(5 + i % 100 for i in range(length))
-    return Exchange(ids[:-20], ids[-20:])
+    return PromptResponse(ids[:-20], ids[-20:])
 
 
 # Rotary embeddings go on past the limit; absolute ones have no row there.

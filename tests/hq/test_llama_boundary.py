@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from hq.backends.llamacpp import LlamaBackend
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llama.library import library
-from hq.llama.tap import Tap
+from hq.llamacpp.library import library
+from hq.llamacpp.observer import GraphObserver
 from tests import tiny
 from tests.hq import native_misuse
 
@@ -80,15 +80,15 @@ class Tensor:
 
 
 @pytest.fixture
-def tap(gguf: GGUF) -> Tap:
+def tap(gguf: GGUF) -> GraphObserver:
     """A tap for four tokens of the tiny model."""
     with LlamaBackend(gguf("llama"), "gguf-f32") as backend:
-        return Tap(backend._products, backend.norms, 4, backend.scales)
+        return GraphObserver(backend._products, backend.norms, 4, backend.scales)
 
 
-def called(tap: Tap, tensor: Tensor) -> None:
+def called(tap: GraphObserver, tensor: Tensor) -> None:
     """The callback is handed a tensor that has been computed."""
-    from hq.llama import native
+    from hq.llamacpp import callback as native
 
     native._callback.ctypes(tensor.address, False, tap.attach())
     tap.end()

@@ -12,17 +12,17 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from hq.backends.llamacpp import LlamaBackend
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llama.library import library
-from hq.llama.model import Context, LlamaModel
-from hq.monitor import Monitor, Step
-from hq.sampling import Ending, Sampling, sample
+from hq.llamacpp.library import library
+from hq.llamacpp.model import Context, LlamaModel
+from hq.monitor import LlamaMonitor, Step
+from hq.tracing.sampling import Sampling, StopCriteria, sample
 from tests import tiny
 from tests.hq.monitored import neuron_set
 
 GGUF = Callable[..., Path]
-ENDLESS = Ending(frozenset(), (), lambda ids: "x" * len(ids))
+ENDLESS = StopCriteria(frozenset(), (), lambda ids: "x" * len(ids))
 PROMPTS = (5, 6, 7), (90, 14, 33, 21)
 
 
@@ -34,8 +34,8 @@ def backend(gguf: GGUF) -> Iterator[LlamaBackend]:
 
 
 @pytest.fixture
-def monitor(backend: LlamaBackend) -> Iterator[Monitor]:
-    with Monitor(backend, neuron_set(backend.identity), tokens=64) as opened:
+def monitor(backend: LlamaBackend) -> Iterator[LlamaMonitor]:
+    with LlamaMonitor(backend, neuron_set(backend.identity), tokens=64) as opened:
         yield opened
 
 
@@ -45,7 +45,7 @@ def said(steps: list[Step]) -> list[tuple[int, float, list[float]]]:
 
 
 @pytest.fixture
-def alone(monitor: Monitor) -> list[list[tuple[int, float, list[float]]]]:
+def alone(monitor: LlamaMonitor) -> list[list[tuple[int, float, list[float]]]]:
     """Answers to the prompts, one after the other."""
     return [said(list(monitor.answer(prompt, ENDLESS, 12))) for prompt in PROMPTS]
 
@@ -99,7 +99,7 @@ def test_further_answers_give_their_memory_back(backend, monitor):
 
 
 def test_a_closed_monitor_ends_its_answers(backend):
-    monitor = Monitor(backend, neuron_set(backend.identity), tokens=64)
+    monitor = LlamaMonitor(backend, neuron_set(backend.identity), tokens=64)
     first, second = (monitor.answer(prompt, ENDLESS, 12) for prompt in PROMPTS)
     next(first), next(second)
     monitor.close()
@@ -132,7 +132,7 @@ def test_decodings_traces_and_answers_at_once(backend, monitor, alone):
     ]
     exchanges = tiny.exchanges()
     small = LlamaBackend(backend.file.path, "gguf-f32", token_budget=16)  # several batches
-    with closing(small), Monitor(small, neuron_set(small.identity), tokens=64) as watching:
+    with closing(small), LlamaMonitor(small, neuron_set(small.identity), tokens=64) as watching:
         traces = [batch.values for batch in small.trace(exchanges)]
         reading = small.trace(exchanges)
         decodings = [small.decoding() for _ in PROMPTS]
@@ -229,7 +229,7 @@ def test_use_after_close_is_a_sentence(gguf):
         lambda: decoding.start(PROMPTS[:1]),
         backend.decoding,
         lambda: list(backend.trace(tiny.exchanges())),
-        lambda: Monitor(backend, neuron_set(backend.identity)),
+        lambda: LlamaMonitor(backend, neuron_set(backend.identity)),
         lambda: backend.model.tokenize("text"),
         lambda: backend.model.piece(5),
         lambda: backend.model.ends,

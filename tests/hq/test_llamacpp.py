@@ -15,22 +15,23 @@ from gguf import GGUFReader
 
 pytest.importorskip("llama_cpp")
 
-from hq.backends.base import Backend, Exchange
-from hq.backends.llamacpp import LlamaBackend
-from hq.backends.torch import TorchBackend
-from hq.cett import MEASURES, SPANS
+from hq.backends.base import Backend
+from hq.backends.llamacpp.backend import LlamaBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.llama import library as library_module
-from hq.llama.model import LlamaModel
-from hq.llama.products import ProductFinder
-from hq.monitor import Monitor
-from hq.neurons import Neuron, NeuronSet
-from hq.sampling import Ending, Sampling, sample
+from hq.llamacpp import library as library_module
+from hq.llamacpp.graph import GraphNodeFinder
+from hq.llamacpp.model import LlamaModel
+from hq.monitor import LlamaMonitor
+from hq.neurons.cett import MEASURES, SPANS
+from hq.neurons.neuron_set import Neuron, NeuronSet
+from hq.neurons.prompt_response import PromptResponse
+from hq.tracing.sampling import Sampling, StopCriteria, sample
 from tests import tiny
 
 GGUF = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
-ENDLESS = Ending(frozenset(), (), lambda ids: "x" * len(ids))
+ENDLESS = StopCriteria(frozenset(), (), lambda ids: "x" * len(ids))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def backend(gguf: GGUF) -> Iterator[LlamaBackend]:
         yield opened
 
 
-def trace(backend: Backend, exchanges: list[Exchange]) -> np.ndarray:
+def trace(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     """[n, measure, span, layer, d_ff]."""
     values = np.empty((len(exchanges), len(MEASURES), len(SPANS), tiny.LAYERS, tiny.D_FF))
     for batch in backend.trace(exchanges, MEASURES, SPANS):
@@ -48,7 +49,7 @@ def trace(backend: Backend, exchanges: list[Exchange]) -> np.ndarray:
     return values
 
 
-def logits(backend: Backend, exchanges: list[Exchange]) -> np.ndarray:
+def logits(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     """[token of all responses, vocab]."""
     found = dict(backend.logits(exchanges))
     return np.concatenate([found[row] for row in range(len(exchanges))])
@@ -96,9 +97,9 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
 @pytest.mark.slow
 def test_the_embedded_model_computes_what_transformers_does(tmp_path):
     from harness.bench.cett import exchanges
-    from harness.sources import resolve_model
-    from hq.checkpoint import identity
+    from harness.models.sources import resolve_model
     from hq.gguf.write import write
+    from hq.models.checkpoint import identity
 
     path = resolve_model("smollm2")
     write(path, tmp_path / "model.gguf", "f32", identity(path))
@@ -180,7 +181,7 @@ def test_a_layer_that_is_not_computed_is_an_error(backend, monkeypatch):
 
 def test_a_product_that_is_not_there_is_an_error():
     with pytest.raises(HQError, match=r"layer 0 of model\.gguf cannot be observed"):
-        ProductFinder("model.gguf").products(3, 128)
+        GraphNodeFinder("model.gguf").products(3, 128)
 
 
 def test_another_layout_of_tensors_is_a_sentence(monkeypatch):
@@ -278,9 +279,9 @@ def neuron_set(backend: LlamaBackend, cett: str = "sum", tokens: str = "answer")
 def test_the_live_score_is_the_probe_s_on_the_trace(backend, cett, tokens):
     neurons = neuron_set(backend, cett, tokens)
     prompt = (5, 6, 7, 8)
-    with Monitor(backend, neurons) as monitor:
+    with LlamaMonitor(backend, neurons) as monitor:
         steps = list(monitor.answer(prompt, ENDLESS, max_new_tokens=9))
-    exchange = Exchange(prompt, tuple(step.token for step in steps))
+    exchange = PromptResponse(prompt, tuple(step.token for step in steps))
     (batch,) = backend.trace([exchange], (cett,), (tokens,))
     expected = neurons.score(batch.features(neurons.cett, neurons.tokens))
     assert steps[-1].score == pytest.approx(expected[0], rel=1e-4)
@@ -290,7 +291,7 @@ def test_the_live_score_is_the_probe_s_on_the_trace(backend, cett, tokens):
 def test_a_monitored_answer_is_the_greedy_one(backend):
     settings = Sampling(responses=1, temperature=0, max_new_tokens=12)
     (tree,) = sample(backend.decoding(), [("a", (5, 6, 7))], settings, ENDLESS)
-    with Monitor(backend, neuron_set(backend)) as monitor:
+    with LlamaMonitor(backend, neuron_set(backend)) as monitor:
         steps = list(monitor.answer((5, 6, 7), ENDLESS, max_new_tokens=12))
         silenced = {(layer, i): 0.0 for layer in range(3) for i in range(tiny.D_FF)}
         with backend.scale(silenced):
@@ -301,9 +302,9 @@ def test_a_monitored_answer_is_the_greedy_one(backend):
 
 
 def test_an_answer_ends_without_its_end(backend):
-    with Monitor(backend, neuron_set(backend)) as monitor:
+    with LlamaMonitor(backend, neuron_set(backend)) as monitor:
         tokens = [step.token for step in monitor.answer((5, 6), ENDLESS, max_new_tokens=6)]
-        cut = Ending(frozenset({tokens[3]}), (), ENDLESS.decode)
+        cut = StopCriteria(frozenset({tokens[3]}), (), ENDLESS.decode)
         shorter = [step.token for step in monitor.answer((5, 6), cut, max_new_tokens=6)]
     assert shorter == tokens[: tokens.index(tokens[3])]
 
@@ -312,7 +313,7 @@ def test_an_answer_ends_without_its_end(backend):
 def test_a_response_that_is_followed_reads_as_it_would_have_been_written(backend, tokens):
     neurons, prompt = neuron_set(backend, tokens=tokens), (5, 6, 7, 8)
     scaled = {(neuron.layer, neuron.index): 0.0 for neuron in neurons.positive}
-    with Monitor(backend, neurons) as writer, Monitor(backend, neurons) as reader:
+    with LlamaMonitor(backend, neurons) as writer, LlamaMonitor(backend, neurons) as reader:
         written = list(writer.answer(prompt, ENDLESS, 9))
         followed = list(reader.follow(prompt, (step.token for step in written)))
         assert [step.score for step in followed] == [step.score for step in written]
@@ -327,7 +328,7 @@ def test_a_response_that_is_followed_reads_as_it_would_have_been_written(backend
                 yield step.token
 
         together = list(reader.follow(prompt, other()))
-    exchange = Exchange(prompt, tuple(step.token for step in together))
+    exchange = PromptResponse(prompt, tuple(step.token for step in together))
     (batch,) = backend.trace([exchange], ("sum",), (tokens,))
     expected = neurons.score(batch.features("sum", tokens))
     assert together[-1].score == pytest.approx(expected[0], 1e-4)
@@ -337,9 +338,12 @@ def test_two_monitors_side_by_side(backend, gguf):
     with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
         alone = []
         for which in (backend, other):
-            with Monitor(which, neuron_set(which)) as monitor:
+            with LlamaMonitor(which, neuron_set(which)) as monitor:
                 alone.append([s.score for s in monitor.answer((5, 6, 7), ENDLESS, 10)])
-        with Monitor(backend, neuron_set(backend)) as a, Monitor(other, neuron_set(other)) as b:
+        with (
+            LlamaMonitor(backend, neuron_set(backend)) as a,
+            LlamaMonitor(other, neuron_set(other)) as b,
+        ):
             pairs = zip(
                 a.answer((5, 6, 7), ENDLESS, 10), b.answer((5, 6, 7), ENDLESS, 10), strict=True
             )
@@ -349,7 +353,7 @@ def test_two_monitors_side_by_side(backend, gguf):
 
 def test_ten_thousand_tokens_take_no_more_memory(backend):
     process = psutil.Process()
-    with Monitor(backend, neuron_set(backend), tokens=128) as monitor:
+    with LlamaMonitor(backend, neuron_set(backend), tokens=128) as monitor:
 
         def read(answers: int) -> None:
             for _ in range(answers):
@@ -381,7 +385,7 @@ def test_ctrl_c_in_the_middle_of_an_answer(backend):
             signal.raise_signal(signal.SIGINT)
         return chosen[-1]
 
-    with Monitor(backend, neuron_set(backend), tokens=128) as monitor:
+    with LlamaMonitor(backend, neuron_set(backend), tokens=128) as monitor:
         plain = [step.score for step in monitor.answer((5, 6), ENDLESS, 20)]
         with pytest.raises(KeyboardInterrupt):
             list(monitor.answer((5, 6), ENDLESS, 20, interrupted))
@@ -408,11 +412,11 @@ def test_zero_equals_zeroed_columns(backend, gguf, tmp_path):
 def test_a_set_of_another_model_is_refused(backend, gguf):
     with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
         with pytest.raises(HQError, match="belongs to"):
-            Monitor(backend, neuron_set(other))
+            LlamaMonitor(backend, neuron_set(other))
 
 
 def test_a_prompt_without_room_is_refused(backend):
-    with Monitor(backend, neuron_set(backend), tokens=64) as monitor:
+    with LlamaMonitor(backend, neuron_set(backend), tokens=64) as monitor:
         for prompt, new in (((), 5), ((5,) * 60, 10)):
             with pytest.raises(HQError, match="do not fit"):
                 next(monitor.answer(prompt, ENDLESS, new))
@@ -444,7 +448,7 @@ def test_another_kind_than_its_name_says_is_refused(gguf):
 
 
 def test_texts_longer_than_the_context_are_refused(backend):
-    long = Exchange((5,) * 100, (6,) * 29)  # the tiny models know 128 positions
+    long = PromptResponse((5,) * 100, (6,) * 29)  # the tiny models know 128 positions
     for refused in (backend.trace([long]), backend.logits([long])):
         with pytest.raises(HQError, match="129 tokens is longer than the context"):
             next(iter(refused))
@@ -454,4 +458,4 @@ def test_texts_longer_than_the_context_are_refused(backend):
 
 def test_token_ids_that_the_model_lacks_are_refused(backend):
     with pytest.raises(HQError, match="outside the 128"):
-        list(backend.trace([Exchange((5, 128), (6,))]))
+        list(backend.trace([PromptResponse((5, 128), (6,))]))

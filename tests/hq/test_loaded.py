@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from hq.checkpoint import identity
+from hq.backends.transformers.loaded import loaded_identity
 from hq.errors import HQError
-from hq.loaded import loaded_identity
+from hq.models.checkpoint import identity
 from hq.monitor import TorchMonitor
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests import tiny
 from tests.hq.monitored import PROMPT, asked, load, neuron_set
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from hq.logits import block_edges, blocks_of, distributions
+from hq.models.logits import block_edges, blocks_of, distributions
 
 
 def drawn(seed, tokens, vocabulary, spread):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hq.errors import HQError
-from hq.lora.change import Change, changes
+from hq.suppress.lora.delta import LoraDelta, lora_deltas
 
 LAYERS, D_FF, D_MODEL = 4, 12, 5
 
@@ -21,7 +21,7 @@ factors = st.dictionaries(
 def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
     """W·h + s·B·A·h = W·(α(s) ⊙ h) with α(s) = 1 + s(α₀ − 1), and so for rows of up."""
     draw = np.random.default_rng(seed)
-    for change in changes(found, LAYERS, D_FF):
+    for change in lora_deltas(found, LAYERS, D_FF):
         down, h = draw.standard_normal((D_MODEL, D_FF)), draw.standard_normal(D_FF)
         alphas = np.array([found.get((change.layer, i), 1.0) for i in range(D_FF)])
         moved = 1 + scale * (alphas - 1)
@@ -35,14 +35,14 @@ def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
 
 @given(factors)
 def test_layers_and_neurons_come_in_order_and_only_where_something_changes(found):
-    made = changes(dict(reversed(found.items())), LAYERS, D_FF)
+    made = lora_deltas(dict(reversed(found.items())), LAYERS, D_FF)
     places = [(change.layer, i) for change in made for i in change.neurons]
     assert places == sorted(place for place, alpha in found.items() if alpha != 1)
     assert all(change.rank == len(change.neurons) == len(change.gains) > 0 for change in made)
 
 
 def test_an_offset_is_where_a_fused_projection_has_its_second_half():
-    hot = Change(0, (1, 3), (-1.0, -0.5)).one_hot(8, offset=4)
+    hot = LoraDelta(0, (1, 3), (-1.0, -0.5)).one_hot(8, offset=4)
     assert np.argwhere(hot).tolist() == [[0, 5], [1, 7]]
     assert hot[hot != 0].tolist() == [-1.0, -0.5]
     assert hot.dtype == np.float32
@@ -62,4 +62,4 @@ def test_an_offset_is_where_a_fused_projection_has_its_second_half():
 )
 def test_what_cannot_be_is_refused(found, words):
     with pytest.raises(HQError, match=words):
-        changes(found, LAYERS, D_FF)
+        lora_deltas(found, LAYERS, D_FF)

@@ -9,17 +9,17 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from hq.backends.llamacpp import LlamaBackend
-from hq.checkpoint import identity
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Header, read_header
 from hq.gguf.quantize import quantize
 from hq.gguf.write import write as write_model
-from hq.llama.library import library
-from hq.llama.model import Context
-from hq.lora import gguf as module
-from hq.lora.gguf import write
+from hq.llamacpp.library import library
+from hq.llamacpp.model import Context
+from hq.models.checkpoint import identity
+from hq.suppress.lora import gguf as module
+from hq.suppress.lora.gguf import write
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_files
 from tests.hq.test_gguf_file import relative
@@ -168,8 +168,8 @@ def test_the_file_says_what_it_is(gguf, tmp_path):
     assert said["adapter.type"] == "lora"
     assert said["adapter.lora.alpha"] == 0.0
     assert said["general.base_model.0.name"] == base.identity.name
-    assert said["hq.lora.base"] == base.fingerprint
-    lists = [said[f"hq.lora.{key}"].tolist() for key in ("layers", "neurons", "alphas")]
+    assert said["hq.suppress.lora.base"] == base.fingerprint
+    lists = [said[f"hq.suppress.lora.{key}"].tolist() for key in ("layers", "neurons", "alphas")]
     assert lists == [[0, 2], [3, 7], [0.0, 0.25]]
     with pytest.raises(HQError, match="is of type 'adapter', not a model"):
         GGUFFile(tmp_path / "a.gguf")
@@ -179,8 +179,8 @@ def test_the_file_says_what_it_is(gguf, tmp_path):
 @pytest.mark.parametrize("start", [0.0, 0.3, 0.5, 2.0])
 def test_on_the_embedded_model_every_alpha_is_right_to_the_bit(start, tmp_path):
     """Q4_1, and H-Neurons that were found on it; what 8 bits of activation leave is nothing."""
-    from harness.embedded import packaged_gguf
-    from hq.neurons import NeuronSet
+    from harness.models.embedded import packaged_gguf
+    from hq.neurons.neuron_set import NeuronSet
 
     found = NeuronSet.load(Path(__file__).parents[2] / "results/smollm2-triviaqa/neurons.json")
     factors = {(neuron.layer, neuron.index): start for neuron in found.positive}

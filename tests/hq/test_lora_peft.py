@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import identity
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.lora.peft import CONFIG_FILE, WEIGHTS_FILE, write
+from hq.models.checkpoint import identity
+from hq.suppress.lora.peft import CONFIG_FILE, WEIGHTS_FILE, write
 from tests import tiny
 
 peft = pytest.importorskip("peft")

@@ -3,12 +3,12 @@
 import pytest
 from safetensors.torch import load_file
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import PackedCheckpoint
-from hq.packed.makers import MAKERS, Making
-from hq.packed.making import make
 from hq.precisions.packed import NATIVE
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
+from hq.precisions.packed_checkpoints.makers import MAKERS, Making
+from hq.precisions.packed_checkpoints.quantize import make
 from tests import tiny, tiny_tokenizers
 
 TEXTS = tuple(tuple((7 * i + 3 * j) % 120 + 5 for j in range(60 + i)) for i in range(8))
@@ -72,7 +72,7 @@ def test_what_a_library_cannot_make_is_said(settings, tmp_path):
 
 @pytest.mark.parametrize("settings", [GPTQ, AWQ], ids=str)
 def test_a_library_that_is_missing_is_said(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("hq.packed.making.find_spec", lambda _: None)
+    monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
     making = Making(source=tmp_path, bits=4, group_size=64, texts=((1, 2),), **settings)
     with pytest.raises(
         HQError, match=rf"needs {MAKERS[making.method].name}: pip install 'hq\[gptq\]'"

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.ffn import FFN, of_checkpoint, of_gguf, of_modules
+from hq.gguf.ffn_weights import of_gguf
 from hq.gguf.file import GGUFFile
-from hq.mapping import MISSING, Relation, explained, map_layer, map_model
+from hq.models.alignment import MISSING, LayerRelation, explained, map_layer, map_model
 from hq.models.architectures import architecture_of
-from hq.packed.rounding import rounded
+from hq.models.ffn_weights import FFN, of_checkpoint, of_modules
 from hq.precisions.packed import recipe_of
+from hq.precisions.packed_checkpoints.rounding import rounded
 from tests import tiny
 
 D, WIDTH, GROUP = 128, 384, 64
@@ -87,7 +88,7 @@ ORDER = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(2))
 SPREAD = (torch.rand(WIDTH, generator=torch.Generator().manual_seed(4)) + 0.5).exp()
 SWAPPED = torch.arange(WIDTH)
 SWAPPED[[3, 9]] = SWAPPED[[9, 3]]
-SAME, SCALED, MOVED, MIXED, CHANGED, OTHER = Relation
+SAME, SCALED, MOVED, MIXED, CHANGED, OTHER = LayerRelation
 # name: variant, bits that it claims, what it is
 CASES = {
     "the same": (SOURCE, 16, SAME),
@@ -180,7 +181,7 @@ def test_a_mapped_neuron_says_the_same(seed, bits, gated):
     variant = rescaled(source, factors).at(order)
     stored = quantized(variant, bits) if bits < 16 else variant
     found = map_layer(0, source, claimed(stored, bits))
-    assert found.relation is Relation.PERMUTED
+    assert found.relation is LayerRelation.PERMUTED
     x = torch.randn(D, generator=generator)
     h = (
         (source.up @ x)[None]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hq.errors import HQError
-from hq.features import Features
-from hq.neurons import ModelIdentity, Neuron, NeuronSet
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=3, d_ff=4)
 

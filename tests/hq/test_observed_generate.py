@@ -11,10 +11,10 @@ import transformers as hf
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from hq.checkpoint import identity
 from hq.errors import HQError
+from hq.models.checkpoint import identity
 from hq.monitor import TorchMonitor
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests import tiny, tiny_tokenizers
 from tests.hq.monitored import PROMPT, asked, load, neuron_set, scores
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hq.backends.opening import device_of, open_backend
-from hq.backends.torch import usable_device
+from hq.backends.transformers.backend import usable_device
 from hq.errors import HQError
 from hq.gguf.types import TYPES
 from tests.hq import gguf_files
@@ -59,8 +59,8 @@ def test_without_a_device_it_is_the_cpu(checkpoint, gguf):
     ("layers", "message"), [(-1, "needs a GPU"), (3, "needs a GPU"), (-2, "-1 for all layers")]
 )
 def test_gpu_layers_without_a_gpu_are_refused(layers, message, gguf):
-    from hq.backends.llamacpp import LlamaBackend
-    from hq.llama.library import library
+    from hq.backends.llamacpp.backend import LlamaBackend
+    from hq.llamacpp.library import library
 
     if library().gpus and layers >= -1:
         pytest.skip("has a GPU")
@@ -72,8 +72,8 @@ def test_gpu_layers_without_a_gpu_are_refused(layers, message, gguf):
 def test_a_gpu_that_llama_cpp_does_not_use_is_an_error(gguf, monkeypatch):
     """A build that lists a GPU and computes on the CPU all the same."""
     from hq.backends import opening
-    from hq.llama import library as library_module
-    from hq.llama import model
+    from hq.llamacpp import library as library_module
+    from hq.llamacpp import model
 
     if library_module.library().gpus:
         pytest.skip("has a GPU")
@@ -99,7 +99,7 @@ def test_a_gpu_that_llama_cpp_does_not_use_is_an_error(gguf, monkeypatch):
     ],
 )
 def test_compute_is_what_the_ffn_is_multiplied_in(kind, kinds, compute, tmp_path: Path):
-    from hq.backends.llamacpp import LlamaBackend
+    from hq.backends.llamacpp.backend import LlamaBackend
 
     path = gguf_files.write(tmp_path / "tiny.gguf", kind, kinds=kinds)
     with LlamaBackend(path) as backend:
@@ -115,7 +115,7 @@ def test_the_cpu_s_kernels_take_the_activations_that_are_named():
     import llama_cpp
     from llama_cpp import _ctypes_extensions as extensions
 
-    from hq.llama.library import library
+    from hq.llamacpp.library import library
 
     assert library().llama
     folder = Path(llama_cpp.__file__).parent / "lib"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hq.errors import HQError
-from hq.overlap import expected_jaccard, jaccard, overlap_p_value
+from hq.probe.overlap import expected_jaccard, jaccard, overlap_p_value
 
 indices = st.lists(st.integers(0, 30), min_size=1).map(np.array)
 

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import PackedCheckpoint, scheme_of
-from hq.packed.compressed import METHOD, flat
-from hq.packed.layer import CompressedLayer, PackedLayer, Scheme
-from hq.packed.layout import unpack
-from hq.packed.making import Making, group_size, make
-from hq.packed.rounding import rounded
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint, packing_scheme
+from hq.precisions.packed_checkpoints.compressed import METHOD, flat
+from hq.precisions.packed_checkpoints.layer import CompressedLayer, PackedLayer, PackingScheme
+from hq.precisions.packed_checkpoints.layout import unpack
+from hq.precisions.packed_checkpoints.quantize import Making, group_size, make
+from hq.precisions.packed_checkpoints.rounding import rounded
 from tests import packed_files
 from tests.packed_files import ASYMMETRIC, PACKINGS, Packing
 
@@ -28,8 +28,10 @@ def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Te
     parts, dense = packed_files.tensors(weight, packing)
     config = packing.config
     if packing.method == METHOD:
-        return CompressedLayer("l", Scheme.model_validate(flat(Path("c"), config)), parts), dense
-    return PackedLayer("l", Scheme.model_validate(config), parts), dense
+        return CompressedLayer(
+            "l", PackingScheme.model_validate(flat(Path("c"), config)), parts
+        ), dense
+    return PackedLayer("l", PackingScheme.model_validate(config), parts), dense
 
 
 @settings(max_examples=50)
@@ -171,7 +173,7 @@ def test_broken_json_is_refused(damaged):
     (damaged / "config.json").unlink()
     (damaged / "quantize_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(HQError, match="cannot be read"):
-        scheme_of(damaged)
+        packing_scheme(damaged)
 
 
 def test_a_dense_checkpoint_is_not_packed(checkpoint):
@@ -230,7 +232,7 @@ def test_rounding_is_nearest(sym):
 
 
 def test_making_without_the_library_names_the_extra(monkeypatch, checkpoint, tmp_path):
-    monkeypatch.setattr("hq.packed.making.find_spec", lambda _: None)
+    monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
     making = Making(
         source=checkpoint("llama"), method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
     )

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.ffn import of_checkpoint
-from hq.mapping import Relation, map_model
-from hq.packed.checkpoint import PackedCheckpoint
+from hq.models.alignment import LayerRelation, map_model
+from hq.models.ffn_weights import of_checkpoint
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
 from tests import packed_files, tiny
 from tests.packed_files import PACKINGS, Packing
 
@@ -190,11 +190,11 @@ def test_zero_points_that_are_off_by_one_are_more_than_rounding_explains(bits, s
     ours = of_checkpoint(source)
     with TorchBackend(folder, f"gptq-{bits}", device="cpu") as backend:
         kinds = {found.relation for found in map_model(ours, backend.ffns())}
-        assert kinds == {Relation.IDENTICAL}
+        assert kinds == {LayerRelation.IDENTICAL}
         for name, module in backend.model.named_modules():
             if name.endswith("_proj"):
                 layer = PackedCheckpoint(folder).layer(name)
                 step = layer.tensors["scales"].float()[layer.tensors["g_idx"].long()].T
                 module.weight.sub_(step)
         kinds = {found.relation for found in map_model(ours, backend.ffns())}
-        assert kinds == {Relation.CHANGED}
+        assert kinds == {LayerRelation.CHANGED}

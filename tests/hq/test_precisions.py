@@ -13,9 +13,9 @@ import transformers as hf
 from safetensors.torch import load_file
 from torch import nn
 
-from hq.backends.torch import TorchBackend
-from hq.cett import column_norms
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
+from hq.neurons.cett import column_norms
 from hq.precisions import PRECISIONS
 from hq.precisions.bitsandbytes import FourBit, Int8
 from hq.precisions.dense import FP16

@@ -18,8 +18,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hq.backends.torch import TorchBackend
-from hq.sampling import Ending, Response, Sampling, Tree, sample, truncated_cdf
+from hq.backends.transformers.backend import TorchBackend
+from hq.tracing.sampling import (
+    SampledResponse,
+    Sampling,
+    StopCriteria,
+    Tree,
+    sample,
+    truncated_cdf,
+)
 
 Prompts = list[tuple[str, tuple[int, ...]]]
 SEEDS = st.integers(0, 2**31)
@@ -64,13 +71,13 @@ class Random:
         return torch.from_numpy(1.5 * rng.standard_normal(self.vocabulary)).float()
 
 
-ENDING = Ending(frozenset({END}), (), letters)
+ENDING = StopCriteria(frozenset({END}), (), letters)
 SHORT = Sampling(responses=10, top_k=5, top_p=0.9, max_new_tokens=5)
 LONG = replace(SHORT, max_new_tokens=20)
 PROMPTS: Prompts = [(f"q{i}", (i, 7)) for i in range(8)]
 
 
-def responses(tree: Tree) -> list[Response]:
+def responses(tree: Tree) -> list[SampledResponse]:
     """In the order of their first members."""
     return sorted(tree.finished, key=lambda response: response.members)
 
@@ -114,7 +121,7 @@ def test_the_distribution_is_that_of_transformers(
 
 def test_frequencies_follow_the_distribution_over_two_tokens() -> None:
     how = Sampling(responses=20000, top_k=3, top_p=1.0, max_new_tokens=2, seed=3)
-    (tree,) = sample(Random(), [("q", (4, 7))], how, Ending(frozenset(), (), letters))
+    (tree,) = sample(Random(), [("q", (4, 7))], how, StopCriteria(frozenset(), (), letters))
     counts = {r.ids: len(r.members) for r in tree.finished}
 
     def shares(text: tuple[int, ...]) -> dict[int, float]:
@@ -144,7 +151,7 @@ def test_temperature_zero_is_greedy_generation(checkpoint: Callable[[str], Path]
             pad_token_id=0,
         )[:, 4:].tolist()
         named = [(str(i), prompt) for i, prompt in enumerate(prompts)]
-        trees = sample(backend.decoding(), named, how, Ending(frozenset(), (), letters))
+        trees = sample(backend.decoding(), named, how, StopCriteria(frozenset(), (), letters))
         for tree, expected in zip(trees, greedy, strict=True):
             (response,) = tree.finished
             assert response.ids == tuple(expected)
@@ -204,7 +211,7 @@ def test_every_sample_is_in_one_response(seed: int) -> None:
 # --- stopping early
 
 
-def right(response: Response) -> bool:
+def right(response: SampledResponse) -> bool:
     """An artificial judge."""
     return crc32(response.text.encode()) % 3 == 0
 
@@ -263,7 +270,9 @@ class Spelling(Random):
         return logits
 
 
-def said(says: Sequence[int], ending: Ending, tokens: int = 6) -> tuple[Tree, Response]:
+def said(
+    says: Sequence[int], ending: StopCriteria, tokens: int = 6
+) -> tuple[Tree, SampledResponse]:
     """The one response to one prompt."""
     how = Sampling(responses=4, max_new_tokens=tokens)
     (tree,) = sample(Spelling(says), [("q", (1, 1))], how, ending)
@@ -273,7 +282,7 @@ def said(says: Sequence[int], ending: Ending, tokens: int = 6) -> tuple[Tree, Re
 
 def test_a_token_ends_a_response_and_is_not_in_it() -> None:
     tree, response = said([1, 2, END], ENDING)
-    assert response == Response((1, 2), "ab", (0, 1, 2, 3), truncated=False)
+    assert response == SampledResponse((1, 2), "ab", (0, 1, 2, 3), truncated=False)
     assert (tree.generated, tree.naive) == (3, 12)
 
 
@@ -284,25 +293,26 @@ def test_nothing_is_computed_once_every_tree_has_ended() -> None:
 
 
 def test_a_string_ends_a_response_even_across_tokens() -> None:
-    _, response = said([1, 2, 3, 4], Ending(frozenset(), ("bc", "x"), letters))
-    assert response == Response((1,), "a", (0, 1, 2, 3), truncated=False)
+    _, response = said([1, 2, 3, 4], StopCriteria(frozenset(), ("bc", "x"), letters))
+    assert response == SampledResponse((1,), "a", (0, 1, 2, 3), truncated=False)
 
 
 def test_a_token_that_holds_text_and_end_stays() -> None:
     _, response = said(
-        [1, 2, 3, 4], Ending(frozenset(), ("\n",), lambda ids: letters(ids).replace("b", "b\n"))
+        [1, 2, 3, 4],
+        StopCriteria(frozenset(), ("\n",), lambda ids: letters(ids).replace("b", "b\n")),
     )
-    assert response == Response((1, 2), "ab", (0, 1, 2, 3), truncated=False)
+    assert response == SampledResponse((1, 2), "ab", (0, 1, 2, 3), truncated=False)
 
 
 def test_the_earliest_string_cuts_the_text() -> None:
-    ending = Ending(frozenset(), ("d", "cd"), letters)
+    ending = StopCriteria(frozenset(), ("d", "cd"), letters)
     assert said([1, 2, 3, 4], ending)[1].text == "ab"
 
 
 def test_a_response_that_does_not_end_is_truncated() -> None:
     tree, response = said([1, 2, 3, 4], ENDING, tokens=3)
-    assert response == Response((1, 2, 3), "abc", (0, 1, 2, 3), truncated=True)
+    assert response == SampledResponse((1, 2, 3), "abc", (0, 1, 2, 3), truncated=True)
     assert (tree.generated, tree.naive) == (3, 12)
 
 
@@ -313,7 +323,7 @@ def test_an_ending_at_the_very_limit_is_not_truncated() -> None:
 
 
 def test_a_response_may_be_empty() -> None:
-    assert said([END], ENDING)[1] == Response((), "", (0, 1, 2, 3), truncated=False)
+    assert said([END], ENDING)[1] == SampledResponse((), "", (0, 1, 2, 3), truncated=False)
 
 
 @given(SEEDS)

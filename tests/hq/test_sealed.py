@@ -7,7 +7,7 @@ import os
 import pytest
 
 from hq.errors import HQError
-from hq.sealed import MANIFEST, seal, sha256_of, unseal
+from hq.storage.verified_folder import MANIFEST, seal, sha256_of, unseal
 
 FILES = {"a.json": b"{}\n", "b.bin": bytes(range(256))}
 NAMES = frozenset(FILES)

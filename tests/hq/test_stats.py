@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from hq.errors import HQError
-from hq.stats import (
+from hq.stats.bootstrap import (
     auroc,
     auroc_statistic,
     bootstrap,
@@ -102,7 +102,7 @@ def test_a_seed_gives_the_same_interval_whatever_the_chunks(monkeypatch):
     whole = bootstrap_auroc(scores, labels, seed=3, replicates=100)
     assert whole == bootstrap_auroc(scores, labels, seed=3, replicates=100)
     assert whole != bootstrap_auroc(scores, labels, seed=4, replicates=100)
-    monkeypatch.setattr("hq.stats._CHUNK", 50 * 7)
+    monkeypatch.setattr("hq.stats.bootstrap._CHUNK", 50 * 7)
     assert whole == bootstrap_auroc(scores, labels, seed=3, replicates=100)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from hq.checkpoint import identity
 from hq.errors import HQError
+from hq.models.checkpoint import identity
 from hq.monitor import StepStreamer, TorchMonitor
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests import tiny, tiny_tokenizers
 from tests.hq.monitored import PROMPT, asked, load, neuron_set
 

@@ -6,17 +6,17 @@ from hypothesis import strategies as st
 from scipy.stats import kurtosis
 
 from hq.errors import HQError
-from hq.ffn import FFN
-from hq.stats import auroc
-from hq.survival import (
+from hq.models.ffn_weights import FFN
+from hq.probe.survival import (
     STATISTICS,
-    Hurt,
+    DegradedNeurons,
     activity_statistics,
     features,
+    fitted_weights,
     predict,
     weight_statistics,
-    weights,
 )
+from hq.stats.bootstrap import auroc
 
 LAYERS, D_FF = 5, 200
 
@@ -80,33 +80,36 @@ def test_features_see_places_within_a_layer_alone(seed, factor, shift):
 def test_the_worst_quarter_of_each_layer_is_hurt():
     errors = np.concatenate([np.arange(8.0), 100 * np.arange(8.0)])
     errors[0] = np.nan
-    hurt = Hurt.of(errors, 8)
+    hurt = DegradedNeurons.of(errors, 8)
     assert np.flatnonzero(hurt.worst).tolist() == [6, 7, 14, 15]
     assert not hurt.known[0]
     assert hurt.known[1:].all()
     with pytest.raises(HQError, match="Layer 1 is silent"):
-        Hurt.of(np.r_[np.ones(8), np.full(8, np.nan)], 8)
+        DegradedNeurons.of(np.r_[np.ones(8), np.full(8, np.nan)], 8)
 
 
 def test_what_statistics_tell_is_predicted_at_the_precision_left_out(X):
-    hurt = [Hurt.of(errors_from(X, -2, seed), D_FF) for seed in range(3)]
+    hurt = [DegradedNeurons.of(errors_from(X, -2, seed), D_FF) for seed in range(3)]
     for mine, scores in zip(hurt, predict(X, hurt, D_FF), strict=True):
         assert auroc(scores, mine.worst) > 0.9
-    fitted = dict(zip(STATISTICS, weights(X, hurt), strict=True))
+    fitted = dict(zip(STATISTICS, fitted_weights(X, hurt), strict=True))
     assert min(fitted, key=fitted.get) == "magnitude"
     assert abs(fitted["outlier"]) < 0.2
 
 
 def test_a_neuron_is_not_known_from_other_precisions(X):
     """The same neurons are hurt everywhere, and no statistic says which: chance."""
-    hurt = [Hurt.of(errors_from(X, 0, 7), D_FF)] * 4
+    hurt = [DegradedNeurons.of(errors_from(X, 0, 7), D_FF)] * 4
     areas = [auroc(s, h.worst) for s, h in zip(predict(X, hurt, D_FF), hurt, strict=True)]
     assert np.mean(areas) == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_precision_is_not_known_from_itself(X):
     """The one left out goes the other way, so that what others teach is wrong for it."""
-    hurt = [Hurt.of(errors_from(X, sign * 2, i), D_FF) for i, sign in enumerate((1, 1, 1, -1))]
+    hurt = [
+        DegradedNeurons.of(errors_from(X, sign * 2, i), D_FF)
+        for i, sign in enumerate((1, 1, 1, -1))
+    ]
     scores = predict(X, hurt, D_FF)
     assert auroc(scores[3], hurt[3].worst) < 0.1
 
@@ -115,14 +118,14 @@ def test_neurons_without_an_error_teach_nothing(X):
     errors = errors_from(X, -2, 0)
     silent = errors.copy()
     silent[::3] = np.nan
-    few = [Hurt.of(silent, D_FF), Hurt.of(errors_from(X, -2, 1), D_FF)]
+    few = [DegradedNeurons.of(silent, D_FF), DegradedNeurons.of(errors_from(X, -2, 1), D_FF)]
     assert auroc(predict(X, few, D_FF)[1], few[1].worst) > 0.85
 
 
 def test_one_precision_or_one_layer_is_refused(X):
-    hurt = Hurt.of(errors_from(X, 1, 0), D_FF)
+    hurt = DegradedNeurons.of(errors_from(X, 1, 0), D_FF)
     with pytest.raises(HQError, match="two precisions"):
         predict(X, [hurt], D_FF)
-    one = Hurt(hurt.worst[:D_FF], hurt.known[:D_FF])
+    one = DegradedNeurons(hurt.worst[:D_FF], hurt.known[:D_FF])
     with pytest.raises(HQError, match="two layers"):
         predict(X[:D_FF], [one, one], D_FF)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from hq.errors import HQError
-from hq.thresholds import bootstrap_f1, match_quantile, youden_threshold
+from hq.stats.thresholds import bootstrap_f1, match_quantile, youden_threshold
 
 finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 scores = st.lists(finite, min_size=1, max_size=30)

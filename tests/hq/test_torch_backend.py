@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
+from hq.neurons.prompt_response import PromptResponse
 from tests import tiny
 
 Checkpoint = Callable[[str], Path]
@@ -40,7 +40,7 @@ def test_a_path_may_be_text(checkpoint: Checkpoint) -> None:
 
 def test_a_long_prefix_gives_the_same_trace(family: str, checkpoint: Checkpoint) -> None:
     exchanges = tiny.exchanges(shared=12)
-    stranger = Exchange((99, 98, 97), (96,))
+    stranger = PromptResponse((99, 98, 97), (96,))
     with TorchBackend(checkpoint(family), device="cpu") as backend:
         (shared,) = backend.trace(exchanges, ("output",), ("answer", "prompt", "other"))
         (apart,) = backend.trace([*exchanges, stranger], ("output",), ("answer", "prompt", "other"))
@@ -124,7 +124,7 @@ def test_hooks_come_off_after_a_failure(
 
 @pytest.mark.parametrize("token", [-1, tiny.VOCABULARY])
 def test_tokens_that_the_model_lacks_are_refused(backend: TorchBackend, token: int) -> None:
-    beyond = [Exchange((5, 6), (token,))]
+    beyond = [PromptResponse((5, 6), (token,))]
     for read in (backend.trace, backend.logits):
         with pytest.raises(HQError, match=f"outside the {tiny.VOCABULARY}"):
             list(read(beyond))
@@ -169,6 +169,6 @@ def test_wide_traces_make_smaller_batches(
     backend: TorchBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = tiny.LAYERS * tiny.D_FF
-    monkeypatch.setattr("hq.backends.torch.VALUE_BUDGET", 2 * row)
+    monkeypatch.setattr("hq.backends.transformers.backend.VALUE_BUDGET", 2 * row)
     sizes = [len(batch.rows) for batch in backend.trace(tiny.exchanges(5))]
     assert sizes == [2, 2, 1]

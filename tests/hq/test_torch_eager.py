@@ -9,11 +9,11 @@ import torch
 import transformers as hf
 from torch import nn
 
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import identity
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
+from hq.models.checkpoint import identity
 from hq.monitor import TorchMonitor
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests import tiny
 from tests.hq.monitored import PROMPT, asked, load, neuron_set
 

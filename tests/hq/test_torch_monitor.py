@@ -12,20 +12,20 @@ import torch
 import transformers as hf
 from torch import nn
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
-from hq.checkpoint import identity
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.monitor import Monitor, StepStreamer, TorchMonitor
-from hq.neurons import NeuronSet
-from hq.sampling import Ending
+from hq.models.checkpoint import identity
+from hq.monitor import LlamaMonitor, StepStreamer, TorchMonitor
+from hq.neurons.neuron_set import NeuronSet
+from hq.neurons.prompt_response import PromptResponse
+from hq.tracing.sampling import StopCriteria
 from tests import tiny
 from tests.hq.monitored import PROMPT, asked, load, neuron_set, scores
 
 Checkpoint = Callable[[str], Path]
 
 ROOT = Path(__file__).parents[2]
-ENDLESS = Ending(frozenset(), (), lambda ids: "x" * len(ids))
+ENDLESS = StopCriteria(frozenset(), (), lambda ids: "x" * len(ids))
 
 
 def hooks(model: nn.Module) -> int:
@@ -35,7 +35,7 @@ def hooks(model: nn.Module) -> int:
 
 def traced(folder: Path, precision: str, neurons: NeuronSet, steps: Any) -> float:
     """The probe's value on a trace of the same tokens."""
-    exchange = Exchange(PROMPT, tuple(step.token for step in steps))
+    exchange = PromptResponse(PROMPT, tuple(step.token for step in steps))
     with TorchBackend(folder, precision, device="cpu") as backend:
         (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
     return float(neurons.score(batch.features(neurons.cett, neurons.tokens))[0])
@@ -97,11 +97,11 @@ def test_every_family_is_watched(family, checkpoint, cett):
 @pytest.mark.parametrize("tokens", ["answer", "prompt", "other"])
 def test_scores_are_llama_cpp_s(model, checkpoint, gguf, cett, tokens):
     pytest.importorskip("llama_cpp")
-    from hq.backends.llamacpp import LlamaBackend
+    from hq.backends.llamacpp.backend import LlamaBackend
 
     neurons = neuron_set(identity(checkpoint("llama")), cett, tokens)
     with LlamaBackend(gguf("llama"), "gguf-f32") as backend:
-        with Monitor(backend, neurons) as other:
+        with LlamaMonitor(backend, neurons) as other:
             expected = list(other.answer(PROMPT, ENDLESS, max_new_tokens=12))
     with TorchMonitor(model, neurons) as monitor:
         model.generate(**asked(PROMPT, new=13))
@@ -498,7 +498,7 @@ def test_nothing_of_a_pass_is_kept(model, neurons):
 
 @pytest.mark.slow
 def test_the_embedded_model_as_its_user_loads_it():
-    from harness.sources import resolve_model
+    from harness.models.sources import resolve_model
 
     folder = resolve_model("smollm2")
     neurons = NeuronSet.load(ROOT / "results" / "smollm2-triviaqa" / "neurons.json")
@@ -514,7 +514,7 @@ def test_the_embedded_model_as_its_user_loads_it():
         text = "".join(piece for piece, _ in stream)
     assert text == "The capital of France is Paris."
     response = tuple(step.token for step in monitor.steps)
-    exchange = Exchange(tuple(inputs["input_ids"][0].tolist()), response)
+    exchange = PromptResponse(tuple(inputs["input_ids"][0].tolist()), response)
     with TorchBackend(folder, device="cpu") as backend:
         (batch,) = backend.trace([exchange], (neurons.cett,), (neurons.tokens,))
     expected = neurons.score(batch.features(neurons.cett, neurons.tokens))[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hq.backends.torch import TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.precisions import PRECISIONS
 from hq.precisions.dense import FP16

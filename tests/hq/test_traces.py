@@ -15,8 +15,8 @@ import pytest
 
 from hq.backends.base import TraceBatch
 from hq.errors import HQError
-from hq.neurons import ModelIdentity
-from hq.traces import TraceInfo, Traces, TraceWriter
+from hq.neurons.neuron_set import ModelIdentity
+from hq.tracing.traces import TraceInfo, Traces, TraceWriter
 
 MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=2, d_ff=3)
 NORMS = np.ones((2, 3), dtype=np.float32)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hq.backends.torch import TorchBackend
-from hq.packed.checkpoint import PackedCheckpoint
+from hq.backends.transformers.backend import TorchBackend
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
 from tests import tiny
 
 NEURON = (1, 7)

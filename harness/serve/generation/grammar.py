@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from harness.gguf_tokenizer import GGUFTokenizer
+from harness.models.gguf_tokenizer import GGUFTokenizer
 from hq.errors import HQError
 
 if TYPE_CHECKING:

@@ -3,22 +3,27 @@
 from torch import nn
 from transformers import PretrainedConfig
 
-from hq.models.architectures import (  # noqa: F401 - each registers its records
-    cohere,
-    gemma,
-    glm,
-    gpt,
-    llama,
-    olmo,
-    opt,
-    phi,
-    qwen,
-    ungated,
-)
+from hq.models.architectures import cohere, gemma, glm, gpt, llama, olmo, opt, phi, qwen, ungated
 from hq.models.architectures.detection import detect
 from hq.models.architectures.record import GGUF_LAYOUTS, RECORDS, Architecture
 
-__all__ = ["GGUF_LAYOUTS", "RECORDS", "Architecture", "architecture_of", "down_projections"]
+__all__ = [
+    "GGUF_LAYOUTS",
+    "RECORDS",
+    "Architecture",
+    "architecture_of",
+    "cohere",
+    "down_projections",
+    "gemma",
+    "glm",
+    "gpt",
+    "llama",
+    "olmo",
+    "opt",
+    "phi",
+    "qwen",
+    "ungated",
+]
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:

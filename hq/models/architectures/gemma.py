@@ -5,7 +5,6 @@ import math
 import numpy as np
 from transformers import PretrainedConfig
 
-from hq.kin import NormNames
 from hq.models.architectures import llama_cpp
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
@@ -18,6 +17,7 @@ from hq.models.architectures.record import (
     Weights,
     register,
 )
+from hq.models.norm_digest import NormNames
 
 # llama.cpp tells a 27B model, whose queries it scales otherwise, by its number of layers.
 _GEMMA2_27B, _GEMMA3_27B = 46, 62

@@ -4,15 +4,9 @@ from dataclasses import replace
 
 from transformers import PretrainedConfig
 
-from hq.kin import NormNames
 from hq.models.architectures import llama_cpp
-from hq.models.architectures.record import (
-    GGUF_LAYOUTS,
-    Architecture,
-    Layout,
-    attribute,
-    register,
-)
+from hq.models.architectures.record import GGUF_LAYOUTS, Architecture, Layout, attribute, register
+from hq.models.norm_digest import NormNames
 
 _GPT = Architecture(layers="h", down="mlp.c_proj", up="mlp.c_fc", gate="", norm="ln_2")
 _GPTJ = Architecture(layers="h", down="mlp.fc_out", up="mlp.fc_in", gate="", norm="ln_1")

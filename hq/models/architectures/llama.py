@@ -2,7 +2,6 @@
 
 from transformers import PretrainedConfig
 
-from hq.kin import NormNames
 from hq.models.architectures import llama_cpp
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
@@ -13,6 +12,7 @@ from hq.models.architectures.record import (
     Metadata,
     register,
 )
+from hq.models.norm_digest import NormNames
 
 
 def _metadata(config: PretrainedConfig) -> Metadata:

@@ -1,6 +1,5 @@
 """Phi-3 (gate and up projection in one), and the earlier Phi, whose FFN has no gate."""
 
-from hq.kin import NormNames
 from hq.models.architectures import llama_cpp
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
@@ -9,6 +8,7 @@ from hq.models.architectures.record import (
     Layout,
     register,
 )
+from hq.models.norm_digest import NormNames
 
 register(
     Architecture(up="mlp.gate_up_proj", gate="", fused=True, norms=NormNames(LLAMA_NORMS)), "phi3"

@@ -2,7 +2,6 @@
 
 from transformers import PretrainedConfig
 
-from hq.kin import NormNames
 from hq.models.architectures import llama_cpp
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
@@ -14,6 +13,7 @@ from hq.models.architectures.record import (
     Metadata,
     register,
 )
+from hq.models.norm_digest import NormNames
 
 
 def _qwen2(config: PretrainedConfig) -> Metadata:

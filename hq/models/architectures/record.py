@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
 from hq.errors import HQError
-from hq.kin import NormNames
+from hq.models.norm_digest import NormNames
 from hq.registry import Registry
 
 Value = bool | int | float | str | list[str] | list[int] | list[float]

@@ -56,7 +56,7 @@ precisions) and *reads* GGUF files of that architecture.
 """
 
 
-class Row(NamedTuple):
+class FamilyRow(NamedTuple):
     """One model type."""
 
     model_type: str
@@ -73,16 +73,16 @@ class Row(NamedTuple):
 HEADER = ("model type", "known by", "bake into", "GGUF")
 
 
-def rows() -> list[Row]:
+def rows() -> list[FamilyRow]:
     """One row for each model type that is tested, by name."""
     readable = {GGUF_LAYOUTS[name].model_type for name in GGUF_LAYOUTS}
-    found = [Row(name, "detected", "columns", "—") for name in DETECTED_TYPES]
+    found = [FamilyRow(name, "detected", "columns", "—") for name in DETECTED_TYPES]
     for name in RECORDS:
         record = RECORDS[name]
         uses = ["writes"] if record.conversion else []
         uses += ["reads"] if name in readable else []
         bake = "rows" if (record.gated and record.linear_in_up) else "columns"
-        found.append(Row(name, "record", bake, ", ".join(uses) or "—"))
+        found.append(FamilyRow(name, "record", bake, ", ".join(uses) or "—"))
     return sorted(found)
 
 

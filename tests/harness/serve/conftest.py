@@ -17,10 +17,10 @@ import httpx
 import numpy as np
 import pytest
 
-from hq.checkpoint import identity
 from hq.gguf.file import GGUFFile
-from hq.neurons import Neuron, NeuronSet
-from hq.stats import Estimate
+from hq.models.checkpoint import identity
+from hq.neurons.neuron_set import Neuron, NeuronSet
+from hq.stats.bootstrap import Estimate
 from tests import tiny, tiny_tokenizers
 from tests.no_skips import FORBIDDEN
 from tests.sharing import shared
@@ -36,9 +36,9 @@ if not MISSING:
     from harness.serve.server import Server, bound
     from harness.serve.service import Service
     from harness.serve.trail import trail
-    from hq import bundle
-    from hq.bundle import Bundle
     from hq.gguf.write import write
+    from hq.monitor import bundle
+    from hq.monitor.bundle import Bundle
 
 VOCABULARY = 320  # every byte, so that any JSON can be written
 NEVER, ALWAYS = 1e6, -1e6  # thresholds that no score reaches, or every one
@@ -94,7 +94,7 @@ def seal(
 ) -> Path:
     """A bundle of these thresholds, as if they had been validated."""
     estimate = Estimate(value=0.8, low=0.7, high=0.9, n=50, seed=0)
-    facts = bundle.Facts(
+    facts = bundle.BundleFacts(
         name=name,
         hq="0",
         precision="gguf-source",

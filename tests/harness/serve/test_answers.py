@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from harness.serve.model import ServedModel
-from hq.backends.llamacpp import LlamaBackend
+from hq.backends.llamacpp.backend import LlamaBackend
 from tests.harness.serve.conftest import ask
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -37,11 +37,11 @@ def events(response):
 
 def true_logprobs(gguf_file, prompt, ids, alpha=1.0, neurons=()):
     """Of the tokens of an answer, from the model's own logits, another context's."""
-    from hq.backends.base import Exchange
+    from hq.neurons.prompt_response import PromptResponse
 
     with LlamaBackend(gguf_file) as backend:
         with backend.scale({(n.layer, n.index): alpha for n in neurons}):
-            ((_, logits),) = backend.logits([Exchange(tuple(prompt), tuple(ids))])
+            ((_, logits),) = backend.logits([PromptResponse(tuple(prompt), tuple(ids))])
     return log_softmax(logits.astype("float64"), axis=1)
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from harness.encoding import Encoder
-from harness.gguf_tokenizer import GGUFTokenizer
-from harness.prompts import DEFAULT_SHOTS, FewShot, form
+from harness.models.encoding import Encoder
+from harness.models.gguf_tokenizer import GGUFTokenizer
+from harness.scenarios.prompts import DEFAULT_SHOTS, FewShot, form
 from harness.serve.conversation import Call, Turn, encode
 from harness.serve.refusal import Refusal
-from hq.backends.llamacpp import LlamaBackend
-from hq.bundle import Bundle
+from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
+from hq.monitor.bundle import Bundle
 from tests.harness.serve.conftest import TEMPLATE
 
 TALK = [Turn("user", "one"), Turn("assistant", "two"), Turn("user", "three")]

@@ -16,9 +16,9 @@ pytest.importorskip("playwright", reason="Playwright is not installed: pip insta
 from playwright import sync_api as playwright
 from playwright.sync_api import expect
 
-from harness.embedded import packaged_gguf
+from harness.models.embedded import packaged_gguf
 from hq.gguf.file import GGUFFile
-from hq.neurons import NeuronSet
+from hq.neurons.neuron_set import NeuronSet
 from tests.harness.serve.conftest import ALWAYS, running, seal
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from harness.serve.job import Stopped
 from harness.serve.policy import DEFAULT_MESSAGE, Policy
 from harness.serve.responses import Reading
 from hq.errors import HQError
-from hq.sampling import Ending
+from hq.tracing.sampling import StopCriteria
 
 WHOLE = """
 domain = "medicine"
@@ -108,7 +108,7 @@ class Written:
         draft.finish = "stop"
 
 
-ENDING = Ending(frozenset(), (), str)
+ENDING = StopCriteria(frozenset(), (), str)
 ORDER = Order((1,), ENDING, 9, Drawing(seed=0), 1.0, "all")
 
 

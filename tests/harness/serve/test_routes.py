@@ -5,11 +5,11 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.gguf_tokenizer import GGUFTokenizer
+from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.serve import pages
 from harness.serve.access import Keys, is_local
 from harness.serve.refusal import Refusal
-from hq.bundle import Bundle
+from hq.monitor.bundle import Bundle
 from tests.harness.serve.conftest import ALWAYS, NEVER, ask
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -87,8 +87,8 @@ def test_a_second_answer_is_written_and_the_better_one_kept(http, served):
 
 def test_scores_are_read_with_nothing_scaled(http, gguf_file, bundle_folder):
     """The very tokens of an answer at another α, given to a monitor that scales nothing."""
-    from hq.backends.llamacpp import LlamaBackend
-    from hq.monitor import Monitor
+    from hq.backends.llamacpp.backend import LlamaBackend
+    from hq.monitor import LlamaMonitor
 
     body = {"prompt": "the model is", "max_tokens": 32, "stream": True}
     readings = {
@@ -98,7 +98,7 @@ def test_scores_are_read_with_nothing_scaled(http, gguf_file, bundle_folder):
     ids = {alpha: [r["token"] for r in found] for alpha, found in readings.items()}
     assert ids[0.0] != ids[2.0]
     neurons = Bundle.load(bundle_folder).neurons
-    with LlamaBackend(gguf_file) as backend, Monitor(backend, neurons) as monitor:
+    with LlamaBackend(gguf_file) as backend, LlamaMonitor(backend, neurons) as monitor:
         prompt = backend.model.tokenize(body["prompt"])
         for alpha, found in readings.items():
             steps = list(monitor.follow(prompt, ids[alpha]))

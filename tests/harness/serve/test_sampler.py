@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 from harness.serve.generation.drawing import Drawing
 from harness.serve.sampler import Sampler
 from hq.errors import HQError
-from hq.sampling import Sampling, truncated_cdf
+from hq.tracing.sampling import Sampling, truncated_cdf
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], dtype=np.float32)
 

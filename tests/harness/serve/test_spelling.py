@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.serve.requests import ChatRequest
 from harness.serve.spelling import Spelling
-from hq.sampling import Ending
+from hq.tracing.sampling import StopCriteria
 
 PIECES = st.lists(
     st.sampled_from(
@@ -32,7 +32,7 @@ def test_the_parts_are_the_whole_up_to_its_end(pieces, stops):
     def decode(ids):
         return b"".join(pieces[i] for i in ids).decode(errors="replace")
 
-    ending = Ending(frozenset(), tuple(stops), decode)
+    ending = StopCriteria(frozenset(), tuple(stops), decode)
     texts = (ending.split(tuple(range(n + 1))) for n in range(len(pieces)))
     cut = next((found[1] for found in texts if found), decode(range(len(pieces))))
     # A character that is not whole yet is seen as broken by one, and waited for by the other.

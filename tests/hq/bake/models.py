@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 import transformers as hf
 
-from hq.checkpoint import identity
 from hq.gguf.write import write
-from hq.llama.library import library
+from hq.llamacpp.library import library
+from hq.models.checkpoint import identity
 from tests import tiny_tokenizers
 from tests.hq.gguf_checkpoints import shape
 

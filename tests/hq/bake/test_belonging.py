@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hq.bake import require_owner
-from hq.checkpoint import identity
 from hq.errors import HQError
-from hq.neurons import Neuron, NeuronSet
+from hq.models.checkpoint import identity
+from hq.neurons.neuron_set import Neuron, NeuronSet
+from hq.suppress.bake import require_owner
 from tests import packed_files, tiny
 from tests.packed_files import PACKINGS
 

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hq.backends.torch import TorchBackend
-from hq.bake import bake, nearest, read_record, undo, verify
-from hq.bake.checkpoint import RECORD_FILE, CheckpointModel
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.packed.checkpoint import PackedCheckpoint
 from hq.precisions import PRECISIONS
 from hq.precisions.base import from_pretrained
+from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
+from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify
+from hq.suppress.bake.checkpoint import RECORD_FILE, CheckpointModel
 from tests import packed_files, tiny
 from tests.packed_files import ASYMMETRIC, PACKINGS
 
@@ -120,7 +120,7 @@ def test_an_alpha_that_is_exact_and_no_power_of_two_is_verified(checkpoint, tmp_
     weights = load_file(source / "model.safetensors")
     file = source / "model.safetensors"
     save_file({n: w.float() for n, w in weights.items()}, file, metadata={"format": "pt"})
-    (alpha,) = nearest(source, dict.fromkeys(NEURONS, 0.3)).values()
+    (alpha,) = nearest_factors(source, dict.fromkeys(NEURONS, 0.3)).values()
     assert alpha not in (0, 0.25, 0.5)
     factors = dict.fromkeys(NEURONS, alpha)
     assert bake(source, tmp_path / "baked", factors).exact
@@ -411,7 +411,7 @@ def test_a_record_of_another_model_is_refused(pattern, new, words, checkpoint, t
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import hq.bake.checkpoint as module
+import hq.suppress.bake.checkpoint as module
 from hq.bake import bake
 
 def half(path, patches):
@@ -436,7 +436,7 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hq.bake.checkpoint.patch", full)
+    monkeypatch.setattr("hq.suppress.bake.checkpoint.patch", full)
     with pytest.raises(OSError, match="No space"):
         bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): 0.5})
     assert not list(tmp_path.iterdir())

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hq.bake import bake, nearest, read_record, undo, verify
-from hq.bake.gguf import KEY, GGUFModel
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify
+from hq.suppress.bake.gguf import KEY, GGUFModel
 from tests.hq import gguf_files as tiny
 from tests.hq.bake.models import FILE_TYPES
 from tests.hq.test_gguf_file import relative
@@ -341,7 +341,7 @@ def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
 def test_the_nearest_exact_alpha_is_exact_when_it_is_baked(typed, tmp_path):
     for kind in ("Q4_K", "Q6_K"):
         factors = dict.fromkeys(NEURONS, 0.3)
-        (alpha,) = nearest(typed(kind), factors).values()
+        (alpha,) = nearest_factors(typed(kind), factors).values()
         assert bake(typed(kind), tmp_path / kind, dict.fromkeys(NEURONS, alpha)).exact
 
 
@@ -350,7 +350,7 @@ def test_the_nearest_exact_alpha_is_exact_when_it_is_baked(typed, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import hq.bake.gguf as module
+import hq.suppress.bake.gguf as module
 from hq.bake import bake
 
 def half(source, start, out):
@@ -380,7 +380,7 @@ def test_a_full_disk_leaves_nothing(whole, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hq.bake.gguf.copy_from", full)
+    monkeypatch.setattr("hq.suppress.bake.gguf.copy_from", full)
     with pytest.raises(OSError, match="No space"):
         bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
     assert not list(tmp_path.iterdir())

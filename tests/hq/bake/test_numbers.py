@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hq.bake.numbers import FORMATS, largest_alpha, nearest_exact
+from hq.suppress.bake.numbers import FORMATS, largest_alpha, nearest_exact
 
 THEIRS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 NAMES = st.sampled_from(sorted(THEIRS))

@@ -11,17 +11,17 @@ from jaxtyping import Float
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hq.backends.base import Exchange
-from hq.backends.torch import TorchBackend
-from hq.bake import bake
-from hq.checkpoint import architecture_at, identity
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.ffn import of_checkpoint
-from hq.lora.peft import write as write_adapter
-from hq.mapping import map_model
+from hq.models.alignment import map_model
 from hq.models.architectures import RECORDS, architecture_of, down_projections
 from hq.models.architectures.detection import detect, verify
 from hq.models.architectures.table import DETECTED_TYPES, WRAPPERS
+from hq.models.checkpoint import architecture_at, identity
+from hq.models.ffn_weights import of_checkpoint
+from hq.neurons.prompt_response import PromptResponse
+from hq.suppress.bake import bake
+from hq.suppress.lora.peft import write as write_adapter
 from tests import decoders, tiny
 
 ALL = decoders.RECORDED | decoders.DETECTED
@@ -116,7 +116,7 @@ def far(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> 
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def naive_cett(backend: TorchBackend, exchange: Exchange) -> Float[np.ndarray, "layer d_ff"]:
+def naive_cett(backend: TorchBackend, exchange: PromptResponse) -> Float[np.ndarray, "layer d_ff"]:
     """CETT `sum` over the answer, in float64, from the inputs of the down projections."""
     model = backend.model
     pattern = architecture_of(model.config)

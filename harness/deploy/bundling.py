@@ -1,0 +1,166 @@
+"""From a finished run to a bundle: its answers read in one model file, thresholds, and measures."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from harness.deploy.model_card import model_card
+from harness.experiments.detect.alarms import Answers, answers_of, domains
+from harness.experiments.detect.compare import storage
+from harness.stages.identify import NEURONS_FILE, Rows
+from harness.stages.samples import Sample, read_samples, require_separate, samples_digest
+from harness.store.progress import Progress, Task
+from harness.tables.provenance import Facts as Provenance
+from harness.tables.provenance import read_provenance
+from hq import __version__
+from hq.backends.base import Backend
+from hq.backends.llamacpp.backend import LlamaBackend
+from hq.errors import HQError
+from hq.monitor.bundle import NAME, BundleFacts, Domain, Validation, model_file, norms_of, write
+from hq.neurons.neuron_set import NeuronSet
+from hq.stats.bootstrap import bootstrap_auroc
+from hq.stats.conformal import require_enough
+from hq.storage.atomic import require_free
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a bundle takes of a finished study."""
+
+    provenance: Provenance
+    neurons: NeuronSet
+    samples: list[Sample]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Raises HQError for a folder of another kind, or whose parts are of several runs."""
+        provenance = read_provenance(folder)
+        if provenance["kind"] != "study":
+            raise HQError(f"{folder} is no run of a study: give the folder of `hq study run`.")
+        neurons = NeuronSet.load(folder / NEURONS_FILE)
+        samples = read_samples(folder / SAMPLES_FILE)
+        require_separate(samples)
+        if neurons.provenance.get("samples") != samples_digest(samples):
+            raise HQError(
+                f"The neurons in {folder} were found on other answers than its {SAMPLES_FILE} "
+                "holds: run the study again."
+            )
+        return cls(provenance, neurons, samples)
+
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return str(self.provenance["study"])
+
+    @property
+    def seed(self) -> int:
+        """The study's."""
+        return int(self.provenance["definition"]["seed"])
+
+    @property
+    def replicates(self) -> int:
+        """Of the bootstrap."""
+        return int(self.provenance["definition"]["compare"]["replicates"])
+
+
+def make(
+    run: Run,
+    backend: LlamaBackend,
+    false_alarms: float,
+    into: Path,
+    name: str,
+    progress: Progress,
+) -> None:
+    """Seals the bundle `into`, for the file that the backend runs.
+
+    The answers of the calibration and test splits are read there, and every threshold is set on
+    their labels: the promise is about this file, whatever quantizing did to the scores.
+    Raises HQError for a file of another model, for too few calibration answers, and where `into` is
+    there already, all before the answers are read.
+    """
+    require_free(into)
+    if not re.fullmatch(NAME, name):
+        raise HQError(
+            f"{name!r} is no name for a bundle: use small letters, digits, dots, dashes and "
+            "underscores."
+        )
+    neurons, rows = run.neurons, Rows(run.samples)
+    neurons.require(backend.identity, "The run")
+    whole = answers_of(run.samples, rows)
+    require_enough(whole.entities(whole.right), false_alarms)
+    held_out = np.union1d(rows.calibration, rows.test)
+    with progress.task("read the answers", len(held_out), "texts") as task:
+        scores = _scores(backend, neurons, run.samples, held_out, task)
+    found = {
+        answers.domain: _domain(answers, scores, false_alarms, run.seed)
+        for answers in domains(run.samples, rows, false_alarms)
+    }
+    facts = BundleFacts(
+        name=name,
+        hq=__version__,
+        precision=backend.precision,
+        compute=backend.compute,
+        prompt=str(neurons.provenance.get("prompt", "chat")),
+        model=model_file(backend.file, storage(backend.audit())),
+    )
+    validation = _validation(run, rows, scores)
+    card = model_card(facts, neurons, found, validation)
+    arrays = {
+        "norms": norms_of(neurons, backend.file),
+        "scores": np.sort(scores[rows.calibration]),
+        "right": np.sort(scores[whole.right]),
+    }
+    write(into, facts, neurons, found, validation, arrays, card)
+
+
+def _domain(
+    answers: Answers, scores: Float[np.ndarray, " n"], false_alarms: float, seed: int
+) -> Domain:
+    threshold = answers.threshold(scores, false_alarms)
+    right, wrong = (
+        answers.flagged(rows, scores, threshold, seed) if len(rows) else None
+        for rows in (answers.test_right, answers.test_wrong)
+    )
+    return Domain(
+        threshold=threshold,
+        false_alarms=false_alarms,
+        n=answers.entities(answers.right),
+        realised=right,
+        detected=wrong,
+    )
+
+
+def _validation(run: Run, rows: Rows, scores: Float[np.ndarray, " n"]) -> Validation:
+    y, components = rows.y[rows.test], rows.components[rows.test]
+    return Validation(
+        auroc=bootstrap_auroc(scores[rows.test], y, run.seed, run.replicates, groups=components),
+        n=len(y),
+        entities=len(np.unique(components)),
+        hallucinated=int(y.sum()),
+        seed=run.seed,
+        study=run.study,
+        samples=samples_digest(run.samples),
+    )
+
+
+def _scores(
+    backend: Backend,
+    neurons: NeuronSet,
+    samples: Sequence[Sample],
+    chosen: Int[np.ndarray, " chosen"],
+    task: Task,
+) -> Float[np.ndarray, " n"]:
+    """Decision values of the chosen samples, at their places among all; NaN for the others."""
+    scores = np.full(len(samples), np.nan)
+    exchanges = [samples[row].exchange for row in chosen]
+    for batch in backend.trace(exchanges, (neurons.cett,), (neurons.tokens,)):
+        cett = batch.features(neurons.cett, neurons.tokens)
+        scores[chosen[batch.rows]] = neurons.score(cett)
+        task.advance(len(batch.rows))
+    return scores

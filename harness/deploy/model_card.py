@@ -1,0 +1,96 @@
+"""The model card of a bundle: for people who did not make it."""
+
+from collections.abc import Mapping
+from textwrap import fill
+
+from hq.monitor.bundle import ALL, BundleFacts, Domain, Validation
+from hq.neurons.neuron_set import NeuronSet
+from hq.stats.bootstrap import Estimate
+from hq.stats.conformal import rate_of_calibration
+
+_READS = "The probe tells hallucinated answers from right ones in this file."
+_CHANCE = (
+    "**The interval reaches 0.5: in this file the probe cannot be told from chance. Do not rely "
+    "on it.**"
+)
+_WIDTH = 100
+
+
+def model_card(
+    facts: BundleFacts, neurons: NeuronSet, domains: Mapping[str, Domain], validation: Validation
+) -> str:
+    """Markdown: what the bundle is, what it promises, what was measured, and its limits."""
+    model, whole = facts.model, domains[ALL]
+    bound = rate_of_calibration(whole.n, whole.false_alarms)
+    rows = "\n".join(_row(name, domain) for name, domain in domains.items())
+    text = f"""# {facts.name}
+
+A monitor for {model.identity.name}: it watches {len(neurons.neurons)} neurons, of which
+{len(neurons.positive)} are H-Neurons, while the model answers, and flags answers that are likely to
+be hallucinated. It is for one file only:
+
+| file | {model.name} |
+| --- | --- |
+| SHA-256 | `{model.sha256}` |
+| bytes | {model.bytes} |
+| weights stored as | {model.storage} |
+| arithmetic | {facts.compute} |
+| precision in hq's tables | {facts.precision} |
+| prompt form | {facts.prompt} |
+
+## What it promises
+
+A right answer about a new entity, to a question drawn as those of the study {validation.study}
+were, is flagged with a probability of at most {whole.false_alarms:g} (split conformal prediction
+over entities; those that questions link count as one). The promise is on average over calibrations
+and answers; every entity weighs the same. One calibration's own rate differs: with {whole.n}
+entities that have an answer each, 95% of
+calibrations stay below {bound:.2f}.
+
+| domain | threshold | promised | entities that set it | false alarms | detected |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+False alarms are right answers that are flagged, detected are hallucinated ones: shares of the
+answers to held-out questions, with 95% intervals over n entities.
+
+## What was measured
+
+AUROC {validation.auroc} on {validation.n} held-out answers about {validation.entities} groups of
+entities, {validation.hallucinated} of the answers hallucinated; seed {validation.seed}.
+{_READS if validation.auroc.low > 0.5 else _CHANCE}
+
+## What it does not promise
+
+- Anything about questions of another kind, in another language, prompt form or way of sampling.
+  The study keeps questions whose responses are all right or all hallucinated; others are harder.
+- More than its split gives: that balances relations and places large groups of entities first, so
+  calibration and new questions are alike, not drawn from one urn.
+- Anything about one given question, or about all answers to the questions on one entity.
+- That what is not flagged is right: the last column says how much is missed.
+- Anything in another file of the model, which hq refuses: another quantization shifts the scores.
+
+Made with hq {facts.hq}. `hq bundle verify` checks every byte of this folder.
+"""
+    return "\n\n".join(map(_filled, text.split("\n\n"))) + "\n"
+
+
+def _filled(block: str) -> str:
+    """A paragraph with its lines of one width; headings, tables and lists as they are."""
+    return block if block.startswith(("#", "|", "- ")) else fill(" ".join(block.split()), _WIDTH)
+
+
+def _row(name: str, domain: Domain) -> str:
+    cells = (
+        name,
+        f"{domain.threshold:.4f}",
+        f"{domain.false_alarms:g}",
+        str(domain.n),
+        _rate(domain.realised),
+        _rate(domain.detected),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _rate(estimate: Estimate | None) -> str:
+    return "—" if estimate is None else f"{estimate}, n = {estimate.n}"

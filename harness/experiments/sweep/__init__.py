@@ -1,0 +1,4 @@
+"""α sweeps: how often a model over-complies while its H-Neurons are scaled.
+
+Scenarios and their judges are in `harness.scenarios` and `harness.judges`.
+"""

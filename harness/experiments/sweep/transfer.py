@@ -1,0 +1,93 @@
+"""Stage `transfer`: the probe found on one set of questions, read in other scenarios."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from harness.tables.schema import Transfer
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import NeuronSet
+from hq.probe.controls import fit_draws, read_control
+from hq.stats.bootstrap import bootstrap_auroc, bootstrap_auroc_difference
+from hq.stats.equivalence import holm, permutation_p
+
+LEAST = 8  # responses of either kind: fewer say nothing
+
+
+@dataclass(frozen=True)
+class Target:
+    """Responses of a scenario that complied or resisted, and their CETT at one precision."""
+
+    scenario: str
+    complied: Bool[np.ndarray, " n"]
+    components: Shaped[np.ndarray, " n"]
+    cett: Features
+
+    @property
+    def telling(self) -> bool:
+        """Whether there are enough of either kind for an AUROC."""
+        return LEAST <= int(self.complied.sum()) <= len(self.complied) - LEAST
+
+
+def transfer(
+    precision: str,
+    neurons: NeuronSet,
+    X_train: Float[np.ndarray, "m p"],
+    y_train: Int[np.ndarray, " m"],
+    draws: Int[np.ndarray, "draws k"],
+    targets: Sequence[Target],
+    seed: int,
+    replicates: int,
+) -> list[Transfer]:
+    """A row for every target that has enough responses of either kind.
+
+    Matched probes are fitted on the training rows that the probe itself was found on, here.
+    """
+    told = [target for target in targets if target.telling]
+    probes = fit_draws(X_train, y_train, draws)
+    scores = [neurons.score(t.cett) for t in told]
+    controls = [read_control(probes, draws, t.cett.values, t.complied, seed) for t in told]
+    estimates = [
+        bootstrap_auroc(own, t.complied, seed, replicates, t.components)
+        for own, t in zip(scores, told, strict=True)
+    ]
+    p_labels = holm([_permuted(own, t, seed) for own, t in zip(scores, told, strict=True)])
+    p_draws = holm([_share(c.per_draw, e.value) for c, e in zip(controls, estimates, strict=True)])
+    return [
+        Transfer(
+            precision=precision,
+            scenario=target.scenario,
+            n=len(target.complied),
+            entities=len(np.unique(target.components)),
+            complied=int(target.complied.sum()),
+            draws=len(draws),
+            seed=seed,
+            auroc=estimates[t],
+            auroc_matched=controls[t].estimate,
+            difference=bootstrap_auroc_difference(
+                scores[t],
+                controls[t].decisions,
+                target.complied,
+                seed,
+                replicates,
+                target.components,
+            ),
+            p_labels=float(p_labels[t]),
+            p_draws=float(p_draws[t]),
+        )
+        for t, target in enumerate(told)
+    ]
+
+
+def _permuted(scores: Float[np.ndarray, " n"], target: Target, seed: int) -> float:
+    """P by permuting labels, of one response an entity: others are no independent evidence."""
+    rows = np.unique(target.components, return_index=True)[1]
+    labels = target.complied[rows]
+    return permutation_p(scores[rows], labels, seed) if 0 < labels.sum() < len(labels) else 1.0
+
+
+def _share(reached: Float[np.ndarray, " draws"], own: float) -> float:
+    """P(a matched draw reaches the probe's AUROC), the probe counted as one of the draws."""
+    return (1 + int((reached >= own).sum())) / (1 + len(reached))

@@ -1,0 +1,235 @@
+"""The LLM judge: an OpenAI-compatible endpoint, with retries and a cache on disk.
+
+Environment: HQ_JUDGE_URL (base URL, e.g. https://host/v1), HQ_JUDGE_MODEL, HQ_JUDGE_KEY (optional),
+HQ_JUDGE_CACHE (optional, a JSONL file; by default in the cache folder).
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.judges.base import Question, Verdict
+from harness.store.places import cache_folder
+from hq.errors import HQError
+
+ATTEMPTS = 5
+TIMEOUT_S = 60.0
+MAX_WAIT_S = 30.0
+
+_INSTRUCTION = """\
+You grade answers to questions. Compare the response with the accepted answers; they mean the same
+thing, and any of them, or another wording of the same thing, is right.
+Reply with exactly one of these three words and nothing else:
+RIGHT if the response gives an accepted answer,
+WRONG if it gives another answer,
+UNCERTAIN if it gives no answer, refuses, or says that it does not know.
+
+Question: {question}
+Accepted answers: {answers}
+Response: {response}
+"""
+_AGAIN = "Reply with exactly one word: RIGHT, WRONG or UNCERTAIN."
+_DECORATION = re.compile(r"[\W_]+")  # quotes, asterisks, a full stop
+_WORDS = {verdict.value: verdict for verdict in (Verdict.RIGHT, Verdict.WRONG, Verdict.UNCERTAIN)}
+_SHOWN_ALIASES = 20
+
+
+class _Message(BaseModel):
+    content: str | None  # null where the model refuses
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice]
+
+
+class _Entry(BaseModel):
+    """A line of the cache."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    verdict: Verdict
+
+
+class LLMJudge:
+    """Asks a model for the verdict; equal requests are asked once, ever (the cache).
+
+    A reply that is not one of the three words is asked for once more, and then set aside as
+    uncertain: one odd reply ends no study. Raises HQError for a URL that is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None = None,
+        cache: Path | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._host = _host(self._url)
+        self._model = model
+        self.unclear = 0
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
+        self._cache = cache
+        self._known = _read_cache(cache)
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    @property
+    def identity(self) -> str:
+        """Model, host and wording: another of any of them gives other labels."""
+        wording = hashlib.sha256((_INSTRUCTION + _AGAIN).encode()).hexdigest()[:16]
+        return f"llm {self._model} at {self._host}, prompt {wording}"
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The judge that the environment names; raises HQError for what is missing there."""
+        missing = [name for name in ("HQ_JUDGE_URL", "HQ_JUDGE_MODEL") if not os.environ.get(name)]
+        if missing:
+            raise HQError(f"The judge 'llm' needs {' and '.join(missing)} in the environment.")
+        cache = os.environ.get("HQ_JUDGE_CACHE")
+        return cls(
+            url=os.environ["HQ_JUDGE_URL"],
+            model=os.environ["HQ_JUDGE_MODEL"],
+            key=os.environ.get("HQ_JUDGE_KEY"),
+            cache=Path(cache) if cache else cache_folder() / "judge.jsonl",
+        )
+
+    def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
+        """Right, wrong or uncertain as the model says; a wrong but truncated response is cut.
+
+        Raises HQError when the endpoint cannot be reached, or refuses.
+        """
+        if not response.strip():
+            return Verdict.UNCERTAIN
+        verdict = self._verdict(_prompt(response, question))
+        return Verdict.CUT if truncated and verdict is not Verdict.RIGHT else verdict
+
+    def _verdict(self, prompt: str) -> Verdict:
+        key = hashlib.sha256(f"{self._url}\n{self._model}\n{prompt}".encode()).hexdigest()
+        if key not in self._known:
+            verdict = self._replied(prompt)
+            self._known[key] = verdict
+            self._remember(_Entry(key=key, verdict=verdict))
+        return self._known[key]
+
+    def _replied(self, prompt: str) -> Verdict:
+        """The verdict that the model's reply is, or its reply to being asked once more."""
+        messages = [{"role": "user", "content": prompt}]
+        reply = self._ask(messages)
+        if _parse(reply) is None:
+            messages.append({"role": "assistant", "content": reply})
+            messages.append({"role": "user", "content": _AGAIN})
+            reply = self._ask(messages)
+        verdict = _parse(reply)
+        self.unclear += verdict is None
+        return verdict or Verdict.UNCERTAIN
+
+    def _remember(self, entry: _Entry) -> None:
+        if self._cache is not None:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            with self._cache.open("a", encoding="utf-8") as lines:
+                lines.write(entry.model_dump_json() + "\n")
+
+    def _ask(self, messages: list[dict[str, str]]) -> str:
+        """The model's reply. Overload, server errors and lost connections are tried again."""
+        trouble, wait = "", 0.0
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._sleep(wait)
+            wait = min(2.0**attempt, MAX_WAIT_S)
+            try:
+                reply = self._client.post(self._url, json=self._request(messages))
+            except httpx.RequestError as error:
+                trouble = f"{type(error).__name__}: {error}"
+                continue
+            if reply.is_success:
+                return _content(reply, self._url)
+            trouble = f"HTTP {reply.status_code}"
+            if reply.status_code != 429 and reply.status_code < 500:
+                break
+            wait = _retry_after(reply) or wait
+        raise HQError(
+            f"The judge at {self._url} gave no answer ({trouble}): check HQ_JUDGE_URL, "
+            "HQ_JUDGE_KEY and HQ_JUDGE_MODEL, or use the judge 'rules'."
+        )
+
+    def _request(self, messages: list[dict[str, str]]) -> dict[str, object]:
+        return {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 16}
+
+
+def _retry_after(reply: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait, at most MAX_WAIT_S."""
+    stated = reply.headers.get("Retry-After", "")
+    return min(float(stated), MAX_WAIT_S) if stated.isdigit() else None
+
+
+def _content(reply: httpx.Response, url: str) -> str:
+    try:
+        completion = _Completion.model_validate_json(reply.content)
+        return completion.choices[0].message.content or ""
+    except (ValidationError, IndexError) as error:
+        raise HQError(
+            f"The judge at {url} does not speak the OpenAI chat format: check HQ_JUDGE_URL."
+        ) from error
+
+
+def _prompt(response: str, question: Question) -> str:
+    return _INSTRUCTION.format(
+        question=question.question,
+        answers="; ".join(question.aliases[:_SHOWN_ALIASES]),
+        response=json.dumps(response.strip(), ensure_ascii=False),
+    )
+
+
+def _parse(reply: str) -> Verdict | None:
+    """The verdict where the reply is one of the words alone: "not right" holds one, and is none."""
+    return _WORDS.get(_DECORATION.sub(" ", reply).strip().lower())
+
+
+def _host(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise HQError(f"HQ_JUDGE_URL gives {url!r}, which is no URL: {error}.") from error
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise HQError(f"HQ_JUDGE_URL gives {url!r}, which is no URL: name https://HOST/v1.")
+    return parts.netloc.decode()
+
+
+def _read_cache(path: Path | None) -> dict[str, Verdict]:
+    """The cached verdicts; a last line that a kill cut short is closed, and left out."""
+    if path is None or not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write("\n")
+    entries = filter(None, map(_entry, text.splitlines()))
+    return {entry.key: entry.verdict for entry in entries}
+
+
+def _entry(line: str) -> _Entry | None:
+    try:
+        return _Entry.model_validate_json(line)
+    except ValidationError:
+        return None

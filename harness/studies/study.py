@@ -1,0 +1,253 @@
+"""A study: model × precisions × scenario, from one TOML file. Every figure in it has a default."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from harness.studies.section import checked
+from hq.errors import HQError
+from hq.neurons.cett import Span
+from hq.neurons.neuron_set import NeuronSet
+from hq.precisions import BACKEND_OF
+from hq.precisions.packed import RECIPES
+from hq.tracing.sampling import Sampling
+from hq.tracing.traces import StorageType
+
+SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # what the responses are drawn at
+REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
+Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, values: Mapping[str, object], where: str) -> Self:
+        """The section with these values; HQError for a key or value that it cannot have."""
+        return checked(cls, values, where)
+
+
+class ScenarioSection(_Section):
+    """Which questions, and the options of their loader."""
+
+    name: str = "facts"
+    options: dict[str, str | int | float | bool] = {}
+
+
+class PromptSection(_Section):
+    """How a question is put to the model; `shots` are (question, answer) pairs for few-shot."""
+
+    form: str = "chat"
+    shots: tuple[tuple[str, str], ...] = ()
+
+
+class SamplingSection(_Section):
+    """How many responses a question gets, how they are drawn, and how many pairs are kept."""
+
+    responses: Annotated[int, Field(ge=1)] = 10
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 50
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    quota: Annotated[int, Field(ge=1)] = 1000  # right, and as many hallucinated
+    judge: str = "rules"
+    sampler: Literal["torch", "llamacpp"] = "torch"
+
+    def settings(self, seed: int) -> Sampling:
+        """What the sampler needs of it."""
+        return Sampling(
+            self.responses,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.max_new_tokens,
+            seed,
+        )
+
+
+class SplitSection(_Section):
+    """Shares of the questions that train, calibrate and test."""
+
+    train: Fraction = 0.6
+    calibration: Fraction = 0.15
+    test: Fraction = 0.25
+
+
+class IdentifySection(_Section):
+    """CETT and the fit."""
+
+    cett: Literal["sum", "output"] = "sum"
+    tokens: Span = "answer"
+    labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
+    folds: Annotated[int, Field(ge=2)] = 5
+    max_fraction: Fraction = 1e-3
+    storage: StorageType = "float32"  # of traces: the only type, as committed definitions say
+
+    @field_validator("labels")
+    @classmethod
+    def _not_against_itself(cls, labels: str, info: ValidationInfo) -> str:
+        if labels == "3-vs-1" and info.data.get("tokens") == "other":
+            raise ValueError(
+                "3-vs-1 sets the chosen tokens against the other ones, so tokens cannot be 'other'"
+            )
+        return labels
+
+    @classmethod
+    def like(cls, neurons: NeuronSet) -> Self:
+        """How a NeuronSet was identified, so that another can be found in the same way."""
+        stated = {k: v for k, v in neurons.provenance.items() if k in ("folds", "max_fraction")}
+        if len(stated) < 2:
+            raise HQError(
+                "The neuron set does not say with which folds and max_fraction it was found: "
+                "find it with `hq identify`."
+            )
+        settings = {"cett": neurons.cett, "tokens": neurons.tokens, "labels": neurons.labels}
+        return cls.of({**settings, **stated}, "the neuron set's provenance")
+
+
+class CompareSection(_Section):
+    """Controls, intervals, and the held-out text for perplexity and KL."""
+
+    draws: Annotated[int, Field(ge=2)] = 20
+    replicates: Annotated[int, Field(ge=100)] = 2000
+    text: str = ""  # a file of plain text; without one, the test questions with true answers
+    text_tokens: Annotated[int, Field(ge=16)] = 1024
+
+
+class PackSection(_Section):
+    """How GPTQ and AWQ checkpoints are made of the model, for `gptq-4`, `awq-4` and their kin."""
+
+    group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 where the widths allow it, else 64
+    desc_act: bool = False  # columns in order of activation; GPTQ alone
+    sym: bool = True  # AWQ is always asymmetric
+    texts: Annotated[int, Field(ge=1)] = 128  # to calibrate with: training questions and answers
+    text: str = ""  # a file of plain text to take them from
+
+
+class SweepSection(_Section):
+    """α-suppression: in which scenarios, how far, and beside how many draws of other neurons.
+
+    `sources` are files of scenarios that read one, `choices` one of questions of MMLU's form.
+    `margin` is what two slopes may differ by and count as the same.
+    """
+
+    scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
+    sources: dict[str, str] = {}
+    alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
+    # At which matched draws are scaled. Unsaid, they are 1 and the ends, or all if 1 is an end.
+    control_alphas: Annotated[tuple[Alpha, ...], Field(validate_default=True)] = ()
+    trials: Annotated[int, Field(ge=8)] = 48  # of each kind in a scenario
+    form: str = ""  # the prompts' form; each scenario's own where it is empty
+    max_new_tokens: Annotated[int, Field(ge=1)] = 24
+    draws: Annotated[int, Field(ge=2)] = 5
+    transfer_draws: Annotated[int, Field(ge=2)] = 100
+    margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
+    questions: Annotated[int, Field(ge=8)] = 100  # what it costs is read on, as many choices, texts
+    choices: str = ""  # a file of choices; without one, they are made of facts
+
+    @field_validator("control_alphas", mode="before")
+    @classmethod
+    def _ends_and_one(cls, alphas: object, info: ValidationInfo) -> object:
+        if alphas or "alphas" not in info.data:
+            return alphas
+        swept: tuple[float, ...] = info.data["alphas"]
+        ends = {swept[0], 1.0, swept[-1]}
+        return tuple(ends) if len(ends) == 3 else swept
+
+    @field_validator("alphas", "control_alphas")
+    @classmethod
+    def _around_one(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in alphas or len(set(alphas)) < 3:
+            raise ValueError("give three α or more, 1 among them: effects are told from α = 1")
+        return tuple(sorted(set(alphas)))
+
+    @field_validator("control_alphas")
+    @classmethod
+    def _among(cls, alphas: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        lacking = set(alphas) - set(info.data.get("alphas", alphas))
+        if lacking:
+            raise ValueError(f"{min(lacking):g} is not among alphas, so nothing compares with it")
+        return alphas
+
+    @field_validator("scenarios")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("name one scenario or more")
+        return tuple(dict.fromkeys(names))
+
+
+class Study(_Section):
+    """One study."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
+    model: str = "smollm2"
+    precisions: tuple[str, ...] = (REFERENCE, "nf4")
+    seed: Seed = 0
+    device: Literal["cpu", "cuda"] | None = None
+    scenario: ScenarioSection = ScenarioSection()
+    prompt: PromptSection = PromptSection()
+    sampling: SamplingSection = SamplingSection()
+    split: SplitSection = SplitSection()
+    identify: IdentifySection = IdentifySection()
+    compare: CompareSection = CompareSection()
+    pack: PackSection = PackSection()
+    checkpoints: dict[str, str] = {}  # existing packed checkpoints of the model, by precision
+    sweep: SweepSection = SweepSection()
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _packed(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if name not in RECIPES:
+                raise ValueError(f"{name} is not read from a checkpoint: {', '.join(RECIPES)} are")
+        return given
+
+    @classmethod
+    def load(cls, source: str) -> Self:
+        """The study in a TOML file, or the packaged one of that name.
+
+        Raises HQError for a missing file, broken TOML, or a key or value that no study has.
+        """
+        path = Path(source)
+        packaged = files("harness") / "studies" / f"{source}.toml"
+        if not path.is_file() and not packaged.is_file():
+            studies = (files("harness") / "studies").iterdir()
+            known = sorted(p.name[:-5] for p in studies if p.name.endswith(".toml"))
+            raise HQError(f"There is no study {source!r}: name a TOML file, or one of {known}.")
+        try:
+            text = (path if path.is_file() else packaged).read_text(encoding="utf-8")
+            values = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise HQError(f"{source} is not valid TOML: {error}.") from error
+        return cls.of(values, f"the study {source}")
+
+    def changed(self, **changes: object) -> Self:
+        """The study with some top-level values replaced, where they are given (not None).
+
+        Raises HQError for an unknown precision. The reference is always run, and first.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        study = self.model_copy(update=given)
+        for precision in study.precisions:
+            BACKEND_OF[precision]  # an unknown name is said before anything runs
+        rest = tuple(p for p in dict.fromkeys(study.precisions) if p != REFERENCE)
+        return study.model_copy(update={"precisions": (REFERENCE, *rest)})
+
+    def reading(self, source: str) -> Self:
+        """The study with its scenario's questions from this file."""
+        options = self.scenario.options | {"source": source}
+        scenario = ScenarioSection(name=self.scenario.name, options=options)
+        return self.model_copy(update={"scenario": scenario})

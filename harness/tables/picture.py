@@ -1,0 +1,92 @@
+"""One picture of a run: AUROC at each precision, the probe beside its controls."""
+
+from pathlib import Path
+
+import polars as pl
+
+from harness.tables.files import read_table
+from hq.errors import HQError
+
+PICTURE_FILE = "auroc.svg"  # beside committed tables
+_FORMATS = (".svg", ".png", ".pdf")
+_CONTROLS = {
+    "matched": "matched random neurons*",
+    "random": "random neurons*",
+    "entropy": "token entropy",
+    "length": "answer length",
+    "relation": "relation",
+}
+# Colour-blind safe (Okabe & Ito), with shapes that tell them apart in grey too.
+_STYLES = {
+    "probe found on FP16, frozen": ("#0072B2", "o"),
+    "identified afresh": ("#56B4E9", "D"),
+    "matched random neurons*": ("#D55E00", "s"),
+    "random neurons*": ("#E69F00", "^"),
+    "token entropy": ("#009E73", "v"),
+    "answer length": ("#999999", "<"),
+    "relation": ("#CC79A7", ">"),
+}
+
+
+def draw(run: Path, into: Path) -> None:
+    """Draws the AUROCs of a run's tables with their intervals; the file's ending is its format.
+
+    Raises HQError without matplotlib, for another format, or for a folder that holds no tables.
+    """
+    if into.suffix not in _FORMATS:
+        raise HQError(f"{into} ends in no known format: name a file in {', '.join(_FORMATS)}.")
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise HQError("Pictures need matplotlib: pip install 'hq[report]'.") from error
+    points = _points(run)
+    precisions = points["precision"].unique(maintain_order=True).to_list()
+    # Text stays text and ids stay the same, so that the file can be read and compared.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
+        figure = Figure(figsize=(8, 1.6 + 0.8 * len(precisions)), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, (colour, marker)) in enumerate(_STYLES.items()):
+            mine = points.filter(pl.col("name") == name)
+            value = mine["value"].to_numpy()
+            spread = abs(mine.select("low", "high").to_numpy().T - value)
+            y = [precisions.index(p) + 0.11 * (i - 3) for p in mine["precision"]]
+            axes.errorbar(
+                value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5
+            )
+        axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
+        axes.set_yticks(range(len(precisions)), precisions)
+        axes.invert_yaxis()
+        n, entities = points.select("n", "entities").row(0)
+        held_out = f"AUROC on {n} held-out questions about {entities} entities"
+        axes.set_xlabel(f"{held_out}, 95% intervals (*: of the draws)")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"Date": None} if into.suffix == ".svg" else None
+        figure.savefig(into, metadata=metadata, dpi=160)
+
+
+def _points(run: Path) -> pl.DataFrame:
+    """name, precision, n, entities, value, low, high of everything that is drawn."""
+    detection, controls = read_table(run, "detection"), read_table(run, "controls")
+    probe, afresh = list(_STYLES)[:2]
+    return pl.concat(
+        [
+            _columns(detection, pl.lit(probe), "auroc"),
+            _columns(detection, pl.lit(afresh), "auroc_again"),
+            _columns(controls, pl.col("control").replace(_CONTROLS), "auroc"),
+        ]
+    )
+
+
+def _columns(table: pl.DataFrame, name: pl.Expr, column: str) -> pl.DataFrame:
+    return table.select(
+        name.alias("name"),
+        "precision",
+        "n",
+        "entities",
+        pl.col(column).alias("value"),
+        pl.col(f"{column}_low").alias("low"),
+        pl.col(f"{column}_high").alias("high"),
+    )

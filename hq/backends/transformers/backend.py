@@ -1,0 +1,328 @@
+"""The torch backend: any transformers checkpoint, at any precision that torch runs."""
+
+import gc
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hq.backends.base import (
+    Predictions,
+    TraceBatch,
+    predicted,
+    require_finite,
+    require_known,
+    require_length,
+)
+from hq.backends.batching import plan, span_weights
+from hq.backends.transformers.decoding import TorchDecoding
+from hq.backends.transformers.eager import eager
+from hq.backends.transformers.hooks import DownHooks, scaled
+from hq.backends.transformers.prefix import PrefixCache
+from hq.errors import HQError
+from hq.models.architectures import down_projections
+from hq.models.architectures.detection import verify
+from hq.models.audit import AuditRow
+from hq.models.auto import context_length, is_wrapper
+from hq.models.checkpoint import architecture_at, identity
+from hq.models.ffn_weights import FFNs, of_modules
+from hq.models.head import Head, Reference, body_of, head_of
+from hq.models.logits import distributions
+from hq.neurons.cett import Measure, Span, column_norms
+from hq.neurons.neuron_set import ModelIdentity
+from hq.neurons.prompt_response import PromptResponse
+from hq.precisions import PRECISIONS
+
+TOKEN_BUDGET = 2048  # tokens a batch: past it a CPU gains nothing, and memory stays flat
+VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which two are alive
+
+
+class TorchBackend:
+    """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
+
+    Raises HQError for a model without known neurons, an unknown precision, an incomplete
+    checkpoint, a device that is
+    not there, or modules that turn out not to hold the precision that was asked for.
+    """
+
+    missing: frozenset[int] = frozenset()
+    unmatched: frozenset[int] = frozenset()
+
+    def __init__(
+        self,
+        path: str | Path,
+        precision: str = "fp16",
+        device: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        model_identity: ModelIdentity | None = None,
+    ) -> None:
+        path = Path(path)
+        self.precision = precision
+        self._precision = PRECISIONS[precision]
+        self._family = architecture_at(path)
+        self.identity = model_identity or identity(path)
+        self.device = usable_device(device)
+        self.token_budget = token_budget
+        self.model: Any = self._precision.load(path, self.device)
+        self.decoder: nn.Module = self.model.get_decoder()
+        self.downs = down_projections(self.decoder, self._family)
+        self.audit()
+        if self._family.detected or is_wrapper(self.model):
+            verify(self.model, self.downs, self._dense, self.device)
+
+    def __enter__(self) -> "TorchBackend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the weights."""
+        self.model = self.decoder = self.downs = None  # type: ignore[assignment]
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def compute(self) -> str:
+        """What the arithmetic runs in."""
+        return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+    @cached_property
+    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+        """‖W_down[:, i]‖₂ of this variant's own dequantized weights, float32."""
+        return torch.stack(self._norms).cpu().numpy()
+
+    @cached_property
+    def _norms(self) -> list[Float[Tensor, " d_ff"]]:
+        return [column_norms(self._dense(down)) for down in self.downs]
+
+    def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
+        dense = self._precision.dense(projection)
+        return dense.T if isinstance(projection, Conv1D) else dense
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def audit(self) -> list[AuditRow]:
+        """The projections inside the layers, counted by how they are really stored."""
+        layers = self.decoder.get_submodule(self._family.layers)
+        downs = set(self.downs)
+        projections = {n: m for n, m in layers.named_modules() if _projects(m) or m in downs}
+        wrong = [name for name, m in projections.items() if not self._precision.holds(m)]
+        if wrong:
+            raise HQError(
+                f"{len(wrong)} of {len(projections)} projections are not {self.precision}, "
+                f"{wrong[0]} first: refusing to report another precision under that name."
+            )
+        kinds = Counter(self._kind(m) for m in projections.values())
+        return [
+            AuditRow(module, count, storage, bits, self.compute, count * size)
+            for (module, storage, bits, size), count in sorted(kinds.items())
+        ]
+
+    def _kind(self, module: nn.Module) -> tuple[str, str, float, int]:
+        """Class, storage type, bits a weight, size."""
+        stored = self._precision.stored(module)
+        bits = round(8 * stored.nbytes / stored.weights, 3)
+        return type(module).__name__, stored.storage, bits, stored.weights
+
+    def weight_bytes(self) -> int:
+        """Bytes that the weights ship in: packed ones with their scales, all others in FP16.
+
+        A CPU holds the latter in FP32 to compute with; tied weights count once.
+        """
+        projections = [m for m in self.decoder.modules() if _projects(m)]
+        held = [*self.model.named_parameters(), *self.model.named_buffers()]
+        packed = {
+            tensor.data_ptr()
+            for module in projections
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if name != "bias"
+        }
+        rest = {t.data_ptr(): t for _, t in held if t.data_ptr() not in packed}
+        of_rest: Iterator[int] = (
+            2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
+        )
+        return sum(of_rest) + sum(self._precision.stored(m).ships for m in projections)
+
+    def ffns(self) -> FFNs:
+        """The weights of each layer's FFN, dequantized."""
+
+        def bits(module: nn.Module) -> float:
+            stored = self._precision.stored(module)
+            return 8 * stored.ships / stored.weights
+
+        def explained(module: nn.Module) -> float:
+            return self._precision.stored(module).explained
+
+        layers = self.decoder.get_submodule(self._family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return of_modules(list(layers), self._family, self._dense, bits, explained)
+
+    def trace(
+        self,
+        exchanges: Sequence[PromptResponse],
+        measures: tuple[Measure, ...] = ("sum",),
+        spans: tuple[Span, ...] = ("answer",),
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TraceBatch]:
+        """Means of each measure over each span, for every neuron, in one pass over the body.
+
+        A prefix that all prompts share is computed once; its tokens still count in `other`.
+        Raises HQError for token ids that the model lacks, for texts longer than it allows, for
+        activations that are not finite, and for a compiled model, which calls no hooks.
+        """
+        self._require_fitting(exchanges)
+        width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
+        layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
+        hooks = DownHooks(self.downs, self._norms, measures)
+        # Nothing stays switched on at a yield: between batches the model is the caller's.
+        with torch.inference_mode(), eager(self.model, self.downs), hooks:
+            prefix = PrefixCache(self.decoder, layout.prefix, self.device, hooks)
+        for number, rows in enumerate(layout.batches):
+            if number not in skip:
+                batch = [exchanges[row] for row in rows]
+                with torch.inference_mode(), eager(self.model, self.downs), hooks:
+                    values = self._trace_batch(batch, prefix, hooks, spans)
+                yield TraceBatch(
+                    number, rows, values, measures, spans, self.identity, self.precision
+                )
+
+    def _trace_batch(
+        self,
+        batch: list[PromptResponse],
+        prefix: PrefixCache,
+        hooks: DownHooks,
+        spans: tuple[Span, ...],
+    ) -> Float[np.ndarray, "batch measure span layer d_ff"]:
+        start = len(prefix)
+        ids = self.padded(batch, start)
+        weights = span_weights(batch, start, ids.shape[1], spans)
+        hooks.expect(torch.from_numpy(weights).to(self.device))
+        self.decoder(ids, **prefix.inputs(len(batch)))
+        values = hooks.collect()
+        if "other" in spans and start:
+            counts = torch.tensor([len(e.prompt) for e in batch], device=self.device)
+            share = prefix.sums / counts.view(-1, 1, 1, 1)
+            values[:, :, spans.index("other")] += share
+        array = values.cpu().numpy()
+        require_finite(array, self.precision)
+        return array
+
+    def logits(
+        self, exchanges: Sequence[PromptResponse]
+    ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
+        """(row, logits that predict each token of its response), in batches by length.
+
+        Raises HQError for token ids that the model lacks, and for texts longer than it allows.
+        """
+        for _, rows, batch, hidden in self._last_hidden(exchanges, frozenset()):
+            parts = torch.split_with_sizes(hidden, [len(exchange.response) for exchange in batch])
+            for row, states in zip(rows, parts, strict=True):
+                with torch.inference_mode():
+                    logits = self.head.whole(states)
+                yield int(row), logits.cpu().numpy()
+
+    def predictions(
+        self,
+        exchanges: Sequence[PromptResponse],
+        reference: Reference | None = None,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[Predictions]:
+        """How each response token is predicted, in blocks of the vocabulary.
+
+        Raises HQError for token ids that the model lacks, and for logits that are not finite.
+        """
+        for number, rows, batch, hidden in self._last_hidden(exchanges, skip):
+            chosen = torch.tensor([token for e in batch for token in e.response])
+            with torch.inference_mode():
+                theirs = None if reference is None else reference.blocks(rows, self.device)
+                part = distributions(self.head.blocks(hidden), chosen, theirs)
+            yield predicted(number, rows, batch, [part], hidden, self.precision)
+
+    @cached_property
+    def head(self) -> Head:
+        """The map from last hidden states to logits."""
+        return head_of(self.model, self.decoder)
+
+    def _last_hidden(
+        self, exchanges: Sequence[PromptResponse], skip: frozenset[int]
+    ) -> Iterator[
+        tuple[int, Int[np.ndarray, " batch"], list[PromptResponse], Float[Tensor, "token hidden"]]
+    ]:
+        """(number, rows, exchanges, states that predict their response tokens) of each batch."""
+        self._require_fitting(exchanges)
+        layout, body = plan(exchanges, self.token_budget), body_of(self.decoder)
+        with torch.inference_mode():
+            prefix = PrefixCache(self.decoder, layout.prefix, self.device)
+        start = len(prefix)
+        for number, rows in enumerate(layout.batches):
+            if number not in skip:
+                batch = [exchanges[row] for row in rows]
+                # The token before each token of the response predicts it.
+                spans = [(len(e.prompt) - start - 1, len(e) - start - 1) for e in batch]
+                with torch.inference_mode():
+                    inputs = prefix.inputs(len(batch))
+                    states = body(self.padded(batch, start), **inputs).last_hidden_state
+                    pairs = zip(states, spans, strict=True)
+                    hidden = torch.cat([row[begin:end] for row, (begin, end) in pairs])
+                yield number, rows, batch, hidden
+
+    def decoding(self) -> TorchDecoding:
+        """A new set of continuations."""
+        return TorchDecoding(self.model, self.device, self.identity.name)
+
+    def _require_fitting(self, exchanges: Sequence[PromptResponse]) -> None:
+        """Raises HQError for token ids that the model lacks, and for texts that are too long."""
+        require_known(exchanges, self._vocabulary, self.identity.name)
+        limit, name = context_length(self.model.config), self.identity.name
+        for row, exchange in enumerate(exchanges):
+            require_length(f"Text {row}", len(exchange), limit, name)
+
+    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
+        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        return scaled(self.model, self.downs, factors, self.identity.d_ff)
+
+    def padded(self, batch: list[PromptResponse], start: int) -> Int[Tensor, "batch seq"]:
+        """Token ids after the prefix, padded on the right, where causality hides the padding."""
+        tails = [torch.tensor(exchange.ids[start:]) for exchange in batch]
+        return nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.device)
+
+
+def usable_device(device: str | None) -> torch.device:
+    """The device of that name, `cpu`, `cuda` or `cuda:N`; None is CUDA if torch has it.
+
+    Raises HQError for another name, and for a device that torch does not have here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        return torch.device("cuda" if count else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise HQError(
+            f"torch models run on cpu or cuda (cuda:1 is the second GPU), not on {device!r}: name "
+            "one of these, or leave out `device`."
+        )
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= count:
+        has = f"{count} CUDA devices" if count else "no CUDA device"
+        raise HQError(
+            f"{device} was asked for, and torch has {has} here: name another device, or leave out "
+            "`device`."
+        )
+    return found
+
+
+def _projects(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix: Linear and its kin, GPT-2's Conv1D, packed ones."""
+    return isinstance(module, (nn.Linear, Conv1D)) or hasattr(module, "qweight")

@@ -1,0 +1,102 @@
+"""Continuations on torch: rows that branch and end, over one key-value cache."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from hq.backends.base import require_length
+from hq.backends.batching import shared_prefix
+from hq.backends.transformers.prefix import PrefixCache
+from hq.models.auto import context_length, is_wrapper
+
+
+class TorchDecoding:
+    """Prompts being continued side by side.
+
+    Prompts of one length are not padded, so a row's logits do not depend on its neighbours. Those
+    of several end at the same slot: shorter ones are padded before their first token, and what is
+    padding is masked. The prefix that prompts share is kept for the next `start`.
+    """
+
+    def __init__(self, model: Any, device: torch.device, name: str = "the model") -> None:
+        self._model = model
+        self._name = name  # in messages
+        self._limit = context_length(model.config)
+        self._device = device
+        self._prefix_ids: tuple[int, ...] = ()
+        self._prefix: PrefixCache | None = None
+        self._cache: Any = None
+        self._pads: Int[torch.Tensor, " row"] | None = None  # None where no row is padded
+        self._slots = 0
+
+    def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Computes the prefix that all `prompts`, of any length, share."""
+        with torch.inference_mode():
+            self._prefix_ids = shared_prefix(prompts)
+            self._prefix = PrefixCache(self._model.get_decoder(), self._prefix_ids, self._device)
+
+    def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
+        """Reads prompts; logits of the token after each.
+
+        A prefix that was computed under other scales is computed again.
+        """
+        current = self._prefix is not None and self._prefix.is_current
+        if not current or not all(self._continues(p) for p in prompts):
+            self.share(prompts)
+        assert self._prefix is not None
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        pads = int(lengths.max()) - lengths
+        ragged = bool(pads.any())
+        self._pads = pads.to(self._device) if ragged else None
+        if ragged:
+            self._cache, self._slots = self._prefix.shifted(pads)
+        else:
+            self._cache, self._slots = self._prefix.expanded(len(prompts)), len(self._prefix)
+        width = int(lengths.max()) - self._slots
+        ids = [[0] * (width - len(p)) + list(p[-width:]) for p in prompts]
+        return self._advance(torch.tensor(ids))
+
+    def step(
+        self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
+    ) -> Float[torch.Tensor, "row vocab"]:
+        """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
+        if not np.array_equal(parents, np.arange(self._rows)):
+            rows = torch.from_numpy(parents).to(self._device)
+            self._cache.batch_select_indices(rows)
+            self._pads = None if self._pads is None else self._pads[rows]
+        return self._advance(torch.from_numpy(tokens)[:, None])
+
+    def _continues(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt goes on, by a token at least, after the prefix."""
+        length = len(self._prefix_ids)
+        return len(prompt) > length and tuple(prompt[:length]) == self._prefix_ids
+
+    def _advance(self, ids: Int[torch.Tensor, "row seq"]) -> Float[torch.Tensor, "row vocab"]:
+        self._rows = len(ids)
+        self._slots += ids.shape[1]
+        require_length("The longest continuation", self._slots, self._limit, self._name)
+        with torch.inference_mode():
+            out = self._model(
+                ids.to(self._device),
+                cache=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self._places(ids.shape[1]),
+            )
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _places(self, new: int) -> dict[str, torch.Tensor]:
+        """Positions, and what masks the padding; nothing where neither is needed."""
+        if self._pads is None:
+            if not is_wrapper(self._model):
+                return {}
+            # A wrapper may count positions in its own way, and the prefix was read by the decoder.
+            slots = torch.arange(self._slots - new, self._slots, device=self._device)
+            return {"position_ids": slots.expand(self._rows, -1)}
+        slots = torch.arange(self._slots, device=self._device) - self._pads[:, None]
+        mask: Bool[torch.Tensor, "row slot"] = slots >= 0
+        return {"attention_mask": mask.long(), "position_ids": slots[:, -new:].clamp(min=0)}

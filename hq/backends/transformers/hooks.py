@@ -1,0 +1,274 @@
+"""The one hook point in torch: the input of each down projection, read or scaled.
+
+Handles are owned by context managers, so no hook outlives its use.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hq.backends.transformers.eager import anything_compiled, eager
+from hq.errors import HQError
+from hq.neurons.cett import MEASURES, Measure, span_means, whole
+from hq.neurons.factors import check_factors
+
+
+class DownHooks:
+    """Reads h at every layer of a forward pass and keeps only its span means.
+
+    `expect` takes the token weights of a pass before it, `collect` gives its means after it.
+    Hooks are on the model only inside `with`, which may be entered again and again.
+    """
+
+    def __init__(
+        self,
+        downs: Sequence[nn.Module],
+        norms: Sequence[Float[Tensor, " d_ff"]],
+        measures: tuple[Measure, ...],
+    ) -> None:
+        self._downs = downs
+        self._norms = norms
+        if not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
+            raise HQError(
+                f"The measures are {', '.join(MEASURES)}, each at most once, not {measures}."
+            )
+        self._measures = measures
+        self._stack = ExitStack()
+        self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
+        self._means: Float[Tensor, "batch measure span layer d_ff"] = torch.empty(0)
+        self._met: list[int] = []  # layers of this pass
+
+    def __enter__(self) -> "DownHooks":
+        for layer, down in enumerate(self._downs):
+            self._stack.enter_context(
+                _removing(down.register_forward_hook(partial(self._read, layer)))
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def expect(self, weights: Float[Tensor, "batch span seq"]) -> None:
+        """The weight that each token of the next pass has in each span."""
+        batch, spans, _ = weights.shape
+        shape = (batch, len(self._measures), spans, len(self._downs), len(self._norms[0]))
+        self._weights = weights
+        self._means = torch.empty(shape, device=weights.device)
+        self._met = []
+
+    def collect(self) -> Float[Tensor, "batch measure span layer d_ff"]:
+        """The means of the pass, which are then forgotten.
+
+        Raises HQError unless every layer was met exactly once.
+        """
+        for layer in range(len(self._downs)):
+            _require_met(layer, self._met.count(layer))
+        means, self._means = self._means, torch.empty(0)
+        return means
+
+    def _read(self, layer: int, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        self._met.append(layer)
+        batch, _, seq = self._weights.shape
+        product = _product(module, output)
+        self._means[:, :, :, layer] = span_means(
+            args[0].reshape(batch, seq, -1),  # OPT flattens batch and sequence
+            product.reshape(batch, seq, -1),
+            self._norms[layer],
+            self._weights,
+            self._measures,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One layer of which some neurons are read."""
+
+    layer: int
+    down: nn.Module
+    norms: Float[Tensor, " d_ff"]  # on the device that computes
+    indices: Int[Tensor, " k"]
+
+
+class ShareHooks:
+    """Reads the CETT of some neurons at every token, and hooks no layer that has none of them.
+
+    Hooks are on the model only inside `with`. A pass leaves |h_i| of these neurons and their
+    layers' denominators, and little is done until `collect`, as a hook delays its layer.
+    """
+
+    def __init__(self, layers: Sequence[Watched], measure: Measure) -> None:
+        self._layers = layers
+        self._measure = measure
+        self._stack = ExitStack()
+        self._passes: list[_Passes] = []
+        self.reading = True  # off for tokens that are counted, and whose CETT is not needed
+        counts = np.array([len(watched.indices) for watched in layers])
+        ends = np.cumsum(counts + 1) - 1  # each layer's denominator follows its neurons
+        self._wholes = np.repeat(ends, counts)
+        self._values = np.delete(np.arange(int(counts.sum()) + len(layers)), ends)
+        self._norms = np.concatenate([w.norms[w.indices].cpu().numpy() for w in layers])
+
+    def __enter__(self) -> "ShareHooks":
+        self._passes = [_Passes() for _ in self._layers]
+        for watched, passes in zip(self._layers, self._passes, strict=True):
+            hook = watched.down.register_forward_hook(partial(self._read, watched, passes))
+            self._stack.enter_context(_removing(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self.forget()
+
+    def passes(self) -> list[int]:
+        """Tokens of all rows in each pass since the last `collect` or `forget`, read or not.
+
+        Raises HQError for a layer that was not met, or not in every pass.
+        """
+        found = [passes.tokens for passes in self._passes]
+        for watched, tokens in zip(self._layers, found, strict=True):
+            _require_met(watched.layer, len(tokens), max(map(len, (*found, [0]))))
+        return found[0]
+
+    def collect(self, batch: int) -> Float[np.ndarray, "batch seq all_k"]:
+        """CETT at the tokens of the passes that were read, which are then forgotten."""
+        device = self._passes[0].read[0].device
+        tensors = [
+            torch.cat([part.reshape(batch, -1, part.shape[-1]) for part in passes.read], dim=1)
+            for passes in self._passes
+        ]
+        found = torch.cat([tensor.to(device) for tensor in tensors], dim=-1).cpu().numpy()
+        self.forget()
+        values, wholes = found[..., self._values], found[..., self._wholes]
+        shares = np.zeros_like(values)
+        with np.errstate(invalid="ignore"):  # what is not finite is for the reader to refuse
+            np.divide(values * self._norms, wholes, out=shares, where=wholes != 0)
+        return shares
+
+    def forget(self) -> None:
+        """Drop what the passes left."""
+        for passes in self._passes:
+            passes.tokens.clear()
+            passes.read.clear()
+
+    def _read(
+        self, watched: Watched, passes: "_Passes", module: nn.Module, args: Any, output: Tensor
+    ) -> None:
+        h = args[0].flatten(0, -2)
+        passes.tokens.append(len(h))
+        if not self.reading:
+            return
+        magnitude = h.abs().float()
+        product = _product(module, output) if self._measure == "output" else output
+        wholes = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
+        passes.read.append(torch.cat([magnitude[:, watched.indices], wholes[:, None]], dim=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """What forward passes left at one layer."""
+
+    tokens: list[int] = field(default_factory=list)  # of all rows, one entry per pass
+    read: list[Float[Tensor, "token k_plus_1"]] = field(default_factory=list)
+
+
+def _require_met(layer: int, times: int, wanted: int = 1) -> None:
+    """Raises HQError unless a layer's hook was called as often as forward passes ran."""
+    if times != wanted:
+        raise HQError(
+            f"The down projection of layer {layer} was "
+            f"{f'met {times} times, not {wanted},' if times else 'not met'} in this forward pass: "
+            "run one pass at a time, on the model as it was before it was compiled, without "
+            "kernels that replace its FFN."
+        )
+
+
+def _product(down: nn.Module, output: Tensor) -> Tensor:
+    """W_down · h, without the bias."""
+    bias = getattr(down, "bias", None)
+    return output if bias is None else output - bias
+
+
+_SCALES: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
+
+
+def scales_of(decoder: nn.Module) -> tuple[object, ...]:
+    """The `scaled` contexts that act on a decoder now: keys and values are valid under these."""
+    return _SCALES.get(decoder, ())
+
+
+@contextmanager
+def _counted(decoder: nn.Module) -> Iterator[None]:
+    mark = object()
+    _SCALES[decoder] = (*scales_of(decoder), mark)
+    try:
+        yield
+    finally:
+        _SCALES[decoder] = tuple(other for other in scales_of(decoder) if other is not mark)
+
+
+@contextmanager
+def scaled(
+    model: Any, downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
+) -> Iterator[None]:
+    """Scales chosen coordinates of h while the context lasts; weights are never touched.
+
+    Raises HQError for a neuron that the model does not have, for an α that is negative or not a
+    number, and for a model whose hooks are not called: on entry where it is compiled, after a
+    forward pass that did not meet a scaled layer, and at the end where code that was compiled
+    earlier ran instead of the model.
+    """
+    check_factors(factors, len(downs), d_ff)
+    by_layer: dict[int, dict[int, float]] = defaultdict(dict)
+    for (layer, index), alpha in factors.items():
+        by_layer[layer][index] = alpha
+    if not by_layer:
+        yield
+        return
+    met: set[int] = set()
+
+    def check(*_: object) -> None:
+        for layer in by_layer:
+            _require_met(layer, int(layer in met))
+
+    with ExitStack() as stack:
+        stack.enter_context(eager(model, [downs[layer] for layer in by_layer]))
+        for layer, chosen in by_layer.items():
+            alphas = torch.tensor(list(chosen.values()))
+            hook = partial(_scale, partial(met.add, layer), torch.tensor(list(chosen)), alphas)
+            stack.enter_context(_removing(downs[layer].register_forward_pre_hook(hook)))
+        decoder = model.get_decoder()
+        stack.enter_context(_removing(decoder.register_forward_hook(check)))
+        stack.enter_context(_counted(decoder))
+        yield
+        if not met and anything_compiled():
+            raise HQError(
+                "Nothing was scaled: no forward pass of the model itself ran, and code that was "
+                "compiled earlier does not call hooks. Run the model that was given, uncompiled."
+            )
+
+
+def _scale(
+    meet: Callable[[], None], indices: Tensor, alphas: Tensor, _: nn.Module, args: tuple[Tensor]
+) -> tuple[Tensor]:
+    meet()
+    h = args[0].clone()
+    h[..., indices.to(h.device)] *= alphas.to(h.device, h.dtype)
+    return (h,)
+
+
+@contextmanager
+def _removing(handle: Any) -> Iterator[None]:
+    """A hook handle as a context manager."""
+    try:
+        yield
+    finally:
+        handle.remove()

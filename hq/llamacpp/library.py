@@ -1,0 +1,187 @@
+"""The llama.cpp library: found, silenced, and its tensors' layout worked out rather than assumed.
+
+llama-cpp-python is an extra, imported when a model is opened and never before.
+"""
+
+import ctypes
+import itertools
+import sys
+from collections import deque
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hq.errors import HQError
+
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+_STRUCT_BYTES = 1024  # more than any ggml_tensor has, and less than the arena it is made in
+_SHAPE = (7, 11, 13, 17)  # no two alike, nor like a stride of theirs
+_F32 = 0  # GGML_TYPE_F32
+_GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLayout:
+    """Offsets, in bytes, inside a ggml_tensor."""
+
+    buffer: int  # pointer to the memory that `data` lies in
+    ne: int  # int64[4]: elements along each axis, the innermost first
+    nb: int  # size_t[4]: bytes from one element to the next along each axis
+    src: int  # pointers to the tensors it is computed from
+    data: int  # pointer
+    name: int  # zero-terminated text
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """llama-cpp-python's low-level module, ggml's functions on tensors, and their layout."""
+
+    llama: ModuleType
+    ggml: Any  # ctypes.CDLL
+    layout: TensorLayout
+    errors: deque[str]  # the last lines that llama.cpp logged as errors
+    gpus: tuple[str, ...]  # GPUs that this build of llama.cpp can use here, such as CUDA0
+
+    def why(self) -> str:
+        """What llama.cpp said last of an error, to be put into a sentence."""
+        lines = [line.strip().rstrip(".") for line in self.errors if line.strip()]
+        return lines[0] if lines else "llama.cpp gave no reason"
+
+
+@cache
+def library() -> Library:
+    """Load llama.cpp, once per process.
+
+    Raises HQError if it is missing, or lays out its tensors in a way that cannot be read.
+    """
+    try:
+        import llama_cpp
+        from llama_cpp import _ctypes_extensions as extensions
+    except ImportError as error:
+        raise HQError("GGUF files need llama-cpp-python: pip install 'hq[llama]'.") from error
+    except (OSError, RuntimeError) as error:
+        raise HQError(f"llama-cpp-python cannot be loaded: {error}.") from error
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    ggml = _functions(extensions.load_shared_library("ggml-base", folder))
+    errors: deque[str] = deque(maxlen=8)
+    _listen(llama_cpp, errors)
+    llama_cpp.llama_backend_init()
+    try:
+        layout = _probe(ggml)
+    except LookupError as error:
+        version = getattr(llama_cpp, "__version__", "of unknown version")
+        raise HQError(
+            f"llama-cpp-python {version} lays out its tensors in a way that hq cannot find "
+            f"({error}): install the version that hq[llama] names."
+        ) from error
+    gpus = _gpus(ggml, extensions.load_shared_library("ggml", folder))
+    return Library(llama_cpp, ggml, layout, errors, gpus)
+
+
+def _functions(ggml: Any) -> Any:
+    """Types of the functions in use; sizes and addresses are plain integers."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, result, arguments in (
+        ("ggml_init", pointer, [_InitParams]),
+        ("ggml_free", None, [pointer]),
+        ("ggml_new_tensor_4d", pointer, [pointer, ctypes.c_int, *[ctypes.c_int64] * 4]),
+        ("ggml_add", pointer, [pointer, pointer, pointer]),
+        ("ggml_set_name", pointer, [pointer, ctypes.c_char_p]),
+        ("ggml_get_name", pointer, [pointer]),
+        ("ggml_get_data", pointer, [pointer]),
+        ("ggml_tensor_overhead", size, []),
+        ("ggml_backend_cpu_buffer_type", pointer, []),
+        ("ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
+        ("ggml_backend_buffer_is_host", ctypes.c_bool, [pointer]),
+        ("ggml_backend_buffer_name", ctypes.c_char_p, [pointer]),
+        ("ggml_backend_dev_name", ctypes.c_char_p, [pointer]),
+        ("ggml_backend_dev_type", ctypes.c_int, [pointer]),
+        ("ggml_backend_buffer_free", None, [pointer]),
+        ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
+        ("ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
+    ):
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    return ggml
+
+
+def _gpus(ggml: Any, registry: Any) -> tuple[str, ...]:
+    """Names of the GPUs among the devices that llama.cpp has registered."""
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    devices = map(registry.ggml_backend_dev_get, range(registry.ggml_backend_dev_count()))
+    return tuple(
+        ggml.ggml_backend_dev_name(device).decode(errors="replace")
+        for device in devices
+        if ggml.ggml_backend_dev_type(device) in _GPU_TYPES
+    )
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+def _probe(ggml: Any) -> TensorLayout:
+    """Offsets found by making tensors and looking for what is known of them.
+
+    Raises LookupError, naming the field, where something does not stand where it can be read.
+    """
+    context = ggml.ggml_init(_InitParams(1 << 20, None, True))
+    buffer = None
+    try:
+        first, second = (ggml.ggml_new_tensor_4d(context, _F32, *_SHAPE) for _ in range(2))
+        total = ggml.ggml_add(context, first, second)
+        memory = ggml.ggml_backend_cpu_buffer_type()
+        buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, memory)
+        strides = tuple(itertools.accumulate(_SHAPE[:3], int.__mul__, initial=4))
+        size = min(_STRUCT_BYTES, ggml.ggml_tensor_overhead())
+        layout = TensorLayout(
+            buffer=_find("buffer", _words(first, size), (buffer,)),
+            ne=_find("ne", _words(first, size), _SHAPE),
+            nb=_find("nb", _words(first, size), strides),
+            src=_find("src", _words(total, size), (first, second)),
+            data=_find("data", _words(first, size), (ggml.ggml_get_data(first),)),
+            name=ggml.ggml_get_name(first) - first,
+        )
+        ggml.ggml_set_name(first, b"ffn_probe-3")
+        if not 0 < layout.name < size or ctypes.string_at(first + layout.name) != b"ffn_probe-3":
+            raise LookupError("name")
+        return layout
+    finally:
+        ggml.ggml_backend_buffer_free(buffer)
+        ggml.ggml_free(context)
+
+
+def _words(address: int, size: int) -> list[int]:
+    return list((ctypes.c_uint64 * (size // 8)).from_address(address))
+
+
+def _find(field: str, words: list[int], wanted: tuple[int, ...]) -> int:
+    """Byte offset of the one place where the words `wanted` stand in a row."""
+    width = len(wanted)
+    places = [i for i in range(len(words)) if tuple(words[i : i + width]) == wanted]
+    if len(places) != 1:
+        raise LookupError(field)
+    return 8 * places[0]
+
+
+_KEPT: list[Any] = []  # callbacks that llama.cpp holds and Python must not free
+
+
+def _listen(llama: ModuleType, errors: deque[str]) -> None:
+    """Keeps llama.cpp's error lines in place of printing all it has to say."""
+
+    def log(level: int, text: bytes, _: object) -> None:
+        if level == _ERROR_LEVEL and not sys.is_finalizing():
+            errors.append(text.decode(errors="replace"))
+
+    callback = llama.llama_log_callback(log)
+    _KEPT.append(callback)
+    llama.llama_log_set(callback, ctypes.c_void_p(0))

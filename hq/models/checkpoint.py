@@ -1,0 +1,330 @@
+"""A source checkpoint on disk: where it is, that it is whole, and who it is (its fingerprint)."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from hq.errors import HQError, first_line
+from hq.models.architectures import Architecture, architecture_of
+from hq.models.norm_digest import norm_digest
+from hq.neurons.neuron_set import ModelIdentity
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+_CHUNK = 1 << 22
+
+
+def resolve(model: str) -> Path:
+    """The folder of `model`: a local checkpoint folder, or a hub id (downloaded by its cache).
+
+    Raises HQError when it is neither, when it is an adapter, when its config cannot be read, or
+    when the weights are not safetensors: pickles are never loaded.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        path = _from_hub(model)
+    require_no_adapter(path)
+    if not (path / "config.json").is_file():
+        raise HQError(f"{path} is not a checkpoint: it has no config.json; name a model folder.")
+    text_config(path)  # a broken config is named here, not by whatever reads it next
+    if not weight_files(path):
+        raise HQError(
+            f"{path} has no *.safetensors file: convert its weights to safetensors first."
+        )
+    return path
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint, by name: those that transformers loads.
+
+    That is model.safetensors, else the shards in the index, else (packed checkpoints have other
+    names) all of them. Raises HQError for an index that cannot be read or names a missing file.
+    """
+    single, index = path / SINGLE_FILE, path / INDEX_FILE
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(path.glob("*.safetensors"))
+    try:
+        names = _Index.model_validate_json(index.read_bytes()).weight_map.values()
+    except ValidationError as error:
+        raise HQError(
+            f"{index} cannot be read: {error.errors()[0]['msg']}; copy it again."
+        ) from error
+    files = [path / name for name in sorted(set(names))]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise HQError(f"{missing[0]} is missing, which {index.name} names: copy it again.")
+    return files
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+def tensor_files(path: Path) -> dict[str, Path]:
+    """Which file of a checkpoint holds each tensor. Raises as `tensors_of` does."""
+    return {name: tensor.file for name, tensor in tensors_of(path).items()}
+
+
+def tensors_of(path: Path) -> dict[str, "StoredTensor"]:
+    """Every tensor of a checkpoint, by name.
+
+    Raises HQError for a file that is not whole, and for a name that stands in two files.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(path):
+        for tensor in stored_tensors(file):
+            other = found.setdefault(tensor.name, tensor)
+            if other is not tensor:
+                raise HQError(
+                    f"{other.file.name} and {file.name} in {path} both hold {tensor.name}: remove "
+                    "the file that does not belong to the checkpoint."
+                )
+    return found
+
+
+class StoredTensor(NamedTuple):
+    """Where one tensor lies: bytes `start` to `end` of a safetensors file, whose dtype it names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+
+def stored_tensors(file: Path) -> Iterator[StoredTensor]:
+    """Those of a safetensors file, from its header alone. HQError for a file that is not whole."""
+    _names(file)
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, start, end)
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, as it is stored."""
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(name)
+    return tensor
+
+
+def identity(path: Path) -> ModelIdentity:
+    """Name, fingerprint, shape and norm digest of the checkpoint in `path`."""
+    config, architecture = text_config(path), architecture_at(path)
+    return ModelIdentity(
+        name=path.name,
+        fingerprint=fingerprint(path),
+        architecture=config.model_type,
+        n_layers=config.num_hidden_layers,
+        d_ff=architecture.width(config),
+        kin=_kin(path, config, architecture),
+    )
+
+
+def text_config(path: Path) -> PretrainedConfig:
+    """The language model's own config, also inside a multimodal one.
+
+    Raises HQError as `whole_config` does.
+    """
+    text: PretrainedConfig = whole_config(path).get_text_config()
+    return text
+
+
+def whole_config(path: Path) -> PretrainedConfig:
+    """The config of a checkpoint, multimodal parts included.
+
+    Raises HQError for a config that cannot be read, or that has transformers load other weights
+    than those of the folder's usual files: an adapter beside it, or a file that it names itself.
+    """
+    require_no_adapter(path)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
+    named = getattr(config, "transformers_weights", None)
+    if named is not None and named not in (SINGLE_FILE, INDEX_FILE):
+        raise HQError(
+            f"{path / 'config.json'} has transformers_weights = {named!r}: name that file "
+            f"{SINGLE_FILE} and remove the key, so that every tool reads the same weights."
+        )
+    return config
+
+
+def architecture_at(path: Path) -> Architecture:
+    """The architecture of the checkpoint in `path`.
+
+    Raises HQError for a model in which hq cannot find the neurons.
+    """
+    return architecture_of(whole_config(path))
+
+
+def require_no_adapter(path: Path) -> None:
+    """Raises HQError for a LoRA adapter: alone in a folder, or beside a model's weights.
+
+    Beside weights, transformers attaches it wherever peft is installed, and each product is then of
+    other weights than those in the files.
+    """
+    file = path / ADAPTER_CONFIG_FILE
+    if not file.is_file():
+        return
+    if not (path / "config.json").is_file():
+        base = _base_of(file)
+        raise HQError(
+            f"{path} is an adapter{base and f' of {base}'}, not a model: merge it into its base "
+            "model (peft's merge_and_unload), save that, and name the merged folder."
+        )
+    raise HQError(
+        f"{path} has an adapter beside its weights ({ADAPTER_CONFIG_FILE}), which transformers "
+        "would attach: merge it (peft's merge_and_unload) and save the model, or move the adapter "
+        "out of the folder."
+    )
+
+
+def _base_of(adapter_config: Path) -> str:
+    """The base model that an adapter names; empty where it names none."""
+    try:
+        stated = json.loads(adapter_config.read_bytes())
+    except ValueError:
+        return ""
+    return str(stated.get("base_model_name_or_path") or "") if isinstance(stated, dict) else ""
+
+
+def quantization_of(path: Path) -> str | None:
+    """The method by which config.json says that the weights are quantized; None for a dense model.
+
+    Multimodal configs may say it of the language model alone.
+    """
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
+    for part in (config, config.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            stated = part.get(key) if isinstance(part, dict) else None
+            if isinstance(stated, dict) and stated:
+                return str(stated.get("quant_method") or "another method").lower()
+    return None
+
+
+def fingerprint(path: Path) -> str:
+    """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
+
+    Sharding and file headers do not change it; one bit of one weight does.
+    Raises HQError for a truncated or unreadable safetensors file.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, dtype, shape, file, start, end in sorted(tensors_of(path).values()):
+        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
+        with open(file, "rb") as stream:
+            stream.seek(start)
+            while start < end:
+                chunk = stream.read(min(_CHUNK, end - start))
+                digest.update(chunk)
+                start += len(chunk)
+    return digest.hexdigest()
+
+
+def file_digests(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """BLAKE2b of those of a checkpoint's files that are there, by name: 16 hex digits each.
+
+    The fingerprint tells the weights alone; config.json also decides what they compute.
+    """
+    return {
+        name: hashlib.blake2b((path / name).read_bytes(), digest_size=8).hexdigest()
+        for name in names
+        if (path / name).is_file()
+    }
+
+
+def end_tokens(path: Path) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, one or several; none without the file.
+
+    Raises HQError for a file that cannot be read, or an id that is no number.
+    """
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return frozenset()
+    try:
+        stated = _GenerationConfig.model_validate_json(file.read_bytes()).eos_token_id
+    except ValidationError as error:
+        raise HQError(
+            f"{file} cannot be read: {error.errors()[0]['msg']}; copy it again, or remove it."
+        ) from error
+    return frozenset([stated] if isinstance(stated, int) else stated or ())
+
+
+class _GenerationConfig(BaseModel):
+    eos_token_id: int | list[int] | None = None
+
+
+def _kin(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
+    """Norm digest of the checkpoint; empty where the family has no GGUF, or a norm is missing."""
+    names = architecture.norms
+    if names is None:
+        return ""
+    norms: dict[str, Float[np.ndarray, " d"]] = {}
+    for tensor in tensors_of(path).values():
+        canonical = names.canonical(tensor.name)
+        if canonical is not None and tensor.dtype in _TO_FLOAT32:
+            norms[canonical] = _vector(tensor) + np.float32(names.offset)
+    wanted = list(names.ordered(config.num_hidden_layers))
+    return norm_digest(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
+
+
+_TO_FLOAT32: dict[str, Callable[[bytes], Float[np.ndarray, " d"]]] = {
+    "F32": lambda stored: np.frombuffer(stored, "<f4"),
+    "F16": lambda stored: np.frombuffer(stored, "<f2").astype(np.float32),
+    "BF16": lambda stored: (np.frombuffer(stored, "<u2").astype(np.uint32) << 16).view(np.float32),
+}
+
+
+def _vector(tensor: StoredTensor) -> Float[np.ndarray, " d"]:
+    """A small tensor as float32, exactly."""
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.start)
+        return _TO_FLOAT32[tensor.dtype](stream.read(tensor.end - tensor.start))
+
+
+def _names(file: Path) -> list[str]:
+    """The tensors of a file. Opening it checks the header, and that they cover the file."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise HQError(
+            f"{file} is no whole safetensors file ({first_line(error)}): copy it again."
+        ) from error
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(
+            snapshot_download(
+                model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model"]
+            )
+        )
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise HQError(
+            f"Model {model!r} is neither a folder here nor a hub id that could be fetched: "
+            f"{first_line(error)}."
+        ) from error

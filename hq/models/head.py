@@ -1,0 +1,186 @@
+"""The output head: from a model's last hidden states to logits, in blocks of the vocabulary.
+
+The logits of a wide vocabulary take far more memory than the hidden states that they come from:
+262,144 logits in float32 are 1 MiB per token, 640 hidden values are 2.5 KiB.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hq.errors import HQError
+from hq.models.auto import is_wrapper
+from hq.models.logits import Block, block_edges
+
+_HEAD_FILE = "head.safetensors"
+_HIDDEN_FILE = "hidden.npy"
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")  # what configs call the soft-cap
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """logits = cap · tanh(factor · (W·h + b) / cap), without the tanh where `cap` is None."""
+
+    weight: Float[Tensor, "vocab hidden"]
+    bias: Float[Tensor, " vocab"] | None = None
+    factor: float = 1.0
+    cap: float | None = None
+
+    def block(
+        self, hidden: Float[Tensor, "token hidden"], start: int, stop: int
+    ) -> Float[Tensor, "token width"]:
+        """Logits of the vocabulary's entries from `start` to `stop`, in float32.
+
+        The product is computed in the type of `hidden`.
+        """
+        weight = self.weight[start:stop].to(hidden)
+        bias = None if self.bias is None else self.bias[start:stop].to(hidden)
+        logits = nn.functional.linear(hidden, weight, bias).float()
+        if self.factor != 1:
+            logits *= self.factor
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def blocks(self, hidden: Float[Tensor, "token hidden"]) -> Iterator[Block]:
+        """All logits, block by block."""
+        for start, stop in pairwise(block_edges(len(hidden), len(self.weight))):
+            yield start, self.block(hidden, start, stop)
+
+    def whole(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token vocab"]:
+        """All logits at once."""
+        return self.block(hidden, 0, len(self.weight))
+
+    def save(self, folder: Path) -> None:
+        """Writes the head in the narrowest type that holds its weights exactly."""
+        tensors = {"weight": _narrowed(self.weight)}
+        if self.bias is not None:
+            tensors["bias"] = _narrowed(self.bias)
+        settings = json.dumps({"factor": self.factor, "cap": self.cap})
+        save_file(tensors, folder / _HEAD_FILE, {"head": settings})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Head":
+        """The head that `save` wrote; the weights are memory-mapped."""
+        with safe_open(folder / _HEAD_FILE, framework="pt") as file:
+            settings = json.loads(file.metadata()["head"])
+            bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
+            return cls(file.get_tensor("weight"), bias, **settings)
+
+
+def body_of(decoder: nn.Module) -> Any:
+    """What gives last hidden states: what transformers calls Llama 4's decoder has its head too."""
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
+
+
+@torch.inference_mode()
+def head_of(model: nn.Module, decoder: nn.Module) -> Head:
+    """The head of a causal language model of transformers, whose body is `decoder`.
+
+    Families scale their logits, or the hidden states before the head, under different names: the
+    factor is measured on four tokens, and the head must then reproduce the model's own logits.
+    Raises HQError where it does not, or where the head is no dense matrix.
+    """
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    weight = getattr(output, "weight", None)
+    name = type(model).__name__
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        raise HQError(f"The output head of {name} is no dense matrix: its logits cannot be read.")
+    ids = torch.arange(4, device=weight.device)[None]
+    # A wrapper may count positions from 1 (PaliGemma), its language model alone from 0.
+    places = {"position_ids": ids} if is_wrapper(model) else {}
+    hidden = body_of(decoder)(ids, use_cache=False, **places).last_hidden_state[0]
+    expected = model(ids, use_cache=False, **places).logits[0].float()
+    settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    cap = next((float(c) for key in _CAPS if (c := getattr(settings, key, None))), None)
+    bias = getattr(output, "bias", None)
+    head = Head(weight, bias, cap=cap)
+    found = head.whole(hidden)
+    if cap is None:
+        largest = found.abs().argmax()
+        factor = float(expected.flatten()[largest].double() / found.flatten()[largest].double())
+        head = Head(weight, bias, factor)
+        found = found * factor
+    tolerance = 2e-3 if hidden.dtype in (torch.float16, torch.bfloat16) else 1e-5
+    if not (found - expected).abs().max() <= tolerance * expected.abs().max():
+        raise HQError(
+            f"The logits of {name} are not its output head times its last hidden states, scaled or "
+            f"soft-capped as its configuration says ({', '.join(_CAPS)}): hq cannot read them."
+        )
+    return head
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What another precision's logits are compared with: hidden states of texts, and their head.
+
+    `hidden` has one row per response token, text after text; the rows of text r are
+    `starts[r]:starts[r + 1]`.
+    """
+
+    hidden: Float[np.ndarray, "token hidden"]
+    starts: Sequence[int]
+    head: Head
+
+    def blocks(
+        self,
+        rows: Iterable[int],
+        device: torch.device | None = None,
+        tokens: slice = slice(None),
+    ) -> Callable[[int, int], Float[Tensor, "token width"]]:
+        """What gives the logits of some texts' response tokens, or some `tokens` of those.
+
+        It is called with the first entry of the vocabulary that is asked, and the one after the
+        last.
+        """
+        parts = [self.hidden[self.starts[row] : self.starts[row + 1]] for row in rows]
+        hidden = torch.from_numpy(np.concatenate(parts)[tokens]).to(device)
+        return partial(self.head.block, hidden)
+
+    def save(self, folder: Path) -> None:
+        """Writes hidden states and head."""
+        np.save(folder / _HIDDEN_FILE, self.hidden)
+        self.head.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, lengths: Sequence[int]) -> "Reference":
+        """What `save` wrote, for texts with so many response tokens each.
+
+        Raises HQError for a folder without it, or of other texts.
+        """
+        starts = np.cumsum([0, *lengths]).tolist()
+        try:
+            hidden = np.load(folder / _HIDDEN_FILE, mmap_mode="r", allow_pickle=False)
+            head = Head.load(folder)
+        except (OSError, ValueError, EOFError, SafetensorError) as error:
+            raise HQError(
+                f"{folder} lacks the reference's hidden states and head, or they are damaged: "
+                "compute them again with --fresh."
+            ) from error
+        if len(hidden) != starts[-1]:
+            raise HQError(
+                f"{folder} holds {len(hidden)} tokens of a reference, not {starts[-1]}: "
+                "compute them again with --fresh."
+            )
+        return cls(hidden, starts, head)
+
+
+def _narrowed(weight: Tensor) -> Tensor:
+    """The tensor in the first 16-bit type that holds every value exactly, else as it is."""
+    if weight.element_size() > 2:
+        for dtype in (torch.float16, torch.bfloat16):
+            narrow = weight.to(dtype)
+            # Piece by piece, as a comparison of the whole would hold it in float32 once more.
+            pieces = (slice(begin, begin + 4096) for begin in range(0, len(weight), 4096))
+            if all(torch.equal(weight[p], narrow[p].to(weight.dtype)) for p in pieces):
+                return narrow.contiguous().cpu()
+    return weight.contiguous().cpu()

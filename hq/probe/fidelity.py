@@ -1,0 +1,129 @@
+"""How far a precision moves the contributions of neurons.
+
+A measure has one value a neuron, over the reference's contributions `a` and the variant's `b`,
+[n, k]: n questions, k neurons. A group's value is the mean over those of its neurons that have one.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from hq.errors import HQError
+from hq.stats.bootstrap import Estimate, ResampleWeights, bootstrap
+
+FidelityMeasure = Callable[[ResampleWeights], Float[np.ndarray, "replicates k"]]
+"""A value a neuron from the weights of the questions; NaN where the neuron has none."""
+
+# A variance below this share of the mean square is what rounding leaves of zero.
+_ROUNDING = 1e-12
+
+
+def correlation(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> FidelityMeasure:
+    """Pearson correlation over questions; a neuron that is constant at either has none."""
+    # Centred first: the weighted moments below then lose no digits to cancellation.
+    x, y = (v.astype(np.float64) - v.mean(axis=0, dtype=np.float64) for v in (a, b))
+    varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
+
+    def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
+        w = weights / weights.sum(axis=1, keepdims=True)
+        mean_x, mean_y, square_x, square_y = w @ x, w @ y, w @ x**2, w @ y**2
+        variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
+        defined = varies & (variance_x > _ROUNDING * square_x) & (variance_y > _ROUNDING * square_y)
+        return _ratio(
+            w @ (x * y) - mean_x * mean_y, np.sqrt(variance_x.clip(0) * variance_y.clip(0)), defined
+        )
+
+    return measure
+
+
+def relative_error(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> FidelityMeasure:
+    """Σ|b − a| ÷ Σ|a| over questions; a neuron that is silent in `a` has none."""
+    reference = np.abs(a.astype(np.float64))
+    change = np.abs(b.astype(np.float64) - a)
+
+    def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
+        total = weights @ reference
+        return _ratio(weights @ change, total, total > 0)
+
+    return measure
+
+
+def rank_change(
+    a: Float[np.ndarray, "n p"],
+    b: Float[np.ndarray, "n p"],
+    chosen: Int[np.ndarray, " k"],
+    d_ff: int,
+) -> FidelityMeasure:
+    """Mean |change of rank| of each chosen neuron within its layer, as a share of d_ff.
+
+    Here `a` and `b` hold all the model's neurons, p = layers · d_ff.
+    """
+    moved = np.empty((len(a), len(chosen)))
+    for layer in np.unique(chosen // d_ff):
+        columns = slice(layer * d_ff, (layer + 1) * d_ff)
+        here = chosen // d_ff == layer
+        places = chosen[here] - layer * d_ff
+        moved[:, here] = np.abs(_ranks(a[:, columns])[:, places] - _ranks(b[:, columns])[:, places])
+
+    def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
+        total = d_ff * weights.sum(axis=1, keepdims=True)
+        share: Float[np.ndarray, "replicates k"] = weights @ moved / total
+        return share
+
+    return measure
+
+
+def over_questions(
+    measure: FidelityMeasure,
+    n: int,
+    name: str,
+    seed: int,
+    replicates: int = 2000,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+) -> Estimate:
+    """A group of neurons' value, with its bootstrap interval over questions, or groups of them.
+
+    HQError, with the measure's `name`, where no neuron of the group has a value.
+    """
+    return bootstrap(lambda w: _mean(measure(w)), n, seed, replicates, groups, name)
+
+
+def over_draws(
+    measure: FidelityMeasure, n: int, name: str, draws: Int[np.ndarray, "draws k"], seed: int
+) -> Estimate:
+    """Mean over draws of neurons, and the interval that holds 95% of the draws' values.
+
+    `draws` holds places among the measure's neurons. HQError, with the measure's `name`, where no
+    neuron of a draw has a value.
+    """
+    values = _mean(measure(np.ones((1, n)))[0][draws])
+    if np.isnan(values).any():
+        raise HQError(f"The {name} is undefined for a draw of neurons: draw other ones, or more.")
+    return Estimate.of_draws(values, seed)
+
+
+def _ratio(
+    above: Float[np.ndarray, "*shape"],
+    below: Float[np.ndarray, "*shape"],
+    defined: Bool[np.ndarray, "*shape"],
+) -> Float[np.ndarray, "*shape"]:
+    """Above ÷ below where that is defined, and NaN elsewhere."""
+    ratio: Float[np.ndarray, "*shape"] = np.full(above.shape, np.nan)
+    np.divide(above, below, out=ratio, where=defined)
+    return ratio
+
+
+def _mean(values: Float[np.ndarray, "rows k"]) -> Float[np.ndarray, " rows"]:
+    """Mean of each row's defined values; NaN for a row without any."""
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=1)
+    return _ratio(np.where(defined, values, 0).sum(axis=1), count, count > 0)
+
+
+def _ranks(values: Float[np.ndarray, "n d_ff"]) -> Int[np.ndarray, "n d_ff"]:
+    """Place of each value in its row; equal values keep the order of their indices."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(values.shape[1])[None], axis=1)
+    return ranks

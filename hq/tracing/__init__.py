@@ -1,0 +1,4 @@
+"""Traces on disk, and responses sampled from any backend.
+
+How one backend computes either is in `hq.backends`.
+"""
