@@ -7,22 +7,25 @@ from importlib.util import find_spec
 import torch
 
 from harness.bench.base import BenchRow, bench
-from harness.experiments.pipeline import Pipeline
 from harness.judges.base import judge
+from harness.stages import mapping
+from harness.stages.materials import Materials
 from harness.stages.pairing import pairs
 from harness.stages.sample import (
     CHUNK,
-    Prompted,
     QuestionRecord,
     batches,
     candidates,
     consistency,
     record_of,
 )
+from harness.stages.samples import Prompted
 from harness.store.places import cache_folder
 from harness.store.progress import Progress
+from harness.store.runner import Runner
 from harness.store.store import Store
 from harness.studies.study import REFERENCE, SAMPLERS, Study
+from hq.backends.base import Backend
 from hq.backends.opening import max_rows
 from hq.backends.transformers.backend import TorchBackend
 from hq.tracing.sampling import Tree, sample
@@ -49,14 +52,15 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[BenchRow]:
     Takes about 3 minutes.
     """
     store = Store(cache_folder() / "store")
-    with Pipeline(Study.load(study), store, Progress(quiet=True)) as pipeline:
-        asked = pipeline.prompted[:questions]
-        share = len(asked) / len(pipeline.prompted)
-        quota = max(1, round(pipeline.study.sampling.quota * share))
-        whole, slow = _sample(pipeline, asked, lambda _: True)
-        early, seconds = _sample(pipeline, asked, consistency(asked, judge("rules")))
-        theirs = _generate(pipeline, asked[:_GENERATED])
-        llamacpp = _llamacpp(pipeline, asked)
+    with Materials(Study.load(study)) as m:
+        runner = Runner(store, Progress(quiet=True), m)
+        asked = m.prompted[:questions]
+        share = len(asked) / len(m.prompted)
+        quota = max(1, round(m.study.sampling.quota * share))
+        whole, slow = _sample(m, runner, asked, lambda _: True)
+        early, seconds = _sample(m, runner, asked, consistency(asked, judge("rules")))
+        theirs = _generate(m, runner, asked[:_GENERATED])
+        llamacpp = _llamacpp(m, runner, asked)
     naive = sum(record.naive for record in whole.values())
     computed = sum(record.generated for record in early.values())
     needed = _until_full(early, asked, quota, max(1, round(CHUNK * share)))
@@ -106,6 +110,12 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[BenchRow]:
     ]
 
 
+def _backend(m: Materials, runner: Runner, precision: str) -> Backend:
+    """The model at a precision, its file made if it is missing."""
+    outputs = runner.run([mapping.node(m, precision)])
+    return mapping.opened(m, outputs, precision)
+
+
 def _over(
     name: str, ours: float | None, theirs: float, whose: str, goal: str | None = None
 ) -> BenchRow:
@@ -115,20 +125,20 @@ def _over(
     return BenchRow(name=name, value=ours / theirs, unit="x", goal=goal, note=note)
 
 
-def _llamacpp(pipeline: Pipeline, asked: Sequence[Prompted]) -> float | None:
+def _llamacpp(m: Materials, runner: Runner, asked: Sequence[Prompted]) -> float | None:
     """Response tokens a second of the llama.cpp sampler; None where it is not installed."""
     if find_spec("llama_cpp") is None:
         return None
-    records, seconds = _sample(pipeline, asked, lambda _: True, SAMPLERS["llamacpp"])
+    records, seconds = _sample(m, runner, asked, lambda _: True, SAMPLERS["llamacpp"])
     return sum(record.naive for record in records.values()) / seconds
 
 
-def _generate(pipeline: Pipeline, asked: Sequence[Prompted]) -> float:
+def _generate(m: Materials, runner: Runner, asked: Sequence[Prompted]) -> float:
     """Response tokens a second of transformers' own sampling, question after question."""
-    settings, ending = pipeline.study.sampling, pipeline.ending
-    backend = pipeline.backend(REFERENCE)
+    settings, ending = m.study.sampling, m.stop_criteria
+    backend = _backend(m, runner, REFERENCE)
     assert isinstance(backend, TorchBackend)
-    torch.manual_seed(pipeline.study.seed)
+    torch.manual_seed(m.study.seed)
     tokens, started = 0, time.perf_counter()
     for prompted in asked:
         made = backend.model.generate(
@@ -141,7 +151,7 @@ def _generate(pipeline: Pipeline, asked: Sequence[Prompted]) -> float:
             top_p=settings.top_p,
             max_new_tokens=settings.max_new_tokens,
             stop_strings=list(ending.strings),
-            tokenizer=pipeline.tokenizer,
+            tokenizer=m.tokenizer,
             pad_token_id=min(ending.tokens),
         )
         for response in made[:, len(prompted.ids) :].tolist():
@@ -151,14 +161,15 @@ def _generate(pipeline: Pipeline, asked: Sequence[Prompted]) -> float:
 
 
 def _sample(
-    pipeline: Pipeline,
+    m: Materials,
+    runner: Runner,
     asked: Sequence[Prompted],
     wanted: Callable[[Tree], bool],
     precision: str = REFERENCE,
 ) -> tuple[dict[str, QuestionRecord], float]:
     """The records by question, and the seconds that sampling took, prefix included."""
-    decoding, study = pipeline.backend(precision).decoding(), pipeline.study
-    settings, ending = study.sampling.settings(study.seed), pipeline.ending
+    decoding, study = _backend(m, runner, precision).decoding(), m.study
+    settings, ending = study.sampling.settings(study.seed), m.stop_criteria
 
     def trees() -> Iterator[Tree]:
         for batch in batches(asked, max_rows(precision) // settings.responses):

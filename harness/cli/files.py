@@ -108,10 +108,11 @@ def compare(
 ) -> None:
     """The frozen probe at another precision: detection, controls and fidelity."""
     from harness.experiments.detect.compare import Comparison
+    from harness.experiments.detect.tables import TABLES
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.stages.samples import read_samples, require_origin, require_separate
     from harness.studies.study import CompareSection, IdentifySection
-    from harness.tables.files import markdown
+    from harness.tables.files import frame_of, markdown
     from hq.neurons.neuron_set import NeuronSet
     from hq.tracing.traces import Traces
 
@@ -129,7 +130,10 @@ def compare(
         print_json({name: [row.model_dump() for row in rows] for name, rows in tables.items()})
         return
     for name, rows in tables.items():
-        out.print(f"## {name}\n\n{markdown(rows)}\n", soft_wrap=True)
+        out.print(
+            f"## {name}\n\n{markdown(TABLES[name][0], frame_of(TABLES[name][0], rows))}\n",
+            soft_wrap=True,
+        )
 
 
 def _opened(model: str, precision: str, source: str, progress: "Progress") -> "Backend":

@@ -30,19 +30,24 @@ def compare(
     The responses are those that label the study; what was not sampled yet is sampled first.
     """
     from harness.experiments.judge_comparison import compared, said_in
-    from harness.experiments.pipeline import Pipeline
     from harness.judges.base import judge
+    from harness.stages import sample
+    from harness.stages.materials import Materials
     from harness.store.places import cache_folder
     from harness.store.progress import Progress
+    from harness.store.runner import Runner
     from harness.store.store import Store
 
     plan = planned(study, model, None, questions)
     other = judge(second)
     store = Store(cache_folder() / "store", fresh=False)
-    with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
-        said = said_in(pipeline, limit)
+    with Progress(quiet=quiet) as progress, Materials(plan) as m:
+        m.check()
+        node = sample.node(m)
+        responses = Runner(store, progress, m).run([node])[node]
+        said = said_in(m, responses, limit)
         with progress.task("judge", len(said), "responses") as task:
-            found = compared(pipeline.judge, other, said, plan.seed, task)
+            found = compared(m.judge, other, said, plan.seed, task)
     if as_json:
         print_json(found.model_dump())
         return

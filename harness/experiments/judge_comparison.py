@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from harness.experiments.pipeline import Pipeline
 from harness.judges.base import Judge, Question, Verdict
+from harness.stages.materials import Materials
 from harness.stages.sample import read_records
 from harness.store.progress import Task
 from hq.errors import HQError
@@ -41,14 +42,14 @@ class Disagreement(BaseModel):
     unclear: int  # responses to which the second judge gave no clear verdict
 
 
-def said_in(pipeline: Pipeline, questions: int) -> list[ComparedResponses]:
-    """All distinct responses of a study to some of its questions, drawn by the study's seed.
+def said_in(m: Materials, responses: Path, questions: int) -> list[ComparedResponses]:
+    """The distinct responses of stage `sample` to some questions, drawn by the study's seed.
 
     Only questions whose responses were all finished, as no others are labelled.
     """
-    study = pipeline.study
-    records = read_records(pipeline.responses)
-    asked = [p for p in pipeline.prompted if p.question.id in records]
+    study = m.study
+    records = read_records(responses)
+    asked = [p for p in m.prompted if p.question.id in records]
     finished = [p for p in asked if records[p.question.id].complete]
     order = np.random.default_rng(study.seed).permutation(len(finished))[:questions]
     longest = study.sampling.max_new_tokens

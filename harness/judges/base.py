@@ -58,7 +58,7 @@ class Judge(Protocol):
         ...
 
 
-JUDGES: Registry[Callable[[], Judge]] = Registry("judge")
+JUDGES: Registry[Callable[[], Judge]] = Registry("judge", "hq.judges")
 
 
 def judge(name: str) -> Judge:

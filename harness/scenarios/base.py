@@ -1,7 +1,7 @@
 """What a scenario is: a named loader of questions that have short, checkable answers."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
-from inspect import signature
 from typing import Annotated
 
 from pydantic import Field, ValidationError, validate_call
@@ -24,7 +24,7 @@ Loader = Callable[..., list[Question]]
 Limit = Annotated[int, Field(ge=1)] | None
 """How many questions a loader may give; None for all."""
 
-SCENARIOS: Registry[Loader] = Registry("scenario")
+SCENARIOS: Registry[Loader] = Registry("scenario", "hq.scenarios", inspect.isfunction)
 
 register = SCENARIOS.register
 
@@ -38,6 +38,6 @@ def load(name: str, **options: object) -> Questions:
         first = error.errors()[0]
         raise HQError(
             f"Scenario {name!r} cannot be loaded so ({first['loc'][0]}: {first['msg']}): "
-            f"its options are {', '.join(signature(loader).parameters)}."
+            f"its options are {', '.join(inspect.signature(loader).parameters)}."
         ) from error
     return found if isinstance(found, Questions) else Questions(found)

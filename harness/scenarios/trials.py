@@ -93,7 +93,9 @@ class Behaviour:
         return self.rule(told, trial, truncated)
 
 
-BEHAVIOURS: Registry[Behaviour] = Registry("scenario of over-compliance")
+BEHAVIOURS: Registry[Behaviour] = Registry(
+    "scenario of over-compliance", "hq.scenarios", lambda thing: isinstance(thing, Behaviour)
+)
 
 
 def enter(behaviour: Behaviour) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from harness.experiments.sweep.asking import AskedTrial
 from harness.experiments.sweep.rates import JudgedSweep
 from harness.judges.phrases import REFUSAL
 from harness.judges.text import normalise
 from harness.scenarios.trials import Outcome, Trial
-from harness.stages.asking import AskedTrial
 from harness.stages.respond import GreedyResponse
 
 

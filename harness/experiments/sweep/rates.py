@@ -1,4 +1,4 @@
-"""Stage `sweep`: from judged responses at every α to rates, slopes, and what is left of an effect.
+"""From judged responses at every α to rates, slopes, and what is left of an effect.
 
 Matched draws of neurons are scaled on the same trials as the H-Neurons, so that all differences are
 paired.
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from harness.experiments.sweep.tables import Rate, Slope
 from harness.scenarios.trials import Outcome
-from harness.tables.schema import Rate, Slope
 from hq.stats.bootstrap import Estimate
 from hq.stats.dose_response import (
     bootstrap_rates,
