@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from harness.store.runner import failed_node
+from harness.store.node import failed_node
 from hq import __version__
 from hq.errors import HQError
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.store.store import Store
 
 M = TypeVar("M")
+_NODE = "In node: "
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,14 @@ def ordered(wanted: Sequence[Node]) -> list[Node]:
         yield node
 
     return [reached for node in wanted for reached in walk(node)]
+
+
+def note_node(error: BaseException, node: Node) -> None:
+    """Notes in an error which node it comes from."""
+    error.add_note(f"{_NODE}{node.name}")
+
+
+def failed_node(error: BaseException) -> str:
+    """The name of the node that an error came from; empty if it came from none."""
+    notes = [n for n in getattr(error, "__notes__", ()) if n.startswith(_NODE)]
+    return notes[0].removeprefix(_NODE) if notes else ""

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.store.environment import versions
-from harness.store.node import Node, Output, Work, ordered
+from harness.store.node import Node, Output, Work, note_node, ordered
 from harness.store.progress import Progress
 from harness.store.store import Store, digest, record_of
 
 State = Literal["there", "missing", "stale", "waits"]
-_NODE = "In node: "
 
 
 class Outputs:
@@ -152,7 +151,7 @@ class Runner:
             if node.stage.verify is not None:
                 node.stage.verify(node, folder)
         except Exception as error:
-            error.add_note(f"{_NODE}{node.name}")
+            note_node(error, node)
             raise
         return folder
 
@@ -195,9 +194,3 @@ def _plain(value: object) -> object:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
-
-
-def failed_node(error: BaseException) -> str:
-    """The name of the node that an error came from; empty if it came from none."""
-    notes = [n for n in getattr(error, "__notes__", ()) if n.startswith(_NODE)]
-    return notes[0].removeprefix(_NODE) if notes else ""

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from harness.experiments.pipeline import Pipeline
+
 from harness.models.sources import resolve_model
 from harness.stages import mapping
 from harness.stages.sample import batches
