@@ -8,13 +8,13 @@ from statistics import median
 
 import torch
 
-from harness.bench import wide
+from harness.bench import wide_model as wide
 from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.hprobes import Hprobes
 from harness.models.embedded import NAME
 from harness.models.sources import resolve_model
-from harness.scenarios.base import load
 from harness.scenarios.prompts import FewShot
+from harness.scenarios.questions import load
 from hq.backends.batching import plan
 from hq.backends.transformers.backend import TorchBackend
 from hq.backends.transformers.prefix import PrefixCache

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 
 from harness.bench.base import BenchRow, bench, seconds_of
-from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
+from harness.bench.decode_timing import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
 from harness.models.embedded import NAME
 from harness.models.sources import gguf_of, resolve_model
 from hq.backends.base import Backend

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.bench import monitor_torch
 from harness.bench.base import BenchRow, bench
-from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
+from harness.bench.decode_timing import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
 from harness.models.embedded import NAME
 from harness.models.sources import gguf_of
 from hq.backends.llamacpp.backend import LlamaBackend

@@ -8,7 +8,7 @@ import torch
 
 from harness.bench.base import BenchRow, bench
 from harness.experiments.pipeline import Pipeline
-from harness.judges.base import judge
+from harness.judges.registry import make_judge
 from harness.stages.pairing import pairs
 from harness.stages.sample import (
     CHUNK,
@@ -54,7 +54,7 @@ def run(study: str = "smollm2-facts", questions: int = 384) -> list[BenchRow]:
         share = len(asked) / len(pipeline.prompted)
         quota = max(1, round(pipeline.study.sampling.quota * share))
         whole, slow = _sample(pipeline, asked, lambda _: True)
-        early, seconds = _sample(pipeline, asked, consistency(asked, judge("rules")))
+        early, seconds = _sample(pipeline, asked, consistency(asked, make_judge("rules")))
         theirs = _generate(pipeline, asked[:_GENERATED])
         llamacpp = _llamacpp(pipeline, asked)
     naive = sum(record.naive for record in whole.values())
@@ -171,7 +171,7 @@ def _sample(
     sampled = list(trees())
     seconds = time.perf_counter() - started
     questions = {p.question.id: p.question for p in asked}
-    rules = judge("rules")
+    rules = make_judge("rules")
     records = (record_of(tree, questions[tree.key], rules, settings) for tree in sampled)
     return {record.id: record for record in records}, seconds
 

@@ -61,7 +61,7 @@ def sweep(
     from harness.experiments.sweep.forecast import forecast
     from harness.experiments.sweep.outcome import summary, write
     from harness.experiments.sweep.steering import Steering
-    from harness.scenarios import BEHAVIOURS
+    from harness.scenarios import SCENARIOS
     from harness.store.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.store import Store
@@ -77,7 +77,7 @@ def sweep(
     }
     changed = {key: value for key, value in given.items() if value is not None}
     if scenarios is not None and source is None:  # the study's files of the scenarios left out
-        kept = {*scenarios.split(","), *(set(plan.sweep.sources) - set(BEHAVIOURS))}
+        kept = {*scenarios.split(","), *(set(plan.sweep.sources) - set(SCENARIOS))}
         changed["sources"] = {k: v for k, v in plan.sweep.sources.items() if k in kept}
     section = SweepSection.of(plan.sweep.model_dump(exclude_unset=True) | changed, "the options")
     plan = plan.changed(sweep=section)

@@ -10,7 +10,8 @@ import numpy as np
 
 from harness import scenarios
 from harness.experiments.detect.compare import Comparison
-from harness.judges import base as judges
+from harness.judges.base import Judge
+from harness.judges.registry import make_judge
 from harness.models.requirements import makes, require
 from harness.models.sources import gguf_of, resolve_model
 from harness.scenarios import prompts
@@ -125,10 +126,10 @@ class Pipeline:
         return prompts.form(self.study.prompt.form, self.study.prompt.shots)
 
     @cached_property
-    def questions(self) -> scenarios.Questions:
+    def questions(self) -> scenarios.QuestionSet:
         """The scenario's questions in their fixed order."""
         section = self.study.scenario
-        return scenarios.load(section.name, seed=self.study.seed, **section.options)
+        return scenarios.load_questions(section.name, seed=self.study.seed, **section.options)
 
     @cached_property
     def prompted(self) -> list[sample.Prompted]:
@@ -202,9 +203,9 @@ class Pipeline:
         return self.study.sampling.settings(self.study.seed)
 
     @cached_property
-    def judge(self) -> judges.Judge:
+    def judge(self) -> Judge:
         """Whose verdicts label the responses."""
-        return judges.judge(self.study.sampling.judge)
+        return make_judge(self.study.sampling.judge)
 
     @cached_property
     def samples(self) -> list[Sample]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from harness.scenarios.trials import BEHAVIOURS
+from harness.scenarios.base import SCENARIOS
 
 LABELS = Path(__file__).parent / "labels"
 FLOORS = {
@@ -28,7 +28,7 @@ FLOORS = {
 
 def verdicts(name):
     """What the reader said of each output, and what the rule judge says."""
-    behaviour = BEHAVIOURS[name.partition("-")[0]]
+    behaviour = SCENARIOS[name.partition("-")[0]]
     trials = {trial.id: trial for trial in behaviour.load()}
     rows = [
         json.loads(line)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness.judges.base import Question, Verdict, judge
+from harness.judges.base import Question, Verdict
 from harness.judges.llm import ATTEMPTS, LLMJudge
+from harness.judges.registry import make_judge
 from hq.errors import HQError
 from tests.harness.judge_endpoint import Endpoint
 
@@ -207,7 +208,7 @@ def test_the_environment_names_the_endpoint(
     monkeypatch.setenv("HQ_JUDGE_MODEL", "m")
     monkeypatch.delenv("HQ_JUDGE_KEY", raising=False)
     monkeypatch.setenv("HQ_JUDGE_CACHE", str(tmp_path / "judge.jsonl"))
-    llm = judge("llm")
+    llm = make_judge("llm")
     assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
     assert endpoint.requests[0]["key"] is None
 
@@ -216,4 +217,4 @@ def test_a_missing_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HQ_JUDGE_URL", "http://host/v1")
     monkeypatch.delenv("HQ_JUDGE_MODEL", raising=False)
     with pytest.raises(HQError, match="needs HQ_JUDGE_MODEL in the environment"):
-        judge("llm")
+        make_judge("llm")

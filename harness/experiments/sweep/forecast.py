@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.experiments.pipeline import Pipeline
 from harness.experiments.sweep.steering import Steering
 from harness.scenarios import prompts
-from harness.scenarios.trials import BEHAVIOURS, Trial
+from harness.scenarios.base import SCENARIOS, Trial
 from harness.stages import respond
 from harness.stages.asking import label
 from harness.store.progress import Progress
@@ -60,7 +60,7 @@ def forecast(pipeline: Pipeline) -> Forecast:
     answers = section.questions * len(section.alphas)
     responses = len(study.precisions) * (sum(counts.values()) * variants + answers)
     name = section.scenarios[0]
-    seconds = _timed(pipeline, section.form or BEHAVIOURS[name].form, loaded[name][:_TRIED])
+    seconds = _timed(pipeline, section.form or SCENARIOS[name].form, loaded[name][:_TRIED])
     return Forecast(
         trials=counts,
         variants=variants,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from harness.experiments.detect.outcome import origin, statistics
 from harness.experiments.sweep.steering import Steering
-from harness.scenarios.trials import BEHAVIOURS
+from harness.scenarios.base import SCENARIOS
 from harness.stages.identify import NEURONS_FILE
 from harness.stages.variants import SPELLING
 from harness.store.environment import QUESTIONS, versions
@@ -35,7 +35,7 @@ def write(folder: Path, steering: Steering, tables: Mapping[str, Sequence[Row]])
     facts |= {
         "kind": "sweep",
         "study": f"{study.name}-sweep",
-        "judges": {name: BEHAVIOURS[name].version for name in section.scenarios},
+        "judges": {name: SCENARIOS[name].version for name in section.scenarios},
         "stages": {
             "questions": versions(*QUESTIONS["facts"]),
             "identify": {REFERENCE: inputs_of(pipeline.neurons_folder(REFERENCE))},

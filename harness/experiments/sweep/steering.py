@@ -14,7 +14,7 @@ from harness.experiments.sweep.rates import JudgedSweep, Swept
 from harness.experiments.sweep.transfer import Target, transfer
 from harness.judges.base import Verdict
 from harness.scenarios import choices, prompts
-from harness.scenarios.trials import BEHAVIOURS, Outcome, Trial
+from harness.scenarios.base import SCENARIOS, Trial, TrialOutcome
 from harness.stages import costs, respond, splits
 from harness.stages.asking import AskedTrial, asked, scenario
 from harness.stages.identify import Rows
@@ -74,10 +74,10 @@ class Steering:
     def offered(self) -> dict[str, list[Trial]]:
         """Every trial of each scenario. Raises HQError for a scenario or source that is unknown."""
         section, seed = self.section, self.pipeline.study.seed
-        behaviours = {name: BEHAVIOURS[name] for name in section.scenarios}
+        behaviours = {name: SCENARIOS[name] for name in section.scenarios}
         for name in section.sources:
             if name not in behaviours:
-                _ = BEHAVIOURS[name]
+                _ = SCENARIOS[name]
                 raise HQError(
                     f"There is a source for {name!r}, which is not among the scenarios "
                     f"({', '.join(behaviours)}): add it to them, or leave the source out."
@@ -124,7 +124,7 @@ class Steering:
 
     def form(self, label: str) -> prompts.PromptForm:
         """How the trials of a scenario, or of a kind of it, are put."""
-        return prompts.form(self.section.form or BEHAVIOURS[scenario(label)].form)
+        return prompts.form(self.section.form or SCENARIOS[scenario(label)].form)
 
     @cached_property
     def scaled(self) -> list[Factors]:
@@ -234,10 +234,10 @@ class Steering:
         return self.pipeline.texts[: self.section.questions]
 
     @cached_property
-    def choices(self) -> list[choices.Choice]:
+    def choices(self) -> list[choices.MultipleChoice]:
         """Questions with four answers to choose from."""
         source = self.section.choices or None
-        return choices.load(source, self.pipeline.study.seed, self.section.questions)
+        return choices.load_choices(source, self.pipeline.study.seed, self.section.questions)
 
     @cached_property
     def _choice_prompts(self) -> list[Prompt]:
@@ -300,7 +300,7 @@ class Steering:
         replies: Sequence[Sequence[GreedyResponse]],
         trials: Sequence[AskedTrial],
     ) -> Swept:
-        section, judge = self.section, TrialJudge(BEHAVIOURS[scenario(label)].judge, trials)
+        section, judge = self.section, TrialJudge(SCENARIOS[scenario(label)].judge, trials)
         h, matched = replies[: len(section.alphas)], replies[len(section.alphas) :]
         plain = h[section.alphas.index(1.0)]
         draws = len(section.control_alphas)
@@ -327,14 +327,16 @@ class Steering:
         outcomes = swept.h.outcomes[swept.at_one]
         replies = self.replies(REFERENCE)[label][swept.at_one]
         rows = [
-            i for i, reply in enumerate(replies) if reply.ids and outcomes[i] != Outcome.UNCLEAR
+            i
+            for i, reply in enumerate(replies)
+            if reply.ids and outcomes[i] != TrialOutcome.UNCLEAR
         ]
         if not rows:
             return None
         exchanges = [PromptResponse(self.asked[label][i].ids, replies[i].ids) for i in rows]
         cett, span = self.neurons.cett, self.neurons.tokens
         traces = Traces.open(self.pipeline.trace(precision, exchanges, (cett,), (span,)))
-        complied = outcomes[rows] == Outcome.COMPLIED
+        complied = outcomes[rows] == TrialOutcome.COMPLIED
         return Target(label, complied, swept.components[rows], traces.features(cett, span))
 
     def _right(self, precision: str) -> Bool[np.ndarray, "alpha question"]:
