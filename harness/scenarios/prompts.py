@@ -105,7 +105,7 @@ class Chat:
         return Encoder(tokenizer).chat(messages, add_generation_prompt=True)
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
-        """Return the end-of-text token and the special token with which the template ends answers."""
+        """Return the end-of-text token and the special token that ends the template's answers."""
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
         _, _, rest = rendered(tokenizer, turn).partition(PROBE)
         special = _special(tokenizer)
