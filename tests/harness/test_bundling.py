@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from harness.deploy.bundling import SAMPLES_FILE, Run
+from harness.deploy.bundling import SAMPLES_FILE, FinishedRun
 from harness.deploy.model_card import model_card
 from harness.experiments.detect.alarms import alarms
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -67,10 +67,10 @@ def is_one_sentence(outcome, words):
 def test_a_bundle_of_a_run(make, hq, run, files):
     outcome = make("--false-alarms", 0.2)
     assert outcome.code == 0, outcome
-    assert "all: 0.2 promised by" in outcome.out
+    assert "all: at most 0.2 by" in outcome.out
     bundle, file = Bundle.load(Path("bundle")), GGUFFile(files["q8_0"])
     bundle.require(file)
-    found = Run.open(run)
+    found = FinishedRun.open(run)
     assert (bundle.name, bundle.precision, bundle.prompt) == ("tiny", "gguf-source", "few-shot")
     assert bundle.neurons == found.neurons
     assert bundle.facts.model.name == "q8_0.gguf"
@@ -141,7 +141,7 @@ def test_another_file_and_a_tampered_one_are_refused(make, hq, files):
         ({"false-alarms": 0.001}, "needs right answers about 999 entities"),
         ({"false-alarms": 0}, "lies between 0 and 1"),
         ({"false-alarms": "nan"}, "lies between 0 and 1"),
-        ({"name": "../up"}, "is no name"),
+        ({"name": "../up"}, "is not a valid name"),
         ({"precision": "gguf-q4_0"}, "refusing"),
     ],
 )
@@ -169,7 +169,7 @@ def test_parts_of_several_runs_are_refused(make, run):
 def test_a_sweep_is_no_study(make, run):
     facts = json.loads((run / "provenance.json").read_text(encoding="utf-8")) | {"kind": "sweep"}
     (run / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
-    is_one_sentence(make(), "is no run of a study")
+    is_one_sentence(make(), "is not the run of a study")
 
 
 def test_a_kill_leaves_no_bundle(make, monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from harness.experiments.judge_comparison import ComparedResponses, compared, kappa
+from harness.experiments.judge_comparison import JudgedResponse, cohen_kappa, compare_judges
 from harness.judges.base import Question
 from harness.judges.llm import LLMJudge
 from harness.judges.rules import RuleJudge
@@ -23,9 +23,9 @@ def endpoint() -> Iterator[Endpoint]:
     server.close()
 
 
-def _said(number: int, text: str) -> ComparedResponses:
+def _said(number: int, text: str) -> JudgedResponse:
     question = Question(f"q{number}", f"What is {number}?", ("Paris",), "r", ())
-    return ComparedResponses(question, text, truncated=False, component=f"q{number}")
+    return JudgedResponse(question, text, truncated=False, component=f"q{number}")
 
 
 def _lenient(message: str) -> str:
@@ -39,7 +39,7 @@ def test_two_judges_on_the_same_responses(endpoint: Endpoint) -> None:
     texts = ["Paris", "Lyon", "Prague", "I don't know.", "It is Paris.", "Paris"]
     said = [*map(_said, range(6), texts), _said(5, "Lyon")]
     with LLMJudge(endpoint.url, "m") as llm, Progress(quiet=True).task("", 7, "") as task:
-        found = compared(RuleJudge(), llm, said, seed=0, task=task)
+        found = compare_judges(RuleJudge(), llm, said, seed=0, task=task)
     assert task.done == 7
     assert (found.responses, found.questions) == (7, 6)
     assert found.rate.value == pytest.approx(1 / 7)  # Prague
@@ -62,13 +62,13 @@ def test_two_judges_on_the_same_responses(endpoint: Endpoint) -> None:
 
 
 def test_kappa_of_judges_who_say_one_thing() -> None:
-    assert kappa([("right", "right")] * 3) is None
-    assert kappa([("right", "wrong"), ("wrong", "right")]) == -1
+    assert cohen_kappa([("right", "right")] * 3) is None
+    assert cohen_kappa([("right", "wrong"), ("wrong", "right")]) == -1
 
 
 def test_nothing_to_compare() -> None:
     with Progress(quiet=True).task("", 0, "") as task, pytest.raises(HQError, match="no finished"):
-        compared(RuleJudge(), RuleJudge(), [], 0, task)
+        compare_judges(RuleJudge(), RuleJudge(), [], 0, task)
 
 
 def test_the_responses_of_a_study_are_judged_again(

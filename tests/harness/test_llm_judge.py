@@ -216,5 +216,5 @@ def test_the_environment_names_the_endpoint(
 def test_a_missing_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HQ_JUDGE_URL", "http://host/v1")
     monkeypatch.delenv("HQ_JUDGE_MODEL", raising=False)
-    with pytest.raises(HQError, match="needs HQ_JUDGE_MODEL in the environment"):
+    with pytest.raises(HQError, match="set HQ_JUDGE_MODEL in the environment"):
         make_judge("llm")
