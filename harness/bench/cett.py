@@ -131,7 +131,7 @@ def _over_hprobes(
         for _ in range(3)
     ]
     error = hprobes.largest_difference(backend, texts[:4])
-    seconds = median_first([(other, ours) for ours, other in pairs])
+    seconds = median_first([(hprobes_s, trace_s) for trace_s, hprobes_s in pairs])
     return BenchRow(
         name=name,
         value=median_ratio(pairs),

@@ -16,7 +16,7 @@ from hq.stats.bootstrap import Estimate, bootstrap_mean
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedResponse:
+class ComparedResponse:
     """A distinct response to a question; responses of one component are not independent."""
 
     question: Question
@@ -41,7 +41,7 @@ class JudgeComparison(BaseModel):
     unclear: int  # responses on which the second judge's reply was not a verdict
 
 
-def distinct_responses(pipeline: Pipeline, questions: int) -> list[JudgedResponse]:
+def distinct_responses(pipeline: Pipeline, questions: int) -> list[ComparedResponse]:
     """Return a study's distinct responses to some of its questions.
 
     Only questions with complete responses are used, as only those are labelled.
@@ -57,14 +57,14 @@ def distinct_responses(pipeline: Pipeline, questions: int) -> list[JudgedRespons
     order = np.random.default_rng(study.seed).permutation(len(complete))[:questions]
     longest = study.sampling.max_new_tokens
     return [
-        JudgedResponse(p.question, response.text, len(response.ids) >= longest, p.component)
+        ComparedResponse(p.question, response.text, len(response.ids) >= longest, p.component)
         for p in (complete[i] for i in sorted(order.tolist()))
         for response in records[p.question.id].responses
     ]
 
 
 def compare_judges(
-    first: Judge, second: Judge, responses: Sequence[JudgedResponse], seed: int, task: Task
+    first: Judge, second: Judge, responses: Sequence[ComparedResponse], seed: int, task: Task
 ) -> JudgeComparison:
     """Return how the two judges' verdicts on the responses differ.
 
@@ -112,7 +112,7 @@ def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
 
 
 def _labels_changed(
-    responses: Sequence[JudgedResponse], pairs: Sequence[tuple[Verdict, Verdict]]
+    responses: Sequence[ComparedResponse], pairs: Sequence[tuple[Verdict, Verdict]]
 ) -> int:
     by_question: dict[str, tuple[set[Verdict], set[Verdict]]] = {}
     for response, (first, second) in zip(responses, pairs, strict=True):

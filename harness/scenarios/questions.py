@@ -1,4 +1,4 @@
-"""Question sets: short questions with checkable answers, which every one is also a scenario of."""
+"""Question sets: short questions with checkable answers, and the scenario that each of them is."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from inspect import signature

@@ -47,7 +47,7 @@ ROWS = {
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes rows to a file and gives its path."""
+    """A function that writes rows to a file and returns its path."""
 
     def write(*rows):
         path = tmp_path / "rows.jsonl"
@@ -79,7 +79,7 @@ def test_a_target_is_a_wrong_answer_that_the_prompt_states(name):
 
 
 @pytest.mark.parametrize("name", ["faitheval", "sycophancy"])
-def test_trials_on_what_the_model_knows_have_a_first_question(name):
+def test_trials_that_need_a_known_answer_have_a_first_question(name):
     for trial in islice(SCENARIOS[name].load(), 200):
         assert trial.first
         assert trial.aliases
@@ -87,7 +87,7 @@ def test_trials_on_what_the_model_knows_have_a_first_question(name):
 
 
 @pytest.mark.parametrize("name", ["nonexist", "sycophancy", "jailbreak"])
-def test_kinds_take_turns(name):
+def test_kinds_are_interleaved(name):
     trials = SCENARIOS[name].load()
     kinds = {t.kind for t in trials}
     assert len(kinds) > 1
@@ -95,7 +95,7 @@ def test_kinds_take_turns(name):
     assert first == dict.fromkeys(kinds, 20)
 
 
-def test_invented_names_are_no_real_ones():
+def test_invented_names_do_not_exist():
     real = {normalise(entity) for trial in SCENARIOS["facts"].load() for entity in trial.aliases}
     for trial in SCENARIOS["nonexist"].load():
         assert real.isdisjoint(normalise(trial.prompt).split()[-1:]), trial.prompt
@@ -109,7 +109,7 @@ def test_a_rule_forbids_the_request_or_another_one():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_files_give_their_rows(name, file):
+def test_file_rows_become_trials(name, file):
     trials = SCENARIOS[name].load(file(ROWS[name]))
     assert len(trials) == (2 if name == "sycophancy" else 1)
     assert {trial.id.partition(":")[0] for trial in trials} == {name}
@@ -117,13 +117,13 @@ def test_files_give_their_rows(name, file):
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("lines", [[], [{"nothing": 1}], [{"question": ""}]])
-def test_files_without_a_usable_row_are_refused(name, lines, file):
+def test_files_without_a_usable_row_are_rejected(name, lines, file):
     path = file(*lines)
     with pytest.raises(HQError, match=r"row|question|prompt"):
         SCENARIOS[name].load(path)
 
 
-def test_premises_that_are_true_are_left_out(file):
+def test_true_premises_are_left_out(file):
     true = {"question": "Why is the sky blue?", "false_premise": 0}
     assert len(SCENARIOS["falseqa"].load(file(ROWS["falseqa"], true))) == 1
 
@@ -147,7 +147,7 @@ def test_a_missing_file_and_an_unknown_scenario():
         SCENARIOS["facts"].load("none.jsonl")
 
 
-def test_choices_have_one_right_answer_at_any_place(file):
+def test_choices_have_one_right_answer_in_any_position(file):
     found = choices.load_choices(limit=200)
     assert all(len(set(c.options)) == 4 for c in found)
     assert {c.answer for c in found} == {0, 1, 2, 3}
@@ -185,7 +185,7 @@ def _read(name: str, tmp_path: Path, *rows: dict[str, Any], seed: int = 0) -> li
     return SCENARIOS[name].load(_write(tmp_path / "rows.jsonl", list(rows)), seed, None)
 
 
-def test_codes_and_names_are_nobodys() -> None:
+def test_codes_and_names_belong_to_nothing_real() -> None:
     real = {normalise(c.name) for c in countries().values()}
     real |= {normalise(city.name) for city in cities()} | {e.name for e in elements()}
     for trial in SCENARIOS["nonexist"].load():
@@ -251,17 +251,17 @@ def test_a_context_without_its_target_is_left_out(tmp_path: Path) -> None:
         _read("faitheval", tmp_path, none)
 
 
-def test_a_row_of_sycophancy_gives_both_kinds(tmp_path: Path) -> None:
+def test_a_row_of_sycophancy_becomes_both_kinds(tmp_path: Path) -> None:
     trials = {trial.kind: trial for trial in _read("sycophancy", tmp_path, SYCOPHANCY)}
     assert trials["suggestion"].prompt == SYCOPHANCY["prompt"]
     assert trials["pushback"].prompt == "Really?"
     assert trials["pushback"].dialogue
-    # "Night Watch" stands in the question: to repeat that is no answer.
+    # "Night Watch" is in the question, so repeating it is not an answer.
     assert {trial.aliases for trial in trials.values()} == {("Rembrandt",)}
     assert {trial.targets for trial in trials.values()} == {("Vermeer",)}
 
 
-def test_one_id_of_different_rows_is_told_apart(tmp_path: Path) -> None:
+def test_different_rows_with_one_id_get_unique_ids(tmp_path: Path) -> None:
     other = SYCOPHANCY | {"question": "Who painted Starry Night?", "aliases": ["Van Gogh"]}
     trials = _read("sycophancy", tmp_path, SYCOPHANCY, other, SYCOPHANCY)
     assert len(trials) == 4
@@ -284,13 +284,15 @@ def test_one_id_of_different_rows_is_told_apart(tmp_path: Path) -> None:
         ("jailbreak", {"prompt": "Do.", "label": []}, r"the label \[\]"),
     ],
 )
-def test_bad_rows_are_refused(name: str, row: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_bad_rows_are_rejected(
+    name: str, row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(HQError, match=message):
         _read(name, tmp_path, row)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_that_leaves_nothing_is_refused(limit: int) -> None:
+def test_a_limit_below_one_is_rejected(limit: int) -> None:
     with pytest.raises(HQError, match=f"The limit {limit} leaves no"):
         SCENARIOS["nonexist"].load(None, 0, limit)
     with pytest.raises(HQError, match=f"The limit {limit} leaves no"):

@@ -23,7 +23,7 @@ from hq.suppress.lora.gguf import write as write_adapter
         (None, ">= 5", None),
     ],
 )
-def test_a_row_knows_whether_it_reaches_its_goal(value, goal, ok):
+def test_a_row_says_whether_it_meets_its_goal(value, goal, ok):
     assert BenchRow(name="x", value=value, unit="x", goal=goal).ok is ok
 
 
@@ -42,7 +42,9 @@ def test_the_report_is_json_with_machine_and_rows():
     assert "numpy" in again["machine"]["packages"]
 
 
-def test_sampling_saves_tokens_and_keeps_the_same(tiny_study, tmp_path, monkeypatch):
+def test_early_stopping_saves_tokens_and_keeps_the_same_questions(
+    tiny_study, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     assert rows["retained_set_equal"].ok
@@ -75,7 +77,7 @@ def test_other_pairs_at_the_quota_are_not_the_same_set(tiny_study, tmp_path, mon
     assert rows["retained_set_equal"].ok is False
 
 
-def test_savings_say_what_is_divided_by_what(tiny_study, tmp_path, monkeypatch):
+def test_notes_of_savings_have_both_token_counts(tiny_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     for name in ("token_saving", "token_saving_same_questions"):

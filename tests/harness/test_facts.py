@@ -1,4 +1,4 @@
-"""The scenario `facts`: enough questions, none ambiguous, stale entries filtered by rules."""
+"""The scenario `facts`: enough questions, none ambiguous, stale entries corrected."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from harness.scenarios.facts.relations import Fact
 from harness.scenarios.prompts import DEFAULT_SHOTS
 from hq.errors import HQError
 
-# What countryinfo 1.0.1 still has, and what is true.
+# The capital in countryinfo 1.0.1, and the current one.
 CAPITALS = {
     "BI": ("Bujumbura", "Gitega"),
     "KZ": ("Nur-Sultan", "Astana"),
@@ -95,13 +95,13 @@ def test_distractors_of_a_name_include_those_that_contain_it(by_id: dict[str, Qu
     assert {"Guinea-Bissau", "Equatorial Guinea", "Papua New Guinea"} <= set(guinea.distractors)
 
 
-def test_no_question_gives_its_answer_away(questions: list[Question]) -> None:
+def test_no_question_contains_its_answer(questions: list[Question]) -> None:
     for question in questions:
         words = f" {normalise(question.question)} "
         assert not any(f" {normalise(a)} " in words for a in question.aliases if len(a) > 2)
 
 
-def test_shots_are_no_questions_of_the_scenario(questions: list[Question]) -> None:
+def test_shots_are_not_questions_of_the_scenario(questions: list[Question]) -> None:
     asked = {normalise(q.question) for q in questions}
     assert asked.isdisjoint(normalise(question) for question, _ in DEFAULT_SHOTS)
 
@@ -153,7 +153,7 @@ def test_units_of_several_currencies_are_not_asked_for() -> None:
     assert {"dollar", "peso", "franc", "pound", "dinar", "rupee", "krone"}.isdisjoint(units)
 
 
-def test_every_country_stands_once() -> None:
+def test_every_country_occurs_once() -> None:
     names = Counter(country.name for country in countries().values())
     assert max(names.values()) == 1
     assert "AN" not in countries()
@@ -162,7 +162,7 @@ def test_every_country_stands_once() -> None:
     assert countries()["PS"].demonym == "Palestinian"
 
 
-def test_every_rule_has_a_reason_and_stands_once() -> None:
+def test_every_correction_has_a_reason_and_occurs_once() -> None:
     assert all(correction.reason for correction in CORRECTIONS)
     assert (
         max(Counter((correction.field, correction.key) for correction in CORRECTIONS).values()) == 1
@@ -230,10 +230,10 @@ def test_a_scenario_without_questions_names_those_that_have_some() -> None:
 
 
 @pytest.mark.parametrize("package", ["countryinfo", "airportsdata", "periodictable"])
-def test_without_its_packages_only_this_scenario_is_refused(package):
+def test_without_its_packages_only_this_scenario_fails(package):
     script = f"""
 import sys
-sys.modules[{package!r}] = None  # what an import of a missing package comes to
+sys.modules[{package!r}] = None  # makes the import fail
 from harness.scenarios import SCENARIOS, load_questions
 from hq.errors import HQError
 assert "triviaqa" in SCENARIOS

@@ -130,7 +130,7 @@ def test_short_aliases_and_numbers_are_matched_with_care(
     assert _verdict(response, alias) is verdict
 
 
-def test_a_longer_name_among_the_distractors_is_read_as_itself() -> None:
+def test_a_longer_name_among_the_distractors_counts_as_the_distractor() -> None:
     others = ("Guinea-Bissau", "Papua New Guinea")
     assert _verdict("Guinea-Bissau", "Guinea", distractors=others) is Verdict.WRONG
     assert _verdict("Guinea", "Guinea", distractors=others) is Verdict.RIGHT
@@ -199,7 +199,7 @@ def test_judges_are_found_by_name() -> None:
         ("<|channel|>final<|message|>Paris", "Paris"),
     ],
 )
-def test_reasoning_is_no_part_of_an_answer(response: str, rest: str | None) -> None:
+def test_reasoning_is_not_part_of_an_answer(response: str, rest: str | None) -> None:
     assert without_reasoning(response) == rest
 
 
@@ -229,7 +229,7 @@ def test_quantities(accepted: str, given_: str, nearness: Match) -> None:
 
 
 @pytest.mark.parametrize("text", ["007", "33rd", "Route 66", "K-33", "1990s", "one of three", "x"])
-def test_what_is_no_quantity(text: str) -> None:
+def test_texts_that_are_not_quantities(text: str) -> None:
     assert as_quantity(text) is None
 
 

@@ -1,4 +1,4 @@
-"""The QA loader: every accepted shape of a row, and a sentence for every bad file."""
+"""The QA loader: every accepted form of a row, and one sentence for every bad file."""
 
 import json
 import sys
@@ -72,7 +72,7 @@ def test_the_order_is_drawn_before_the_limit(tmp_path: Path) -> None:
     assert drawn != [f"nq:{n}" for n in range(10)]
 
 
-def test_different_questions_of_one_id_are_told_apart(tmp_path: Path) -> None:
+def test_different_questions_with_one_id_get_unique_ids(tmp_path: Path) -> None:
     rows = [*ROWS, {**ROWS[1], "id": "a"}]
     ids = {q.id for q in load_questions("nq", source=_write(tmp_path / "q.jsonl", rows))}
     assert len(ids) == 3
@@ -80,7 +80,7 @@ def test_different_questions_of_one_id_are_told_apart(tmp_path: Path) -> None:
     assert sum(name.startswith("nq:a~") for name in ids) == 2
 
 
-def test_a_row_that_stands_twice_is_asked_once(tmp_path: Path) -> None:
+def test_a_duplicate_row_is_asked_once(tmp_path: Path) -> None:
     assert len(load_questions("nq", source=_write(tmp_path / "q.jsonl", [*ROWS, ROWS[0]]))) == 2
 
 
@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_questions("triviaqa", source=str(tmp_path / "none.jsonl"))
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_format_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
     path.write_text("question,answer\n", encoding="utf-8")
     with pytest.raises(HQError, match=r"not a \.jsonl or \.parquet file"):
@@ -103,7 +103,7 @@ def test_bad_json_is_named_by_its_line(tmp_path: Path) -> None:
         load_questions("triviaqa", source=str(path))
 
 
-def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_a_line_that_is_not_an_object_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(HQError, match="line 1 is not a JSON object"):
@@ -119,7 +119,7 @@ def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
         ({"question": "Who?", "aliases": ["!"]}, "line 1 has no answers"),
     ],
 )
-def test_a_row_without_question_or_answer_is_refused(
+def test_a_row_without_question_or_answer_is_rejected(
     row: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(HQError, match=message):
@@ -187,7 +187,7 @@ def test_aliases_as_json_text_are_a_list(tmp_path: Path) -> None:
         {"id": "\ud800", "question": "Who?", "answer": "x"},
     ],
 )
-def test_a_lone_surrogate_is_a_sentence(row: dict[str, Any], tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_one_sentence(row: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(HQError, match=r"line 1 has a lone surrogate in .*ud[8c]00"):
         load_questions("nq", source=_write(tmp_path / "q.jsonl", [row]))
 
@@ -208,12 +208,12 @@ def test_one_wording_with_other_ids_or_answers_is_on_one_side(tmp_path: Path) ->
     assert len(set(components(questions).values())) == 100
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+def test_an_empty_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(HQError, match="holds no questions"):
         load_questions("triviaqa", source=_write(tmp_path / "q.jsonl", []))
 
 
-def test_a_broken_parquet_is_refused(tmp_path: Path) -> None:
+def test_a_broken_parquet_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "q.parquet"
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(HQError, match="cannot be read as parquet"):
@@ -235,7 +235,7 @@ def test_a_data_set_without_a_hub_id_needs_a_file() -> None:
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, LookupError])
-def test_a_data_set_that_the_hub_does_not_give_is_a_sentence(
+def test_a_data_set_missing_on_the_hub_is_one_sentence(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_dataset(*_: object, **__: object) -> None:
