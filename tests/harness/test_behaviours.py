@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from airportsdata import load as load_airports
 
+from harness.judges.base import Question
 from harness.judges.text import contains, normalise
 from harness.scenarios import choices, load_questions
-from harness.scenarios.base import SCENARIOS, Trial
+from harness.scenarios.base import SCENARIOS, Trial, TrialOutcome
 from harness.scenarios.facts.records import cities, countries, elements
 from harness.scenarios.facts.statements import (
     FACTS_PER_RELATION,
@@ -21,6 +22,7 @@ from harness.scenarios.facts.statements import (
     sampled_facts,
     subject_of,
 )
+from harness.scenarios.questions import question_scenario
 from hq.errors import HQError
 
 EMBEDDED = ("facts", "nonexist", "falseqa", "faitheval", "sycophancy", "jailbreak")
@@ -289,6 +291,17 @@ def test_bad_rows_are_rejected(
 ) -> None:
     with pytest.raises(HQError, match=message):
         _read(name, tmp_path, row)
+
+
+def test_a_question_set_becomes_a_scenario() -> None:
+    question = Question("q1", "Who sang it?", ("Ann Smith",), "toy", ("ann smith",), ("Bob Jones",))
+    scenario = question_scenario("toy", lambda seed=0: [question])
+    (trial,) = scenario.load()
+    assert (trial.prompt, trial.targets) == (question.question, question.distractors)
+    assert scenario.judge("Bob Jones", trial) is TrialOutcome.COMPLIED
+    assert scenario.judge("Ann Smith", trial) is TrialOutcome.RESISTED
+    with pytest.raises(HQError, match="'toy' reads no file"):
+        scenario.load("rows.jsonl")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
