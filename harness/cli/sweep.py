@@ -100,9 +100,9 @@ def _forecast(study: "Study", as_json: bool) -> None:
 
 def _kept_sources(sources: dict[str, str], scenarios: list[str]) -> dict[str, str]:
     """The files of these scenarios, and of unknown ones, which are reported."""
-    from harness.scenarios.trials import BEHAVIOURS
+    from harness.scenarios.base import SCENARIOS
 
-    return {k: v for k, v in sources.items() if k in scenarios or k not in BEHAVIOURS}
+    return {k: v for k, v in sources.items() if k in scenarios or k not in SCENARIOS}
 
 
 def _sources(given: list[str]) -> dict[str, str]:

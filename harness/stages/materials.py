@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.judges.base import Judge, judge
+from harness.judges.base import Judge
+from harness.judges.registry import make_judge
 from harness.models.requirements import makes, require
 from harness.models.sources import gguf_of, resolve_model
-from harness.scenarios import Questions, load, prompts
+from harness.scenarios import prompts
+from harness.scenarios.questions import QuestionSet, load_questions
 from harness.stages import splits
 from harness.stages.loading import Models
 from harness.stages.samples import Prompted
@@ -109,10 +111,10 @@ class Materials:
         return prompts.form(self.study.prompt.form, self.study.prompt.shots)
 
     @cached_property
-    def questions(self) -> Questions:
+    def questions(self) -> QuestionSet:
         """The scenario's questions in their fixed order."""
         section = self.study.scenario
-        return load(section.name, seed=self.study.seed, **section.options)
+        return load_questions(section.name, seed=self.study.seed, **section.options)
 
     @cached_property
     def prompted(self) -> list[Prompted]:
@@ -142,7 +144,7 @@ class Materials:
     @cached_property
     def judge(self) -> Judge:
         """The judge whose verdicts label the responses."""
-        return judge(self.study.sampling.judge)
+        return make_judge(self.study.sampling.judge)
 
     @property
     def measures(self) -> tuple[Measure, ...]:

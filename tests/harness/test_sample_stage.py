@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from harness.judges.base import Verdict, judge
+from harness.judges.base import Verdict
+from harness.judges.registry import make_judge
 from harness.stages import sample as stage
 from harness.stages.materials import Materials
 from harness.stages.sample import (
@@ -40,7 +41,7 @@ def run(folder, parts, quota=1000, log=None):
         progress.task("sample", len(prompted), "questions") as task,
     ):
         found = collect(
-            log, lambda: decoding, prompted, SETTINGS, ending, judge("rules"), quota, task
+            log, lambda: decoding, prompted, SETTINGS, ending, make_judge("rules"), quota, task
         )
     write_records(folder, found)
     return read_records(folder)

@@ -28,7 +28,7 @@ from harness.experiments.sweep.rates import JudgedSweep, Swept
 from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES, Cost
 from harness.experiments.sweep.transfer import Target, transfer
-from harness.scenarios.trials import BEHAVIOURS
+from harness.scenarios.base import SCENARIOS
 from harness.stages import mapping, splits
 from harness.stages.identify import NEURONS_FILE, Rows
 from harness.stages.materials import Materials
@@ -113,7 +113,7 @@ class Sweep(Experiment):
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
         """The versions of the scenarios' judges."""
         scenarios = m.of(SweepPlan).section.scenarios
-        return {"judges": {name: BEHAVIOURS[name].version for name in scenarios}}
+        return {"judges": {name: SCENARIOS[name].version for name in scenarios}}
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
         """Rates at the ends and at 1, slopes beside matched neurons', and the verdict."""
@@ -262,7 +262,7 @@ class _Reading:
 
     def _judged(self, precision: str, label: str) -> Swept:
         section, trials = self.section, self._asked[label]
-        judge = TrialJudge(BEHAVIOURS[scenario(label)].judge, trials)
+        judge = TrialJudge(SCENARIOS[scenario(label)].judge, trials)
         replies = self._replies(precision, label)
         h, matched = replies[: len(section.alphas)], replies[len(section.alphas) :]
         plain = h[section.alphas.index(1.0)]

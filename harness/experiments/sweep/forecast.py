@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.experiments.sweep.asking import label
 from harness.experiments.sweep.plan import SweepPlan
+from harness.scenarios.base import Trial
 from harness.scenarios.prompts import PromptForm
-from harness.scenarios.trials import Trial
 from harness.stages import respond
 from harness.stages.materials import Materials
 from harness.store.progress import Progress

@@ -14,7 +14,7 @@ from harness.experiments.sweep import asking, costs
 from harness.experiments.sweep.asking import AskedTrial, scenario
 from harness.experiments.sweep.judging import TrialJudge
 from harness.judges.base import Verdict
-from harness.scenarios.trials import BEHAVIOURS, Outcome
+from harness.scenarios.base import SCENARIOS, TrialOutcome
 from harness.stages import mapping, respond, trace
 from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -157,7 +157,7 @@ class SweepNodes:
         name = scenario(label)
         return Node(
             TARGETS,
-            {"label": label, "judge": BEHAVIOURS[name].version, "alphas": self.plan.section.alphas},
+            {"label": label, "judge": SCENARIOS[name].version, "alphas": self.plan.section.alphas},
             {
                 "asked": self.ask(name).output(),
                 "replies": self.respond(REFERENCE, name).output(REPLIES_FILE),
@@ -351,10 +351,10 @@ def _make_targets(work: "Work[Materials]") -> None:
     at_one = plan.section.alphas.index(1.0)
     asked = read_asked(work.inputs["asked"], plan)[label]
     replies = read_replies(work.inputs["replies"])[label][at_one]
-    judged = TrialJudge(BEHAVIOURS[scenario(label)].judge, asked).judged([replies], replies)
+    judged = TrialJudge(SCENARIOS[scenario(label)].judge, asked).judged([replies], replies)
     outcomes = judged.outcomes[0]
-    rows = [i for i, r in enumerate(replies) if r.ids and outcomes[i] != Outcome.UNCLEAR]
-    complied = [bool(outcomes[i] == Outcome.COMPLIED) for i in rows]
+    rows = [i for i, r in enumerate(replies) if r.ids and outcomes[i] != TrialOutcome.UNCLEAR]
+    complied = [bool(outcomes[i] == TrialOutcome.COMPLIED) for i in rows]
     exchanges = [PromptResponse(asked[i].ids, replies[i].ids) for i in rows]
     write_tokens(work.folder / TOKENS_FILE, exchanges)
     _write(work.folder / OUTCOMES_FILE, {"rows": rows, "complied": complied})

@@ -5,7 +5,7 @@ from functools import cached_property
 from harness.experiments.sweep.asking import label, scenario
 from harness.experiments.sweep.section import SweepSection
 from harness.scenarios import choices, prompts
-from harness.scenarios.trials import BEHAVIOURS, Trial
+from harness.scenarios.base import SCENARIOS, Trial
 from harness.stages.materials import Materials
 from harness.stages.samples import Prompted
 from hq.errors import HQError
@@ -33,10 +33,10 @@ class SweepPlan:
     def offered(self) -> dict[str, list[Trial]]:
         """Every trial of each scenario. Raises HQError for an unknown scenario or source."""
         section, seed = self.section, self.m.study.seed
-        behaviours = {name: BEHAVIOURS[name] for name in section.scenarios}
+        behaviours = {name: SCENARIOS[name] for name in section.scenarios}
         for name in section.sources:
             if name not in behaviours:
-                _ = BEHAVIOURS[name]
+                _ = SCENARIOS[name]
                 raise HQError(
                     f"There is a source for {name!r}, which is not among the scenarios "
                     f"({', '.join(behaviours)}): add it to them, or leave the source out."
@@ -61,7 +61,7 @@ class SweepPlan:
 
     def form_name(self, name: str) -> str:
         """The name of that form."""
-        return self.section.form or BEHAVIOURS[scenario(name)].form
+        return self.section.form or SCENARIOS[scenario(name)].form
 
     @cached_property
     def questions(self) -> list[Prompted]:
@@ -74,10 +74,10 @@ class SweepPlan:
         return self.m.texts[: self.section.questions]
 
     @cached_property
-    def choices(self) -> list[choices.Choice]:
+    def choices(self) -> list[choices.MultipleChoice]:
         """Questions with four answers to choose from."""
         source = self.section.choices or None
-        return choices.load(source, self.m.study.seed, self.section.questions)
+        return choices.load_choices(source, self.m.study.seed, self.section.questions)
 
     @cached_property
     def choice_prompts(self) -> list[tuple[int, ...]]:
