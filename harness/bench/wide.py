@@ -144,7 +144,7 @@ class LowRank(FP16):
         loaded: PreTrainedModel = model.eval().requires_grad_(False)
         return loaded
 
-    def holds(self, module: nn.Module) -> bool:
+    def is_precision_of(self, module: nn.Module) -> bool:
         """Whether it is one of its own."""
         return isinstance(module, Product)
 

@@ -31,7 +31,7 @@ from hq.models.tokenizer import load_tokenizer
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.neurons.prompt_response import PromptResponse
-from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.precisions.packed import NATIVE, recipe_of
 from hq.tracing.sampling import Sampling, StopCriteria
 from hq.tracing.traces import Traces, exchanges_digest

@@ -9,8 +9,8 @@ from harness.store.store import Stage
 from harness.studies.study import PackSection
 from hq.models.checkpoint import text_config
 from hq.precisions.packed import Recipe
-from hq.precisions.packed_checkpoints.makers import Making
-from hq.precisions.packed_checkpoints.quantize import group_size, make
+from hq.precisions.packed_checkpoints.quantize import group_size, quantize_checkpoint
+from hq.precisions.packed_checkpoints.quantizers import QuantizationJob
 
 STAGE = Stage("pack")
 FOLDER = "checkpoint"
@@ -26,7 +26,7 @@ def pack(
 ) -> None:
     """Writes the checkpoint."""
     assert recipe.method != "compressed-tensors"
-    making = Making(
+    job = QuantizationJob(
         source=source,
         method=recipe.method,
         bits=recipe.bits,
@@ -36,7 +36,7 @@ def pack(
         texts=tuple(texts),
     )
     shutil.rmtree(folder / FOLDER, ignore_errors=True)  # what a killed run left
-    make(making, folder / FOLDER, lambda: task.advance(1))
+    quantize_checkpoint(job, folder / FOLDER, lambda: task.advance(1))
 
 
 def widths(source: Path) -> list[int]:

@@ -19,11 +19,10 @@ from hq.models.checkpoint import file_digests, fingerprint, resolve
 from hq.models.ffn_weights import of_checkpoint
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import PREFIX as GGUF_PREFIX
-from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.gguf import GGUF_PREFIX, GGUF_SOURCE
 from hq.precisions.packed import NATIVE, RECIPES, recipe_of
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
-from hq.precisions.packed_checkpoints.makers import MAKERS
+from hq.precisions.packed_checkpoints.quantizers import QUANTIZERS
 
 SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """Files that decide what tokens are as text."""
@@ -139,7 +138,7 @@ class Variants:
         texts = self.calibration()
         inputs = {
             "packages": versions(*PACK[recipe.method]),
-            "maker": MAKERS[recipe.method].version,
+            "maker": QUANTIZERS[recipe.method].version,
             "model": self.model.fingerprint,
             "files": file_digests(self.path, ("config.json", *SPELLING)),
             "recipe": asdict(recipe),

@@ -1,13 +1,29 @@
-"""Named ways to run one source checkpoint; importing this package registers them all."""
+"""Named ways to run one source checkpoint: FP16, bitsandbytes, packed checkpoints, torchao, GGUF.
+
+What executes a model at a precision is in `hq.backends`; GGUF files themselves are in `hq.gguf`.
+"""
 
 from hq.precisions import bitsandbytes, dense, gguf, packed, torchao
 from hq.precisions.base import PRECISIONS, Precision
 from hq.registry import Registry
 
-BACKEND_OF: Registry[str] = Registry("precision")  # every precision there is: what runs it
+_PRECISIONS: tuple[Precision, ...] = (
+    bitsandbytes.Int8(),
+    bitsandbytes.FourBit("nf4"),
+    bitsandbytes.FourBit("fp4"),
+    dense.FP16(),
+    *packed.packed_precisions(),
+    torchao.TorchAOInt8(),
+    torchao.TorchAOInt4(),
+    torchao.HQQ(),
+)
+for _precision in _PRECISIONS:
+    PRECISIONS.add(_precision.name, _precision)
+
+BACKEND_OF: Registry[str] = Registry("precision")  # name of each precision: its backend
 for _name in PRECISIONS:
     BACKEND_OF.add(_name, "torch")
-for _name in gguf.NAMES:
+for _name in gguf.GGUF_PRECISIONS:
     BACKEND_OF.add(_name, "llamacpp")
 
 __all__ = [

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from harness.bench import deploy, logits, monitor, sampling
 from harness.bench.base import BENCHES, BenchRow, report
 from harness.bench.l1 import run
-from hq.suppress.lora.gguf import write as write_adapter
+from hq.suppress.lora.gguf import write_gguf_adapter as write_adapter
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint, packing_scheme
-from hq.precisions.packed_checkpoints.compressed import METHOD, flat
+from hq.precisions.packed import round_to_nearest
+from hq.precisions.packed_checkpoints.checkpoint import (
+    COMPRESSED,
+    PackedCheckpoint,
+    compressed_settings,
+    packing_scheme,
+)
 from hq.precisions.packed_checkpoints.layer import CompressedLayer, PackedLayer, PackingScheme
 from hq.precisions.packed_checkpoints.layout import unpack
-from hq.precisions.packed_checkpoints.quantize import Making, group_size, make
-from hq.precisions.packed_checkpoints.rounding import rounded
+from hq.precisions.packed_checkpoints.quantize import group_size, quantize_checkpoint
+from hq.precisions.packed_checkpoints.quantizers import QuantizationJob
 from tests import packed_files
 from tests.packed_files import ASYMMETRIC, PACKINGS, Packing
 
@@ -27,9 +32,9 @@ def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Te
     """A packed projection, and what it stands for."""
     parts, dense = packed_files.tensors(weight, packing)
     config = packing.config
-    if packing.method == METHOD:
+    if packing.method == COMPRESSED:
         return CompressedLayer(
-            "l", PackingScheme.model_validate(flat(Path("c"), config)), parts
+            "l", PackingScheme.model_validate(compressed_settings(Path("c"), config)), parts
         ), dense
     return PackedLayer("l", PackingScheme.model_validate(config), parts), dense
 
@@ -222,20 +227,23 @@ def test_group_sizes():
 @pytest.mark.parametrize("sym", [True, False])
 def test_rounding_is_nearest(sym):
     weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
-    errors = [float((rounded(weight, bits, 64, sym) - weight).abs().max()) for bits in (2, 3, 4, 8)]
+    errors = [
+        float((round_to_nearest(weight, bits, 64, sym) - weight).abs().max())
+        for bits in (2, 3, 4, 8)
+    ]
     assert errors == sorted(errors, reverse=True)
     groups = weight.view(8, 2, 64)
     spread = (2 * groups.abs().amax(-1) if sym else groups.amax(-1) - groups.amin(-1)).max() / 255
     assert errors[-1] <= float(spread) * (1 if sym else 0.75)
     with pytest.raises(HQError, match="do not divide"):
-        rounded(weight, 4, 60, sym)
+        round_to_nearest(weight, 4, 60, sym)
 
 
 def test_making_without_the_library_names_the_extra(monkeypatch, checkpoint, tmp_path):
     monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
-    making = Making(
+    job = QuantizationJob(
         source=checkpoint("llama"), method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
     )
     with pytest.raises(HQError, match=r"pip install 'hq\[gptq\]'"):
-        make(making, tmp_path / "made")
+        quantize_checkpoint(job, tmp_path / "made")
     assert not (tmp_path / "made").exists()

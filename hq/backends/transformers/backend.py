@@ -42,8 +42,8 @@ from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import PRECISIONS
 
-TOKEN_BUDGET = 2048  # tokens a batch: past it a CPU gains nothing, and memory stays flat
-VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which two are alive
+_TOKEN_BUDGET = 2048  # tokens a batch: past it a CPU gains nothing, and memory stays flat
+_VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which two are alive
 
 
 class TorchBackend:
@@ -62,7 +62,7 @@ class TorchBackend:
         path: str | Path,
         precision: str = "fp16",
         device: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int = _TOKEN_BUDGET,
         model_identity: ModelIdentity | None = None,
     ) -> None:
         path = Path(path)
@@ -119,7 +119,7 @@ class TorchBackend:
         layers = self.decoder.get_submodule(self._family.layers)
         downs = set(self.downs)
         projections = {n: m for n, m in layers.named_modules() if _projects(m) or m in downs}
-        wrong = [name for name, m in projections.items() if not self._precision.holds(m)]
+        wrong = [name for name, m in projections.items() if not self._precision.is_precision_of(m)]
         if wrong:
             raise HQError(
                 f"{len(wrong)} of {len(projections)} projections are not {self.precision}, "
@@ -154,14 +154,14 @@ class TorchBackend:
         of_rest: Iterator[int] = (
             2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
         )
-        return sum(of_rest) + sum(self._precision.stored(m).ships for m in projections)
+        return sum(of_rest) + sum(self._precision.stored(m).shipped_nbytes for m in projections)
 
     def ffns(self) -> FFNs:
         """The weights of each layer's FFN, dequantized."""
 
         def bits(module: nn.Module) -> float:
             stored = self._precision.stored(module)
-            return 8 * stored.ships / stored.weights
+            return 8 * stored.shipped_nbytes / stored.weights
 
         def explained(module: nn.Module) -> float:
             return self._precision.stored(module).explained
@@ -185,7 +185,7 @@ class TorchBackend:
         """
         self._require_fitting(exchanges)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
-        layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
+        layout = plan(exchanges, self.token_budget, max_rows=_VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
         # Nothing stays switched on at a yield: between batches the model is the caller's.
         with torch.inference_mode(), eager(self.model, self.downs), hooks:

@@ -53,7 +53,7 @@ def dense_weight(projection: nn.Module, where: str) -> Float[Tensor, "d_out d_in
             return weight.detach().T if kind is Conv1D else weight.detach()
     elif kind.__module__.startswith("bitsandbytes."):
         for precision in map(PRECISIONS.__getitem__, _BITSANDBYTES):
-            if precision.holds(projection):
+            if precision.is_precision_of(projection):
                 return precision.dense(_as_loaded(projection))
     raise HQError(
         f"The down projection of {where} is a {kind.__module__}.{kind.__name__} whose weights hq "

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify
+from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify_baked
 from hq.suppress.bake.gguf import KEY, GGUFModel
 from tests.hq import gguf_files as tiny
 from tests.hq.bake.models import FILE_TYPES
@@ -79,8 +79,8 @@ def test_undone_it_is_the_original(kind, typed, tmp_path):
 def test_llama_cpp_computes_what_its_callback_does(kind, alpha, typed, tmp_path):
     source, factors = typed(kind), dict.fromkeys(NEURONS, alpha)
     bake(source, tmp_path / "baked.gguf", factors)
-    found = verify(tmp_path / "baked.gguf", source, factors)
-    assert found.holds, found.problems
+    found = verify_baked(tmp_path / "baked.gguf", source, factors)
+    assert found.is_verified, found.problems
     assert found.effect > 0.05
     if found.exact:
         assert found.logits == 0
@@ -181,7 +181,7 @@ def test_a_type_whose_scales_are_not_known_is_named(typed, tmp_path):
         ({(3, 0): 0.5}, r"Neuron \(3, 0\) is not in this model"),
         ({(0, 0): -0.5}, "must be 0 or more"),
         ({(0, 0): float("nan")}, "must be 0 or more"),
-        ({(0, 0): 1e9}, r"α = 1e\+09 takes blk\.0\.ffn_up\.weight .*beyond what F16 holds"),
+        ({(0, 0): 1e9}, r"α = 1e\+09 makes blk\.0\.ffn_up\.weight .*overflow F16"),
     ],
 )
 def test_bad_factors_are_refused_before_anything_is_written(factors, words, whole, tmp_path):
@@ -207,10 +207,10 @@ def test_what_is_baked_is_not_baked_again(whole, tmp_path):
 
 def test_a_target_that_is_there_stays(whole, tmp_path):
     (tmp_path / "b.gguf").write_text("mine", encoding="utf-8")
-    with pytest.raises(HQError, match="is there already"):
+    with pytest.raises(HQError, match="exists already"):
         bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
     bake(whole, tmp_path / "c.gguf", {(0, 0): 0.5})
-    with pytest.raises(HQError, match="is there already"):
+    with pytest.raises(HQError, match="exists already"):
         undo(tmp_path / "c.gguf", tmp_path / "b.gguf")
     assert (tmp_path / "b.gguf").read_text(encoding="utf-8") == "mine"
 
@@ -225,7 +225,7 @@ def test_scales_that_are_not_finite_are_refused(tmp_path):
 
 def test_what_was_not_baked_cannot_be_undone(whole, tmp_path):
     for ask in (read_record, lambda path: undo(path, tmp_path / "b.gguf")):
-        with pytest.raises(HQError, match="carries no record of baking"):
+        with pytest.raises(HQError, match="has no baking record"):
             ask(whole)
 
 
@@ -261,7 +261,7 @@ def test_a_record_that_another_tool_moved_is_not_undone(whole, tmp_path):
         (b'"tensor":"blk.0', b'"tensor":"blk.9', "no tensor 'blk.9"),
         (b'"start":0', b'"start":9', "was changed after"),
         (b'"step":2', b'"step":9', "was changed after|not fit"),
-        (b'"count":64', b'"count":63', "are not whole"),
+        (b'"count":64', b'"count":63', "need 128 bytes, not 126|need 126 bytes, not 128"),
         (b'"original":"', b'"original":"!', "kept.0"),
         (b'"padding":"00', b'"padding":"xx', "padding"),
         (b'{"schema', b'["schema', "Invalid JSON"),
@@ -300,27 +300,27 @@ def test_a_flipped_bit_anywhere_is_not_verified(whole, tmp_path):
         wrong = bytearray(raw)
         wrong[place] ^= 1
         baked.write_bytes(wrong)
-        assert words in verify(baked, whole, factors).problems[0]
+        assert words in verify_baked(baked, whole, factors).problems[0]
     for scale in (np.inf, np.nan):
         wrong = bytearray(raw)
         row = up.offset + 3 * 2 * up.shape[0]
         wrong[row : row + 2] = np.float16(scale).tobytes()
         baked.write_bytes(wrong)
-        assert "off by up to" in verify(baked, whole, factors).problems[0]
+        assert "off by up to" in verify_baked(baked, whole, factors).problems[0]
 
 
 def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
     baked, factors = tmp_path / "b.gguf", {(0, 3): 0.5, (1, 4): 0.5}
     bake(whole, baked, factors)
     for other in ({(0, 3): 0.5}, {(0, 3): 0.25, (1, 4): 0.5}):
-        (problem,) = verify(baked, whole, other).problems
+        (problem,) = verify_baked(baked, whole, other).problems
         assert "was to be scaled" in problem
-    (problem,) = verify(baked, tiny.write(tmp_path / "q.gguf", "Q8_0"), factors).problems
+    (problem,) = verify_baked(baked, tiny.write(tmp_path / "q.gguf", "Q8_0"), factors).problems
     assert "another file" in problem
     stranger = tiny.write(tmp_path / "s.gguf", "F16", seed=1)
-    problems = verify(baked, stranger, factors).problems
+    problems = verify_baked(baked, stranger, factors).problems
     assert any("of its tensors differ" in problem for problem in problems)
-    assert any("does not hold what" in problem for problem in problems)
+    assert any("does not have the original bytes" in problem for problem in problems)
 
 
 def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
@@ -334,7 +334,7 @@ def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
         "logits",
         lambda self, *args: [found + (self.record is not None) for found in right(self, *args)],
     )
-    (problem,) = verify(tmp_path / "b.gguf", whole, {(0, 3): 0.0}).problems
+    (problem,) = verify_baked(tmp_path / "b.gguf", whole, {(0, 3): 0.0}).problems
     assert problem == "its logits are off by up to 1 although nothing was rounded"
 
 
@@ -351,7 +351,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import hq.suppress.bake.gguf as module
-from hq.bake import bake
+from hq.suppress.bake import bake
 
 def half(source, start, out):
     out.write(source.read(1000))
