@@ -36,7 +36,7 @@ from hq.storage.atomic import atomic_folder
 from hq.storage.copying import copy_to_disk
 from hq.storage.verified_folder import sha256_of
 from hq.suppress.bake.record import BakeRecord, changed_since_baked
-from hq.suppress.bake.storage_schemes import DenseScheme, matrix_line, vector_number, storage_scheme
+from hq.suppress.bake.storage_schemes import DenseScheme, matrix_line, storage_scheme, vector_number
 from hq.suppress.bake.strided_scales import Patch, StridedScales, apply_patches
 from hq.suppress.bake.target import NeuronWeights
 
