@@ -168,8 +168,8 @@ def require_known(exchanges: Sequence[PromptResponse], vocabulary: int, name: st
     for exchange in exchanges:
         if not 0 <= min(exchange.ids) <= max(exchange.ids) < vocabulary:
             raise HQError(
-                f"An exchange has a token id outside the {vocabulary} tokens of {name}: trace it with "
-                "the model that wrote the samples."
+                f"An exchange has a token id outside the {vocabulary} tokens of {name}: trace it "
+                "with the model that wrote the samples."
             )
 
 

@@ -1,4 +1,4 @@
-"""The algebra of a LoRA that scales neurons: what a layer gains, and at which scale."""
+"""The algebra of a LoRA that scales neurons, and its scale."""
 
 import numpy as np
 import pytest
@@ -36,8 +36,8 @@ def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
 @given(factors)
 def test_layers_and_neurons_come_in_order_and_only_where_something_changes(found):
     made = lora_deltas(dict(reversed(found.items())), LAYERS, D_FF)
-    places = [(delta.layer, i) for delta in made for i in delta.neurons]
-    assert places == sorted(place for place, alpha in found.items() if alpha != 1)
+    indices = [(delta.layer, i) for delta in made for i in delta.neurons]
+    assert indices == sorted(neuron for neuron, alpha in found.items() if alpha != 1)
     assert all(delta.rank == len(delta.neurons) == len(delta.coefficients) > 0 for delta in made)
 
 
@@ -60,6 +60,6 @@ def test_an_offset_is_where_a_fused_projection_has_its_second_half():
         ({(0, 0): float("inf")}, "must be 0 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(found, words):
+def test_bad_factors_are_rejected(found, words):
     with pytest.raises(HQError, match=words):
         lora_deltas(found, LAYERS, D_FF)

@@ -1,7 +1,9 @@
-"""Packed checkpoints are read exactly, and refused in a sentence where they are damaged."""
+"""Packed checkpoints are read exactly, and rejected with one sentence if they are damaged."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.precisions.packed import round_to_nearest
+from hq.precisions.packed import UNCHECKED, mark_unchecked, packed_weight, round_to_nearest
 from hq.precisions.packed_checkpoints.checkpoint import (
     COMPRESSED,
     PackedCheckpoint,
@@ -215,6 +217,24 @@ def test_packed_weights_count_as_they_ship(precision, bits, packed):
             assert bits - 0.02 <= row.bits_per_weight <= bits + 1.02
         rest = sum(2 * tensor.numel() for tensor in checkpoint.others().values())
         assert 0 <= backend.weight_bytes() - rest - sum(one.nbytes for one in layers) < 1024
+
+
+def test_how_weights_are_packed_is_known_of_loaded_modules_alone(packed):
+    """A record beside the model, which ends with it: modules have no attributes of hq."""
+    with TorchBackend(packed("gptq-4"), "gptq-4", device="cpu") as backend:
+        known = {m for m in backend.model.modules() if packed_weight(m) is not None}
+        names = {name for name, m in backend.model.named_modules() if m in known}
+        assert names == set(PackedCheckpoint(packed("gptq-4")).names)
+        attributes = set(vars(torch.nn.Linear(1, 1)))
+        assert {name for m in known for name in vars(m)} <= attributes
+        with TorchBackend(packed("gptq-4"), "gptq-4", device="cpu") as other:
+            mark_unchecked(other.model)
+            assert {row.storage for row in other.audit()} == {f"gptq 4 bit g64 sym, {UNCHECKED}"}
+            assert {row.storage for row in backend.audit()} == {"gptq 4 bit g64 sym"}
+        weights = [weakref.ref(m) for m in known]
+        del known
+    gc.collect()
+    assert all(weight() is None for weight in weights)
 
 
 def test_group_sizes():

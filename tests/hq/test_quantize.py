@@ -1,4 +1,4 @@
-"""What gptqmodel and auto-round, which are an extra, make: near its source, read and run by hq."""
+"""Checkpoints that gptqmodel and auto-round (an extra) quantize: close to the source, run by hq."""
 
 import pytest
 from safetensors.torch import load_file
@@ -27,7 +27,7 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [GPTQ, ACT_ORDER, AWQ], ids=str)
-def test_what_a_library_makes_is_near_the_source(settings, source, tmp_path, monkeypatch):
+def test_a_quantized_checkpoint_is_close_to_its_source(settings, source, tmp_path, monkeypatch):
     """GPTQ errs more than rounding on weights alone, as it spends the error where inputs are small."""
     method = settings["method"]
     pytest.importorskip(QUANTIZERS[method].module)
@@ -62,7 +62,7 @@ def test_what_a_library_makes_is_near_the_source(settings, source, tmp_path, mon
 
 
 @pytest.mark.parametrize("settings", [GPTQ, AWQ], ids=str)
-def test_what_a_library_cannot_make_is_said(settings, tmp_path):
+def test_a_library_that_fails_is_named(settings, tmp_path):
     quantizer = QUANTIZERS[settings["method"]]
     pytest.importorskip(quantizer.module)
     job = QuantizationJob(
@@ -75,7 +75,7 @@ def test_what_a_library_cannot_make_is_said(settings, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [GPTQ, AWQ], ids=str)
-def test_a_library_that_is_missing_is_said(settings, tmp_path, monkeypatch):
+def test_a_missing_library_is_named(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
     job = QuantizationJob(source=tmp_path, bits=4, group_size=64, texts=((1, 2),), **settings)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Baking into checkpoints' folders, beside what the libraries that wrote them read."""
+"""Baking into checkpoint folders, compared with the libraries that wrote them."""
 
 import json
 import os
@@ -53,32 +53,30 @@ def changed_tensors(one: Path, other: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
-def test_of_every_family_the_neuron_is_scaled_and_all_else_stays(
-    family, alpha, checkpoint, tmp_path
-):
+def test_only_the_neuron_changes_in_every_family(family, alpha, checkpoint, tmp_path):
     source, baked = checkpoint(family), tmp_path / "baked"
     factors = dict.fromkeys(NEURONS, alpha)
     record = bake(source, baked, factors)
     assert record.exact == (alpha == 2)  # half of a number below 2^-14 may be none of FP16
     for name in changed_tensors(source, baked):
         assert re.search(r"(up_proj|gate_up_proj|fc1|mlp\.c_proj)\.(weight|bias)$", name), name
-    found = verify_baked(baked, source, factors)
-    assert found.is_verified, found.problems
-    if found.exact:
-        assert found.logits == 0
-    assert found.effect > 1e-3
-    assert found.logits < 1e-2 * found.effect
+    verification = verify_baked(baked, source, factors)
+    assert verification.is_verified, verification.problems
+    if verification.exact:
+        assert verification.logits == 0
+    assert verification.effect > 1e-3
+    assert verification.logits < 1e-2 * verification.effect
     with TorchBackend(source) as original, TorchBackend(baked) as edited:
         with original.scale(factors):
             expected = dict(original.logits(tiny.exchanges()))
         for row, logits in edited.logits(tiny.exchanges()):
             error = np.abs(logits - expected[row]).max()
-            assert error == 0 if found.exact else error < 2e-3
+            assert error == 0 if verification.exact else error < 2e-3
     undo(baked, tmp_path / "again")
     same_files(tmp_path / "again", source)
 
 
-def test_of_a_fused_projection_only_the_half_that_is_up(checkpoint, tmp_path):
+def test_only_the_up_half_of_a_fused_projection_changes(checkpoint, tmp_path):
     bake(checkpoint("phi3"), tmp_path / "baked", {(1, 5): 0.0})
     name = "model.layers.1.mlp.gate_up_proj.weight"
     assert changed_tensors(checkpoint("phi3"), tmp_path / "baked") == [name]
@@ -90,7 +88,7 @@ def test_of_a_fused_projection_only_the_half_that_is_up(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "weight"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
-def test_behind_gelu_it_is_what_the_neuron_writes(family, weight, checkpoint, tmp_path):
+def test_with_gelu_and_no_gate_the_column_of_down_is_scaled(family, weight, checkpoint, tmp_path):
     source = Path(shutil.copytree(checkpoint(family), tmp_path / "source"))
     if family == "opt":
         config = source / "config.json"
@@ -103,7 +101,7 @@ def test_behind_gelu_it_is_what_the_neuron_writes(family, weight, checkpoint, tm
     assert verify_baked(tmp_path / "baked", source, {(1, 5): 2.0}).logits == 0
 
 
-def test_a_gpt2_with_relu_is_scaled_by_what_the_neuron_reads(checkpoint, tmp_path):
+def test_with_relu_and_no_gate_the_row_of_up_is_scaled(checkpoint, tmp_path):
     source = Path(shutil.copytree(checkpoint("gpt2"), tmp_path / "source"))
     config = source / "config.json"
     config.write_text(
@@ -124,10 +122,10 @@ def test_an_alpha_that_is_exact_and_no_power_of_two_is_verified(checkpoint, tmp_
     assert alpha not in (0, 0.25, 0.5)
     factors = dict.fromkeys(NEURONS, alpha)
     assert bake(source, tmp_path / "baked", factors).exact
-    found = verify_baked(tmp_path / "baked", source, factors)
-    assert found.is_verified, found.problems
-    assert found.exact
-    assert 0 < found.logits < 1e-4
+    verification = verify_baked(tmp_path / "baked", source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.exact
+    assert 0 < verification.logits < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,12 +137,12 @@ def test_other_floats(dtype, checkpoint, tmp_path):
     for alpha in (0.5, 0.3):
         factors, baked = dict.fromkeys(NEURONS, alpha), tmp_path / f"{alpha}"
         bake(source, baked, factors)
-        found = verify_baked(baked, source, factors)
-        assert found.is_verified, found.problems
-        assert found.exact == (alpha == 0.5)
+        verification = verify_baked(baked, source, factors)
+        assert verification.is_verified, verification.problems
+        assert verification.exact == (alpha == 0.5)
 
 
-def test_shards_that_are_not_touched_stay_and_each_digest_is_kept(tmp_path):
+def test_only_changed_shards_have_a_digest(tmp_path):
     source = tmp_path / "source"
     tiny.model("llama").half().save_pretrained(source, max_shard_size="60KB")
     shards = sorted(file.name for file in source.glob("*.safetensors"))
@@ -165,7 +163,9 @@ def test_shards_that_are_not_touched_stay_and_each_digest_is_kept(tmp_path):
     precision=st.sampled_from(["gptq-4", "gptq-3", "awq-4"]),
 )
 @settings(max_examples=15)
-def test_any_alphas_of_any_neurons_come_and_go(alphas, precision, packed, tmp_path_factory):
+def test_any_alphas_of_any_neurons_are_baked_and_undone(
+    alphas, precision, packed, tmp_path_factory
+):
     folder = tmp_path_factory.mktemp("any")
     source = packed(precision)
     record = bake(source, folder / "baked", alphas)
@@ -207,14 +207,14 @@ def test_packed_rows_are_scaled_and_all_others_stay(packing, tmp_path):
 def test_packed_checkpoints_compute_what_hooks_do(precision, alpha, packed, tmp_path):
     source, baked, factors = packed(precision), tmp_path / "baked", dict.fromkeys(NEURONS, alpha)
     bake(source, baked, factors)
-    found = verify_baked(baked, source, factors)
-    assert found.is_verified, found.problems
-    assert found.exact == (alpha != 0.3)
-    assert found.effect > 0.1
-    assert found.logits == 0 if found.exact else 0 < found.logits < 1e-3
+    verification = verify_baked(baked, source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.exact == (alpha != 0.3)
+    assert verification.effect > 0.1
+    assert verification.logits == 0 if verification.exact else 0 < verification.logits < 1e-3
 
 
-def test_formats_whose_scales_stand_in_another_order_are_refused(packed, tmp_path):
+def test_formats_with_permuted_scales_are_rejected(packed, tmp_path):
     source = Path(shutil.copytree(packed("gptq-4"), tmp_path / "source"))
     config = source / "config.json"
     stated = json.loads(config.read_text(encoding="utf-8"))
@@ -254,10 +254,10 @@ def test_bitsandbytes_computes_what_hooks_do(kind, alpha, saved, tmp_path):
     pytest.importorskip("bitsandbytes")
     source, factors = saved("llama", kind), dict.fromkeys(NEURONS, alpha)
     bake(source, tmp_path / "baked", factors)
-    found = verify_baked(tmp_path / "baked", source, factors)
-    assert found.is_verified, found.problems
-    assert found.effect > 0.1
-    assert found.logits == 0 if found.exact else found.logits < 1e-4
+    verification = verify_baked(tmp_path / "baked", source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.effect > 0.1
+    assert verification.logits == 0 if verification.exact else verification.logits < 1e-4
 
 
 def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
@@ -265,8 +265,8 @@ def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
     for kind in ("int8", "nf4", "fp4"):
         model = from_pretrained(saved("llama", kind), CPU, dtype=torch.float32)
         dense = PRECISIONS[kind].dense(model.get_submodule("model.layers.1.mlp.up_proj"))
-        ours = CheckpointModel(saved("llama", kind)).neuron_weights(1, 9).values
-        np.testing.assert_allclose(ours, dense[9].numpy(), rtol=1e-6)
+        values = CheckpointModel(saved("llama", kind)).neuron_weights(1, 9).values
+        np.testing.assert_allclose(values, dense[9].numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
         ("gpt2", "int8", "not known to be linear in its row of W_up.*into the dense checkpoint"),
     ],
 )
-def test_what_has_no_scale_for_one_neuron_is_refused_with_the_reason(
+def test_formats_without_a_scale_for_one_neuron_are_rejected_with_the_reason(
     family, kind, words, saved, tmp_path
 ):
     pytest.importorskip("bitsandbytes")
@@ -286,18 +286,18 @@ def test_what_has_no_scale_for_one_neuron_is_refused_with_the_reason(
 
 
 def edit_state(source: Path, into: Path, **changes: object) -> Path:
-    """A saved nf4 checkpoint that says something else of its first up projection."""
+    """A saved nf4 checkpoint with another quantization state of its first up projection."""
     shutil.copytree(source, into)
     tensors = load_file(into / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"
-    said = json.loads(bytes(tensors[name].numpy())) | changes
-    text = json.dumps({key: value for key, value in said.items() if value is not None})
+    state = json.loads(bytes(tensors[name].numpy())) | changes
+    text = json.dumps({key: value for key, value in state.items() if value is not None})
     tensors[name] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
     return into
 
 
-def test_blocks_that_reach_into_another_row_are_refused(saved, tmp_path):
+def test_blocks_that_extend_into_another_row_are_rejected(saved, tmp_path):
     pytest.importorskip("bitsandbytes")
     source = edit_state(saved("llama", "nf4"), tmp_path / "a", blocksize=128)
     with pytest.raises(HQError, match="blocks of 128 weights and rows of 64"):
@@ -310,7 +310,7 @@ def test_blocks_that_reach_into_another_row_are_refused(saved, tmp_path):
         bake(source, tmp_path / "b", {(0, 0): 0.5})
 
 
-# What is refused
+# Bad input
 
 
 def without(source: Path, into: Path, part: str) -> Path:
@@ -350,7 +350,7 @@ def test_overflow_is_refused_with_the_largest_alpha(checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): most})
 
 
-def test_what_is_baked_is_not_baked_again_and_what_is_not_is_not_undone(checkpoint, tmp_path):
+def test_a_baked_model_is_not_baked_again_and_others_are_not_undone(checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): 0.5})
     with pytest.raises(HQError, match="baked already"):
         bake(tmp_path / "baked", tmp_path / "more", {(0, 1): 0.5})
@@ -362,7 +362,7 @@ def test_what_is_baked_is_not_baked_again_and_what_is_not_is_not_undone(checkpoi
         undo(checkpoint("llama"), tmp_path / "more")
 
 
-def test_a_folder_that_was_changed_is_neither_undone_nor_verified(checkpoint, tmp_path):
+def test_a_changed_folder_is_neither_undone_nor_verified(checkpoint, tmp_path):
     baked, factors = tmp_path / "baked", {(0, 3): 0.5}
     bake(checkpoint("llama"), baked, factors)
     file = baked / "model.safetensors"
@@ -379,7 +379,7 @@ def test_a_folder_that_was_changed_is_neither_undone_nor_verified(checkpoint, tm
     assert [path.name for path in tmp_path.iterdir()] == ["baked"]
 
 
-def test_a_record_that_names_files_outside_is_refused(checkpoint, tmp_path):
+def test_a_record_that_names_files_outside_is_rejected(checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 3): 0.5})
     record = tmp_path / "baked" / RECORD_FILE
     record.write_text(
@@ -406,7 +406,7 @@ def test_a_record_of_another_model_is_refused(pattern, new, words, checkpoint, t
         undo(tmp_path / "baked", tmp_path / "again")
 
 
-# Killed, and out of room
+# A killed process, and a full disk
 
 KILLED = """
 import os, signal, sys

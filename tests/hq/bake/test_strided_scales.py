@@ -1,4 +1,4 @@
-"""Formats of stored numbers, beside those of NumPy and torch; and which α is exact, by trying."""
+"""Number formats, compared with NumPy and torch; and which α is exact, by exhaustive search."""
 
 import math
 
