@@ -42,7 +42,7 @@ def makes(precision: str) -> tuple[str, ...]:
     if BACKEND_OF[precision] == "llamacpp":
         return () if precision == GGUF_SOURCE else ("gguf",)
     recipe = recipe_of(precision)
-    return (QUANTIZERS[recipe.method].name,) if recipe and recipe.made else ()
+    return (QUANTIZERS[recipe.method].name,) if recipe and recipe.has_quantizer else ()
 
 
 def missing(packages: Collection[str]) -> list[str]:

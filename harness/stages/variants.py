@@ -130,7 +130,7 @@ class Variants:
         if name in self.study.checkpoints:
             return resolve(self.study.checkpoints[name])
         section, recipe = self.study.pack, RECIPES[name]
-        if not recipe.made:
+        if not recipe.has_quantizer:
             raise HQError(
                 f"{name} is read, never made: name such a checkpoint of the model under "
                 "[checkpoints] in the study."

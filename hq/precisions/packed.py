@@ -41,8 +41,8 @@ class Recipe:
     bits: int
 
     @property
-    def made(self) -> bool:
-        """Whether hq can quantize to it, and gptqmodel run it; other formats are only read."""
+    def has_quantizer(self) -> bool:
+        """Whether hq quantizes to it, and gptqmodel runs it; other formats are only read."""
         return self.method != "compressed-tensors"
 
 
@@ -66,7 +66,7 @@ def packed_precisions() -> list[Precision]:
     precisions: list[Precision] = []
     for name, recipe in RECIPES.items():
         precisions.append(Exact(name, recipe))
-        if recipe.made:
+        if recipe.has_quantizer:
             precisions.append(Native(name + NATIVE, recipe))
     return precisions
 

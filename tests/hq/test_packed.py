@@ -219,14 +219,15 @@ def test_packed_weights_count_as_they_ship(precision, bits, packed):
         assert 0 <= backend.weight_bytes() - rest - sum(one.nbytes for one in layers) < 1024
 
 
-def test_how_weights_are_packed_is_known_of_loaded_modules_alone(packed):
-    """A record beside the model, which ends with it: modules have no attributes of hq."""
+def test_packed_weights_are_recorded_beside_the_model(packed, checkpoint):
+    """Modules get no attributes, and the records go with the model."""
+    with TorchBackend(checkpoint("llama"), device="cpu") as dense:
+        attributes = set(vars(dense.downs[0]))
     with TorchBackend(packed("gptq-4"), "gptq-4", device="cpu") as backend:
         known = {m for m in backend.model.modules() if packed_weight(m) is not None}
         names = {name for name, m in backend.model.named_modules() if m in known}
         assert names == set(PackedCheckpoint(packed("gptq-4")).names)
-        attributes = set(vars(torch.nn.Linear(1, 1)))
-        assert {name for m in known for name in vars(m)} <= attributes
+        assert {name for m in known for name in vars(m)} == attributes
         with TorchBackend(packed("gptq-4"), "gptq-4", device="cpu") as other:
             mark_unchecked(other.model)
             assert {row.storage for row in other.audit()} == {f"gptq 4 bit g64 sym, {UNCHECKED}"}
