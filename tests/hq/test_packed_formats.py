@@ -183,7 +183,7 @@ def test_what_rounding_explains_is_close_to_the_error_that_there_is(packing, sou
     layer = PackedCheckpoint(folder).layer(UP)
     dense = layer.dense()
     error = float((dense - own).norm() / own.norm())
-    assert 0.85 < error / layer.rounding(dense) < 1.1
+    assert 0.85 < error / layer.rounding_error(dense) < 1.1
 
 
 @pytest.mark.parametrize("bits", [4, 8])
