@@ -90,7 +90,9 @@ def test_weights_that_hq_cannot_read_are_refused(checkpoint, neurons):
         offloaded = nn.Linear(tiny.D_FF, 64, bias=False)
     for replaced in (Strange(tiny.D_FF, 64, bias=False), offloaded):
         model.model.layers[2].mlp.down_proj = replaced
-        with pytest.raises(HQError, match=r"weights of .*\.(Linear|Strange), the down projection of layer 2"):
+        with pytest.raises(
+            HQError, match=r"weights of .*\.(Linear|Strange), the down projection of layer 2"
+        ):
             TorchMonitor(model, neurons)
 
 
