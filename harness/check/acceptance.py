@@ -37,7 +37,7 @@ def accept(run: Path, into: Path) -> None:
     """
     facts = read_provenance(run)
     experiment = EXPERIMENTS[facts["kind"]]
-    for name in (*(f"{table}.csv" for table in experiment.tables), NEURONS_FILE):
+    for name in (*(f"{table}.csv" for table in experiment.tables), *experiment.committed):
         if not (run / name).is_file():
             raise HQError(f"{run} has no {name}: give the folder of a finished run.")
     frames: Frames = {
@@ -56,7 +56,8 @@ def accept(run: Path, into: Path) -> None:
             facts = merged(facts, committed, order)
     write_frames(into, experiment.tables, frames, facts)
     if not kept:  # the neurons of rows that stay are the same but for the last digits
-        shutil.copyfile(run / NEURONS_FILE, into / NEURONS_FILE)
+        for name in experiment.committed:
+            shutil.copyfile(run / name, into / name)
     if not (into / TOLERANCES_FILE).exists():
         write_whole(into / TOLERANCES_FILE, experiment.tolerances())
 
@@ -73,9 +74,12 @@ def _kept(ours: Facts, theirs: Facts, run: Path, into: Path) -> list[str]:
         return []
     # What stays is compared with the reference alone: another precision may be made again.
     changed = difference(_declared(ours), _declared(theirs))
-    neurons = [json.loads((f / NEURONS_FILE).read_text(encoding="utf-8")) for f in (run, into)]
-    if difference({NEURONS_FILE: neurons[0]}, {NEURONS_FILE: neurons[1]}, _ROUNDING) is not None:
-        changed = changed or "the neurons are others"
+    if NEURONS_FILE in EXPERIMENTS[ours["kind"]].committed:
+        ours_n, theirs_n = (
+            json.loads((f / NEURONS_FILE).read_text(encoding="utf-8")) for f in (run, into)
+        )
+        if difference({NEURONS_FILE: ours_n}, {NEURONS_FILE: theirs_n}, _ROUNDING) is not None:
+            changed = changed or "the neurons are others"
     if changed is not None:
         raise HQError(
             f"{run} lacks rows of {', '.join(kept)}, and those in {into} cannot stay beside it "

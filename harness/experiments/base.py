@@ -34,6 +34,9 @@ class Experiment(ABC):
     section: ClassVar[type[Section] | None] = None
     """The section of a study's file that it reads."""
 
+    committed: ClassVar[tuple[str, ...]] = ()
+    """Files beside the tables that are committed with them."""
+
     def study_name(self, study: Study) -> str:
         """The name of a run of a study: of its folder and in its provenance."""
         return f"{study.name}-{self.name}"

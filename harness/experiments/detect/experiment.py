@@ -39,6 +39,7 @@ class Detection(Experiment):
         "AUROC of the FP16 probe at each precision, beside controls and re-identified neurons"
     )
     tables = TABLES
+    committed = (NEURONS_FILE,)
 
     def study_name(self, study: Study) -> str:
         """The study's own name: detection is what a study is for."""

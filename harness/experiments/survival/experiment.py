@@ -28,6 +28,7 @@ class Survival(Experiment):
     name = "survival"
     measures = "which neurons a precision changes most, and how well FP16 alone predicts them"
     tables = TABLES
+    committed = (NEURONS_FILE,)
 
     def check(self, m: Materials) -> None:
         """Raises HQError for fewer than two precisions beside the reference."""

@@ -51,6 +51,7 @@ class Sweep(Experiment):
     name = "sweep"
     measures = "over-compliance while H-Neurons are scaled by α, beside matched neurons, and costs"
     tables = TABLES
+    committed = (NEURONS_FILE,)
     section = SweepSection
 
     def check(self, m: Materials) -> None:
