@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.serve.audit import AuditLog
+from harness.serve.audit.log import AuditLog
 
 # No locale but C, and none of Python's own ways out of it (PEP 538 and PEP 540).
 _ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -29,13 +29,13 @@ MISSING = [name for name in ("llama_cpp", "fastapi") if find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if MISSING and not FORBIDDEN else []
 
 if not MISSING:
-    from harness.serve.access import LOCAL, Keys
-    from harness.serve.audit import AuditLog
-    from harness.serve.model import ServedModel
-    from harness.serve.policy import Policy
-    from harness.serve.server import Server, bound
-    from harness.serve.service import Service
-    from harness.serve.trail import trail
+    from harness.serve.audit.files import read_log
+    from harness.serve.audit.log import AuditLog
+    from harness.serve.generation.model import ServedModel
+    from harness.serve.policy.file import Policy
+    from harness.serve.web.access import LOCAL_NAMES, APIKeys
+    from harness.serve.web.server import Server, open_socket
+    from harness.serve.web.service import Service
     from hq.gguf.write import write
     from hq.monitor import bundle
     from hq.monitor.bundle import Bundle
@@ -131,6 +131,7 @@ class Running:
     url: str
     service: Service
     log: Path
+    audit: AuditLog
     server: Server
 
     def client(self, **headers: str) -> httpx.Client:
@@ -139,7 +140,7 @@ class Running:
 
     def lines(self, kind: str = "response") -> list[dict]:
         """What the audit log says of a kind."""
-        return [line.content for line in trail(self.log) if line.content["kind"] == kind]
+        return [line.content for line in read_log(self.log) if line.content["kind"] == kind]
 
     def line(self, id: str) -> dict:
         """The line of one response, of which there is exactly one."""
@@ -162,12 +163,12 @@ def running(
     """A server on a port of its own, ended with the context."""
     rules = Policy.model_validate({"domains": RULES} | (policy or {}))
     with ExitStack() as stack:
-        opened = stack.enter_context(bound("127.0.0.1", 0))
+        opened = stack.enter_context(open_socket("127.0.0.1", 0))
         audit = stack.enter_context(AuditLog(log))
         model = stack.enter_context(
             ServedModel(gguf, Bundle.load(folder), rules.limits.context, rules.form)
         )
-        service = Service.of(model, rules, audit, Keys(keys), LOCAL)
+        service = Service.create(model, rules, audit, APIKeys(keys), LOCAL_NAMES)
         server = Server(service)
         thread = threading.Thread(target=server.run, args=([opened],))
         thread.start()
@@ -175,7 +176,9 @@ def running(
             while not server.started:
                 assert thread.is_alive()
                 time.sleep(0.01)
-            yield Running(f"http://127.0.0.1:{opened.getsockname()[1]}", service, log, server)
+            yield Running(
+                f"http://127.0.0.1:{opened.getsockname()[1]}", service, log, audit, server
+            )
         finally:
             server.should_exit = True
             thread.join(60)

@@ -20,9 +20,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from harness.serve.audit import AuditLog
-from harness.serve.chain import ChainError
-from harness.serve.trail import trail
+from harness.serve.audit.files import read_log
+from harness.serve.audit.hash_chain import ChainError
+from harness.serve.audit.log import AuditLog
 from tests.harness.serve.process import server
 
 CLIENTS = 32
@@ -102,7 +102,7 @@ def held(log: Path) -> tuple[list[dict], str]:
     """The responses in a log as far as it holds, and why not further."""
     responses = []
     try:
-        for line in trail(log):
+        for line in read_log(log):
             if line.content["kind"] == "response":
                 responses.append(line.content)
     except ChainError as error:

@@ -6,7 +6,7 @@ import json
 import pytest
 from scipy.special import log_softmax
 
-from harness.serve.model import ServedModel
+from harness.serve.generation.model import ServedModel
 from hq.backends.llamacpp.backend import LlamaBackend
 from tests.harness.serve.conftest import ask
 
@@ -292,22 +292,23 @@ def test_a_character_that_is_cut_off_is_not_shown(start, monkeypatch):
     tokenizer = found.service.model.tokenizer
     ids = [i for i in range(320) if tokenizer.piece(i) in (b"\xc3", b"\xa9")]
     first, last = sorted(ids, key=tokenizer.piece, reverse=True)
-    real, script = ServedModel.write, []
+    real_generate = ServedModel.generate
+    tried = []
 
-    def write(self, order, draft):
+    def generate(self, request, draft):
         def choose(sampler, logits):
-            sampler.drawn.append((first, last)[len(sampler.drawn) % 2])
-            return sampler.drawn[-1]
+            sampler.sampled.append((first, last)[len(sampler.sampled) % 2])
+            return sampler.sampled[-1]
 
-        monkeypatch.setattr("harness.serve.sampler.Sampler.__call__", choose)
-        yield from real(self, order, draft)
+        monkeypatch.setattr("harness.serve.generation.sampler.Sampler.__call__", choose)
+        yield from real_generate(self, request, draft)
 
-    monkeypatch.setattr(ServedModel, "write", write)
+    monkeypatch.setattr(ServedModel, "generate", generate)
     with found.client() as http:
         for tokens, text in ((1, ""), (2, "é"), (3, "é"), (4, "éé")):
             made = http.post(CHAT, json=ask(max_tokens=tokens)).json()["choices"][0]
             assert (made["message"]["content"], made["finish_reason"]) == (text, "length")
             streamed = http.post(CHAT, json=ask(max_tokens=tokens, stream=True))
             assert "\ufffd" not in streamed.text
-            script.append(text)
-    assert len(script) == 4
+            tried.append(text)
+    assert len(tried) == 4

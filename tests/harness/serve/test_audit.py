@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.serve import audit
-from harness.serve.audit import AuditLog
-from harness.serve.chain import GENESIS, ChainError, Link, content_of, line_of, linked
-from harness.serve.logfiles import all_files
-from harness.serve.trail import trail
+from harness.serve.audit import log as audit_log
+from harness.serve.audit.files import log_files, read_log
+from harness.serve.audit.hash_chain import (
+    GENESIS,
+    ChainError,
+    Link,
+    decode_line,
+    encode_line,
+    verify_line,
+)
+from harness.serve.audit.log import AuditLog
 from hq.errors import HQError
 
 CONTENTS = st.lists(
@@ -30,7 +36,7 @@ CONTENTS = st.lists(
 def chain(contents):
     link, lines = Link(), []
     for content in contents:
-        line, link = line_of(link, content)
+        line, link = encode_line(link, content)
         lines.append(line)
     return lines
 
@@ -40,7 +46,7 @@ def held(lines):
     link = Link()
     for count, line in enumerate(lines):
         try:
-            _, link = linked(line, link)
+            _, link = verify_line(line, link)
         except ChainError:
             return count
     return len(lines)
@@ -51,14 +57,14 @@ def test_a_chain_holds_and_says_what_was_put_in(contents):
     lines = chain(contents)
     assert held(lines) == len(lines)
     for line, content in zip(lines, contents, strict=True):
-        said, _ = content_of(line)
+        said, _ = decode_line(line)
         assert {k: v for k, v in said.items() if k not in ("seq", "previous")} == content
         assert json.loads(line)["sha256"]
 
 
 def test_half_a_character_is_no_fault_of_the_log():
     (line,) = chain([{"error": "\ud800"}])
-    assert content_of(line)[0]["error"] == "\ud800"
+    assert decode_line(line)[0]["error"] == "\ud800"
 
 
 @given(CONTENTS, st.data())
@@ -112,12 +118,12 @@ def sealed(body):
     ],
 )
 def test_what_is_no_line_is_said(line):
-    with pytest.raises(ChainError, match="no line"):
-        linked(line, Link())
+    with pytest.raises(ChainError, match="not a line"):
+        verify_line(line, Link())
 
 
 def contents_of(path):
-    return [line.content for line in trail(path)]
+    return [line.content for line in read_log(path)]
 
 
 def test_lines_are_appended_by_one_server_after_the_other(tmp_path):
@@ -144,12 +150,12 @@ def test_the_chain_goes_on_over_full_files(tmp_path):
         with AuditLog(path, rotate_bytes=1000) as log:
             for n in range(10):
                 log.append({"run": run, "n": n, "filling": "x" * 100})
-    files = all_files(path)
+    files = log_files(path)
     assert len(files) > 5
     assert all(file.stat().st_size <= 1000 for file in files)
     assert [c["n"] for c in contents_of(path)] == [*range(10)] * 3
     files[2].unlink()
-    with pytest.raises(ChainError, match=f"{files[3].name}, line 1: it is number"):
+    with pytest.raises(ChainError, match=f"{files[3].name}, line 1: it has number"):
         contents_of(path)
 
 
@@ -158,7 +164,7 @@ def test_a_log_whose_growing_file_is_gone_goes_on_from_the_full_ones(tmp_path):
     with AuditLog(path, rotate_bytes=400) as log:
         for n in range(10):
             log.append({"n": n, "filling": "x" * 100})
-    last = all_files(path)[-2]
+    last = log_files(path)[-2]
     path.unlink()  # as a kill between renaming and opening leaves it
     with AuditLog(path) as log:
         log.append({"n": "next"})
@@ -174,7 +180,7 @@ def test_a_torn_last_line_is_set_aside_and_the_log_says_so(tmp_path, kept):
             log.append({"n": n})
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:kept])
-    with pytest.raises(ChainError, match=r"line 3: .* was cut off"):
+    with pytest.raises(ChainError, match=r"line 3: .* is cut off"):
         contents_of(path)
     with AuditLog(path) as log:
         log.append({"n": "after"})
@@ -199,7 +205,7 @@ def test_a_damaged_last_line_is_refused(tmp_path):
         log.append({"n": 0})
     path.write_bytes(path.read_bytes().replace(b'"n":0', b'"n":1'))
     before = path.read_bytes()
-    with pytest.raises(HQError, match="its hash is not that of its content"):
+    with pytest.raises(HQError, match="its hash does not match its content"):
         AuditLog(path)
     assert path.read_bytes() == before
     with pytest.raises(HQError, match="is damaged"):  # the lock was let go
@@ -217,10 +223,10 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
                 return real(file, data[:50])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(audit.os, "write", write)
+        monkeypatch.setattr(audit_log.os, "write", write)
         with pytest.raises(HQError, match="No space left"):
             log.append({"n": 1})
-        monkeypatch.setattr(audit.os, "write", real)
+        monkeypatch.setattr(audit_log.os, "write", real)
         log.append({"n": 2})
     assert [(c["seq"], c["n"]) for c in contents_of(path)] == [(0, 0), (1, 2)]
 
@@ -228,7 +234,7 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
 def test_a_line_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(audit.os, "fsync", lambda file: (synced.append(file), real(file)))
+    monkeypatch.setattr(audit_log.os, "fsync", lambda file: (synced.append(file), real(file)))
     with AuditLog(tmp_path / "a") as log:
         synced.clear()
         log.append({"n": 0})

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from harness.serve.model import ServedModel
+from harness.serve.generation.model import ServedModel
 from hq.errors import HQError
 from tests.harness.serve.conftest import ask
 
@@ -18,14 +18,14 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture
 def slow(monkeypatch):
     """Writes 20 tokens a second at most."""
-    real = ServedModel.write
+    real_generate = ServedModel.generate
 
-    def write(self, order, draft):
-        for token in real(self, order, draft):
+    def generate(self, request, draft):
+        for token in real_generate(self, request, draft):
             time.sleep(0.05)
             yield token
 
-    monkeypatch.setattr(ServedModel, "write", write)
+    monkeypatch.setattr(ServedModel, "generate", generate)
 
 
 def post(found, **options):
@@ -36,7 +36,7 @@ def post(found, **options):
 def begun(found):
     """Waits until an answer is being written."""
     until = time.monotonic() + 30
-    while found.service.metrics.busy._value.get() != 1:
+    while not found.service.engine.busy:
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -116,13 +116,13 @@ def test_who_hangs_up_while_waiting_gives_up_the_place(start, slow, stream, n):
             httpx.post(found.url + CHAT, json=ask(stream=stream, n=n), timeout=0.3)
         # The line of each answer that nobody waits for is written while the first one goes on.
         assert [line["outcome"] for line in found.wait_for(n)] == ["disconnected"] * n
-        assert found.service.metrics.busy._value.get() == 1
+        assert found.service.engine.busy
         next_one = pool.submit(post, found)
         assert first.result().status_code == next_one.result().status_code == 200
 
 
 def test_a_stream_shows_that_it_lives_while_nothing_may_be_shown(start, slow, monkeypatch):
-    monkeypatch.setattr("harness.serve.completions._QUIET", 0.05)
+    monkeypatch.setattr("harness.serve.web.completion_routes.KEEP_ALIVE_SECONDS", 0.05)
     found = start()
     text = post(found, stream=True, hq={"domain": "doubted"}).text
     assert text.count(": still at it\n\n") >= 3
@@ -155,7 +155,7 @@ def test_what_does_not_end_in_time_is_cut_off_and_in_the_log(start, slow):
         found.server.should_exit = True
         responses = [future.result() for future in running]
     assert [response.status_code for response in responses] == [503, 200, 503]
-    assert all("The server is ending." in response.text for response in responses)
+    assert all("The server is shutting down." in response.text for response in responses)
     lines = found.wait_for(3)
     assert {line["outcome"] for line in lines} == {"shut down"}
     until = time.monotonic() + 30
@@ -166,7 +166,7 @@ def test_what_does_not_end_in_time_is_cut_off_and_in_the_log(start, slow):
 
 def test_an_ending_server_is_not_ready(start):
     found = start()
-    found.service.engine.end()
+    found.service.engine.shut_down()
     with found.client() as http:
         assert http.get("/readyz").status_code == 503
         assert http.get("/healthz").status_code == 200
@@ -177,16 +177,16 @@ def test_an_ending_server_is_not_ready(start):
 
 def test_a_fault_of_one_answer_is_not_the_next_ones(start, monkeypatch):
     found = start()
-    real = ServedModel.write
+    real_generate = ServedModel.generate
     faults = [HQError("llama.cpp could not decode."), ZeroDivisionError()]
 
-    def write(self, order, draft):
-        for number, token in enumerate(real(self, order, draft)):
+    def generate(self, request, draft):
+        for number, token in enumerate(real_generate(self, request, draft)):
             yield token
             if faults and number == 2:
                 raise faults.pop(0)
 
-    monkeypatch.setattr(ServedModel, "write", write)
+    monkeypatch.setattr(ServedModel, "generate", generate)
     for stream in (False, True):
         failed = post(found, stream=stream)
         assert failed.status_code == (200 if stream else 500)
@@ -208,7 +208,7 @@ def test_no_answer_without_a_line(start, monkeypatch):
     def append(_):
         raise HQError("The audit log cannot be written: No space left on device.")
 
-    monkeypatch.setattr(found.service.engine._audit, "append", append)
+    monkeypatch.setattr(found.audit, "append", append)
     refused = post(found)
     assert refused.status_code == 503
     assert whole.json()["choices"][0]["message"]["content"] not in refused.text

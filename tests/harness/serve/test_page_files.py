@@ -9,13 +9,13 @@ from typing import get_args
 
 import pytest
 
-from harness.serve.pages import FOLDER
-from harness.serve.policy import ActionName
+from harness.serve.policy.file import ActionName
+from harness.serve.web.app import PAGE_FOLDER
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted(FOLDER.iterdir())
+FILES = sorted(PAGE_FOLDER.iterdir())
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in FILES if path.suffix == ".js"}
-STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
+STYLE = (PAGE_FOLDER / "page.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "input", "br", "path", "rect"}
 
 
@@ -43,7 +43,7 @@ class Page(HTMLParser):
             self.scripts.append(data)
 
 
-PAGE = Page((FOLDER / "index.html").read_text(encoding="utf-8"))
+PAGE = Page((PAGE_FOLDER / "index.html").read_text(encoding="utf-8"))
 IDS = [attributes["id"] for _, attributes in PAGE.elements if "id" in attributes]
 
 

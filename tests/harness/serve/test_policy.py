@@ -2,12 +2,11 @@
 
 import pytest
 
-from harness.serve.draft import Draft, Order, Token
-from harness.serve.generation.drawing import Drawing
-from harness.serve.governor import Governor, Verdict
-from harness.serve.job import Stopped
-from harness.serve.policy import DEFAULT_MESSAGE, Policy
-from harness.serve.responses import Reading
+from harness.serve.generation.answer import Draft, FinalAnswer, GenerationRequest, Reading, Token
+from harness.serve.generation.queue import JobStopped
+from harness.serve.generation.sampler import SamplingSettings
+from harness.serve.policy.enforcer import PolicyEnforcer
+from harness.serve.policy.file import DEFAULT_BLOCK_MESSAGE, Policy
 from hq.errors import HQError
 from hq.tracing.sampling import StopCriteria
 
@@ -51,17 +50,17 @@ def test_a_policy_as_it_is_written(tmp_path):
 def test_the_policy_in_the_documentation_is_one(tmp_path):
     import inspect
 
-    from harness.serve import policy
+    from harness.serve.policy import file
 
-    text = inspect.getdoc(policy).split("\n\n", 1)[1]
+    text = inspect.getdoc(file).split("\n\n", 1)[1]
     assert load(tmp_path, text).rule("medicine").action == "block"
 
 
 def test_everything_has_a_default():
     policy = Policy.load(None)
     assert policy.rule("all").action == "annotate"
-    assert policy.rule("all").message == DEFAULT_MESSAGE
-    policy.require(["all"])
+    assert policy.rule("all").message == DEFAULT_BLOCK_MESSAGE
+    policy.require_thresholds(["all"])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_everything_has_a_default():
         ("domain = ", "not valid TOML"),
         ("colour = 1", "colour: Extra inputs"),
         ('record = "some"', "record: "),
-        ("alpha = [1.5, 2]", "alpha: give"),
+        ("alpha = [1.5, 2]", "alpha: write"),
         ("alpha = [-1, 2]", "alpha.0"),
         ("[domains.all]\naction = 'drop'", "domains.all.action"),
         ("[domains.all]\nalpha = nan", "domains.all.alpha"),
@@ -89,7 +88,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_domains_are_the_bundles(tmp_path):
     with pytest.raises(HQError, match="'medicine', for which the bundle has no threshold"):
-        load(tmp_path, WHOLE).require(["all", "facts"])
+        load(tmp_path, WHOLE).require_thresholds(["all", "facts"])
 
 
 class Written:
@@ -99,54 +98,54 @@ class Written:
         self.scores = {1.0: scores["first"], 0.5: scores.get("second", [])}
         self.asked = []
 
-    def write(self, order, draft):
+    def generate(self, request, draft):
         self.asked.append(draft.alpha)
         for n, score in enumerate(self.scores[draft.alpha]):
             reading = Reading(token=n, token_score=score, score=score, confidence=0.5, neurons=[])
             draft.tokens.append(Token(f"{draft.alpha:g} ", reading))
             yield draft.tokens[-1]
-        draft.finish = "stop"
+        draft.finish_reason = "stop"
 
 
 ENDING = StopCriteria(frozenset(), (), str)
-ORDER = Order((1,), ENDING, 9, Drawing(seed=0), 1.0, "all")
+ORDER = GenerationRequest((1,), ENDING, 9, SamplingSettings(seed=0), 1.0, "all")
 
 
 def governed(action, **scores):
-    """(tokens shown, verdict, drafts, α asked for) of an answer under a rule, threshold 2."""
+    """(tokens shown, answer, drafts, α asked for) of an answer under a rule, threshold 2."""
     rule = {"action": action, "alpha": 0.5, "message": "No."}
     policy = Policy.model_validate({"domains": {"all": rule}})
     writer, drafts = Written(**scores), []
-    governor = Governor(writer, policy, {"all": 2.0})
-    *tokens, verdict = governor.answer(ORDER, drafts, lambda: None)
-    assert isinstance(verdict, Verdict)
+    governor = PolicyEnforcer(writer, policy, {"all": 2.0})
+    *tokens, answer = governor.answer(ORDER, drafts, lambda: None)
+    assert isinstance(answer, FinalAnswer)
     assert all(isinstance(token, Token) for token in tokens)
-    return tokens, verdict, drafts, writer.asked
+    return tokens, answer, drafts, writer.asked
 
 
 @pytest.mark.parametrize("action", ["annotate", "regenerate", "block"])
 def test_below_the_threshold_an_answer_passes(action):
-    tokens, verdict, _, asked = governed(action, first=[5.0, 1.9])
+    tokens, answer, _, asked = governed(action, first=[5.0, 1.9])
     assert len(tokens) == 2
-    assert (verdict.opinion, verdict.decision, verdict.finish) == (
+    assert (answer.verdict, answer.decision, answer.finish_reason) == (
         "no hallucination",
         "pass",
         "stop",
     )
     assert asked == [1.0]
-    assert verdict.text == "1 1 "
+    assert answer.text == "1 1 "
 
 
 def test_the_threshold_itself_is_past_it():
-    tokens, verdict, _, _ = governed("annotate", first=[0.0, 2.0])
+    tokens, answer, _, _ = governed("annotate", first=[0.0, 2.0])
     assert len(tokens) == 2
-    assert (verdict.opinion, verdict.decision) == ("hallucination", "annotate")
+    assert (answer.verdict, answer.decision) == ("hallucination", "annotate")
 
 
 def test_a_blocked_answer_is_never_shown():
-    tokens, verdict, drafts, _ = governed("block", first=[0.0, 2.0])
+    tokens, answer, drafts, _ = governed("block", first=[0.0, 2.0])
     assert tokens == []
-    assert (verdict.text, verdict.finish, verdict.blocked) == ("No.", "content_filter", True)
+    assert (answer.text, answer.finish_reason, answer.blocked) == ("No.", "content_filter", True)
     assert drafts[0].text == "1 1 "  # what the audit log has
 
 
@@ -161,17 +160,17 @@ def test_a_blocked_answer_is_never_shown():
     ],
 )
 def test_the_better_of_two_answers_is_kept(second, kept, opinion):
-    tokens, verdict, _, asked = governed("regenerate", first=[0.0, 3.0], second=second)
+    tokens, answer, _, asked = governed("regenerate", first=[0.0, 3.0], second=second)
     assert asked == [1.0, 0.5]
-    assert verdict.draft.alpha == kept
-    assert (verdict.opinion, verdict.decision) == (opinion, "regenerate")
-    assert verdict.regenerated == (kept == 0.5)
-    assert tokens == verdict.draft.tokens
+    assert answer.draft.alpha == kept
+    assert (answer.verdict, answer.decision) == (opinion, "regenerate")
+    assert answer.regenerated == (kept == 0.5)
+    assert tokens == answer.draft.tokens
 
 
 def test_an_empty_answer_has_no_verdict():
-    tokens, verdict, _, asked = governed("block", first=[])
-    assert (tokens, verdict.opinion, verdict.decision, verdict.text) == ([], None, "pass", "")
+    tokens, answer, _, asked = governed("block", first=[])
+    assert (tokens, answer.verdict, answer.decision, answer.text) == ([], None, "pass", "")
     assert asked == [1.0]
 
 
@@ -183,11 +182,11 @@ def test_an_answer_ends_when_it_is_told_to(allowed):
 
     def goes_on():
         if not left[0]:
-            raise Stopped("timed out")
+            raise JobStopped("timed out")
         left[0] -= 1
 
-    governor = Governor(Written(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0})
-    with pytest.raises(Stopped):
+    governor = PolicyEnforcer(Written(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0})
+    with pytest.raises(JobStopped):
         list(governor.answer(ORDER, drafts, goes_on))
     assert sum(len(draft.tokens) for draft in drafts) <= allowed
 

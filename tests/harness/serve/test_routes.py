@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from harness.models.gguf_tokenizer import GGUFTokenizer
-from harness.serve import pages
-from harness.serve.access import Keys, is_local
-from harness.serve.refusal import Refusal
+from harness.serve.api.errors import APIError
+from harness.serve.web import app
+from harness.serve.web.access import APIKeys, is_local
 from hq.monitor.bundle import Bundle
 from tests.harness.serve.conftest import ALWAYS, NEVER, ask
 
@@ -293,16 +293,16 @@ def test_a_fault_of_the_server_is_in_openais_form_too(start, monkeypatch):
 def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
     path.write_text("one\n\n two \n", encoding="utf-8")
-    keys = Keys.load(path)
-    assert keys.client("Bearer one") != keys.client("bearer two")
+    keys = APIKeys.load(path)
+    assert keys.client_id("Bearer one") != keys.client_id("bearer two")
     monkeypatch.setenv("HQ_API_KEY", "three")
-    keys = Keys.load(None)
-    assert keys.client("Bearer three")
-    with pytest.raises(Refusal):
-        keys.client("Bearer one")
+    keys = APIKeys.load(None)
+    assert keys.client_id("Bearer three")
+    with pytest.raises(APIError):
+        keys.client_id("Bearer one")
     monkeypatch.delenv("HQ_API_KEY")
-    assert not Keys.load(None)
-    assert Keys.load(None).client(None) == ""
+    assert not APIKeys.load(None)
+    assert APIKeys.load(None).client_id(None) == ""
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_the_page_is_served_with_a_policy_of_its_own(start, tmp_path, monkeypatc
     (folder / "index.html").write_text("<!doctype html><title>hq</title>", encoding="utf-8")
     (folder / "app.js").write_text("1", encoding="utf-8")
     (tmp_path / "secret").write_text("no", encoding="utf-8")
-    monkeypatch.setattr(pages, "FOLDER", folder)
+    monkeypatch.setattr(app, "PAGE_FOLDER", folder)
     with start().client() as http:
         page = http.get("/")
         assert "<title>hq" in page.text

@@ -5,16 +5,15 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from harness.serve.generation.drawing import Drawing
-from harness.serve.sampler import Sampler
+from harness.serve.generation.sampler import Sampler, SamplingSettings
 from hq.errors import HQError
 from hq.tracing.sampling import Sampling, truncated_cdf
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], dtype=np.float32)
 
 
-def sampler(seed=0, prompt=(), likely=None, **settings):
-    return Sampler(Drawing(seed=seed, **settings), prompt, None, likely)
+def sampler(seed=0, prompt=(), top_logprobs=None, **settings):
+    return Sampler(SamplingSettings(seed=seed, **settings), prompt, None, top_logprobs)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-9, 5e-324])
@@ -104,23 +103,28 @@ def test_repetition_looks_at_the_answer():
 def test_likelihoods_are_the_models_own():
     """Neither temperature, nor penalties, nor truncation has a part in them."""
     choose = sampler(
-        likely=2, temperature=1.7, top_k=2, presence_penalty=1.0, repeat_penalty=1.3, prompt=(1,)
+        top_logprobs=2,
+        temperature=1.7,
+        top_k=2,
+        presence_penalty=1.0,
+        repeat_penalty=1.3,
+        prompt=(1,),
     )
     expected = log_softmax(LOGITS.astype(np.float64))
     for _ in range(8):
         token = choose(LOGITS)
-        told = choose.likelihoods[-1]
+        told = choose.logprobs[-1]
         assert told.logprob == pytest.approx(expected[token])
         assert [each for each, _ in told.top] == [1, 2]
         assert [value for _, value in told.top] == pytest.approx([expected[1], expected[2]])
-    assert len(choose.likelihoods) == len(choose.drawn) == 8
+    assert len(choose.logprobs) == len(choose.sampled) == 8
 
 
 @pytest.mark.parametrize(("likely", "told"), [(0, 0), (4, 4), (20, 4)])
 def test_as_many_likely_tokens_as_there_are(likely, told):
-    choose = sampler(likely=likely)
+    choose = sampler(top_logprobs=likely)
     choose(LOGITS)
-    assert len(choose.likelihoods[0].top) == told
+    assert len(choose.logprobs[0].top) == told
 
 
 def test_logits_that_are_not_finite_are_an_error():

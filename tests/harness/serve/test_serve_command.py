@@ -9,14 +9,14 @@ import sys
 import httpx
 import pytest
 
-from harness.serve.audit import AuditLog
-from harness.serve.trail import trail
+from harness.serve.audit.files import read_log
+from harness.serve.audit.log import AuditLog
 from tests.harness.serve.conftest import ask
 from tests.harness.serve.process import server
 
 
 def contents(log):
-    return [line.content for line in trail(log)]
+    return [line.content for line in read_log(log)]
 
 
 def test_it_says_what_it_serves_and_ends_when_told(gguf_file, bundle_folder, tmp_path):

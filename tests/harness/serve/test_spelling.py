@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.serve.requests import ChatRequest
-from harness.serve.spelling import Spelling
+from harness.serve.api.requests import ChatRequest
+from harness.serve.generation.detokenizer import StreamingDetokenizer
 from hq.tracing.sampling import StopCriteria
 
 PIECES = st.lists(
@@ -20,7 +20,7 @@ STOPS = st.lists(st.sampled_from(["b", "aba", "\n\n", "a\n", "é ", "😀"]), ma
 
 
 def spelled(pieces, stops=(), trim=False):
-    spelling = Spelling(lambda token: pieces[token], stops, trim)
+    spelling = StreamingDetokenizer(lambda token: pieces[token], stops, trim)
     shown = [spelling.add(token) for token in range(len(pieces))]
     return shown, spelling.end()
 
@@ -89,19 +89,21 @@ def test_an_ending_is_not_found_there_either(served):
     ids = tuple(tokenizer.plain(" the model\nQ"))
     ends = {}
     for trim in (False, True):
-        ending = served.service.model.chat_ending((" ", "\n"), trim)
+        ending = served.service.model.chat_stop_criteria((" ", "\n"), trim)
         found = (ending.split(ids[:count]) for count in range(1, len(ids) + 1))
         ends[trim] = next(text for text in found if text)[1]
     assert ends == {False: "", True: "the"}
     line_break = tuple(tokenizer.plain("\n"))
-    assert served.service.model.chat_ending(("\n",), True).split(line_break)[1] == ""
+    assert served.service.model.chat_stop_criteria(("\n",), True).split(line_break)[1] == ""
 
 
 @pytest.mark.parametrize(("begun", "trims"), [(None, True), ("", True), ("It is", False)])
 def test_only_the_space_before_a_whole_answer_is_the_forms(start, begun, trims):
-    desk = start(policy={"form": "few-shot"}).service.desk
+    service = start(policy={"form": "few-shot"}).service
     said = [{"role": "user", "content": "one"}]
     said += [] if begun is None else [{"role": "assistant", "content": begun}]
-    order = desk.chat(ChatRequest.model_validate({"messages": said, "stop": " "}))
-    assert order.trim == trims
-    assert (order.ending.split(tuple(desk._model.tokenizer.plain(" "))) is None) == trims
+    request = service.validator.validate_chat(
+        ChatRequest.model_validate({"messages": said, "stop": " "})
+    )
+    assert request.trim == trims
+    assert (request.stop.split(tuple(service.model.tokenizer.plain(" "))) is None) == trims
