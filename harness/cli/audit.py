@@ -46,7 +46,9 @@ def verify(
             }
         )
     elif result.fault:
-        err.print(f"[red]Broken.[/red] Intact lines before the fault: {result.lines}.", highlight=False)
+        err.print(
+            f"[red]Broken.[/red] Intact lines before the fault: {result.lines}.", highlight=False
+        )
         err.print(result.fault, markup=False, highlight=False, soft_wrap=True)
     else:
         out.print(

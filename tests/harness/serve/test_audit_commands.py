@@ -32,13 +32,13 @@ def hashes(path):
     return [line.link.sha256 for line in read_log(path)]
 
 
-def test_a_log_that_holds(hq, log):
+def test_an_intact_log(hq, log):
     outcome = hq("audit", "verify", log)
     assert outcome.code == 0, outcome
     assert "5 lines are intact, 4 of them responses" in outcome.out
     assert hashes(log)[-1] in outcome.out
-    found = json.loads(hq("audit", "verify", log, "--json").out)
-    assert found == {
+    result = json.loads(hq("audit", "verify", log, "--json").out)
+    assert result == {
         "whole": True,
         "fault": None,
         "lines": 5,
@@ -56,7 +56,7 @@ def test_a_log_that_holds(hq, log):
         (lambda lines: [*lines[:4], lines[4][:-9]], "line 5: it is not a line of an audit log, or"),
     ],
 )
-def test_tampering_is_exit_1_and_the_line(hq, log, damage, words):
+def test_tampering_exits_1_and_names_the_line(hq, log, damage, words):
     log.write_bytes(b"".join(damage(log.read_bytes().splitlines(keepends=True))))
     outcome = hq("audit", "verify", log)
     assert outcome.code == 1, outcome
@@ -65,7 +65,7 @@ def test_tampering_is_exit_1_and_the_line(hq, log, damage, words):
     assert hq("audit", "query", log).code == 1
 
 
-def test_an_anchor_shows_that_the_end_is_gone(hq, log):
+def test_an_anchor_detects_lines_removed_from_the_end(hq, log):
     last = hashes(log)[-1]
     assert hq("audit", "verify", log, "--anchor", last).code == 0
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
@@ -88,7 +88,7 @@ def test_an_anchor_shows_that_the_end_is_gone(hq, log):
         (("--until", "2020-01-01T12:00+02:00"), []),
     ],
 )
-def test_what_is_asked_for_is_listed(hq, log, options, ids):
+def test_matching_responses_are_listed(hq, log, options, ids):
     lines = hq("audit", "query", log, "--json", *options).out.splitlines()
     assert [json.loads(line)["id"] for line in lines] == ids
     table = hq("audit", "query", log, *options).out

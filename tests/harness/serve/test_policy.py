@@ -1,4 +1,4 @@
-"""The policy's file, and what its actions do with an answer."""
+"""The policy file, and the effect of its actions on answers."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def load(tmp_path, text):
     return Policy.load(path)
 
 
-def test_a_policy_as_it_is_written(tmp_path):
+def test_a_policy_file(tmp_path):
     policy = load(tmp_path, WHOLE)
     assert (policy.domain, policy.alpha, policy.record) == ("medicine", (0.0, 1.5), "text")
     assert policy.rule("medicine").message == "Ask a doctor."
@@ -47,7 +47,7 @@ def test_a_policy_as_it_is_written(tmp_path):
     assert policy.digest == load(tmp_path, "# the same\n" + WHOLE).digest
 
 
-def test_the_policy_in_the_documentation_is_one(tmp_path):
+def test_the_policy_in_the_docstring_is_valid(tmp_path):
     import inspect
 
     from harness.serve.policy import file
@@ -76,30 +76,30 @@ def test_everything_has_a_default():
         ("[limits]\nqueue = 0", "limits.queue"),
     ],
 )
-def test_what_no_policy_has_is_named(tmp_path, text, words):
+def test_an_invalid_policy_names_the_key(tmp_path, text, words):
     with pytest.raises(HQError, match=words):
         load(tmp_path, text)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(HQError, match=r"none\.toml cannot be read: No such file"):
         Policy.load(tmp_path / "none.toml")
 
 
-def test_domains_are_the_bundles(tmp_path):
+def test_domains_must_be_in_the_bundle(tmp_path):
     with pytest.raises(HQError, match="'medicine', for which the bundle has no threshold"):
         load(tmp_path, WHOLE).require_thresholds(["all", "facts"])
 
 
-class Written:
-    """A writer whose answers are written beforehand: scores of each token, by α."""
+class ScriptedGenerator:
+    """Generates answers with given token scores; `first` with alpha 1, `second` with alpha 0.5."""
 
     def __init__(self, **scores):
         self.scores = {1.0: scores["first"], 0.5: scores.get("second", [])}
-        self.asked = []
+        self.alphas = []
 
     def generate(self, request, draft):
-        self.asked.append(draft.alpha)
+        self.alphas.append(draft.alpha)
         for n, score in enumerate(self.scores[draft.alpha]):
             reading = Reading(token=n, token_score=score, score=score, confidence=0.5, neurons=[])
             draft.tokens.append(Token(f"{draft.alpha:g} ", reading))
@@ -107,87 +107,89 @@ class Written:
         draft.finish_reason = "stop"
 
 
-ENDING = StopCriteria(frozenset(), (), str)
-ORDER = GenerationRequest((1,), ENDING, 9, SamplingSettings(seed=0), 1.0, "all")
+STOP = StopCriteria(frozenset(), (), str)
+REQUEST = GenerationRequest((1,), STOP, 9, SamplingSettings(seed=0), 1.0, "all")
 
 
-def governed(action, **scores):
-    """(tokens shown, answer, drafts, α asked for) of an answer under a rule, threshold 2."""
+def enforce(action, **scores):
+    """Return (shown tokens, final answer, drafts, used alphas) of one answer with threshold 2."""
     rule = {"action": action, "alpha": 0.5, "message": "No."}
     policy = Policy.model_validate({"domains": {"all": rule}})
-    writer, drafts = Written(**scores), []
-    governor = PolicyEnforcer(writer, policy, {"all": 2.0})
-    *tokens, answer = governor.answer(ORDER, drafts, lambda: None)
+    generator, drafts = ScriptedGenerator(**scores), []
+    enforcer = PolicyEnforcer(generator, policy, {"all": 2.0})
+    *tokens, answer = enforcer.answer(REQUEST, drafts, lambda: None)
     assert isinstance(answer, FinalAnswer)
     assert all(isinstance(token, Token) for token in tokens)
-    return tokens, answer, drafts, writer.asked
+    return tokens, answer, drafts, generator.alphas
 
 
 @pytest.mark.parametrize("action", ["annotate", "regenerate", "block"])
 def test_below_the_threshold_an_answer_passes(action):
-    tokens, answer, _, asked = governed(action, first=[5.0, 1.9])
+    tokens, answer, _, alphas = enforce(action, first=[5.0, 1.9])
     assert len(tokens) == 2
     assert (answer.verdict, answer.decision, answer.finish_reason) == (
         "no hallucination",
         "pass",
         "stop",
     )
-    assert asked == [1.0]
+    assert alphas == [1.0]
     assert answer.text == "1 1 "
 
 
-def test_the_threshold_itself_is_past_it():
-    tokens, answer, _, _ = governed("annotate", first=[0.0, 2.0])
+def test_a_score_at_the_threshold_is_past_it():
+    tokens, answer, _, _ = enforce("annotate", first=[0.0, 2.0])
     assert len(tokens) == 2
     assert (answer.verdict, answer.decision) == ("hallucination", "annotate")
 
 
 def test_a_blocked_answer_is_never_shown():
-    tokens, answer, drafts, _ = governed("block", first=[0.0, 2.0])
+    tokens, answer, drafts, _ = enforce("block", first=[0.0, 2.0])
     assert tokens == []
     assert (answer.text, answer.finish_reason, answer.blocked) == ("No.", "content_filter", True)
-    assert drafts[0].text == "1 1 "  # what the audit log has
+    assert drafts[0].text == "1 1 "  # recorded in the audit log
 
 
 @pytest.mark.parametrize(
-    ("second", "kept", "opinion"),
+    ("second", "alpha", "verdict"),
     [
         ([1.0], 0.5, "no hallucination"),
-        ([2.5], 0.5, "hallucination"),  # better, and still past it
-        ([3.0], 1.0, "hallucination"),  # no better
+        ([2.5], 0.5, "hallucination"),  # lower, but still past the threshold
+        ([3.0], 1.0, "hallucination"),  # not lower
         ([4.0], 1.0, "hallucination"),
-        ([], 1.0, "hallucination"),  # nothing said
+        ([], 1.0, "hallucination"),  # empty
     ],
 )
-def test_the_better_of_two_answers_is_kept(second, kept, opinion):
-    tokens, answer, _, asked = governed("regenerate", first=[0.0, 3.0], second=second)
-    assert asked == [1.0, 0.5]
-    assert answer.draft.alpha == kept
-    assert (answer.verdict, answer.decision) == (opinion, "regenerate")
-    assert answer.regenerated == (kept == 0.5)
+def test_the_answer_with_the_lower_score_is_kept(second, alpha, verdict):
+    tokens, answer, _, alphas = enforce("regenerate", first=[0.0, 3.0], second=second)
+    assert alphas == [1.0, 0.5]
+    assert answer.draft.alpha == alpha
+    assert (answer.verdict, answer.decision) == (verdict, "regenerate")
+    assert answer.regenerated == (alpha == 0.5)
     assert tokens == answer.draft.tokens
 
 
 def test_an_empty_answer_has_no_verdict():
-    tokens, answer, _, asked = governed("block", first=[])
+    tokens, answer, _, alphas = enforce("block", first=[])
     assert (tokens, answer.verdict, answer.decision, answer.text) == ([], None, "pass", "")
-    assert asked == [1.0]
+    assert alphas == [1.0]
 
 
 @pytest.mark.parametrize("allowed", range(5))
-def test_an_answer_ends_when_it_is_told_to(allowed):
+def test_an_exception_of_check_running_ends_the_answer(allowed):
     rule = {"action": "regenerate", "alpha": 0.5}
     policy = Policy.model_validate({"domains": {"all": rule}})
-    drafts, left = [], [allowed]
+    drafts, remaining = [], [allowed]
 
-    def goes_on():
-        if not left[0]:
+    def check_running():
+        if not remaining[0]:
             raise JobStopped("timed out")
-        left[0] -= 1
+        remaining[0] -= 1
 
-    governor = PolicyEnforcer(Written(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0})
+    enforcer = PolicyEnforcer(
+        ScriptedGenerator(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0}
+    )
     with pytest.raises(JobStopped):
-        list(governor.answer(ORDER, drafts, goes_on))
+        list(enforcer.answer(REQUEST, drafts, check_running))
     assert sum(len(draft.tokens) for draft in drafts) <= allowed
 
 

@@ -1,4 +1,4 @@
-"""The page on the server's interface says what the request models do."""
+"""The tables in docs/server.md are those of the request models."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def test_the_page_is_up_to_date():
     assert all(table in page for table in field_tables().values())
 
 
-def test_every_field_is_in_one_table_and_says_what_it_does():
-    made = field_tables()
+def test_every_field_is_in_one_table_with_a_description():
+    sections = field_tables()
     for model in (ChatRequest, TextRequest):
         for name, field in model.model_fields.items():
             kinds = [
@@ -25,11 +25,11 @@ def test_every_field_is_in_one_table_and_says_what_it_does():
                 if isinstance(each, (IgnoredHint, Number, NeutralOnly))
             ]
             assert len(kinds) <= 1
-            assert f"`{name}`" in "".join(made[t] for t in ("supported", "neutral", "ignored"))
+            assert f"`{name}`" in "".join(sections[t] for t in ("supported", "neutral", "ignored"))
             if not kinds:
                 assert field.description, name
             elif isinstance(kinds[0], (Number, NeutralOnly)):
                 assert (
                     kinds[0].message if isinstance(kinds[0], NeutralOnly) else kinds[0].description
                 ), name
-    assert "|  |" not in made["supported"]
+    assert "|  |" not in sections["supported"]
