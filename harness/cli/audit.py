@@ -18,8 +18,8 @@ Log = Annotated[Path, typer.Argument(help="The file that `hq serve --audit` name
 _COLUMNS = ("time", "id", "domain", "outcome", "decision", "score", "alpha", "tokens", "seconds")
 
 
-@audit_app.command()
-def verify(
+@audit_app.command("verify")
+def verify_audit_log(
     log: Log,
     anchor: Annotated[
         str, typer.Option(help="A hash that was noted earlier: one of the lines must have it.")
@@ -60,8 +60,8 @@ def verify(
         raise typer.Exit(1)
 
 
-@audit_app.command()
-def query(
+@audit_app.command("query")
+def query_audit_log(
     log: Log,
     since: Annotated[
         str,

@@ -69,7 +69,7 @@ def _range(field: FieldInfo) -> str:
 
 
 def _neutral_rows(fields: dict[str, FieldInfo]) -> Iterator[str]:
-    yield "| field | accepted values | instead |"
+    yield "| field | accepted values | reason or alternative |"
     yield "| --- | --- | --- |"
     for name in _names_of_kind(fields, NeutralOnly):
         kind = _kind_of(fields[name], NeutralOnly)

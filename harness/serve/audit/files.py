@@ -20,7 +20,7 @@ class AuditLine:
     link: Link
 
 
-def read_log(path: Path) -> Iterator[AuditLine]:
+def read_audit_log(path: Path) -> Iterator[AuditLine]:
     """Yield and verify every line of a log, across its files.
 
     Raises HQError if the log does not exist, and ChainError with file and line number at the first

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.serve.audit.files import read_log
+from harness.serve.audit.files import read_audit_log
 from harness.serve.audit.hash_chain import GENESIS, ChainError
 
 
@@ -36,7 +36,7 @@ def verify_log(path: Path, anchor: str = "") -> LogVerification:
     anchor_found = anchor in ("", GENESIS)
     fault = ""
     try:
-        for line in read_log(path):
+        for line in read_audit_log(path):
             lines, last_sha256 = line.link.count, line.link.sha256
             responses += line.content.get("kind") == "response"
             anchor_found = anchor_found or last_sha256 == anchor
@@ -58,9 +58,9 @@ def find_responses(
 ) -> Iterator[dict[str, Any]]:
     """Yield the responses with these field values, from `since` on and before `until`.
 
-    Raises as `read_log` does: every line is verified.
+    Raises as `read_audit_log` does: every line is verified.
     """
-    for line in read_log(path):
+    for line in read_audit_log(path):
         content = line.content
         if content.get("kind") != "response":
             continue

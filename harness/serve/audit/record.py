@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from harness.serve.audit.log import AuditLog
 from harness.serve.generation.answer import Draft, FinalAnswer
-from harness.serve.generation.queue import Job, Outcome
+from harness.serve.generation.queue import Job, ResponseOutcome
 
 TextRecording = Literal["hash", "text", "none"]
 
@@ -34,7 +34,7 @@ class AuditRecorder:
         self._append({"kind": "stop"})
 
     def finished(
-        self, job: Job, outcome: Outcome, answer: FinalAnswer | None, error: str = ""
+        self, job: Job, outcome: ResponseOutcome, answer: FinalAnswer | None, error: str = ""
     ) -> None:
         """Record a response. Raises HQError if the log cannot be written."""
         self._append(response_record(job, outcome, answer, self._recording, error))
@@ -45,7 +45,7 @@ class AuditRecorder:
 
 def response_record(
     job: Job,
-    outcome: Outcome,
+    outcome: ResponseOutcome,
     answer: FinalAnswer | None,
     recording: TextRecording,
     error: str = "",

@@ -1,4 +1,4 @@
-"""What the engine is asked to generate, and an answer: token by token, as a draft, and final."""
+"""Generation requests, and answers: their tokens, drafts and final form."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +9,7 @@ from harness.serve.generation.sampler import SamplingSettings
 from hq.tracing.sampling import StopCriteria
 
 FinishReason = Literal["stop", "length", "content_filter"]
-Verdict = Literal["hallucination", "no hallucination"]
+HallucinationVerdict = Literal["hallucination", "no hallucination"]
 Decision = Literal["pass", "annotate", "regenerate", "block"]
 
 
@@ -111,7 +111,7 @@ class FinalAnswer:
 
     draft: Draft
     threshold: float
-    verdict: Verdict | None
+    verdict: HallucinationVerdict | None
     decision: Decision
     regenerated: bool
     blocked: bool

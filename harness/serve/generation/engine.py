@@ -12,8 +12,8 @@ from harness.serve.generation.queue import (
     Failure,
     Job,
     JobStopped,
-    Outcome,
     RequestQueue,
+    ResponseOutcome,
     StopReason,
 )
 from hq.errors import HQError
@@ -46,7 +46,7 @@ class Answerer(Protocol):
         ...
 
 
-class Recorder(Protocol):
+class ResponseRecorder(Protocol):
     """Records what the engine does; `harness.serve.audit.record.AuditRecorder` is one."""
 
     def started(self) -> None:
@@ -58,7 +58,7 @@ class Recorder(Protocol):
         ...
 
     def finished(
-        self, job: Job, outcome: Outcome, answer: FinalAnswer | None, error: str = ""
+        self, job: Job, outcome: ResponseOutcome, answer: FinalAnswer | None, error: str = ""
     ) -> None:
         """Record a response, and return once the record is on the disk."""
         ...
@@ -78,9 +78,9 @@ class Engine:
     def __init__(
         self,
         answerer: Answerer,
-        recorder: Recorder,
+        recorder: ResponseRecorder,
         capacity: int,
-        observe: Callable[[Job, Outcome, FinalAnswer | None], None],
+        observe: Callable[[Job, ResponseOutcome, FinalAnswer | None], None],
     ) -> None:
         self._answerer, self._recorder = answerer, recorder
         self._capacity, self._observe = capacity, observe
@@ -148,7 +148,7 @@ class Engine:
 
     def _answer(self, job: Job) -> None:
         answer: FinalAnswer | None = None
-        outcome: Outcome = "completed"
+        outcome: ResponseOutcome = "completed"
         last_event: FinalAnswer | Failure
         error = ""
         job.begin()
@@ -185,7 +185,7 @@ class Engine:
     def _finish(
         self,
         job: Job,
-        outcome: Outcome,
+        outcome: ResponseOutcome,
         last_event: FinalAnswer | Failure,
         answer: FinalAnswer | None = None,
         error: str = "",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from harness.serve.generation.answer import Draft, FinalAnswer, GenerationRequest, Token
 
 StopReason = Literal["disconnected", "timed out", "shut down"]
-Outcome = Literal["completed", "disconnected", "timed out", "shut down", "error"]
+ResponseOutcome = Literal["completed", "disconnected", "timed out", "shut down", "error"]
 
 
 class JobStopped(Exception):  # noqa: N818 - ends an answer on purpose

@@ -8,8 +8,8 @@ from harness.serve.generation.answer import (
     Draft,
     FinalAnswer,
     GenerationRequest,
+    HallucinationVerdict,
     Token,
-    Verdict,
 )
 from harness.serve.policy.file import DomainRule, Policy
 from hq.registry import Registry
@@ -137,7 +137,7 @@ class PolicyEnforcer:
         )
 
 
-def _verdict(draft: Draft, threshold: float) -> Verdict | None:
+def _verdict(draft: Draft, threshold: float) -> HallucinationVerdict | None:
     if draft.score is None:
         return None
     return "hallucination" if draft.score >= threshold else "no hallucination"

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from harness.serve.generation.answer import FinalAnswer
 from harness.serve.generation.engine import Engine
-from harness.serve.generation.queue import Job, Outcome
+from harness.serve.generation.queue import Job, ResponseOutcome
 
 _SCORE_BUCKETS = (-4, -3, -2, -1.5, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 1.5, 2, 3, 4)
 
@@ -45,7 +45,9 @@ class Metrics:
         """Count an HTTP request."""
         self._requests.labels(route, str(status)).inc()
 
-    def count_response(self, job: Job, outcome: Outcome, answer: FinalAnswer | None) -> None:
+    def count_response(
+        self, job: Job, outcome: ResponseOutcome, answer: FinalAnswer | None
+    ) -> None:
         """Count a response."""
         decision = answer.decision if answer else ""
         self._responses.labels(job.request.domain, outcome, decision).inc()

@@ -29,7 +29,7 @@ MISSING = [name for name in ("llama_cpp", "fastapi") if find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if MISSING and not FORBIDDEN else []
 
 if not MISSING:
-    from harness.serve.audit.files import read_log
+    from harness.serve.audit.files import read_audit_log
     from harness.serve.audit.log import AuditLog
     from harness.serve.generation.model import ServedModel
     from harness.serve.policy.file import Policy
@@ -140,7 +140,7 @@ class Running:
 
     def lines(self, kind: str = "response") -> list[dict]:
         """Return the lines of one kind in the audit log."""
-        return [line.content for line in read_log(self.log) if line.content["kind"] == kind]
+        return [line.content for line in read_audit_log(self.log) if line.content["kind"] == kind]
 
     def line(self, id: str) -> dict:
         """Return the only line of a response."""

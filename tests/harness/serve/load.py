@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from harness.serve.audit.files import read_log
+from harness.serve.audit.files import read_audit_log
 from harness.serve.audit.hash_chain import ChainError
 from harness.serve.audit.log import AuditLog
 from tests.harness.serve.process import server
@@ -104,7 +104,7 @@ def intact_responses(log: Path) -> tuple[list[dict], str]:
     """Return the responses before the first fault of a log, and the fault."""
     responses = []
     try:
-        for line in read_log(log):
+        for line in read_audit_log(log):
             if line.content["kind"] == "response":
                 responses.append(line.content)
     except ChainError as error:

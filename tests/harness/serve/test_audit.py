@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.serve.audit import log as audit_log
-from harness.serve.audit.files import log_files, read_log
+from harness.serve.audit.files import log_files, read_audit_log
 from harness.serve.audit.hash_chain import (
     GENESIS,
     ChainError,
@@ -123,7 +123,7 @@ def test_other_content_is_not_a_line(line):
 
 
 def contents_of(path):
-    return [line.content for line in read_log(path)]
+    return [line.content for line in read_audit_log(path)]
 
 
 def test_servers_append_one_after_the_other(tmp_path):

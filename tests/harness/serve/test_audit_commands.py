@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.serve.audit.files import read_log
+from harness.serve.audit.files import read_audit_log
 from harness.serve.audit.log import AuditLog
 
 
@@ -29,7 +29,7 @@ def log(tmp_path):
 
 
 def hashes(path):
-    return [line.link.sha256 for line in read_log(path)]
+    return [line.link.sha256 for line in read_audit_log(path)]
 
 
 def test_an_intact_log(hq, log):

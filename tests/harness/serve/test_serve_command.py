@@ -9,14 +9,14 @@ import sys
 import httpx
 import pytest
 
-from harness.serve.audit.files import read_log
+from harness.serve.audit.files import read_audit_log
 from harness.serve.audit.log import AuditLog
 from tests.harness.serve.conftest import ask
 from tests.harness.serve.process import server
 
 
 def contents(log):
-    return [line.content for line in read_log(log)]
+    return [line.content for line in read_audit_log(log)]
 
 
 def test_output_and_shutdown(gguf_file, bundle_folder, tmp_path):
