@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from harness.cli import app
-from harness.serve.policy import Policy
+from harness.serve.policy.file import Policy
 from harness.studies.study import Study
 from hq import __version__
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.serve.audit import AuditLog
+from harness.serve.audit.log import AuditLog
 
 # The C locale, without Python's own fallbacks to UTF-8 (PEP 538 and PEP 540).
 _ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -1,1 +1,4 @@
-"""OpenAI's wire format: what a request may hold, and how each field is treated."""
+"""OpenAI's interface: models of requests and responses, errors, validation, server-sent events.
+
+Routes and HTTP headers are in `harness.serve.web`, generation in `harness.serve.generation`.
+"""

@@ -1,4 +1,4 @@
-"""Answers in JSON by a schema: which tokens may come next, by llguidance."""
+"""JSON answers by a schema: llguidance tells which tokens are allowed next."""
 
 import json
 from functools import cached_property
@@ -14,85 +14,87 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-# White space as Python's json.dumps writes it: a model could write it for ever where it is free.
-_FORM: "JsonCompileOptions" = {
+# White space as in Python's json.dumps: where it is free, a model could write it endlessly.
+_JSON_FORMAT: "JsonCompileOptions" = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
-    "lenient": False,  # a keyword that is not enforced is an error
+    "lenient": False,  # a keyword that cannot be enforced is an error
 }
 
 
-class Grammar:
-    """One answer that follows a schema. `accept` every token, after asking what is `allowed`."""
+class JSONGrammar:
+    """The grammar state of one answer. Call `allowed` before and `accept` after each token."""
 
-    def __init__(self, matcher: "LLMatcher", ends: frozenset[int], vocabulary: int) -> None:
+    def __init__(self, matcher: "LLMatcher", end_tokens: frozenset[int], vocabulary: int) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
-        self._ends = sorted(ends)
+        self._end_tokens = sorted(end_tokens)
 
     def allowed(self) -> Bool[np.ndarray, " vocab"]:
-        """Which tokens may come next; those that end the answer once the JSON is whole.
+        """Return the mask of allowed next tokens; end tokens are allowed once the JSON is complete.
 
-        Raises HQError where the schema got too complex to be followed.
+        Raises HQError if the schema became too complex.
         """
-        whole = self._matcher.is_accepting()
+        complete = self._matcher.is_accepting()
         if self._matcher.is_stopped():
-            found = np.zeros(self._vocabulary, dtype=bool)
+            mask = np.zeros(self._vocabulary, dtype=bool)
         else:
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-            found = np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
+            mask = np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
         if self._matcher.is_error():
-            why = self._matcher.get_error().splitlines()[0]
-            raise HQError(f"The JSON schema could not be followed: {why}.")
-        found[self._ends] = whole
-        return found
+            reason = self._matcher.get_error().splitlines()[0]
+            raise HQError(f"The JSON schema could not be followed: {reason}.")
+        mask[self._end_tokens] = complete
+        return mask
 
     def accept(self, token: int) -> None:
-        """Goes on after a token. One that ends the answer is no part of the JSON."""
-        if token not in self._ends:
+        """Advance by one token. A token that ends the answer is not part of the JSON."""
+        if token not in self._end_tokens:
             self._matcher.consume_token(token)
 
 
-class Grammars:
-    """Makes grammars of JSON schemas for one tokenizer. Any thread may use it."""
+class GrammarCompiler:
+    """Compiles JSON schemas for one tokenizer. Thread-safe."""
 
     def __init__(self, tokenizer: GGUFTokenizer, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
 
     def check(self, schema: dict[str, Any]) -> str:
-        """The schema in llguidance's form.
+        """Return the schema in llguidance's format.
 
-        Raises HQError for a schema that is invalid, that nothing satisfies, or that has keywords
-        that cannot be enforced.
+        Raises HQError if the schema is invalid, unsatisfiable, or has a keyword that cannot be
+        enforced.
         """
         from llguidance import LLMatcher
 
         try:
-            source: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_FORM)
+            source: str = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides=_JSON_FORMAT
+            )
         except ValueError as error:
             raise HQError(f"The JSON schema cannot be used: {error}.") from error
-        invalid, messages = LLMatcher.validate_grammar_with_warnings(source, self._compiled)
+        invalid, messages = LLMatcher.validate_grammar_with_warnings(source, self._llguidance)
         if invalid:
             raise HQError(f"The JSON schema cannot be used: {messages[0].splitlines()[0]}.")
-        self.begin(source, frozenset()).allowed()  # some are found too complex here only
+        self.start(source, frozenset()).allowed()  # some schemas prove too complex only here
         return source
 
-    def begin(self, source: str, ends: frozenset[int]) -> Grammar:
-        """For one answer."""
+    def start(self, source: str, end_tokens: frozenset[int]) -> JSONGrammar:
+        """Return the initial grammar state of one answer."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._compiled, source, log_level=0)
-        return Grammar(matcher, ends, self._vocabulary)
+        matcher = LLMatcher(self._llguidance, source, log_level=0)
+        return JSONGrammar(matcher, end_tokens, self._vocabulary)
 
     @cached_property
-    def _compiled(self) -> "LLTokenizer":
+    def _llguidance(self) -> "LLTokenizer":
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocabulary)))
+        return LLTokenizer(TokenizerWrapper(_TokenizerAdapter(self._tokenizer, self._vocabulary)))
 
 
-class _Vocabulary:
-    """What llguidance reads of a tokenizer."""
+class _TokenizerAdapter:
+    """The attributes that llguidance reads from a tokenizer."""
 
     bos_token_id = None
 

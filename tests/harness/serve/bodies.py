@@ -1,4 +1,4 @@
-"""A request as a client sends it, and what becomes of it."""
+"""A request as a client sends it, and the expected response."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,13 @@ SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 @dataclass(frozen=True)
 class Sent:
-    """One request; `refused` is the field that it is refused for, `ignored` what changes nothing."""
+    """One request. `unsupported` is the expected `error.param`, `ignored` the expected `hq.ignored`."""
 
     client: str
     body: dict
     path: str = CHAT
     headers: dict = field(default_factory=dict)
-    refused: str = ""
+    unsupported: str = ""
     ignored: tuple = ()
 
 

@@ -1,4 +1,4 @@
-"""Requests of applications. Above each stands where in their source they are made."""
+"""Requests of applications; a comment above each names the source file that creates it."""
 
 from tests.harness.serve.bodies import STAINLESS, SYSTEM, TEXT, USER, Sent
 
@@ -59,7 +59,7 @@ APPLICATIONS = [
     Sent(
         "continue, its default of max_tokens",
         {"messages": [USER], "model": "tiny", "max_tokens": 4096, "stream": True},
-        refused="max_tokens",
+        unsupported="max_tokens",
     ),
     Sent(
         "continue, autocomplete",
@@ -77,7 +77,7 @@ APPLICATIONS = [
         "continue, autocomplete by suffix",
         {"model": "tiny", "prompt": "def f(", "suffix": "):", "max_tokens": 8, "stream": True},
         TEXT,
-        refused="suffix",
+        unsupported="suffix",
     ),
     # llama.cpp, tools/server/webui/src/lib/services/chat.ts: sendMessage
     Sent(
@@ -121,7 +121,7 @@ APPLICATIONS = [
             "dry_penalty_last_n",
         ),
     ),
-    # its older one, examples/server/webui
+    # llama.cpp, the older page, examples/server/webui
     Sent(
         "llama.cpp webui of 2025",
         {
@@ -148,7 +148,7 @@ APPLICATIONS = [
         },
         headers=STAINLESS,
     ),
-    # sillytavern, src/endpoints/backends/chat-completions.js: a custom source
+    # sillytavern, src/endpoints/backends/chat-completions.js: custom source
     Sent(
         "sillytavern, with a begun answer",
         {
@@ -167,7 +167,7 @@ APPLICATIONS = [
             "stop": [],
         },
     ),
-    # vllm's own extra parameters, as its clients send them at their defaults
+    # vllm's own extra parameters, at the defaults of its clients
     Sent(
         "vllm extra_body",
         {

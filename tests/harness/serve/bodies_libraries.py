@@ -1,4 +1,4 @@
-"""Requests of libraries. Above each stands where in their source they are made."""
+"""Requests of libraries; a comment above each names the source file that creates it."""
 
 from tests.harness.serve.bodies import STAINLESS, SYSTEM, TEXT, USER, Sent
 
@@ -67,9 +67,9 @@ LIBRARIES = [
     Sent(
         "langchain bind_tools",
         {"messages": [USER], "model": "tiny", "tools": [TOOL], "tool_choice": "auto"},
-        refused="tools",
+        unsupported="tools",
     ),
-    # _convert_message_to_dict: an AIMessage has content null where it called tools
+    # _convert_message_to_dict: an AIMessage with tool calls has null content
     Sent(
         "langchain, the result of a tool",
         {
@@ -90,9 +90,9 @@ LIBRARIES = [
             ],
             "model": "tiny",
         },
-        refused="messages",  # the test's template has no place for calls
+        unsupported="messages",  # the test's template has no place for calls
     ),
-    # langchain-openai, llms/base.py: BaseOpenAI._default_params; prompts come in a list
+    # langchain-openai, llms/base.py: BaseOpenAI._default_params; the prompt is in a list
     Sent(
         "langchain OpenAI",
         {
@@ -113,9 +113,9 @@ LIBRARIES = [
         "langchain OpenAI.batch",
         {"model": "tiny", "prompt": ["One?", "Two?"], "max_tokens": 8, "n": 1, "best_of": 1},
         TEXT,
-        refused="prompt",
+        unsupported="prompt",
     ),
-    # llama-index-llms-openai, base.py: _get_model_kwargs; OpenAILike has the same
+    # llama-index-llms-openai, base.py: _get_model_kwargs; also OpenAILike
     Sent(
         "llamaindex OpenAILike.chat",
         {"messages": [SYSTEM, USER], "model": "tiny", "stream": False, "temperature": 0.1},
@@ -140,7 +140,7 @@ LIBRARIES = [
         TEXT,
         STAINLESS,
     ),
-    # litellm, llms/openai/openai.py, through the OpenAI client: extra_body is beside the others
+    # litellm, llms/openai/openai.py, through the OpenAI client: fields of extra_body are at the top level
     Sent(
         "litellm",
         {
@@ -231,7 +231,7 @@ LIBRARIES = [
             "echo": True,
         },
         TEXT,
-        refused="echo",
+        unsupported="echo",
     ),
     # LocalChatCompletion._create_payload
     Sent(
@@ -257,7 +257,7 @@ LIBRARIES = [
             "seed": 1234,
         },
     ),
-    # vercel ai sdk, packages/openai-compatible/src/chat: getArgs; undefined fields are left out
+    # vercel ai sdk, packages/openai-compatible/src/chat: getArgs; undefined fields are omitted
     Sent(
         "ai sdk, openai-compatible",
         {
@@ -304,9 +304,9 @@ LIBRARIES = [
                 }
             ],
         },
-        refused="messages.0.content.0",
+        unsupported="messages.0.content.0",
     ),
-    # the openai package, chat.completions.create, as of today; None is what a caller may give
+    # the openai package, chat.completions.create, with every parameter that may be None
     Sent(
         "openai python",
         {

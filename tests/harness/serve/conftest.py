@@ -1,6 +1,6 @@
-"""A tiny model that is served: its file, its bundle, and servers that run beside the test.
+"""A tiny served model: its file, its bundle, and servers that run in a thread of the test.
 
-The tests here are left out where llama.cpp or the extra `serve` is missing.
+The tests of this folder are not collected if llama.cpp or the extra `serve` is missing.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ MISSING = [name for name in ("llama_cpp", "fastapi") if find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if MISSING and not FORBIDDEN else []
 
 if not MISSING:
-    from harness.serve.access import LOCAL, Keys
-    from harness.serve.audit import AuditLog
-    from harness.serve.model import ServedModel
-    from harness.serve.policy import Policy
-    from harness.serve.server import Server, bound
-    from harness.serve.service import Service
-    from harness.serve.trail import trail
+    from harness.serve.audit.files import read_audit_log
+    from harness.serve.audit.log import AuditLog
+    from harness.serve.generation.model import ServedModel
+    from harness.serve.policy.file import Policy
+    from harness.serve.web.access import LOCAL_NAMES, APIKeys
+    from harness.serve.web.server import Server, open_socket
+    from harness.serve.web.service import Service
     from hq.gguf.write import write
     from hq.monitor import bundle
     from hq.monitor.bundle import Bundle
 
-VOCABULARY = 320  # every byte, so that any JSON can be written
-NEVER, ALWAYS = 1e6, -1e6  # thresholds that no score reaches, or every one
+VOCABULARY = 320  # contains every byte, so that any JSON can be generated
+NEVER, ALWAYS = 1e6, -1e6  # thresholds that no score reaches, or every score
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant:{% endif %}"
@@ -50,7 +50,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama with room for a conversation, and a chat template; read only."""
+    """A tiny llama with a context for conversations and a chat template; read only."""
 
     def make(folder: Path) -> None:
         source = folder / "checkpoint"
@@ -66,7 +66,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_folder(gguf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle, with a threshold that nothing reaches, and domains with others; read only."""
+    """Its bundle, with a threshold that no score reaches and domains with others; read only."""
     file = GGUFFile(gguf_file)
     neurons = NeuronSet(
         model=file.identity,
@@ -92,7 +92,7 @@ def bundle_folder(gguf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def seal(
     folder: Path, name: str, file: GGUFFile, neurons: NeuronSet, thresholds: dict[str, float]
 ) -> Path:
-    """A bundle of these thresholds, as if they had been validated."""
+    """Write a bundle with these thresholds, as if they had been validated."""
     estimate = Estimate(value=0.8, low=0.7, high=0.9, n=50, seed=0)
     facts = bundle.BundleFacts(
         name=name,
@@ -126,56 +126,59 @@ RULES = {
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers."""
+    """A running server."""
 
     url: str
     service: Service
     log: Path
-    server: Server
+    audit: AuditLog
+    uvicorn: Server
 
     def client(self, **headers: str) -> httpx.Client:
-        """An HTTP client of it."""
+        """Return an HTTP client of the server."""
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
     def lines(self, kind: str = "response") -> list[dict]:
-        """What the audit log says of a kind."""
-        return [line.content for line in trail(self.log) if line.content["kind"] == kind]
+        """Return the lines of one kind in the audit log."""
+        return [line.content for line in read_audit_log(self.log) if line.content["kind"] == kind]
 
     def line(self, id: str) -> dict:
-        """The line of one response, of which there is exactly one."""
-        (found,) = [line for line in self.lines() if line["id"] == id]
-        return found
+        """Return the only line of a response."""
+        (line,) = [line for line in self.lines() if line["id"] == id]
+        return line
 
     def wait_for(self, count: int) -> list[dict]:
-        """The responses, once there are so many."""
+        """Wait until the log has this many responses, and return them."""
         for _ in range(600):
-            if len(found := self.lines()) >= count:
-                return found
+            if len(lines := self.lines()) >= count:
+                return lines
             time.sleep(0.05)
-        raise AssertionError(f"{len(found)} lines, not {count}")
+        raise AssertionError(f"{len(lines)} lines instead of {count}")
 
 
 @contextmanager
 def running(
     gguf: Path, folder: Path, log: Path, policy: dict | None = None, keys: tuple[str, ...] = ()
 ) -> Iterator[Running]:
-    """A server on a port of its own, ended with the context."""
-    rules = Policy.model_validate({"domains": RULES} | (policy or {}))
+    """Run a server on a free port until the context ends."""
+    policy_model = Policy.model_validate({"domains": RULES} | (policy or {}))
     with ExitStack() as stack:
-        opened = stack.enter_context(bound("127.0.0.1", 0))
+        listener = stack.enter_context(open_socket("127.0.0.1", 0))
         audit = stack.enter_context(AuditLog(log))
         model = stack.enter_context(
-            ServedModel(gguf, Bundle.load(folder), rules.limits.context, rules.form)
+            ServedModel(gguf, Bundle.load(folder), policy_model.limits.context, policy_model.form)
         )
-        service = Service.of(model, rules, audit, Keys(keys), LOCAL)
+        service = Service.create(model, policy_model, audit, APIKeys(keys), LOCAL_NAMES)
         server = Server(service)
-        thread = threading.Thread(target=server.run, args=([opened],))
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
             while not server.started:
                 assert thread.is_alive()
                 time.sleep(0.01)
-            yield Running(f"http://127.0.0.1:{opened.getsockname()[1]}", service, log, server)
+            yield Running(
+                f"http://127.0.0.1:{listener.getsockname()[1]}", service, log, audit, server
+            )
         finally:
             server.should_exit = True
             thread.join(60)
@@ -184,7 +187,7 @@ def running(
 
 @pytest.fixture
 def start(gguf_file: Path, bundle_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Starts a server by a policy of its own; it ends with the test."""
+    """Return a function that starts a server with a policy; it ends with the test."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(
             running(gguf_file, bundle_folder, tmp_path / "audit.jsonl", **options)
@@ -195,12 +198,12 @@ def start(gguf_file: Path, bundle_folder: Path, tmp_path: Path) -> Iterator[Call
 def served(
     gguf_file: Path, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    """One server that many tests ask."""
+    """One server for many tests."""
     log = tmp_path_factory.mktemp("audit") / "audit.jsonl"
-    with running(gguf_file, bundle_folder, log) as found:
-        yield found
+    with running(gguf_file, bundle_folder, log) as server:
+        yield server
 
 
 def ask(text: str = "the model", **options: object) -> dict:
-    """The body of a chat request."""
+    """Return the body of a chat request."""
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 8} | options

@@ -1,6 +1,6 @@
-"""Many clients at once, for as long as they are told to: what they got, and what became of it.
+"""A load test: many clients at once, and checks of their answers against the audit log.
 
-By itself it loads the embedded model, and prints figures:
+As a script it serves the embedded model and prints its measurements as JSON:
 
     python -m tests.harness.serve.load --seconds 180 --bundle results/smollm2-facts/bundle
 """
@@ -20,30 +20,32 @@ from pathlib import Path
 import httpx
 import psutil
 
-from harness.serve.audit import AuditLog
-from harness.serve.chain import ChainError
-from harness.serve.trail import trail
+from harness.serve.audit.files import read_audit_log
+from harness.serve.audit.hash_chain import ChainError
+from harness.serve.audit.log import AuditLog
 from tests.harness.serve.process import server
 
 CLIENTS = 32
-WARM = 0.25  # share of the time after which memory is first looked at
+WARM_UP = 0.25  # fraction of the readings of memory that are dropped
 QUESTIONS = ("What is the capital of France?", "Who wrote Hamlet?", "Which metal is Fe?")
 
 
 @dataclass
 class Load:
-    """What the clients of one run got."""
+    """Responses and memory readings of one run."""
 
-    ids: list[str] = field(default_factory=list)  # audit_id of every answer that came whole
+    ids: list[str] = field(default_factory=list)  # audit_id of every complete answer
     statuses: Counter[int] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)  # of connections, and errors in streams
-    rss: list[int] = field(default_factory=list)  # bytes, a reading a second
+    faults: Counter[str] = field(
+        default_factory=Counter
+    )  # connection errors, and errors in streams
+    rss: list[int] = field(default_factory=list)  # bytes, one reading per second
 
 
-async def load(
-    found: Load, address: str, seconds: float, process: psutil.Process, tokens: int = 12
+async def generate_load(
+    load: Load, address: str, seconds: float, process: psutil.Process, tokens: int = 12
 ) -> None:
-    """Keeps CLIENTS busy; each asks again as soon as it has an answer, or a second after a 429."""
+    """Run CLIENTS clients; each sends its next request after an answer, or a second after a 429."""
     until = time.monotonic() + seconds
 
     async def client(number: int) -> None:
@@ -60,12 +62,12 @@ async def load(
                 try:
                     status, audit_id = await ask(http, body)
                 except (httpx.HTTPError, ValueError) as fault:
-                    found.faults[type(fault).__name__] += 1
+                    load.faults[type(fault).__name__] += 1
                     await asyncio.sleep(0.2)
                     continue
-                found.statuses[status] += 1
+                load.statuses[status] += 1
                 if audit_id:
-                    found.ids.append(audit_id)
+                    load.ids.append(audit_id)
                 if status == 429:
                     await asyncio.sleep(draw.uniform(0.5, 1.5))
 
@@ -73,19 +75,19 @@ async def load(
         while time.monotonic() < until and process.is_running():
             with suppress(psutil.Error):
                 rss = process.memory_info().rss
-                found.rss += [rss] if rss else []  # one that was killed has none
+                load.rss += [rss] if rss else []  # a killed process has 0
             await asyncio.sleep(1)
 
     await asyncio.gather(memory(), *(client(number) for number in range(CLIENTS)))
 
 
 async def ask(http: httpx.AsyncClient, body: dict) -> tuple[int, str | None]:
-    """(status, audit_id of an answer that came whole). ValueError for a stream that breaks off."""
+    """Return (status, audit_id of a complete answer). Raises ValueError if a stream ends early."""
     path = "/v1/chat/completions"
     if not body["stream"]:
         response = await http.post(path, json=body)
-        whole = response.status_code == 200
-        return response.status_code, response.json()["hq"]["audit_id"] if whole else None
+        answered = response.status_code == 200
+        return response.status_code, response.json()["hq"]["audit_id"] if answered else None
     async with http.stream("POST", path, json=body) as response:
         if response.status_code != 200:
             return response.status_code, None
@@ -98,11 +100,11 @@ async def ask(http: httpx.AsyncClient, body: dict) -> tuple[int, str | None]:
         raise ValueError(f"a stream ended with {last}")
 
 
-def held(log: Path) -> tuple[list[dict], str]:
-    """The responses in a log as far as it holds, and why not further."""
+def intact_responses(log: Path) -> tuple[list[dict], str]:
+    """Return the responses before the first fault of a log, and the fault."""
     responses = []
     try:
-        for line in trail(log):
+        for line in read_audit_log(log):
             if line.content["kind"] == "response":
                 responses.append(line.content)
     except ChainError as error:
@@ -110,24 +112,24 @@ def held(log: Path) -> tuple[list[dict], str]:
     return responses, ""
 
 
-def growth(found: Load) -> float:
-    """Memory at the end over what it was once the server was warm."""
-    warm = found.rss[int(WARM * len(found.rss)) :]
+def memory_growth(load: Load) -> float:
+    """Return the ratio of peak memory in the last and the first third after the warm-up."""
+    warm = load.rss[int(WARM_UP * len(load.rss)) :]
     third = max(1, len(warm) // 3)
     return max(warm[-third:]) / max(warm[:third])
 
 
 def run(gguf: Path | str, folder: Path, log: Path, seconds: float, kill: bool) -> dict:
-    """One run, with all that must hold of it asserted; the figures."""
-    found = Load()
+    """Run the server under load, check answers and log, and return the measurements."""
+    load = Load()
     with server(gguf, folder, log) as (process, _, address):
         watched = psutil.Process(process.pid)
 
         async def both() -> None:
-            loading = asyncio.create_task(load(found, address, seconds, watched))
+            loading = asyncio.create_task(generate_load(load, address, seconds, watched))
             if kill:
                 await asyncio.sleep(seconds / 2)
-                while not found.ids:
+                while not load.ids:
                     await asyncio.sleep(0.05)
                 process.send_signal(signal.SIGKILL)
             await loading
@@ -137,35 +139,37 @@ def run(gguf: Path | str, folder: Path, log: Path, seconds: float, kill: bool) -
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             assert process.returncode == 0
-    responses, why = held(log)
+    responses, fault = intact_responses(log)
     ids = Counter(line["id"] for line in responses)
-    assert not [id for id in found.ids if ids[id] != 1], "answers that are not in the log once"
-    assert set(found.statuses) <= {200, 429}, found.statuses
-    assert not why or (kill and "cut off" in why), why
+    assert not [id for id in load.ids if ids[id] != 1], (
+        "answers that are not in the log exactly once"
+    )
+    assert set(load.statuses) <= {200, 429}, load.statuses
+    assert not fault or (kill and "cut off" in fault), fault
     if kill:
-        with AuditLog(log) as again:  # as the next server would
-            again.append({"kind": "after"})
-        assert not held(log)[1]
+        with AuditLog(log) as reopened:  # as the next server does
+            reopened.append({"kind": "after"})
+        assert not intact_responses(log)[1]
     else:
-        assert not found.faults, found.faults
-        assert len(found.ids) == len(responses) == sum(ids.values())
+        assert not load.faults, load.faults
+        assert len(load.ids) == len(responses) == sum(ids.values())
         assert {line["outcome"] for line in responses} == {"completed"}
     return {
         "seconds": seconds,
         "clients": CLIENTS,
-        "answers": len(found.ids),
+        "answers": len(load.ids),
         "lines": len(responses),
-        "statuses": dict(found.statuses),
-        "faults": dict(found.faults),
-        "torn": why,
-        "rss_mib_warm": round(found.rss[int(WARM * len(found.rss))] / 2**20, 1),
-        "rss_mib_end": round(found.rss[-1] / 2**20, 1),
-        "rss_growth": round(growth(found), 4),
+        "statuses": dict(load.statuses),
+        "faults": dict(load.faults),
+        "torn": fault,
+        "rss_mib_warm": round(load.rss[int(WARM_UP * len(load.rss))] / 2**20, 1),
+        "rss_mib_end": round(load.rss[-1] / 2**20, 1),
+        "rss_growth": round(memory_growth(load), 4),
     }
 
 
 def main() -> None:
-    """On the embedded model."""
+    """Run the load test on the embedded model."""
     options = argparse.ArgumentParser()
     options.add_argument("--seconds", type=float, default=180)
     options.add_argument("--kill", action="store_true")

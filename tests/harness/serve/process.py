@@ -1,4 +1,4 @@
-"""`hq serve` as a process of its own."""
+"""`hq serve` in a subprocess."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 def server(
     gguf: Path | str, folder: Path, log: Path, *options: object
 ) -> Iterator[tuple[subprocess.Popen, str, str]]:
-    """(process, what it printed up to the curl line, its address); killed with the context."""
+    """Yield (process, its output up to the curl line, its address); kill it with the context."""
     arguments = ["serve", "--gguf", gguf, "--bundle", folder, "--port", 0]
     arguments += ["--threads", 1, "--audit", log, *options]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What is answered: log-probabilities, several answers, penalties, JSON by a schema."""
+"""Log-probabilities, several answers, penalties, JSON schemas, seeds, and incomplete characters."""
 
 import codecs
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 from scipy.special import log_softmax
 
-from harness.serve.model import ServedModel
+from harness.serve.generation.model import ServedModel
 from hq.backends.llamacpp.backend import LlamaBackend
 from tests.harness.serve.conftest import ask
 
@@ -36,7 +36,7 @@ def events(response):
 
 
 def true_logprobs(gguf_file, prompt, ids, alpha=1.0, neurons=()):
-    """Of the tokens of an answer, from the model's own logits, another context's."""
+    """Return the log-probabilities of an answer's tokens, computed in another context."""
     from hq.neurons.prompt_response import PromptResponse
 
     with LlamaBackend(gguf_file) as backend:
@@ -47,49 +47,49 @@ def true_logprobs(gguf_file, prompt, ids, alpha=1.0, neurons=()):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.3, "seed": 3, "presence_penalty": 1.0}])
 @pytest.mark.parametrize("alpha", [1.0, 0.0])
-def test_logprobs_are_of_the_logits_that_the_model_had(served, gguf_file, http, options, alpha):
+def test_logprobs_equal_those_of_the_models_logits(served, gguf_file, http, options, alpha):
     model = served.service.model
     body = {"prompt": "the model is", "max_tokens": 6, "logprobs": 3, "hq": {"alpha": alpha}}
     streamed = events(http.post(TEXT, json=body | options | {"stream": True, "seed": 3}))
     ids = [event["hq"]["token"] for event in streamed[:-1]]
     prompt = model.tokenizer("the model is")["input_ids"]
     true = true_logprobs(gguf_file, prompt, ids, alpha, model.neurons.positive)
-    told = http.post(TEXT, json=body | options | {"seed": 3}).json()["choices"][0]
-    found = told["logprobs"]
-    assert found["token_logprobs"] == pytest.approx(
+    choice = http.post(TEXT, json=body | options | {"seed": 3}).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    assert logprobs["token_logprobs"] == pytest.approx(
         [true[k, token] for k, token in enumerate(ids)], abs=1e-3
     )
-    for k, top in enumerate(found["top_logprobs"]):
+    for k, top in enumerate(logprobs["top_logprobs"]):
         values = list(top.values())
         assert values[0] == pytest.approx(true[k].max(), abs=1e-3)
         assert values == sorted(values, reverse=True)
         assert 1 <= len(top) <= 3
-    shown = [piece.replace("<s>", "") for piece in found["tokens"]]
+    shown = [piece.replace("<s>", "") for piece in logprobs["tokens"]]
     decoded = [0 if "\ufffd" in piece else len(piece) for piece in shown]
-    assert found["text_offset"] == [sum(decoded[:k]) for k in range(len(shown))]
+    assert logprobs["text_offset"] == [sum(decoded[:k]) for k in range(len(shown))]
     joined = [e["choices"][0]["logprobs"] for e in streamed[:-1]]
-    for name, values in found.items():
+    for name, values in logprobs.items():
         assert [value for each in joined for value in each[name]] == values
 
 
 def test_logprobs_of_a_chat(http):
     body = ask(logprobs=True, top_logprobs=2)
-    whole = http.post(CHAT, json=body).json()["choices"][0]
-    content = whole["logprobs"]["content"]
+    complete = http.post(CHAT, json=body).json()["choices"][0]
+    content = complete["logprobs"]["content"]
     raw = b"".join(bytes(each["bytes"]) for each in content).replace(b"<s>", b"")
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    assert decoder.decode(raw) == whole["message"]["content"]
-    assert whole["logprobs"]["refusal"] is None
+    assert decoder.decode(raw) == complete["message"]["content"]
+    assert complete["logprobs"]["refusal"] is None
     for each in content:
         assert len(each["top_logprobs"]) == 2
         assert each["logprob"] == each["top_logprobs"][0]["logprob"]  # greedy
     streamed = events(http.post(CHAT, json=body | {"stream": True}))
-    found = [
+    streamed_content = [
         one
         for event in streamed
         for one in (event["choices"][0]["logprobs"] or {"content": []})["content"]
     ]
-    assert found == content
+    assert streamed_content == content
     assert (
         http.post(CHAT, json=ask(logprobs=True)).json()["choices"][0]["logprobs"]["content"][0][
             "top_logprobs"
@@ -105,10 +105,10 @@ def test_a_blocked_answer_has_no_logprobs(http):
     assert '"logprob"' not in text
 
 
-def test_n_answers_have_a_score_a_verdict_and_a_line_each(http, served):
+def test_each_of_n_answers_has_a_score_a_verdict_and_a_line(http, served):
     body = ask(n=4, temperature=1.5, seed=11, logprobs=True)
-    made = http.post(CHAT, json=body).json()
-    choices = made["choices"]
+    completion = http.post(CHAT, json=body).json()
+    choices = completion["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
     assert len({choice["message"]["content"] for choice in choices}) > 1
     lines = [served.line(choice["hq"]["audit_id"]) for choice in choices]
@@ -117,10 +117,10 @@ def test_n_answers_have_a_score_a_verdict_and_a_line_each(http, served):
         [line["seed"] for line in lines] == [c["hq"]["seed"] for c in choices] == [11, 12, 13, 14]
     )
     assert [line["choice"] for line in lines] == [0, 1, 2, 3]
-    assert {line["request"] for line in lines} == {made["id"].removeprefix("chatcmpl-")}
-    assert made["hq"] == choices[0]["hq"]
-    assert made["usage"]["completion_tokens"] == sum(line["tokens"] for line in lines)
-    for choice in choices:  # each is what its seed gives by itself
+    assert {line["request"] for line in lines} == {completion["id"].removeprefix("chatcmpl-")}
+    assert completion["hq"] == choices[0]["hq"]
+    assert completion["usage"]["completion_tokens"] == sum(line["tokens"] for line in lines)
+    for choice in choices:  # a request with the choice's seed repeats it
         alone = http.post(CHAT, json=body | {"n": 1, "seed": choice["hq"]["seed"]}).json()
         assert alone["choices"][0]["message"] == choice["message"]
         assert alone["choices"][0]["logprobs"] == choice["logprobs"]
@@ -129,27 +129,29 @@ def test_n_answers_have_a_score_a_verdict_and_a_line_each(http, served):
 
 def test_n_answers_in_a_stream(http):
     body = ask(n=3, temperature=1.5, seed=11)
-    whole = http.post(CHAT, json=body).json()
+    complete = http.post(CHAT, json=body).json()
     streamed = events(
         http.post(CHAT, json=body | {"stream": True, "stream_options": {"include_usage": True}})
     )
     *chunks, usage = streamed
-    assert usage["usage"] == whole["usage"]
-    for choice in whole["choices"]:
-        mine = [chunk for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
-        assert mine[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in mine)
+    assert usage["usage"] == complete["usage"]
+    for choice in complete["choices"]:
+        own_chunks = [chunk for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert own_chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in own_chunks)
         assert text == choice["message"]["content"]
-        assert mine[-1]["hq"]["score"] == choice["hq"]["score"]
-        assert mine[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
-        assert "hq" not in mine[-1]["choices"][0]
+        assert own_chunks[-1]["hq"]["score"] == choice["hq"]["score"]
+        assert own_chunks[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+        assert "hq" not in own_chunks[-1]["choices"][0]
 
 
 @pytest.mark.parametrize("domain", ["noted", "again", "doubted"])
 def test_a_policy_decides_on_each_answer(http, served, domain):
-    made = http.post(CHAT, json=ask(n=2, temperature=1.5, seed=1, hq={"domain": domain})).json()
-    lines = [served.line(choice["hq"]["audit_id"]) for choice in made["choices"]]
-    for choice, line in zip(made["choices"], lines, strict=True):
+    completion = http.post(
+        CHAT, json=ask(n=2, temperature=1.5, seed=1, hq={"domain": domain})
+    ).json()
+    lines = [served.line(choice["hq"]["audit_id"]) for choice in completion["choices"]]
+    for choice, line in zip(completion["choices"], lines, strict=True):
         assert choice["hq"]["decision"] == line["decision"] != "pass"
         assert line["alphas"] == ([1.0, 0.0] if domain == "again" else [1.0])
         blocked = domain == "doubted"
@@ -158,8 +160,8 @@ def test_a_policy_decides_on_each_answer(http, served, domain):
 
 
 def test_n_answers_take_one_place_of_the_queue(start):
-    found = start(policy={"limits": {"queue": 1}})
-    with found.client() as http:
+    server = start(policy={"limits": {"queue": 1}})
+    with server.client() as http:
         assert len(http.post(CHAT, json=ask(n=8, max_tokens=1)).json()["choices"]) == 8
 
 
@@ -186,7 +188,7 @@ def test_penalties_make_an_answer_repeat_less(http, path, penalty):
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 4, "n": 3}, {"stream": True}])
 @pytest.mark.parametrize("domain", ["all", "again"])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_an_answer_follows_its_schema_when_written_again_too(http, path, options, domain):
+def test_an_answer_follows_its_schema_also_when_regenerated(http, path, options, domain):
     body = ask() if path == CHAT else {"prompt": "the model"}
     body |= {"max_tokens": 120, "response_format": BY_SCHEMA, "hq": {"domain": domain}} | options
     response = http.post(path, json=body)
@@ -201,11 +203,11 @@ def test_an_answer_follows_its_schema_when_written_again_too(http, path, options
         texts = [c["text"] if path == TEXT else c["message"]["content"] for c in choices]
         assert {choice["finish_reason"] for choice in choices} == {"stop"}
     for text in texts:
-        found = json.loads(text)
-        assert list(found) == ["name", "age", "kind"]
-        assert len(found["name"]) <= 6
-        assert 0 <= found["age"] <= 150
-        assert found["kind"] in ("cat", "dog")
+        person = json.loads(text)
+        assert list(person) == ["name", "age", "kind"]
+        assert len(person["name"]) <= 6
+        assert 0 <= person["age"] <= 150
+        assert person["kind"] in ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_an_answer_follows_its_schema_when_written_again_too(http, path, options
         ),
     ],
 )
-def test_other_ways_to_ask_for_json(http, form, kind):
+def test_other_response_formats(http, form, kind):
     body = ask(response_format=form, max_tokens=200, temperature=0.5, seed=0)
     choice = http.post(CHAT, json=body).json()["choices"][0]
     if choice["finish_reason"] == "stop":
@@ -247,17 +249,17 @@ def test_other_ways_to_ask_for_json(http, form, kind):
         ({"$ref": "#"}, "could not be followed"),
     ],
 )
-def test_a_schema_that_cannot_be_enforced_is_refused(http, schema, words):
+def test_a_schema_that_cannot_be_enforced_returns_400(http, schema, words):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    refused = http.post(CHAT, json=ask(response_format=form))
-    assert refused.status_code == 400, refused.text
-    error = refused.json()["error"]
+    rejected = http.post(CHAT, json=ask(response_format=form))
+    assert rejected.status_code == 400, rejected.text
+    error = rejected.json()["error"]
     assert (error["param"], error["code"]) == ("response_format", "invalid_schema")
     assert words in error["message"]
     assert "\n" not in error["message"]
 
 
-def test_json_that_does_not_fit_ends_by_its_length(http):
+def test_json_past_max_tokens_ends_with_length(http):
     form = {"type": "json_schema", "schema": {"type": "array", "minItems": 1000}}
     choice = http.post(CHAT, json=ask(response_format=form, max_tokens=5)).json()["choices"][0]
     assert choice["finish_reason"] == "length"
@@ -270,7 +272,7 @@ def test_a_stop_string_ends_json_too(http):
     assert choice["message"]["content"].endswith(", ")
 
 
-def test_what_was_asked_for_is_in_the_log(http, served):
+def test_sampling_settings_are_recorded(http, served):
     body = ask(temperature=0.5, top_k=7, min_p=0.1, response_format=BY_SCHEMA, max_tokens=100)
     body |= {"presence_penalty": 0.1, "frequency_penalty": 0.2, "repeat_penalty": 1.1}
     line = served.line(http.post(CHAT, json=body).json()["hq"]["audit_id"])
@@ -279,35 +281,39 @@ def test_what_was_asked_for_is_in_the_log(http, served):
     assert (line["repeat_penalty"], line["repeat_last_n"], line["json_schema"]) == (1.1, 64, True)
 
 
-def test_the_seed_is_told_and_repeats_the_answer(http):
+def test_the_returned_seed_repeats_the_answer(http):
     for asked in ({}, {"seed": -1}, {"seed": None}):
-        made = http.post(CHAT, json=ask(temperature=2.0) | asked).json()
-        again = http.post(CHAT, json=ask(temperature=2.0, seed=made["hq"]["seed"])).json()
-        assert again["choices"] == made["choices"]
+        completion = http.post(CHAT, json=ask(temperature=2.0) | asked).json()
+        again = http.post(CHAT, json=ask(temperature=2.0, seed=completion["hq"]["seed"])).json()
+        assert again["choices"] == completion["choices"]
 
 
-def test_a_character_that_is_cut_off_is_not_shown(start, monkeypatch):
-    """By max_tokens, before its last byte; as the model would write "é" byte by byte."""
-    found = start()
-    tokenizer = found.service.model.tokenizer
+def test_an_incomplete_character_is_not_sent(start, monkeypatch):
+    """The model writes "é" byte by byte, and max_tokens ends the answer before the last byte."""
+    server = start()
+    tokenizer = server.service.model.tokenizer
     ids = [i for i in range(320) if tokenizer.piece(i) in (b"\xc3", b"\xa9")]
     first, last = sorted(ids, key=tokenizer.piece, reverse=True)
-    real, script = ServedModel.write, []
+    real_generate = ServedModel.generate
+    tried = []
 
-    def write(self, order, draft):
+    def generate(self, request, draft):
         def choose(sampler, logits):
-            sampler.drawn.append((first, last)[len(sampler.drawn) % 2])
-            return sampler.drawn[-1]
+            sampler.sampled.append((first, last)[len(sampler.sampled) % 2])
+            return sampler.sampled[-1]
 
-        monkeypatch.setattr("harness.serve.sampler.Sampler.__call__", choose)
-        yield from real(self, order, draft)
+        monkeypatch.setattr("harness.serve.generation.sampler.Sampler.__call__", choose)
+        yield from real_generate(self, request, draft)
 
-    monkeypatch.setattr(ServedModel, "write", write)
-    with found.client() as http:
+    monkeypatch.setattr(ServedModel, "generate", generate)
+    with server.client() as http:
         for tokens, text in ((1, ""), (2, "é"), (3, "é"), (4, "éé")):
-            made = http.post(CHAT, json=ask(max_tokens=tokens)).json()["choices"][0]
-            assert (made["message"]["content"], made["finish_reason"]) == (text, "length")
+            completion = http.post(CHAT, json=ask(max_tokens=tokens)).json()["choices"][0]
+            assert (completion["message"]["content"], completion["finish_reason"]) == (
+                text,
+                "length",
+            )
             streamed = http.post(CHAT, json=ask(max_tokens=tokens, stream=True))
             assert "\ufffd" not in streamed.text
-            script.append(text)
-    assert len(script) == 4
+            tried.append(text)
+    assert len(tried) == 4

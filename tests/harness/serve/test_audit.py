@@ -1,4 +1,4 @@
-"""The audit log: appended, chained, rotated, and honest about what a kill left."""
+"""The audit log: hash chain, rotation, locking and recovery after a kill."""
 
 import hashlib
 import json
@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.serve import audit
-from harness.serve.audit import AuditLog
-from harness.serve.chain import GENESIS, ChainError, Link, content_of, line_of, linked
-from harness.serve.logfiles import all_files
-from harness.serve.trail import trail
+from harness.serve.audit import log as audit_log
+from harness.serve.audit.files import log_files, read_audit_log
+from harness.serve.audit.hash_chain import (
+    GENESIS,
+    ChainError,
+    Link,
+    decode_line,
+    encode_line,
+    verify_line,
+)
+from harness.serve.audit.log import AuditLog
 from hq.errors import HQError
 
 CONTENTS = st.lists(
@@ -30,39 +36,39 @@ CONTENTS = st.lists(
 def chain(contents):
     link, lines = Link(), []
     for content in contents:
-        line, link = line_of(link, content)
+        line, link = encode_line(link, content)
         lines.append(line)
     return lines
 
 
-def held(lines):
-    """How many lines hold."""
+def intact_lines(lines):
+    """Return the number of lines before the first fault."""
     link = Link()
     for count, line in enumerate(lines):
         try:
-            _, link = linked(line, link)
+            _, link = verify_line(line, link)
         except ChainError:
             return count
     return len(lines)
 
 
 @given(CONTENTS)
-def test_a_chain_holds_and_says_what_was_put_in(contents):
+def test_a_chain_is_intact_and_contains_its_contents(contents):
     lines = chain(contents)
-    assert held(lines) == len(lines)
+    assert intact_lines(lines) == len(lines)
     for line, content in zip(lines, contents, strict=True):
-        said, _ = content_of(line)
-        assert {k: v for k, v in said.items() if k not in ("seq", "previous")} == content
+        decoded, _ = decode_line(line)
+        assert {k: v for k, v in decoded.items() if k not in ("seq", "previous")} == content
         assert json.loads(line)["sha256"]
 
 
-def test_half_a_character_is_no_fault_of_the_log():
+def test_a_single_surrogate_can_be_recorded():
     (line,) = chain([{"error": "\ud800"}])
-    assert content_of(line)[0]["error"] == "\ud800"
+    assert decode_line(line)[0]["error"] == "\ud800"
 
 
 @given(CONTENTS, st.data())
-def test_a_byte_that_is_changed_is_found_where_it_is(contents, data):
+def test_a_changed_byte_is_detected_in_its_line(contents, data):
     lines = chain(contents)
     place = data.draw(st.integers(0, len(lines) - 1))
     byte = data.draw(st.integers(0, len(lines[place]) - 1))
@@ -70,32 +76,32 @@ def test_a_byte_that_is_changed_is_found_where_it_is(contents, data):
     line = bytearray(lines[place])
     line[byte] = other
     lines[place] = bytes(line)
-    assert held(lines) == place
+    assert intact_lines(lines) == place
 
 
 @given(CONTENTS, st.data())
-def test_lines_that_are_taken_out_doubled_or_swapped_are_found(contents, data):
+def test_removed_repeated_and_swapped_lines_are_detected(contents, data):
     lines = chain(contents)
     place = data.draw(st.integers(0, len(lines) - 2))
-    assert held(lines[:place] + lines[place + 1 :]) == place
-    assert held([*lines[: place + 1], *lines[place:]]) == place + 1
+    assert intact_lines(lines[:place] + lines[place + 1 :]) == place
+    assert intact_lines([*lines[: place + 1], *lines[place:]]) == place + 1
     swapped = [*lines]
     swapped[place], swapped[place + 1] = swapped[place + 1], swapped[place]
-    assert held(swapped) == place
+    assert intact_lines(swapped) == place
 
 
 @given(CONTENTS)
-def test_a_line_of_another_chain_does_not_fit(contents):
-    ours, theirs = chain([{"other": 0}, *contents]), chain([{"other": 1}, *contents])
-    assert held([ours[0], *theirs[1:]]) == 1
+def test_a_line_of_another_chain_is_detected(contents):
+    one, other = chain([{"other": 0}, *contents]), chain([{"other": 1}, *contents])
+    assert intact_lines([one[0], *other[1:]]) == 1
 
 
-def test_what_is_taken_off_the_end_is_not_found():
+def test_lines_removed_from_the_end_are_not_detected():
     lines = chain([{"n": n} for n in range(5)])
-    assert held(lines[:3]) == 3  # which is why the last hash is to be noted down
+    assert intact_lines(lines[:3]) == 3  # therefore users note the last hash
 
 
-def sealed(body):
+def with_hash(body):
     return body[:-1] + f',"sha256":"{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
 
 
@@ -105,87 +111,87 @@ def sealed(body):
         b"",
         b"\n",
         b"{}\n",
-        sealed(b"[]}"),
-        sealed(b'{"other":1}'),
-        sealed(b'{"seq":null}'),
-        sealed(b'{"seq":' + b"[" * 100_000 + b"}"),
+        with_hash(b"[]}"),
+        with_hash(b'{"other":1}'),
+        with_hash(b'{"seq":null}'),
+        with_hash(b'{"seq":' + b"[" * 100_000 + b"}"),
     ],
 )
-def test_what_is_no_line_is_said(line):
-    with pytest.raises(ChainError, match="no line"):
-        linked(line, Link())
+def test_other_content_is_not_a_line(line):
+    with pytest.raises(ChainError, match="not a line"):
+        verify_line(line, Link())
 
 
 def contents_of(path):
-    return [line.content for line in trail(path)]
+    return [line.content for line in read_audit_log(path)]
 
 
-def test_lines_are_appended_by_one_server_after_the_other(tmp_path):
+def test_servers_append_one_after_the_other(tmp_path):
     path = tmp_path / "logs" / "audit.jsonl"
     for run in range(3):
         with AuditLog(path) as log:
             log.append({"run": run})
     assert [content["run"] for content in contents_of(path)] == [0, 1, 2]
     assert contents_of(path)[0]["previous"] == GENESIS
-    assert path.stat().st_mode & 0o077 == 0  # nobody else reads prompts
+    assert path.stat().st_mode & 0o077 == 0  # other users cannot read prompts
 
 
-def test_two_servers_on_one_log_are_refused(tmp_path):
+def test_a_second_server_on_the_same_log_raises(tmp_path):
     with AuditLog(tmp_path / "a") as log:
         with pytest.raises(HQError, match="Another server"):
             AuditLog(tmp_path / "a")
-        log.append({"still": "mine"})
+        log.append({"still": "locked"})
     AuditLog(tmp_path / "a").close()
 
 
-def test_the_chain_goes_on_over_full_files(tmp_path):
+def test_the_chain_continues_across_full_files(tmp_path):
     path = tmp_path / "a"
     for run in range(3):
         with AuditLog(path, rotate_bytes=1000) as log:
             for n in range(10):
                 log.append({"run": run, "n": n, "filling": "x" * 100})
-    files = all_files(path)
+    files = log_files(path)
     assert len(files) > 5
     assert all(file.stat().st_size <= 1000 for file in files)
     assert [c["n"] for c in contents_of(path)] == [*range(10)] * 3
     files[2].unlink()
-    with pytest.raises(ChainError, match=f"{files[3].name}, line 1: it is number"):
+    with pytest.raises(ChainError, match=f"{files[3].name}, line 1: it has number"):
         contents_of(path)
 
 
-def test_a_log_whose_growing_file_is_gone_goes_on_from_the_full_ones(tmp_path):
+def test_a_log_without_a_current_file_continues_from_the_full_files(tmp_path):
     path = tmp_path / "a"
     with AuditLog(path, rotate_bytes=400) as log:
         for n in range(10):
             log.append({"n": n, "filling": "x" * 100})
-    last = all_files(path)[-2]
-    path.unlink()  # as a kill between renaming and opening leaves it
+    last = log_files(path)[-2]
+    path.unlink()  # as a kill between renaming and opening does
     with AuditLog(path) as log:
         log.append({"n": "next"})
     assert contents_of(path)[-1]["seq"] == len(contents_of(path)) - 1
     assert last.exists()
 
 
-@pytest.mark.parametrize("kept", [1, 20, -1])
-def test_a_torn_last_line_is_set_aside_and_the_log_says_so(tmp_path, kept):
+@pytest.mark.parametrize("length", [1, 20, -1])
+def test_an_incomplete_last_line_is_moved_and_recorded(tmp_path, length):
     path = tmp_path / "a"
     with AuditLog(path) as log:
         for n in range(3):
             log.append({"n": n})
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:2]) + lines[2][:kept])
-    with pytest.raises(ChainError, match=r"line 3: .* was cut off"):
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:length])
+    with pytest.raises(ChainError, match=r"line 3: .* is cut off"):
         contents_of(path)
     with AuditLog(path) as log:
         log.append({"n": "after"})
     *before, recovery, after = contents_of(path)
     assert [content["n"] for content in before] == [0, 1]
     assert recovery["kind"] == "recovery"
-    assert (tmp_path / recovery["torn_file"]).read_bytes() == lines[2][:kept]
+    assert (tmp_path / recovery["torn_file"]).read_bytes() == lines[2][:length]
     assert after["n"] == "after"
 
 
-def test_a_log_that_is_all_torn_begins_anew(tmp_path):
+def test_a_log_of_one_incomplete_line_restarts(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b'{"seq":0,"prev')
     AuditLog(path).close()
@@ -193,49 +199,49 @@ def test_a_log_that_is_all_torn_begins_anew(tmp_path):
     assert recovery["torn_bytes"] == 14
 
 
-def test_a_damaged_last_line_is_refused(tmp_path):
+def test_a_damaged_last_line_raises(tmp_path):
     path = tmp_path / "a"
     with AuditLog(path) as log:
         log.append({"n": 0})
     path.write_bytes(path.read_bytes().replace(b'"n":0', b'"n":1'))
     before = path.read_bytes()
-    with pytest.raises(HQError, match="its hash is not that of its content"):
+    with pytest.raises(HQError, match="its hash does not match its content"):
         AuditLog(path)
     assert path.read_bytes() == before
-    with pytest.raises(HQError, match="is damaged"):  # the lock was let go
+    with pytest.raises(HQError, match="is damaged"):  # the lock was released
         AuditLog(path)
 
 
-def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_line(tmp_path, monkeypatch):
     path = tmp_path / "a"
     with AuditLog(path) as log:
         log.append({"n": 0})
-        real = os.write
+        real_write = os.write
 
         def write(file, data):
             if len(data) > 50:
-                return real(file, data[:50])
+                return real_write(file, data[:50])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(audit.os, "write", write)
+        monkeypatch.setattr(audit_log.os, "write", write)
         with pytest.raises(HQError, match="No space left"):
             log.append({"n": 1})
-        monkeypatch.setattr(audit.os, "write", real)
+        monkeypatch.setattr(audit_log.os, "write", real_write)
         log.append({"n": 2})
     assert [(c["seq"], c["n"]) for c in contents_of(path)] == [(0, 0), (1, 2)]
 
 
-def test_a_line_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
+def test_append_syncs_once_before_it_returns(tmp_path, monkeypatch):
     synced = []
-    real = os.fsync
-    monkeypatch.setattr(audit.os, "fsync", lambda file: (synced.append(file), real(file)))
+    real_fsync = os.fsync
+    monkeypatch.setattr(audit_log.os, "fsync", lambda file: (synced.append(file), real_fsync(file)))
     with AuditLog(tmp_path / "a") as log:
         synced.clear()
         log.append({"n": 0})
         assert len(synced) == 1
 
 
-def test_a_reader_sees_whole_lines_while_a_server_writes(tmp_path):
+def test_a_reader_sees_complete_lines_while_a_server_writes(tmp_path):
     path = tmp_path / "a"
     with AuditLog(path) as log:
         writing = threading.Thread(target=lambda: [log.append({"n": n}) for n in range(200)])
@@ -248,7 +254,7 @@ def test_a_reader_sees_whole_lines_while_a_server_writes(tmp_path):
     assert seen <= 200
 
 
-def test_there_is_a_sentence_for_no_log(tmp_path):
+def test_a_missing_log_raises(tmp_path):
     for path in (tmp_path / "none", tmp_path / "no" / "folder"):
         with pytest.raises(HQError, match="There is no audit log"):
             contents_of(path)

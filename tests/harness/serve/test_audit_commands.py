@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from harness.serve.audit import AuditLog
-from harness.serve.trail import trail
+from harness.serve.audit.files import read_audit_log
+from harness.serve.audit.log import AuditLog
 
 
 @pytest.fixture
@@ -29,16 +29,16 @@ def log(tmp_path):
 
 
 def hashes(path):
-    return [line.link.sha256 for line in trail(path)]
+    return [line.link.sha256 for line in read_audit_log(path)]
 
 
-def test_a_log_that_holds(hq, log):
+def test_an_intact_log(hq, log):
     outcome = hq("audit", "verify", log)
     assert outcome.code == 0, outcome
-    assert "5 lines hold, 4 of them responses" in outcome.out
+    assert "5 lines are intact, 4 of them responses" in outcome.out
     assert hashes(log)[-1] in outcome.out
-    found = json.loads(hq("audit", "verify", log, "--json").out)
-    assert found == {
+    result = json.loads(hq("audit", "verify", log, "--json").out)
+    assert result == {
         "whole": True,
         "fault": None,
         "lines": 5,
@@ -51,12 +51,12 @@ def test_a_log_that_holds(hq, log):
     ("damage", "words"),
     [
         (lambda lines: [*lines[:2], lines[2].replace(b'"block"', b'"pass"'), *lines[3:]], "line 3"),
-        (lambda lines: [*lines[:1], *lines[2:]], "line 2: it is number 2 where number 1 belongs"),
+        (lambda lines: [*lines[:1], *lines[2:]], "line 2: it has number 2 instead of 1"),
         (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1"),
-        (lambda lines: [*lines[:4], lines[4][:-9]], "line 5: it is no line of an audit log, or"),
+        (lambda lines: [*lines[:4], lines[4][:-9]], "line 5: it is not a line of an audit log, or"),
     ],
 )
-def test_tampering_is_exit_1_and_the_line(hq, log, damage, words):
+def test_tampering_exits_1_and_names_the_line(hq, log, damage, words):
     log.write_bytes(b"".join(damage(log.read_bytes().splitlines(keepends=True))))
     outcome = hq("audit", "verify", log)
     assert outcome.code == 1, outcome
@@ -65,14 +65,14 @@ def test_tampering_is_exit_1_and_the_line(hq, log, damage, words):
     assert hq("audit", "query", log).code == 1
 
 
-def test_an_anchor_shows_that_the_end_is_gone(hq, log):
+def test_an_anchor_detects_lines_removed_from_the_end(hq, log):
     last = hashes(log)[-1]
     assert hq("audit", "verify", log, "--anchor", last).code == 0
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
     assert hq("audit", "verify", log).code == 0
     outcome = hq("audit", "verify", log, "--anchor", last)
     assert outcome.code == 1
-    assert "taken off the end" in outcome.err
+    assert "removed from the end" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_anchor_shows_that_the_end_is_gone(hq, log):
         (("--until", "2020-01-01T12:00+02:00"), []),
     ],
 )
-def test_what_is_asked_for_is_listed(hq, log, options, ids):
+def test_matching_responses_are_listed(hq, log, options, ids):
     lines = hq("audit", "query", log, "--json", *options).out.splitlines()
     assert [json.loads(line)["id"] for line in lines] == ids
     table = hq("audit", "query", log, *options).out
@@ -100,7 +100,7 @@ def test_what_is_asked_for_is_listed(hq, log, options, ids):
     [
         (("verify", "none.jsonl"), "There is no audit log none.jsonl"),
         (("query", "none.jsonl"), "There is no audit log none.jsonl"),
-        (("query", "none.jsonl", "--since", "yesterday"), "--since 'yesterday' is no time"),
+        (("query", "none.jsonl", "--since", "yesterday"), "--since 'yesterday' is not a time"),
     ],
 )
 def test_bad_input_is_one_sentence(hq, arguments, words):

@@ -1,5 +1,6 @@
-"""What waits, what takes too long, who hangs up, and how a server ends."""
+"""The queue, time limits, disconnecting clients, and shutdown."""
 
+import json
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from harness.serve.model import ServedModel
+from harness.serve.generation.model import ServedModel
 from hq.errors import HQError
 from tests.harness.serve.conftest import ask
 
@@ -17,56 +18,56 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Writes 20 tokens a second at most."""
-    real = ServedModel.write
+    """Limit generation to 20 tokens per second."""
+    real_generate = ServedModel.generate
 
-    def write(self, order, draft):
-        for token in real(self, order, draft):
+    def generate(self, request, draft):
+        for token in real_generate(self, request, draft):
             time.sleep(0.05)
             yield token
 
-    monkeypatch.setattr(ServedModel, "write", write)
+    monkeypatch.setattr(ServedModel, "generate", generate)
 
 
-def post(found, **options):
-    with found.client() as http:
+def post(server, **options):
+    with server.client() as http:
         return http.post(CHAT, json=ask(**options))
 
 
-def begun(found):
-    """Waits until an answer is being written."""
+def wait_until_busy(server):
+    """Wait until an answer is being generated."""
     until = time.monotonic() + 30
-    while found.service.metrics.busy._value.get() != 1:
+    while not server.service.engine.busy:
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def test_more_than_may_wait_are_sent_away(start, slow):
-    found = start(policy={"limits": {"queue": 2}})
+def test_a_full_queue_returns_429(start, slow):
+    server = start(policy={"limits": {"queue": 2}})
     with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(lambda _: post(found), range(8)))
-    refused = [r for r in responses if r.status_code == 429]
+        responses = list(pool.map(lambda _: post(server), range(8)))
+    rejected = [r for r in responses if r.status_code == 429]
     answered = [r for r in responses if r.status_code == 200]
-    assert len(refused) + len(answered) == 8
+    assert len(rejected) + len(answered) == 8
     assert len(answered) >= 2
-    assert refused
-    assert all(int(r.headers["retry-after"]) >= 1 for r in refused)
-    assert refused[0].json()["error"]["code"] == "queue_full"
-    # A refused request is no response: only the others are in the log.
+    assert rejected
+    assert all(int(r.headers["retry-after"]) >= 1 for r in rejected)
+    assert rejected[0].json()["error"]["code"] == "queue_full"
+    # Rejected requests are not in the log.
     ids = [r.json()["hq"]["audit_id"] for r in answered]
-    assert sorted(ids) == sorted(line["id"] for line in found.lines())
+    assert sorted(ids) == sorted(line["id"] for line in server.lines())
 
 
-def test_an_answer_that_takes_too_long(start, slow):
-    found = start(policy={"limits": {"seconds": 0.3}})
-    whole = post(found, max_tokens=200)
-    assert whole.status_code == 504
-    assert whole.json()["error"]["code"] == "timed_out"
-    streamed = post(found, max_tokens=200, stream=True)
+def test_an_answer_past_its_deadline_returns_504(start, slow):
+    server = start(policy={"limits": {"seconds": 0.3}})
+    complete = post(server, max_tokens=200)
+    assert complete.status_code == 504
+    assert complete.json()["error"]["code"] == "timed_out"
+    streamed = post(server, max_tokens=200, stream=True)
     assert streamed.status_code == 200
     assert '"error":{"message":"The answer took too long."' in streamed.text
     assert "[DONE]" not in streamed.text
-    for line in found.wait_for(2):
+    for line in server.wait_for(2):
         assert line["outcome"] == "timed out"
         assert line["verdict"] is None
         assert 0 < line["tokens"] < 10
@@ -74,10 +75,10 @@ def test_an_answer_that_takes_too_long(start, slow):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_stops_the_answer(start, slow, stream):
-    found = start()
+def test_a_disconnect_stops_the_answer(start, slow, stream):
+    server = start()
     with pytest.raises(httpx.ReadTimeout):
-        with httpx.Client(base_url=found.url, timeout=0.4) as http:
+        with httpx.Client(base_url=server.url, timeout=0.4) as http:
             if stream:
                 with http.stream("POST", CHAT, json=ask(max_tokens=400, stream=True)) as response:
                     for number, _ in enumerate(response.iter_lines()):
@@ -85,21 +86,22 @@ def test_who_hangs_up_stops_the_answer(start, slow, stream):
                             raise httpx.ReadTimeout("enough")
             else:
                 http.post(CHAT, json=ask(max_tokens=400))
-    (line,) = found.wait_for(1)
+    (line,) = server.wait_for(1)
     assert line["outcome"] == "disconnected"
     assert 0 < line["tokens"] < 60
-    assert post(found).status_code == 200
+    assert post(server).status_code == 200
 
 
-def test_who_hangs_up_while_waiting_is_in_the_log_too(start, slow):
-    found = start()
+def test_a_disconnect_while_waiting_is_recorded(start, slow):
+    server = start()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, found, max_tokens=40)
-        begun(found)
+        first = pool.submit(post, server, max_tokens=40)
+        wait_until_busy(server)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(found.url + CHAT, json=ask(), timeout=0.3)
+            httpx.post(server.url + CHAT, json=ask(), timeout=0.3)
         assert first.result().status_code == 200
-    gone, answered = found.wait_for(2)  # who waited is not kept until its turn would have come
+    # The waiting request is recorded before its turn.
+    gone, answered = server.wait_for(2)
     assert (gone["outcome"], answered["outcome"]) == ("disconnected", "completed")
     assert gone["tokens"] == gone["tokens_written"] == 0
     assert gone["score"] is None
@@ -107,155 +109,153 @@ def test_who_hangs_up_while_waiting_is_in_the_log_too(start, slow):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-def test_who_hangs_up_while_waiting_gives_up_the_place(start, slow, stream, n):
-    found = start(policy={"limits": {"queue": 1}})
+def test_a_disconnect_while_waiting_frees_the_place(start, slow, stream, n):
+    server = start(policy={"limits": {"queue": 1}})
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(post, found, max_tokens=60)
-        begun(found)
+        first = pool.submit(post, server, max_tokens=60)
+        wait_until_busy(server)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(found.url + CHAT, json=ask(stream=stream, n=n), timeout=0.3)
-        # The line of each answer that nobody waits for is written while the first one goes on.
-        assert [line["outcome"] for line in found.wait_for(n)] == ["disconnected"] * n
-        assert found.service.metrics.busy._value.get() == 1
-        next_one = pool.submit(post, found)
-        assert first.result().status_code == next_one.result().status_code == 200
+            httpx.post(server.url + CHAT, json=ask(stream=stream, n=n), timeout=0.3)
+        # The abandoned answers are recorded while the first one is generated.
+        assert [line["outcome"] for line in server.wait_for(n)] == ["disconnected"] * n
+        assert server.service.engine.busy
+        second = pool.submit(post, server)
+        assert first.result().status_code == second.result().status_code == 200
 
 
-def test_a_stream_shows_that_it_lives_while_nothing_may_be_shown(start, slow, monkeypatch):
-    monkeypatch.setattr("harness.serve.completions._QUIET", 0.05)
-    found = start()
-    text = post(found, stream=True, hq={"domain": "doubted"}).text
+def test_a_stream_sends_comments_while_tokens_are_withheld(start, slow, monkeypatch):
+    monkeypatch.setattr("harness.serve.web.completion_routes.KEEP_ALIVE_SECONDS", 0.05)
+    server = start()
+    text = post(server, stream=True, hq={"domain": "doubted"}).text
     assert text.count(": still at it\n\n") >= 3
     assert text.endswith("data: [DONE]\n\n")
 
 
-def test_a_server_that_is_ended_finishes_what_it_has_begun(start, slow):
-    found = start()
+def test_shutdown_finishes_running_answers(start, slow):
+    server = start()
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(post, found, max_tokens=20) for _ in range(2)]
-        begun(found)
+        running = [pool.submit(post, server, max_tokens=20) for _ in range(2)]
+        wait_until_busy(server)
         time.sleep(0.2)
-        found.server.should_exit = True
+        server.uvicorn.should_exit = True
         assert [future.result().status_code for future in running] == [200, 200]
-    found.wait_for(2)
-    assert {line["outcome"] for line in found.lines()} == {"completed"}
+    server.wait_for(2)
+    assert {line["outcome"] for line in server.lines()} == {"completed"}
     with pytest.raises(httpx.ConnectError):
-        post(found)
+        post(server)
 
 
-def test_what_does_not_end_in_time_is_cut_off_and_in_the_log(start, slow):
-    found = start(policy={"limits": {"grace": 1}})
+def test_shutdown_aborts_and_records_answers_past_the_grace(start, slow):
+    server = start(policy={"limits": {"grace": 1}})
     with ThreadPoolExecutor(3) as pool:
         running = [
-            pool.submit(post, found, max_tokens=400, stream=stream)
+            pool.submit(post, server, max_tokens=400, stream=stream)
             for stream in (False, True, False)
         ]
-        begun(found)
+        wait_until_busy(server)
         time.sleep(0.3)
-        found.server.should_exit = True
+        server.uvicorn.should_exit = True
         responses = [future.result() for future in running]
     assert [response.status_code for response in responses] == [503, 200, 503]
-    assert all("The server is ending." in response.text for response in responses)
-    lines = found.wait_for(3)
+    assert all("The server is shutting down." in response.text for response in responses)
+    lines = server.wait_for(3)
     assert {line["outcome"] for line in lines} == {"shut down"}
     until = time.monotonic() + 30
-    while not found.lines("stop"):
+    while not server.lines("stop"):
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
-def test_an_ending_server_is_not_ready(start):
-    found = start()
-    found.service.engine.end()
-    with found.client() as http:
+def test_a_server_that_shuts_down_is_not_ready(start):
+    server = start()
+    server.service.engine.shut_down()
+    with server.client() as http:
         assert http.get("/readyz").status_code == 503
         assert http.get("/healthz").status_code == 200
-        refused = http.post(CHAT, json=ask())
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "unavailable"
+        rejected = http.post(CHAT, json=ask())
+        assert rejected.status_code == 503
+        assert rejected.json()["error"]["code"] == "unavailable"
 
 
-def test_a_fault_of_one_answer_is_not_the_next_ones(start, monkeypatch):
-    found = start()
-    real = ServedModel.write
+def test_an_error_in_one_answer_does_not_affect_the_next(start, monkeypatch):
+    server = start()
+    real_generate = ServedModel.generate
     faults = [HQError("llama.cpp could not decode."), ZeroDivisionError()]
 
-    def write(self, order, draft):
-        for number, token in enumerate(real(self, order, draft)):
+    def generate(self, request, draft):
+        for number, token in enumerate(real_generate(self, request, draft)):
             yield token
             if faults and number == 2:
                 raise faults.pop(0)
 
-    monkeypatch.setattr(ServedModel, "write", write)
+    monkeypatch.setattr(ServedModel, "generate", generate)
     for stream in (False, True):
-        failed = post(found, stream=stream)
+        failed = post(server, stream=stream)
         assert failed.status_code == (200 if stream else 500)
         assert "The answer failed" in failed.text
         assert "ZeroDivision" not in failed.text
-    assert post(found).status_code == 200
-    one, two, three = found.lines()
+    assert post(server).status_code == 200
+    one, two, three = server.lines()
     assert (one["outcome"], one["error"]) == ("error", "llama.cpp could not decode.")
     assert (two["outcome"], two["error"]) == ("error", "ZeroDivisionError()")
     assert one["tokens"] == 3
     assert three["outcome"] == "completed"
 
 
-def test_no_answer_without_a_line(start, monkeypatch):
-    found = start()
-    whole = post(found)
-    assert whole.status_code == 200
+def test_no_answer_is_sent_if_the_log_cannot_be_written(start, monkeypatch):
+    server = start()
+    recorded = post(server)
+    assert recorded.status_code == 200
 
     def append(_):
         raise HQError("The audit log cannot be written: No space left on device.")
 
-    monkeypatch.setattr(found.service.engine._audit, "append", append)
-    refused = post(found)
-    assert refused.status_code == 503
-    assert whole.json()["choices"][0]["message"]["content"] not in refused.text
-    with found.client() as http:
+    monkeypatch.setattr(server.audit, "append", append)
+    rejected = post(server)
+    assert rejected.status_code == 503
+    assert recorded.json()["choices"][0]["message"]["content"] not in rejected.text
+    with server.client() as http:
         assert http.get("/readyz").status_code == 503
-    assert post(found).status_code == 503
-    assert len(found.lines()) == 1
+    assert post(server).status_code == 503
+    assert len(server.lines()) == 1
 
 
-def test_connections_that_say_nothing_hold_nobody_up(start):
-    found = start()
-    host, port = found.url.removeprefix("http://").split(":")
+def test_idle_connections_do_not_block_others(start):
+    server = start()
+    host, port = server.url.removeprefix("http://").split(":")
     idle = [socket.create_connection((host, int(port))) for _ in range(50)]
     idle[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: local")
-    assert post(found).status_code == 200
+    assert post(server).status_code == 200
     for connection in idle:
         connection.close()
 
 
-def test_a_reader_who_does_not_read_holds_nobody_up(start):
-    found = start()
-    host, port = found.url.removeprefix("http://").split(":")
-    import json
-
+def test_a_client_that_does_not_read_does_not_block_others(start):
+    server = start()
+    host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps(ask(stream=True, max_tokens=400)).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        deaf.connect((host, int(port)))
-        deaf.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        found.wait_for(1)
-        assert post(found).status_code == 200
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.connect((host, int(port)))
+        connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        server.wait_for(1)
+        assert post(server).status_code == 200
 
 
-def test_many_threads_ask_at_once_and_each_has_its_own_answer(start):
-    found = start(policy={"limits": {"queue": 64}})
+def test_concurrent_requests_get_their_own_answers(start):
+    server = start(policy={"limits": {"queue": 64}})
     texts = [f"the model {n}" for n in range(12)]
-    alone = {text: post(found, messages=ask(text)["messages"]).json() for text in texts}
+    sequential = {text: post(server, messages=ask(text)["messages"]).json() for text in texts}
     barrier = threading.Barrier(len(texts))
 
     def at_once(text):
         barrier.wait()
-        return post(found, messages=ask(text)["messages"]).json()
+        return post(server, messages=ask(text)["messages"]).json()
 
     with ThreadPoolExecutor(len(texts)) as pool:
-        together = dict(zip(texts, pool.map(at_once, texts), strict=True))
+        concurrent = dict(zip(texts, pool.map(at_once, texts), strict=True))
     for text in texts:
-        one, two = alone[text], together[text]
+        one, two = sequential[text], concurrent[text]
         assert one["choices"] == two["choices"]
         assert one["hq"]["score"] == two["hq"]["score"]

@@ -1,4 +1,4 @@
-"""Fields that clients send: accepted at their neutral value, ignored and listed, or refused."""
+"""Request fields: accepted at a neutral value, ignored and listed, or rejected."""
 
 import json
 
@@ -14,12 +14,12 @@ ASSISTANT = [
 ]
 
 
-def said(**fields):
-    """A conversation whose assistant's message has these fields as well."""
+def with_assistant_fields(**fields):
+    """Return a conversation whose assistant message has additional fields."""
     return {"messages": [ASSISTANT[0], ASSISTANT[1] | fields, ASSISTANT[2]]}
 
 
-def user(**fields):
+def with_user_fields(**fields):
     return {"messages": [{"role": "user", "content": "one"} | fields]}
 
 
@@ -106,22 +106,22 @@ NEUTRAL = [
     {"continue_final_message": False},
     {"suffix": None, "echo": False, "best_of": 1},
     {"a_field_of_some_other_server": None},
-    said(tool_calls=[]),
-    said(tool_calls=None),
-    said(function_call=None),
-    said(refusal=None),
-    said(refusal=""),
-    said(audio=None),
-    said(annotations=[]),
-    said(reasoning_content=None),
-    said(reasoning_content=""),
-    said(name=None),
-    said(parsed=None),
-    said(content=[{"type": "text", "text": "two"}]),
-    said(content=None),
-    user(name=None),
-    user(content=[]),
-    user(tool_calls=None),
+    with_assistant_fields(tool_calls=[]),
+    with_assistant_fields(tool_calls=None),
+    with_assistant_fields(function_call=None),
+    with_assistant_fields(refusal=None),
+    with_assistant_fields(refusal=""),
+    with_assistant_fields(audio=None),
+    with_assistant_fields(annotations=[]),
+    with_assistant_fields(reasoning_content=None),
+    with_assistant_fields(reasoning_content=""),
+    with_assistant_fields(name=None),
+    with_assistant_fields(parsed=None),
+    with_assistant_fields(content=[{"type": "text", "text": "two"}]),
+    with_assistant_fields(content=None),
+    with_user_fields(name=None),
+    with_user_fields(content=[]),
+    with_user_fields(tool_calls=None),
 ]
 
 IGNORED = [
@@ -139,12 +139,14 @@ IGNORED = [
     ({"samplers": "edkypmxt", "dry_base": 1.75}, ["samplers", "dry_base"]),
     ({"keep_alive": "5m"}, ["keep_alive"]),
     ({"id_slot": 0, "timings_per_token": True}, ["id_slot", "timings_per_token"]),
-    (user(name="Ada"), ["messages.name"]),
-    (said(name="Bot"), ["messages.name"]),
-    (said(reasoning_content="I think"), ["messages.reasoning_content"]),
-    (said(annotations=[{"type": "url_citation"}]), ["messages.annotations"]),
+    (with_user_fields(name="Ada"), ["messages.name"]),
+    (with_assistant_fields(name="Bot"), ["messages.name"]),
+    (with_assistant_fields(reasoning_content="I think"), ["messages.reasoning_content"]),
+    (with_assistant_fields(annotations=[{"type": "url_citation"}]), ["messages.annotations"]),
     (
-        user(content=[{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]),
+        with_user_fields(
+            content=[{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]
+        ),
         ["messages.content.cache_control"],
     ),
 ]
@@ -169,77 +171,82 @@ TEXT_NEUTRAL = [
 
 @pytest.mark.parametrize("fields", NEUTRAL, ids=str)
 def test_a_neutral_value_changes_nothing(http, fields):
-    made = http.post(CHAT, json=ask(max_tokens=2) | fields)
-    assert made.status_code == 200, made.text
+    completion = http.post(CHAT, json=ask(max_tokens=2) | fields)
+    assert completion.status_code == 200, completion.text
     plain = {key: value for key, value in fields.items() if key == "messages"}
-    if plain:  # only what the template shows is the same
+    if plain:  # keep only what the template shows
         plain = {"messages": [{**m, "content": m["content"] or ""} for m in plain["messages"]]}
         plain = {"messages": [{k: m[k] for k in ("role", "content")} for m in plain["messages"]]}
-    same = http.post(CHAT, json=ask(max_tokens=2) | plain).json()
-    assert made.json()["choices"] == same["choices"]
-    assert made.json()["hq"]["ignored"] == []
+    reference = http.post(CHAT, json=ask(max_tokens=2) | plain).json()
+    assert completion.json()["choices"] == reference["choices"]
+    assert completion.json()["hq"]["ignored"] == []
 
 
 @pytest.mark.parametrize(("fields", "listed"), IGNORED, ids=str)
 def test_a_hint_is_ignored_and_listed(http, fields, listed):
-    made = http.post(CHAT, json=ask(max_tokens=2) | fields)
-    assert made.status_code == 200, made.text
-    assert made.json()["hq"]["ignored"] == listed
+    completion = http.post(CHAT, json=ask(max_tokens=2) | fields)
+    assert completion.status_code == 200, completion.text
+    assert completion.json()["hq"]["ignored"] == listed
     with http.stream("POST", CHAT, json=ask(max_tokens=2, stream=True) | fields) as stream:
         *_, last, _ = (line for line in stream.iter_lines() if line)
     assert json.loads(last.removeprefix("data: "))["hq"]["ignored"] == listed
 
 
 @pytest.mark.parametrize("fields", TEXT_NEUTRAL, ids=str)
-def test_texts_have_neutral_values_too(http, fields):
+def test_a_neutral_value_changes_nothing_in_completions(http, fields):
     body = {"prompt": "the model", "max_tokens": 2}
-    made = http.post(TEXT, json=body | fields)
-    assert made.status_code == 200, made.text
-    assert made.json()["choices"] == http.post(TEXT, json=body).json()["choices"]
+    completion = http.post(TEXT, json=body | fields)
+    assert completion.status_code == 200, completion.text
+    assert completion.json()["choices"] == http.post(TEXT, json=body).json()["choices"]
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
-REFUSED = [
-    (CHAT, {"tools": [TOOL]}, "tools", "the model calls no tools"),
-    (CHAT, {"tool_choice": "required"}, "tool_choice", "the model calls no tools"),
-    (CHAT, {"functions": [{"name": "f"}]}, "functions", "the model calls no tools"),
+UNSUPPORTED = [
+    (CHAT, {"tools": [TOOL]}, "tools", "the model cannot call tools"),
+    (CHAT, {"tool_choice": "required"}, "tool_choice", "the model cannot call tools"),
+    (CHAT, {"functions": [{"name": "f"}]}, "functions", "the model cannot call tools"),
     (CHAT, {"modalities": ["text", "audio"]}, "modalities", "answers are text"),
     (CHAT, {"audio": {"voice": "alloy"}}, "audio", "answers are text"),
-    (CHAT, {"reasoning_effort": "high"}, "reasoning_effort", "no reasoning"),
+    (CHAT, {"reasoning_effort": "high"}, "reasoning_effort", "without reasoning"),
     (CHAT, {"store": True}, "store", "not stored"),
     (CHAT, {"logit_bias": {"5": 1}}, "logit_bias", "cannot be biased"),
     (CHAT, {"repetition_penalty": 1.1}, "repetition_penalty", "use repeat_penalty"),
-    (CHAT, {"mirostat": 2}, "mirostat", "supported are temperature, top_p"),
+    (CHAT, {"mirostat": 2}, "mirostat", "the supported samplers are temperature, top_p"),
     (CHAT, {"guided_json": {"type": "object"}}, "guided_json", "use response_format"),
-    (CHAT, {"web_search_options": {"x": 1}}, "web_search_options", "nothing is searched"),
-    (CHAT, {"colour": "red"}, "colour", "not known here"),
-    (CHAT, {"stream_options": {"colour": 1}}, "stream_options.colour", "not known here"),
-    (CHAT, said(function_call={"name": "f"}), "messages.1.function_call", "use tool_calls"),
-    (CHAT, said(colour=1), "messages.1.colour", "not known here"),
-    (CHAT, said(audio={"id": "x"}), "messages.1.audio", "a message is text"),
+    (CHAT, {"web_search_options": {"x": 1}}, "web_search_options", "cannot search"),
+    (CHAT, {"colour": "red"}, "colour", "the field is unknown"),
+    (CHAT, {"stream_options": {"colour": 1}}, "stream_options.colour", "the field is unknown"),
     (
         CHAT,
-        user(content=[{"type": "image_url", "image_url": {"url": "x"}}]),
+        with_assistant_fields(function_call={"name": "f"}),
+        "messages.1.function_call",
+        "use tool_calls",
+    ),
+    (CHAT, with_assistant_fields(colour=1), "messages.1.colour", "the field is unknown"),
+    (CHAT, with_assistant_fields(audio={"id": "x"}), "messages.1.audio", "a message is text"),
+    (
+        CHAT,
+        with_user_fields(content=[{"type": "image_url", "image_url": {"url": "x"}}]),
         "messages.0.content.0",
         'a message is text, not "image_url"',
     ),
-    (TEXT, {"suffix": "end"}, "suffix", "continued at its end"),
-    (TEXT, {"echo": True}, "echo", "prompt is not repeated"),
-    (TEXT, {"tools": [TOOL]}, "tools", "the model calls no tools"),
-    (TEXT, {"messages": [{"role": "user", "content": "x"}]}, "messages", "not known here"),
-    (CHAT, {"prompt": "x"}, "prompt", "not known here"),
+    (TEXT, {"suffix": "end"}, "suffix", "only be continued at its end"),
+    (TEXT, {"echo": True}, "echo", "prompt is not part of the answer"),
+    (TEXT, {"tools": [TOOL]}, "tools", "the model cannot call tools"),
+    (TEXT, {"messages": [{"role": "user", "content": "x"}]}, "messages", "the field is unknown"),
+    (CHAT, {"prompt": "x"}, "prompt", "the field is unknown"),
 ]
 
 
-@pytest.mark.parametrize(("path", "fields", "param", "says"), REFUSED, ids=str)
-def test_what_is_meant_and_not_supported_is_refused_by_name(http, path, fields, param, says):
+@pytest.mark.parametrize(("path", "fields", "param", "words"), UNSUPPORTED, ids=str)
+def test_an_unsupported_value_names_the_field(http, path, fields, param, words):
     body = ask() if path == CHAT else {"prompt": "the"}
-    refused = http.post(path, json=body | fields)
-    assert refused.status_code == 400, refused.text
-    error = refused.json()["error"]
+    rejected = http.post(path, json=body | fields)
+    assert rejected.status_code == 400, rejected.text
+    error = rejected.json()["error"]
     assert (error["param"], error["code"]) == (param, "unsupported_parameter")
     assert error["message"].startswith(f"{param} is not supported: ")
-    assert says in error["message"]
+    assert words in error["message"]
 
 
 LIMITS = [
@@ -263,8 +270,8 @@ LIMITS = [
     (CHAT, {"max_completion_tokens": 513}, "max_completion_tokens", "the policy allows 512"),
     (CHAT, {"logprobs": 5}, "logprobs", "boolean"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
-    (CHAT, {"top_logprobs": 3}, "top_logprobs", "logprobs has to be true"),
-    (CHAT, {"stop": ["x"] * 65}, "stop", "at most 64 strings are allowed, and there are 65"),
+    (CHAT, {"top_logprobs": 3}, "top_logprobs", "it requires logprobs to be true"),
+    (CHAT, {"stop": ["x"] * 65}, "stop", "65 strings are more than the maximum of 64"),
     (CHAT, {"stop": "x" * 257}, "stop", "1 to 256 characters"),
     (CHAT, {"stop": ["a", ""]}, "stop", "1 to 256 characters"),
     (CHAT, {"stop": 5}, "stop", "a string, a list of strings, or null"),
@@ -279,50 +286,53 @@ LIMITS = [
             "response_format": {"type": "json_object"},
         },
         "response_format",
-        "the last message has begun the answer",
+        "JSON cannot continue the text",
     ),
-    (CHAT, user(content=None), "messages.0", "user's message has no content"),
+    (CHAT, with_user_fields(content=None), "messages.0", "user's message has no content"),
     (TEXT, {"logprobs": 21}, "logprobs", "from 0 to 20"),
     (TEXT, {"logprobs": True}, "logprobs", "a whole number from 0 to 20"),
-    (TEXT, {"best_of": 2}, "best_of", "has to equal n"),
-    (TEXT, {"prompt": ["a", "b"]}, "prompt", "one prompt is answered at a time, and there are 2"),
-    (TEXT, {"prompt": []}, "prompt", "a text, token ids, or a list of one of them"),
-    (TEXT, {"prompt": 5}, "prompt", "a text, token ids, or a list of one of them"),
+    (TEXT, {"best_of": 2}, "best_of", "it must equal n"),
+    (TEXT, {"prompt": ["a", "b"]}, "prompt", "a request may have one prompt, not 2"),
+    (TEXT, {"prompt": []}, "prompt", "a text, token ids, or a list with one of them"),
+    (TEXT, {"prompt": 5}, "prompt", "a text, token ids, or a list with one of them"),
     (TEXT, {"prompt": [10**6]}, "prompt", "the model's last one is 319"),
 ]
 
 
-@pytest.mark.parametrize(("path", "fields", "param", "says"), LIMITS, ids=str)
-def test_a_limit_is_named(http, path, fields, param, says):
+@pytest.mark.parametrize(("path", "fields", "param", "words"), LIMITS, ids=str)
+def test_an_invalid_value_names_the_limit(http, path, fields, param, words):
     body = ask() if path == CHAT else {"prompt": "the"}
-    refused = http.post(path, json=body | fields)
-    assert refused.status_code == 400, refused.text
-    error = refused.json()["error"]
+    rejected = http.post(path, json=body | fields)
+    assert rejected.status_code == 400, rejected.text
+    error = rejected.json()["error"]
     assert error["param"] == param
-    assert error["message"].startswith(f"{param}: ") or "policy" in says or "last one" in says
-    assert says in error["message"]
+    assert error["message"].startswith(f"{param}: ") or "policy" in words or "last one" in words
+    assert words in error["message"]
 
 
-def test_five_stops_are_five_stops(http):
+def test_many_stop_strings(http):
     body = {"prompt": "the", "max_tokens": 16}
     text = http.post(TEXT, json=body).json()["choices"][0]["text"]
     stops = [*(f"never {n}" for n in range(63)), text[5:8]]
-    made = http.post(TEXT, json=body | {"stop": stops}).json()["choices"][0]
-    assert (made["text"], made["finish_reason"]) == (text[: text.index(text[5:8])], "stop")
+    completion = http.post(TEXT, json=body | {"stop": stops}).json()["choices"][0]
+    assert (completion["text"], completion["finish_reason"]) == (
+        text[: text.index(text[5:8])],
+        "stop",
+    )
 
 
-def test_a_prompt_may_be_token_ids(http, served):
+def test_a_prompt_of_token_ids(http, served):
     ids = served.service.model.tokenizer("the model")["input_ids"]
-    made = [
+    completion = [
         http.post(TEXT, json={"prompt": prompt, "max_tokens": 6}).json()["choices"]
         for prompt in ("the model", ids, [ids], ["the model"])
     ]
-    assert all(each == made[0] for each in made)
+    assert all(each == completion[0] for each in completion)
 
 
-def test_no_limit_of_tokens_is_the_policys(start):
-    found = start(policy={"limits": {"new_tokens": 6}})
-    with found.client() as http:
+def test_the_policy_limits_tokens_by_default(start):
+    server = start(policy={"limits": {"new_tokens": 6}})
+    with server.client() as http:
         for options in ({"max_tokens": -1}, {"max_tokens": None}, {"max_completion_tokens": -1}):
             body = {"messages": ask()["messages"]} | options
             assert http.post(CHAT, json=body).json()["usage"]["completion_tokens"] == 6

@@ -1,4 +1,4 @@
-"""Paths, methods and bodies that are no request."""
+"""Unknown paths, other methods, and other content types."""
 
 import json
 
@@ -36,7 +36,7 @@ def http(served):
         ("PUT", "/openapi.json", 405),
     ],
 )
-def test_no_such_route(http, method, path, status):
+def test_unknown_paths_and_methods(http, method, path, status):
     response = http.request(method, path)
     assert response.status_code == status
     message = response.json()["error"]["message"]
@@ -50,7 +50,7 @@ def test_no_such_route(http, method, path, status):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", CHAT])
-def test_head_is_another_method(http, path):
+def test_head_is_not_supported(http, path):
     response = http.head(path)
     assert (response.status_code, response.headers["allow"]) == (
         405,
@@ -73,10 +73,10 @@ def test_head_is_another_method(http, path):
 )
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("body", [json.dumps(ask()).encode(), b"{", b""])
-def test_a_body_of_another_type_is_not_parsed(http, headers, words, path, body):
-    refused = http.post(path, content=body, headers=headers)
-    assert refused.status_code == 415, refused.text
-    error = refused.json()["error"]
+def test_a_body_of_another_content_type_returns_415(http, headers, words, path, body):
+    response = http.post(path, content=body, headers=headers)
+    assert response.status_code == 415, response.text
+    error = response.json()["error"]
     assert error["code"] == "unsupported_media_type"
     assert words in error["message"]
 
@@ -90,7 +90,7 @@ def test_a_body_of_another_type_is_not_parsed(http, headers, words, path, body):
         'application/json;charset="UTF-8"',
     ],
 )
-def test_json_may_be_named_in_several_ways(http, kind):
+def test_accepted_content_types(http, kind):
     headers = {"content-type": kind, "content-encoding": "identity"}
-    made = http.post(CHAT, content=json.dumps(ask()), headers=headers)
-    assert made.status_code == 200, made.text
+    response = http.post(CHAT, content=json.dumps(ask()), headers=headers)
+    assert response.status_code == 200, response.text

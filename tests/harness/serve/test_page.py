@@ -1,4 +1,4 @@
-"""The page in headless Chromium: conversations on the embedded model, through the real server."""
+"""The page in headless Chromium: conversations with the embedded model on a real server."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ OPTIONS = (
 ).split()
 TRAP = "Which medal did Marie Curie win at the 1912 Olympics?"
 SHORT = "What is the capital of Japan?"
-QUESTIONS = (  # of which some are answered better with half of the H-Neurons, and some are not
+QUESTIONS = (  # regeneration with alpha 0.5 lowers the score of some answers, but not of all
     TRAP,
     SHORT,
     "Who wrote Hamlet?",
@@ -57,8 +57,8 @@ KEY = "open sesame"
 def monitor(tmp_path_factory):
     """A bundle of the embedded model with the committed TriviaQA neurons.
 
-    What the model says, and its score, depend on the processor's kernels. So each threshold lies
-    where every answer is past it, or none.
+    Answers and scores depend on the processor's kernels, so each threshold is one that every answer
+    reaches, or none.
     """
     neurons = NeuronSet.load(ROOT / "results" / "smollm2-triviaqa" / "neurons.json")
     thresholds = {"all": -4.0, "calm": 8.0, "strict": ALWAYS, "again": ALWAYS}
@@ -68,14 +68,14 @@ def monitor(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(monitor):
-    with running(packaged_gguf(), monitor, monitor.with_name("audit.jsonl"), POLICY) as found:
-        yield found
+    with running(packaged_gguf(), monitor, monitor.with_name("audit.jsonl"), POLICY) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def chromium():
     if not CHROMIUM:
-        pytest.skip("There is no chromium here: apt-get install chromium")
+        pytest.skip("Chromium is not installed: apt-get install chromium")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser
@@ -84,70 +84,74 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, served):
-    """Opens the page. At the end nothing may have gone wrong in it, nor been asked elsewhere."""
+    """Return a function that opens the page; fails on page errors and on requests to other hosts."""
     contexts, faults = [], []
 
-    def opened(url=served.url, ready=True, width=1280, height=900, **options):
+    def open_page(url=served.url, ready=True, width=1280, height=900, **options):
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
+        page.on(
+            "console", lambda message: faults.append(message.text) if is_fault(message) else None
+        )
         page.on(
             "request",
-            lambda asked: faults.append(asked.url) if not asked.url.startswith(url) else None,
+            lambda request: faults.append(request.url) if not request.url.startswith(url) else None,
         )
         page.goto(url)
         if ready:
             page.wait_for_selector("body[data-ready]")
         return page
 
-    yield opened
+    yield open_page
     for context in contexts:
         context.close()
     assert faults == []
 
 
-def is_fault(said):
-    """Chromium itself notes every response that is an error."""
-    return said.type in ("error", "warning") and "Failed to load resource" not in said.text
+def is_fault(message):
+    """Return whether a console message is a fault; Chromium also logs each error response."""
+    return message.type in ("error", "warning") and "Failed to load resource" not in message.text
 
 
 def ask(page, question, wait=True):
     page.fill("#question", question)
     page.press("#question", "Enter")
     if wait:
-        ended(page)
+        wait_for_answer(page)
 
 
-# What a page draws is drawn at the next frame: two of them, and it is there.
+# The page draws in the next animation frame: after two frames the drawing is complete.
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
-def ended(page):
+def wait_for_answer(page):
     page.wait_for_selector("#send:visible", timeout=60_000)
-    page.mouse.move(2, 2)  # off the tokens, which grow to wherever it rests
+    page.mouse.move(2, 2)  # away from the tokens, which react to the pointer
     page.evaluate(DRAWN)
 
 
-def answered(served, question=TRAP, **extension):
-    """The same answer without the page."""
+def request_answer(served, question=TRAP, **extension):
+    """Return (text, hq field) of the same answer, requested without the page."""
     with served.client() as client:
         messages = [{"role": "user", "content": question}]
-        made = client.post(
+        completion = client.post(
             "/v1/chat/completions", json={"messages": messages, "hq": extension}
         ).json()
-    return made["choices"][0]["message"]["content"], made["hq"]
+    return completion["choices"][0]["message"]["content"], completion["hq"]
 
 
-def streamed(served, question=TRAP):
-    """What the server says of each token."""
+def request_readings(served, question=TRAP):
+    """Return the reading of each token, requested without the page."""
     body = {"messages": [{"role": "user", "content": question}], "stream": True}
     with (
         served.client() as client,
-        client.stream("POST", "/v1/chat/completions", json=body) as said,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
-        chunks = [json.loads(line[6:]) for line in said.iter_lines() if line.startswith("data: {")]
+        chunks = [
+            json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")
+        ]
     return [chunk["hq"] for chunk in chunks if "token_score" in chunk.get("hq", {})]
 
 
@@ -171,33 +175,33 @@ def test_a_conversation(visit, served):
     with page.expect_request("**/v1/chat/completions") as sent:
         page.get_by_role("button", name=TRAP).click()
     assert sent.value.post_data_json["hq"] == {"alpha": 1, "domain": "all"}
-    ended(page)
-    text, said = answered(served)
+    wait_for_answer(page)
+    text, judgement = request_answer(served)
     tokens = page.locator(".tokens .token")
     assert page.locator(".tokens").inner_text() == text
     assert [t.get_attribute("data-level") for t in tokens.all()] == [
-        str(level(score)) for _, score, _ in said["tokens"]
+        str(level(score)) for _, score, _ in judgement["tokens"]
     ]
     assert tokens.last.get_attribute("aria-label").endswith(
-        f"score {signed(said['tokens'][-1][1])}"
+        f"score {signed(judgement['tokens'][-1][1])}"
     )
     assert (
         page.locator(".readout")
         .inner_text()
-        .startswith(f"{len(said['tokens'])} tokens score {signed(said['score'])}")
+        .startswith(f"{len(judgement['tokens'])} tokens score {signed(judgement['score'])}")
     )
-    assert said["decision"] == "annotate"
+    assert judgement["decision"] == "annotate"
     assert page.locator(".decision").inner_text().startswith("Annotated. The score reached")
     meter = page.get_by_role("meter", name="Confidence")
-    assert meter.get_attribute("aria-valuenow") == str(round(100 * said["confidence"]))
+    assert meter.get_attribute("aria-valuenow") == str(round(100 * judgement["confidence"]))
     assert "past the limit" in meter.get_attribute("aria-valuetext")
     chart = page.get_by_role("img", name="Running score")
-    assert f"threshold {signed(said['threshold'])}" in chart.get_attribute("aria-label")
+    assert f"threshold {signed(judgement['threshold'])}" in chart.get_attribute("aria-label")
     assert chart.locator(".limit").count() == 1
-    assert chart.locator(".cell").count() == len(said["tokens"])
+    assert chart.locator(".cell").count() == len(judgement["tokens"])
     spoken = page.get_by_role("status").inner_text()
     assert spoken.startswith("Annotated. The score reached the threshold: doubt this answer.")
-    assert spoken.endswith(f"Score {signed(said['score'])}.")
+    assert spoken.endswith(f"Score {signed(judgement['score'])}.")
     assert page.locator(".prose").text_content() == text
     with page.expect_request("**/v1/chat/completions") as sent:
         ask(page, "And before?")
@@ -211,7 +215,7 @@ def test_a_conversation(visit, served):
 def test_neurons_of_a_token_and_of_the_answer(visit, served):
     page = visit()
     ask(page, TRAP)
-    readings = streamed(served)
+    readings = request_readings(served)
     rows = page.locator(".inspector tbody tr")
 
     def shown():
@@ -285,7 +289,7 @@ def test_tokens_by_keyboard(visit):
     expect(page.locator(".chart circle.marker")).to_have_count(0)
 
 
-def test_another_alpha_stands_beside(visit, served):
+def test_an_answer_with_another_alpha_is_shown_beside_the_first(visit, served):
     page = visit()
     ask(page, TRAP)
     again = page.locator("#repeat")
@@ -296,12 +300,12 @@ def test_another_alpha_stands_beside(visit, served):
     with page.expect_request("**/v1/chat/completions") as sent:
         again.click()
     assert sent.value.post_data_json["hq"] == {"alpha": 0, "domain": "all"}
-    ended(page)
+    wait_for_answer(page)
     before, after = page.locator(".answer").all()
-    assert before.locator(".tokens").inner_text() == answered(served)[0]
-    text, said = answered(served, alpha=0.0)
+    assert before.locator(".tokens").inner_text() == request_answer(served)[0]
+    text, judgement = request_answer(served, alpha=0.0)
     assert after.locator(".tokens").inner_text() == text
-    assert f"score {signed(said['score'])}" in after.locator(".readout").inner_text()
+    assert f"score {signed(judgement['score'])}" in after.locator(".readout").inner_text()
     assert after.get_attribute("aria-label") == "Answer with α = 0.00"
     left, right = before.bounding_box(), after.bounding_box()
     assert left["y"] == right["y"]
@@ -316,7 +320,7 @@ def test_a_blocked_answer_is_not_shown(visit, served):
     page.get_by_label("Domain").select_option("strict")
     assert page.locator("#policy").inner_text().startswith("Withheld from score")
     ask(page, SHORT)
-    text, said = answered(served, SHORT, domain="strict")
+    text, judgement = request_answer(served, SHORT, domain="strict")
     assert (
         page.locator(".message").inner_text()
         == text
@@ -325,17 +329,17 @@ def test_a_blocked_answer_is_not_shown(visit, served):
     assert page.locator(".decision").inner_text().startswith("Blocked.")
     assert page.locator(".tokens").count() == 0
     assert "Tokyo" not in page.locator("main").inner_text()
-    assert page.locator(".gauge .value").text_content() == f"{said['confidence']:.0%}"
+    assert page.locator(".gauge .value").text_content() == f"{judgement['confidence']:.0%}"
 
 
-def test_an_answer_that_was_written_again_says_so(visit, served):
-    tried, questions = {}, iter(QUESTIONS)
-    while len(tried) < 2:
+def test_a_regenerated_answer_is_described(visit, served):
+    by_outcome, questions = {}, iter(QUESTIONS)
+    while len(by_outcome) < 2:
         question = next(questions)
-        tried[answered(served, question, domain="again")[1]["regenerated"]] = question
+        by_outcome[request_answer(served, question, domain="again")[1]["regenerated"]] = question
     page = visit()
     page.get_by_label("Domain").select_option("again")
-    ask(page, tried[True])
+    ask(page, by_outcome[True])
     line = served.lines()[-1]
     assert (line["decision"], line["regenerated"], line["alpha"]) == ("regenerate", True, 0.5)
     assert f"score {signed(line['score'])}" in page.locator(".readout").inner_text()
@@ -349,7 +353,7 @@ def test_an_answer_that_was_written_again_says_so(visit, served):
     )
     assert page.locator(".answer").get_attribute("aria-label") == "Answer with α = 0.50"
     page.get_by_role("button", name="Start over").click()
-    ask(page, tried[False])
+    ask(page, by_outcome[False])
     assert not served.lines()[-1]["regenerated"]
     assert (
         page.locator(".decision")
@@ -366,24 +370,24 @@ def test_stop_ends_the_answer(visit, served):
     ask(page, RAMBLE, wait=False)
     page.locator(".tokens .token").nth(4).wait_for()
     page.get_by_role("button", name="Stop").click()
-    ended(page)
+    wait_for_answer(page)
     assert page.locator(".decision").inner_text().startswith("Stopped.")
     count = page.locator(".tokens .token").count()
     assert count < 64
     with page.expect_request("**/v1/chat/completions") as sent:
         ask(page, SHORT)
-    assert len(sent.value.post_data_json["messages"]) == 1, "a stopped answer is no part of it"
+    assert len(sent.value.post_data_json["messages"]) == 1, "a stopped answer must not be sent"
     assert page.locator(".answer >> nth=0 >> .token").count() == count
     assert {"disconnected", "completed"} <= {line["outcome"] for line in served.lines()}
 
 
 @contextmanager
 def full(served):
-    """One request that is answered and one that waits, again and again: the queue takes no more."""
+    """Keep one request running and one waiting, so that the queue is full."""
     body = {"messages": [{"role": "user", "content": RAMBLE}], "stream": True}
     release, streaming = threading.Event(), [threading.Event() for _ in range(2)]
 
-    def hold(begun):
+    def occupy(begun):
         while not release.is_set():
             with httpx.stream(
                 "POST", f"{served.url}/v1/chat/completions", json=body, timeout=60
@@ -393,30 +397,30 @@ def full(served):
                     if release.is_set():
                         break
 
-    held = [threading.Thread(target=hold, args=(begun,)) for begun in streaming]
-    for thread in held:
+    threads = [threading.Thread(target=occupy, args=(begun,)) for begun in streaming]
+    for thread in threads:
         thread.start()
     assert all(begun.wait(30) for begun in streaming)
     try:
         yield
     finally:
         release.set()
-        for thread in held:
+        for thread in threads:
             thread.join(60)
 
 
 def idle(served):
-    """Waits until nothing is written and nothing waits."""
+    """Wait until no request is running or waiting."""
     with served.client() as client:
         for _ in range(600):
-            said = client.get("/metrics").text
-            if "\nhq_busy 0.0" in said and "\nhq_queue_length 0.0" in said:
+            metrics = client.get("/metrics").text
+            if "\nhq_busy 0.0" in metrics and "\nhq_queue_length 0.0" in metrics:
                 return
             time.sleep(0.05)
     raise AssertionError("The server is still busy.")
 
 
-def test_refusals_are_sentences(visit, served):
+def test_errors_are_shown_as_sentences(visit, served):
     page = visit()
     ask(page, "why " * 3000)
     failure = page.get_by_role("alert")
@@ -427,14 +431,14 @@ def test_refusals_are_sentences(visit, served):
         assert failure.inner_text().startswith(
             "The server is busy with other questions. Try again in"
         )
-    idle(served)  # those that held the queue are gone
+    idle(served)
     failure.get_by_role("button", name="Try again").click()
     page.locator(".decision[data-decision]").wait_for(timeout=60_000)
     assert page.locator(".failure").count() == 0
     assert page.locator(".decision").inner_text().startswith("Annotated.")
 
 
-def test_a_key_is_asked_for_and_a_server_that_is_gone_is_told(visit, monitor):
+def test_the_key_dialog_and_a_stopped_server(visit, monitor):
     log = monitor.with_name("keyed.jsonl")
     with running(packaged_gguf(), monitor, log, POLICY, keys=(KEY,)) as keyed:
         page = visit(keyed.url, ready=False)
@@ -453,7 +457,7 @@ def test_a_key_is_asked_for_and_a_server_that_is_gone_is_told(visit, monitor):
     assert page.get_by_role("alert").inner_text().startswith("The server does not answer.")
 
 
-def test_it_fits_a_telephone_and_a_magnified_screen(visit):
+def test_the_layout_fits_small_screens(visit):
     for width, height in ((360, 740), (640, 450)):
         page = visit(width=width, height=height)
         assert overflow(page) == 0
@@ -462,20 +466,20 @@ def test_it_fits_a_telephone_and_a_magnified_screen(visit):
         assert page.locator(".chart svg").bounding_box()["width"] > 200
 
 
-def test_the_theme_is_chosen_and_kept(visit):
+def test_the_theme_is_remembered(visit):
     page = visit(color_scheme="light")
-    ground = "getComputedStyle(document.body).backgroundColor"
-    light = page.evaluate(ground)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
     for _ in range(2):
         page.get_by_role("button", name="Theme").click()
     assert page.locator("#theme").inner_text() == "Theme: dark"
-    dark = page.evaluate(ground)
+    dark = page.evaluate(background)
     assert dark != light
     page.reload()
-    assert page.evaluate(ground) == dark
+    assert page.evaluate(background) == dark
 
 
-def test_nothing_moves_where_that_is_not_wanted(visit):
+def test_reduced_motion_disables_animations(visit):
     page = visit(reduced_motion="reduce")
     ask(page, SHORT)
     assert (
@@ -484,7 +488,7 @@ def test_nothing_moves_where_that_is_not_wanted(visit):
     )
 
 
-# Text that axe leaves open, as it lies in a drawing or on a token: its colour and what lies below.
+# Texts that axe cannot check, in drawings and on tokens: (colour, background).
 PAIRS = """() => {
   const style = (element) => getComputedStyle(element);
   const card = style(document.querySelector(".answer")).backgroundColor;
@@ -508,7 +512,7 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_it_is_accessible_in_light_and_dark(visit):
+def test_accessibility_in_both_themes(visit):
     axe = pytest.importorskip(
         "axe_playwright_python",
         reason="axe-core is not installed: pip install --no-deps axe-playwright-python",
@@ -517,30 +521,30 @@ def test_it_is_accessible_in_light_and_dark(visit):
     page = visit(reduced_motion="reduce")
     page.evaluate(source)
 
-    def violations():
-        found = []
+    def find_violations():
+        violations = []
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            found += [
+            violations += [
                 (scheme, v["id"], v["nodes"]) for v in page.evaluate("axe.run()")["violations"]
             ]
-        return found
+        return violations
 
-    assert violations() == []
+    assert find_violations() == []
     ask(page, TRAP)
     page.get_by_label("H-Neurons × α").press("Home")
     page.locator("#repeat").click()
-    ended(page)
+    wait_for_answer(page)
     page.get_by_label("Domain").select_option("strict")
     ask(page, SHORT)
     ask(page, "why " * 3000)
     page.locator("summary").click()
     page.locator(".tokens .token").first.focus()
-    assert violations() == []
+    assert find_violations() == []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         pairs = [pair for pair in page.evaluate(PAIRS) if not pair[1].startswith("rgba")]
         assert len(pairs) > 30
         assert min(contrast(*pair) for pair in pairs) >= 4.5
     page.evaluate("document.querySelector('dialog').showModal()")
-    assert violations() == []
+    assert find_violations() == []

@@ -1,4 +1,4 @@
-"""The page's files: whole, local, without anything that its content security policy forbids."""
+"""The page's files: complete, local, and allowed by the content security policy."""
 
 import re
 import tomllib
@@ -9,18 +9,18 @@ from typing import get_args
 
 import pytest
 
-from harness.serve.pages import FOLDER
-from harness.serve.policy import ActionName
+from harness.serve.policy.file import ActionName
+from harness.serve.web.app import PAGE_FOLDER
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted(FOLDER.iterdir())
+FILES = sorted(PAGE_FOLDER.iterdir())
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in FILES if path.suffix == ".js"}
-STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
+STYLE = (PAGE_FOLDER / "page.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "input", "br", "path", "rect"}
 
 
 class Page(HTMLParser):
-    """Every element with its attributes, and whether each that was opened was closed."""
+    """Collects elements with their attributes, open elements, and inline scripts."""
 
     def __init__(self, text):
         super().__init__()
@@ -43,16 +43,16 @@ class Page(HTMLParser):
             self.scripts.append(data)
 
 
-PAGE = Page((FOLDER / "index.html").read_text(encoding="utf-8"))
+PAGE = Page((PAGE_FOLDER / "index.html").read_text(encoding="utf-8"))
 IDS = [attributes["id"] for _, attributes in PAGE.elements if "id" in attributes]
 
 
-def test_every_element_is_closed_and_every_id_is_its_own():
+def test_elements_are_closed_and_ids_are_unique():
     assert PAGE.open == []
     assert len(set(IDS)) == len(IDS)
 
 
-def test_labels_and_descriptions_lead_to_elements():
+def test_labels_and_descriptions_refer_to_elements():
     named = [
         place
         for _, attributes in PAGE.elements
@@ -63,10 +63,10 @@ def test_labels_and_descriptions_lead_to_elements():
     assert set(named) <= set(IDS)
 
 
-def test_scripts_find_only_what_the_page_has():
-    asked = {id for text in SCRIPTS.values() for id in re.findall(r'\bfind\("([^"]+)"\)', text)}
-    assert len(asked) > 10
-    assert asked <= set(IDS)
+def test_scripts_use_existing_ids():
+    used_ids = {id for text in SCRIPTS.values() for id in re.findall(r'\bfind\("([^"]+)"\)', text)}
+    assert len(used_ids) > 10
+    assert used_ids <= set(IDS)
 
 
 def test_nothing_is_inline():
@@ -82,14 +82,14 @@ def test_nothing_is_inline():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_nothing_comes_from_elsewhere(path):
+def test_no_file_refers_to_another_host(path):
     text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"\b(https?|wss?):|\b(data|blob):[a-z]|[\"'(`]//", text)
     assert "@import" not in text
     assert "url(" not in text.replace("url(#", "")
 
 
-def test_what_is_loaded_is_there():
+def test_loaded_files_exist():
     loaded = [
         a.get("src") or a.get("href") for tag, a in PAGE.elements if tag in ("script", "link")
     ]
@@ -108,16 +108,16 @@ def test_every_file_is_packaged():
         assert any(fnmatch(name, pattern) for pattern in patterns), name
 
 
-def test_every_decision_has_its_words_and_its_sign():
+def test_every_decision_has_a_text_and_an_icon():
     decisions = SCRIPTS["answer.js"].split("const DECISIONS = {", 1)[1].split("\n};", 1)[0]
-    found = re.findall(r"^  (\w+):", decisions, flags=re.MULTILINE)
-    assert set(found) == {"pass", *get_args(ActionName)}
-    assert {f"icon-{name}" for name in found} <= set(IDS)
+    names = re.findall(r"^  (\w+):", decisions, flags=re.MULTILINE)
+    assert set(names) == {"pass", *get_args(ActionName)}
+    assert {f"icon-{name}" for name in names} <= set(IDS)
     actions = SCRIPTS["settings.js"].split("const ACTIONS = {", 1)[1].split("\n};", 1)[0]
     assert set(re.findall(r"^  (\w+):", actions, flags=re.MULTILINE)) == set(get_args(ActionName))
 
 
-def test_every_level_that_raises_the_score_is_told_by_more_than_colour():
+def test_levels_differ_by_more_than_colour():
     for level in ("1", "2", "3"):
         rule = re.search(rf'\.token\[data-level="{level}"\] {{([^}}]*)}}', STYLE)[1]
         assert "text-decoration-line: underline" in rule

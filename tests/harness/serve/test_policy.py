@@ -1,13 +1,12 @@
-"""The policy's file, and what its actions do with an answer."""
+"""The policy file, and the effect of its actions on answers."""
 
 import pytest
 
-from harness.serve.draft import Draft, Order, Token
-from harness.serve.generation.drawing import Drawing
-from harness.serve.governor import Governor, Verdict
-from harness.serve.job import Stopped
-from harness.serve.policy import DEFAULT_MESSAGE, Policy
-from harness.serve.responses import Reading
+from harness.serve.generation.answer import Draft, FinalAnswer, GenerationRequest, Reading, Token
+from harness.serve.generation.queue import JobStopped
+from harness.serve.generation.sampler import SamplingSettings
+from harness.serve.policy.enforcer import PolicyEnforcer
+from harness.serve.policy.file import DEFAULT_BLOCK_MESSAGE, Policy
 from hq.errors import HQError
 from hq.tracing.sampling import StopCriteria
 
@@ -37,7 +36,7 @@ def load(tmp_path, text):
     return Policy.load(path)
 
 
-def test_a_policy_as_it_is_written(tmp_path):
+def test_a_policy_file(tmp_path):
     policy = load(tmp_path, WHOLE)
     assert (policy.domain, policy.alpha, policy.record) == ("medicine", (0.0, 1.5), "text")
     assert policy.rule("medicine").message == "Ask a doctor."
@@ -48,20 +47,20 @@ def test_a_policy_as_it_is_written(tmp_path):
     assert policy.digest == load(tmp_path, "# the same\n" + WHOLE).digest
 
 
-def test_the_policy_in_the_documentation_is_one(tmp_path):
+def test_the_policy_in_the_docstring_is_valid(tmp_path):
     import inspect
 
-    from harness.serve import policy
+    from harness.serve.policy import file
 
-    text = inspect.getdoc(policy).split("\n\n", 1)[1]
+    text = inspect.getdoc(file).split("\n\n", 1)[1]
     assert load(tmp_path, text).rule("medicine").action == "block"
 
 
 def test_everything_has_a_default():
     policy = Policy.load(None)
     assert policy.rule("all").action == "annotate"
-    assert policy.rule("all").message == DEFAULT_MESSAGE
-    policy.require(["all"])
+    assert policy.rule("all").message == DEFAULT_BLOCK_MESSAGE
+    policy.require_thresholds(["all"])
 
 
 @pytest.mark.parametrize(
@@ -70,125 +69,127 @@ def test_everything_has_a_default():
         ("domain = ", "not valid TOML"),
         ("colour = 1", "colour: Extra inputs"),
         ('record = "some"', "record: "),
-        ("alpha = [1.5, 2]", "alpha: give"),
+        ("alpha = [1.5, 2]", "alpha: write"),
         ("alpha = [-1, 2]", "alpha.0"),
         ("[domains.all]\naction = 'drop'", "domains.all.action"),
         ("[domains.all]\nalpha = nan", "domains.all.alpha"),
         ("[limits]\nqueue = 0", "limits.queue"),
     ],
 )
-def test_what_no_policy_has_is_named(tmp_path, text, words):
+def test_an_invalid_policy_names_the_key(tmp_path, text, words):
     with pytest.raises(HQError, match=words):
         load(tmp_path, text)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(HQError, match=r"none\.toml cannot be read: No such file"):
         Policy.load(tmp_path / "none.toml")
 
 
-def test_domains_are_the_bundles(tmp_path):
+def test_domains_must_be_in_the_bundle(tmp_path):
     with pytest.raises(HQError, match="'medicine', for which the bundle has no threshold"):
-        load(tmp_path, WHOLE).require(["all", "facts"])
+        load(tmp_path, WHOLE).require_thresholds(["all", "facts"])
 
 
-class Written:
-    """A writer whose answers are written beforehand: scores of each token, by α."""
+class ScriptedGenerator:
+    """Generates answers with given token scores; `first` with alpha 1, `second` with alpha 0.5."""
 
     def __init__(self, **scores):
         self.scores = {1.0: scores["first"], 0.5: scores.get("second", [])}
-        self.asked = []
+        self.alphas = []
 
-    def write(self, order, draft):
-        self.asked.append(draft.alpha)
+    def generate(self, request, draft):
+        self.alphas.append(draft.alpha)
         for n, score in enumerate(self.scores[draft.alpha]):
             reading = Reading(token=n, token_score=score, score=score, confidence=0.5, neurons=[])
             draft.tokens.append(Token(f"{draft.alpha:g} ", reading))
             yield draft.tokens[-1]
-        draft.finish = "stop"
+        draft.finish_reason = "stop"
 
 
-ENDING = StopCriteria(frozenset(), (), str)
-ORDER = Order((1,), ENDING, 9, Drawing(seed=0), 1.0, "all")
+STOP = StopCriteria(frozenset(), (), str)
+REQUEST = GenerationRequest((1,), STOP, 9, SamplingSettings(seed=0), 1.0, "all")
 
 
-def governed(action, **scores):
-    """(tokens shown, verdict, drafts, α asked for) of an answer under a rule, threshold 2."""
+def enforce(action, **scores):
+    """Return (shown tokens, final answer, drafts, used alphas) of one answer with threshold 2."""
     rule = {"action": action, "alpha": 0.5, "message": "No."}
     policy = Policy.model_validate({"domains": {"all": rule}})
-    writer, drafts = Written(**scores), []
-    governor = Governor(writer, policy, {"all": 2.0})
-    *tokens, verdict = governor.answer(ORDER, drafts, lambda: None)
-    assert isinstance(verdict, Verdict)
+    generator, drafts = ScriptedGenerator(**scores), []
+    enforcer = PolicyEnforcer(generator, policy, {"all": 2.0})
+    *tokens, answer = enforcer.answer(REQUEST, drafts, lambda: None)
+    assert isinstance(answer, FinalAnswer)
     assert all(isinstance(token, Token) for token in tokens)
-    return tokens, verdict, drafts, writer.asked
+    return tokens, answer, drafts, generator.alphas
 
 
 @pytest.mark.parametrize("action", ["annotate", "regenerate", "block"])
 def test_below_the_threshold_an_answer_passes(action):
-    tokens, verdict, _, asked = governed(action, first=[5.0, 1.9])
+    tokens, answer, _, alphas = enforce(action, first=[5.0, 1.9])
     assert len(tokens) == 2
-    assert (verdict.opinion, verdict.decision, verdict.finish) == (
+    assert (answer.verdict, answer.decision, answer.finish_reason) == (
         "no hallucination",
         "pass",
         "stop",
     )
-    assert asked == [1.0]
-    assert verdict.text == "1 1 "
+    assert alphas == [1.0]
+    assert answer.text == "1 1 "
 
 
-def test_the_threshold_itself_is_past_it():
-    tokens, verdict, _, _ = governed("annotate", first=[0.0, 2.0])
+def test_a_score_at_the_threshold_is_past_it():
+    tokens, answer, _, _ = enforce("annotate", first=[0.0, 2.0])
     assert len(tokens) == 2
-    assert (verdict.opinion, verdict.decision) == ("hallucination", "annotate")
+    assert (answer.verdict, answer.decision) == ("hallucination", "annotate")
 
 
 def test_a_blocked_answer_is_never_shown():
-    tokens, verdict, drafts, _ = governed("block", first=[0.0, 2.0])
+    tokens, answer, drafts, _ = enforce("block", first=[0.0, 2.0])
     assert tokens == []
-    assert (verdict.text, verdict.finish, verdict.blocked) == ("No.", "content_filter", True)
-    assert drafts[0].text == "1 1 "  # what the audit log has
+    assert (answer.text, answer.finish_reason, answer.blocked) == ("No.", "content_filter", True)
+    assert drafts[0].text == "1 1 "  # recorded in the audit log
 
 
 @pytest.mark.parametrize(
-    ("second", "kept", "opinion"),
+    ("second", "alpha", "verdict"),
     [
         ([1.0], 0.5, "no hallucination"),
-        ([2.5], 0.5, "hallucination"),  # better, and still past it
-        ([3.0], 1.0, "hallucination"),  # no better
+        ([2.5], 0.5, "hallucination"),  # lower, but still past the threshold
+        ([3.0], 1.0, "hallucination"),  # not lower
         ([4.0], 1.0, "hallucination"),
-        ([], 1.0, "hallucination"),  # nothing said
+        ([], 1.0, "hallucination"),  # empty
     ],
 )
-def test_the_better_of_two_answers_is_kept(second, kept, opinion):
-    tokens, verdict, _, asked = governed("regenerate", first=[0.0, 3.0], second=second)
-    assert asked == [1.0, 0.5]
-    assert verdict.draft.alpha == kept
-    assert (verdict.opinion, verdict.decision) == (opinion, "regenerate")
-    assert verdict.regenerated == (kept == 0.5)
-    assert tokens == verdict.draft.tokens
+def test_the_answer_with_the_lower_score_is_kept(second, alpha, verdict):
+    tokens, answer, _, alphas = enforce("regenerate", first=[0.0, 3.0], second=second)
+    assert alphas == [1.0, 0.5]
+    assert answer.draft.alpha == alpha
+    assert (answer.verdict, answer.decision) == (verdict, "regenerate")
+    assert answer.regenerated == (alpha == 0.5)
+    assert tokens == answer.draft.tokens
 
 
 def test_an_empty_answer_has_no_verdict():
-    tokens, verdict, _, asked = governed("block", first=[])
-    assert (tokens, verdict.opinion, verdict.decision, verdict.text) == ([], None, "pass", "")
-    assert asked == [1.0]
+    tokens, answer, _, alphas = enforce("block", first=[])
+    assert (tokens, answer.verdict, answer.decision, answer.text) == ([], None, "pass", "")
+    assert alphas == [1.0]
 
 
 @pytest.mark.parametrize("allowed", range(5))
-def test_an_answer_ends_when_it_is_told_to(allowed):
+def test_an_exception_of_check_running_ends_the_answer(allowed):
     rule = {"action": "regenerate", "alpha": 0.5}
     policy = Policy.model_validate({"domains": {"all": rule}})
-    drafts, left = [], [allowed]
+    drafts, remaining = [], [allowed]
 
-    def goes_on():
-        if not left[0]:
-            raise Stopped("timed out")
-        left[0] -= 1
+    def check_running():
+        if not remaining[0]:
+            raise JobStopped("timed out")
+        remaining[0] -= 1
 
-    governor = Governor(Written(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0})
-    with pytest.raises(Stopped):
-        list(governor.answer(ORDER, drafts, goes_on))
+    enforcer = PolicyEnforcer(
+        ScriptedGenerator(first=[0.0, 3.0], second=[1.0]), policy, {"all": 2.0}
+    )
+    with pytest.raises(JobStopped):
+        list(enforcer.answer(REQUEST, drafts, check_running))
     assert sum(len(draft.tokens) for draft in drafts) <= allowed
 
 

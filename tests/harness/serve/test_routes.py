@@ -1,4 +1,4 @@
-"""What the server answers, and how it refuses."""
+"""Responses, errors, keys, metrics, records and page files of the server."""
 
 import json
 
@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from harness.models.gguf_tokenizer import GGUFTokenizer
-from harness.serve import pages
-from harness.serve.access import Keys, is_local
-from harness.serve.refusal import Refusal
+from harness.serve.api.errors import APIError
+from harness.serve.web import app
+from harness.serve.web.access import APIKeys, is_local
 from hq.monitor.bundle import Bundle
 from tests.harness.serve.conftest import ALWAYS, NEVER, ask
 
@@ -22,17 +22,17 @@ def http(served):
 
 
 def events(response):
-    """The objects of a stream, its end and comments left out."""
+    """Return the objects of a stream, without its end and comments."""
     lines = [line for line in response.text.split("\n") if line.startswith("data: {")]
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def test_what_the_page_asks(http, bundle_folder):
-    found = http.get("/hq").json()
+def test_server_information(http, bundle_folder):
+    about = http.get("/hq").json()
     bundle = Bundle.load(bundle_folder)
-    assert found["model"] == "tiny"
-    assert found["bundle"] == {"name": "tiny", "digest": bundle.digest, "precision": "gguf-source"}
-    assert found["domains"]["all"] == {
+    assert about["model"] == "tiny"
+    assert about["bundle"] == {"name": "tiny", "digest": bundle.digest, "precision": "gguf-source"}
+    assert about["domains"]["all"] == {
         "threshold": NEVER,
         "false_alarms": 0.1,
         "n": 40,
@@ -40,10 +40,10 @@ def test_what_the_page_asks(http, bundle_folder):
         "alpha": None,
         "message": None,
     }
-    assert found["domains"]["doubted"]["message"] == "No."
-    assert found["domains"]["again"]["alpha"] == 0.0
-    assert found["alpha"] == {"least": 0.0, "most": 2.0}
-    assert found["neurons"] == {"read": 3, "scaled": 2}
+    assert about["domains"]["doubted"]["message"] == "No."
+    assert about["domains"]["again"]["alpha"] == 0.0
+    assert about["alpha"] == {"least": 0.0, "most": 2.0}
+    assert about["neurons"] == {"read": 3, "scaled": 2}
 
 
 def test_health_and_models(http):
@@ -52,14 +52,14 @@ def test_health_and_models(http):
 
 
 def test_a_blocked_answer_never_leaves_the_server(http, served):
-    free = http.post(CHAT, json=ask()).json()["choices"][0]["message"]["content"]
+    unblocked = http.post(CHAT, json=ask()).json()["choices"][0]["message"]["content"]
     extension = {"hq": {"domain": "doubted"}}
-    whole = http.post(CHAT, json=ask(**extension))
-    choice = whole.json()["choices"][0]
+    complete = http.post(CHAT, json=ask(**extension))
+    choice = complete.json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("No.", "content_filter")
-    assert whole.json()["hq"]["tokens"] == []
-    assert whole.json()["hq"]["score"] >= ALWAYS
-    assert free not in whole.text
+    assert complete.json()["hq"]["tokens"] == []
+    assert complete.json()["hq"]["score"] >= ALWAYS
+    assert unblocked not in complete.text
     streamed = http.post(CHAT, json=ask(stream=True, **extension))
     _, message, last = events(streamed)
     assert message["choices"][0]["delta"] == {"content": "No."}
@@ -68,25 +68,25 @@ def test_a_blocked_answer_never_leaves_the_server(http, served):
     assert last["choices"][0]["finish_reason"] == "content_filter"
 
 
-def test_a_second_answer_is_written_and_the_better_one_kept(http, served):
-    # The scores of the two are those of asking for each, read with nothing scaled.
+def test_regenerate_keeps_the_answer_with_the_lower_score(http, served):
+    # The two scores equal those of separate requests with each alpha.
     scores = {
         alpha: http.post(CHAT, json=ask(hq={"alpha": alpha, "domain": "noted"})).json()["hq"]
         for alpha in (0.0, 1.0)
     }
-    made = http.post(CHAT, json=ask(hq={"domain": "again"})).json()["hq"]
+    completion = http.post(CHAT, json=ask(hq={"domain": "again"})).json()["hq"]
     better = min((1.0, 0.0), key=lambda alpha: scores[alpha]["score"])
-    assert (made["alpha"], made["score"]) == (better, scores[better]["score"])
-    assert (made["decision"], made["regenerated"]) == ("regenerate", better == 0.0)
-    line = served.line(made["audit_id"])
+    assert (completion["alpha"], completion["score"]) == (better, scores[better]["score"])
+    assert (completion["decision"], completion["regenerated"]) == ("regenerate", better == 0.0)
+    line = served.line(completion["audit_id"])
     assert line["alphas"] == [1.0, 0.0]
     assert line["tokens_written"] == 16
     streamed = events(http.post(CHAT, json=ask(stream=True, hq={"domain": "again"})))
-    assert streamed[-1]["hq"]["score"] == made["score"]
+    assert streamed[-1]["hq"]["score"] == completion["score"]
 
 
-def test_scores_are_read_with_nothing_scaled(http, gguf_file, bundle_folder):
-    """The very tokens of an answer at another α, given to a monitor that scales nothing."""
+def test_scores_come_from_the_unscaled_model(http, gguf_file, bundle_folder):
+    """Scores equal those of a monitor without scaling that reads the same tokens."""
     from hq.backends.llamacpp.backend import LlamaBackend
     from hq.monitor import LlamaMonitor
 
@@ -95,36 +95,36 @@ def test_scores_are_read_with_nothing_scaled(http, gguf_file, bundle_folder):
         alpha: [e["hq"] for e in events(http.post(TEXT, json=body | {"hq": {"alpha": alpha}}))[:-1]]
         for alpha in (0.0, 1.0, 2.0)
     }
-    ids = {alpha: [r["token"] for r in found] for alpha, found in readings.items()}
+    ids = {alpha: [r["token"] for r in values] for alpha, values in readings.items()}
     assert ids[0.0] != ids[2.0]
     neurons = Bundle.load(bundle_folder).neurons
     with LlamaBackend(gguf_file) as backend, LlamaMonitor(backend, neurons) as monitor:
         prompt = backend.model.tokenize(body["prompt"])
-        for alpha, found in readings.items():
+        for alpha, values in readings.items():
             steps = list(monitor.follow(prompt, ids[alpha]))
-            assert [r["score"] for r in found] == pytest.approx([s.score for s in steps], rel=1e-6)
-            contributions = sum(part for *_, part in found[0]["neurons"]) + neurons.intercept
-            assert contributions == pytest.approx(found[0]["token_score"])
+            assert [r["score"] for r in values] == pytest.approx([s.score for s in steps], rel=1e-6)
+            contributions = sum(part for *_, part in values[0]["neurons"]) + neurons.intercept
+            assert contributions == pytest.approx(values[0]["token_score"])
 
 
-def test_sampling_repeats_with_its_seed(http):
-    def drawn(**options):
-        made = http.post(TEXT, json={"prompt": "the", "max_tokens": 16, **options}).json()
-        return made["choices"][0]["text"], made["hq"]["audit_id"]
+def test_equal_seeds_repeat_an_answer(http):
+    def sampled(**options):
+        completion = http.post(TEXT, json={"prompt": "the", "max_tokens": 16, **options}).json()
+        return completion["choices"][0]["text"], completion["hq"]["audit_id"]
 
     hot = {"temperature": 1.5}
-    texts = {seed: drawn(seed=seed, **hot)[0] for seed in range(4)}
+    texts = {seed: sampled(seed=seed, **hot)[0] for seed in range(4)}
     assert len(set(texts.values())) > 1
-    assert drawn(seed=2, **hot)[0] == texts[2]
-    assert drawn()[0] == drawn(temperature=0)[0] == drawn(seed=5, top_p=1e-6, **hot)[0]
+    assert sampled(seed=2, **hot)[0] == texts[2]
+    assert sampled()[0] == sampled(temperature=0)[0] == sampled(seed=5, top_p=1e-6, **hot)[0]
 
 
-def test_a_drawn_seed_is_in_the_log_and_repeats_the_answer(http, served):
+def test_a_random_seed_is_recorded_and_repeats_the_answer(http, served):
     asked = {"prompt": "the", "max_tokens": 16, "temperature": 1.5}
-    made = http.post(TEXT, json=asked).json()
-    seed = served.line(made["hq"]["audit_id"])["seed"]
+    completion = http.post(TEXT, json=asked).json()
+    seed = served.line(completion["hq"]["audit_id"])["seed"]
     again = http.post(TEXT, json=asked | {"seed": seed}).json()
-    assert again["choices"][0]["text"] == made["choices"][0]["text"]
+    assert again["choices"][0]["text"] == completion["choices"][0]["text"]
 
 
 def test_a_stop_string_ends_an_answer_and_is_not_in_it(http):
@@ -132,27 +132,27 @@ def test_a_stop_string_ends_an_answer_and_is_not_in_it(http):
     stop = text[4:7]
     for asked in (stop, [stop, "never there"]):
         body = {"prompt": "the", "max_tokens": 16, "stop": asked}
-        made = http.post(TEXT, json=body).json()
-        assert made["choices"][0]["text"] == text[: text.index(stop)]
-        assert made["choices"][0]["finish_reason"] == "stop"
+        completion = http.post(TEXT, json=body).json()
+        assert completion["choices"][0]["text"] == text[: text.index(stop)]
+        assert completion["choices"][0]["finish_reason"] == "stop"
         streamed = events(http.post(TEXT, json=body | {"stream": True}))
         assert "".join(e["choices"][0]["text"] for e in streamed) == text[: text.index(stop)]
 
 
-def test_figures_are_counted(http, served):
+def test_metrics(http, served):
     http.post(CHAT, json=ask(hq={"domain": "doubted"}))
     http.get("/nowhere/at/all")
-    found = {
+    values = {
         sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
         for family in text_string_to_metric_families(http.get("/metrics").text)
         for sample in family.samples
     }
     labels = {"decision": "block", "domain": "doubted", "outcome": "completed"}
-    assert found["hq_responses_total" + json.dumps(labels)] >= 1
-    counted = sum(value for name, value in found.items() if name.startswith("hq_responses_total"))
+    assert values["hq_responses_total" + json.dumps(labels)] >= 1
+    counted = sum(value for name, value in values.items() if name.startswith("hq_responses_total"))
     assert counted == len(served.lines())
-    assert found["hq_queue_length{}"] == found["hq_busy{}"] == 0
-    assert not any("nowhere" in name for name in found)
+    assert values["hq_queue_length{}"] == values["hq_busy{}"] == 0
+    assert not any("nowhere" in name for name in values)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_figures_are_counted(http, served):
         ([], None, "invalid_value"),
     ],
 )
-def test_what_cannot_be_had_is_an_error_that_names_it(http, body, param, code):
+def test_an_invalid_request_names_the_field(http, body, param, code):
     response = http.post(CHAT, json=body)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
@@ -207,17 +207,17 @@ def test_what_cannot_be_had_is_an_error_that_names_it(http, body, param, code):
         b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
     ],
 )
-def test_what_is_no_request_is_an_error_too(http, raw):
+def test_an_invalid_body_returns_400(http, raw):
     response = http.post(CHAT, content=raw, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["message"]
 
 
-def test_an_empty_prompt_is_refused(http):
+def test_an_empty_prompt_returns_400(http):
     assert http.post(TEXT, json={"prompt": ""}).json()["error"]["param"] == "prompt"
 
 
-def test_a_body_that_is_too_large(http):
+def test_a_body_past_the_limit_returns_413(http):
     def drip():
         for _ in range(100):
             yield b" " * 10_000
@@ -228,32 +228,32 @@ def test_a_body_that_is_too_large(http):
         assert response.json()["error"]["message"]
 
 
-def test_another_name_for_the_server_is_refused(http):
+def test_unknown_host_names_are_rejected(http):
     for name in ("evil.example", "evil.example:8000", "", "127.0.0.1.evil.example", "[::1"):
         assert http.get("/hq", headers={"host": name}).status_code in (400, 403), name
     for name in ("localhost", "localhost:1", "127.0.0.1", "[::1]:8000"):
         assert http.get("/hq", headers={"host": name}).status_code == 200, name
 
 
-def test_keys_open_what_they_should(start):
-    found = start(keys=("one", "two"))
-    with found.client() as http:
+def test_keys_are_required_where_they_should_be(start):
+    server = start(keys=("one", "two"))
+    with server.client() as http:
         for path in ("/v1/models", "/hq", "/metrics"):
             assert http.get(path).status_code == 401, path
         assert http.get("/healthz").status_code == 200
-        refused = http.post(CHAT, json=ask())
-        assert refused.status_code == 401
-        assert refused.json()["error"]["code"] == "invalid_api_key"
+        rejected = http.post(CHAT, json=ask())
+        assert rejected.status_code == 401
+        assert rejected.json()["error"]["code"] == "invalid_api_key"
         for wrong in ("Bearer three", "Bearer", "Basic one", "one", "Bearer onetwo"):
             assert http.get("/hq", headers={"authorization": wrong}).status_code == 401, wrong
         ids = [
             http.post(CHAT, json=ask(), headers={"authorization": f"Bearer {key}"}).json()["hq"]
             for key in ("one", "two")
         ]
-    clients = [found.line(hq["audit_id"])["client"] for hq in ids]
+    clients = [server.line(hq["audit_id"])["client"] for hq in ids]
     assert len(set(clients)) == 2
     assert all(len(client) == 8 for client in clients)
-    assert "one" not in found.log.read_text(encoding="utf-8")
+    assert "one" not in server.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -265,44 +265,44 @@ def test_keys_open_what_they_should(start):
         ("{% for", "rendered"),
     ],
 )
-def test_a_template_that_fails_is_said(start, monkeypatch, template, words):
-    found = start()
+def test_an_error_in_the_chat_template_returns_400(start, monkeypatch, template, words):
+    server = start()
     monkeypatch.setattr(GGUFTokenizer, "chat_template", template)
-    with found.client() as http:
-        refused = http.post(CHAT, json=ask())
-        assert refused.status_code == 400
-        message = refused.json()["error"]["message"]
+    with server.client() as http:
+        rejected = http.post(CHAT, json=ask())
+        assert rejected.status_code == 400
+        message = rejected.json()["error"]["message"]
         assert words in message
-        assert "/" not in message  # no place on the server's disk
+        assert "/" not in message  # no path of the server
 
 
-def test_a_fault_of_the_server_is_in_openais_form_too(start, monkeypatch):
-    found = start()
+def test_an_unexpected_error_has_openais_format(start, monkeypatch):
+    server = start()
 
     def plain(*_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(GGUFTokenizer, "__call__", plain)
-    with found.client() as http:
+    with server.client() as http:
         for _ in range(2):
             failed = http.post(CHAT, json=ask())
             assert failed.status_code == 500
             assert failed.json()["error"]["code"] == "failed"
 
 
-def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+def test_keys_are_loaded_from_a_file_or_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
     path.write_text("one\n\n two \n", encoding="utf-8")
-    keys = Keys.load(path)
-    assert keys.client("Bearer one") != keys.client("bearer two")
+    keys = APIKeys.load(path)
+    assert keys.client_id("Bearer one") != keys.client_id("bearer two")
     monkeypatch.setenv("HQ_API_KEY", "three")
-    keys = Keys.load(None)
-    assert keys.client("Bearer three")
-    with pytest.raises(Refusal):
-        keys.client("Bearer one")
+    keys = APIKeys.load(None)
+    assert keys.client_id("Bearer three")
+    with pytest.raises(APIError):
+        keys.client_id("Bearer one")
     monkeypatch.delenv("HQ_API_KEY")
-    assert not Keys.load(None)
-    assert Keys.load(None).client(None) == ""
+    assert not APIKeys.load(None)
+    assert APIKeys.load(None).client_id(None) == ""
 
 
 @pytest.mark.parametrize(
@@ -318,39 +318,39 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
         ("localhost.example", False),
     ],
 )
-def test_what_only_this_machine_reaches(host, local):
+def test_local_hosts(host, local):
     assert is_local(host) == local
 
 
 @pytest.mark.parametrize("record", ["hash", "text", "none"])
-def test_what_is_recorded_of_texts_is_the_policys(start, record):
-    found = start(policy={"record": record})
-    with found.client() as http:
-        made = http.post(CHAT, json=ask("the secret", user="somebody")).json()
-    line = found.line(made["hq"]["audit_id"])
-    answer = made["choices"][0]["message"]["content"]
+def test_the_policy_chooses_how_texts_are_recorded(start, record):
+    server = start(policy={"record": record})
+    with server.client() as http:
+        completion = http.post(CHAT, json=ask("the secret", user="somebody")).json()
+    line = server.line(completion["hq"]["audit_id"])
+    answer = completion["choices"][0]["message"]["content"]
     texts = {key for key in line if key.startswith(("prompt", "answer")) and key != "prompt_tokens"}
     if record == "text":
         assert line["prompt"] == [{"role": "user", "content": "the secret"}]
         assert line["answer"] == answer
     else:
-        assert "the secret" not in found.log.read_text(encoding="utf-8")
+        assert "the secret" not in server.log.read_text(encoding="utf-8")
         assert texts == ({"prompt_sha256", "answer_sha256"} if record == "hash" else set())
     assert line["user"] == "somebody"
     assert line["neurons"]
-    start_line = found.lines("start")[0]
+    start_line = server.lines("start")[0]
     assert {k: line[k] for k in ("model", "bundle", "policy", "hq")} == {
         k: start_line[k] for k in ("model", "bundle", "policy", "hq")
     }
 
 
-def test_the_page_is_served_with_a_policy_of_its_own(start, tmp_path, monkeypatch):
+def test_the_page_is_served_with_a_content_security_policy(start, tmp_path, monkeypatch):
     folder = tmp_path / "page"
     folder.mkdir()
     (folder / "index.html").write_text("<!doctype html><title>hq</title>", encoding="utf-8")
     (folder / "app.js").write_text("1", encoding="utf-8")
     (tmp_path / "secret").write_text("no", encoding="utf-8")
-    monkeypatch.setattr(pages, "FOLDER", folder)
+    monkeypatch.setattr(app, "PAGE_FOLDER", folder)
     with start().client() as http:
         page = http.get("/")
         assert "<title>hq" in page.text

@@ -1,24 +1,23 @@
-"""The next token: greedy, or drawn from the distribution that was asked for."""
+"""The sampler: greedy, or by the requested distribution."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from harness.serve.generation.drawing import Drawing
-from harness.serve.sampler import Sampler
+from harness.serve.generation.sampler import Sampler, SamplingSettings
 from hq.errors import HQError
 from hq.tracing.sampling import Sampling, truncated_cdf
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], dtype=np.float32)
 
 
-def sampler(seed=0, prompt=(), likely=None, **settings):
-    return Sampler(Drawing(seed=seed, **settings), prompt, None, likely)
+def sampler(seed=0, prompt=(), top_logprobs=None, **settings):
+    return Sampler(SamplingSettings(seed=seed, **settings), prompt, None, top_logprobs)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-9, 5e-324])
-def test_no_temperature_is_the_likeliest(temperature):
+def test_temperature_0_is_greedy(temperature):
     choose = sampler(temperature=temperature)
     assert {choose(LOGITS) for _ in range(20)} == {1}
 
@@ -43,7 +42,7 @@ def test_no_temperature_is_the_likeliest(temperature):
         ({"temperature": 1.0, "min_p": 1.0}, [0, 1, 0, 0]),
     ],
 )
-def test_draws_are_as_often_as_they_should(settings, expected):
+def test_sampled_frequencies(settings, expected):
     choose = sampler(seed=5, **settings)
     counts = np.bincount([choose(LOGITS) for _ in range(4000)], minlength=4)
     np.testing.assert_allclose(counts / 4000, expected, atol=0.03)
@@ -57,15 +56,15 @@ def test_a_seed_repeats(more):
     assert drawn != [other(LOGITS) for _ in range(50)]
 
 
-def test_presence_counts_a_token_of_the_answer_once():
+def test_presence_penalty_counts_a_token_once():
     choose = sampler(prompt=(2,) * 9, presence_penalty=1.5)
     # 3 - 1.5 < 2; then 2 - 1.5 is the third of 1.5, 1 and 0.5
     assert [choose(LOGITS) for _ in range(4)] == [1, 2, 1, 1]
 
 
-def test_frequency_counts_it_as_often_as_it_is_there():
+def test_frequency_penalty_counts_every_occurrence():
     choose = sampler(prompt=(2,) * 9, frequency_penalty=0.75)
-    # Token 1: 3, 2.25, 1.5 beside 2 beside 1 and so on, each time less
+    # Token 1 has 3, 2.25, 1.5, …: each occurrence subtracts 0.75
     logits, counts, expected = LOGITS.copy(), np.zeros(4), []
     for _ in range(12):
         expected.append(int((logits - 0.75 * counts).argmax()))
@@ -74,7 +73,7 @@ def test_frequency_counts_it_as_often_as_it_is_there():
     assert len(set(expected)) > 2
 
 
-def test_a_negative_penalty_is_a_reward():
+def test_a_negative_penalty_raises_a_logit():
     logits = np.array([1.0, 1.5], dtype=np.float32)
     first = sampler(prompt=(), presence_penalty=-2.0)
     assert [first(np.array([1.0, 0.5], dtype=np.float32)), first(logits)] == [0, 0]
@@ -91,36 +90,41 @@ def test_a_negative_penalty_is_a_reward():
         ((1,) * 99, -1, 2),
     ],
 )
-def test_repetition_looks_at_the_last_tokens_of_the_prompt_too(prompt, window, expected):
+def test_repeat_penalty_covers_the_last_tokens_of_the_prompt(prompt, window, expected):
     # 3 / 2 < 2, and a negative logit is multiplied
     assert sampler(prompt=prompt, repeat_penalty=2.0, repeat_last_n=window)(LOGITS) == expected
 
 
-def test_repetition_looks_at_the_answer():
+def test_repeat_penalty_covers_the_answer():
     choose = sampler(repeat_penalty=2.0)
     assert [choose(LOGITS) for _ in range(3)] == [1, 2, 1]
 
 
-def test_likelihoods_are_the_models_own():
-    """Neither temperature, nor penalties, nor truncation has a part in them."""
+def test_logprobs_come_from_the_models_logits():
+    """Temperature, penalties and truncation do not change them."""
     choose = sampler(
-        likely=2, temperature=1.7, top_k=2, presence_penalty=1.0, repeat_penalty=1.3, prompt=(1,)
+        top_logprobs=2,
+        temperature=1.7,
+        top_k=2,
+        presence_penalty=1.0,
+        repeat_penalty=1.3,
+        prompt=(1,),
     )
     expected = log_softmax(LOGITS.astype(np.float64))
     for _ in range(8):
         token = choose(LOGITS)
-        told = choose.likelihoods[-1]
-        assert told.logprob == pytest.approx(expected[token])
-        assert [each for each, _ in told.top] == [1, 2]
-        assert [value for _, value in told.top] == pytest.approx([expected[1], expected[2]])
-    assert len(choose.likelihoods) == len(choose.drawn) == 8
+        logprobs = choose.logprobs[-1]
+        assert logprobs.logprob == pytest.approx(expected[token])
+        assert [token_id for token_id, _ in logprobs.top] == [1, 2]
+        assert [value for _, value in logprobs.top] == pytest.approx([expected[1], expected[2]])
+    assert len(choose.logprobs) == len(choose.sampled) == 8
 
 
-@pytest.mark.parametrize(("likely", "told"), [(0, 0), (4, 4), (20, 4)])
-def test_as_many_likely_tokens_as_there_are(likely, told):
-    choose = sampler(likely=likely)
+@pytest.mark.parametrize(("top_logprobs", "count"), [(0, 0), (4, 4), (20, 4)])
+def test_top_logprobs_are_at_most_the_vocabulary(top_logprobs, count):
+    choose = sampler(top_logprobs=top_logprobs)
     choose(LOGITS)
-    assert len(choose.likelihoods[0].top) == told
+    assert len(choose.logprobs[0].top) == count
 
 
 def test_logits_that_are_not_finite_are_an_error():
@@ -131,8 +135,8 @@ def test_logits_that_are_not_finite_are_an_error():
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("spread", [0.1, 3.0])
-def test_a_nucleus_is_hq_samplings(top_p, spread):
-    """What responses of a study are drawn from, but for the rounding of float32 at its edge."""
+def test_the_nucleus_equals_that_of_hq_sampling(top_p, spread):
+    """Tokens are those of a study's sampling, apart from float32 rounding at the edge."""
     logits = np.random.default_rng(0).normal(size=5000).astype(np.float32) * spread
     tokens, cdf = truncated_cdf(torch.from_numpy(logits)[None], Sampling(1, 1.3, 0, top_p))
     kept = int(np.searchsorted(cdf[0], 1.0)) + 1

@@ -1,4 +1,4 @@
-"""`hq serve` as people run it: a process of its own, ended and killed."""
+"""`hq serve` in a subprocess: output, shutdown, kill, and invalid input."""
 
 import json
 import shlex
@@ -9,25 +9,25 @@ import sys
 import httpx
 import pytest
 
-from harness.serve.audit import AuditLog
-from harness.serve.trail import trail
+from harness.serve.audit.files import read_audit_log
+from harness.serve.audit.log import AuditLog
 from tests.harness.serve.conftest import ask
 from tests.harness.serve.process import server
 
 
 def contents(log):
-    return [line.content for line in trail(log)]
+    return [line.content for line in read_audit_log(log)]
 
 
-def test_it_says_what_it_serves_and_ends_when_told(gguf_file, bundle_folder, tmp_path):
+def test_output_and_shutdown(gguf_file, bundle_folder, tmp_path):
     log = tmp_path / "audit.jsonl"
     with server(gguf_file, bundle_folder, log) as (process, printed, _):
         for words in ("tiny, 2 H-Neurons, prompt form chat", "bundle   tiny", str(log)):
             assert words in printed
         assert "policy   all annotate" in printed
         line = printed.strip().splitlines()[-1]
-        made = subprocess.run([*shlex.split(line), "-sS"], capture_output=True, check=True)
-        assert json.loads(made.stdout)["hq"]["decision"] == "pass"
+        completed = subprocess.run([*shlex.split(line), "-sS"], capture_output=True, check=True)
+        assert json.loads(completed.stdout)["hq"]["decision"] == "pass"
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         assert process.returncode == 0, process.stderr.read()
@@ -36,17 +36,17 @@ def test_it_says_what_it_serves_and_ends_when_told(gguf_file, bundle_folder, tmp
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_no_error(gguf_file, bundle_folder, tmp_path):
+def test_ctrl_c_exits_0(gguf_file, bundle_folder, tmp_path):
     with server(gguf_file, bundle_folder, tmp_path / "a") as (process, _, _):
         process.send_signal(signal.SIGINT)
         process.wait(60)
-        said = process.stderr.read()
-        assert process.returncode == 0, said
-        assert "Traceback" not in said
+        errors = process.stderr.read()
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
 
 
 @pytest.mark.slow
-def test_a_kill_costs_no_line_that_a_client_was_given(gguf_file, bundle_folder, tmp_path):
+def test_a_kill_loses_no_line_of_a_completed_answer(gguf_file, bundle_folder, tmp_path):
     log = tmp_path / "audit.jsonl"
     with server(gguf_file, bundle_folder, log) as (process, _, address):
         ids = [
@@ -61,16 +61,16 @@ def test_a_kill_costs_no_line_that_a_client_was_given(gguf_file, bundle_folder, 
                     process.send_signal(signal.SIGKILL)
                     break
         process.wait(60)
-    found = contents(log)
-    assert [line["id"] for line in found if line["kind"] == "response"][:5] == ids
+    lines = contents(log)
+    assert [line["id"] for line in lines if line["kind"] == "response"][:5] == ids
     with open(log, "ab") as file:
-        file.write(b'{"seq":6,"previous":"')  # what a power cut leaves
-    with AuditLog(log) as again:
-        again.append({"kind": "after"})
-    assert [line["kind"] for line in contents(log)][len(found) :] == ["recovery", "after"]
+        file.write(b'{"seq":6,"previous":"')  # as after a power failure
+    with AuditLog(log) as reopened:
+        reopened.append({"kind": "after"})
+    assert [line["kind"] for line in contents(log)][len(lines) :] == ["recovery", "after"]
 
 
-def refused(hq, gguf_file, bundle_folder, *options, **changed):
+def error_of(hq, gguf_file, bundle_folder, *options, **changed):
     named = {"gguf": gguf_file, "bundle": bundle_folder} | changed
     arguments = [part for name, value in named.items() for part in (f"--{name}", value)]
     outcome = hq("serve", *arguments, *options)
@@ -94,46 +94,46 @@ def refused(hq, gguf_file, bundle_folder, *options, **changed):
     ],
 )
 def test_bad_input_is_one_sentence(hq, gguf_file, bundle_folder, options, changed, words):
-    assert words in refused(hq, gguf_file, bundle_folder, *options, **changed)
+    assert words in error_of(hq, gguf_file, bundle_folder, *options, **changed)
 
 
-def test_files_that_say_what_cannot_be(hq, gguf_file, bundle_folder, tmp_path):
+def test_invalid_files(hq, gguf_file, bundle_folder, tmp_path):
     policy, keys = tmp_path / "policy.toml", tmp_path / "keys"
     keys.write_text("\n \n", encoding="utf-8")
-    assert "holds no API key" in refused(
+    assert "contains no API key" in error_of(
         hq, gguf_file, bundle_folder, "--api-key-file", keys, "--port", 0
     )
     policy.write_text('[domains.medicine]\naction = "block"\n', encoding="utf-8")
-    assert "'medicine'" in refused(hq, gguf_file, bundle_folder, policy=policy)
+    assert "'medicine'" in error_of(hq, gguf_file, bundle_folder, policy=policy)
     policy.write_text('form = "chart"\n', encoding="utf-8")
-    said = refused(hq, gguf_file, bundle_folder, "--port", 0, policy=policy)
-    assert "did you mean 'chat'" in said
+    error = error_of(hq, gguf_file, bundle_folder, "--port", 0, policy=policy)
+    assert "did you mean 'chat'" in error
 
 
-def test_a_bundle_of_another_file_is_refused(hq, gguf, bundle_folder):
-    said = refused(hq, gguf("llama"), bundle_folder, "--port", 0)
-    assert "The bundle tiny" in said
+def test_a_bundle_of_another_file(hq, gguf, bundle_folder):
+    error = error_of(hq, gguf("llama"), bundle_folder, "--port", 0)
+    assert "The bundle tiny" in error
 
 
-def test_a_port_that_is_taken(hq, gguf_file, bundle_folder, served):
+def test_a_port_in_use(hq, gguf_file, bundle_folder, served):
     port = served.url.rsplit(":", 1)[1]
-    said = refused(hq, gguf_file, bundle_folder, "--port", port)
-    assert f"Port {port} of 127.0.0.1 cannot be had" in said
+    error = error_of(hq, gguf_file, bundle_folder, "--port", port)
+    assert f"Port {port} of 127.0.0.1 is not available" in error
 
 
-def test_a_log_that_is_in_use(hq, gguf_file, bundle_folder, served):
-    said = refused(hq, gguf_file, bundle_folder, "--port", 0, "--audit", served.log)
-    assert "Another server writes the audit log" in said
+def test_a_log_in_use(hq, gguf_file, bundle_folder, served):
+    error = error_of(hq, gguf_file, bundle_folder, "--port", 0, "--audit", served.log)
+    assert "Another server writes the audit log" in error
 
 
-def test_a_missing_extra_is_a_sentence(hq, gguf_file, bundle_folder, monkeypatch):
+def test_a_missing_extra(hq, gguf_file, bundle_folder, monkeypatch):
     monkeypatch.setattr("harness.cli.serve.find_spec", lambda name: None)
-    assert "pip install 'hq[serve]'" in refused(hq, gguf_file, bundle_folder)
+    assert "pip install 'hq[serve]'" in error_of(hq, gguf_file, bundle_folder)
 
 
-def test_nothing_of_the_server_is_imported_without_it():
+def test_the_server_is_imported_lazily():
     code = "import sys, harness.cli; print([m for m in ('fastapi', 'uvicorn') if m in sys.modules])"
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
     )
-    assert found.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"

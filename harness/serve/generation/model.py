@@ -1,0 +1,197 @@
+"""The served model: it generates answers and evaluates the probe at each of their tokens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from harness.models.gguf_tokenizer import GGUFTokenizer
+from harness.scenarios.prompts import form
+from harness.serve.generation.answer import (
+    Draft,
+    GenerationRequest,
+    PieceLogprob,
+    Reading,
+    Token,
+)
+from harness.serve.generation.detokenizer import StreamingDetokenizer, strip_leading_space
+from harness.serve.generation.grammar import GrammarCompiler
+from harness.serve.generation.sampler import SampledLogprobs, Sampler
+from hq.backends.llamacpp.backend import LlamaBackend
+from hq.monitor import LlamaMonitor, Step
+from hq.monitor.bundle import Bundle
+from hq.neurons.neuron_set import NeuronSet
+from hq.tracing.sampling import StopCriteria
+
+TOP_NEURONS = 8  # neurons listed at each token
+
+
+class ServedModel:
+    """A GGUF file and the bundle that was validated on it. A context manager; `close` frees it.
+
+    One thread generates at a time.
+
+    Args:
+        context_tokens: tokens that a prompt and its answer may have together, up to the model's
+            own limit.
+        form_name: prompt form of chats; "" for the form that the bundle was validated with.
+        n_gpu_layers: layers on a GPU; -1 for all.
+
+    Raises HQError if the bundle belongs to another model, or the model does not support the form.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        bundle: Bundle,
+        context_tokens: int,
+        form_name: str = "",
+        threads: int = 1,
+        n_gpu_layers: int = 0,
+    ) -> None:
+        self.bundle = bundle
+        self.neurons: NeuronSet = bundle.neurons
+        self._backend = LlamaBackend(gguf, threads=threads, n_gpu_layers=n_gpu_layers)
+        try:
+            bundle.require(self._backend.file)
+            self.form = form_name or bundle.prompt
+            self._form = form(self.form)
+            self.tokenizer = GGUFTokenizer(self._backend.file, self._backend.model)
+            self.vocabulary = self._backend.model.vocabulary
+            self.grammars = GrammarCompiler(self.tokenizer, self.vocabulary)
+            self._stop_ids = self._form.stop_ids(self.tokenizer)
+            trained_length = self._backend.file.metadata.get(
+                f"{self._backend.file.architecture}.context_length"
+            )
+            self.context_tokens = (
+                min(context_tokens, trained_length)
+                if isinstance(trained_length, int)
+                else context_tokens
+            )
+            self._reader = LlamaMonitor(self._backend, self.neurons, self.context_tokens)
+            self._scaled_writer = LlamaMonitor(self._backend, self.neurons, self.context_tokens)
+            self._warm_up()
+        except BaseException:
+            self._backend.close()
+            raise
+        self._weight, self._mean, self._scale = (
+            np.array([getattr(neuron, name) for neuron in self.neurons.neurons])
+            for name in ("weight", "mean", "scale")
+        )
+        self._indices = [(neuron.layer, neuron.index) for neuron in self.neurons.neurons]
+
+    def __enter__(self) -> "ServedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free contexts and weights; a second call has no effect."""
+        self._backend.close()
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self._backend.file.path.stem
+
+    @property
+    def trims(self) -> bool:
+        """Whether answers begin with white space that belongs to the prompt form."""
+        return bool(self._form.stop_strings)
+
+    def chat_stop_criteria(self, stops: tuple[str, ...], trim: bool) -> StopCriteria:
+        """Return what ends an answer in a chat: the form's criteria and the client's stop strings.
+
+        With `trim`, white space before the first word is not searched for stop strings.
+        """
+        decode = self.tokenizer.decode
+        strings = (*self._form.stop_strings, *stops)
+        return StopCriteria(
+            self._stop_ids,
+            strings,
+            (lambda ids: strip_leading_space(decode(ids))) if trim else decode,
+        )
+
+    def text_stop_criteria(self, stops: tuple[str, ...]) -> StopCriteria:
+        """Return what ends the continuation of a text."""
+        end_tokens = frozenset(self.tokenizer.eos_token_id)
+        return StopCriteria(end_tokens, stops, self.tokenizer.decode)
+
+    def generate(self, request: GenerationRequest, draft: Draft) -> Iterator[Token]:
+        """Generate the draft token by token.
+
+        If the draft's alpha is not 1, a second context reads the same tokens with no neuron scaled,
+        and the scores come from it: thresholds were set on unscaled scores, and suppression must
+        not make an answer look safer.
+        """
+        detokenizer = StreamingDetokenizer(self.tokenizer.piece, request.stop.strings, request.trim)
+        grammar = (
+            self.grammars.start(request.grammar, request.stop.tokens) if request.grammar else None
+        )
+        sampler = Sampler(request.sampling, request.prompt, grammar, request.top_logprobs)
+        for step in self._steps(request, draft.alpha, sampler):
+            logprob = (
+                self._piece_logprob(step.token, sampler.logprobs[len(draft.tokens)])
+                if sampler.logprobs
+                else None
+            )
+            token = Token(detokenizer.add(step.token), self._reading(step), logprob)
+            draft.tokens.append(token)
+            yield token
+        # The sampled token that ended the answer is not part of it, but its text may begin with
+        # the answer's last characters.
+        rest = sampler.sampled[len(draft.tokens) :]
+        draft.tail = "".join(map(detokenizer.add, rest)) + detokenizer.end()
+        stopped = request.stop.split(tuple(sampler.sampled)) is not None
+        draft.finish_reason = "stop" if stopped else "length"
+
+    def _warm_up(self) -> None:
+        """Compile the probe's code and touch the memory, so that no request waits for it."""
+        stop = StopCriteria(frozenset(), (), self.tokenizer.decode)
+        for monitor in (self._reader, self._scaled_writer):
+            for _ in monitor.answer((0,), stop, 1):
+                pass
+
+    def _steps(self, request: GenerationRequest, alpha: float, sampler: Sampler) -> Iterator[Step]:
+        arguments = (request.prompt, request.stop, request.max_new_tokens, sampler)
+        if alpha == 1:
+            return self._reader.answer(*arguments)
+        tokens = self._scaled_tokens(self._scaled_writer.answer(*arguments), alpha)
+        return self._reader.follow(request.prompt, tokens)
+
+    def _scaled_tokens(self, steps: Iterator[Step], alpha: float) -> Iterator[int]:
+        """The tokens of an answer; neurons are scaled only while the model computes a token."""
+        factors = {(neuron.layer, neuron.index): alpha for neuron in self.neurons.positive}
+        while True:
+            with self._backend.scale(factors):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step.token
+
+    def _piece_logprob(self, token: int, sampled: SampledLogprobs) -> PieceLogprob:
+        def named(
+            token_id: int, logprob: float, top: tuple[PieceLogprob, ...] = ()
+        ) -> PieceLogprob:
+            piece = self.tokenizer.piece(token_id)
+            name = piece or self._backend.model.piece(token_id, special=True)
+            return PieceLogprob(name, logprob, not piece, top)
+
+        return named(token, sampled.logprob, tuple(named(*pair) for pair in sampled.top))
+
+    def _reading(self, step: Step) -> Reading:
+        contributions: Float[np.ndarray, " k"] = (
+            (step.cett - self._mean) / self._scale * self._weight
+        )
+        top = np.argsort(-np.abs(contributions), kind="stable")[:TOP_NEURONS]
+        return Reading(
+            token=step.token,
+            token_score=step.token_score,
+            score=step.score,
+            confidence=step.confidence,
+            neurons=[
+                (*self._indices[k], float(step.cett[k]), float(contributions[k])) for k in top
+            ],
+        )
