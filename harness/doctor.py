@@ -11,7 +11,7 @@ from harness.models import requirements
 from harness.models.embedded import packaged_gguf
 from harness.store.places import cache_folder
 from hq.errors import HQError
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 from hq.precisions.packed import NATIVE
@@ -99,7 +99,7 @@ def _kernel(what: str, name: str) -> Finding:
 def _llamacpp() -> Finding:
     """Whether its tensors are laid out in a way that hq can read."""
     try:
-        layout = library().layout
+        layout = load_library().layout
     except HQError as missing:
         return Finding(what="llama.cpp", state="missing", detail=str(missing))
     detail = f"tensors can be read: name at {layout.name}, data at {layout.data}"

@@ -25,8 +25,8 @@ from harness.models.sources import gguf_of, resolve_model
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend
-from hq.gguf.write import write as write_gguf
-from hq.llamacpp.model import Context
+from hq.gguf.write import write_gguf
+from hq.llamacpp.context import Context
 from hq.neurons.prompt_response import PromptResponse
 from hq.suppress.bake import bake
 from hq.suppress.bake.copying import copy_to_disk

@@ -14,8 +14,8 @@ from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, severa
 from harness.models.embedded import NAME
 from harness.models.sources import gguf_of
 from hq.backends.llamacpp.backend import LlamaBackend
-from hq.llamacpp.library import library
-from hq.llamacpp.model import Context
+from hq.llamacpp.context import Context
+from hq.llamacpp.library import load_library
 
 _LAYERS = 5
 _WATCHED = 8  # neurons a layer
@@ -79,7 +79,7 @@ def _contexts(
 
 def _python_callback(layers: Sequence[int], width: int) -> Any:
     """What one writes without hq: a Python function that llama.cpp calls for every node."""
-    layout = library().layout
+    layout = load_library().layout
     wanted = {f"ffn_swiglu-{layer}".encode() for layer in layers}
 
     def callback(tensor: int, ask: bool, _: object) -> bool:
@@ -90,4 +90,4 @@ def _python_callback(layers: Sequence[int], width: int) -> Any:
         np.abs(h).sum()
         return True
 
-    return library().llama.ggml_backend_sched_eval_callback(callback)
+    return load_library().llama.ggml_backend_sched_eval_callback(callback)

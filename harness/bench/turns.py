@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float
 
-from hq.llamacpp.model import Context
+from hq.llamacpp.context import Context
 
 PROMPT = 37  # tokens
 STEPS = 24  # tokens a round

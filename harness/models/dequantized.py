@@ -42,7 +42,7 @@ def checkpoint_of(gguf: Path) -> Path:
 
     file = GGUFFile(gguf)
     if not equality.provable():
-        file.require_whole()
+        file.require_single_file()
     read_by = versions(*_READ_BY)
     # The fingerprint is that of the tensors; the header says what is computed of them.
     key = digest([GGUF_ORIGIN + file.fingerprint, file.header.digest, read_by, _EDITION])

@@ -6,7 +6,7 @@ from typing import get_args
 
 from harness.store.store import Stage
 from hq.gguf.quantize import quantize
-from hq.gguf.write import Dtype, write
+from hq.gguf.write import Dtype, write_gguf
 from hq.neurons.neuron_set import ModelIdentity
 
 STAGE = Stage("gguf")
@@ -20,6 +20,6 @@ def make(
     """Writes model.gguf of a kind: from the checkpoint, or by quantizing what `dense` gives."""
     for written in _WRITTEN:
         if kind == written:
-            write(checkpoint, folder / FILE, written, identity)
+            write_gguf(checkpoint, folder / FILE, written, identity)
             return
     quantize(dense(), folder / FILE, kind)

@@ -207,6 +207,15 @@ def predicted(
     return Predictions(number, rows, ends, entropy, log_prob, kl, states)
 
 
+def require_same_scales(before: Sequence[object], now: Sequence[object]) -> None:
+    """Raises HQError if other scales are active than when a reading began."""
+    if now != before:
+        raise HQError(
+            "The scales changed while texts were read: end the reading before entering or leaving "
+            "`scale`."
+        )
+
+
 def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
     """Raises HQError for traces or logits that are NaN or infinite."""
     if not np.isfinite(values).all():

@@ -15,10 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hq.errors import HQError
+
 Measure = Literal["sum", "output", "contribution"]
 Span = Literal["answer", "prompt", "other"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 SPANS: tuple[Span, ...] = get_args(Span)
+
+
+def check_measures(measures: tuple[str, ...]) -> None:
+    """Raises HQError if a measure is unknown, or is named twice."""
+    if not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
+        raise HQError(f"The measures are {', '.join(MEASURES)}, each at most once, not {measures}.")
 
 
 def column_norms(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, " d_ff"]:

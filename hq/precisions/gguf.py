@@ -2,13 +2,13 @@
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.quantize import KINDS
+from hq.gguf.quantize import QUANTIZATIONS
 from hq.gguf.write import FILE_TYPE
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 
 PREFIX = "gguf-"
 SOURCE = "gguf-source"  # the file that a study's model was given as, whatever is in it
-NAMES = (SOURCE, *(PREFIX + kind for kind in (*FILE_TYPE, *KINDS)))
+NAMES = (SOURCE, *(PREFIX + kind for kind in (*FILE_TYPE, *QUANTIZATIONS)))
 
 
 def require_kind(file: GGUFFile, precision: str) -> None:
@@ -16,7 +16,9 @@ def require_kind(file: GGUFFile, precision: str) -> None:
     if precision == SOURCE:
         return
     kind = precision.removeprefix(PREFIX)
-    wanted = FILE_TYPE[kind] if kind in FILE_TYPE else getattr(library().llama, KINDS[kind])
+    wanted = (
+        FILE_TYPE[kind] if kind in FILE_TYPE else getattr(load_library().llama, QUANTIZATIONS[kind])
+    )
     found = file.metadata.get("general.file_type")
     if found != wanted:
         raise HQError(

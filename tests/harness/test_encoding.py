@@ -16,7 +16,7 @@ from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios import prompts
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.write import write
+from hq.gguf.write import write_gguf
 from hq.llamacpp.model import LlamaModel
 from hq.models.checkpoint import identity
 from tests import tiny, tiny_tokenizers
@@ -58,7 +58,7 @@ class Two:
         hf.AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
         made.save_pretrained(folder)
         path = folder.with_suffix(".gguf")
-        write(folder, path, "f16", identity(folder))
+        write_gguf(folder, path, "f16", identity(folder))
         self.study = hf.AutoTokenizer.from_pretrained(folder)
         self.model = LlamaModel(path)
         self.monitor = GGUFTokenizer(GGUFFile(path), self.model)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.gguf.write import write
+from hq.gguf.write import write_gguf
 from hq.models.checkpoint import (
     INDEX_FILE,
     fingerprint,
@@ -74,7 +74,7 @@ def test_a_file_that_transformers_does_not_load_is_not_read(layout, name, reques
     for ours, theirs in zip(own, of_checkpoint(folder), strict=True):
         torch.testing.assert_close(ours, theirs.up, rtol=0, atol=0)
     tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(folder)
-    write(folder, tmp_path / "model.gguf", "f16", before)  # refused or a traceback before
+    write_gguf(folder, tmp_path / "model.gguf", "f16", before)  # refused or a traceback before
     assert (tmp_path / "model.gguf").is_file()
 
 

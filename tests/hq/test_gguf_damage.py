@@ -1,4 +1,4 @@
-"""Damaged GGUF files: each is refused in a sentence, or opens; nothing else ever happens."""
+"""A damaged GGUF file opens or raises an HQError; nothing else ever happens."""
 
 import struct
 import tracemalloc
@@ -26,10 +26,10 @@ def refused(path: Path, message: str) -> None:
     """One sentence that names the file, what is wrong with it, and the fix."""
     with pytest.raises(HQError, match=message) as error:
         GGUFFile(path)
-    said = str(error.value)
-    assert str(path) in said
-    assert "\n" not in said
-    assert said.endswith(".")
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert message.endswith(".")
 
 
 @pytest.mark.parametrize("part", range(20))
@@ -86,27 +86,27 @@ TOKENS, EMBEDDING = after("tokenizer.ggml.tokens"), after("token_embd.weight")
 DOWN = after("blk.1.ffn_down.weight")  # dimensions, two of 8 bytes, type, offset
 
 EDITS = {
-    "magic": (at(0), b"GGUX", "is no GGUF file"),
-    "another format": (at(0), b"\x80\x02}q", "is no GGUF file"),
+    "magic": (at(0), b"GGUX", "is not a GGUF file"),
+    "another format": (at(0), b"\x80\x02}q", "is not a GGUF file"),
     "version 0": (at(4), u32(0), "big-endian"),
     "version 1": (at(4), u32(1), "GGUF version 1"),
     "version 4": (at(4), u32(4), "GGUF version 4"),
     "big-endian": (at(4), struct.pack(">I", 3), "big-endian"),
-    "no tensors": (at(8), u64(0), "holds no tensors"),
+    "no tensors": (at(8), u64(0), "has no tensors"),
     "a tensor fewer": (at(8), u64(COUNT - 1), "lacks the tensor"),
     "a tensor more": (at(8), u64(COUNT + 1), "damaged|cut off"),
     "too many tensors": (at(8), u64(1 << 63), "damaged|cut off"),
     "no metadata": (at(16), u64(0), "damaged"),
     "a key fewer": (at(16), u64(KEYS - 1), "damaged"),
     "a key more": (at(16), u64(KEYS + 1), "damaged|cut off"),
-    "too many keys": (at(16), u64(1 << 62), "counts 4611686018427387904"),
+    "too many keys": (at(16), u64(1 << 62), "declares 4611686018427387904"),
     "key length": (at(24), u64(1 << 62), "cut off"),
     "key length overflows": (at(24), u64((1 << 64) - 8), "cut off"),
     "empty key": (at(24), u64(0), "empty"),
     "key is not UTF-8": (at(32), b"\xff", "not UTF-8"),
     "another architecture": (plus(after("general.architecture"), 12), b"lbama", "'lbama'"),
     "another key": (plus(of("general.architecture"), 8), b"h", "lacks general.architecture"),
-    "key twice": (plus(of("tokenizer.ggml.bos_token_id"), 23), b"e", "twice"),
+    "duplicated key": (plus(of("tokenizer.ggml.bos_token_id"), 23), b"e", "duplicated"),
     "value type unknown": (after("llama.block_count"), u32(13), "unknown type 13"),
     "value type negative": (after("llama.block_count"), u32(0xFFFFFFFF), "unknown type"),
     "value type float": (after("llama.block_count"), u32(6), "block_count cannot be"),
@@ -142,7 +142,7 @@ EDITS = {
     "dimensions exchanged": (plus(DOWN, 4), u64(64) + u64(128), "shape"),
     "type unknown": (plus(DOWN, 20), u32(31), "unknown type 31"),
     "type beyond all": (plus(DOWN, 20), u32(1 << 31), "unknown type"),
-    "type of no whole blocks": (plus(DOWN, 20), u32(12), "no whole blocks of Q4_K"),
+    "type of no whole blocks": (plus(DOWN, 20), u32(12), "not a multiple of a block of Q4_K"),
     "type of another size": (plus(DOWN, 20), u32(8), "starts at"),
     "type of integers": (plus(DOWN, 20), u32(25), "type I16"),
     "offset off by one": (plus(DOWN, 24), u64(1), "starts at"),
@@ -208,9 +208,9 @@ def test_a_vocabulary_that_does_not_fit_is_refused(key, value, tmp_path):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"general.alignment": 0}, "no power of two"),
-        ({"general.alignment": 24}, "no power of two"),
-        ({"general.alignment": "32"}, "no power of two"),
+        ({"general.alignment": 0}, "not a power of two"),
+        ({"general.alignment": 24}, "not a power of two"),
+        ({"general.alignment": "32"}, "not a power of two"),
         ({"general.alignment": 1 << 20}, "starts at|cut off"),
         ({"general.type": "adapter"}, "'adapter', not a model"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.norms import column_norms
+from hq.gguf.norms import dequantized_column_norms
 from hq.gguf.types import TYPES, GGMLType, dequantized
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from tests.hq import gguf_files as tiny
@@ -99,16 +99,18 @@ def test_norms_of_quantized_files_are_those_of_the_round_trip(kind, tmp_path):
 
 def test_norms_do_not_depend_on_how_many_rows_are_read_at_a_time(monkeypatch):
     weights = np.random.default_rng(0).standard_normal((100, 32)).astype(np.float32)
-    at_once = column_norms(weights.view(np.uint8), TYPES[0])
+    at_once = dequantized_column_norms(weights.view(np.uint8), TYPES[0])
     monkeypatch.setattr("hq.gguf.norms._ROWS", 7)
-    np.testing.assert_allclose(column_norms(weights.view(np.uint8), TYPES[0]), at_once, rtol=1e-7)
+    np.testing.assert_allclose(
+        dequantized_column_norms(weights.view(np.uint8), TYPES[0]), at_once, rtol=1e-7
+    )
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     weights = tiny.llama_weights()
     weights["blk.1.ffn_down.weight"][3, 5] = np.nan
     path = tiny.write(tmp_path / "a.gguf", "F32", weights=weights)
-    with pytest.raises(HQError, match=r"blk\.1\.ffn_down\.weight holds .* copy it again"):
+    with pytest.raises(HQError, match=r"blk\.1\.ffn_down\.weight has weights .* copy it again"):
         _ = GGUFFile(path).norms
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hq.gguf.file import GGUFFile
-from hq.gguf.norms import column_norms
+from hq.gguf.norms import dequantized_column_norms
 from tests.hq import gguf_files as tiny
 from tests.hq.gguf_files import overwrite
 
@@ -30,9 +30,9 @@ def computed(monkeypatch) -> list[int]:
 
     def counted(*arguments):
         calls.append(1)
-        return column_norms(*arguments)
+        return dequantized_column_norms(*arguments)
 
-    monkeypatch.setattr("hq.gguf.file.column_norms", counted)
+    monkeypatch.setattr("hq.gguf.file.dequantized_column_norms", counted)
     return calls
 
 

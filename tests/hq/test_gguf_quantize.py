@@ -14,9 +14,9 @@ from tests.hq.gguf_checkpoints import keys, save, shape
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 
-from hq.gguf.quantize import KINDS, quantize  # noqa: E402
-from hq.gguf.write import write  # noqa: E402
-from hq.llamacpp.library import library  # noqa: E402
+from hq.gguf.quantize import QUANTIZATIONS, quantize  # noqa: E402
+from hq.gguf.write import write_gguf  # noqa: E402
+from hq.llamacpp.library import load_library  # noqa: E402
 from tests.llamacpp import LlamaCpp  # noqa: E402
 
 # The type of the up projection, whose rows are whole blocks of 256, and the least correlation of
@@ -38,12 +38,12 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     config = hf.LlamaConfig(**shape(hidden_size=256, intermediate_size=512, num_hidden_layers=2))
     checkpoint = save(folder / "model", config)
-    write(checkpoint, folder / "model.gguf", "f16", identity(checkpoint))
+    write_gguf(checkpoint, folder / "model.gguf", "f16", identity(checkpoint))
     return folder / "model.gguf"
 
 
 def test_every_kind_is_tried() -> None:
-    assert set(KINDS) == set(EXPECTED)
+    assert set(QUANTIZATIONS) == set(EXPECTED)
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -85,7 +85,9 @@ def test_a_failure_leaves_nothing_behind(original: Path, tmp_path: Path) -> None
 def test_a_missing_llama_cpp_is_named(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hq.gguf.quantize.library", library.__wrapped__)  # the cache knows it
+    monkeypatch.setattr(
+        "hq.gguf.quantize.load_library", load_library.__wrapped__
+    )  # the cache knows it
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(HQError, match=r"pip install 'hq\[llama\]'"):
         quantize(original, tmp_path / "x.gguf", "q8_0")

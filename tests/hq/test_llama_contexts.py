@@ -14,8 +14,9 @@ pytest.importorskip("llama_cpp")
 
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llamacpp.library import library
-from hq.llamacpp.model import Context, LlamaModel
+from hq.llamacpp.context import Context
+from hq.llamacpp.library import load_library
+from hq.llamacpp.model import LlamaModel
 from hq.monitor import LlamaMonitor, Step
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 from tests import tiny
@@ -84,18 +85,18 @@ def test_an_answer_and_a_response_that_is_followed(monitor, alone):
 
 
 def test_further_answers_give_their_memory_back(backend, monitor):
-    kept = len(backend.model.allocated.contexts)
+    kept = len(backend.model.handles.contexts)
     answers = [monitor.answer(prompt, ENDLESS, 12) for prompt in PROMPTS * 2]
     for answer in answers:
         next(answer)
-    assert len(backend.model.allocated.contexts) == kept + 3
+    assert len(backend.model.handles.contexts) == kept + 3
     for answer in answers:
         answer.close()
-    assert len(backend.model.allocated.contexts) == kept
+    assert len(backend.model.handles.contexts) == kept
     answers = [monitor.answer(prompt, ENDLESS, 12) for prompt in PROMPTS]
     with pytest.raises(HQError, match="do not fit"):
         next(monitor.answer(PROMPTS[0], ENDLESS, 100))
-    assert len(backend.model.allocated.contexts) == kept
+    assert len(backend.model.handles.contexts) == kept
 
 
 def test_a_closed_monitor_ends_its_answers(backend):
@@ -151,13 +152,13 @@ def test_decodings_traces_and_answers_at_once(backend, monitor, alone):
     np.testing.assert_array_equal(np.concatenate(batches), np.concatenate(traces))
 
 
-def test_a_context_has_one_reader_and_a_tap_one_context(backend):
-    context, tap = backend.context(32, 1, 32)
-    with tap.watched([(0, 3)], "sum"), pytest.raises(HQError, match="is being read already"):
-        with tap.watched([(1, 4)], "sum"):
+def test_a_context_has_one_reader_and_an_observer_one_context(backend):
+    context, observer = backend.context(32, 1, 32)
+    with observer.watched([(0, 3)], "sum"), pytest.raises(HQError, match="is being read already"):
+        with observer.watched([(1, 4)], "sum"):
             pass
-    with context, pytest.raises(HQError, match="make a tap for each"):
-        backend.model.context(tap, tokens=32, batch=32)
+    with context, pytest.raises(HQError, match="create one for each"):
+        backend.model.context(observer, tokens=32, batch=32)
 
 
 # --- scales
@@ -209,13 +210,13 @@ def test_nothing_is_computed_after_a_failed_decode(backend, monkeypatch):
     decoding = backend.decoding()
     expected = decoding.start(PROMPTS[:1]).numpy().copy()
     context = decoding._context
-    monkeypatch.setattr(library().llama, "llama_decode", lambda *_: -3)
+    monkeypatch.setattr(load_library().llama, "llama_decode", lambda *_: -3)
     with pytest.raises(HQError, match="code -3"):
         decoding.step(np.array([0]), np.array([8]))
     monkeypatch.undo()
     with pytest.raises(HQError, match="clear its context first"):
         decoding.step(np.array([0]), np.array([8]))
-    assert not context.whole
+    assert not context.is_valid
     np.testing.assert_array_equal(decoding.start(PROMPTS[:1]).numpy(), expected)
 
 
@@ -259,9 +260,9 @@ def test_a_dropped_context_is_freed(backend):
     def drop() -> None:
         backend.model.context(None, **KEYS).decode([5], [0], [0], [1])
 
-    kept = len(backend.model.allocated.contexts)
+    kept = len(backend.model.handles.contexts)
     assert growth(drop) < LIMIT
-    assert len(backend.model.allocated.contexts) == kept
+    assert len(backend.model.handles.contexts) == kept
 
 
 def test_a_model_that_is_bound_again_is_freed_with_its_contexts(gguf):
@@ -286,11 +287,11 @@ def test_a_cycle_of_model_and_contexts_is_collected(gguf):
     def tie() -> None:
         model = Owner(path)
         model.contexts = tuple(model.context(None, **KEYS) for _ in range(2))
-        allocated = model.allocated
+        handles = model.handles
         del model
         gc.collect()
-        assert not allocated.contexts
-        assert allocated.model is None
+        assert not handles.contexts
+        assert handles.model is None
 
     gc.freeze()  # so that what was there before costs a collection nothing
     try:
@@ -306,7 +307,7 @@ def test_close_frees_every_context_of_the_model(gguf):
         model = LlamaModel(path)
         contexts = [model.context(None, **KEYS), Context(model, None, **KEYS)]
         model.close()
-        assert not model.allocated.contexts
+        assert not model.handles.contexts
         for context in contexts:
             context.close()
 
@@ -315,11 +316,11 @@ def test_close_frees_every_context_of_the_model(gguf):
 
 def test_logits_keep_their_context_alive(backend):
     logits = backend.model.context(None, tokens=32, batch=8).decode([5, 6], [0, 1], [0, 0], [1, 1])
-    kept = len(backend.model.allocated.contexts)
+    kept = len(backend.model.handles.contexts)
     copy = logits.copy()
     for _ in range(5):
         backend.model.context(None, tokens=32, batch=8).decode([9], [0], [0], [1])
     np.testing.assert_array_equal(logits, copy)
     del logits
     gc.collect()
-    assert len(backend.model.allocated.contexts) == kept - 1
+    assert len(backend.model.handles.contexts) == kept - 1

@@ -98,11 +98,11 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
 def test_the_embedded_model_computes_what_transformers_does(tmp_path):
     from harness.bench.cett import exchanges
     from harness.models.sources import resolve_model
-    from hq.gguf.write import write
+    from hq.gguf.write import write_gguf
     from hq.models.checkpoint import identity
 
     path = resolve_model("smollm2")
-    write(path, tmp_path / "model.gguf", "f32", identity(path))
+    write_gguf(path, tmp_path / "model.gguf", "f32", identity(path))
     factors = {(10, 1275): 0.0, (11, 1158): 0.3, (20, 703): 0.5, (0, 5): 2.0}
     with (
         TorchBackend(path, device="cpu") as theirs,
@@ -173,29 +173,29 @@ def test_alpha_may_change_between_tokens(backend):
 
 
 def test_a_layer_that_is_not_computed_is_an_error(backend, monkeypatch):
-    elsewhere = replace(backend._products, product="ffn_elsewhere-")
-    monkeypatch.setattr(backend, "_products", elsewhere)
+    elsewhere = replace(backend._nodes, h="ffn_elsewhere-")
+    monkeypatch.setattr(backend, "_nodes", elsewhere)
     with pytest.raises(HQError, match="layer 0 was not computed"):
         list(backend.trace(tiny.exchanges(), ("sum",), ("answer",)))
 
 
-def test_a_product_that_is_not_there_is_an_error():
+def test_activations_that_are_not_there_is_an_error():
     with pytest.raises(HQError, match=r"layer 0 of model\.gguf cannot be observed"):
-        GraphNodeFinder("model.gguf").products(3, 128)
+        GraphNodeFinder("model.gguf").nodes(3, 128)
 
 
 def test_another_layout_of_tensors_is_a_sentence(monkeypatch):
     monkeypatch.setattr(
         library_module, "_find", lambda field, *_: (_ for _ in ()).throw(LookupError(field))
     )
-    library_module.library.cache_clear()
+    library_module.load_library.cache_clear()
     try:
-        with pytest.raises(HQError, match=r"lays out its tensors .* cannot find"):
-            library_module.library()
+        with pytest.raises(HQError, match=r"tensor layout .* is unknown"):
+            library_module.load_library()
     finally:
         monkeypatch.undo()
-        library_module.library.cache_clear()
-        library_module.library()
+        library_module.load_library.cache_clear()
+        library_module.load_library()
 
 
 def test_a_missing_library_is_a_sentence(monkeypatch):
@@ -208,14 +208,14 @@ def test_a_missing_library_is_a_sentence(monkeypatch):
             raise ImportError
         return imported(name, *rest)
 
-    library_module.library.cache_clear()
+    library_module.load_library.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     try:
         with pytest.raises(HQError, match=r"pip install 'hq\[llama\]'"):
-            library_module.library()
+            library_module.load_library()
     finally:
         monkeypatch.undo()
-        library_module.library()
+        library_module.load_library()
 
 
 # --- lifetimes
@@ -250,7 +250,7 @@ def test_a_full_cache_is_a_sentence(backend):
 
 
 def test_too_many_rows_are_a_sentence(backend):
-    with pytest.raises(HQError, match="at most 255 rows"):
+    with pytest.raises(HQError, match="at most 255 rows in parallel"):
         backend.decoding().start([(5, 6)] * 256)
 
 

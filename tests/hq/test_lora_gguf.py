@@ -14,9 +14,9 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Header, read_header
 from hq.gguf.quantize import quantize
-from hq.gguf.write import write as write_model
-from hq.llamacpp.library import library
-from hq.llamacpp.model import Context
+from hq.gguf.write import write_gguf as write_model
+from hq.llamacpp.context import Context
+from hq.llamacpp.library import load_library
 from hq.models.checkpoint import identity
 from hq.suppress.lora import gguf as module
 from hq.suppress.lora.gguf import write
@@ -279,7 +279,7 @@ def test_an_adapter_that_is_not_set_is_an_error(gguf, tmp_path, monkeypatch):
         adapter = backend.model.adapter(tmp_path / "a.gguf")
         context = backend.model.context(None, tokens=32, batch=8)
         with monkeypatch.context() as patched:
-            patched.setattr(library().llama, "llama_set_adapters_lora", lambda *_: -1)
+            patched.setattr(load_library().llama, "llama_set_adapters_lora", lambda *_: -1)
             with pytest.raises(HQError, match="could not set an adapter"):
                 context.adapt(adapter, 1.0)
         context.close()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.gguf.ffn_weights import of_gguf
 from hq.gguf.file import GGUFFile
 from hq.models.alignment import MISSING, LayerRelation, explained, map_layer, map_model
 from hq.models.architectures import architecture_of
@@ -302,7 +301,7 @@ def test_every_family_maps_onto_itself_and_onto_no_other(family, checkpoint):
 def test_a_gguf_file_is_mapped_onto_its_checkpoint(family, kind, checkpoint, gguf):
     pytest.importorskip("llama_cpp")
     source = of_checkpoint(checkpoint(family))
-    found = list(map_model(source, of_gguf(GGUFFile(gguf(family, kind)))))
+    found = list(map_model(source, GGUFFile(gguf(family, kind)).ffns()))
     assert {one.relation for one in found} == {SAME}
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from hq.backends.base import require_same_scales
 from hq.backends.transformers.hooks import DownHooks, scales_of
-from hq.errors import HQError
 
 
 class PrefixCache:
@@ -53,11 +53,7 @@ class PrefixCache:
 
         Raises HQError if the scales of the model have changed since.
         """
-        if not self.is_current:
-            raise HQError(
-                "The scales changed while texts were read: end the reading before entering or "
-                "leaving `scale`."
-            )
+        require_same_scales(self._scales, scales_of(self._decoder))
         if not self._length:
             return {"use_cache": False}
         return {"cache": self.expanded(batch), "use_cache": True}

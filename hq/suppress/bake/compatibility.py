@@ -14,7 +14,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError
-from hq.gguf.ffn_weights import of_gguf
 from hq.models.alignment import map_model
 from hq.models.checkpoint import architecture_at, identity
 from hq.models.ffn_weights import FFNs, of_checkpoint, of_modules
@@ -70,7 +69,7 @@ def _require_same(model: BakeTarget, source: Path) -> None:
 
 def _ffns(model: BakeTarget) -> FFNs:
     if isinstance(model, GGUFModel):
-        return of_gguf(model.file)
+        return model.file.ffns()
     family = architecture_at(model.path)
     layers: Any = loaded(model.path).get_decoder().get_submodule(family.layers)
 

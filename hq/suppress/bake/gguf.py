@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.header import Tensor, padded
-from hq.gguf.layout import ARCHITECTURES
+from hq.gguf.header import TensorInfo, padded
+from hq.models.architectures import GGUF_LAYOUTS
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.storage.atomic import atomic_file
@@ -41,7 +41,7 @@ class GGUFModel:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = GGUFFile(path)
-        self.file.require_whole()
+        self.file.require_single_file()
         self.n_layers, self.d_ff = self.file.n_layers, self.file.d_ff
         self.vocabulary = self.file.vocabulary
 
@@ -63,7 +63,7 @@ class GGUFModel:
         """
         prefix = f"blk.{layer}."
         up = self.file.tensors[f"{prefix}ffn_up.weight"]
-        gated = "ffn_gate" in ARCHITECTURES[self.file.architecture].layer
+        gated = "ffn_gate" in GGUF_LAYOUTS[self.file.architecture].layer
         fused = up.shape[1] == 2 * self.d_ff  # the gate comes first
         if not gated and not fused:
             return [_column(self.path, self.file.tensors[f"{prefix}ffn_down.weight"], index)]
@@ -204,7 +204,7 @@ def _entry(text: str) -> bytes:
     return next(lengths) + key + struct.pack("<I", _STRING) + next(lengths) + value
 
 
-def _row(path: Path, tensor: Tensor, row: int) -> list[StridedScales]:
+def _row(path: Path, tensor: TensorInfo, row: int) -> list[StridedScales]:
     """Every scale of a row's blocks."""
     kind = tensor.type
     if kind.name not in SCALES:
@@ -220,13 +220,13 @@ def _row(path: Path, tensor: Tensor, row: int) -> list[StridedScales]:
     ]
 
 
-def _number(bias: Tensor, row: int) -> StridedScales:
+def _number(bias: TensorInfo, row: int) -> StridedScales:
     """One number of a vector, whose type is always a plain one."""
     size = bias.type.nbytes
     return StridedScales(bias.name, bias.type.name, row * size, size, 1)
 
 
-def _column(path: Path, down: Tensor, index: int) -> StridedScales:
+def _column(path: Path, down: TensorInfo, index: int) -> StridedScales:
     """A column of W_down, which is apart from others only where weights are plain numbers."""
     if down.type.weights != 1:
         raise HQError(

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.header import Tensor
+from hq.gguf.header import TensorInfo
 from hq.gguf.types import TYPES, GGMLType
 from hq.gguf.write import gguf_package
 from hq.storage.atomic import atomic_file
@@ -90,7 +90,7 @@ def _product(base: GGUFFile, change: LoraDelta) -> _Product:
     return _Product(up.name, up.type, a, np.ascontiguousarray(b))
 
 
-def _linear(base: GGUFFile, up: Tensor, rows: Int[np.ndarray, " rank"]) -> bool:
+def _linear(base: GGUFFile, up: TensorInfo, rows: Int[np.ndarray, " rank"]) -> bool:
     """Whether the products of these rows of the up projection are linear in them."""
     bias = up.name.replace("weight", "bias")
     biased = bias in base.tensors and base.dense(bias)[0, rows].any()

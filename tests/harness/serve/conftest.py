@@ -36,7 +36,7 @@ if not MISSING:
     from harness.serve.server import Server, bound
     from harness.serve.service import Service
     from harness.serve.trail import trail
-    from hq.gguf.write import write
+    from hq.gguf.write import write_gguf
     from hq.monitor import bundle
     from hq.monitor.bundle import Bundle
 
@@ -59,7 +59,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer = tiny_tokenizers.byte_level(VOCABULARY)
         tokenizer.chat_template = TEMPLATE
         tokenizer.save_pretrained(source)
-        write(source, folder / "tiny.gguf", "f32", identity(source))
+        write_gguf(source, folder / "tiny.gguf", "f32", identity(source))
 
     return shared(tmp_path_factory, "served", make) / "tiny.gguf"
 
