@@ -36,7 +36,7 @@ class PreTokenizer(NamedTuple):
     ignore_merges: bool
 
 
-WRITTEN: dict[str, PreTokenizer] = {
+WRITABLE: dict[str, PreTokenizer] = {
     "gpt-2": PreTokenizer(("words",), False),
     "smollm": PreTokenizer(("digits", "words"), False),
     "qwen2": PreTokenizer((_QWEN2, "bytes"), False),
@@ -60,7 +60,7 @@ _ALIASES = {
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "glm4", "glm5"),
     "gpt-4o": ("llama4", "kanana2"),
 }
-PRE_TOKENIZERS: dict[str, PreTokenizer] = WRITTEN | _READ_ONLY
+PRE_TOKENIZERS: dict[str, PreTokenizer] = WRITABLE | _READ_ONLY
 """All pre-tokenizers that hq reads, by every name that llama.cpp has for them."""
 PRE_TOKENIZERS |= {
     alias: PRE_TOKENIZERS[name] for name, aliases in _ALIASES.items() for alias in aliases
@@ -78,7 +78,7 @@ def pre_tokenizer_of(name: str, file: str) -> PreTokenizer:
     if name not in PRE_TOKENIZERS:
         raise HQError(
             f"The tokenizer of {file} splits as {name}, but hq knows "
-            f"{', '.join((*WRITTEN, *_READ_ONLY))} and their aliases: name the model's checkpoint "
+            f"{', '.join((*WRITABLE, *_READ_ONLY))} and their aliases: name the model's checkpoint "
             "instead."
         )
     return PRE_TOKENIZERS[name]

@@ -23,7 +23,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from hq.errors import HQError
-from hq.gguf.pretokenizers import WRITTEN, PreTokenizer
+from hq.gguf.pretokenizers import WRITABLE, PreTokenizer
 from hq.gguf.vocabulary import HUGGINGFACE_KEY, KEY_PREFIX, SPACE, TokenType
 from hq.models.architectures.record import Metadata
 from hq.models.tokenizer import load_tokenizer
@@ -113,13 +113,13 @@ def _byte_level(checkpoint: Path, core: TokenizerJSON) -> _Model:
         raise unsupported_tokenizer(checkpoint, f"normalizes by {normalizer['type']}", "does not")
     steps = tuple(_step(checkpoint, step) for step in _steps(core["pre_tokenizer"]))
     structure = PreTokenizer(steps, bool(core["model"]["ignore_merges"]))
-    for name, pre_tokenizer in WRITTEN.items():
+    for name, pre_tokenizer in WRITABLE.items():
         if pre_tokenizer == structure:
             return _Model("gpt2", name, {})
     raise unsupported_tokenizer(
         checkpoint,
         f"splits by {steps} with ignore_merges {structure.ignore_merges}",
-        f"splits as {', '.join(WRITTEN)} do (if it knows this one, add its name to WRITTEN in "
+        f"splits as {', '.join(WRITABLE)} do (if it knows this one, add its name to WRITABLE in "
         "hq/gguf/pretokenizers.py)",
     )
 

@@ -156,7 +156,7 @@ class Context:
         handle, llama = self._handle, load_library().llama
         adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
         if llama.llama_set_adapters_lora(handle, adapters, 1, (ctypes.c_float * 1)(scale)):
-            raise HQError(f"llama.cpp could not apply an adapter to {self.model.path}.")
+            raise HQError(f"llama.cpp could not set an adapter of {self.model.path}.")
 
     def clear(self) -> None:
         """Remove every sequence."""

@@ -115,7 +115,7 @@ def saying(path, source, **said):
     path.parent.mkdir(exist_ok=True)
     kept = {k: v for k, v in file.metadata.items() if k.startswith(f"{file.architecture}.")}
     return gguf_files.write(
-        path, "F32", weights=weights, said=kept | named, architecture=file.architecture
+        path, "F32", weights=weights, changes=kept | named, architecture=file.architecture
     )
 
 
@@ -337,6 +337,6 @@ def test_phi3_is_what_it_was(tmp_path, monkeypatch):
         "phi3.attention.sliding_window": 0,
     }
     path = gguf_files.write(
-        tmp_path / "m.gguf", "F32", weights=weights, architecture="phi3", said=said
+        tmp_path / "m.gguf", "F32", weights=weights, architecture="phi3", changes=said
     )
     require_same_traces(source, dequantized.checkpoint_of(path))

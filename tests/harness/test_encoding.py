@@ -186,7 +186,7 @@ def test_a_study_of_a_file_reads_as_its_monitor_does(case, tmp_path, monkeypatch
     """A file that llama.cpp's converter wrote, given as the model and to the monitor."""
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     said = FOREIGN[case] | {"tokenizer.chat_template": TEMPLATES["llama31"]}
-    path = gguf_files.write(tmp_path / "model.gguf", said=said)
+    path = gguf_files.write(tmp_path / "model.gguf", changes=said)
     study = hf.AutoTokenizer.from_pretrained(checkpoint_of(path))
     with LlamaModel(path) as model:
         monitor = GGUFTokenizer(GGUFFile(path), model)

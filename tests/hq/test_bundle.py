@@ -104,7 +104,7 @@ def test_another_model_is_refused(folder, tmp_path):
 
 def test_another_file_of_the_model_is_refused(model, folder, tmp_path):
     """Metadata alone is another: the tensors, and so the identity, are the same."""
-    path = gguf_files.write(tmp_path / "b.gguf", "Q8_0", said={"general.author": "someone else"})
+    path = gguf_files.write(tmp_path / "b.gguf", "Q8_0", changes={"general.author": "someone else"})
     other = GGUFFile(path)
     assert other.identity.fingerprint == GGUFFile(model).identity.fingerprint
     with pytest.raises(HQError, match=r"another file of that model.*hq bundle make"):

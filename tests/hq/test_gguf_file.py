@@ -1,4 +1,4 @@
-"""GGUF files: what a whole one says, and that no damaged one opens or fails in any other way."""
+"""GGUF files: their shape, tensors, norms, audit, architectures and identity."""
 
 import struct
 import sys
@@ -19,15 +19,15 @@ TYPE = gguf.GGMLQuantizationType
 
 
 def kernel(layer: int, kind: GGMLType) -> str:
-    """What the CPU multiplies in."""
+    """The type that CPU kernels multiply in."""
     return kind.activations
 
 
-# What a whole file says
+# Contents
 
 
-def test_a_whole_file_tells_its_shape(whole):
-    file = GGUFFile(whole)
+def test_a_file_has_a_shape(tiny_gguf):
+    file = GGUFFile(tiny_gguf)
     assert (file.architecture, file.n_layers, file.d_ff) == ("llama", tiny.LAYERS, tiny.D_FF)
     assert (file.d_model, file.vocabulary) == (tiny.D_MODEL, tiny.VOCABULARY)
     assert file.tokens == tuple(tiny.TOKENS)
@@ -37,13 +37,16 @@ def test_a_whole_file_tells_its_shape(whole):
     assert file.metadata["llama.rope.freq_base"] == 10000.0
 
 
-def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(whole):
-    file, reader = GGUFFile(whole), gguf.GGUFReader(whole)
+def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(tiny_gguf):
+    file, reader = GGUFFile(tiny_gguf), gguf.GGUFReader(tiny_gguf)
     assert list(file.tensors) == [tensor.name for tensor in reader.tensors]
     for tensor in reader.tensors:
-        mine = file.tensors[tensor.name]
-        assert (mine.offset, mine.nbytes) == (tensor.data_offset, tensor.n_bytes)
-        assert (mine.shape, mine.type.name) == (tuple(tensor.shape), tensor.tensor_type.name)
+        tensor_info = file.tensors[tensor.name]
+        assert (tensor_info.offset, tensor_info.nbytes) == (tensor.data_offset, tensor.n_bytes)
+        assert (tensor_info.shape, tensor_info.type.name) == (
+            tuple(tensor.shape),
+            tensor.tensor_type.name,
+        )
         assert file.rows(tensor.name).tobytes() == tensor.data.tobytes()
     for key in file.metadata:
         value, other = file.metadata[key], reader.fields[key].contents()
@@ -52,10 +55,10 @@ def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(whole):
 
 
 def test_the_types_are_those_of_the_package():
-    ours = {kind.number: (kind.name, kind.weights, kind.nbytes) for kind in TYPES.values()}
-    theirs = {k.value: (k.name, *gguf.GGML_QUANT_SIZES[k]) for k in gguf.GGML_QUANT_SIZES}
-    assert {number: theirs[number] for number in ours} == ours
-    assert set(theirs) <= set(ours), "gguf knows a new type: add it to hq/gguf/types.py"
+    known = {kind.number: (kind.name, kind.weights, kind.nbytes) for kind in TYPES.values()}
+    package = {k.value: (k.name, *gguf.GGML_QUANT_SIZES[k]) for k in gguf.GGML_QUANT_SIZES}
+    assert {number: package[number] for number in known} == known
+    assert set(package) <= set(known), "gguf knows a new type: add it to hq/gguf/types.py"
 
 
 def test_version_2_opens(copied):
@@ -64,15 +67,15 @@ def test_version_2_opens(copied):
 
 
 @pytest.mark.parametrize("alignment", [1, 8, 4096])
-def test_another_alignment_opens(alignment, whole, tmp_path):
+def test_another_alignment_opens(alignment, tiny_gguf, tmp_path):
     path = tiny.write(tmp_path / "a.gguf", "F16", alignment=alignment)
     assert GGUFFile(path).header.alignment == alignment
-    np.testing.assert_array_equal(GGUFFile(path).norms, GGUFFile(whole).norms)
+    np.testing.assert_array_equal(GGUFFile(path).norms, GGUFFile(tiny_gguf).norms)
 
 
 def test_sizes_given_layer_by_layer_open_when_they_are_the_same(tmp_path):
-    said = {"llama.attention.head_count": [4] * 3, "llama.feed_forward_length": [128] * 3}
-    assert GGUFFile(tiny.write(tmp_path / "a.gguf", said=said)).d_ff == tiny.D_FF
+    changes = {"llama.attention.head_count": [4] * 3, "llama.feed_forward_length": [128] * 3}
+    assert GGUFFile(tiny.write(tmp_path / "a.gguf", changes=changes)).d_ff == tiny.D_FF
 
 
 def test_norms_of_float_files_are_those_of_the_weights(tmp_path):
@@ -106,7 +109,7 @@ def test_norms_do_not_depend_on_how_many_rows_are_read_at_a_time(monkeypatch):
     )
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+def test_weights_that_are_not_finite_are_rejected(tmp_path):
     weights = tiny.llama_weights()
     weights["blk.1.ffn_down.weight"][3, 5] = np.nan
     path = tiny.write(tmp_path / "a.gguf", "F32", weights=weights)
@@ -120,7 +123,7 @@ def test_a_type_that_the_package_cannot_read_is_named():
         dequantized(np.zeros((1, 292), dtype=np.uint8), TYPES[15])
 
 
-def test_what_each_tensor_got_is_counted(tmp_path):
+def test_audit_counts_the_types_of_tensors(tmp_path):
     file = GGUFFile(tiny.write(tmp_path / "a.gguf", "Q4_0"))
     audit = file.audit(lambda layer, kind: f"{kind.activations} at {layer // 2}")
     rows = [(row.module, row.count, row.storage, row.compute) for row in audit]
@@ -132,9 +135,9 @@ def test_what_each_tensor_got_is_counted(tmp_path):
     assert {row.bits_per_weight for row in audit} == {4.5}
 
 
-def test_a_missing_package_is_named(whole, monkeypatch):
+def test_a_missing_package_is_named(tiny_gguf, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    file = GGUFFile(whole)  # opening does not need it
+    file = GGUFFile(tiny_gguf)  # opening does not need it
     with pytest.raises(HQError, match=r"pip install 'hq\[embedded\]'"):
         file.dense("blk.0.ffn_down.weight")
 
@@ -213,31 +216,33 @@ def test_fused_attention_opens_in_a_llama(tmp_path):
 # Identity
 
 
-def test_the_identity_of_a_file_of_unknown_origin_is_its_bytes(whole, copied, tmp_path):
-    found = GGUFFile(copied).identity
-    assert found == GGUFFile(whole).identity
-    assert found.name == "tiny llama"
-    assert found.fingerprint.startswith("gguf:")
-    assert len(found.fingerprint) == 21
-    assert (found.architecture, found.n_layers, found.d_ff) == ("llama", 3, 128)
+def test_the_identity_of_a_file_of_unknown_origin_is_its_bytes(tiny_gguf, copied, tmp_path):
+    actual = GGUFFile(copied).identity
+    assert actual == GGUFFile(tiny_gguf).identity
+    assert actual.name == "tiny llama"
+    assert actual.fingerprint.startswith("gguf:")
+    assert len(actual.fingerprint) == 21
+    assert (actual.architecture, actual.n_layers, actual.d_ff) == ("llama", 3, 128)
     overwrite(copied, copied.stat().st_size - 1, b"\x01")
-    assert GGUFFile(copied).identity.fingerprint != found.fingerprint
-    assert GGUFFile(copied).identity.kin == found.kin
+    assert GGUFFile(copied).identity.fingerprint != actual.fingerprint
+    assert GGUFFile(copied).identity.kin == actual.kin
     other = GGUFFile(tiny.write(tmp_path / "other.gguf", seed=1)).identity
-    assert other.kin != found.kin
+    assert other.kin != actual.kin
 
 
-def test_metadata_do_not_change_the_fingerprint_and_the_stem_names_a_nameless_file(tmp_path, whole):
-    path = tiny.write(tmp_path / "nameless.gguf", said={"general.name": None})
-    found = GGUFFile(path).identity
-    assert found.name == "nameless"
-    assert found.fingerprint == GGUFFile(whole).identity.fingerprint
+def test_metadata_do_not_change_the_fingerprint_and_the_stem_names_a_nameless_file(
+    tmp_path, tiny_gguf
+):
+    path = tiny.write(tmp_path / "nameless.gguf", changes={"general.name": None})
+    actual = GGUFFile(path).identity
+    assert actual.name == "nameless"
+    assert actual.fingerprint == GGUFFile(tiny_gguf).identity.fingerprint
 
 
-def test_quantizing_keeps_the_kin(tmp_path, whole):
+def test_quantizing_keeps_the_norm_digest(tmp_path, tiny_gguf):
     quantized = GGUFFile(tiny.write(tmp_path / "a.gguf", "Q4_0")).identity
-    assert quantized.kin == GGUFFile(whole).identity.kin
-    assert quantized.fingerprint != GGUFFile(whole).identity.fingerprint
+    assert quantized.kin == GGUFFile(tiny_gguf).identity.kin
+    assert quantized.fingerprint != GGUFFile(tiny_gguf).identity.fingerprint
 
 
 SOURCE = {
@@ -249,8 +254,8 @@ SOURCE = {
 
 
 def test_a_file_that_names_its_source_has_its_identity(tmp_path):
-    found = GGUFFile(tiny.write(tmp_path / "a.gguf", said=SOURCE)).identity
-    assert found == ModelIdentity(
+    actual = GGUFFile(tiny.write(tmp_path / "a.gguf", changes=SOURCE)).identity
+    assert actual == ModelIdentity(
         name="the source",
         fingerprint="0123456789abcdef",
         architecture="mistral",
@@ -258,13 +263,13 @@ def test_a_file_that_names_its_source_has_its_identity(tmp_path):
         d_ff=tiny.D_FF,
         kin="fedcba9876543210",
     )
-    without = tiny.write(tmp_path / "b.gguf", said=SOURCE | {"hq.source.kin": None})
-    assert GGUFFile(without).identity == found.model_copy(update={"kin": ""})
+    without = tiny.write(tmp_path / "b.gguf", changes=SOURCE | {"hq.source.kin": None})
+    assert GGUFFile(without).identity == actual.model_copy(update={"kin": ""})
 
 
 @pytest.mark.parametrize("key", ["name", "fingerprint", "architecture", "kin"])
-def test_a_source_that_is_no_text_is_refused(key, tmp_path):
-    path = tiny.write(tmp_path / "a.gguf", said=SOURCE | {f"hq.source.{key}": 3})
+def test_a_source_that_is_not_text_is_rejected(key, tmp_path):
+    path = tiny.write(tmp_path / "a.gguf", changes=SOURCE | {f"hq.source.{key}": 3})
     with pytest.raises(HQError, match=r"hq\.source keys"):
         _ = GGUFFile(path).identity
 
@@ -275,21 +280,25 @@ def neuron_set(model: ModelIdentity) -> NeuronSet:
     )
 
 
-def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_kin_and_no_other(whole, tmp_path):
-    unknown = GGUFFile(whole).identity
+def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_norm_digest_only(
+    tiny_gguf, tmp_path
+):
+    unknown = GGUFFile(tiny_gguf).identity
     source = unknown.model_copy(update={"fingerprint": "0123456789abcdef", "name": "source"})
     path = tmp_path / "set.json"
-    for mine, other in ((source, unknown), (unknown, source)):
-        neuron_set(mine).save(path)
-        assert NeuronSet.load(path, other).model == mine
+    for first, other in ((source, unknown), (unknown, source)):
+        neuron_set(first).save(path)
+        assert NeuronSet.load(path, other).model == first
         for change in ({"kin": "f" * 16}, {"kin": ""}, {"n_layers": 4}, {"d_ff": 64}):
             with pytest.raises(HQError, match="belongs to"):
                 NeuronSet.load(path, other.model_copy(update=change))
     neuron_set(source).save(path)
-    with pytest.raises(HQError, match="fingerprint"):  # two checkpoints: kin is not enough
+    with pytest.raises(
+        HQError, match="fingerprint"
+    ):  # two checkpoints: the norm digest is not enough
         NeuronSet.load(path, source.model_copy(update={"fingerprint": "f" * 16}))
     neuron_set(unknown).save(path)
-    with pytest.raises(HQError, match="fingerprint"):  # nor is it for two files
+    with pytest.raises(HQError, match="fingerprint"):  # nor for two files
         NeuronSet.load(path, unknown.model_copy(update={"fingerprint": "gguf:" + "f" * 16}))
     neuron_set(source.model_copy(update={"kin": ""})).save(path)
     with pytest.raises(HQError, match="fingerprint"):
@@ -300,7 +309,7 @@ def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_kin_and_no_other
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_akin_to_its_dequantized_checkpoint(tmp_path):
+def test_the_embedded_model_has_the_norm_digest_of_its_checkpoint(tmp_path):
     from harness.models.dequantized import checkpoint_of
     from harness.models.embedded import packaged_gguf
     from hq.backends.transformers.backend import TorchBackend

@@ -1,4 +1,4 @@
-"""Every kind of quantization gives a file that loads, knows its source, and is near its original."""
+"""Every quantization writes a file that loads, names its source, and is close to the original."""
 
 import sys
 from pathlib import Path
@@ -19,8 +19,8 @@ from hq.gguf.write import write_gguf  # noqa: E402
 from hq.llamacpp.library import load_library  # noqa: E402
 from tests.llamacpp import LlamaCpp  # noqa: E402
 
-# The type of the up projection, whose rows are whole blocks of 256, and the least correlation of
-# logits with the original's; random weights lose more than trained ones.
+# The type of the up projection, whose rows are multiples of a block of 256, and the minimum
+# correlation of logits with the original's; random weights lose more than trained ones.
 EXPECTED = {
     "q8_0": ("Q8_0", 0.99),
     "q6_k": ("Q6_K", 0.95),
@@ -47,7 +47,7 @@ def test_every_kind_is_tried() -> None:
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_a_quantized_file_is_whole(kind: str, original: Path, tmp_path: Path) -> None:
+def test_a_quantized_file_is_complete(kind: str, original: Path, tmp_path: Path) -> None:
     into = tmp_path / "new" / f"{kind}.gguf"
     quantize(original, into, kind, threads=1)
     assert [path.name for path in into.parent.iterdir()] == [into.name]

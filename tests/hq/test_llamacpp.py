@@ -1,4 +1,4 @@
-"""What llama.cpp alone can get wrong: parity with transformers, its callback, its lifetimes."""
+"""The llama.cpp backend: parity with transformers, its callback, and lifetimes of its objects."""
 
 import gc
 import signal
@@ -51,8 +51,8 @@ def trace(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
 
 def logits(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     """[token of all responses, vocab]."""
-    found = dict(backend.logits(exchanges))
-    return np.concatenate([found[row] for row in range(len(exchanges))])
+    actual = dict(backend.logits(exchanges))
+    return np.concatenate([actual[row] for row in range(len(exchanges))])
 
 
 def off(values: np.ndarray, expected: np.ndarray) -> float:
@@ -81,17 +81,20 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
     path = gguf(family)
     exchanges = tiny.exchanges()
     with (
-        TorchBackend(path.with_suffix(""), device="cpu") as theirs,
-        LlamaBackend(path, "gguf-f32") as ours,
-        theirs.scale(factors),
-        ours.scale(factors),
+        TorchBackend(path.with_suffix(""), device="cpu") as torch_backend,
+        LlamaBackend(path, "gguf-f32") as llama_backend,
+        torch_backend.scale(factors),
+        llama_backend.scale(factors),
     ):
         contribution = MEASURES.index("contribution")
-        expected, found = trace(theirs, exchanges), trace(ours, exchanges)
-        assert off(found[:, contribution], expected[:, contribution]) <= limit["h"]
-        assert off(found, expected) <= limit["cett"]
-        assert np.abs(logits(ours, exchanges) - logits(theirs, exchanges)).max() <= limit["logits"]
-        np.testing.assert_allclose(ours.norms, theirs.norms, rtol=1e-6)
+        expected, actual = trace(torch_backend, exchanges), trace(llama_backend, exchanges)
+        assert off(actual[:, contribution], expected[:, contribution]) <= limit["h"]
+        assert off(actual, expected) <= limit["cett"]
+        assert (
+            np.abs(logits(llama_backend, exchanges) - logits(torch_backend, exchanges)).max()
+            <= limit["logits"]
+        )
+        np.testing.assert_allclose(llama_backend.norms, torch_backend.norms, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -105,17 +108,21 @@ def test_the_embedded_model_computes_what_transformers_does(tmp_path):
     write_gguf(path, tmp_path / "model.gguf", "f32", identity(path))
     factors = {(10, 1275): 0.0, (11, 1158): 0.3, (20, 703): 0.5, (0, 5): 2.0}
     with (
-        TorchBackend(path, device="cpu") as theirs,
-        LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as ours,
+        TorchBackend(path, device="cpu") as torch_backend,
+        LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as llama_backend,
     ):
-        texts = exchanges(theirs, seed=0, count=16)[1]
+        texts = exchanges(torch_backend, seed=0, count=16)[1]
         for scaled in ({}, factors):
-            with theirs.scale(scaled), ours.scale(scaled):
-                expected, found = (
-                    _every_row(b.trace(texts, MEASURES), len(texts)) for b in (theirs, ours)
+            with torch_backend.scale(scaled), llama_backend.scale(scaled):
+                expected, actual = (
+                    _every_row(b.trace(texts, MEASURES), len(texts))
+                    for b in (torch_backend, llama_backend)
                 )
-                assert off(found, expected) <= 1e-5
-                assert np.abs(logits(ours, texts) - logits(theirs, texts)).max() <= 1e-3
+                assert off(actual, expected) <= 1e-5
+                assert (
+                    np.abs(logits(llama_backend, texts) - logits(torch_backend, texts)).max()
+                    <= 1e-3
+                )
 
 
 def _every_row(batches, count):
@@ -131,14 +138,14 @@ def test_samples_are_those_of_torch(gguf):
     settings = Sampling(responses=5, temperature=1.0, max_new_tokens=6, seed=1)
     prompts = [("a", (5, 6, 7)), ("b", (5, 6, 8)), ("c", (5, 9, 9))]
     with (
-        TorchBackend(path.with_suffix(""), device="cpu") as theirs,
-        LlamaBackend(path, "gguf-f32") as ours,
+        TorchBackend(path.with_suffix(""), device="cpu") as torch_backend,
+        LlamaBackend(path, "gguf-f32") as llama_backend,
     ):
-        expected, found = (
+        expected, actual = (
             [tree.finished for tree in sample(b.decoding(), prompts, settings, ENDLESS)]
-            for b in (theirs, ours)
+            for b in (torch_backend, llama_backend)
         )
-    assert found == expected
+    assert actual == expected
 
 
 # --- the callback
@@ -409,13 +416,13 @@ def test_zero_equals_zeroed_columns(backend, gguf, tmp_path):
         np.testing.assert_array_equal(logits(other, exchanges), scaled)
 
 
-def test_a_set_of_another_model_is_refused(backend, gguf):
+def test_a_set_of_another_model_is_rejected(backend, gguf):
     with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
         with pytest.raises(HQError, match="belongs to"):
             LlamaMonitor(backend, neuron_set(other))
 
 
-def test_a_prompt_without_room_is_refused(backend):
+def test_a_prompt_without_room_is_rejected(backend):
     with LlamaMonitor(backend, neuron_set(backend), tokens=64) as monitor:
         for prompt, new in (((), 5), ((5,) * 60, 10)):
             with pytest.raises(HQError, match="do not fit"):
@@ -442,12 +449,12 @@ def test_damaged_files_never_end_the_process(gguf, tmp_path):
     assert done.stdout == ""
 
 
-def test_another_kind_than_its_name_says_is_refused(gguf):
+def test_another_kind_than_its_name_says_is_rejected(gguf):
     with pytest.raises(HQError, match=r"is of file type 0, not 7 \(q8_0\)"):
         LlamaBackend(gguf("llama"), "gguf-q8_0")
 
 
-def test_texts_longer_than_the_context_are_refused(backend):
+def test_texts_longer_than_the_context_are_rejected(backend):
     long = PromptResponse((5,) * 100, (6,) * 29)  # the tiny models know 128 positions
     for refused in (backend.trace([long]), backend.logits([long])):
         with pytest.raises(HQError, match="129 tokens is longer than the context"):
@@ -456,6 +463,6 @@ def test_texts_longer_than_the_context_are_refused(backend):
         backend.decoding().start([(5,) * 129])
 
 
-def test_token_ids_that_the_model_lacks_are_refused(backend):
+def test_token_ids_that_the_model_lacks_are_rejected(backend):
     with pytest.raises(HQError, match="outside the 128"):
         list(backend.trace([PromptResponse((5, 128), (6,))]))

@@ -75,7 +75,7 @@ def fused(path: Path) -> Path:
     """A phi3, by another name: llama.cpp looks for Phi-3's tokens where the name has that in it."""
     said = {"general.name": "fused"}
     weights = relative("phi3")
-    return gguf_files.write(path, "Q8_0", weights=weights, said=said, architecture="phi3")
+    return gguf_files.write(path, "Q8_0", weights=weights, changes=said, architecture="phi3")
 
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
