@@ -9,12 +9,12 @@ from tests.hq import gguf_files as tiny
 
 
 @pytest.fixture(scope="session")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama in F16; read only."""
     return tiny.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture
-def copied(tiny_gguf: Path, tmp_path: Path) -> Path:
+def copied(whole: Path, tmp_path: Path) -> Path:
     """The same, to damage."""
-    return Path(shutil.copy(tiny_gguf, tmp_path / "tiny.gguf"))
+    return Path(shutil.copy(whole, tmp_path / "tiny.gguf"))

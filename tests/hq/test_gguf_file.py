@@ -26,8 +26,8 @@ def kernel(layer: int, kind: GGMLType) -> str:
 # Contents
 
 
-def test_a_file_has_a_shape(tiny_gguf):
-    file = GGUFFile(tiny_gguf)
+def test_a_file_has_a_shape(whole):
+    file = GGUFFile(whole)
     assert (file.architecture, file.n_layers, file.d_ff) == ("llama", tiny.LAYERS, tiny.D_FF)
     assert (file.d_model, file.vocabulary) == (tiny.D_MODEL, tiny.VOCABULARY)
     assert file.tokens == tuple(tiny.TOKENS)
@@ -37,8 +37,8 @@ def test_a_file_has_a_shape(tiny_gguf):
     assert file.metadata["llama.rope.freq_base"] == 10000.0
 
 
-def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(tiny_gguf):
-    file, reader = GGUFFile(tiny_gguf), gguf.GGUFReader(tiny_gguf)
+def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(whole):
+    file, reader = GGUFFile(whole), gguf.GGUFReader(whole)
     assert list(file.tensors) == [tensor.name for tensor in reader.tensors]
     for tensor in reader.tensors:
         tensor_info = file.tensors[tensor.name]
@@ -67,10 +67,10 @@ def test_version_2_opens(copied):
 
 
 @pytest.mark.parametrize("alignment", [1, 8, 4096])
-def test_another_alignment_opens(alignment, tiny_gguf, tmp_path):
+def test_another_alignment_opens(alignment, whole, tmp_path):
     path = tiny.write(tmp_path / "a.gguf", "F16", alignment=alignment)
     assert GGUFFile(path).header.alignment == alignment
-    np.testing.assert_array_equal(GGUFFile(path).norms, GGUFFile(tiny_gguf).norms)
+    np.testing.assert_array_equal(GGUFFile(path).norms, GGUFFile(whole).norms)
 
 
 def test_sizes_given_layer_by_layer_open_when_they_are_the_same(tmp_path):
@@ -135,9 +135,9 @@ def test_audit_counts_the_types_of_tensors(tmp_path):
     assert {row.bits_per_weight for row in audit} == {4.5}
 
 
-def test_a_missing_package_is_named(tiny_gguf, monkeypatch):
+def test_a_missing_package_is_named(whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    file = GGUFFile(tiny_gguf)  # opening does not need it
+    file = GGUFFile(whole)  # opening does not need it
     with pytest.raises(HQError, match=r"pip install 'hq\[embedded\]'"):
         file.dense("blk.0.ffn_down.weight")
 
@@ -216,9 +216,9 @@ def test_fused_attention_opens_in_a_llama(tmp_path):
 # Identity
 
 
-def test_the_identity_of_a_file_of_unknown_origin_is_its_bytes(tiny_gguf, copied, tmp_path):
+def test_the_identity_of_a_file_of_unknown_origin_is_its_bytes(whole, copied, tmp_path):
     actual = GGUFFile(copied).identity
-    assert actual == GGUFFile(tiny_gguf).identity
+    assert actual == GGUFFile(whole).identity
     assert actual.name == "tiny llama"
     assert actual.fingerprint.startswith("gguf:")
     assert len(actual.fingerprint) == 21
@@ -230,19 +230,17 @@ def test_the_identity_of_a_file_of_unknown_origin_is_its_bytes(tiny_gguf, copied
     assert other.kin != actual.kin
 
 
-def test_metadata_do_not_change_the_fingerprint_and_the_stem_names_a_nameless_file(
-    tmp_path, tiny_gguf
-):
+def test_metadata_do_not_change_the_fingerprint_and_the_stem_names_a_nameless_file(tmp_path, whole):
     path = tiny.write(tmp_path / "nameless.gguf", changes={"general.name": None})
     actual = GGUFFile(path).identity
     assert actual.name == "nameless"
-    assert actual.fingerprint == GGUFFile(tiny_gguf).identity.fingerprint
+    assert actual.fingerprint == GGUFFile(whole).identity.fingerprint
 
 
-def test_quantizing_keeps_the_norm_digest(tmp_path, tiny_gguf):
+def test_quantizing_keeps_the_norm_digest(tmp_path, whole):
     quantized = GGUFFile(tiny.write(tmp_path / "a.gguf", "Q4_0")).identity
-    assert quantized.kin == GGUFFile(tiny_gguf).identity.kin
-    assert quantized.fingerprint != GGUFFile(tiny_gguf).identity.fingerprint
+    assert quantized.kin == GGUFFile(whole).identity.kin
+    assert quantized.fingerprint != GGUFFile(whole).identity.fingerprint
 
 
 SOURCE = {
@@ -280,10 +278,8 @@ def neuron_set(model: ModelIdentity) -> NeuronSet:
     )
 
 
-def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_norm_digest_only(
-    tiny_gguf, tmp_path
-):
-    unknown = GGUFFile(tiny_gguf).identity
+def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_norm_digest_only(whole, tmp_path):
+    unknown = GGUFFile(whole).identity
     source = unknown.model_copy(update={"fingerprint": "0123456789abcdef", "name": "source"})
     path = tmp_path / "set.json"
     for first, other in ((source, unknown), (unknown, source)):

@@ -37,8 +37,8 @@ def part(folder: Path, number: int) -> Path:
     return folder / f"tiny-{number:05}-of-{PARTS:05}.gguf"
 
 
-def test_the_parts_equal_the_single_file(published, tiny_gguf):
-    split, one = GGUFFile(part(published, 1)), GGUFFile(tiny_gguf)
+def test_the_parts_equal_the_single_file(published, whole):
+    split, one = GGUFFile(part(published, 1)), GGUFFile(whole)
     assert len(split.paths) == PARTS
     assert list(split.tensors) == list(one.tensors)
     for name in one.tensors:
@@ -49,13 +49,13 @@ def test_the_parts_equal_the_single_file(published, tiny_gguf):
     assert split.identity == one.identity
 
 
-def test_llama_cpp_computes_the_same(published, tiny_gguf):
+def test_llama_cpp_computes_the_same(published, whole):
     pytest.importorskip("llama_cpp")
     from hq.backends.llamacpp.backend import LlamaBackend
     from tests.tiny import exchanges
 
     results = []
-    for path in (part(published, 1), tiny_gguf):
+    for path in (part(published, 1), whole):
         with LlamaBackend(path) as backend:
             rows = dict(backend.logits(exchanges()))
             results.append((np.concatenate([rows[k] for k in sorted(rows)]), backend.audit()))
@@ -63,18 +63,18 @@ def test_llama_cpp_computes_the_same(published, tiny_gguf):
     assert results[0][1] == results[1][1]
 
 
-def test_capital_letters_in_the_suffix(published, tmp_path, tiny_gguf):
+def test_capital_letters_in_the_suffix(published, tmp_path, whole):
     for number in range(1, PARTS + 1):
         shutil.copy(part(published, number), tmp_path / part(tmp_path, number).with_suffix(".GGUF"))
     first = gguf_of(tmp_path / part(tmp_path, 1).with_suffix(".GGUF"))
-    assert GGUFFile(first).fingerprint == GGUFFile(tiny_gguf).fingerprint
-    shutil.copy(tiny_gguf, tmp_path / "MODEL.GGUF")
+    assert GGUFFile(first).fingerprint == GGUFFile(whole).fingerprint
+    shutil.copy(whole, tmp_path / "MODEL.GGUF")
     pytest.importorskip("llama_cpp")
     from hq.backends.llamacpp.backend import LlamaBackend
 
     for path in (first, gguf_of(str(tmp_path / "MODEL.GGUF"))):
         with LlamaBackend(path) as backend:
-            assert backend.identity == GGUFFile(tiny_gguf).identity
+            assert backend.identity == GGUFFile(whole).identity
 
 
 def rejected(path: Path, message: str) -> None:
@@ -146,12 +146,11 @@ def test_what_takes_one_file_refuses_parts(published):
         GGUFModel(part(published, 1))
 
 
-def test_a_study_can_begin_from_parts(published, tiny_gguf, tmp_path, monkeypatch):
+def test_a_study_can_begin_from_parts(published, whole, tmp_path, monkeypatch):
     pytest.importorskip("llama_cpp")
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     one, parts = (
-        load_file(checkpoint_of(path) / "model.safetensors")
-        for path in (tiny_gguf, part(published, 1))
+        load_file(checkpoint_of(path) / "model.safetensors") for path in (whole, part(published, 1))
     )
     assert one.keys() == parts.keys()
     assert all(torch.equal(one[name], parts[name]) for name in one)
