@@ -207,15 +207,6 @@ def predicted(
     return Predictions(number, rows, ends, entropy, log_prob, kl, states)
 
 
-def require_same_scales(before: Sequence[object], now: Sequence[object]) -> None:
-    """Raises HQError if other scales are active than when a reading began."""
-    if now != before:
-        raise HQError(
-            "The scales changed while texts were read: end the reading before entering or leaving "
-            "`scale`."
-        )
-
-
 def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
     """Raises HQError for traces or logits that are NaN or infinite."""
     if not np.isfinite(values).all():
@@ -223,3 +214,11 @@ def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
             f"The activations at {precision} are not finite: the model overflows or its weights "
             "are damaged."
         )
+
+
+def scales_changed() -> HQError:
+    """The error for factors that change between the prefix and a batch of one reading."""
+    return HQError(
+        "The scales changed while texts were read: end the reading before entering or leaving "
+        "`scale`."
+    )

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from hq.errors import HQError
 from hq.llamacpp.graph import GraphNodes
 from hq.llamacpp.state import DTYPES, WRITTEN, Fault, Field, LayerAction
-from hq.neurons.cett import Measure, check_measures
+from hq.neurons.cett import Measure, require_measures
 from hq.neurons.factors import Factors, check_factors
 
 _NAME_BYTES = 63  # maximum length of a node's name: GGML_MAX_NAME without the final zero
@@ -172,7 +172,7 @@ class GraphObserver:
             raise HQError(
                 "This context is being read already: end that reading, or open another context."
             )
-        check_measures(measures)
+        require_measures(measures)
         self._set_measures(measures)
         try:
             yield

@@ -23,8 +23,8 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 SPANS: tuple[Span, ...] = get_args(Span)
 
 
-def check_measures(measures: tuple[str, ...]) -> None:
-    """Raises HQError if a measure is unknown, or is named twice."""
+def require_measures(measures: tuple[Measure, ...]) -> None:
+    """Raises HQError for a measure that does not exist or is named twice."""
     if not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
         raise HQError(f"The measures are {', '.join(MEASURES)}, each at most once, not {measures}.")
 

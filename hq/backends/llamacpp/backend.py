@@ -14,7 +14,7 @@ from hq.backends.base import (
     predicted,
     require_finite,
     require_known,
-    require_same_scales,
+    scales_changed,
 )
 from hq.backends.batching import Plan, plan, span_weights
 from hq.backends.llamacpp.decoding import LlamaDecoding
@@ -25,7 +25,7 @@ from hq.gguf.types import GGMLType
 from hq.llamacpp.context import Context
 from hq.llamacpp.graph import CPU
 from hq.llamacpp.model import LlamaModel
-from hq.llamacpp.observer import ActivationScales, GraphObserver
+from hq.llamacpp.observer import ActivationScales, ActiveFactors, GraphObserver
 from hq.models.audit import AuditRow
 from hq.models.ffn_weights import FFNs
 from hq.models.head import Head, Reference
@@ -123,7 +123,9 @@ class LlamaBackend:
 
     def context(self, tokens: int, sequences: int, batch: int) -> tuple[Context, GraphObserver]:
         """Create a context of this size, and the observer that reads and scales in it."""
-        observer = GraphObserver(self._nodes, self.norms, batch, self.scales, self.model.on_host)
+        observer = GraphObserver(
+            self._nodes, self.file.norms, batch, self.scales, self.model.on_host
+        )
         context = self.model.context(
             observer, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
         )
@@ -162,7 +164,7 @@ class LlamaBackend:
                 read_prefix(context, layout.prefix)
             for number, rows in enumerate(layout.batches):
                 if number not in skip:
-                    require_same_scales(factors, self.scales.factors)
+                    self._require_same_scales(factors)
                     batch = [exchanges[row] for row in rows]
                     values = np.zeros((len(rows), *shape), dtype=np.float32)
                     start = len(layout.prefix)
@@ -254,7 +256,7 @@ class LlamaBackend:
             for number, rows in enumerate(layout.batches):
                 if number in skip:
                     continue
-                require_same_scales(factors, self.scales.factors)
+                self._require_same_scales(factors)
                 batch = [exchanges[row] for row in rows]
                 packed = PackedBatch(batch, len(layout.prefix))
                 answers = np.array([len(exchange.response) for exchange in batch])
@@ -300,6 +302,11 @@ class LlamaBackend:
                 f"the {layers} FFNs of {self.file.path.name} on a GPU: check its build and the "
                 "GPU's free memory, or set n_gpu_layers to 0."
             )
+
+    def _require_same_scales(self, factors: ActiveFactors) -> None:
+        """Raises HQError if other scales are active than when the prefix was computed."""
+        if self.scales.factors != factors:
+            raise scales_changed()
 
     def _context_for(
         self, layout: Plan, exchanges: Sequence[PromptResponse]

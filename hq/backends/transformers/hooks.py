@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hq.backends.transformers.eager import anything_compiled, eager
 from hq.errors import HQError
-from hq.neurons.cett import Measure, check_measures, span_means, whole
+from hq.neurons.cett import Measure, require_measures, span_means, whole
 from hq.neurons.factors import check_factors
 
 
@@ -37,7 +37,7 @@ class DownHooks:
     ) -> None:
         self._downs = downs
         self._norms = norms
-        check_measures(measures)
+        require_measures(measures)
         self._measures = measures
         self._stack = ExitStack()
         self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)

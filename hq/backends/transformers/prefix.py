@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hq.backends.base import require_same_scales
+from hq.backends.base import scales_changed
 from hq.backends.transformers.hooks import DownHooks, scales_of
 
 
@@ -53,7 +53,8 @@ class PrefixCache:
 
         Raises HQError if the scales of the model have changed since.
         """
-        require_same_scales(self._scales, scales_of(self._decoder))
+        if not self.is_current:
+            raise scales_changed()
         if not self._length:
             return {"use_cache": False}
         return {"cache": self.expanded(batch), "use_cache": True}
