@@ -125,7 +125,7 @@ def read_tensor(file: Path, name: str) -> Tensor:
     return tensor
 
 
-def identity(path: Path) -> ModelIdentity:
+def checkpoint_identity(path: Path) -> ModelIdentity:
     """Name, fingerprint, shape and norm digest of the checkpoint in `path`."""
     config, architecture = text_config(path), architecture_at(path)
     return ModelIdentity(

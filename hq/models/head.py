@@ -120,7 +120,7 @@ def head_of(model: nn.Module, decoder: nn.Module) -> Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ReferenceLogits:
     """What another precision's logits are compared with: hidden states of texts, and their head.
 
     `hidden` has one row per response token, text after text; the rows of text r are
@@ -152,7 +152,7 @@ class Reference:
         self.head.save(folder)
 
     @classmethod
-    def load(cls, folder: Path, lengths: Sequence[int]) -> "Reference":
+    def load(cls, folder: Path, lengths: Sequence[int]) -> "ReferenceLogits":
         """What `save` wrote, for texts with so many response tokens each.
 
         Raises HQError for a folder without it, or of other texts.

@@ -14,7 +14,7 @@ from hq.gguf import bytelevel, read_tokenizer
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.gguf.write import write
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_files
 
@@ -29,7 +29,7 @@ def written(family, theirs, tmp_path):
     transformers.AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
     theirs.chat_template = "{{ messages[0].content }}"
     theirs.save_pretrained(folder)
-    write(folder, tmp_path / "model.gguf", "f32", identity(folder))
+    write(folder, tmp_path / "model.gguf", "f32", checkpoint_identity(folder))
     return tmp_path / "model.gguf"
 
 

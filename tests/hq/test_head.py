@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 from hq.errors import HQError
-from hq.models.head import Head, Reference, head_of
+from hq.models.head import Head, ReferenceLogits, head_of
 from tests import tiny
 
 SHAPE = {
@@ -96,8 +96,8 @@ def test_a_head_that_is_no_matrix_is_refused():
 
 def test_a_reference_finds_the_tokens_of_its_texts(tmp_path):
     hidden = np.arange(12, dtype=np.float32).reshape(6, 2)
-    Reference(hidden, [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
-    reference = Reference.load(tmp_path, [1, 2, 3])
+    ReferenceLogits(hidden, [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
+    reference = ReferenceLogits.load(tmp_path, [1, 2, 3])
     found = reference.blocks([2, 0])(0, 2)
     np.testing.assert_array_equal(found, hidden[[3, 4, 5, 0]])
     np.testing.assert_array_equal(reference.blocks([2, 0], tokens=slice(2, 4))(1, 2)[:, 0], [11, 1])
@@ -105,12 +105,12 @@ def test_a_reference_finds_the_tokens_of_its_texts(tmp_path):
 
 @pytest.mark.parametrize("lengths", [[1, 2, 4], [1, 2]])
 def test_a_reference_of_other_texts_is_refused(lengths, tmp_path):
-    Reference(np.zeros((6, 2), np.float32), [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
+    ReferenceLogits(np.zeros((6, 2), np.float32), [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
     with pytest.raises(HQError, match="holds 6 tokens of a reference"):
-        Reference.load(tmp_path, lengths)
+        ReferenceLogits.load(tmp_path, lengths)
 
 
 def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
     np.save(tmp_path / "log_probs.npy", np.zeros((6, 2), np.float16))
     with pytest.raises(HQError, match="--fresh"):
-        Reference.load(tmp_path, [6])
+        ReferenceLogits.load(tmp_path, [6])

@@ -3,7 +3,7 @@
 Detection builds the model without weights (on the meta device), runs one forward pass over 4 tokens
 and follows the calls: in each layer, the down projection is the last module with a 2-D weight whose
 input has the FFN's width and whose output has the hidden size. Mixtures of experts and models with
-a recurrent state are rejected. `verify` then compares real activations with the formulas.
+a recurrent state are rejected. `verify_detection` then compares real activations with the formulas.
 """
 
 import copy
@@ -246,7 +246,7 @@ def _refusal(name: str, cause: str) -> HQError:
     )
 
 
-def verify(
+def verify_detection(
     model: PreTrainedModel,
     downs: Sequence[nn.Module],
     dense: Callable[[nn.Module], Float[Tensor, "d_out d_in"]],

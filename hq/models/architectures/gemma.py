@@ -15,7 +15,7 @@ from hq.models.architectures.record import (
     Layout,
     Metadata,
     Weights,
-    register,
+    register_architecture,
 )
 from hq.models.norm_digest import NormNames
 
@@ -30,11 +30,11 @@ def _gemma2(config: PretrainedConfig) -> Metadata:
     }
     for key, cap in caps.items():
         if not cap:
-            raise llama_cpp.refusal(config, f"{key} {cap}", "a number")
+            raise llama_cpp.unsupported(config, f"{key} {cap}", "a number")
     llama_cpp.require_pattern(config, 2)
     if math.frexp(_query_factor(config, _GEMMA2_27B))[0] != 0.5:  # no power of two: it would round
         scalar = config.query_pre_attn_scalar
-        raise llama_cpp.refusal(config, f"query_pre_attn_scalar {scalar}", "head_dim")
+        raise llama_cpp.unsupported(config, f"query_pre_attn_scalar {scalar}", "head_dim")
     return (
         llama_cpp.common(config, "gelu_pytorch_tanh")
         | {"attention.sliding_window": config.sliding_window}
@@ -47,9 +47,9 @@ def _gemma3(config: PretrainedConfig) -> Metadata:
     """Gemma 3's language model, alone or inside the multimodal one."""
     if config.attn_logit_softcapping:
         cap = config.attn_logit_softcapping
-        raise llama_cpp.refusal(config, f"attn_logit_softcapping {cap}", "none")
+        raise llama_cpp.unsupported(config, f"attn_logit_softcapping {cap}", "none")
     if config.use_bidirectional_attention:
-        raise llama_cpp.refusal(config, "bidirectional attention", "causal attention")
+        raise llama_cpp.unsupported(config, "bidirectional attention", "causal attention")
     llama_cpp.require_pattern(config, 6)
     ropes = config.rope_parameters
     local = llama_cpp.rope_keys(config, ropes["sliding_attention"], ("default",))
@@ -94,9 +94,11 @@ _NORMS = {
 _POST_NORMS = {"post_attention_norm": "d_model", "post_ffw_norm": "d_model"}
 _BEFORE_FFN = "pre_feedforward_layernorm"
 
-register(Architecture(norm_offset=1.0, norms=NormNames(LLAMA_NORMS, offset=1.0)), "gemma")
-register(Architecture(norm=_BEFORE_FFN, norm_offset=1.0), "vaultgemma")
-register(
+register_architecture(
+    Architecture(norm_offset=1.0, norms=NormNames(LLAMA_NORMS, offset=1.0)), "gemma"
+)
+register_architecture(Architecture(norm=_BEFORE_FFN, norm_offset=1.0), "vaultgemma")
+register_architecture(
     Architecture(
         norm=_BEFORE_FFN,
         norm_offset=1.0,
@@ -105,7 +107,7 @@ register(
     ),
     "gemma2",
 )
-register(
+register_architecture(
     Architecture(
         norm=_BEFORE_FFN,
         norm_offset=1.0,

@@ -5,7 +5,13 @@ from dataclasses import replace
 from transformers import PretrainedConfig
 
 from hq.models.architectures import llama_cpp
-from hq.models.architectures.record import GGUF_LAYOUTS, Architecture, Layout, attribute, register
+from hq.models.architectures.record import (
+    GGUF_LAYOUTS,
+    Architecture,
+    Layout,
+    attribute,
+    register_architecture,
+)
 from hq.models.norm_digest import NormNames
 
 _GPT = Architecture(layers="h", down="mlp.c_proj", up="mlp.c_fc", gate="", norm="ln_2")
@@ -18,7 +24,7 @@ def _four_hidden(config: PretrainedConfig) -> int:
     return 4 * int(config.hidden_size)
 
 
-register(
+register_architecture(
     replace(
         _GPT,
         transposed=True,
@@ -27,13 +33,13 @@ register(
     ),
     "gpt2",
 )
-register(replace(_GPT, width=attribute("n_inner")), "gpt_bigcode")
-register(replace(_GPT, width=attribute("intermediate_size")), "gpt_neo")
-register(replace(_GPTJ, width=attribute("n_inner")), "codegen", "gptj")
-register(_NEOX, "gpt_neox", "persimmon")
-register(replace(_NEOX, layers="h", width=_four_hidden), "bloom")
-register(Architecture(down="mlp.c_proj", up="mlp.c_fc", gate=""), "starcoder2")
-register(
+register_architecture(replace(_GPT, width=attribute("n_inner")), "gpt_bigcode")
+register_architecture(replace(_GPT, width=attribute("intermediate_size")), "gpt_neo")
+register_architecture(replace(_GPTJ, width=attribute("n_inner")), "codegen", "gptj")
+register_architecture(_NEOX, "gpt_neox", "persimmon")
+register_architecture(replace(_NEOX, layers="h", width=_four_hidden), "bloom")
+register_architecture(Architecture(down="mlp.c_proj", up="mlp.c_fc", gate=""), "starcoder2")
+register_architecture(
     Architecture(
         layers="blocks",
         down="ffn.down_proj",
@@ -48,12 +54,12 @@ GGUF_LAYOUTS.add(
     "gpt2",
     Layout(
         "gpt2",
-        llama_cpp.NORMS | llama_cpp.FFN,
+        llama_cpp.NORMS | llama_cpp.FFN_SHAPES,
         llama_cpp.OUTSIDE | {"position_embd": "d_model context"},
         biased=frozenset(
             {
                 *llama_cpp.NORMS,
-                *llama_cpp.FFN,
+                *llama_cpp.FFN_SHAPES,
                 *llama_cpp.FUSED,
                 *llama_cpp.ATTENTION,
                 "output_norm",

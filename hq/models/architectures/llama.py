@@ -10,7 +10,7 @@ from hq.models.architectures.record import (
     Conversion,
     Layout,
     Metadata,
-    register,
+    register_architecture,
 )
 from hq.models.norm_digest import NormNames
 
@@ -30,8 +30,8 @@ _CONVERSION = Conversion(
     llama_cpp.LINEAR_BIASES,
 )
 
-register(Architecture(norms=_NORMS, conversion=_CONVERSION), "llama", "mistral")
-register(
+register_architecture(Architecture(norms=_NORMS, conversion=_CONVERSION), "llama", "mistral")
+register_architecture(
     Architecture(norms=_NORMS),
     "cwm",
     "diffllama",
@@ -51,5 +51,5 @@ register(
     "youtu",
 )
 # BitNet normalizes h before the down projection, so h_i is not linear in its own row of W_up.
-register(Architecture(norms=_NORMS, linear_in_up=False), "bitnet")
+register_architecture(Architecture(norms=_NORMS, linear_in_up=False), "bitnet")
 GGUF_LAYOUTS.add("llama", Layout("llama", llama_cpp.GATED, llama_cpp.OUTSIDE))

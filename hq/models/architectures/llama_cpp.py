@@ -17,19 +17,19 @@ SEPARATE = {"attn_q": "d_model q", "attn_k": "d_model k", "attn_v": "d_model v"}
 FUSED = {"attn_qkv": "d_model qkv"}
 ATTENTION = {"attn_output": "o d_model"}
 NORMS = {"attn_norm": "d_model", "ffn_norm": "d_model"}
-FFN = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
-GATED = NORMS | FFN | {"ffn_gate": "d_model d_ff"}
+FFN_SHAPES = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
+GATED = NORMS | FFN_SHAPES | {"ffn_gate": "d_model d_ff"}
 QK_LENGTHS = {"attn_q_norm": "key", "attn_k_norm": "key"}
 OUTSIDE = {"token_embd": "d_model vocabulary", "output_norm": "d_model"}
 QKV_BIASES = frozenset(SEPARATE)
-LINEAR_BIASES = frozenset({*SEPARATE, *ATTENTION, *FFN, "ffn_gate"})
+LINEAR_BIASES = frozenset({*SEPARATE, *ATTENTION, *FFN_SHAPES, "ffn_gate"})
 
 
 def common(config: PretrainedConfig, activation: str) -> Metadata:
     """Keys that every architecture has."""
     found = getattr(config, "hidden_activation", None) or config.hidden_act
     if found != activation:
-        raise refusal(config, f"activation {found}", activation)
+        raise unsupported(config, f"activation {found}", activation)
     head_dim = head_width(config)
     return {
         "vocab_size": config.vocab_size,
@@ -64,9 +64,9 @@ def rope_keys(
     """Base and linear scaling; llama3's scaling is a tensor, see `llama3_factors`."""
     kind = str(parameters.get("rope_type", "default"))
     if kind not in allowed:
-        raise refusal(config, f"rope scaling {kind!r}", " or ".join(allowed))
+        raise unsupported(config, f"rope scaling {kind!r}", " or ".join(allowed))
     if float(parameters.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise refusal(config, "partial rotary embeddings", "whole ones")
+        raise unsupported(config, "partial rotary embeddings", "whole ones")
     base: Metadata = {"rope.freq_base": float(parameters["rope_theta"])}
     if kind != "linear":
         return base
@@ -106,7 +106,7 @@ def require_pattern(config: PretrainedConfig, period: int) -> None:
     layers = range(1, config.num_hidden_layers + 1)
     wanted = ["full_attention" if n % period == 0 else "sliding_attention" for n in layers]
     if list(config.layer_types) != wanted:
-        raise refusal(
+        raise unsupported(
             config, "its layer_types", f"full attention at every layer {period}, {2 * period}, …"
         )
 
@@ -118,7 +118,7 @@ def head_width(config: PretrainedConfig) -> int:
     )
 
 
-def refusal(config: PretrainedConfig, found: str, wanted: str) -> HQError:
+def unsupported(config: PretrainedConfig, found: str, wanted: str) -> HQError:
     """The error for a config that llama.cpp would compute differently."""
     return HQError(
         f"A {config.model_type} model with {found} cannot be written as GGUF: llama.cpp would "

@@ -11,14 +11,14 @@ from hq.models.architectures.record import (
     Conversion,
     Layout,
     Metadata,
-    register,
+    register_architecture,
 )
 from hq.models.norm_digest import NormNames
 
 
 def _qwen2(config: PretrainedConfig) -> Metadata:
     if config.num_attention_heads * llama_cpp.head_width(config) != config.hidden_size:
-        raise llama_cpp.refusal(
+        raise llama_cpp.unsupported(
             config, f"head_dim {llama_cpp.head_width(config)}", "hidden_size / num_attention_heads"
         )
     return _qwen3(config)
@@ -33,22 +33,22 @@ _QWEN2 = NormNames(LLAMA_NORMS)
 _QWEN3 = NormNames(LLAMA_NORMS | QK_NORMS)
 _BIASES = llama_cpp.QKV_BIASES
 
-register(
+register_architecture(
     Architecture(
         norms=_QWEN2,
         conversion=Conversion("qwen2", _qwen2, llama_cpp.as_it_is, biases=_BIASES),
     ),
     "qwen2",
 )
-register(
+register_architecture(
     Architecture(
         norms=_QWEN3,
         conversion=Conversion("qwen3", _qwen3, llama_cpp.as_it_is, biases=_BIASES),
     ),
     "qwen3",
 )
-register(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
-register(Architecture(norms=_QWEN3), "qwen3_vl_text")
+register_architecture(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
+register_architecture(Architecture(norms=_QWEN3), "qwen3_vl_text")
 GGUF_LAYOUTS.add("qwen2", Layout("qwen2", llama_cpp.GATED, llama_cpp.OUTSIDE, _BIASES))
 GGUF_LAYOUTS.add(
     "qwen3", Layout("qwen3", llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE)

@@ -135,7 +135,7 @@ RECORDS: Registry[Architecture] = Registry("model architecture")  # by the text 
 GGUF_LAYOUTS: Registry[Layout] = Registry("GGUF architecture")  # by llama.cpp's name
 
 
-def register(record: Architecture, *model_types: str) -> None:
+def register_architecture(record: Architecture, *model_types: str) -> None:
     """Enter one record for each of these model types."""
     for model_type in model_types:
         RECORDS.add(model_type, record)

@@ -70,10 +70,10 @@ class FamilyRow(NamedTuple):
         return tuple(self)
 
 
-HEADER = ("model type", "known by", "bake into", "GGUF")
+FAMILY_COLUMNS = ("model type", "known by", "bake into", "GGUF")
 
 
-def rows() -> list[FamilyRow]:
+def family_rows() -> list[FamilyRow]:
     """One row for each model type that is tested, by name."""
     readable = {GGUF_LAYOUTS[name].model_type for name in GGUF_LAYOUTS}
     found = [FamilyRow(name, "detected", "columns", "—") for name in DETECTED_TYPES]
@@ -86,9 +86,9 @@ def rows() -> list[FamilyRow]:
     return sorted(found)
 
 
-def markdown() -> str:
+def families_markdown() -> str:
     """The content of docs/families.md."""
-    lines = [HEADER, ("---",) * len(HEADER), *(row.cells for row in rows())]
+    lines = [FAMILY_COLUMNS, ("---",) * len(FAMILY_COLUMNS), *(row.cells for row in family_rows())]
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     wrappers = ", ".join(f"`{name}`" for name in WRAPPERS)
     return (

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hq.errors import HQError
 from hq.gguf.ffn_weights import of_gguf
 from hq.models.alignment import map_model
-from hq.models.checkpoint import architecture_at, identity
+from hq.models.checkpoint import architecture_at, checkpoint_identity
 from hq.models.ffn_weights import FFNs, of_checkpoint, of_modules
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import PRECISIONS
@@ -38,7 +38,7 @@ def require_owner(
     """
     model = open_target(path)
     if source is not None:
-        neurons.require(identity(source), name)
+        neurons.require(checkpoint_identity(source), name)
         _require_same(model, source)
         return
     found = model.identity
