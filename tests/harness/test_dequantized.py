@@ -182,7 +182,7 @@ def test_a_setting_that_moves_logits_is_refused_by_name(gguf, tmp_path, monkeypa
 
 def test_without_llama_cpp_an_unknown_setting_is_refused(gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(equality, "provable", lambda: False)
+    monkeypatch.setattr(equality, "can_verify", lambda: False)
     path = saying(tmp_path / "model.gguf", gguf("llama"), **UNKNOWN)
     with pytest.raises(HQError, match=r"says llama.attention.causal"):
         dequantized.checkpoint_of(path)
@@ -192,7 +192,7 @@ def test_a_checkpoint_made_without_llama_cpp_is_proved_later(gguf, tmp_path, mon
     pytest.importorskip("llama_cpp")
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     with monkeypatch.context() as absent:
-        absent.setattr(equality, "provable", lambda: False)
+        absent.setattr(equality, "can_verify", lambda: False)
         folder = dequantized.checkpoint_of(gguf("llama"))
         assert not equality.is_verified(folder)
     weights = folder / "model.safetensors"
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_fails_its_late_proof_is_removed(gguf, tmp_path, monke
     pytest.importorskip("llama_cpp")
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     with monkeypatch.context() as absent:
-        absent.setattr(equality, "provable", lambda: False)
+        absent.setattr(equality, "can_verify", lambda: False)
         folder = dequantized.checkpoint_of(gguf("llama"))
     config = folder / "config.json"
     text = config.read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_fails_its_late_proof_is_removed(gguf, tmp_path, monke
 
 def test_files_of_equal_tensors_and_other_settings_are_two_models(gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(equality, "provable", lambda: False)
+    monkeypatch.setattr(equality, "can_verify", lambda: False)
     plain, scaled = (
         saying(tmp_path / name / "model.gguf", gguf("llama"), **{"rope.scaling.factor": factor})
         for name, factor in (("plain", 1.0), ("scaled", 4.0))

@@ -5,7 +5,8 @@ import math
 import numpy as np
 from transformers import PretrainedConfig
 
-from hq.models.architectures import llama_cpp
+from hq.models.architectures import gguf_settings, llama_cpp
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
     LLAMA_NORMS,
@@ -85,6 +86,49 @@ def _query_factor(config: PretrainedConfig, layers_of_27b: int) -> float:
     return math.sqrt(built_in / config.query_pre_attn_scalar)
 
 
+def _gemma2_fields(settings: GGUFSettings) -> Fields:
+    rope = gguf_settings.rope_parameters(settings)
+    local = settings.get("rope.freq_base_swa", rope["rope_theta"])
+    if local != rope["rope_theta"]:
+        raise settings.refusal("rope.freq_base_swa", "and transformers' Gemma 2 has one base")
+    window = settings.get("attention.sliding_window", 4096)
+    return (
+        _shared_fields(settings, _GEMMA2_27B)
+        | gguf_settings.sliding_window(settings, window, 2)
+        | {
+            "attn_logit_softcapping": settings.get("attn_logit_softcapping", 50.0),
+            "final_logit_softcapping": settings.get("final_logit_softcapping", 30.0),
+            "rope_parameters": rope,
+        }
+    )
+
+
+def _gemma3_fields(settings: GGUFSettings) -> Fields:
+    local = {"rope_type": "default", "rope_theta": settings.get("rope.freq_base_swa", 10000.0)}
+    full = gguf_settings.rope_parameters(settings)
+    window = settings.get("attention.sliding_window", 0)
+    return (
+        _shared_fields(settings, _GEMMA3_27B)
+        | gguf_settings.sliding_window(settings, window, 6)
+        | {
+            "final_logit_softcapping": settings.get("final_logit_softcapping", 0.0) or None,
+            "rope_parameters": {"full_attention": full, "sliding_attention": local},
+        }
+    )
+
+
+def _shared_fields(settings: GGUFSettings, layers_of_27b: int) -> Fields:
+    """Fields of both Gemma 2 and 3; the scale of queries follows from other sizes."""
+    fields = gguf_settings.common_fields(settings)
+    scalar = fields["head_dim"]
+    if settings.file.n_layers == layers_of_27b:
+        scalar = fields["hidden_size"] // fields["num_attention_heads"]
+    return fields | {
+        "attention_bias": settings.biased(*gguf_settings.ATTENTION),
+        "query_pre_attn_scalar": scalar,
+    }
+
+
 _NORMS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "post_attention_norm",
@@ -116,11 +160,14 @@ register_architecture(
     ),
     "gemma3_text",
 )
-GGUF_LAYOUTS.add("gemma2", Layout("gemma2", llama_cpp.GATED | _POST_NORMS, llama_cpp.OUTSIDE))
+GGUF_LAYOUTS.add(
+    "gemma2", Layout("gemma2", _gemma2_fields, llama_cpp.GATED | _POST_NORMS, llama_cpp.OUTSIDE)
+)
 GGUF_LAYOUTS.add(
     "gemma3",
     Layout(
         "gemma3_text",
+        _gemma3_fields,
         llama_cpp.GATED | _POST_NORMS | llama_cpp.QK_LENGTHS,
         llama_cpp.OUTSIDE,
     ),

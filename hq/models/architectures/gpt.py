@@ -5,6 +5,7 @@ from dataclasses import replace
 from transformers import PretrainedConfig
 
 from hq.models.architectures import llama_cpp
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
     Architecture,
@@ -22,6 +23,19 @@ _NEOX = Architecture(down="mlp.dense_4h_to_h", up="mlp.dense_h_to_4h", gate="")
 def _four_hidden(config: PretrainedConfig) -> int:
     """BLOOM's and MPT's width, whatever their configs say (MPT's `expansion_ratio` is not read)."""
     return 4 * int(config.hidden_size)
+
+
+def _gpt2_fields(settings: GGUFSettings) -> Fields:
+    return {
+        "vocab_size": settings.file.vocabulary,
+        "n_positions": settings.size("context_length"),
+        "n_embd": settings.size("embedding_length"),
+        "n_inner": settings.size("feed_forward_length"),
+        "n_layer": settings.size("block_count"),
+        "n_head": settings.size("attention.head_count"),
+        "layer_norm_epsilon": settings.get("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": "output.weight" not in settings.file.tensors,
+    }
 
 
 register_architecture(
@@ -54,6 +68,7 @@ GGUF_LAYOUTS.add(
     "gpt2",
     Layout(
         "gpt2",
+        _gpt2_fields,
         llama_cpp.NORMS | llama_cpp.FFN_SHAPES,
         llama_cpp.OUTSIDE | {"position_embd": "d_model context"},
         biased=frozenset(

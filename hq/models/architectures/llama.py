@@ -2,7 +2,8 @@
 
 from transformers import PretrainedConfig
 
-from hq.models.architectures import llama_cpp
+from hq.models.architectures import gguf_settings, llama_cpp
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
     LLAMA_NORMS,
@@ -19,6 +20,18 @@ def _metadata(config: PretrainedConfig) -> Metadata:
     """Llama, and Mistral, which llama.cpp runs as one."""
     rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear", "llama3"))
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
+
+
+def _fields(settings: GGUFSettings) -> Fields:
+    return (
+        gguf_settings.common_fields(settings)
+        | gguf_settings.fields_within_window(settings)
+        | {
+            "attention_bias": settings.biased(*gguf_settings.ATTENTION),
+            "mlp_bias": settings.biased(*gguf_settings.MLP),
+            "rope_parameters": gguf_settings.rope_parameters(settings),
+        }
+    )
 
 
 _NORMS = NormNames(LLAMA_NORMS)
@@ -52,4 +65,4 @@ register_architecture(
 )
 # BitNet normalizes h before the down projection, so h_i is not linear in its own row of W_up.
 register_architecture(Architecture(norms=_NORMS, linear_in_up=False), "bitnet")
-GGUF_LAYOUTS.add("llama", Layout("llama", llama_cpp.GATED, llama_cpp.OUTSIDE))
+GGUF_LAYOUTS.add("llama", Layout("llama", _fields, llama_cpp.GATED, llama_cpp.OUTSIDE))

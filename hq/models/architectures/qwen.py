@@ -2,7 +2,8 @@
 
 from transformers import PretrainedConfig
 
-from hq.models.architectures import llama_cpp
+from hq.models.architectures import gguf_settings, llama_cpp
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
     LLAMA_NORMS,
@@ -29,6 +30,19 @@ def _qwen3(config: PretrainedConfig) -> Metadata:
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
 
 
+def _qwen2_fields(settings: GGUFSettings) -> Fields:
+    return (
+        gguf_settings.common_fields(settings)
+        | gguf_settings.fields_within_window(settings)
+        | {"rope_parameters": gguf_settings.rope_parameters(settings)}
+    )
+
+
+def _qwen3_fields(settings: GGUFSettings) -> Fields:
+    has_bias = settings.biased(*gguf_settings.ATTENTION)
+    return _qwen2_fields(settings) | {"attention_bias": has_bias}
+
+
 _QWEN2 = NormNames(LLAMA_NORMS)
 _QWEN3 = NormNames(LLAMA_NORMS | QK_NORMS)
 _BIASES = llama_cpp.QKV_BIASES
@@ -49,7 +63,10 @@ register_architecture(
 )
 register_architecture(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
 register_architecture(Architecture(norms=_QWEN3), "qwen3_vl_text")
-GGUF_LAYOUTS.add("qwen2", Layout("qwen2", llama_cpp.GATED, llama_cpp.OUTSIDE, _BIASES))
 GGUF_LAYOUTS.add(
-    "qwen3", Layout("qwen3", llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE)
+    "qwen2", Layout("qwen2", _qwen2_fields, llama_cpp.GATED, llama_cpp.OUTSIDE, _BIASES)
+)
+GGUF_LAYOUTS.add(
+    "qwen3",
+    Layout("qwen3", _qwen3_fields, llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE),
 )

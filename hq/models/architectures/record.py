@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
 from hq.errors import HQError
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.norm_digest import NormNames
 from hq.registry import Registry
 
@@ -43,14 +44,16 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The tensors of one architecture of llama.cpp.
+    """What a GGUF file of one architecture of llama.cpp holds, and how its settings are read.
 
-    `layer` and `outside` are those beside the attention's projections, with their shapes: in GGUF's
-    order, by the names of `hq.gguf.layout.Sizes.widths`. `biased` must have a bias; every
-    projection may.
+    `layer` and `outside` name the tensors other than the attention's projections, with their
+    shapes: in GGUF's order, by the names of `hq.gguf.layout.Sizes.widths`. The tensors in `biased`
+    must have a bias; every projection may have one. `fields` returns the arguments of the config of
+    transformers, or raises HQError for a setting that transformers' model does not have.
     """
 
-    model_type: str  # transformers' name for the architecture
+    model_type: str  # transformers' name of the architecture
+    fields: Callable[[GGUFSettings], Fields]
     layer: Mapping[str, str]
     outside: Mapping[str, str]
     biased: frozenset[str] = frozenset()
