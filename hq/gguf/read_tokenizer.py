@@ -23,10 +23,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hq.errors import HQError
-from hq.gguf.bytelevel import steps_of
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import damaged
 from hq.gguf.tokens import JSON, TokenType
+from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
 
 _PREFIX = "tokenizer.ggml."
 _SPACE = "▁"
@@ -37,38 +37,6 @@ _STEPS: dict[str, Callable[[], Any]] = {
     "bytes": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     "digits": lambda: pre_tokenizers.Digits(individual_digits=True),
 }
-
-_CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-)
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
-    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Names that are read and never written: the steps, and whether whole words skip the merges.
-_READ: dict[str, tuple[tuple[str, ...], bool]] = {
-    "tekken": ((_CASED % ("", "") + r"|\p{N}" + _REST, "bytes"), True),
-    "gpt-4o": ((_CASED % (_ENDINGS, _ENDINGS) + r"|\p{N}{1,3}" + _REST, "bytes"), False),
-    "deepseek-v3": ((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK, "bytes"), False),
-}
-# Other names of the same splits in llama.cpp.
-_SAME = {
-    "gpt-2": ("phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "trillion", "granite-docling"),
-    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    "qwen2": ("deepseek-r1-qwen", "stablelm2", "hunyuan", "solar-open", "megrez", "kormo"),
-    "smaug-bpe": ("dbrx", "chatglm-bpe"),
-    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "glm4", "glm5"),
-    "gpt-4o": ("llama4", "kanana2"),
-}
-_NAMED = {other: name for name, others in _SAME.items() for other in others}
-# Those that begin a text with the first token where the file says nothing of it.
-_BEGIN = frozenset(
-    {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "tekken"}
-)
-_NFC = frozenset({"qwen2"})  # normalized where the model was trained; llama.cpp does not
 
 
 def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
@@ -121,7 +89,8 @@ def _rebuilt(file: GGUFFile) -> Tokenizer:
     core = _CORES[kind](file)
     _add(core, file)
     # `add_eos_token` is left out: in front of an answer, a text has no end.
-    begins = kind == "llama" or said.get(f"{_PREFIX}pre") in _BEGIN
+    pre = str(said.get(f"{_PREFIX}pre"))
+    begins = kind == "llama" or (pre in PRE_TOKENIZERS and PRE_TOKENIZERS[pre].adds_bos)
     if said.get(f"{_PREFIX}add_bos_token", begins):
         first = said.get(f"{_PREFIX}bos_token_id")
         if not isinstance(first, int):
@@ -137,17 +106,21 @@ def _byte_level(file: GGUFFile) -> Tokenizer:
     if not isinstance(merges, tuple):
         raise HQError(f"{file.path} has no merges: name the model's checkpoint instead.")
     pre = str(said.get(f"{_PREFIX}pre"))
-    named = _NAMED.get(pre, pre)
-    steps, ignore_merges = _READ.get(named) or steps_of(named, str(file.path))
+    if pre not in PRE_TOKENIZERS:
+        raise HQError(
+            f"The tokenizer of {file.path} splits as {pre}, and hq knows "
+            f"{', '.join(PRE_TOKENIZERS)}: name the model's checkpoint instead."
+        )
+    known = PRE_TOKENIZERS[pre]
     core = Tokenizer(
         models.BPE(
             {token: i for i, token in enumerate(file.tokens)},
             [(left, right) for left, right in (str(m).split(" ", 1) for m in merges)],
-            ignore_merges=ignore_merges,
+            ignore_merges=known.ignore_merges,
         )
     )
-    core.normalizer = normalizers.NFC() if pre in _NFC else None
-    core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in steps])
+    core.normalizer = normalizers.NFC() if known.nfc else None
+    core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in known.steps])
     core.decoder = decoders.ByteLevel()
     return core
 

@@ -10,10 +10,10 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from hq.errors import HQError
-from hq.gguf import bytelevel, read_tokenizer
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.gguf.write import write
+from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
 from hq.models.checkpoint import checkpoint_identity
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_files
@@ -192,10 +192,7 @@ def crossing():
     return keys, weights
 
 
-READ = sorted({*bytelevel._NAMES.values(), *read_tokenizer._READ, *read_tokenizer._NAMED})
-
-
-@pytest.mark.parametrize("pre", READ)
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_every_name_splits_as_llama_cpp_does(pre, crossing, tmp_path):
     pytest.importorskip("llama_cpp")
     from tests.llamacpp import LlamaCpp
@@ -205,7 +202,7 @@ def test_every_name_splits_as_llama_cpp_does(pre, crossing, tmp_path):
     path = gguf_files.write(tmp_path / "m.gguf", said=said, weights=weights)
     ours = tokenizer_of(GGUFFile(path))
     texts = tiny_tokenizers.texts(150, special=())
-    if pre in read_tokenizer._NFC:
+    if PRE_TOKENIZERS[pre].nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     if pre in ("tekken", "gpt-4o", "llama4", "kanana2"):
         # llama.cpp has no classes of letters by case, and takes marks for no letters: hq splits as

@@ -43,7 +43,7 @@ register_architecture(
         _GPT,
         transposed=True,
         width=attribute("n_inner"),
-        norms=NormNames({"ln_1": "attn_norm", "ln_2": "ffn_norm"}, final="ln_f"),
+        norms=NormNames({"ln_1": "attn_norm", "ln_2": "ffn_norm"}, layers="h", final="ln_f"),
     ),
     "gpt2",
 )
