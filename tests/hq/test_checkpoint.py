@@ -140,14 +140,14 @@ def test_pickled_weights_are_refused(copied: Path) -> None:
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
-    with pytest.raises(HQError, match="neither a folder here nor a hub id"):
+    with pytest.raises(HQError, match="neither a local folder nor a hub id"):
         resolve(str(tmp_path / "no such" / "model"))
 
 
 def test_a_truncated_file_is_named(copied: Path) -> None:
     with open(weights(copied), "r+b") as file:
         file.truncate(file.seek(0, 2) - 1)
-    with pytest.raises(HQError, match=r"model\.safetensors is no whole .*copy it again"):
+    with pytest.raises(HQError, match=r"model\.safetensors is not a complete .*copy it again"):
         fingerprint(copied)
 
 
@@ -214,5 +214,5 @@ def test_a_damaged_file_is_refused_even_when_its_identity_is_known(copied: Path)
     known: ModelIdentity = checkpoint_identity(copied)
     with open(weights(copied), "r+b") as file:
         file.truncate(file.seek(0, 2) - 1)
-    with pytest.raises(HQError, match="no whole safetensors file"):
+    with pytest.raises(HQError, match="not a complete safetensors file"):
         TorchBackend(copied, device="cpu", model_identity=known)

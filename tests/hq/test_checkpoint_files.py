@@ -90,7 +90,9 @@ def test_two_files_that_hold_one_tensor_are_refused(copied):
     assert fingerprint(copied)
     save_file({UP: torch.zeros(128, 64).half()}, copied / "b.safetensors")
     for read in (fingerprint, tensor_files, of_checkpoint):
-        with pytest.raises(HQError, match=rf"a\.safetensors and b\.safetensors .* both hold {UP}"):
+        with pytest.raises(
+            HQError, match=rf"a\.safetensors and b\.safetensors .* both contain {UP}"
+        ):
             read(copied)
 
 

@@ -56,12 +56,12 @@ def test_the_heads_logits_are_the_models_own(model, tmp_path):
     head = head_of(model, model.get_decoder())
     hidden = model.get_decoder()(ids(), use_cache=False).last_hidden_state[0]
     expected = model(ids(), use_cache=False).logits[0]
-    torch.testing.assert_close(head.whole(hidden), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head.logits(hidden), expected, atol=1e-5, rtol=1e-5)
     blocks = torch.cat([block for _, block in head.blocks(hidden)], dim=1)
     torch.testing.assert_close(blocks, expected, atol=1e-5, rtol=1e-5)
     head.save(tmp_path)
     again = Head.load(tmp_path)
-    torch.testing.assert_close(again.whole(hidden), head.whole(hidden), atol=0, rtol=0)
+    torch.testing.assert_close(again.logits(hidden), head.logits(hidden), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -90,7 +90,7 @@ def test_logits_that_the_model_changes_further_are_refused(monkeypatch):
 def test_a_head_that_is_no_matrix_is_refused():
     model = built("llama, wide")
     model.lm_head = torch.nn.Identity()
-    with pytest.raises(HQError, match="no dense matrix"):
+    with pytest.raises(HQError, match="not a dense matrix"):
         head_of(model, model.get_decoder())
 
 

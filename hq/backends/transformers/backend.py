@@ -231,7 +231,7 @@ class TorchBackend:
             parts = torch.split_with_sizes(hidden, [len(exchange.response) for exchange in batch])
             for row, states in zip(rows, parts, strict=True):
                 with torch.inference_mode():
-                    logits = self.head.whole(states)
+                    logits = self.head.logits(states)
                 yield int(row), logits.cpu().numpy()
 
     def predictions(

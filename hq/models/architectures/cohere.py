@@ -1,4 +1,4 @@
-"""Cohere's Command models: attention and FFN run side by side, after one norm."""
+"""Cohere's Command models: attention and FFN run in parallel after one norm."""
 
 from hq.models.architectures.record import Architecture, register_architecture
 

@@ -1,4 +1,4 @@
-"""Gemma: norms add 1 to their weights (to Gemma 3), and stand on both sides of the FFN (from 2)."""
+"""Gemma 1 to 3: norms add 1 to their weights; from Gemma 2, norms precede and follow the FFN."""
 
 import math
 
@@ -20,7 +20,7 @@ from hq.models.architectures.record import (
 )
 from hq.models.norm_digest import NormNames
 
-# llama.cpp tells a 27B model, whose queries it scales otherwise, by its number of layers.
+# llama.cpp recognizes a 27B model, with its different query scale, by its number of layers.
 _GEMMA2_27B, _GEMMA3_27B = 46, 62
 
 
@@ -33,7 +33,7 @@ def _gemma2(config: PretrainedConfig) -> Metadata:
         if not cap:
             raise llama_cpp.unsupported(config, f"{key} {cap}", "a number")
     llama_cpp.require_pattern(config, 2)
-    if math.frexp(_query_factor(config, _GEMMA2_27B))[0] != 0.5:  # no power of two: it would round
+    if math.frexp(_query_factor(config, _GEMMA2_27B))[0] != 0.5:  # scaling would round
         scalar = config.query_pre_attn_scalar
         raise llama_cpp.unsupported(config, f"query_pre_attn_scalar {scalar}", "head_dim")
     return (
@@ -45,7 +45,7 @@ def _gemma2(config: PretrainedConfig) -> Metadata:
 
 
 def _gemma3(config: PretrainedConfig) -> Metadata:
-    """Gemma 3's language model, alone or inside the multimodal one."""
+    """Metadata of Gemma 3's language model, alone or inside the multimodal model."""
     if config.attn_logit_softcapping:
         cap = config.attn_logit_softcapping
         raise llama_cpp.unsupported(config, f"attn_logit_softcapping {cap}", "none")
@@ -65,21 +65,21 @@ def _gemma3(config: PretrainedConfig) -> Metadata:
 
 
 def _gemma2_weights(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
-    """1 + w for norms; Q carries what llama.cpp's fixed query scale leaves out."""
+    """1 + w for norms; Q is multiplied by the model's query scale over llama.cpp's."""
     if part == "attn_q":
         return weights * np.float32(_query_factor(config, _GEMMA2_27B))
     return weights + 1 if part.endswith("norm") else weights
 
 
 def _gemma3_weights(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
-    """1 + w for norms; Q's norm carries what llama.cpp's fixed query scale leaves out."""
+    """1 + w for norms; Q's norm is multiplied by the model's query scale over llama.cpp's."""
     if part == "attn_q_norm":
         return (weights + 1) * np.float32(_query_factor(config, _GEMMA3_27B))
     return weights + 1 if part.endswith("norm") else weights
 
 
 def _query_factor(config: PretrainedConfig, layers_of_27b: int) -> float:
-    """The model's scale of queries over llama.cpp's own; 1 for all of Google's models."""
+    """Return the model's query scale over llama.cpp's; 1 for all published models."""
     built_in = llama_cpp.head_width(config)
     if config.num_hidden_layers == layers_of_27b:
         built_in = config.hidden_size // config.num_attention_heads
@@ -118,7 +118,7 @@ def _gemma3_fields(settings: GGUFSettings) -> Fields:
 
 
 def _shared_fields(settings: GGUFSettings, layers_of_27b: int) -> Fields:
-    """Fields of both Gemma 2 and 3; the scale of queries follows from other sizes."""
+    """Fields of both Gemma 2 and 3; the query scale follows from other sizes."""
     fields = gguf_settings.common_fields(settings)
     scalar = fields["head_dim"]
     if settings.file.n_layers == layers_of_27b:

@@ -1,4 +1,4 @@
-"""GLM: gate and up projection in one, as in Phi-3."""
+"""GLM: one projection holds gate and up, as in Phi-3."""
 
 from hq.models.architectures.record import Architecture, register_architecture
 

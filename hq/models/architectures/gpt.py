@@ -1,4 +1,4 @@
-"""GPT-2 and what grew out of it: FFNs without a gate, LayerNorm, projections with a bias."""
+"""GPT-2 and its successors: FFNs without a gate, LayerNorm, projections with a bias."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ _NEOX = Architecture(down="mlp.dense_4h_to_h", up="mlp.dense_h_to_4h", gate="")
 
 
 def _four_hidden(config: PretrainedConfig) -> int:
-    """BLOOM's and MPT's width, whatever their configs say (MPT's `expansion_ratio` is not read)."""
+    """Width of BLOOM and MPT; transformers ignores MPT's `expansion_ratio`."""
     return 4 * int(config.hidden_size)
 
 

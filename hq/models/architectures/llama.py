@@ -1,4 +1,4 @@
-"""Llama, Mistral, and the many models with their layer: RMSNorm, gated FFN, rotary embeddings."""
+"""Llama, Mistral, and models with the same layer: RMSNorm, gated FFN, rotary embeddings."""
 
 from transformers import PretrainedConfig
 
@@ -17,7 +17,7 @@ from hq.models.norm_digest import NormNames
 
 
 def _metadata(config: PretrainedConfig) -> Metadata:
-    """Llama, and Mistral, which llama.cpp runs as one."""
+    """Metadata of Llama and Mistral, which are one architecture in llama.cpp."""
     rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear", "llama3"))
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
 

@@ -1,4 +1,4 @@
-"""Models without weights in a norm before the FFN: norms come after it, or have no weights."""
+"""Models without norm weights before the FFN: norms follow the FFN, or have no weights."""
 
 from hq.models.architectures.record import Architecture, register_architecture
 

@@ -1,4 +1,4 @@
-"""OPT and other decoders in fairseq's style: `fc1` and `fc2` lie in the layer itself."""
+"""OPT and other decoders in fairseq's style: `fc1` and `fc2` are in the layer itself."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Phi-3 (gate and up projection in one), and the earlier Phi, whose FFN has no gate."""
+"""Phi-3 (one projection holds gate and up), and the earlier Phi without a gate."""
 
 from hq.models.architectures import gguf_settings, llama_cpp
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
@@ -17,7 +17,7 @@ def _phi3_fields(settings: GGUFSettings) -> Fields:
     rotated = gguf_settings.rotated_width(settings) / fields.pop("head_dim")
     rope = gguf_settings.rope_parameters(settings) | {"partial_rotary_factor": rotated}
     context = fields["max_position_embeddings"]
-    # llama.cpp runs it with full attention, and refers to the missing pattern in its files.
+    # llama.cpp runs it with full attention, as its files lack the pattern of layers.
     return fields | {
         "sliding_window": settings.get("attention.sliding_window") or None,
         "original_max_position_embeddings": settings.get(

@@ -1,8 +1,8 @@
-r"""How byte-level tokenizers split a text into words, by llama.cpp's names.
+"""How byte-level tokenizers split a text into words, by llama.cpp's names.
 
-A GGUF file has only the name of its pre-tokenizer. One architecture comes with several of them and
-one of them with several architectures, so they have a table of their own; a family adds those that
-are new with `register_pre_tokenizer`.
+GGUF files store only the name of the pre-tokenizer. Models of one architecture differ in it, and
+models of several architectures share it, so the common ones are listed here; a family can register
+another one with `register_pre_tokenizer`.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from hq.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A pre-tokenizer.
+    """A sequence of splits.
 
     Each step is a regular expression whose matches are split off, or "words" (GPT-2's expression,
     then bytes), "bytes" (bytes only) or "digits" (every digit is a word).

@@ -1,4 +1,4 @@
-"""Llama's layer with an FFN that has no gate: Nemotron, Arcee, Apertus, Jais 2."""
+"""Models with Llama's layer but without a gate: Nemotron, Arcee, Apertus, Jais 2."""
 
 from hq.models.architectures.record import Architecture, register_architecture
 

@@ -196,7 +196,7 @@ def test_verification_finds_what_detection_cannot_see():
         verify_detection(model, downs, dense, torch.device("cpu"))
     downs[1].__class__ = nn.Linear
     model.model.layers[0].register_forward_hook(_mix_all_tokens)
-    with pytest.raises(HQError, match="layer 1 depends on tokens that come later"):
+    with pytest.raises(HQError, match="layer 1 depends on later tokens"):
         verify_detection(model, downs, dense, torch.device("cpu"))
 
 
