@@ -11,7 +11,7 @@ import torch
 from harness.bench import wide
 from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.hprobes import Hprobes
-from harness.models.embedded import NAME
+from harness.models.embedded import EMBEDDED_NAME
 from harness.models.sources import resolve_model
 from harness.scenarios.base import load
 from harness.scenarios.prompts import FewShot
@@ -29,7 +29,9 @@ _INSTALL = "hprobes is not installed: pip install --no-deps 'hprobes==0.11.*'"
 
 
 @bench("cett")
-def run(seed: int = 0, texts: int = 64, repeats: int = 9, model: str = NAME) -> list[BenchRow]:
+def run(
+    seed: int = 0, texts: int = 64, repeats: int = 9, model: str = EMBEDDED_NAME
+) -> list[BenchRow]:
     """Ratios on the embedded model and questions of `facts`. Takes about 3 minutes, 2 GB."""
     with TorchBackend(resolve_model(model), "fp16") as backend:
         apart, shared = exchanges(backend, seed, texts)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
-from harness.models.embedded import NAME
+from harness.models.embedded import EMBEDDED_NAME
 from harness.models.sources import gguf_of, resolve_model
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
@@ -44,7 +44,7 @@ Logits = Float[np.ndarray, "token vocab"]
 
 
 @bench("deploy")
-def run(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[BenchRow]:
+def run(seed: int = 0, rounds: int = 6, model: str = EMBEDDED_NAME) -> list[BenchRow]:
     """20 neurons in 5 layers, drawn at random and silenced. Takes about 3 minutes, 4 GB."""
     rng, source = np.random.default_rng(seed), gguf_of(model)
     with TemporaryDirectory() as name:

@@ -11,7 +11,7 @@ import numpy as np
 from harness.bench import monitor_torch
 from harness.bench.base import BenchRow, bench
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
-from harness.models.embedded import NAME
+from harness.models.embedded import EMBEDDED_NAME
 from harness.models.sources import gguf_of
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.llamacpp.context import Context
@@ -23,7 +23,7 @@ _LIMITS = {"decode_ratio_5_layers": "<= 1.01", "decode_ratio_all_layers": "<= 1.
 
 
 @bench("monitor")
-def run(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[BenchRow]:
+def run(seed: int = 0, rounds: int = 12, model: str = EMBEDDED_NAME) -> list[BenchRow]:
     """One-token decodes of the embedded Q4_1 file on one thread. Takes about 4 minutes."""
     rng = np.random.default_rng(seed)
     with LlamaBackend(gguf_of(model), threads=1) as backend, ExitStack() as stack:

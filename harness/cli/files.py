@@ -141,7 +141,7 @@ def _opened(model: str, precision: str, source: str, progress: "Progress") -> "B
     from harness.stages import mapping
     from hq.backends.opening import open_backend
     from hq.backends.transformers.backend import TorchBackend
-    from hq.models.checkpoint import identity
+    from hq.models.checkpoint import checkpoint_identity
     from hq.models.ffn_weights import of_checkpoint
     from hq.precisions.packed import UNCHECKED, mark_unchecked, recipe_of
 
@@ -157,7 +157,7 @@ def _opened(model: str, precision: str, source: str, progress: "Progress") -> "B
             )
         return backend
     dense = resolve_model(source)
-    known = identity(dense)
+    known = checkpoint_identity(dense)
     backend = open_backend(path, precision, None, known)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -70,14 +70,14 @@ def _of_gguf(model: Path, neurons: Path, alpha: float, into: Path) -> "NeuronSet
 
 
 def _of_checkpoint(model: str, neurons: Path, alpha: float, into: Path) -> "NeuronSet":
-    from hq.models.checkpoint import identity, resolve
+    from hq.models.checkpoint import checkpoint_identity, resolve
     from hq.neurons.neuron_set import NeuronSet
     from hq.suppress.lora.peft import require_dense, write
 
     path = resolve(model)
     _require_unbaked(path)
     require_dense(path)  # a quantized one has another fingerprint, which explains nothing
-    found = NeuronSet.load(neurons, identity(path))
+    found = NeuronSet.load(neurons, checkpoint_identity(path))
     write(path, found.model, _factors(found, neurons, alpha), into)
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 from harness import scenarios
 from harness.experiments.detect.compare import Comparison
 from harness.judges import base as judges
-from harness.models.requirements import makes, require
+from harness.models.requirements import packages_to_make, require_packages
 from harness.models.sources import gguf_of, resolve_model
 from harness.scenarios import prompts
 from harness.stages import identify, mapping, sample, splits, trace, uncertainty
@@ -26,7 +26,7 @@ from hq.backends.base import Backend, require_length
 from hq.backends.opening import max_rows
 from hq.errors import HQError
 from hq.models.auto import context_length
-from hq.models.checkpoint import end_tokens, identity, resolve, whole_config
+from hq.models.checkpoint import checkpoint_identity, end_tokens, resolve, whole_config
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
@@ -73,8 +73,8 @@ class Pipeline:
         neurons have to be the model's.
         """
         study = self.study
-        made = {p.removesuffix(NATIVE) for p in study.precisions if makes(p)}
-        require((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
+        made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
+        require_packages((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
         for name in made & set(study.checkpoints):
             resolve(study.checkpoints[name])
         if GGUF_SOURCE in study.precisions:
@@ -112,7 +112,7 @@ class Pipeline:
     @cached_property
     def model(self) -> ModelIdentity:
         """Who the checkpoint is."""
-        return identity(self.path)
+        return checkpoint_identity(self.path)
 
     @cached_property
     def tokenizer(self) -> Any:

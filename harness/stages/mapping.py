@@ -29,14 +29,18 @@ _NAMED = 3  # layers that a refusal names
 class NeuronMap(NamedTuple):
     """Where a precision has each neuron of the source."""
 
-    places: Int[np.ndarray, "layer d_ff"]  # MISSING for a neuron that is nowhere
-    found: Bool[np.ndarray, "layer d_ff"]
+    permutation: Int[np.ndarray, "layer d_ff"]  # MISSING for a neuron that is nowhere
+    matched: Bool[np.ndarray, "layer d_ff"]
     factors: Float[np.ndarray, "layer d_ff"]  # this precision's h over the source's
 
     @property
     def identical(self) -> bool:
-        """Whether every neuron is found at its own place."""
-        return bool(self.found.all() and (self.places == np.arange(self.places.shape[1])).all())
+        """Whether every neuron matches at its own index."""
+        indices = np.arange(self.permutation.shape[1])
+        return bool(self.matched.all() and (self.permutation == indices).all())
+
+
+_KEYS = {"permutation": "places", "matched": "found", "factors": "factors"}  # in the file
 
 
 class LayerRow(NamedTuple):
@@ -65,19 +69,19 @@ def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Tas
         lines.writerow(LayerRow._fields)
         lines.writerows(map(_row, maps))
     arrays = {
-        name: np.stack([getattr(m, name).numpy() for m in maps]) for name in NeuronMap._fields
+        key: np.stack([getattr(m, field).numpy() for m in maps]) for field, key in _KEYS.items()
     }
     save_file(arrays, folder / _ARRAYS_FILE)
 
 
 def _row(one: LayerMap) -> LayerRow:
-    low, high = _quantiles(one.places.numpy(), one.factors.numpy())
+    low, high = _quantiles(one.permutation.numpy(), one.factors.numpy())
     return LayerRow(
         layer=one.layer,
         relation=str(one.relation),
         bits=round(one.bits, 3),
         error=round(one.error, 6),
-        found=round(float(one.found.float().mean()), 6),
+        found=round(float(one.matched.float().mean()), 6),
         h_low=round(low, 6),
         h_high=round(high, 6),
         note=one.note,
@@ -85,16 +89,17 @@ def _row(one: LayerMap) -> LayerRow:
 
 
 def _quantiles(
-    places: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
+    permutation: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
 ) -> tuple[float, float]:
-    """5% and 95% of the factors of neurons that have a place."""
-    low, high = np.quantile(factors[places != MISSING], [0.05, 0.95])
+    """5% and 95% of the factors of neurons that are not missing."""
+    low, high = np.quantile(factors[permutation != MISSING], [0.05, 0.95])
     return float(low), float(high)
 
 
 def read(folder: Path) -> NeuronMap:
     """What a finished stage holds."""
-    return NeuronMap(**load_file(folder / _ARRAYS_FILE))
+    arrays = load_file(folder / _ARRAYS_FILE)
+    return NeuronMap(**{field: arrays[key] for field, key in _KEYS.items()})
 
 
 def rows(folder: Path) -> list[LayerRow]:
@@ -129,7 +134,7 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
             "nothing there: identify neurons on that checkpoint itself."
         )
     if neurons is not None:
-        absent = np.flatnonzero(~read(folder).found)
+        absent = np.flatnonzero(~read(folder).matched)
         neurons.require_present(frozenset(absent.tolist()), precision)
 
 
@@ -138,7 +143,7 @@ def mapped(folder: Path, backend: Backend) -> Backend:
     neurons = read(folder)
     if neurons.identical:
         return backend
-    return PermutedBackend(backend, neurons.places, neurons.found)
+    return PermutedBackend(backend, neurons.permutation, neurons.matched)
 
 
 def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> AlignmentRow:
@@ -146,7 +151,7 @@ def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> A
     layers, neurons = rows(folder), read(folder)
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])
-    low, high = _quantiles(neurons.places, neurons.factors)
+    low, high = _quantiles(neurons.permutation, neurons.factors)
     return AlignmentRow(
         precision=precision,
         layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
@@ -154,9 +159,9 @@ def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> A
         error=float(np.median(errors)),
         error_worst=float(errors.max()),
         worst=int(errors.argmax()),
-        found=float(neurons.found.mean()),
+        found=float(neurons.matched.mean()),
         probe=len(probe),
-        probe_found=sum(bool(neurons.found[layer, index]) for layer, index in probe),
+        probe_found=sum(bool(neurons.matched[layer, index]) for layer, index in probe),
         h_low=low,
         h_high=high,
     )

@@ -19,7 +19,7 @@ from hq.neurons.prompt_response import PromptResponse
 
 if TYPE_CHECKING:
     from hq.models.ffn_weights import FFNs
-    from hq.models.head import Head, Reference
+    from hq.models.head import Head, ReferenceLogits
     from hq.models.logits import Distributions
 
 
@@ -137,7 +137,7 @@ class Backend(Protocol):
     def predictions(
         self,
         exchanges: Sequence[PromptResponse],
-        reference: "Reference | None" = None,
+        reference: "ReferenceLogits | None" = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
         """How each response token is predicted, batch by batch, without the `skip`ped batches.

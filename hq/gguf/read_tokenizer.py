@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerFast
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import damaged
-from hq.gguf.pretokenizers import BOS_BY_DEFAULT, NFC_NORMALIZED, pre_tokenizer_of
 from hq.gguf.vocabulary import HUGGINGFACE_KEY, KEY_PREFIX, SPACE, TokenType
+from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _CONTROL = ("bos", "eos", "eot", "eom")  # are control tokens, whatever their declared type
@@ -95,7 +95,9 @@ def _rebuilt(file: GGUFFile) -> Tokenizer:
     core = _KINDS[kind](file)
     _add_special_tokens(core, file)
     # `add_eos_token` is ignored: a prompt is followed by an answer, so it has no end token.
-    bos_by_default = kind == "llama" or _get(file, "pre") in BOS_BY_DEFAULT
+    name = str(_get(file, "pre"))
+    adds_bos = name in PRE_TOKENIZERS and PRE_TOKENIZERS[name].adds_bos
+    bos_by_default = kind == "llama" or adds_bos
     if _get(file, "add_bos_token", bos_by_default):
         bos = _get(file, "bos_token_id")
         if not isinstance(bos, int):
@@ -110,7 +112,12 @@ def _byte_level(file: GGUFFile) -> Tokenizer:
     if not isinstance(merges, tuple):
         raise HQError(f"{file.path} has no merges: name the model's checkpoint instead.")
     name = str(_get(file, "pre"))
-    pre_tokenizer = pre_tokenizer_of(name, str(file.path))
+    if name not in PRE_TOKENIZERS:
+        raise HQError(
+            f"The tokenizer of {file.path} splits as {name}, but hq knows "
+            f"{', '.join(PRE_TOKENIZERS)}: name the model's checkpoint instead."
+        )
+    pre_tokenizer = PRE_TOKENIZERS[name]
     core = Tokenizer(
         models.BPE(
             {token: i for i, token in enumerate(file.tokens)},
@@ -118,7 +125,7 @@ def _byte_level(file: GGUFFile) -> Tokenizer:
             ignore_merges=pre_tokenizer.ignore_merges,
         )
     )
-    core.normalizer = normalizers.NFC() if name in NFC_NORMALIZED else None
+    core.normalizer = normalizers.NFC() if pre_tokenizer.nfc else None
     core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in pre_tokenizer.steps])
     core.decoder = decoders.ByteLevel()
     return core

@@ -23,8 +23,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from hq.errors import HQError
-from hq.gguf.pretokenizers import WRITABLE, PreTokenizer
 from hq.gguf.vocabulary import HUGGINGFACE_KEY, KEY_PREFIX, SPACE, TokenType
+from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
 from hq.models.architectures.record import Metadata
 from hq.models.tokenizer import load_tokenizer
 
@@ -112,15 +112,16 @@ def _byte_level(checkpoint: Path, core: TokenizerJSON) -> _Model:
     if normalizer is not None and normalizer["type"] != "NFC":
         raise unsupported_tokenizer(checkpoint, f"normalizes by {normalizer['type']}", "does not")
     steps = tuple(_step(checkpoint, step) for step in _steps(core["pre_tokenizer"]))
-    structure = PreTokenizer(steps, bool(core["model"]["ignore_merges"]))
-    for name, pre_tokenizer in WRITABLE.items():
-        if pre_tokenizer == structure:
+    ignore_merges = bool(core["model"]["ignore_merges"])
+    writable = {n: PRE_TOKENIZERS[n] for n in PRE_TOKENIZERS if PRE_TOKENIZERS[n].written}
+    for name, pre_tokenizer in writable.items():
+        if (pre_tokenizer.steps, pre_tokenizer.ignore_merges) == (steps, ignore_merges):
             return _Model("gpt2", name, {})
     raise unsupported_tokenizer(
         checkpoint,
-        f"splits by {steps} with ignore_merges {structure.ignore_merges}",
-        f"splits as {', '.join(WRITABLE)} do (if it knows this one, add its name to WRITABLE in "
-        "hq/gguf/pretokenizers.py)",
+        f"splits by {steps} with ignore_merges {ignore_merges}",
+        f"splits as {', '.join(writable)} do (if it knows this one, register its name as in "
+        "hq/models/architectures/pre_tokenizers.py)",
     )
 
 
@@ -132,7 +133,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _step(checkpoint: Path, step: dict[str, Any]) -> str:
-    """A step as `hq.gguf.pretokenizers` names it."""
+    """A step as `hq.models.architectures.pre_tokenizers` names it."""
     if step.get("add_prefix_space"):
         raise unsupported_tokenizer(checkpoint, "puts a space before every text", "does not")
     match step:

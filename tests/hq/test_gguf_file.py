@@ -309,12 +309,12 @@ def test_the_embedded_model_has_the_norm_digest_of_its_checkpoint(tmp_path):
     from harness.models.dequantized import checkpoint_of
     from harness.models.embedded import packaged_gguf
     from hq.backends.transformers.backend import TorchBackend
-    from hq.models.checkpoint import identity
+    from hq.models.checkpoint import checkpoint_identity
 
     path = tmp_path / "embedded.gguf"
     path.symlink_to(packaged_gguf())
     file = GGUFFile(path)
-    assert file.identity.kin == identity(checkpoint_of(packaged_gguf())).kin != ""
+    assert file.identity.kin == checkpoint_identity(checkpoint_of(packaged_gguf())).kin != ""
     assert {row.storage for row in file.audit(kernel)} == {"q4_1"}
     assert sum(row.count for row in file.audit(kernel)) == 210
     with TorchBackend(checkpoint_of(packaged_gguf()), "fp16") as backend:

@@ -159,6 +159,6 @@ def test_a_study_can_begin_from_parts(published, whole, tmp_path, monkeypatch):
 
 def test_without_llama_cpp_parts_are_no_study_s_model(published, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("harness.models.equality.provable", lambda: False)
+    monkeypatch.setattr("harness.models.equality.can_verify", lambda: False)
     with pytest.raises(HQError, match=r"split into 4 parts.*llama-gguf-split --merge"):
         checkpoint_of(part(published, 1))

@@ -8,7 +8,7 @@ import pytest
 import transformers as hf
 
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests.hq.gguf_checkpoints import keys, save, shape
 
 gguf = pytest.importorskip("gguf")
@@ -38,7 +38,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     config = hf.LlamaConfig(**shape(hidden_size=256, intermediate_size=512, num_hidden_layers=2))
     checkpoint = save(folder / "model", config)
-    write_gguf(checkpoint, folder / "model.gguf", "f16", identity(checkpoint))
+    write_gguf(checkpoint, folder / "model.gguf", "f16", checkpoint_identity(checkpoint))
     return folder / "model.gguf"
 
 

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.pretokenizers import NFC_NORMALIZED, PRE_TOKENIZERS
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.gguf.write import write_gguf
-from hq.models.checkpoint import identity
+from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
+from hq.models.checkpoint import checkpoint_identity
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_files
 
@@ -29,7 +29,7 @@ def written(family, original, tmp_path):
     transformers.AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
     original.chat_template = "{{ messages[0].content }}"
     original.save_pretrained(folder)
-    write_gguf(folder, tmp_path / "model.gguf", "f32", identity(folder))
+    write_gguf(folder, tmp_path / "model.gguf", "f32", checkpoint_identity(folder))
     return tmp_path / "model.gguf"
 
 
@@ -202,7 +202,7 @@ def test_every_name_splits_as_llama_cpp_does(pre, crossing, tmp_path):
     path = gguf_files.write(tmp_path / "m.gguf", changes=changes, weights=weights)
     read = tokenizer_of(GGUFFile(path))
     texts = tiny_tokenizers.texts(150, special=())
-    if pre in NFC_NORMALIZED:
+    if PRE_TOKENIZERS[pre].nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     if pre in ("tekken", "gpt-4o", "llama4", "kanana2"):
         # llama.cpp has no classes of letters by case, and takes marks for no letters: hq splits as

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.write import Dtype, write_gguf
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests import decoders, tiny, tiny_tokenizers
 from tests.hq.gguf_checkpoints import keys, save, shape
 
@@ -98,7 +98,7 @@ MODELS: dict[str, tuple[Config, int, float]] = {
 
 def written(checkpoint: Path, dtype: Dtype = "f32") -> Path:
     into = checkpoint.parent / f"{checkpoint.name}-{dtype}.gguf"
-    write_gguf(checkpoint, into, dtype, identity(checkpoint))
+    write_gguf(checkpoint, into, dtype, checkpoint_identity(checkpoint))
     return into
 
 
@@ -123,7 +123,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 def rejected(folder: Path, sentence: str, dtype: Dtype = "f32") -> None:
     into = folder.parent / "out" / "model.gguf"
     with pytest.raises(HQError, match=sentence):
-        write_gguf(folder, into, dtype, identity(folder))
+        write_gguf(folder, into, dtype, checkpoint_identity(folder))
     assert not into.parent.exists() or not list(into.parent.iterdir())
 
 
@@ -186,7 +186,7 @@ def test_a_window_that_llama_cpp_does_not_know_ends_the_context(tmp_path: Path) 
 
 
 def test_the_file_says_what_it_was_made_of(llama: Path) -> None:
-    who = identity(llama)
+    who = checkpoint_identity(llama)
     actual = keys(written(llama))
     for field in ("name", "fingerprint", "architecture"):
         assert actual[f"hq.source.{field}"] == getattr(who, field)
@@ -433,7 +433,7 @@ def test_the_embedded_model_agrees(tmp_path: Path) -> None:
     from harness.models.sources import resolve_model
 
     source = resolve_model("smollm2")
-    write_gguf(source, tmp_path / "model.gguf", "f32", identity(source))
+    write_gguf(source, tmp_path / "model.gguf", "f32", checkpoint_identity(source))
     special = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<file_sep>")
     tokenizer = hf.AutoTokenizer.from_pretrained(source)
     texts, actual = _disagreements(source, tmp_path / "model.gguf", special)

@@ -102,10 +102,10 @@ def test_the_embedded_model_computes_what_transformers_does(tmp_path):
     from harness.bench.cett import exchanges
     from harness.models.sources import resolve_model
     from hq.gguf.write import write_gguf
-    from hq.models.checkpoint import identity
+    from hq.models.checkpoint import checkpoint_identity
 
     path = resolve_model("smollm2")
-    write_gguf(path, tmp_path / "model.gguf", "f32", identity(path))
+    write_gguf(path, tmp_path / "model.gguf", "f32", checkpoint_identity(path))
     factors = {(10, 1275): 0.0, (11, 1158): 0.3, (20, 703): 0.5, (0, 5): 2.0}
     with (
         TorchBackend(path, device="cpu") as torch_backend,

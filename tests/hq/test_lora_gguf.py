@@ -17,7 +17,7 @@ from hq.gguf.quantize import quantize
 from hq.gguf.write import write_gguf as write_model
 from hq.llamacpp.context import Context
 from hq.llamacpp.library import load_library
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.suppress.lora import gguf as module
 from hq.suppress.lora.gguf import write
 from tests import tiny, tiny_tokenizers
@@ -66,7 +66,7 @@ def wide(folder: Path, kind: str) -> Path:
     model = tiny.model("llama", hidden_size=256, intermediate_size=256)
     model.half().save_pretrained(folder / "wide")
     tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(folder / "wide")
-    write_model(folder / "wide", folder / "f16.gguf", "f16", identity(folder / "wide"))
+    write_model(folder / "wide", folder / "f16.gguf", "f16", checkpoint_identity(folder / "wide"))
     quantize(folder / "f16.gguf", folder / f"{kind}.gguf", kind)
     return folder / f"{kind}.gguf"
 

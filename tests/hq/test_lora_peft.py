@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.suppress.lora.peft import CONFIG_FILE, WEIGHTS_FILE, write
 from tests import tiny
 
@@ -26,7 +26,7 @@ IDS = torch.randint(5, tiny.VOCABULARY, (2, 17), generator=torch.Generator().man
 
 def made(path: Path, factors: Mapping[tuple[int, int], float], into: Path) -> Path:
     """The adapter of a checkpoint."""
-    write(path, identity(path), factors, into)
+    write(path, checkpoint_identity(path), factors, into)
     return into
 
 
@@ -117,7 +117,7 @@ def test_b_holds_the_checkpoint_s_columns_and_a_one_number_a_neuron(checkpoint, 
         (1, 90): 2.0,
     }
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
-        assert opened.metadata()["hq.source.fingerprint"] == identity(path).fingerprint
+        assert opened.metadata()["hq.source.fingerprint"] == checkpoint_identity(path).fingerprint
 
 
 def test_a_checkpoint_that_names_its_tensors_without_a_prefix(checkpoint, tmp_path):

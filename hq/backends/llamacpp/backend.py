@@ -28,7 +28,7 @@ from hq.llamacpp.model import LlamaModel
 from hq.llamacpp.observer import ActivationScales, ActiveFactors, GraphObserver
 from hq.models.audit import AuditRow
 from hq.models.ffn_weights import FFNs
-from hq.models.head import Head, Reference
+from hq.models.head import Head, ReferenceLogits
 from hq.models.logits import blocks_of, distributions
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
@@ -213,7 +213,7 @@ class LlamaBackend:
     def predictions(
         self,
         exchanges: Sequence[PromptResponse],
-        reference: Reference | None = None,
+        reference: ReferenceLogits | None = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
         """How each response token is predicted, computed from llama.cpp's buffer of logits.

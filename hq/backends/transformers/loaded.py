@@ -29,7 +29,7 @@ def loaded_identity(model: Any) -> ModelIdentity:
     if not found:
         raise HQError(
             f"{name} cannot be recognised by its norms ({config.model_type}): say who it is, "
-            "model_identity=hq.models.checkpoint.identity(the folder of its checkpoint)."
+            "model_identity=hq.models.checkpoint.checkpoint_identity(the folder of its checkpoint)."
         )
     return ModelIdentity(
         name=name,

@@ -13,7 +13,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hq.errors import HQError
-from hq.models.checkpoint import StoredTensor, architecture_at, identity, tensors_of, text_config
+from hq.models.checkpoint import (
+    StoredTensor,
+    architecture_at,
+    checkpoint_identity,
+    tensors_of,
+    text_config,
+)
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.storage.atomic import atomic_folder
@@ -50,7 +56,7 @@ class CheckpointModel:
     @property
     def identity(self) -> ModelIdentity:
         """The folder's own."""
-        return identity(self.path)
+        return checkpoint_identity(self.path)
 
     @property
     def quantized(self) -> bool:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError
 from hq.models.alignment import map_model
-from hq.models.checkpoint import architecture_at, identity
+from hq.models.checkpoint import architecture_at, checkpoint_identity
 from hq.models.ffn_weights import FFNs, of_checkpoint, of_modules
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import PRECISIONS
@@ -37,7 +37,7 @@ def require_owner(
     """
     model = open_target(path)
     if source is not None:
-        neurons.require(identity(source), name)
+        neurons.require(checkpoint_identity(source), name)
         _require_same(model, source)
         return
     found = model.identity
@@ -59,8 +59,8 @@ def _require_same(model: BakeTarget, source: Path) -> None:
     if len(ours) != len(theirs):
         raise HQError(f"{model.path} has {len(theirs)} layers, {source} has {len(ours)}.")
     for layer in map_model(ours, theirs):
-        moved = not torch.equal(layer.places, torch.arange(len(layer.places)))
-        if not layer.holds or moved:
+        moved = not torch.equal(layer.permutation, torch.arange(len(layer.permutation)))
+        if not layer.is_aligned or moved:
             raise HQError(
                 f"Layer {layer.layer} of {model.path} is {layer.relation} beside {source} "
                 f"({layer.note}): its neurons are not those of the set."

@@ -7,7 +7,7 @@ import transformers as hf
 
 from hq.gguf.write import write_gguf
 from hq.llamacpp.library import load_library
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests import tiny_tokenizers
 from tests.hq.gguf_checkpoints import shape
 
@@ -48,7 +48,7 @@ def save(folder: Path, up: float = 1.0) -> Path:
     checkpoint = folder / "model"
     model.half().save_pretrained(checkpoint)
     tiny_tokenizers.byte_level(VOCABULARY, every_byte=False).save_pretrained(checkpoint)
-    write_gguf(checkpoint, folder / "wide.gguf", "f32", identity(checkpoint))
+    write_gguf(checkpoint, folder / "wide.gguf", "f32", checkpoint_identity(checkpoint))
     return folder / "wide.gguf"
 
 
