@@ -11,7 +11,7 @@ from harness.models import requirements
 from harness.models.embedded import packaged_gguf
 from harness.store.places import cache_folder
 from hq.errors import HQError
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 from hq.precisions.packed import NATIVE
@@ -56,7 +56,7 @@ def _torch() -> Finding:
 
 
 def _extra(name: str, packages: tuple[str, ...]) -> Finding:
-    found = {package: requirements.installed(package) for package in packages}
+    found = {package: requirements.installed_version(package) for package in packages}
     detail = ", ".join(f"{package} {v or 'missing'}" for package, v in found.items())
     if all(found.values()):
         return Finding(what=f"extra {name}", state="ok", detail=detail)
@@ -67,13 +67,15 @@ def _extra(name: str, packages: tuple[str, ...]) -> Finding:
 def _precision(name: str) -> Finding:
     """Whether what makes its checkpoint and what runs it are there, and whether it computes."""
     what = f"precision {name}"
-    runs, makes = requirements.runs(name), requirements.makes(name)
-    if lacking := requirements.missing(runs + makes):
-        only_made = not requirements.missing(runs)
+    runs, makes = requirements.packages_to_run(name), requirements.packages_to_make(name)
+    if lacking := requirements.missing_packages(runs + makes):
+        only_made = not requirements.missing_packages(runs)
         detail = f"{', '.join(lacking)} is not installed"
         if only_made:
             detail += ": checkpoints that exist can be read, none can be made"
-        return Finding(what=what, state="missing", detail=detail, fix=requirements.fix(lacking[0]))
+        return Finding(
+            what=what, state="missing", detail=detail, fix=requirements.install_command(lacking[0])
+        )
     if BACKEND_OF[name] != "torch" or name.endswith(NATIVE):  # run whole files only
         return Finding(what=what, state="ok", detail=", ".join(runs + makes))
     return _kernel(what, name)
@@ -91,7 +93,7 @@ def _kernel(what: str, name: str) -> Finding:
         return Finding(what=what, state="missing", detail=str(missing))
     error = float((product - x @ weight.T).norm() / (x @ weight.T).norm())
     detail = f"a product on {device.type} is off by {error:.1%} of its norm"
-    if makes := requirements.makes(name):
+    if makes := requirements.packages_to_make(name):
         detail = f"made by {', '.join(makes)}; rounded without calibration, {detail}"
     return Finding(what=what, state="ok", detail=detail)
 
@@ -99,7 +101,7 @@ def _kernel(what: str, name: str) -> Finding:
 def _llamacpp() -> Finding:
     """Whether its tensors are laid out in a way that hq can read."""
     try:
-        layout = library().layout
+        layout = load_library().layout
     except HQError as missing:
         return Finding(what="llama.cpp", state="missing", detail=str(missing))
     detail = f"tensors can be read: name at {layout.name}, data at {layout.data}"

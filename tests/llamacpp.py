@@ -8,19 +8,19 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 
 
 class LlamaCpp:
     """A model file, its logits and its tokens."""
 
     def __init__(self, path: Path) -> None:
-        found = library()
-        self.llama = found.llama
-        found.errors.clear()
+        library = load_library()
+        self.llama = library.llama
+        library.errors.clear()
         params = self.llama.llama_model_default_params()
         self.model = self.llama.llama_model_load_from_file(bytes(path), params)
-        assert self.model, list(found.errors)
+        assert self.model, list(library.errors)
         self.vocab = self.llama.llama_model_get_vocab(self.model)
 
     def __enter__(self) -> Self:
@@ -42,7 +42,7 @@ class LlamaCpp:
         params.type_k = params.type_v = 0  # float32
         params.flash_attn_type = 0
         context = self.llama.llama_init_from_model(self.model, params)
-        assert context, list(library().errors)
+        assert context, list(load_library().errors)
         batch = self.llama.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)

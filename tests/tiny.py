@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 
 from hq.gguf.quantize import quantize
-from hq.gguf.write import write
-from hq.models.checkpoint import identity
+from hq.gguf.write import write_gguf
+from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.prompt_response import PromptResponse
 from tests import tiny_tokenizers
 
@@ -103,7 +103,7 @@ def save_gguf(family: str, path: Path, kind: str) -> Path:
     dense = kind if kind in ("f32", "f16") else "f16"
     whole = path.with_name(f"{family}-{dense}.gguf")
     if not whole.exists():
-        write(folder, whole, dense, identity(folder))
+        write_gguf(folder, whole, dense, checkpoint_identity(folder))
     if kind != dense:
         quantize(whole, path, kind)
     return path

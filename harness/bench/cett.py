@@ -16,8 +16,7 @@ from torch import Tensor
 
 from harness.bench import wide_model
 from harness.bench.base import BenchRow, alternate, median_first, median_ratio, seconds_of
-from harness.models.embedded import NAME
-from harness.models.sources import resolve_model
+from harness.models.sources import EMBEDDED_NAME, resolve_model
 from harness.scenarios.facts.questions import load_facts
 from harness.scenarios.prompts import FewShot
 from hq.backends.batching import plan
@@ -34,7 +33,7 @@ _INSTALL = "hprobes is not installed: pip install --no-deps 'hprobes==0.11.*'"
 
 
 def bench_cett(
-    seed: int = 0, texts: int = 64, repeats: int = 9, model: str = NAME
+    seed: int = 0, texts: int = 64, repeats: int = 9, model: str = EMBEDDED_NAME
 ) -> list[BenchRow]:
     """Measure the embedded model on questions of `facts`. Takes about 3 minutes and 2 GB.
 

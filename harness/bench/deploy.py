@@ -20,13 +20,12 @@ from jaxtyping import Float
 
 from harness.bench.base import BenchRow, alternate, median_first, median_ratio, seconds_of
 from harness.bench.decode_timing import PROMPT, STEPS, decode_ratio, make_contexts, time_decodes
-from harness.models.embedded import NAME
-from harness.models.sources import gguf_of, resolve_model
+from harness.models.sources import EMBEDDED_NAME, gguf_of, resolve_model
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend
-from hq.gguf.write import write as write_gguf
-from hq.llamacpp.model import Context
+from hq.gguf.write import write_gguf
+from hq.llamacpp.context import Context
 from hq.neurons.prompt_response import PromptResponse
 from hq.storage.copying import copy_to_disk
 from hq.suppress.bake import bake
@@ -44,7 +43,7 @@ Neurons = list[tuple[int, int]]
 Logits = Float[np.ndarray, "token vocab"]
 
 
-def bench_deploy(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[BenchRow]:
+def bench_deploy(seed: int = 0, rounds: int = 6, model: str = EMBEDDED_NAME) -> list[BenchRow]:
     """Suppress 20 random neurons in 5 layers in four ways. Takes about 3 minutes and 4 GB.
 
     Args:

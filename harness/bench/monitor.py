@@ -21,13 +21,12 @@ from harness.bench.decode_timing import (
     make_contexts,
     time_decodes,
 )
-from harness.models.embedded import NAME
-from harness.models.sources import gguf_of, resolve_model
+from harness.models.sources import EMBEDDED_NAME, gguf_of, resolve_model
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend
 from hq.backends.transformers.hooks import DownHooks
-from hq.llamacpp.library import library
-from hq.llamacpp.model import Context
+from hq.llamacpp.context import Context
+from hq.llamacpp.library import load_library
 from hq.monitor import TorchMonitor
 from hq.neurons.neuron_set import Neuron, NeuronSet
 
@@ -38,7 +37,7 @@ _GOALS = {"5_layers": "<= 1.01", "all_layers": "<= 1.02"}
 Ids = Int[np.ndarray, " token"]
 
 
-def bench_monitor(seed: int = 0, rounds: int = 12, model: str = NAME) -> list[BenchRow]:
+def bench_monitor(seed: int = 0, rounds: int = 12, model: str = EMBEDDED_NAME) -> list[BenchRow]:
     """Measure one-token decodes of the embedded Q4_1 file on one thread. Takes about 4 minutes.
 
     Args:
@@ -97,7 +96,7 @@ def _contexts(
 
 def _python_callback(layers: Sequence[int], width: int) -> Any:
     """The alternative without hq: a Python function that llama.cpp calls for every node."""
-    layout = library().layout
+    layout = load_library().layout
     wanted = {f"ffn_swiglu-{layer}".encode() for layer in layers}
 
     def callback(tensor: int, ask: bool, _: object) -> bool:
@@ -108,7 +107,7 @@ def _python_callback(layers: Sequence[int], width: int) -> Any:
         np.abs(h).sum()
         return True
 
-    return library().llama.ggml_backend_sched_eval_callback(callback)
+    return load_library().llama.ggml_backend_sched_eval_callback(callback)
 
 
 # --- torch

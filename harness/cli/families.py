@@ -24,15 +24,15 @@ def families(
     from hq.models.architectures import table
 
     if markdown:
-        sys.stdout.write(table.markdown())
+        sys.stdout.write(table.families_markdown())
         return
     if as_json:
         print_json(
-            {"families": [row._asdict() for row in table.rows()], "wrappers": table.WRAPPERS}
+            {"families": [row._asdict() for row in table.family_rows()], "wrappers": table.WRAPPERS}
         )
         return
-    shown = Table(*table.HEADER)
-    for row in table.rows():
+    shown = Table(*table.FAMILY_COLUMNS)
+    for row in table.family_rows():
         shown.add_row(*row.cells)
     out.print(shown)
     out.print(f"Multimodal wrappers: {', '.join(table.WRAPPERS)}", highlight=False)

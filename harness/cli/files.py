@@ -204,7 +204,7 @@ def _open_mapped(model: str, precision: str, source: str, progress: "Progress") 
     from harness.stages import mapping
     from hq.backends.opening import open_backend
     from hq.backends.transformers.backend import TorchBackend
-    from hq.models.checkpoint import identity
+    from hq.models.checkpoint import checkpoint_identity
     from hq.models.ffn_weights import of_checkpoint
     from hq.precisions.packed import UNCHECKED, mark_unchecked, recipe_of
 
@@ -220,7 +220,7 @@ def _open_mapped(model: str, precision: str, source: str, progress: "Progress") 
             )
         return backend
     dense = resolve_model(source)
-    known = identity(dense)
+    known = checkpoint_identity(dense)
     backend = open_backend(path, precision, None, known)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)

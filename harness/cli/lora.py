@@ -69,14 +69,14 @@ def _write_for_gguf(model: Path, neurons: Path, alpha: float, into: Path) -> "Ne
 
 
 def _write_for_checkpoint(model: str, neurons: Path, alpha: float, into: Path) -> "NeuronSet":
-    from hq.models.checkpoint import identity, resolve
+    from hq.models.checkpoint import checkpoint_identity, resolve
     from hq.neurons.neuron_set import NeuronSet
     from hq.suppress.lora.peft import require_dense_base, write_peft_adapter
 
     path = resolve(model)
     _require_unbaked(path)
     require_dense_base(path)  # before fingerprints are compared, which would give another error
-    neuron_set = NeuronSet.load(neurons, identity(path))
+    neuron_set = NeuronSet.load(neurons, checkpoint_identity(path))
     write_peft_adapter(path, neuron_set.model, _factors(neuron_set, neurons, alpha), into)
     return neuron_set
 

@@ -41,8 +41,8 @@ def checkpoint_of(gguf: Path) -> Path:
     from hq.gguf.read_config import config_of
 
     file = GGUFFile(gguf)
-    if not equality.provable():
-        file.require_whole()
+    if not equality.can_verify():
+        file.require_single_file()
     read_by = versions(*_READ_BY)
     # The fingerprint is that of the tensors; the header says what is computed of them.
     key = digest([GGUF_ORIGIN + file.fingerprint, file.header.digest, read_by, _EDITION])
@@ -58,10 +58,10 @@ def checkpoint_of(gguf: Path) -> Path:
                 os.rename(draft, folder)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-        elif equality.provable() and not equality.proved(folder):
+        elif equality.can_verify() and not equality.is_verified(folder):
             # It was made while llama.cpp was not installed.
             try:
-                equality.prove(file, config_of(file).unread, folder)
+                equality.verify_logits(file, config_of(file).unread, folder)
             except HQError:
                 shutil.rmtree(folder)
                 raise
@@ -92,7 +92,7 @@ def _make(file: GGUFFile, folder: Path) -> None:
     from hq.gguf.read_tokenizer import tokenizer_of
 
     read = config_of(file)
-    if read.unread and not equality.provable():
+    if read.unread and not equality.can_verify():
         raise HQError(
             f"{file.path} says {read.unread[0]}, and hq does not know whether that changes what "
             "the model computes: install llama-cpp-python (pip install 'hq[llama]'), whose logits "
@@ -101,8 +101,8 @@ def _make(file: GGUFFile, folder: Path) -> None:
     tokenizer = tokenizer_of(file)
     _model(file, read.config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if equality.provable():
-        equality.prove(file, read.unread, folder)
+    if equality.can_verify():
+        equality.verify_logits(file, read.unread, folder)
 
 
 def _model(file: GGUFFile, config: Any) -> Any:

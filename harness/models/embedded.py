@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hq.errors import HQError
 
-NAME = "smollm2"
+EMBEDDED_NAME = "smollm2"
 
 
 def packaged_gguf() -> Path:

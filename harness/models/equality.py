@@ -32,17 +32,17 @@ _TOKENS, _COMPARED = 576, 64  # a text past Gemma 3's window of 512; the last to
 _TOLERANCE, _TOLERANCE_OF_GELU = 1e-3, 1e-2
 
 
-def provable() -> bool:
+def can_verify() -> bool:
     """Whether llama.cpp is installed."""
     return find_spec("llama_cpp") is not None
 
 
-def proved(folder: Path) -> bool:
-    """Whether the checkpoint in `folder` has been proved."""
+def is_verified(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` has been compared with llama.cpp."""
     return (folder / RECORD).is_file()
 
 
-def prove(file: "GGUFFile", unread: tuple[str, ...], folder: Path) -> None:
+def verify_logits(file: "GGUFFile", unread: tuple[str, ...], folder: Path) -> None:
     """Compares logits on a random text, and writes down what was found.
 
     `unread` are the file's settings that hq does not know.

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from harness.models.encoding import Messages
+from harness.models.encoding import ChatMessages
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.llamacpp.model import LlamaModel
@@ -69,7 +69,7 @@ class GGUFTokenizer:
         found: Mapping[int, AddedToken] = self._theirs.added_tokens_decoder
         return found
 
-    def apply_chat_template(self, messages: Messages, tokenize: bool, **options: Any) -> str:
+    def apply_chat_template(self, messages: ChatMessages, tokenize: bool, **options: Any) -> str:
         """The messages as the template writes them: by transformers, as in a study."""
         assert not tokenize
         text: str = self._theirs.apply_chat_template(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.models.dequantized import checkpoint_of
-from harness.models.embedded import NAME, packaged_gguf
+from harness.models.embedded import EMBEDDED_NAME, packaged_gguf
 from hq.errors import HQError
 from hq.models.checkpoint import resolve
 from hq.precisions import BACKEND_OF
@@ -30,13 +30,13 @@ def gguf_of(model: str | Path) -> Path:
     """The GGUF file that a name or path stands for. Raises HQError where it is none."""
     found = gguf_or_none(model)
     if found is None:
-        raise HQError(f"{model} is no GGUF file: name one that ends in .gguf, or {NAME}.")
+        raise HQError(f"{model} is no GGUF file: name one that ends in .gguf, or {EMBEDDED_NAME}.")
     return found
 
 
 def gguf_or_none(model: str | Path) -> Path | None:
     """The file that the model is given as, None for a checkpoint or hub id."""
-    if str(model) == NAME:
+    if str(model) == EMBEDDED_NAME:
         return packaged_gguf()
     path = Path(model).expanduser()
     return path if path.suffix.lower() == ".gguf" else None

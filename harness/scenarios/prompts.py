@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from harness.models.encoding import PROBE, Encoder, bare_ids, rendered
+from harness.models.encoding import Encoder, bare_ids
 from hq.errors import HQError
 from hq.registry import Registry
 

@@ -6,7 +6,7 @@ from harness.stages.loading import SPELLING
 from harness.store.environment import CONVERT
 from harness.store.node import Node, Stage, Work
 from hq.gguf.quantize import quantize
-from hq.gguf.write import Dtype, write
+from hq.gguf.write import Dtype, write_gguf
 from hq.models.checkpoint import file_digests
 from hq.precisions.gguf import GGUF_PREFIX
 
@@ -40,7 +40,7 @@ def make(work: "Work[Materials]") -> None:
     m, kind = work.materials, work.parameters["kind"]
     for written in _WRITTEN:
         if kind == written:
-            write(m.path, work.folder / FILE, written, m.model)
+            write_gguf(m.path, work.folder / FILE, written, m.model)
             return
     quantize(work.inputs["dense"] / FILE, work.folder / FILE, kind)
 

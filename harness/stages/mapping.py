@@ -33,14 +33,18 @@ _NAMED = 3  # layers that a refusal names
 class NeuronMap(NamedTuple):
     """Where a precision has each neuron of the source."""
 
-    places: Int[np.ndarray, "layer d_ff"]  # MISSING for a neuron that is nowhere
-    found: Bool[np.ndarray, "layer d_ff"]
+    permutation: Int[np.ndarray, "layer d_ff"]  # MISSING for a neuron that is nowhere
+    matched: Bool[np.ndarray, "layer d_ff"]
     factors: Float[np.ndarray, "layer d_ff"]  # this precision's h over the source's
 
     @property
     def identical(self) -> bool:
-        """Whether every neuron is found at its own place."""
-        return bool(self.found.all() and (self.places == np.arange(self.places.shape[1])).all())
+        """Whether every neuron matches at its own index."""
+        indices = np.arange(self.permutation.shape[1])
+        return bool(self.matched.all() and (self.permutation == indices).all())
+
+
+_KEYS = {"permutation": "places", "matched": "found", "factors": "factors"}  # in the file
 
 
 class LayerRow(NamedTuple):
@@ -105,7 +109,7 @@ def mapped(folder: Path, backend: Backend) -> Backend:
     neurons = read(folder)
     if neurons.identical:
         return backend
-    return PermutedBackend(backend, neurons.places, neurons.found)
+    return PermutedBackend(backend, neurons.permutation, neurons.matched)
 
 
 def _open(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
@@ -148,19 +152,19 @@ def _write(folder: Path, maps: Sequence[LayerMap]) -> None:
         lines.writerow(LayerRow._fields)
         lines.writerows(map(_row, maps))
     arrays = {
-        name: np.stack([getattr(m, name).numpy() for m in maps]) for name in NeuronMap._fields
+        key: np.stack([getattr(m, field).numpy() for m in maps]) for field, key in _KEYS.items()
     }
     save_file(arrays, folder / _ARRAYS_FILE)
 
 
 def _row(one: LayerMap) -> LayerRow:
-    low, high = quantiles(one.places.numpy(), one.factors.numpy())
+    low, high = quantiles(one.permutation.numpy(), one.factors.numpy())
     return LayerRow(
         layer=one.layer,
         relation=str(one.relation),
         bits=round(one.bits, 3),
         error=round(one.error, 6),
-        found=round(float(one.found.float().mean()), 6),
+        found=round(float(one.matched.float().mean()), 6),
         h_low=round(low, 6),
         h_high=round(high, 6),
         note=one.note,
@@ -168,16 +172,17 @@ def _row(one: LayerMap) -> LayerRow:
 
 
 def quantiles(
-    places: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
+    permutation: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
 ) -> tuple[float, float]:
-    """5% and 95% of the factors of neurons that have a place."""
-    low, high = np.quantile(factors[places != MISSING], [0.05, 0.95])
+    """5% and 95% of the factors of neurons that are not missing."""
+    low, high = np.quantile(factors[permutation != MISSING], [0.05, 0.95])
     return float(low), float(high)
 
 
 def read(folder: Path) -> NeuronMap:
     """What a finished stage holds."""
-    return NeuronMap(**load_file(folder / _ARRAYS_FILE))
+    arrays = load_file(folder / _ARRAYS_FILE)
+    return NeuronMap(**{field: arrays[key] for field, key in _KEYS.items()})
 
 
 def rows(folder: Path) -> list[LayerRow]:
@@ -212,7 +217,7 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
             "nothing there: identify neurons on that checkpoint itself."
         )
     if neurons is not None:
-        absent = np.flatnonzero(~read(folder).found)
+        absent = np.flatnonzero(~read(folder).matched)
         neurons.require_present(frozenset(absent.tolist()), precision)
 
 

@@ -24,7 +24,7 @@ from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
 from hq.backends.base import Backend, Predictions
 from hq.backends.batching import shared_prefix
-from hq.models.head import Reference
+from hq.models.head import ReferenceLogits
 from hq.neurons.prompt_response import PromptResponse
 from hq.stats.bootstrap import Estimate, bootstrap
 from hq.tracing.traces import exchanges_digest
@@ -104,7 +104,7 @@ def measure(
     `reference` is the folder of the reference precision's stage, None for the reference itself.
     """
     lengths = [len(text.response) for text in texts]
-    theirs = None if reference is None else Reference.load(reference, lengths)
+    theirs = None if reference is None else ReferenceLogits.load(reference, lengths)
     of_answers = _read(folder, "answers", backend, answers, None, task)
     of_texts = _read(folder, "texts", backend, texts, theirs, task)
     if reference is None:
@@ -131,7 +131,7 @@ def _read(
     part: _Part,
     backend: Backend,
     exchanges: Sequence[PromptResponse],
-    reference: Reference | None,
+    reference: ReferenceLogits | None,
     task: Task,
 ) -> list[UncertaintyBatch]:
     """Every batch of the exchanges: those that the log has, and the others, which it then gets."""
@@ -191,7 +191,7 @@ def _keep_reference(
             end = begin + lengths[row]
             hidden[starts[row] : starts[row + 1]] = states[begin:end]
             begin = end
-    Reference(hidden, starts, backend.head).save(folder)
+    ReferenceLogits(hidden, starts, backend.head).save(folder)
 
 
 def perplexity(

@@ -19,7 +19,7 @@ from hq.neurons.prompt_response import PromptResponse
 
 if TYPE_CHECKING:
     from hq.models.ffn_weights import FFNs
-    from hq.models.head import Head, Reference
+    from hq.models.head import Head, ReferenceLogits
     from hq.models.logits import Distributions
 
 
@@ -139,7 +139,7 @@ class Backend(Protocol):
     def predictions(
         self,
         exchanges: Sequence[PromptResponse],
-        reference: "Reference | None" = None,
+        reference: "ReferenceLogits | None" = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
         """Entropy, log-probability and KL of each response token, batch by batch.

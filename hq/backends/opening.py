@@ -10,7 +10,7 @@ from hq.backends.base import Backend
 from hq.backends.llamacpp.packed_batch import MAX_ROWS
 from hq.backends.transformers.backend import TorchBackend, usable_device
 from hq.errors import HQError
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 from hq.neurons.neuron_set import ModelIdentity
 from hq.precisions import BACKEND_OF
 
@@ -76,7 +76,7 @@ def _llamacpp_device(device: str | None) -> str:
         )
     if device == "cpu" or (device is None and not torch.cuda.is_available()):
         return "cpu"
-    has_cuda = any(name.startswith(_CUDA) for name in library().gpus)
+    has_cuda = any(name.startswith(_CUDA) for name in load_library().gpus)
     if device == "cuda" and not has_cuda:
         raise HQError(
             "This build of llama-cpp-python finds no CUDA device here: rebuild it with "

@@ -1,4 +1,4 @@
-"""A GGUF file, opened and checked: which model it is, the types of its tensors, and its norms."""
+"""A GGUF file, opened and checked: its identity, tensors, norms and FFN weights."""
 
 import hashlib
 import math
@@ -9,46 +9,41 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 
 from hq.errors import HQError
-from hq.gguf.header import Header, Tensor, Value, damaged
-from hq.gguf.layout import (
-    ARCHITECTURES,
-    PROJECTIONS,
-    Sizes,
-    gguf_architecture,
-    require_tensors,
-    sizes_of,
-)
-from hq.gguf.norms import cached, column_norms
-from hq.gguf.parts import open_parts, tensors_of
+from hq.gguf.header import Header, MetadataValue, TensorInfo, damaged
+from hq.gguf.layout import PROJECTIONS, Sizes, gguf_architecture, require_tensors, sizes_of
+from hq.gguf.norms import cached_norms, dequantized_column_norms
+from hq.gguf.parts import locate_tensors, open_parts
 from hq.gguf.types import GGMLType, dequantized
 from hq.gguf.vocabulary import tokens_of
-from hq.models.architectures import RECORDS
+from hq.models.architectures import GGUF_LAYOUTS, RECORDS
 from hq.models.audit import AuditRow
+from hq.models.ffn_weights import FFN, FFNs
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # bytes that are hashed at a time
 
 
 class GGUFFile:
-    """A GGUF model, read through a memory map; only what is asked for is read.
+    """A GGUF model, read through a memory map: only what is used is read.
 
-    A split model is named by its first part; the others are read from the same folder.
+    A split model is named by its first part; the others must be in the same folder.
 
-    Raises HQError for a file that is missing, damaged, cut off, of an architecture that hq does not
-    know, or whose tensors are not what its hyperparameters say.
+    Raises HQError if the file is missing, damaged or cut off, if hq does not know its
+    architecture, or if its tensors do not match its hyperparameters.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         parts = open_parts(path)
         self.paths = tuple(part.path for part in parts)
-        held = tensors_of(parts)
-        tensors = {name: tensor for name, (_, tensor) in held.items()}
-        self._data = {name: part.data for name, (part, _) in held.items()}
+        located = locate_tensors(parts)
+        tensors = {name: tensor for name, (_, tensor) in located.items()}
+        self._data = {name: part.data for name, (part, _) in located.items()}
         self._raw = parts[0].data
         self.header: Header = replace(parts[0].header, tensors=tensors)
         self.architecture = gguf_architecture(path, self.header)
@@ -58,13 +53,13 @@ class GGUFFile:
         self._stamp = " ".join(part.stamp for part in parts)
 
     @property
-    def metadata(self) -> Mapping[str, Value]:
-        """Every key: numbers, strings, tuples of strings, and arrays that lie in the file."""
+    def metadata(self) -> Mapping[str, MetadataValue]:
+        """All metadata; arrays of numbers are views of the file, arrays of strings are tuples."""
         return self.header.metadata
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Every tensor by its name, in the file's order."""
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors by name, in the file's order."""
         return self.header.tensors
 
     @property
@@ -79,7 +74,7 @@ class GGUFFile:
 
     @property
     def d_ff(self) -> int:
-        """Width of the FFN's product: neurons of a layer."""
+        """Number of neurons of a layer: the width of the down projection's input."""
         return self._sizes.d_ff
 
     @property
@@ -89,19 +84,18 @@ class GGUFFile:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Whose neurons it has.
+        """The model that the file holds.
 
-        A file that hq wrote names the checkpoint it was made from. Any other is known by its own
-        bytes, and by the norms that it shares with its checkpoint (`hq.models.norm_digest`).
+        A file written by hq names its source checkpoint. Any other is identified by its own bytes,
+        and matched with a checkpoint by its norms (`hq.models.norm_digest`).
         """
-        return self._source() or self._own()
+        return self._source_identity() or self._own_identity()
 
     @cached_property
     def fingerprint(self) -> str:
         """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
 
-        It depends on this file alone, whatever source checkpoint its metadata name. Splitting does
-        not change it.
+        It depends on the tensors only, so metadata and splitting do not change it.
         """
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(self.tensors.items()):
@@ -112,7 +106,7 @@ class GGUFFile:
         return digest.hexdigest()
 
     def rows(self, name: str) -> UInt8[np.ndarray, "row nbytes"]:
-        """The stored bytes of a tensor, one row of whole blocks per row of it; read-only."""
+        """The stored blocks of a tensor, row by row; read-only."""
         tensor = self.tensors[name]
         stored = np.frombuffer(self._data[name], np.uint8, tensor.nbytes, tensor.offset)
         row_bytes = tensor.shape[0] // tensor.type.weights * tensor.type.nbytes
@@ -120,35 +114,42 @@ class GGUFFile:
 
     @property
     def raw(self) -> memoryview:
-        """All bytes of the file; read-only. Raises HQError for a split one."""
-        self.require_whole()
+        """All bytes of the file; read-only. Raises HQError if the model is split."""
+        self.require_single_file()
         return memoryview(self._raw)
 
-    def require_whole(self) -> None:
-        """Raises HQError for a split model, where only one file can be used."""
+    def require_single_file(self) -> None:
+        """Raises HQError if the model is split into several files."""
         if len(self.paths) > 1:
             raise HQError(
-                f"{self.path} is split into {len(self.paths)} parts, which cannot be used here: "
-                "merge them with `llama-gguf-split --merge`."
+                f"{self.path} is split into {len(self.paths)} parts, but a single file is needed "
+                "here: merge them with `llama-gguf-split --merge`."
             )
 
     def dense(self, name: str) -> Float[np.ndarray, "row weight"]:
-        """A tensor dequantized, float32; a vector is one row."""
+        """A tensor, dequantized to float32; a vector has one row."""
         return dequantized(self.rows(name), self.tensors[name].type)
 
     @cached_property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
         """‖W_down[:, i]‖₂ of the file's own dequantized weights, float32.
 
-        Cached as "<file name>.hq.safetensors" in the same folder. Raises HQError for weights that
-        are NaN or infinite.
+        Cached as "<file name>.hq.safetensors" in the same folder. Raises HQError if weights are
+        NaN or infinite.
         """
-        return cached(self.path, self._stamp, (self.n_layers, self.d_ff), self._norms)
+        return cached_norms(self.path, self._stamp, (self.n_layers, self.d_ff), self._norms)
+
+    def ffns(self) -> FFNs:
+        """The dequantized weights of each layer's FFN, multiplied by the norm before it.
+
+        llama.cpp's norms include the offset that some families add to their weights.
+        """
+        return FFNs(self.n_layers, self._ffn)
 
     def audit(self, compute: Callable[[int, GGMLType], str]) -> list[AuditRow]:
-        """The projections inside the layers, counted by how they are really stored.
+        """The projections inside the layers, counted by the type that they are stored in.
 
-        `compute` says what a product with weights of a type runs in, at a layer.
+        `compute` returns what a matrix product runs in, for a layer and the type of its weights.
         """
         kinds: dict[tuple[str, str, float, str], list[int]] = defaultdict(list)
         for layer, kind, tensor in self._projections():
@@ -164,34 +165,47 @@ class GGUFFile:
         """Bytes of all tensors, scales included."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def _projections(self) -> Iterable[tuple[int, str, Tensor]]:
+    def _projections(self) -> Iterable[tuple[int, str, TensorInfo]]:
+        """Layer, name and tensor of each projection."""
         for name, tensor in self.tensors.items():
-            parts = name.split(".")  # blk, layer, kind, "weight" or "bias"
+            parts = name.split(".")  # blk, layer, projection, "weight" or "bias"
             if len(parts) == 4 and parts[2] in PROJECTIONS and parts[3] == "weight":
                 yield int(parts[1]), parts[2], tensor
+
+    def _ffn(self, layer: int) -> FFN:
+        names = {n: f"blk.{layer}.{n}.weight" for n in ("ffn_gate", "ffn_up", "ffn_down")}
+        stored = {n: self.tensors[name] for n, name in names.items() if name in self.tensors}
+        bits = min(tensor.bits_per_weight for tensor in stored.values())
+        dense = {n: torch.from_numpy(np.array(self.dense(t.name))) for n, t in stored.items()}
+        norm = torch.from_numpy(np.array(self.dense(f"blk.{layer}.ffn_norm.weight"))).ravel()
+        gate, up, down = dense.get("ffn_gate"), dense["ffn_up"], dense["ffn_down"]
+        if gate is None and len(up) == 2 * down.shape[1]:  # one matrix for both
+            gate, up = up.chunk(2)
+        return FFN(None if gate is None else gate * norm, up * norm, down, bits)
 
     def _norms(self) -> Float[np.ndarray, "layer d_ff"]:
         norms = np.empty((self.n_layers, self.d_ff), dtype=np.float32)
         for layer in range(self.n_layers):
             name = f"blk.{layer}.ffn_down.weight"
-            norms[layer] = column_norms(self.rows(name), self.tensors[name].type)
+            norms[layer] = dequantized_column_norms(self.rows(name), self.tensors[name].type)
             if not np.isfinite(norms[layer]).all():
-                raise damaged(self.path, f"{name} holds weights that are not finite")
+                raise damaged(self.path, f"{name} has weights that are not finite")
         return norms
 
-    def _source(self) -> ModelIdentity | None:
-        """The identity of the checkpoint that the file says it was made from."""
-        keys = ("name", "fingerprint", "architecture", "kin")
-        said = {key: self.metadata.get(f"hq.source.{key}") for key in keys}
-        if said["fingerprint"] is None:
+    def _source_identity(self) -> ModelIdentity | None:
+        """The identity of the source checkpoint, if the metadata name one."""
+        name, fingerprint, architecture, digest = (
+            self.metadata.get(f"hq.source.{key}")
+            for key in ("name", "fingerprint", "architecture", "kin")
+        )
+        if fingerprint is None:
             return None
-        name, fingerprint, architecture, of_kin = (said[key] for key in keys)
-        of_kin = "" if of_kin is None else of_kin  # GGUF writers leave empty strings out
+        digest = "" if digest is None else digest  # GGUF writers omit empty strings
         if not (
             isinstance(name, str)
             and isinstance(fingerprint, str)
             and isinstance(architecture, str)
-            and isinstance(of_kin, str)
+            and isinstance(digest, str)
         ):
             raise damaged(self.path, "its hq.source keys do not name a checkpoint")
         return ModelIdentity(
@@ -200,16 +214,17 @@ class GGUFFile:
             architecture=architecture,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=of_kin,
+            kin=digest,
         )
 
-    def _own(self) -> ModelIdentity:
-        model_type = ARCHITECTURES[self.architecture].model_type
-        given = self.metadata.get("general.name")
+    def _own_identity(self) -> ModelIdentity:
+        """The identity of a file that names no source checkpoint."""
+        model_type = GGUF_LAYOUTS[self.architecture].model_type
+        name = self.metadata.get("general.name")
         names = RECORDS[model_type].norms
         norms = [] if names is None else list(names.ordered(self.n_layers))
         return ModelIdentity(
-            name=given if isinstance(given, str) and given else self.path.stem,
+            name=name if isinstance(name, str) and name else self.path.stem,
             fingerprint=GGUF_ORIGIN + self.fingerprint,
             architecture=model_type,
             n_layers=self.n_layers,

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: what its metadata say and where each tensor lies, all of it checked.
+"""Read and check the header of a GGUF file: its metadata and where each tensor is stored.
 
-Ours rather than `gguf.GGUFReader`'s, which takes 2 s for a vocabulary of 49,152 and believes every
-length. Whatever a header says, no more is allocated than the file has bytes.
+`gguf.GGUFReader` takes 2 s for a vocabulary of 49,152 tokens and trusts every length. This reader
+never allocates more bytes than the file has, whatever the header says.
 """
 
 import hashlib
@@ -20,22 +20,22 @@ from hq.gguf.types import TYPES, GGMLType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-ALIGNMENT = 32  # where `general.alignment` does not say otherwise
+ALIGNMENT = 32  # default of `general.alignment`
 
-_MAX_ITEMS = 1 << 22  # of an array: vocabularies and merges are below a million
+_MAX_ITEMS = 1 << 22  # of an array; vocabularies and merges have fewer than a million
 _MAX_METADATA = 1 << 16
-_MAX_NAME = 63  # bytes of a tensor's name, llama.cpp's own limit
+_MAX_NAME = 63  # bytes of a tensor's name, as in llama.cpp
 _STRING, _ARRAY = 8, 9
-_SCALARS = {  # GGUF's number of a type: struct's letter for it, which is NumPy's too
+_SCALARS = {  # GGUF's number of a type: the character of struct and NumPy for it
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 
-Value = bool | int | float | str | tuple[str, ...] | np.ndarray[Any, Any]
+MetadataValue = bool | int | float | str | tuple[str, ...] | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """Where one tensor lies. `shape` is in GGUF's order: the length of a row comes first."""
+class TensorInfo:
+    """Type, shape and location of one tensor. `shape` is in GGUF's order: the row length first."""
 
     name: str
     type: GGMLType
@@ -45,46 +45,43 @@ class Tensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """Real bits, scales included."""
+        """Stored bits per weight, scales included."""
         return 8 * self.nbytes / prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything before the tensors' bytes; `digest` is over all of it, 16 hex digits.
-
-    Metadata end and the list of tensors begins at byte `tensors_start`; that ends at `end`.
-    """
+    """Everything before the data of the tensors."""
 
     version: int
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, MetadataValue]
+    tensors: Mapping[str, TensorInfo]
     alignment: int
-    tensors_start: int
-    end: int
+    tensors_start: int  # byte where the metadata end and the list of tensors begins
+    end: int  # byte where the list of tensors ends
     data_start: int
-    digest: str
+    digest: str  # 16 hex digits over all bytes before `end`
 
 
 def read_header(path: Path, data: mmap.mmap) -> Header:
-    """The header of the file `path`, mapped as `data`.
+    """Read the header of the file `path`, mapped as `data`.
 
-    Raises HQError for whatever is not a whole GGUF file of version 2 or 3, little-endian: another
-    magic, a length, count, type, offset or alignment that cannot be, a name that comes twice, or
-    tensors that do not follow one another inside the file.
+    Raises HQError unless the file is a complete, little-endian GGUF file of version 2 or 3: with
+    possible lengths, counts, types, offsets and alignment, with unique names, and with tensors
+    that follow one another inside the file.
     """
     cursor = _Cursor(path, data)
     version = _version(cursor)
     n_tensors, n_metadata = cursor.scalar("Q"), cursor.scalar("Q")
     metadata = _metadata(cursor, n_metadata)
     tensors_start = cursor.at
-    found = _tensor_infos(cursor, n_tensors)
+    entries = _entries(cursor, n_tensors)
     alignment = _alignment(path, metadata)
     data_start = padded(cursor.at, alignment)
     return Header(
         version=version,
         metadata=metadata,
-        tensors=_placed(path, found, data_start, alignment, len(data)),
+        tensors=_tensor_infos(path, entries, data_start, alignment, len(data)),
         alignment=alignment,
         tensors_start=tensors_start,
         end=cursor.at,
@@ -94,13 +91,13 @@ def read_header(path: Path, data: mmap.mmap) -> Header:
 
 
 class _Cursor:
-    """A place in the mapped file that only moves forward, and never past the end."""
+    """A position in the mapped file that moves forward only, and never past the end."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 0
 
     def take(self, length: int) -> int:
-        """Where the next `length` bytes start."""
+        """Skip `length` bytes; return where they start."""
         start = self.at
         if length > len(self.data) - start:
             raise cut_off(self.path)
@@ -108,17 +105,17 @@ class _Cursor:
         return start
 
     def scalar(self, letter: str) -> Any:
-        """The next number of the type that struct calls `letter`."""
+        """Read a number of the type that struct calls `letter`."""
         layout = f"<{letter}"
         return struct.unpack_from(layout, self.data, self.take(struct.calcsize(layout)))[0]
 
     def string(self) -> str:
-        """The next string; it must be UTF-8."""
+        """Read a string, which must be UTF-8."""
         return self.strings(1)[0]
 
     def strings(self, count: int) -> tuple[str, ...]:
-        """The next `count` strings, in a loop that a vocabulary passes in 15 ms."""
-        data, at, found = self.data, self.at, []
+        """Read `count` strings, in a loop that takes 15 ms for a vocabulary."""
+        data, at, strings = self.data, self.at, []
         length_at = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):
@@ -126,17 +123,17 @@ class _Cursor:
                 end = at + 8 + length
                 if end > len(data):
                     raise cut_off(self.path)
-                found.append(data[at + 8 : end].decode())
+                strings.append(data[at + 8 : end].decode())
                 at = end
         except struct.error:
             raise cut_off(self.path) from None
         except UnicodeDecodeError:
             raise damaged(self.path, f"the string at byte {at} is not UTF-8") from None
         self.at = at
-        return tuple(found)
+        return tuple(strings)
 
     def array(self) -> tuple[str, ...] | np.ndarray[Any, Any]:
-        """The next array: strings are decoded, numbers stay where they are in the file."""
+        """Read an array: strings are decoded, numbers are a view of the file."""
         start = self.at
         kind, count = self.scalar("I"), self.scalar("Q")
         if count > _MAX_ITEMS:
@@ -144,19 +141,19 @@ class _Cursor:
         if kind == _STRING:
             return self.strings(count)
         if kind not in _SCALARS:
-            raise damaged(self.path, f"the array at byte {start} is of unknown type {kind}")
+            raise damaged(self.path, f"the array at byte {start} has the unknown type {kind}")
         dtype = np.dtype(f"<{_SCALARS[kind]}")
         offset = self.take(count * dtype.itemsize)
         return np.frombuffer(self.data, dtype, count, offset)
 
 
 def cut_off(path: Path) -> HQError:
-    """The error for a file that ends too early."""
+    """Return the error for a file that ends too early."""
     return HQError(f"{path} is cut off: copy it again.")
 
 
 def damaged(path: Path, what: str) -> HQError:
-    """The error for a file in which `what` cannot be."""
+    """Return the error for a file whose content is impossible; `what` says why."""
     return HQError(f"{path} is damaged ({what}): copy it again.")
 
 
@@ -164,7 +161,7 @@ def _version(cursor: _Cursor) -> int:
     path = cursor.path
     magic = cursor.data[:4]
     if magic != MAGIC[: len(magic)]:
-        raise HQError(f"{path} is no GGUF file: name a file that llama.cpp or hq wrote.")
+        raise HQError(f"{path} is not a GGUF file: name a file that llama.cpp or hq wrote.")
     cursor.take(4)
     version = int(cursor.scalar("I"))
     if version in VERSIONS:
@@ -172,55 +169,56 @@ def _version(cursor: _Cursor) -> int:
     if version & 0xFFFF == 0:
         raise HQError(f"{path} is big-endian: convert it again for a little-endian machine.")
     raise HQError(
-        f"{path} is GGUF version {version}, and hq reads {VERSIONS[0]} and {VERSIONS[1]}: convert "
+        f"{path} is GGUF version {version}, but hq reads {VERSIONS[0]} and {VERSIONS[1]}: convert "
         "it again with a current llama.cpp."
     )
 
 
-def _metadata(cursor: _Cursor, count: int) -> dict[str, Value]:
+def _metadata(cursor: _Cursor, count: int) -> dict[str, MetadataValue]:
     path = cursor.path
     if count > _MAX_METADATA:
-        raise damaged(path, f"it counts {count} metadata keys")
-    found: dict[str, Value] = {}
+        raise damaged(path, f"it declares {count} metadata keys")
+    metadata: dict[str, MetadataValue] = {}
     for _ in range(count):
         key, kind = cursor.string(), cursor.scalar("I")
-        if not key or key in found:
+        if not key or key in metadata:
             raise damaged(
-                path, f"the metadata key {key!r} is " + ("there twice" if key else "empty")
+                path, f"the metadata key {key!r} is " + ("duplicated" if key else "empty")
             )
-        found[key] = _value(cursor, key, kind)
-    return found
+        metadata[key] = _value(cursor, key, kind)
+    return metadata
 
 
-def _value(cursor: _Cursor, key: str, kind: int) -> Value:
+def _value(cursor: _Cursor, key: str, kind: int) -> MetadataValue:
     if kind == _STRING:
         return cursor.string()
     if kind == _ARRAY:
         return cursor.array()
     if kind not in _SCALARS:
-        raise damaged(cursor.path, f"{key!r} is of unknown type {kind}")
+        raise damaged(cursor.path, f"{key!r} has the unknown type {kind}")
     value: bool | int | float = cursor.scalar(_SCALARS[kind])
     return value
 
 
-_Info = tuple[str, GGMLType, tuple[int, ...], int]  # the last is the offset into the data
+_Entry = tuple[str, GGMLType, tuple[int, ...], int]
+"""A tensor in the header's list: name, type, shape, and offset into the data."""
 
 
-def _tensor_infos(cursor: _Cursor, count: int) -> list[_Info]:
-    found: dict[str, _Info] = {}
-    for _ in range(count):  # an absurd count ends with the file
-        info = _tensor_info(cursor)
-        if info[0] in found:
-            raise damaged(cursor.path, f"the tensor {info[0]} is there twice")
-        found[info[0]] = info
-    return list(found.values())
+def _entries(cursor: _Cursor, count: int) -> list[_Entry]:
+    entries: dict[str, _Entry] = {}
+    for _ in range(count):  # with an impossible count, the cursor reaches the end of the file
+        entry = _entry(cursor)
+        if entry[0] in entries:
+            raise damaged(cursor.path, f"the tensor {entry[0]} is duplicated")
+        entries[entry[0]] = entry
+    return list(entries.values())
 
 
-def _tensor_info(cursor: _Cursor) -> _Info:
+def _entry(cursor: _Cursor) -> _Entry:
     path, start = cursor.path, cursor.at
     name, n_dims = cursor.string(), cursor.scalar("I")
     if not 0 < len(name.encode()) <= _MAX_NAME:
-        raise damaged(path, f"the tensor at byte {start} has a name of {len(name)} letters")
+        raise damaged(path, f"the tensor at byte {start} has a name of {len(name)} characters")
     if not 1 <= n_dims <= 4:
         raise damaged(path, f"the tensor {name!r} has {n_dims} dimensions")
     shape = tuple(int(cursor.scalar("Q")) for _ in range(n_dims))
@@ -228,38 +226,38 @@ def _tensor_info(cursor: _Cursor) -> _Info:
         raise damaged(path, f"the tensor {name!r} has the shape {shape}")
     kind, offset = cursor.scalar("I"), cursor.scalar("Q")
     if kind not in TYPES:
-        raise damaged(path, f"the tensor {name!r} is of unknown type {kind}")
+        raise damaged(path, f"the tensor {name!r} has the unknown type {kind}")
     return name, TYPES[kind], shape, offset
 
 
-def _alignment(path: Path, metadata: Mapping[str, Value]) -> int:
+def _alignment(path: Path, metadata: Mapping[str, MetadataValue]) -> int:
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise damaged(path, f"general.alignment is {alignment!r}, which is no power of two")
+        raise damaged(path, f"general.alignment is {alignment!r}, not a power of two")
     return alignment
 
 
-def _placed(
-    path: Path, infos: list[_Info], data_start: int, alignment: int, size: int
-) -> dict[str, Tensor]:
-    """Tensors with their place in the file, each where the one before it ends, as llama.cpp asks.
+def _tensor_infos(
+    path: Path, entries: list[_Entry], data_start: int, alignment: int, size: int
+) -> dict[str, TensorInfo]:
+    """The tensors by name; each must start where the one before it ends, as in llama.cpp.
 
-    That leaves no room for an offset that points into another tensor.
+    So no offset can point into another tensor.
     """
-    placed, expected = {}, 0
-    for name, kind, shape, offset in infos:
+    tensors, expected = {}, 0
+    for name, kind, shape, offset in entries:
         if shape[0] % kind.weights:
-            raise damaged(path, f"rows of {name!r} are no whole blocks of {kind.name}")
+            raise damaged(path, f"a row of {name!r} is not a multiple of a block of {kind.name}")
         if offset != expected:
             raise damaged(path, f"{name!r} starts at {offset}, not at {expected}")
         nbytes = prod(shape) // kind.weights * kind.nbytes
         if data_start + offset + nbytes > size:
             raise cut_off(path)
-        placed[name] = Tensor(name, kind, shape, data_start + offset, nbytes)
+        tensors[name] = TensorInfo(name, kind, shape, data_start + offset, nbytes)
         expected = padded(offset + nbytes, alignment)
-    return placed
+    return tensors
 
 
 def padded(at: int, alignment: int) -> int:
-    """The first byte from `at` on that is aligned."""
+    """The first aligned byte at or after `at`."""
     return -(-at // alignment) * alignment

@@ -1,4 +1,4 @@
-"""‖W_down[:, i]‖₂ of a GGUF file's own dequantized blocks, kept in a file beside the model."""
+"""‖W_down[:, i]‖₂ of a GGUF file's own dequantized weights, cached in a file next to the model."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,50 +13,58 @@ from safetensors.numpy import save
 from hq.gguf.types import GGMLType, dequantized
 from hq.storage.atomic import write_whole
 
-_ROWS = 128  # dequantized at a time: a few MB of float32, whatever the model
+_ROWS = 128  # rows that are dequantized at a time: a few MB of float32, whatever the model
 _SCHEMA = "1"
 
 Norms = Float[np.ndarray, "layer d_ff"]
 
 
-def column_norms(
+def dequantized_column_norms(
     rows: UInt8[np.ndarray, "row nbytes"], kind: GGMLType
 ) -> Float[np.ndarray, " weight"]:
-    """The norm of every column, summed in float64."""
-    total: np.ndarray | float = 0.0
+    """The norm of every column of a stored matrix, summed in float64."""
+    squares: np.ndarray | float = 0.0
     for start in range(0, len(rows), _ROWS):
         dense = dequantized(rows[start : start + _ROWS], kind)
         with np.errstate(all="ignore"):
-            total = total + np.einsum("ri,ri->i", dense, dense, dtype=np.float64)
-    return np.sqrt(total).astype(np.float32)
+            squares = squares + np.einsum("ri,ri->i", dense, dense, dtype=np.float64)
+    return np.sqrt(squares).astype(np.float32)
 
 
-def cached(model: Path, stamp: str, shape: tuple[int, int], compute: Callable[[], Norms]) -> Norms:
-    """The norms kept beside `model` if they are whole and carry its stamp; else computed, and kept.
+def cached_norms(
+    model: Path, stamp: str, shape: tuple[int, int], compute: Callable[[], Norms]
+) -> Norms:
+    """Read the norms that are cached for `model`, or compute and cache them.
 
-    A folder that cannot be written only costs computing them again.
+    Args:
+        model: The GGUF file, or the first part of a split one.
+        stamp: Identifies the content of the file.
+        shape: Number of layers and d_ff.
+        compute: Called if the cache is missing, damaged, or of another stamp.
+
+    If the folder cannot be written, the norms are computed each time.
     """
     path = model.with_name(f"{model.name}.hq.safetensors")
-    kept = _load(path, stamp, shape)
-    if kept is not None:
-        return kept
+    cached = _load(path, stamp, shape)
+    if cached is not None:
+        return cached
     norms = compute()
     with suppress(OSError):
-        write_whole(path, save({"norms": norms}, _marks(stamp, norms)))
+        write_whole(path, save({"norms": norms}, _metadata(stamp, norms)))
     return norms
 
 
 def _load(path: Path, stamp: str, shape: tuple[int, int]) -> Norms | None:
     try:
         with safe_open(path, framework="numpy") as file:
-            marks, norms = file.metadata() or {}, file.get_tensor("norms")
+            metadata, norms = file.metadata() or {}, file.get_tensor("norms")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
-    whole = norms.shape == shape and norms.dtype == np.float32
-    return norms if whole and marks == _marks(stamp, norms) else None
+    fits = norms.shape == shape and norms.dtype == np.float32
+    return norms if fits and metadata == _metadata(stamp, norms) else None
 
 
-def _marks(stamp: str, norms: Norms) -> dict[str, str]:
-    """What tells that the norms are of this very file, and none of their bits has changed."""
+def _metadata(stamp: str, norms: Norms) -> dict[str, str]:
+    """What shows that the norms are of this file and undamaged."""
     digest = hashlib.blake2b(norms.tobytes(), digest_size=8).hexdigest()
     return {"schema": _SCHEMA, "stamp": stamp, "digest": digest}

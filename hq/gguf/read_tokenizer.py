@@ -1,9 +1,9 @@
-"""A transformers tokenizer of what a GGUF file says: the way back of writing one.
+"""Build a transformers tokenizer from the metadata of a GGUF file.
 
-A file that hq wrote carries the checkpoint's own tokenizer (`tokenizer.huggingface.json`, as GGUF's
-specification has it). Of any other, llama.cpp's name of the pre-tokenizer says how it splits.
-Transformers' own reading loses steps of a pre-tokenizer, may add a token, and puts no space after a
-special token where SentencePiece does.
+A file that hq wrote contains the checkpoint's own tokenizer (`tokenizer.huggingface.json` of GGUF's
+specification). For other files, llama.cpp's name of the pre-tokenizer determines how it splits.
+transformers' own GGUF reader drops steps of pre-tokenizers, may add a token, and puts no space
+after a special token where SentencePiece does.
 """
 
 from collections.abc import Callable
@@ -23,138 +23,116 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hq.errors import HQError
-from hq.gguf.bytelevel import steps_of
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import damaged
-from hq.gguf.tokens import JSON, TokenType
+from hq.gguf.vocabulary import HUGGINGFACE_KEY, KEY_PREFIX, SPACE, TokenType
+from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
 
-_PREFIX = "tokenizer.ggml."
-_SPACE = "▁"
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-_CONTROL = ("bos", "eos", "eot", "eom")  # control tokens, whatever their type says
+_CONTROL = ("bos", "eos", "eot", "eom")  # are control tokens, whatever their declared type
 _STEPS: dict[str, Callable[[], Any]] = {
     "words": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "bytes": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     "digits": lambda: pre_tokenizers.Digits(individual_digits=True),
 }
 
-_CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-)
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
-    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Names that are read and never written: the steps, and whether whole words skip the merges.
-_READ: dict[str, tuple[tuple[str, ...], bool]] = {
-    "tekken": ((_CASED % ("", "") + r"|\p{N}" + _REST, "bytes"), True),
-    "gpt-4o": ((_CASED % (_ENDINGS, _ENDINGS) + r"|\p{N}{1,3}" + _REST, "bytes"), False),
-    "deepseek-v3": ((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK, "bytes"), False),
-}
-# Other names of the same splits in llama.cpp.
-_SAME = {
-    "gpt-2": ("phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "trillion", "granite-docling"),
-    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    "qwen2": ("deepseek-r1-qwen", "stablelm2", "hunyuan", "solar-open", "megrez", "kormo"),
-    "smaug-bpe": ("dbrx", "chatglm-bpe"),
-    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "glm4", "glm5"),
-    "gpt-4o": ("llama4", "kanana2"),
-}
-_NAMED = {other: name for name, others in _SAME.items() for other in others}
-# Those that begin a text with the first token where the file says nothing of it.
-_BEGIN = frozenset(
-    {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "midm-2.0", "lfm2", "tekken"}
-)
-_NFC = frozenset({"qwen2"})  # normalized where the model was trained; llama.cpp does not
-
 
 def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
-    """The tokenizer in the file: byte-level BPE, or SentencePiece's.
+    """The tokenizer of the file: byte-level BPE or SentencePiece.
 
-    Raises HQError for another kind, a pre-tokenizer that hq does not know, or a missing part.
+    Raises HQError if it is of another kind, has an unknown pre-tokenizer, or lacks a part.
     """
-    said = file.metadata
-    core = _whole(file) or _rebuilt(file)
+    core = _embedded(file) or _rebuilt(file)
     roles = {
-        f"{ours}_token": file.tokens[index]
-        for ours, theirs in _ROLES.items()
-        if isinstance(index := said.get(f"{_PREFIX}{theirs}_token_id"), int)
-        # transformers makes a special token of it: a word that pads must stay a word.
-        and not (ours == "pad" and _types(file)[index : index + 1] == [TokenType.NORMAL])
+        f"{role}_token": file.tokens[index]
+        for role, key in _ROLES.items()
+        if isinstance(index := _get(file, f"{key}_token_id"), int)
+        # transformers makes it a special token, so a word that is used for padding is left out.
+        and not (role == "pad" and _types(file)[index : index + 1] == [TokenType.NORMAL])
     }
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, clean_up_tokenization_spaces=False, **roles
     )
-    made.chat_template = said.get("tokenizer.chat_template")
-    return made
+    tokenizer.chat_template = file.metadata.get("tokenizer.chat_template")
+    return tokenizer
 
 
-def _whole(file: GGUFFile) -> Tokenizer | None:
-    """The checkpoint's tokenizer, where the file carries it.
+def _get(file: GGUFFile, key: str, default: Any = None) -> Any:
+    """A value of the file's vocabulary."""
+    return file.metadata.get(KEY_PREFIX + key, default)
 
-    Raises HQError for one that cannot be read, or whose tokens are not the file's.
+
+def _embedded(file: GGUFFile) -> Tokenizer | None:
+    """The checkpoint's tokenizer, if the file contains it.
+
+    Raises HQError if it cannot be read, or if its tokens are not the file's.
     """
-    text = file.metadata.get(JSON)
+    text = file.metadata.get(HUGGINGFACE_KEY)
     if text is None:
         return None
     try:
         core = Tokenizer.from_str(str(text))
     except Exception as error:  # the library raises nothing narrower
-        raise damaged(file.path, f"{JSON} cannot be read") from error
+        raise damaged(file.path, f"{HUGGINGFACE_KEY} cannot be read") from error
     for token, index in core.get_vocab(with_added_tokens=True).items():
         if index >= len(file.tokens) or file.tokens[index] != token:
-            raise damaged(file.path, f"{JSON} has {token!r} as token {index}, and the file not")
+            raise damaged(
+                file.path,
+                f"{HUGGINGFACE_KEY} has {token!r} as token {index}, which differs from "
+                f"{KEY_PREFIX}tokens",
+            )
     return core
 
 
 def _rebuilt(file: GGUFFile) -> Tokenizer:
-    said = file.metadata
-    kind = str(said[f"{_PREFIX}model"])
-    if kind not in _CORES:
+    """A tokenizer built from the vocabulary and llama.cpp's names."""
+    kind = str(_get(file, "model"))
+    if kind not in _KINDS:
         raise HQError(
-            f"{file.path} has a tokenizer of kind {kind!r}, and hq reads {' and '.join(_CORES)}: "
+            f"{file.path} has a tokenizer of kind {kind!r}, but hq reads {' and '.join(_KINDS)}: "
             "name the model's checkpoint instead."
         )
-    core = _CORES[kind](file)
-    _add(core, file)
-    # `add_eos_token` is left out: in front of an answer, a text has no end.
-    begins = kind == "llama" or said.get(f"{_PREFIX}pre") in _BEGIN
-    if said.get(f"{_PREFIX}add_bos_token", begins):
-        first = said.get(f"{_PREFIX}bos_token_id")
-        if not isinstance(first, int):
-            raise HQError(f"{file.path} names no first token: name the model's checkpoint instead.")
-        token = file.tokens[first]
-        core.post_processor = TemplateProcessing([token, "$A"], special_tokens=[(token, first)])
+    core = _KINDS[kind](file)
+    _add_special_tokens(core, file)
+    # `add_eos_token` is ignored: a prompt is followed by an answer, so it has no end token.
+    name = str(_get(file, "pre"))
+    adds_bos = name in PRE_TOKENIZERS and PRE_TOKENIZERS[name].adds_bos
+    bos_by_default = kind == "llama" or adds_bos
+    if _get(file, "add_bos_token", bos_by_default):
+        bos = _get(file, "bos_token_id")
+        if not isinstance(bos, int):
+            raise HQError(f"{file.path} names no BOS token: name the model's checkpoint instead.")
+        token = file.tokens[bos]
+        core.post_processor = TemplateProcessing([token, "$A"], special_tokens=[(token, bos)])
     return core
 
 
 def _byte_level(file: GGUFFile) -> Tokenizer:
-    said = file.metadata
-    merges = said.get(f"{_PREFIX}merges")
+    merges = _get(file, "merges")
     if not isinstance(merges, tuple):
         raise HQError(f"{file.path} has no merges: name the model's checkpoint instead.")
-    pre = str(said.get(f"{_PREFIX}pre"))
-    named = _NAMED.get(pre, pre)
-    steps, ignore_merges = _READ.get(named) or steps_of(named, str(file.path))
+    name = str(_get(file, "pre"))
+    if name not in PRE_TOKENIZERS:
+        raise HQError(
+            f"The tokenizer of {file.path} splits as {name}, but hq knows "
+            f"{', '.join(PRE_TOKENIZERS)}: name the model's checkpoint instead."
+        )
+    pre_tokenizer = PRE_TOKENIZERS[name]
     core = Tokenizer(
         models.BPE(
             {token: i for i, token in enumerate(file.tokens)},
             [(left, right) for left, right in (str(m).split(" ", 1) for m in merges)],
-            ignore_merges=ignore_merges,
+            ignore_merges=pre_tokenizer.ignore_merges,
         )
     )
-    core.normalizer = normalizers.NFC() if pre in _NFC else None
-    core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in steps])
+    core.normalizer = normalizers.NFC() if pre_tokenizer.nfc else None
+    core.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in pre_tokenizer.steps])
     core.decoder = decoders.ByteLevel()
     return core
 
 
 def _sentencepiece(file: GGUFFile) -> Tokenizer:
-    said = file.metadata
-    unknown = said.get(f"{_PREFIX}unknown_token_id")
+    unknown = _get(file, "unknown_token_id")
     core = Tokenizer(
         models.BPE(
             {token: i for i, token in enumerate(file.tokens)},
@@ -164,20 +142,20 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
             fuse_unk=True,
         )
     )
-    escape = normalizers.Replace(" ", _SPACE)
-    spelled = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if said.get(f"{_PREFIX}add_space_prefix", True):
-        core.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape])
-        spelled.append(decoders.Strip(" ", 1, 0))
+    escape = normalizers.Replace(" ", SPACE)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if _get(file, "add_space_prefix", True):
+        core.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), escape])
+        steps.append(decoders.Strip(" ", 1, 0))
     else:
         core.normalizer = escape
-    core.decoder = decoders.Sequence(spelled)
+    core.decoder = decoders.Sequence(steps)
     return core
 
 
 def _merges(file: GGUFFile) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, the best score first: what llama.cpp joins."""
-    scores, types = (file.metadata.get(f"{_PREFIX}{key}") for key in ("scores", "token_type"))
+    """Every pair of pieces that forms a piece, the highest score first, as llama.cpp merges."""
+    scores, types = _get(file, "scores"), _get(file, "token_type")
     if not isinstance(scores, np.ndarray) or not isinstance(types, np.ndarray):
         raise HQError(f"{file.path} has no scores: name the model's checkpoint instead.")
     normal = np.flatnonzero(types == TokenType.NORMAL)
@@ -191,7 +169,7 @@ def _merges(file: GGUFFile) -> list[tuple[str, str]]:
     ]
 
 
-_CORES: dict[str, Callable[[GGUFFile], Tokenizer]] = {
+_KINDS: dict[str, Callable[[GGUFFile], Tokenizer]] = {
     "gpt2": _byte_level,
     "llama": _sentencepiece,
 }
@@ -203,19 +181,19 @@ def _step(step: str) -> Any:
 
 
 def _types(file: GGUFFile) -> list[int]:
-    """llama.cpp's types of the tokens; nothing where the file has none."""
-    types = file.metadata.get(f"{_PREFIX}token_type")
+    """llama.cpp's types of the tokens; empty if the file has none."""
+    types = _get(file, "token_type")
     return types.tolist() if isinstance(types, np.ndarray) else []
 
 
-def _add(core: Tokenizer, file: GGUFFile) -> None:
-    """Control tokens are special; those that a user defined are whole wherever they stand."""
-    named = {file.metadata.get(f"{_PREFIX}{role}_token_id") for role in _CONTROL}
-    special, whole = [], []
+def _add_special_tokens(core: Tokenizer, file: GGUFFile) -> None:
+    """Add control tokens as special ones, and user-defined tokens, which are never split."""
+    control_ids = {_get(file, f"{role}_token_id") for role in _CONTROL}
+    control, user_defined = [], []
     for index, (token, kind) in enumerate(zip(file.tokens, _types(file), strict=False)):
-        if kind == TokenType.CONTROL or index in named:
-            special.append(AddedToken(token, special=True, normalized=False))
+        if kind == TokenType.CONTROL or index in control_ids:
+            control.append(AddedToken(token, special=True, normalized=False))
         elif kind == TokenType.USER_DEFINED:
-            whole.append(AddedToken(token, normalized=False))
-    core.add_special_tokens(special)
-    core.add_tokens(whole)
+            user_defined.append(AddedToken(token, normalized=False))
+    core.add_special_tokens(control)
+    core.add_tokens(user_defined)

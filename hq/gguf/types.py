@@ -1,4 +1,4 @@
-"""The types that GGUF stores weights in: whole blocks of so many weights in so many bytes."""
+"""GGML's tensor types: blocks with a fixed number of weights and of bytes."""
 
 from dataclasses import dataclass
 
@@ -10,26 +10,26 @@ from hq.errors import HQError
 
 @dataclass(frozen=True, slots=True)
 class GGMLType:
-    """One type: its number in a file, its name, and its block."""
+    """One tensor type."""
 
-    number: int
+    number: int  # in a file
     name: str
-    weights: int
-    nbytes: int
+    weights: int  # per block
+    nbytes: int  # per block
 
     @property
-    def holds_weights(self) -> bool:
-        """Whether a model's weights come in it: not indices, not blocks of activations."""
-        return self.name not in _NO_WEIGHTS
+    def is_weight_type(self) -> bool:
+        """Whether weights are stored in it, unlike the types of indices and of activations."""
+        return self.name not in _OTHER_TYPES
 
     @property
     def activations(self) -> str:
-        """What llama.cpp's CPU kernels round activations to before they multiply."""
-        return _PLAIN.get(self.name, "int8")
+        """The type that llama.cpp's CPU kernels round activations to before they multiply."""
+        return _FLOATS.get(self.name, "int8")
 
 
-_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NO_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_OTHER_TYPES = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
 
 TYPES: dict[int, GGMLType] = {
     number: GGMLType(number, name, weights, nbytes)
@@ -75,9 +75,9 @@ TYPES: dict[int, GGMLType] = {
 def dequantized(
     rows: UInt8[np.ndarray, "row nbytes"], kind: GGMLType
 ) -> Float[np.ndarray, "row weight"]:
-    """Rows of whole blocks as float32, by the package gguf.
+    """Dequantize rows of blocks to float32 with the package gguf.
 
-    HQError when that is not installed, or is too old for the type.
+    Raises HQError if the package is not installed, or does not know the type.
     """
     try:
         from gguf import GGMLQuantizationType
@@ -85,13 +85,13 @@ def dequantized(
     except ImportError as error:
         raise HQError("GGUF weights need the package gguf: pip install 'hq[embedded]'.") from error
     try:
-        with np.errstate(all="ignore"):  # what is not finite is the caller's to refuse
+        with np.errstate(all="ignore"):  # callers check for weights that are not finite
             weights: Float[np.ndarray, "row weight"] = dequantize(
                 rows, GGMLQuantizationType(kind.number)
             )
     except (NotImplementedError, ValueError) as error:
         raise HQError(
-            f"The installed gguf package does not read {kind.name}: upgrade it, or quantize the "
+            f"The installed package gguf does not read {kind.name}: upgrade it, or quantize the "
             "model to another type."
         ) from error
     return weights

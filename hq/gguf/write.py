@@ -1,4 +1,4 @@
-"""A GGUF file from a checkpoint, written tensor by tensor: no model is ever whole in memory."""
+"""Write a GGUF file from a checkpoint, tensor by tensor: the model is never in memory at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 from hq.errors import HQError, first_line
-from hq.gguf.conversion import Conversion, Metadata, Value, Weights, conversion_of
-from hq.gguf.tokenizer import tokenizer_metadata
+from hq.gguf.write_tokenizer import tokenizer_metadata
+from hq.models.architectures import RECORDS
+from hq.models.architectures.record import Conversion, Metadata, Value, Weights
 from hq.models.checkpoint import tensor_files, text_config, whole_config
 from hq.neurons.neuron_set import ModelIdentity
 from hq.storage.atomic import atomic_file
@@ -27,45 +28,44 @@ FILE_TYPE = {"f32": 0, "f16": 1}  # llama.cpp's LLAMA_FTYPE_ALL_F32 and LLAMA_FT
 _QUANTIZATION_VERSION = 2
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
-# A multimodal checkpoint: where its language model stands, and what else it has.
-_INNER = ("language_model.", "model.language_model.", "model.text_model.")
-_OTHER = ("vision_tower.", "multi_modal_projector.", "vision_model.", "connector.")
-_ROWS = 4096  # of the embedding that are compared with the head's at a time
+# Prefixes of names in a multimodal checkpoint: of its language model, and of its other parts.
+_LANGUAGE_MODEL = ("language_model.", "model.language_model.", "model.text_model.")
+_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "vision_model.", "connector.")
+_ROWS = 4096  # rows of embedding and head that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """One tensor of the file to be: its weights are read, as float32, when they are written."""
+class PlannedTensor:
+    """A tensor that will be written: `read` returns its weights, float32, when it is."""
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Weights]
 
-    def dtype(self, wanted: Dtype) -> type[np.floating[Any]]:
-        """Vectors stay float32."""
-        return _NUMPY[wanted] if len(self.shape) > 1 else np.float32
+    def dtype(self, matrices: Dtype) -> type[np.floating[Any]]:
+        """The dtype in the file: that of matrices, or float32 for a vector."""
+        return _NUMPY[matrices] if len(self.shape) > 1 else np.float32
 
 
-def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -> None:
-    """Writes the model and its tokenizer into the file `into`, and says there who it is.
+def write_gguf(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -> None:
+    """Write the model, its tokenizer and its identity into the file `into`.
 
-    `into` appears when it is whole. Within its `context_length` llama.cpp computes what the
-    checkpoint does; a model whose sliding window llama.cpp does not know has a context no longer
-    than the window.
+    `into` appears only when it is complete. Within its `context_length` llama.cpp computes the same
+    as the checkpoint: the context is no longer than a sliding window that llama.cpp does not apply.
 
-    Raises HQError, naming the cause, for an architecture whose record has no conversion, or that
-    asks for what llama.cpp does not do; for a missing or unknown tokenizer; for a tensor with an
-    unexpected name or type; for weights that float16 cannot hold; for a missing `gguf`.
+    Raises HQError if the architecture has no conversion or a setting that llama.cpp does not
+    support, if the tokenizer is missing or not supported, if a tensor has an unknown name or is
+    quantized, if weights are not finite in `dtype`, or if the package gguf is missing.
     """
     gguf = gguf_package()
     config = text_config(checkpoint)
     conversion = conversion_of(config.model_type)
-    own = conversion.metadata(config)
+    hparams = conversion.metadata(config)
     planned = _plan(checkpoint, config, conversion)
     rows = next(tensor.shape[0] for tensor in planned if tensor.name == _EMBEDDING)
     metadata = (
         _general(dtype, identity)
-        | {f"{conversion.architecture}.{key}": value for key, value in own.items()}
+        | {f"{conversion.architecture}.{key}": value for key, value in hparams.items()}
         | tokenizer_metadata(checkpoint, config, rows)
     )
     with atomic_file(into) as path:
@@ -76,8 +76,23 @@ def write(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -
             writer.close()
 
 
+def conversion_of(model_type: str) -> Conversion:
+    """The conversion for the `model_type` of a text config.
+
+    Raises HQError if its architecture record has none.
+    """
+    conversion = RECORDS[model_type].conversion if model_type in RECORDS else None
+    if conversion is None:
+        convertible = sorted(name for name in RECORDS if RECORDS[name].conversion is not None)
+        raise HQError(
+            f"A model of type {model_type!r} cannot be written as GGUF: hq writes "
+            f"{', '.join(convertible)}; use a precision of the torch backend."
+        )
+    return conversion
+
+
 def gguf_package() -> ModuleType:
-    """The package gguf, which writes files. Raises HQError where it is missing."""
+    """Import the package gguf. Raises HQError if it is missing."""
     try:
         import gguf
     except ImportError as error:
@@ -86,7 +101,7 @@ def gguf_package() -> ModuleType:
 
 
 def _general(dtype: Dtype, identity: ModelIdentity) -> Metadata:
-    """What the file is, and the checkpoint that it was made of."""
+    """Keys that describe the file and its source checkpoint."""
     source = {
         "name": identity.name,
         "fingerprint": identity.fingerprint,
@@ -102,55 +117,60 @@ def _general(dtype: Dtype, identity: ModelIdentity) -> Metadata:
     return general | {f"hq.source.{key}": text for key, text in source.items() if text}
 
 
-def _plan(checkpoint: Path, config: PretrainedConfig, conversion: Conversion) -> list[Planned]:
-    """The tensors of the file, with their names checked and nothing of their weights read."""
+def _plan(
+    checkpoint: Path, config: PretrainedConfig, conversion: Conversion
+) -> list[PlannedTensor]:
+    """List the tensors of the file and check their names, without reading weights."""
     names = _names(conversion, config)
-    found = [
+    planned = [
         _planned(path, key, shape, names(checkpoint, key), config, conversion)
         for path, key, shape in _sources(checkpoint)
     ]
-    made = conversion.made(config)
-    found += [Planned(name, made[name].shape, partial(made.__getitem__, name)) for name in made]
-    there = {tensor.name for tensor in found}
-    # The head is the whole model's: a multimodal one ties it, whatever its language model says.
+    extra = conversion.made(config)
+    planned += [
+        PlannedTensor(name, extra[name].shape, partial(extra.__getitem__, name)) for name in extra
+    ]
+    # A multimodal model decides itself whether the head is tied, whatever its text config says.
     tied = whole_config(checkpoint).tie_word_embeddings
-    needed = {_EMBEDDING} if tied else {_EMBEDDING, _HEAD}
-    if needed - there:
+    required = {_EMBEDDING} if tied else {_EMBEDDING, _HEAD}
+    missing = required - {tensor.name for tensor in planned}
+    if missing:
         raise HQError(
-            f"{checkpoint} has no {min(needed - there)} (by llama.cpp's name): copy all of the "
-            "model's safetensors files."
+            f"{checkpoint} has no {min(missing)} (by llama.cpp's name): copy all of the model's "
+            "safetensors files."
         )
-    return found
+    return planned
 
 
 def _sources(checkpoint: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
     """File, name and shape of each of the language model's tensors.
 
-    A tied model's checkpoint may repeat the embedding as its head, which is left out. A head with
-    other weights counts, as in transformers, whatever the config says.
+    The checkpoint of a tied model may repeat the embedding as its head, which is left out. A head
+    with other weights is used, as in transformers, whatever the config says.
     """
     tied = whole_config(checkpoint).tie_word_embeddings
     files = tensor_files(checkpoint)
     embedding = next((key for key in files if key.endswith("embed_tokens.weight")), None)
     for path in sorted(set(files.values())):
-        with _opened(path) as file:
+        with _open(path) as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 shape = tuple(file.get_slice(key).get_shape())
-                repeats = (
+                is_copy = (
                     tied
                     and embedding is not None
                     and key.endswith("lm_head.weight")
-                    and _same(file, key, files[embedding], embedding)
+                    and _is_equal(file, key, files[embedding], embedding)
                 )
-                buffer = key.endswith("rotary_emb.inv_freq")  # old checkpoints have it
-                if not repeats and not buffer and not key.removeprefix("model.").startswith(_OTHER):
+                is_buffer = key.endswith("rotary_emb.inv_freq")  # in old checkpoints
+                is_other = key.removeprefix("model.").startswith(_OTHER_PARTS)
+                if not is_copy and not is_buffer and not is_other:
                     yield path, key, shape
 
 
-def _same(file: Any, key: str, other_file: Path, other: str) -> bool:
+def _is_equal(file: Any, key: str, other_path: Path, other_key: str) -> bool:
     """Whether two matrices have the same weights, read in blocks of rows."""
-    with _opened(other_file) as opened:
-        one, two = file.get_slice(key), opened.get_slice(other)
+    with _open(other_path) as other_file:
+        one, two = file.get_slice(key), other_file.get_slice(other_key)
         if one.get_shape() != two.get_shape():
             return False
         starts = range(0, one.get_shape()[0], _ROWS)
@@ -158,32 +178,33 @@ def _same(file: Any, key: str, other_file: Path, other: str) -> bool:
 
 
 def _names(conversion: Conversion, config: PretrainedConfig) -> Callable[[Path, str], str]:
-    """llama.cpp's name of a checkpoint's tensor; HQError for one that it has no place for."""
+    """A function that returns llama.cpp's name of a checkpoint's tensor.
+
+    It raises HQError if llama.cpp has no such tensor.
+    """
     gguf = gguf_package()
     arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[conversion.architecture]
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
 
     def name(checkpoint: Path, key: str) -> str:
-        inner = _without(key, _INNER)
+        prefix = next((p for p in _LANGUAGE_MODEL if key.startswith(p)), "")
+        inner = key.removeprefix(prefix)
         inner = inner if inner.startswith(("model.", "lm_head.")) else f"model.{inner}"
-        found: str | None = table.get_name(inner, try_suffixes=(".weight", ".bias"))
-        biased = found is not None and found.endswith(".bias")
-        if found is None or (biased and _part(found) not in conversion.biases):
+        gguf_name: str | None = table.get_name(inner, try_suffixes=(".weight", ".bias"))
+        is_bias = gguf_name is not None and gguf_name.endswith(".bias")
+        if gguf_name is None or (is_bias and _part(gguf_name) not in conversion.biases):
             raise HQError(
-                f"{checkpoint} has a tensor {key!r} that llama.cpp's {conversion.architecture} has "
-                "no place for: a GGUF file without it would be another model."
+                f"{checkpoint} has a tensor {key!r}, which llama.cpp's {conversion.architecture} "
+                "does not have, so the GGUF file would be another model: use a precision of the "
+                "torch backend."
             )
-        return found
+        return gguf_name
 
     return name
 
 
-def _without(key: str, prefixes: tuple[str, ...]) -> str:
-    return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
-
-
 def _part(name: str) -> str:
-    """attn_q of blk.3.attn_q.weight."""
+    """The part of a tensor's name that a conversion knows: attn_q of blk.3.attn_q.weight."""
     return name.split(".")[-2]
 
 
@@ -194,32 +215,32 @@ def _planned(
     name: str,
     config: PretrainedConfig,
     conversion: Conversion,
-) -> Planned:
+) -> PlannedTensor:
     def read() -> Weights:
-        with _opened(path) as file:
+        with _open(path) as file:
             tensor = file.get_tensor(key)
         if not tensor.is_floating_point():
             raise HQError(
-                f"{path} holds {key!r} as {tensor.dtype}: a GGUF file is written from the dense "
+                f"{path} has {key!r} as {tensor.dtype}: write the GGUF file from the dense "
                 "checkpoint, before quantization."
             )
-        edited = conversion.edit(_part(name), tensor.to(torch.float32).numpy(), config)
-        return np.ascontiguousarray(edited)
+        converted = conversion.edit(_part(name), tensor.to(torch.float32).numpy(), config)
+        return np.ascontiguousarray(converted)
 
-    return Planned(name, shape, read)
+    return PlannedTensor(name, shape, read)
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise HQError(
-            f"{path} is no whole safetensors file ({first_line(error)}): copy it again."
+            f"{path} is not a complete safetensors file ({first_line(error)}): copy it again."
         ) from error
 
 
 def _write(
-    gguf: ModuleType, writer: Any, metadata: Metadata, planned: list[Planned], dtype: Dtype
+    gguf: ModuleType, writer: Any, metadata: Metadata, planned: list[PlannedTensor], dtype: Dtype
 ) -> None:
     for key, value in metadata.items():
         writer.add_key_value(key, value, _type(gguf, value))
@@ -235,7 +256,7 @@ def _write(
 
 
 def _type(gguf: ModuleType, value: Value) -> Any:
-    """GGUF's type of a value; whole numbers are counts and ids."""
+    """GGUF's type of a value; integers are counts and ids, so they are unsigned."""
     types = gguf.GGUFValueType
     return {
         bool: types.BOOL,
@@ -246,7 +267,7 @@ def _type(gguf: ModuleType, value: Value) -> Any:
     }[type(value)]
 
 
-def _cast(tensor: Planned, dtype: type[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+def _cast(tensor: PlannedTensor, dtype: type[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     weights = tensor.read()
     with np.errstate(over="ignore"):
         cast = weights.astype(dtype, copy=False)

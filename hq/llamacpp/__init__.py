@@ -1,5 +1,5 @@
-"""llama.cpp at its own speed: loading, decoding, and its FFN products read and scaled natively.
+"""llama.cpp by its low-level API: models, contexts, samplers, and a compiled eval callback.
 
-Everything here speaks to llama-cpp-python's low-level API; hq/backends/llamacpp/backend.py speaks
-hq's.
+The callback reads and scales FFN activations while llama.cpp computes. The backend that implements
+hq's protocol with these parts is in `hq.backends.llamacpp`.
 """

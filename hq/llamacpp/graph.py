@@ -1,7 +1,7 @@
-"""Where a model's FFN products are in llama.cpp's graph: found by asking the graph once.
+"""Find the nodes of llama.cpp's graph that hold h, the input of each layer's down projection.
 
-A product is what the down projection of a layer multiplies, whatever its node is called
-(`ffn_swiglu`, `ffn_geglu`, `ffn_gate_par`, …), so it is found from there.
+h is the second operand of the node that multiplies by `ffn_down`, whatever that operand is called
+(`ffn_swiglu`, `ffn_geglu`, `ffn_gate_par`, …), so the search starts from the down projections.
 """
 
 import ctypes
@@ -9,55 +9,70 @@ import re
 from dataclasses import dataclass
 
 from hq.errors import HQError
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 
-CPU = "CPU"  # the place of whatever is in host memory
+CPU = "CPU"  # the device of everything in host memory
 _DOWN = re.compile(r"blk\.(\d+)\.ffn_down(_exps)?\.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class GraphNodes:
-    """Names of the nodes of every layer, without the layer's number, and the memory they are in."""
+    """The nodes that hold h and W_down·h, and the device of each layer's h.
 
-    product: str  # such as "ffn_swiglu-"
-    down: str  # such as "ffn_out-"
+    Node names end in the layer number, which `h` and `output` leave out.
+    """
+
+    h: str  # such as "ffn_swiglu-"
+    output: str  # such as "ffn_out-"
     layers: int
     d_ff: int
     d_model: int
-    places: tuple[str, ...]  # of each layer's product: CPU, or the name of a GPU's buffer
+    devices: tuple[str, ...]  # of h in each layer: CPU, or the name of a GPU's buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _DownProjection:
+    """The nodes of one layer's down projection."""
+
+    h: str
+    output: str
+    d_ff: int
+    d_model: int
+    device: str
 
 
 class GraphNodeFinder:
-    """An eval callback that asks for nothing, and notes what feeds each down projection."""
+    """An eval callback that asks for no value and records the input of each down projection."""
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._found: dict[int, tuple[str, str, int, int, str]] = {}
+        self._layers: dict[int, _DownProjection] = {}
         self._experts = False
 
     def __call__(self, tensor: int, ask: bool, _: object) -> bool:
-        """Looks at a node, and asks for its value never."""
+        """Inspect a node of the graph; never ask for its value."""
         if ask:
-            self._look(tensor)
+            self._inspect(tensor)
         return not ask
 
-    def _look(self, tensor: int) -> None:
-        layout = library().layout
-        weight, product = (
-            ctypes.c_void_p.from_address(tensor + layout.src + place).value for place in (0, 8)
+    def _inspect(self, tensor: int) -> None:
+        layout = load_library().layout
+        weight, h = (
+            ctypes.c_void_p.from_address(tensor + layout.src + offset).value for offset in (0, 8)
         )
-        match = _DOWN.fullmatch(_name(weight)) if weight and product else None
-        if match is None or product is None:
+        match = _DOWN.fullmatch(_name(weight)) if weight and h else None
+        if match is None or h is None:
             return
         self._experts = self._experts or match[2] is not None
-        place = _place(ctypes.c_void_p.from_address(product + layout.buffer).value)
+        device = _device_of(ctypes.c_void_p.from_address(h + layout.buffer).value)
         d_ff, d_model = (
-            ctypes.c_int64.from_address(node + layout.ne).value for node in (product, tensor)
+            ctypes.c_int64.from_address(node + layout.ne).value for node in (h, tensor)
         )
-        self._found[int(match[1])] = (_name(product), _name(tensor), d_ff, d_model, place)
+        down = _DownProjection(_name(h), _name(tensor), d_ff, d_model, device)
+        self._layers[int(match[1])] = down
 
-    def products(self, layers: int, d_ff: int) -> GraphNodes:
-        """What was found. Raises HQError where a layer's product cannot be observed."""
+    def nodes(self, layers: int, d_ff: int) -> GraphNodes:
+        """Return the nodes of all layers. Raises HQError if a layer's h cannot be observed."""
         if self._experts:
             raise HQError(
                 f"{self._source} is a mixture of experts, which hq cannot read yet: name a dense "
@@ -65,24 +80,28 @@ class GraphNodeFinder:
             )
         prefixes = set()
         for layer in range(layers):
-            product, down, width, d_model, _ = self._found.get(layer, ("", "", 0, 0, ""))
-            ending = f"-{layer}"
-            if not (product.endswith(ending) and down.endswith(ending) and width == d_ff):
+            down = self._layers.get(layer, _DownProjection("", "", 0, 0, ""))
+            suffix = f"-{layer}"
+            if not (down.h.endswith(suffix) and down.output.endswith(suffix) and down.d_ff == d_ff):
                 raise HQError(
-                    f"The FFN product of layer {layer} of {self._source} cannot be observed in "
-                    f"llama.cpp's graph (found {product or 'nothing'}): hq does not know this "
+                    f"The FFN activations of layer {layer} of {self._source} cannot be observed in "
+                    f"llama.cpp's graph (found {down.h or 'nothing'}): hq does not know this "
                     "architecture."
                 )
-            prefixes.add((product[: -len(str(layer))], down[: -len(str(layer))], d_model))
+            digits = len(str(layer))
+            prefixes.add((down.h[:-digits], down.output[:-digits], down.d_model))
         if len(prefixes) != 1:
-            raise HQError(f"The layers of {self._source} are not alike: hq cannot read them.")
-        ((product, down, d_model),) = prefixes
-        places = tuple(self._found[layer][-1] for layer in range(layers))
-        return GraphNodes(product, down, layers, d_ff, d_model, places)
+            raise HQError(
+                f"The layers of {self._source} have nodes of different names or widths in "
+                "llama.cpp's graph: hq does not know this architecture."
+            )
+        ((h, output, d_model),) = prefixes
+        devices = tuple(self._layers[layer].device for layer in range(layers))
+        return GraphNodes(h, output, layers, d_ff, d_model, devices)
 
 
-def _place(buffer: int | None) -> str:
-    ggml = library().ggml
+def _device_of(buffer: int | None) -> str:
+    ggml = load_library().ggml
     if buffer is None or ggml.ggml_backend_buffer_is_host(buffer):
         return CPU
     return str(ggml.ggml_backend_buffer_name(buffer).decode(errors="replace"))
@@ -91,4 +110,4 @@ def _place(buffer: int | None) -> str:
 def _name(tensor: int | None) -> str:
     if not tensor:
         return ""
-    return ctypes.string_at(tensor + library().layout.name).decode(errors="replace")
+    return ctypes.string_at(tensor + load_library().layout.name).decode(errors="replace")

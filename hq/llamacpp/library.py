@@ -1,6 +1,6 @@
-"""The llama.cpp library: found, silenced, and its tensors' layout worked out rather than assumed.
+"""llama.cpp's shared library: loaded once, with its log captured and its tensor layout measured.
 
-llama-cpp-python is an extra, imported when a model is opened and never before.
+llama-cpp-python is an extra, so it is imported only when a model is opened.
 """
 
 import ctypes
@@ -16,45 +16,45 @@ from typing import Any
 from hq.errors import HQError
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-_STRUCT_BYTES = 1024  # more than any ggml_tensor has, and less than the arena it is made in
-_SHAPE = (7, 11, 13, 17)  # no two alike, nor like a stride of theirs
+_STRUCT_BYTES = 1024  # larger than a ggml_tensor, smaller than the arena that it is made in
+_SHAPE = (7, 11, 13, 17)  # all different, and different from the strides of such a tensor
 _F32 = 0  # GGML_TYPE_F32
 _GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """Offsets, in bytes, inside a ggml_tensor."""
+    """Byte offsets of the fields of a ggml_tensor."""
 
-    buffer: int  # pointer to the memory that `data` lies in
+    buffer: int  # pointer to the buffer that `data` is in
     ne: int  # int64[4]: elements along each axis, the innermost first
     nb: int  # size_t[4]: bytes from one element to the next along each axis
-    src: int  # pointers to the tensors it is computed from
+    src: int  # pointers to the operands
     data: int  # pointer
-    name: int  # zero-terminated text
+    name: int  # zero-terminated string
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """llama-cpp-python's low-level module, ggml's functions on tensors, and their layout."""
+    """llama-cpp-python's low-level module, ggml's tensor functions, and the tensor layout."""
 
     llama: ModuleType
     ggml: Any  # ctypes.CDLL
     layout: TensorLayout
-    errors: deque[str]  # the last lines that llama.cpp logged as errors
-    gpus: tuple[str, ...]  # GPUs that this build of llama.cpp can use here, such as CUDA0
+    errors: deque[str]  # the last lines that llama.cpp logged at level ERROR
+    gpus: tuple[str, ...]  # GPUs that this build can use on this machine, such as CUDA0
 
-    def why(self) -> str:
-        """What llama.cpp said last of an error, to be put into a sentence."""
+    def reason(self) -> str:
+        """The first error that llama.cpp logged since `errors` was cleared, without a full stop."""
         lines = [line.strip().rstrip(".") for line in self.errors if line.strip()]
         return lines[0] if lines else "llama.cpp gave no reason"
 
 
 @cache
-def library() -> Library:
+def load_library() -> Library:
     """Load llama.cpp, once per process.
 
-    Raises HQError if it is missing, or lays out its tensors in a way that cannot be read.
+    Raises HQError if llama-cpp-python is missing or its tensor layout cannot be determined.
     """
     try:
         import llama_cpp
@@ -66,22 +66,22 @@ def library() -> Library:
     folder = Path(llama_cpp.__file__).parent / "lib"
     ggml = _functions(extensions.load_shared_library("ggml-base", folder))
     errors: deque[str] = deque(maxlen=8)
-    _listen(llama_cpp, errors)
+    _capture_errors(llama_cpp, errors)
     llama_cpp.llama_backend_init()
     try:
         layout = _probe(ggml)
     except LookupError as error:
         version = getattr(llama_cpp, "__version__", "of unknown version")
         raise HQError(
-            f"llama-cpp-python {version} lays out its tensors in a way that hq cannot find "
-            f"({error}): install the version that hq[llama] names."
+            f"The tensor layout of llama-cpp-python {version} is unknown (field {error}): install "
+            "the version that hq[llama] requires."
         ) from error
     gpus = _gpus(ggml, extensions.load_shared_library("ggml", folder))
     return Library(llama_cpp, ggml, layout, errors, gpus)
 
 
 def _functions(ggml: Any) -> Any:
-    """Types of the functions in use; sizes and addresses are plain integers."""
+    """Declare the functions that hq calls; sizes and addresses are plain integers."""
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
         ("ggml_init", pointer, [_InitParams]),
@@ -129,9 +129,9 @@ class _InitParams(ctypes.Structure):
 
 
 def _probe(ggml: Any) -> TensorLayout:
-    """Offsets found by making tensors and looking for what is known of them.
+    """Determine the offsets by creating tensors and searching for their known values.
 
-    Raises LookupError, naming the field, where something does not stand where it can be read.
+    Raises LookupError with the name of a field that is not found, or is found more than once.
     """
     context = ggml.ggml_init(_InitParams(1 << 20, None, True))
     buffer = None
@@ -163,25 +163,25 @@ def _words(address: int, size: int) -> list[int]:
     return list((ctypes.c_uint64 * (size // 8)).from_address(address))
 
 
-def _find(field: str, words: list[int], wanted: tuple[int, ...]) -> int:
-    """Byte offset of the one place where the words `wanted` stand in a row."""
-    width = len(wanted)
-    places = [i for i in range(len(words)) if tuple(words[i : i + width]) == wanted]
-    if len(places) != 1:
+def _find(field: str, words: list[int], values: tuple[int, ...]) -> int:
+    """Byte offset of the only occurrence of consecutive `values` among the words."""
+    width = len(values)
+    indices = [i for i in range(len(words)) if tuple(words[i : i + width]) == values]
+    if len(indices) != 1:
         raise LookupError(field)
-    return 8 * places[0]
+    return 8 * indices[0]
 
 
-_KEPT: list[Any] = []  # callbacks that llama.cpp holds and Python must not free
+_LOG_CALLBACKS: list[Any] = []  # referenced by llama.cpp, so Python must not free them
 
 
-def _listen(llama: ModuleType, errors: deque[str]) -> None:
-    """Keeps llama.cpp's error lines in place of printing all it has to say."""
+def _capture_errors(llama: ModuleType, errors: deque[str]) -> None:
+    """Collect llama.cpp's error lines, and print nothing of its log."""
 
     def log(level: int, text: bytes, _: object) -> None:
         if level == _ERROR_LEVEL and not sys.is_finalizing():
             errors.append(text.decode(errors="replace"))
 
     callback = llama.llama_log_callback(log)
-    _KEPT.append(callback)
+    _LOG_CALLBACKS.append(callback)
     llama.llama_log_set(callback, ctypes.c_void_p(0))

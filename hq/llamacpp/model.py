@@ -1,56 +1,50 @@
-"""A GGUF file loaded by llama.cpp, and contexts that decode with it."""
+"""A GGUF file loaded by llama.cpp: its weights, vocabulary, and the handles that must be freed."""
 
 import ctypes
 import weakref
-from collections.abc import Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
-
 from hq.errors import HQError
-from hq.llamacpp.batch import TokenBatch
+from hq.llamacpp.context import Context
 from hq.llamacpp.graph import GraphNodeFinder, GraphNodes
-from hq.llamacpp.library import library
-from hq.llamacpp.memory import Allocated
-from hq.llamacpp.observer import Factors, GraphObserver
-
-_F32 = 0  # GGML_TYPE_F32
-_FLASH_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
-_MOST = 2**31 - 1
-_RESTORED = (0, 1, -1)  # codes after which all sequences are as they should be
+from hq.llamacpp.library import load_library
+from hq.llamacpp.observer import GraphObserver
 
 
 class LlamaModel:
-    """The weights. A context manager; `close` frees them, and every context made of them first.
+    """The weights of a model. A context manager; `close` frees its contexts and then the weights.
 
-    What is not closed is freed when Python collects it. `paths` are the parts of the file, in
-    order. `n_gpu_layers` counts from the last layer, the output's included; 0 keeps everything on
-    the CPU, -1 puts everything on the GPU.
+    A model that is not closed is freed when Python collects it.
 
-    Raises HQError for a file that llama.cpp does not load, and for GPU layers without a GPU.
+    Args:
+        paths: The parts of the GGUF file, in order.
+        n_gpu_layers: Number of layers on the GPU, counted from the last and including the output:
+            0 for the CPU only, -1 for all layers.
+
+    Raises HQError if llama.cpp cannot load the file, or if GPU layers are asked for without a GPU.
     """
 
     def __init__(self, *paths: Path, n_gpu_layers: int = 0) -> None:
         self.path = paths[0]
         self.on_host = n_gpu_layers == 0
         _require_gpu(n_gpu_layers)
-        llama = library().llama
+        llama = load_library().llama
         settings = llama.llama_model_default_params()
         settings.n_gpu_layers = n_gpu_layers
-        none = (ctypes.c_void_p * 1)()  # a list of devices that ends at once
+        no_devices = (ctypes.c_void_p * 1)()  # a zero-terminated list
         if self.on_host:
-            settings.devices = ctypes.addressof(none)
-        library().errors.clear()
+            settings.devices = ctypes.addressof(no_devices)
+        load_library().errors.clear()
         names = (ctypes.c_char_p * len(paths))(*map(bytes, paths))
         model = llama.llama_model_load_from_splits(names, len(paths), settings)
         if not model:
-            raise HQError(f"llama.cpp cannot load {self.path}: {library().why()}.")
-        self.allocated = Allocated(llama, model)
-        self._free = weakref.finalize(self, self.allocated.free)
+            raise HQError(f"llama.cpp cannot load {self.path}: {load_library().reason()}.")
+        self.handles = NativeHandles(llama, model)
+        self._free = weakref.finalize(self, self.handles.free)
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.vocabulary: int = llama.llama_vocab_n_tokens(self._vocabulary)
 
@@ -61,83 +55,85 @@ class LlamaModel:
         self.close()
 
     def close(self) -> None:
-        """Frees contexts and weights; the second call has no effect."""
+        """Free contexts and weights; a second call has no effect."""
         self._free()
 
-    def context(self, tap: GraphObserver | None, **settings: int) -> "Context":
-        """A new context; see Context for its settings."""
-        return Context(self, tap, **settings)
+    def context(self, observer: GraphObserver | None, **settings: int) -> Context:
+        """Create a context; see Context for its settings."""
+        return Context(self, observer, **settings)
 
     @property
     def handle(self) -> Any:
-        """llama.cpp's own. Raises HQError once the model is closed."""
-        if self.allocated.model is None:
+        """llama.cpp's model. Raises HQError if it is closed."""
+        if self.handles.model is None:
             raise HQError(f"{self.path} is closed: open it again.")
-        return self.allocated.model
+        return self.handles.model
 
     def adapter(self, path: Path) -> Any:
-        """A LoRA read from a GGUF file, for `Context.adapt`; it lives as long as the model.
+        """Load a LoRA adapter for `Context.adapt` from a GGUF file; it lives as long as the model.
 
-        Raises HQError for a file that llama.cpp does not load, or made for another architecture.
+        Raises HQError if llama.cpp cannot load the file, or if it is for another architecture.
         """
-        llama = library().llama
-        library().errors.clear()
+        llama = load_library().llama
+        load_library().errors.clear()
         adapter = llama.llama_adapter_lora_init(self.handle, bytes(path))
         if not adapter:
-            raise HQError(f"llama.cpp cannot load the adapter {path}: {library().why()}.")
+            raise HQError(f"llama.cpp cannot load the adapter {path}: {load_library().reason()}.")
         return adapter
 
-    def products(self, layers: int, d_ff: int) -> GraphNodes:
-        """Where the FFN products are in the graph, asked of a decode of one token."""
-        llama = library().llama
+    def graph_nodes(self, layers: int, d_ff: int) -> GraphNodes:
+        """Find the graph nodes that hold h and W_down·h by decoding one token."""
+        llama = load_library().llama
         finder = GraphNodeFinder(self.path.name)
         callback = llama.ggml_backend_sched_eval_callback(finder)
         with Context(self, None, tokens=32, batch=8, callback=callback) as context:
             context.decode([0], [0], [0], [True])
-        return finder.products(layers, d_ff)
+        return finder.nodes(layers, d_ff)
 
     def tokenize(
         self, text: str, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """Token ids of a text. Raises HQError for a text that is not Unicode."""
+        """Token ids of a text. Raises HQError if the text has an unpaired surrogate."""
         vocabulary = self._open_vocabulary
         try:
             raw = text.encode()
         except UnicodeEncodeError as error:
             raise HQError(
-                f"A text has half of a surrogate pair at character {error.start}, which is no "
-                "Unicode: correct it where it was written."
+                f"A text has an unpaired surrogate at character {error.start}: correct it where "
+                "the text was produced."
             ) from error
         size = len(raw) + 8
         while True:
-            room = (ctypes.c_int32 * size)()
-            count = library().llama.llama_tokenize(
-                vocabulary, raw, len(raw), room, size, add_special, parse_special
+            buffer = (ctypes.c_int32 * size)()
+            length = load_library().llama.llama_tokenize(
+                vocabulary, raw, len(raw), buffer, size, add_special, parse_special
             )
-            if count >= 0:
-                return list(room[:count])
-            size = -count  # what it takes
+            if length >= 0:
+                return list(buffer[:length])
+            size = -length  # the size that is needed
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes of a token, which need not be whole characters.
+        """The bytes of a token, which may be part of a character.
 
-        Raises HQError for a token that the model lacks.
+        Raises HQError if the model has no such token.
         """
         vocabulary = self._open_vocabulary
         if not 0 <= token < self.vocabulary:
             raise HQError(f"{self.path} has no token {token}: it has {self.vocabulary}.")
         size = 256
         while True:
-            room = ctypes.create_string_buffer(size)
-            count = library().llama.llama_token_to_piece(vocabulary, token, room, size, 0, special)
-            if count >= 0:
-                return room.raw[:count]
-            size = -count
+            buffer = ctypes.create_string_buffer(size)
+            length = load_library().llama.llama_token_to_piece(
+                vocabulary, token, buffer, size, 0, special
+            )
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """Tokens that end a generation."""
-        llama, vocabulary = library().llama, self._open_vocabulary
+        """The tokens that end a generation."""
+        llama, vocabulary = load_library().llama, self._open_vocabulary
         return frozenset(
             token for token in range(self.vocabulary) if llama.llama_vocab_is_eog(vocabulary, token)
         )
@@ -148,168 +144,48 @@ class LlamaModel:
         return self.handle and self._vocabulary
 
 
-def _require_gpu(layers: int) -> None:
-    """Raises HQError for GPU layers where llama.cpp has no GPU, and for counts below -1."""
-    if layers < -1:
-        raise HQError(f"n_gpu_layers is {layers}: use -1 for all layers, 0 for the CPU, or more.")
-    if layers != 0 and not library().gpus:
-        raise HQError(
-            f"n_gpu_layers = {layers} needs a GPU, and this build of llama-cpp-python has none "
-            "here: rebuild it with CMAKE_ARGS=-DGGML_CUDA=on, or set n_gpu_layers to 0."
-        )
+class NativeHandles:
+    """llama.cpp's model and its contexts, each freed exactly once.
 
-
-class Context:
-    """Keys and values of up to 256 sequences, and the callback that reads and scales.
-
-    `tokens` is how many of them fit, over all sequences; `batch` how many one decode may have.
-    Arithmetic is as exact as the weights allow: keys and values in F32, no flash attention. Every
-    operation runs where the weights of its layer lie, whatever the number of tokens.
+    Contexts point into the weights, so they are freed first, in whatever order Python collects the
+    objects that own them. Their finalizers hold this object, which refers to none of them.
     """
 
-    def __init__(
-        self,
-        model: LlamaModel,
-        tap: GraphObserver | None,
-        *,
-        tokens: int = 4096,
-        batch: int = 2048,
-        sequences: int = 1,
-        threads: int = 1,
-        callback: Any = None,
-    ) -> None:
-        llama = library().llama
-        batch = min(batch, tokens)  # as llama.cpp does
-        for what, number in (("tokens", tokens), ("batch", batch), ("threads", threads)):
-            _require_range(what, number, 1, _MOST)
-        _require_range("sequences", sequences, 1, llama.llama_max_parallel_sequences())
-        settings = llama.llama_context_default_params()
-        settings.n_ctx = tokens
-        settings.n_batch = settings.n_ubatch = batch
-        settings.n_seq_max = sequences
-        settings.n_threads = settings.n_threads_batch = threads
-        settings.flash_attn_type = _FLASH_OFF
-        settings.type_k = settings.type_v = _F32
-        settings.kv_unified = True  # sequences share the cells of a prefix, and batches keep order
-        settings.swa_full = True
-        settings.op_offload = False  # else 32 tokens and more would be computed on a GPU
-        settings.offload_kqv = not model.on_host
-        if tap is not None:
-            from hq.llamacpp.callback import address  # compiles, so only when it is needed
+    def __init__(self, llama: ModuleType, model: Any) -> None:
+        self._llama = llama
+        self.model = model
+        self.contexts: dict[int, Any] = {}  # by their keys
+        self._keep_alive: dict[int, object] = {}  # what each context has pointers to
+        self._keys = count()
 
-            _require_range("batch", batch, 1, tap.capacity)
-            callback = llama.ggml_backend_sched_eval_callback(address())
-            settings.cb_eval_user_data = tap.attach()
-        if callback is not None:
-            settings.cb_eval = callback
-        self._tap = tap
-        self.model, self.capacity, self.batch, self.sequences = model, tokens, batch, sequences
-        library().errors.clear()
-        context = llama.llama_init_from_model(model.handle, settings)
-        if not context:
-            raise HQError(
-                f"llama.cpp cannot make a context of {tokens} tokens with {model.path}: "
-                f"{library().why()}."
-            )
-        self._key = model.allocated.adopt(context, alive=(tap, callback))
-        self._free = weakref.finalize(self, model.allocated.free_context, self._key)
-        self._batch = TokenBatch(llama, batch, model.vocabulary, sequences)
-        self.whole = True  # whether its sequences are defined: until `clear`, not after a failure
+    def adopt(self, context: Any, keep_alive: object) -> int:
+        """Take over a new context; return its key. `keep_alive` lives as long as the context."""
+        key = next(self._keys)
+        self.contexts[key], self._keep_alive[key] = context, keep_alive
+        return key
 
-    def __enter__(self) -> "Context":
-        return self
+    def free_context(self, key: int) -> None:
+        """Free a context; a second call has no effect."""
+        context = self.contexts.pop(key, None)
+        if context is not None:
+            self._llama.llama_free(context)
+            del self._keep_alive[key]
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Frees it; the second call has no effect."""
-        self._free()
-
-    @property
-    def factors(self) -> Factors:
-        """What is scaled in it at present."""
-        return [] if self._tap is None else self._tap.factors
-
-    def decode(
-        self,
-        tokens: Sequence[int] | Int[np.ndarray, " n"],
-        positions: Sequence[int] | Int[np.ndarray, " n"],
-        sequences: Sequence[int] | Int[np.ndarray, " n"],
-        wanted: ArrayLike,
-    ) -> Float[np.ndarray, "output vocab"]:
-        """Computes tokens, each of a sequence at a position; the logits after the wanted ones.
-
-        The logits are a view that is valid until the next decode, or `close`: copy what is kept.
-        Raises HQError for arrays that do not fit, if llama.cpp fails, and if the FFN products could
-        not be read; after the latter two nothing can be decoded before `clear`.
-        """
-        handle, llama = self._handle, library().llama
-        if not self.whole:
-            raise HQError(f"A decode with {self.model.path} failed: clear its context first.")
-        batch, outputs = self._batch.filled(tokens, positions, sequences, wanted)
-        if self._tap is not None:
-            self._tap.begin(len(tokens), outputs)
-        library().errors.clear()
-        self.whole = False
-        code = llama.llama_decode(handle, batch)
-        self.whole = code in _RESTORED
-        if code != 0:
-            reason = "its cache is full" if code == 1 else f"code {code}, {library().why()}"
-            raise HQError(
-                f"llama.cpp could not decode {len(tokens)} tokens of {self.model.path}: {reason}."
-            )
-        if self._tap is not None and not self._tap.idle:
-            llama.llama_synchronize(handle)
-            self.whole = False
-            self._tap.end()
-            self.whole = True
-        shape = (len(outputs), self.model.vocabulary)
-        if not len(outputs):
-            return np.empty(shape, dtype=np.float32)
-        at = ctypes.cast(llama.llama_get_logits(handle), ctypes.c_void_p).value
-        found: Any = (ctypes.c_float * (shape[0] * shape[1])).from_address(at or 0)
-        found.context = self  # lives as long as the view, which would else be of freed memory
-        return np.frombuffer(found, dtype=np.float32).reshape(shape)
-
-    def adapt(self, adapter: Any, scale: float) -> None:
-        """Adds a LoRA of the model, times `scale`, to its weights in this context: it alone."""
-        handle, llama = self._handle, library().llama
-        adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
-        if llama.llama_set_adapters_lora(handle, adapters, 1, (ctypes.c_float * 1)(scale)):
-            raise HQError(f"llama.cpp could not set an adapter of {self.model.path}.")
-
-    def clear(self) -> None:
-        """Forgets every sequence."""
-        library().llama.llama_memory_clear(self._memory, False)
-        self.whole = True
-
-    def copy(self, source: int, target: int) -> None:
-        """Lets `target` continue all of `source`, whose cells they then share."""
-        for sequence in (source, target):
-            _require_range("sequence", sequence, 0, self.sequences - 1)
-        library().llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-
-    def forget(self, sequence: int) -> None:
-        """Removes a sequence; a closed context has none."""
-        _require_range("sequence", sequence, 0, self.sequences - 1)
-        if self._key in self.model.allocated.contexts:
-            library().llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-
-    @property
-    def _handle(self) -> Any:
-        """llama.cpp's own. Raises HQError once it is closed, or its model is."""
-        context = self.model.allocated.contexts.get(self._key)
-        if context is None:
-            raise HQError(f"A context of {self.model.path} is closed: open another.")
-        return context
-
-    @property
-    def _memory(self) -> Any:
-        return library().llama.llama_get_memory(self._handle)
+    def free(self) -> None:
+        """Free every context and then the weights; a second call has no effect."""
+        for key in list(self.contexts):
+            self.free_context(key)
+        if self.model is not None:
+            self._llama.llama_model_free(self.model)
+            self.model = None
 
 
-def _require_range(what: str, number: int, low: int, high: int) -> None:
-    """Raises HQError for a number that llama.cpp would take for another one, or abort at."""
-    if not low <= number <= high:
-        raise HQError(f"A context takes {what} from {low} to {high}, not {number}.")
+def _require_gpu(layers: int) -> None:
+    """Raises HQError for GPU layers if llama.cpp has no GPU, and for counts below -1."""
+    if layers < -1:
+        raise HQError(f"n_gpu_layers is {layers}: use -1 for all layers, 0 for the CPU, or more.")
+    if layers != 0 and not load_library().gpus:
+        raise HQError(
+            f"n_gpu_layers = {layers} needs a GPU, but this build of llama-cpp-python finds none: "
+            "rebuild it with CMAKE_ARGS=-DGGML_CUDA=on, or set n_gpu_layers to 0."
+        )

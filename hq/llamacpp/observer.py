@@ -1,6 +1,6 @@
-"""What the native callback is to do, and the arrays that it reads from and writes to."""
+"""What the compiled callback does in each decode, and the arrays that it reads and writes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,210 +8,213 @@ from jaxtyping import Float, Int
 
 from hq.errors import HQError
 from hq.llamacpp.graph import GraphNodes
-from hq.llamacpp.state import DTYPES, WRITTEN, CallbackMode, Fault, Field
+from hq.llamacpp.state import DTYPES, WRITTEN, Fault, Field, LayerAction
 from hq.neurons.cett import Measure, require_measures
-from hq.neurons.factors import check_factors
+from hq.neurons.factors import Factors, check_factors
 
-_NAME_BYTES = 63  # of a node's name at most: GGML_MAX_NAME, less the zero that ends it
-_NEVER = -1  # a measure that is not wanted
-_FIELDS: dict[Measure, Field] = {
-    "sum": Field.SUM,
-    "output": Field.OUTPUT,
-    "contribution": Field.CONTRIBUTION,
+_NAME_BYTES = 63  # maximum length of a node's name: GGML_MAX_NAME without the final zero
+_NOT_COMPUTED = -1  # index of a measure that is not computed
+_MEASURE_FIELDS: dict[Measure, Field] = {
+    "sum": Field.SUM_MEASURE,
+    "output": Field.OUTPUT_MEASURE,
+    "contribution": Field.CONTRIBUTION_MEASURE,
 }
 
 
 class GraphObserver:
-    """The state of one context's callback.
+    """The state of the callback in one context.
 
-    Scaling goes first, so that what is read is what the model goes on with. `begin` and `end`
-    enclose each decode. One task reads at a time: `watched` and `traced` exclude each other.
+    Scaling comes before reading, so what is read is what the model goes on with. `begin` and `end`
+    enclose each decode. `watched` and `traced` exclude each other.
 
-    Raises HQError, here and in every method, for arrays that the callback would misread: it knows
-    addresses only, and writes wherever they say.
+    Every method raises HQError if an array is not what the callback expects: the callback knows
+    addresses only, and writes to them unchecked.
     """
 
     def __init__(
         self,
-        products: GraphNodes,
+        nodes: GraphNodes,
         norms: Float[np.ndarray, "layer d_ff"],
         capacity: int,
         scales: "ActivationScales",
         on_host: bool = True,
     ) -> None:
-        layers, d_ff = products.layers, products.d_ff
+        layers, d_ff = nodes.layers, nodes.d_ff
         _require(capacity > 0, f"a decode of at most {capacity} tokens")
         _require(scales.shape == (layers, d_ff), f"scales of a model of shape {scales.shape}")
         self.capacity = capacity
-        self._products = products
+        self._nodes = nodes
         self._state = np.zeros(len(Field), dtype=np.int64)
-        self._arrays: dict[Field, np.ndarray] = {}  # kept, as the callback has their addresses
-        self._scales, self._taken = scales, -1
+        self._arrays: dict[Field, np.ndarray] = {}  # keeps alive what the callback points to
+        self._scales, self._scales_version = scales, -1
         self._attached = False
-        self._traced: int | None = None  # tokens that the trace in progress expects
-        self._jobs = np.zeros(layers, dtype=np.int64)
+        self._traced_tokens: int | None = None  # that the decode in `traced` must have
+        self._actions = np.zeros(layers, dtype=np.int64)
         self._visits = np.zeros(layers, dtype=np.int64)
         self._set(Field.LAYERS, layers)
         self._set(Field.D_FF, d_ff)
-        self._set(Field.D_MODEL, products.d_model)
+        self._set(Field.D_MODEL, nodes.d_model)
         self._set(Field.COPY, not on_host)
-        self._name(Field.PRODUCT_AT, Field.PRODUCT_LENGTH, products.product)
-        self._name(Field.DOWN_AT, Field.DOWN_LENGTH, products.down)
-        self._give(Field.NORMS_AT, np.ascontiguousarray(norms, dtype=np.float32), layers, d_ff)
-        self._give(Field.JOBS_AT, self._jobs, layers)
-        self._give(Field.VISITS_AT, self._visits, layers)
+        self._set_name(Field.H_NAME_AT, Field.H_NAME_LENGTH, nodes.h)
+        self._set_name(Field.OUTPUT_NAME_AT, Field.OUTPUT_NAME_LENGTH, nodes.output)
+        norms = np.ascontiguousarray(norms, dtype=np.float32)
+        self._set_array(Field.NORMS_AT, norms, layers, d_ff)
+        self._set_array(Field.ACTIONS_AT, self._actions, layers)
+        self._set_array(Field.VISITS_AT, self._visits, layers)
         if not on_host:
-            size = capacity * max(d_ff, products.d_model)
-            self._give(Field.SCRATCH_AT, np.empty(size, dtype=np.float32), size)
-        self._measure(())
+            size = capacity * max(d_ff, nodes.d_model)
+            self._set_array(Field.SCRATCH_AT, np.empty(size, dtype=np.float32), size)
+        self._set_measures(())
 
     def attach(self) -> int:
-        """Address of the state, the callback's user data, for the one context that it is for.
+        """Return the address of the state, the callback's user data, for one context.
 
-        Raises HQError for a second one: they would overwrite each other's readings.
+        Raises HQError the second time: two contexts would overwrite each other's readings.
         """
-        _require(not self._attached, "the state of another context: make a tap for each")
+        _require(not self._attached, "the observer of another context: create one for each")
         self._attached = True
         return self._state.ctypes.data
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do at any layer."""
-        return not self._jobs.any()
+        return not self._actions.any()
 
     @contextmanager
-    def watched(self, neurons: Sequence[tuple[int, int]], whole: Measure) -> Iterator["Watch"]:
-        """Contributions of some neurons at every token, and the sum or norm of their layers.
-
-        `whole` is what a contribution is divided by: `sum` or `output`.
-        """
-        _require(whole in ("sum", "output"), f"{whole!r} to divide contributions by")
+    def watched(
+        self, neurons: Sequence[tuple[int, int]], measure: Measure
+    ) -> Iterator["NeuronReadings"]:
+        """Read the CETT of some neurons at every token, by the measure `sum` or `output`."""
+        _require(measure in ("sum", "output"), f"{measure!r} as the measure of watched neurons")
         order = np.array(
             sorted(range(len(neurons)), key=lambda k: neurons[k]), dtype=np.int64
         )  # by layer
-        chosen = np.array(neurons, dtype=np.int64).reshape(-1, 2)[order]
-        layers, indices = chosen[:, 0], np.ascontiguousarray(chosen[:, 1])
-        _require_below("layer", layers, self._products.layers)
-        _require_below("neuron", indices, self._products.d_ff)
-        count, size = len(neurons), self._products.layers
-        watch = Watch(
+        by_layer = np.array(neurons, dtype=np.int64).reshape(-1, 2)[order]
+        layers, indices = by_layer[:, 0], np.ascontiguousarray(by_layer[:, 1])
+        _require_below("layer", layers, self._nodes.layers)
+        _require_below("neuron", indices, self._nodes.d_ff)
+        count, n_layers = len(neurons), self._nodes.layers
+        readings = NeuronReadings(
             values=np.zeros((self.capacity, count), dtype=np.float32),
-            wholes=np.ones((self.capacity, size), dtype=np.float32),
+            denominators=np.ones((self.capacity, n_layers), dtype=np.float32),
             layers=layers,
-            places=np.argsort(order),
+            ranks=np.argsort(order),
         )
-        with self._reading((whole,)):
-            self._give(Field.WATCH_START_AT, self._starts(layers), size + 1)
-            self._give(Field.WATCH_INDEX_AT, indices, count)
-            self._give(Field.WATCH_VALUE_AT, watch.values, self.capacity, count)
-            self._give(Field.WATCH_WHOLE_AT, watch.wholes, self.capacity, size)
+        with self._reading((measure,)):
+            self._set_array(Field.WATCH_START_AT, self._starts(layers), n_layers + 1)
+            self._set_array(Field.WATCH_INDEX_AT, indices, count)
+            self._set_array(Field.WATCH_VALUE_AT, readings.values, self.capacity, count)
+            self._set_array(
+                Field.WATCH_DENOMINATOR_AT, readings.denominators, self.capacity, n_layers
+            )
             self._set(Field.WATCHED, count)
-            self._jobs[layers] |= CallbackMode.WATCH
-            yield watch
+            self._actions[layers] |= LayerAction.WATCH
+            yield readings
 
     @contextmanager
     def traced(
         self,
         rows: Int[np.ndarray, " token"],
         weights: Float[np.ndarray, "token span"],
-        values: Float[np.ndarray, "exchange measure span layer d_ff"],
+        values: Float[np.ndarray, "row measure span layer d_ff"],
         measures: tuple[Measure, ...],
     ) -> Iterator[None]:
-        """Adds each token's CETT, times its weights, to the values of its exchange.
+        """Add each token's CETT, times its weight in each span, to `values` at the token's row.
 
-        The decode inside must be of exactly these tokens.
+        The decodes inside must be of exactly these tokens.
         """
         tokens, spans = weights.shape
-        shape = (len(measures), spans, self._products.layers, self._products.d_ff)
-        _require_below("exchange", rows, len(values))
+        shape = (len(measures), spans, self._nodes.layers, self._nodes.d_ff)
+        _require_below("row", rows, len(values))
         with self._reading(measures):
-            self._give(Field.TRACE_ROW_AT, rows, tokens)
-            self._give(Field.TRACE_WEIGHT_AT, weights, tokens, spans)
-            self._give(Field.TRACE_VALUE_AT, values, len(values), *shape)
+            self._set_array(Field.TRACE_ROW_AT, rows, tokens)
+            self._set_array(Field.TRACE_WEIGHT_AT, weights, tokens, spans)
+            self._set_array(Field.TRACE_VALUE_AT, values, len(values), *shape)
             self._set(Field.SPANS, spans)
-            self._jobs |= CallbackMode.TRACE
-            self._traced = tokens
+            self._actions |= LayerAction.TRACE
+            self._traced_tokens = tokens
             yield
 
     def begin(self, tokens: int, outputs: Int[np.ndarray, " output"]) -> None:
-        """Before a decode of so many tokens, whose logits are wanted at the tokens `outputs`."""
+        """Prepare a decode of so many tokens, with logits at the indices `outputs`."""
         if not 0 < tokens <= self.capacity:
-            raise _misread(f"{tokens} tokens in place of at most {self.capacity}")
-        if self._traced not in (None, tokens):
-            raise _misread(f"{tokens} tokens to trace {self._traced}")
+            raise _misread(f"{tokens} tokens instead of at most {self.capacity}")
+        if self._traced_tokens not in (None, tokens):
+            raise _misread(f"{tokens} tokens to trace {self._traced_tokens}")
         _require_below("output", outputs, tokens)
         self._set(Field.TOKENS, tokens)
         self._set(Field.OUTPUTS, len(outputs))
-        self._give(Field.OUTPUT_AT, outputs, len(outputs))
+        self._set_array(Field.OUTPUT_TOKEN_AT, outputs, len(outputs))
         self._set(Field.FAULT, Fault.NONE)
-        self._take_scales()
+        self._update_scales()
         self._visits[:] = 0
 
     def end(self) -> None:
-        """After a decode. Raises HQError if a layer was not computed, or could not be read."""
+        """Check a decode. Raises HQError if a layer was not computed or could not be read."""
         fault = Fault(int(self._state[Field.FAULT]))
-        missed = np.flatnonzero((self._jobs != 0) & (self._visits == 0))
+        missed = np.flatnonzero((self._actions != 0) & (self._visits == 0))
         if fault or len(missed):
-            where = f"layer {missed[0]} was not computed" if len(missed) else _FAULTS[fault]
+            reason = f"layer {missed[0]} was not computed" if len(missed) else _FAULTS[fault]
             raise HQError(
-                f"llama.cpp's FFN products could not be read ({where}): nothing of this decode is "
-                "kept; install the version of llama-cpp-python that hq[llama] names."
+                f"The FFN activations in llama.cpp could not be read ({reason}), so this decode is "
+                "discarded: install the version of llama-cpp-python that hq[llama] requires."
             )
 
     @property
-    def factors(self) -> "Factors":
-        """What is scaled at present, in every context of the model."""
+    def factors(self) -> "ActiveFactors":
+        """The factors that scale activations now, in every context of the model."""
         return self._scales.factors
 
     @contextmanager
     def _reading(self, measures: tuple[Measure, ...]) -> Iterator[None]:
-        """The jobs of one reader; they end with it."""
-        if (self._jobs & ~CallbackMode.SCALE).any():
+        """Compute these measures, and remove the reader's actions at the end."""
+        if (self._actions & ~LayerAction.SCALE).any():
             raise HQError(
                 "This context is being read already: end that reading, or open another context."
             )
         require_measures(measures)
-        self._measure(measures)
+        self._set_measures(measures)
         try:
             yield
         finally:
-            self._jobs &= CallbackMode.SCALE
-            self._traced = None
-            self._measure(())
+            self._actions &= LayerAction.SCALE
+            self._traced_tokens = None
+            self._set_measures(())
 
-    def _take_scales(self) -> None:
-        """The present scales, if they have changed since the last decode."""
-        if self._taken != self._scales.version:
-            layers, indices, factors = self._scales.laid_out()
-            self._give(Field.SCALE_START_AT, self._starts(layers), self._products.layers + 1)
-            self._give(Field.SCALE_INDEX_AT, indices, len(indices))
-            self._give(Field.SCALE_FACTOR_AT, factors, len(indices))
-            self._jobs &= ~CallbackMode.SCALE
-            self._jobs[layers] |= CallbackMode.SCALE
-            self._taken = self._scales.version
+    def _update_scales(self) -> None:
+        """Give the callback the active scales if they have changed since the last decode."""
+        if self._scales_version != self._scales.version:
+            layers, indices, factors = self._scales.flat()
+            self._set_array(Field.SCALE_START_AT, self._starts(layers), self._nodes.layers + 1)
+            self._set_array(Field.SCALE_INDEX_AT, indices, len(indices))
+            self._set_array(Field.SCALE_FACTOR_AT, factors, len(indices))
+            self._actions &= ~LayerAction.SCALE
+            self._actions[layers] |= LayerAction.SCALE
+            self._scales_version = self._scales.version
 
     def _starts(self, layers: Int[np.ndarray, " n"]) -> Int[np.ndarray, " layer_plus_1"]:
-        return np.searchsorted(layers, np.arange(self._products.layers + 1)).astype(np.int64)
+        """Where each layer begins in the sorted array `layers`."""
+        return np.searchsorted(layers, np.arange(self._nodes.layers + 1)).astype(np.int64)
 
-    def _measure(self, measures: tuple[Measure, ...]) -> None:
-        for measure, field in _FIELDS.items():
-            self._set(field, measures.index(measure) if measure in measures else _NEVER)
+    def _set_measures(self, measures: tuple[Measure, ...]) -> None:
+        for measure, field in _MEASURE_FIELDS.items():
+            self._set(field, measures.index(measure) if measure in measures else _NOT_COMPUTED)
         self._set(Field.MEASURES, len(measures))
-        self._set(Field.READ_AT_DOWN, "output" in measures)
+        self._set(Field.READ_AT_OUTPUT, "output" in measures)
 
-    def _name(self, at: Field, length: Field, name: str) -> None:
+    def _set_name(self, address: Field, length: Field, name: str) -> None:
         encoded = name.encode()
         _require(0 < len(encoded) <= _NAME_BYTES, f"a node called {name!r}")
-        self._give(at, np.frombuffer(encoded, dtype=np.uint8), len(encoded))
+        self._set_array(address, np.frombuffer(encoded, dtype=np.uint8), len(encoded))
         self._set(length, len(encoded))
 
-    def _give(self, field: Field, array: np.ndarray, *shape: int) -> None:
-        """Hands the callback an array, which must be what the callback takes it for."""
+    def _set_array(self, field: Field, array: np.ndarray, *shape: int) -> None:
+        """Give the callback an array of the dtype and shape that it expects."""
         flags = array.flags
         fits = flags.c_contiguous and flags.aligned and (flags.writeable or field not in WRITTEN)
         if not fits or array.dtype != DTYPES[field] or array.shape != shape:
             raise _misread(
-                f"{field.name} as {array.dtype}{list(array.shape)} in place of a contiguous "
+                f"{field.name} as {array.dtype}{list(array.shape)} instead of a contiguous "
                 f"{DTYPES[field]}{list(shape)}"
             )
         self._arrays[field] = array
@@ -221,79 +224,89 @@ class GraphObserver:
         self._state[field] = value
 
 
-Factors = list[Mapping[tuple[int, int], float]]
+ActiveFactors = list[Factors]
+"""The factors of all active `scaled` contexts, the outermost first."""
 
 
 class ActivationScales:
-    """The factors in force at one model, for the taps of all its contexts."""
+    """The factors that scale a model's activations, shared by the observers of its contexts."""
 
     def __init__(self, layers: int, d_ff: int) -> None:
         self.shape = (layers, d_ff)
-        self._active: Factors = []
-        self.version = 0
+        self._active: ActiveFactors = []
+        self.version = 0  # increases with every change
 
     @property
-    def factors(self) -> Factors:
-        """What is in force at present; compare two of these to see whether it changed."""
+    def factors(self) -> ActiveFactors:
+        """The active factors; two equal values mean the same scales."""
         return list(self._active)
 
     @contextmanager
-    def scaled(self, factors: Mapping[tuple[int, int], float]) -> Iterator[None]:
-        """h_i ← α·h_i from the next decode on, while the context lasts; nested ones multiply.
+    def scaled(self, factors: Factors) -> Iterator[None]:
+        """Apply h_i ← α·h_i from the next decode on; nested contexts multiply.
 
-        Raises HQError for a neuron that the model lacks, or an α that is not a number from 0 up.
+        Raises HQError if the model has no such neuron, or if an α is not finite and at least 0.
         """
         check_factors(factors, *self.shape)
-        mine = dict(factors)  # a later change of the caller's mapping is not checked
-        self._active.append(mine)
+        copied = dict(factors)  # later changes of the caller's mapping have no effect
+        self._active.append(copied)
         self.version += 1
         try:
             yield
         finally:
-            self._active.remove(mine)
+            self._active.remove(copied)
             self.version += 1
 
-    def laid_out(
+    def flat(
         self,
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Layer, coordinate and α of every factor, by layer, in the order in which they came."""
+        """Layer, index and α of every active factor, sorted by neuron, the outermost first."""
         triples = [(*neuron, a) for factors in self._active for neuron, a in factors.items()]
         triples.sort(key=lambda triple: triple[0])
         layers, indices = (np.array([t[k] for t in triples], dtype=np.int64) for k in (0, 1))
         return layers, indices, np.array([t[2] for t in triples], dtype=np.float32)
 
 
-class Watch:
-    """The readings of the last decode, one row per token."""
+class NeuronReadings:
+    """Contributions of watched neurons in the last decode, one row per token, and denominators.
+
+    Neurons are sorted by layer; `ranks` has each one's index in that order.
+    """
 
     def __init__(
         self,
         values: Float[np.ndarray, "token watched"],
-        wholes: Float[np.ndarray, "token layer"],
+        denominators: Float[np.ndarray, "token layer"],
         layers: Int[np.ndarray, " watched"],
-        places: Int[np.ndarray, " watched"],
+        ranks: Int[np.ndarray, " watched"],
     ) -> None:
-        self.values, self.wholes = values, wholes
-        self._layers, self._places = layers, places
+        self.values, self.denominators = values, denominators
+        self._layers, self._ranks = layers, ranks
 
     def cett(self, tokens: int) -> Float[np.ndarray, "token watched"]:
-        """Shares of the whole, in the order in which the neurons were named; zero where it is."""
-        wholes = self.wholes[:tokens][:, self._layers]
+        """CETT at the first `tokens` tokens, in the order in which the neurons were named.
+
+        It is zero where the denominator is zero.
+        """
+        denominators = self.denominators[:tokens][:, self._layers]
         shares = np.divide(
-            self.values[:tokens], wholes, out=np.zeros_like(wholes), where=wholes != 0
+            self.values[:tokens],
+            denominators,
+            out=np.zeros_like(denominators),
+            where=denominators != 0,
         )
-        ordered: Float[np.ndarray, "token watched"] = shares[:, self._places]
-        return ordered
+        named_order: Float[np.ndarray, "token watched"] = shares[:, self._ranks]
+        return named_order
 
 
-def _require(holds: bool, found: str) -> None:
-    """Raises HQError for what the callback would misread, also where `assert` is switched off."""
-    if not holds:
-        raise _misread(found)
+def _require(condition: bool, otherwise: str) -> None:
+    """Raises HQError unless the condition is true; works under `python -O`, unlike `assert`."""
+    if not condition:
+        raise _misread(otherwise)
 
 
-def _misread(found: str) -> HQError:
-    return HQError(f"llama.cpp's callback cannot take {found}.")
+def _misread(what: str) -> HQError:
+    return HQError(f"llama.cpp's callback cannot take {what}.")
 
 
 def _require_below(what: str, numbers: Int[np.ndarray, " n"], limit: int) -> None:
@@ -306,7 +319,7 @@ def _require_below(what: str, numbers: Int[np.ndarray, " n"], limit: int) -> Non
 
 _FAULTS = {
     Fault.NONE: "",
-    Fault.SHAPE: "one is not dense float32 of the FFN's width",
-    Fault.ROWS: "one has other rows than the tokens decoded",
-    Fault.PLACE: "one is outside host memory, though the model was opened for the CPU",
+    Fault.SHAPE: "a tensor is not dense float32 with the width of the FFN",
+    Fault.ROWS: "a tensor has another number of rows than the decode has tokens",
+    Fault.MEMORY: "a tensor is outside host memory, though the model was opened for the CPU",
 }

@@ -1,4 +1,4 @@
-"""llama.cpp's samplers: what penalties and truncation leave of a distribution over tokens."""
+"""llama.cpp's samplers: penalties, temperature and truncation of a distribution over tokens."""
 
 import ctypes
 import weakref
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class SamplerChain:
-    """Samplers that are applied one after the other, and freed together."""
+    """Samplers that are applied in order and freed together. Methods that add one return self."""
 
     def __init__(self) -> None:
-        self._llama = library().llama
+        self._llama = load_library().llama
         settings = self._llama.llama_sampler_chain_default_params()
         self._chain = self._llama.llama_sampler_chain_init(settings)
         weakref.finalize(self, self._llama.llama_sampler_free, self._chain)
@@ -30,7 +30,7 @@ class SamplerChain:
         frequency: float = 0.0,
         presence: float = 0.0,
     ) -> "SamplerChain":
-        """Penalties on the last `window` tokens that were accepted."""
+        """Penalize tokens among the last `window` accepted ones."""
         return self._add(
             self._llama.llama_sampler_init_penalties(
                 vocabulary, window, repeat, frequency, presence
@@ -38,30 +38,30 @@ class SamplerChain:
         )
 
     def temperature(self, value: float) -> "SamplerChain":
-        """Divides logits by a positive temperature."""
+        """Divide logits by a positive temperature."""
         return self._add(self._llama.llama_sampler_init_temp(value))
 
     def top_k(self, count: int) -> "SamplerChain":
-        """Keeps the `count` likeliest tokens."""
+        """Keep the `count` most probable tokens."""
         return self._add(self._llama.llama_sampler_init_top_k(count))
 
     def top_p(self, share: float) -> "SamplerChain":
-        """Keeps the fewest tokens that have this probability together, at least one."""
+        """Keep the smallest set of most probable tokens with this total probability."""
         return self._add(self._llama.llama_sampler_init_top_p(share, 1))
 
     def min_p(self, share: float) -> "SamplerChain":
-        """Keeps tokens of at least this share of the likeliest token's probability."""
+        """Keep tokens with at least this share of the most probable token's probability."""
         return self._add(self._llama.llama_sampler_init_min_p(share, 1))
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Tells the penalties which tokens there are."""
+        """Add tokens to the window of the penalties."""
         for token in tokens:
             self._llama.llama_sampler_accept(self._chain, token)
 
     def apply(
         self, ids: Int[np.ndarray, " n"], logits: Float[np.ndarray, " n"]
-    ) -> tuple[Int[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
-        """The tokens that are kept, and their new logits."""
+    ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+        """Return the m ≤ n tokens that remain, and their new logits."""
         candidates = np.zeros(len(ids), dtype=_CANDIDATE)
         candidates["id"], candidates["logit"] = ids, logits
         array = self._llama.llama_token_data_array(
@@ -71,8 +71,8 @@ class SamplerChain:
             sorted=False,
         )
         self._llama.llama_sampler_apply(self._chain, ctypes.byref(array))
-        kept = candidates[: array.size]
-        return kept["id"].copy(), kept["logit"].copy()
+        remaining = candidates[: array.size]
+        return remaining["id"].copy(), remaining["logit"].copy()
 
     def _add(self, sampler: Any) -> "SamplerChain":
         self._llama.llama_sampler_chain_add(self._chain, sampler)

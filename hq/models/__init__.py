@@ -1,4 +1,4 @@
-"""Checkpoints on disk: architectures, configs, tokenizers, FFN weights, and their alignment.
+"""Checkpoints: their architecture, config, tokenizer, identity, FFN weights, head and alignment.
 
-How a precision loads them is in `hq.precisions`, and how they run in `hq.backends`.
+Loading a checkpoint at a precision is in `hq.precisions`, running it in `hq.backends`.
 """

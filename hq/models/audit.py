@@ -1,15 +1,15 @@
-"""What is really loaded: modules or tensors, their storage types and sizes."""
+"""The audit of a loaded model: how its projections are really stored and computed."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One kind of FFN or attention projection as it is really loaded."""
+    """One kind of FFN or attention projection of a loaded model."""
 
-    module: str  # class of the module that multiplies
+    module: str  # class of the module, or name of the tensor in llama.cpp
     count: int
     storage: str  # dtype of the stored weight
-    bits_per_weight: float  # real bytes, scales included
-    compute: str  # dtype the activations come in
-    weights: int  # how many numbers it holds, all `count` together
+    bits_per_weight: float  # from the bytes that are allocated, scales included
+    compute: str  # dtype of the activations
+    weights: int  # number of weights, all `count` together

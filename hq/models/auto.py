@@ -1,4 +1,4 @@
-"""Which of transformers' classes runs a checkpoint: a language model, or a wrapper around one."""
+"""The class of transformers that runs a checkpoint: a language model or a multimodal wrapper."""
 
 import copy
 from typing import Any
@@ -15,23 +15,23 @@ from hq.errors import HQError
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """The class with a language-model head for this config, multimodal wrappers included.
+    """Return the class with a language-model head for this config, multimodal wrappers included.
 
-    Raises HQError for a type that transformers has no such class for.
+    Raises HQError if transformers has no such class for the model type.
     """
     for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         if type(config) in mapping:
             return mapping[type(config)]
     raise HQError(
         f"transformers has no language model for the model type {config.model_type!r}: name a "
-        "checkpoint of a decoder that writes text."
+        "checkpoint of a decoder that generates text."
     )
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """The most tokens that the config allows in one text; None where it names no limit.
+    """Return the largest number of tokens in a text, or None if the config has no limit.
 
-    A model whose rotary embeddings are scaled has the scaled length in its config.
+    The configs of models with scaled rotary embeddings state the scaled length.
     """
     text = config.get_text_config()
     for name in ("max_position_embeddings", "max_seq_len"):
@@ -42,14 +42,14 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def is_wrapper(model: Any) -> bool:
-    """Whether a loaded model is a multimodal one around its language model."""
+    """Whether a loaded model is multimodal, with the language model as a part."""
     return model.config.get_text_config() is not model.config
 
 
 def without_weights(config: PretrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: all of its modules, and none of its numbers.
+    """Build the model on the meta device: all modules, no weights.
 
-    Raises HQError for a config from which it cannot be built.
+    Raises HQError if the model cannot be built from the config.
     """
     bare = copy.deepcopy(config)
     for part in (bare, bare.get_text_config()):

@@ -1,4 +1,4 @@
-"""A source checkpoint on disk: where it is, that it is whole, and who it is (its fingerprint)."""
+"""A source checkpoint on disk: its files, config, tensors and identity (the fingerprint)."""
 
 import hashlib
 import json
@@ -26,10 +26,10 @@ _CHUNK = 1 << 22
 
 
 def resolve(model: str) -> Path:
-    """The folder of `model`: a local checkpoint folder, or a hub id (downloaded by its cache).
+    """Return the folder of `model`: a local checkpoint, or a hub id (downloaded or cached).
 
-    Raises HQError when it is neither, when it is an adapter, when its config cannot be read, or
-    when the weights are not safetensors: pickles are never loaded.
+    Raises HQError if it is neither, is an adapter, has a config that cannot be read, or has weights
+    that are not safetensors: pickles are never loaded.
     """
     path = Path(model).expanduser()
     if not path.exists():
@@ -37,7 +37,7 @@ def resolve(model: str) -> Path:
     require_no_adapter(path)
     if not (path / "config.json").is_file():
         raise HQError(f"{path} is not a checkpoint: it has no config.json; name a model folder.")
-    text_config(path)  # a broken config is named here, not by whatever reads it next
+    text_config(path)  # report a damaged config here, not where it is used
     if not weight_files(path):
         raise HQError(
             f"{path} has no *.safetensors file: convert its weights to safetensors first."
@@ -46,10 +46,10 @@ def resolve(model: str) -> Path:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files that make up a checkpoint, by name: those that transformers loads.
+    """Return the safetensors files that transformers loads, sorted by name.
 
-    That is model.safetensors, else the shards in the index, else (packed checkpoints have other
-    names) all of them. Raises HQError for an index that cannot be read or names a missing file.
+    These are model.safetensors, else the shards in the index, else (packed checkpoints have other
+    names) all files. Raises HQError if the index cannot be read or names a missing file.
     """
     single, index = path / SINGLE_FILE, path / INDEX_FILE
     if single.is_file():
@@ -65,7 +65,7 @@ def weight_files(path: Path) -> list[Path]:
     files = [path / name for name in sorted(set(names))]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise HQError(f"{missing[0]} is missing, which {index.name} names: copy it again.")
+        raise HQError(f"{missing[0]} is missing, which {index.name} lists: copy it again.")
     return files
 
 
@@ -74,29 +74,29 @@ class _Index(BaseModel):
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
-    """Which file of a checkpoint holds each tensor. Raises as `tensors_of` does."""
+    """Return the file of each tensor of a checkpoint. Raises HQError as `tensors_of` does."""
     return {name: tensor.file for name, tensor in tensors_of(path).items()}
 
 
 def tensors_of(path: Path) -> dict[str, "StoredTensor"]:
-    """Every tensor of a checkpoint, by name.
+    """Return every tensor of a checkpoint by name.
 
-    Raises HQError for a file that is not whole, and for a name that stands in two files.
+    Raises HQError if a file is incomplete or two files contain the same tensor.
     """
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in weight_files(path):
         for tensor in stored_tensors(file):
-            other = found.setdefault(tensor.name, tensor)
-            if other is not tensor:
+            first = tensors.setdefault(tensor.name, tensor)
+            if first is not tensor:
                 raise HQError(
-                    f"{other.file.name} and {file.name} in {path} both hold {tensor.name}: remove "
-                    "the file that does not belong to the checkpoint."
+                    f"{first.file.name} and {file.name} in {path} both contain {tensor.name}: "
+                    "remove the file that does not belong to the checkpoint."
                 )
-    return found
+    return tensors
 
 
 class StoredTensor(NamedTuple):
-    """Where one tensor lies: bytes `start` to `end` of a safetensors file, whose dtype it names."""
+    """The location of one tensor: bytes `start` to `end` of a safetensors file."""
 
     name: str
     dtype: str
@@ -107,8 +107,11 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(file: Path) -> Iterator[StoredTensor]:
-    """Those of a safetensors file, from its header alone. HQError for a file that is not whole."""
-    _names(file)
+    """Yield the tensors of a safetensors file from its header.
+
+    Raises HQError if the file is incomplete.
+    """
+    _require_complete(file)
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header: dict[str, Any] = json.loads(stream.read(length))
@@ -119,14 +122,14 @@ def stored_tensors(file: Path) -> Iterator[StoredTensor]:
 
 
 def read_tensor(file: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file, as it is stored."""
+    """Read one tensor of a safetensors file in its stored dtype."""
     with safe_open(file, framework="pt") as opened:
         tensor: Tensor = opened.get_tensor(name)
     return tensor
 
 
-def identity(path: Path) -> ModelIdentity:
-    """Name, fingerprint, shape and norm digest of the checkpoint in `path`."""
+def checkpoint_identity(path: Path) -> ModelIdentity:
+    """Return the name, fingerprint, shape and norm digest of the checkpoint in `path`."""
     config, architecture = text_config(path), architecture_at(path)
     return ModelIdentity(
         name=path.name,
@@ -134,12 +137,12 @@ def identity(path: Path) -> ModelIdentity:
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
         d_ff=architecture.width(config),
-        kin=_kin(path, config, architecture),
+        kin=_norm_digest(path, config, architecture),
     )
 
 
 def text_config(path: Path) -> PretrainedConfig:
-    """The language model's own config, also inside a multimodal one.
+    """Return the config of the language model, which may be part of a multimodal config.
 
     Raises HQError as `whole_config` does.
     """
@@ -148,38 +151,38 @@ def text_config(path: Path) -> PretrainedConfig:
 
 
 def whole_config(path: Path) -> PretrainedConfig:
-    """The config of a checkpoint, multimodal parts included.
+    """Return the config of a checkpoint, multimodal parts included.
 
-    Raises HQError for a config that cannot be read, or that has transformers load other weights
-    than those of the folder's usual files: an adapter beside it, or a file that it names itself.
+    Raises HQError if the config cannot be read, or makes transformers load weights from other files
+    than the usual ones: an adapter in the folder, or a file that the config names.
     """
     require_no_adapter(path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path)
     except (ValueError, OSError, KeyError) as error:
         raise HQError(f"{path / 'config.json'} cannot be read: {first_line(error)}.") from error
-    named = getattr(config, "transformers_weights", None)
-    if named is not None and named not in (SINGLE_FILE, INDEX_FILE):
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None and weights not in (SINGLE_FILE, INDEX_FILE):
         raise HQError(
-            f"{path / 'config.json'} has transformers_weights = {named!r}: name that file "
+            f"{path / 'config.json'} has transformers_weights = {weights!r}: name that file "
             f"{SINGLE_FILE} and remove the key, so that every tool reads the same weights."
         )
     return config
 
 
 def architecture_at(path: Path) -> Architecture:
-    """The architecture of the checkpoint in `path`.
+    """Return the architecture of the checkpoint in `path`.
 
-    Raises HQError for a model in which hq cannot find the neurons.
+    Raises HQError if it has no record and detection fails.
     """
     return architecture_of(whole_config(path))
 
 
 def require_no_adapter(path: Path) -> None:
-    """Raises HQError for a LoRA adapter: alone in a folder, or beside a model's weights.
+    """Raise HQError if the folder has a LoRA adapter, with or without a model's weights.
 
-    Beside weights, transformers attaches it wherever peft is installed, and each product is then of
-    other weights than those in the files.
+    If peft is installed, transformers attaches an adapter that is in the folder of a model: the
+    model then runs with other weights than those in its files.
     """
     file = path / ADAPTER_CONFIG_FILE
     if not file.is_file():
@@ -198,7 +201,7 @@ def require_no_adapter(path: Path) -> None:
 
 
 def _base_of(adapter_config: Path) -> str:
-    """The base model that an adapter names; empty where it names none."""
+    """Return the base model that an adapter names; empty if it names none."""
     try:
         stated = json.loads(adapter_config.read_bytes())
     except ValueError:
@@ -207,9 +210,9 @@ def _base_of(adapter_config: Path) -> str:
 
 
 def quantization_of(path: Path) -> str | None:
-    """The method by which config.json says that the weights are quantized; None for a dense model.
+    """Return the quantization method in config.json, or None for a dense model.
 
-    Multimodal configs may say it of the language model alone.
+    Multimodal configs may have it in the config of the language model.
     """
     try:
         config = json.loads((path / "config.json").read_bytes())
@@ -224,10 +227,10 @@ def quantization_of(path: Path) -> str | None:
 
 
 def fingerprint(path: Path) -> str:
-    """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
+    """Return 16 hex digits of BLAKE2b over every tensor's name, dtype, shape and bytes.
 
-    Sharding and file headers do not change it; one bit of one weight does.
-    Raises HQError for a truncated or unreadable safetensors file.
+    Sharding and file headers do not change it; one bit of one weight does. Raises HQError if a
+    safetensors file is incomplete or cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
     for name, dtype, shape, file, start, end in sorted(tensors_of(path).values()):
@@ -242,9 +245,9 @@ def fingerprint(path: Path) -> str:
 
 
 def file_digests(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """BLAKE2b of those of a checkpoint's files that are there, by name: 16 hex digits each.
+    """Return 16 hex digits of BLAKE2b for each of these files that exists, by name.
 
-    The fingerprint tells the weights alone; config.json also decides what they compute.
+    The fingerprint covers only the weights; what they compute also depends on config.json.
     """
     return {
         name: hashlib.blake2b((path / name).read_bytes(), digest_size=8).hexdigest()
@@ -254,9 +257,9 @@ def file_digests(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def end_tokens(path: Path) -> frozenset[int]:
-    """`eos_token_id` of generation_config.json, one or several; none without the file.
+    """Return every `eos_token_id` of generation_config.json; none if there is no such file.
 
-    Raises HQError for a file that cannot be read, or an id that is no number.
+    Raises HQError if the file cannot be read or an id is not a number.
     """
     file = path / "generation_config.json"
     if not file.is_file():
@@ -274,8 +277,8 @@ class _GenerationConfig(BaseModel):
     eos_token_id: int | list[int] | None = None
 
 
-def _kin(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
-    """Norm digest of the checkpoint; empty where the family has no GGUF, or a norm is missing."""
+def _norm_digest(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
+    """Return the norm digest; empty if the family has no GGUF names or a norm is missing."""
     names = architecture.norms
     if names is None:
         return ""
@@ -284,8 +287,8 @@ def _kin(path: Path, config: PretrainedConfig, architecture: Architecture) -> st
         canonical = names.canonical(tensor.name)
         if canonical is not None and tensor.dtype in _TO_FLOAT32:
             norms[canonical] = _vector(tensor) + np.float32(names.offset)
-    wanted = list(names.ordered(config.num_hidden_layers))
-    return norm_digest(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
+    ordered = list(names.ordered(config.num_hidden_layers))
+    return norm_digest(norms[name] for name in ordered) if norms.keys() >= set(ordered) else ""
 
 
 _TO_FLOAT32: dict[str, Callable[[bytes], Float[np.ndarray, " d"]]] = {
@@ -296,20 +299,20 @@ _TO_FLOAT32: dict[str, Callable[[bytes], Float[np.ndarray, " d"]]] = {
 
 
 def _vector(tensor: StoredTensor) -> Float[np.ndarray, " d"]:
-    """A small tensor as float32, exactly."""
+    """Read a small tensor as float32, exactly."""
     with open(tensor.file, "rb") as stream:
         stream.seek(tensor.start)
         return _TO_FLOAT32[tensor.dtype](stream.read(tensor.end - tensor.start))
 
 
-def _names(file: Path) -> list[str]:
-    """The tensors of a file. Opening it checks the header, and that they cover the file."""
+def _require_complete(file: Path) -> None:
+    """Raise HQError unless the header is valid and the tensors cover the file."""
     try:
-        with safe_open(file, framework="numpy") as opened:
-            return list(opened.keys())
+        with safe_open(file, framework="numpy"):
+            pass
     except (SafetensorError, OSError) as error:
         raise HQError(
-            f"{file} is no whole safetensors file ({first_line(error)}): copy it again."
+            f"{file} is not a complete safetensors file ({first_line(error)}): copy it again."
         ) from error
 
 
@@ -325,6 +328,6 @@ def _from_hub(model: str) -> Path:
         )
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise HQError(
-            f"Model {model!r} is neither a folder here nor a hub id that could be fetched: "
+            f"Model {model!r} is neither a local folder nor a hub id that could be downloaded: "
             f"{first_line(error)}."
         ) from error

@@ -1,7 +1,4 @@
-"""Dequantized FFN weights, layer by layer, of a checkpoint or a loaded model.
-
-Only one layer is in memory at a time, whatever the model.
-"""
+"""Dequantized FFN weights of a checkpoint or a loaded model, one layer in memory at a time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,17 +15,17 @@ from hq.models.checkpoint import architecture_at, read_tensor, tensor_files, tex
 
 
 class FFN(NamedTuple):
-    """One layer's FFN, as a rule with the norm before it multiplied into what reads."""
+    """The weights of one layer's FFN, usually with the preceding norm folded into gate and up."""
 
     gate: Float[Tensor, "d_ff d_model"] | None
     up: Float[Tensor, "d_ff d_model"]
     down: Float[Tensor, "d_model d_ff"]
-    bits: float = 16.0  # of a weight as it is stored, where the three differ the fewest
-    explained: float = math.inf  # relative error of weights that the stored scales explain
+    bits: float = 16.0  # per stored weight; the smallest of the three projections
+    rounding_error: float = math.inf  # relative error of weights that the stored scales explain
 
     @property
     def reads(self) -> list[Float[Tensor, "d_ff d_model"]]:
-        """The matrices whose rows a neuron reads with."""
+        """The matrices whose rows read the residual stream."""
         return [self.up] if self.gate is None else [self.gate, self.up]
 
     @property
@@ -36,19 +33,19 @@ class FFN(NamedTuple):
         """All of a neuron's vectors, as rows."""
         return [*self.reads, self.down.T]
 
-    def at(self, places: Int[Tensor, " k"]) -> "FFN":
-        """These neurons alone, in this order."""
-        gate = None if self.gate is None else self.gate[places]
-        return self._replace(gate=gate, up=self.up[places], down=self.down[:, places])
+    def at(self, indices: Int[Tensor, " k"]) -> "FFN":
+        """Return the FFN of these neurons only, in this order."""
+        gate = None if self.gate is None else self.gate[indices]
+        return self._replace(gate=gate, up=self.up[indices], down=self.down[:, indices])
 
-    def turned(self, rotation: Float[Tensor, "d_model d_model"]) -> "FFN":
-        """In another basis of the residual stream, which neurons know nothing of."""
+    def rotated(self, rotation: Float[Tensor, "d_model d_model"]) -> "FFN":
+        """Return the FFN in another basis of the residual stream; h does not change."""
         gate = None if self.gate is None else self.gate @ rotation
         return self._replace(gate=gate, up=self.up @ rotation, down=rotation.T @ self.down)
 
 
 class FFNs(Sequence[FFN]):
-    """The FFN of each layer, read anew each time that it is asked for."""
+    """The FFN of each layer, read again at each access."""
 
     def __init__(self, count: int, read: Callable[[int], FFN]) -> None:
         self._count = count
@@ -70,37 +67,38 @@ class FFNs(Sequence[FFN]):
 
 
 def weights_of(path: Path, family: Architecture) -> Callable[[int, str], Tensor]:
-    """What reads a weight of a dense checkpoint, by layer and path in it: float32, as it is stored.
+    """Return a function that reads a dense checkpoint's weight, by layer and path in the layer.
 
-    Raises HQError for a weight that is not there.
+    Weights are float32 and have the shape in which they are stored. The function raises HQError if
+    the checkpoint lacks the weight.
     """
-    places = tensor_files(path)
+    files = tensor_files(path)
 
     def read(layer: int, name: str) -> Tensor:
         ending = f"{family.layers}.{layer}.{name}.weight"
-        found = next((n for n in places if f".{n}".endswith(f".{ending}")), None)
-        if found is None:
+        tensor = next((name for name in files if f".{name}".endswith(f".{ending}")), None)
+        if tensor is None:
             raise HQError(
-                f"{path} lacks {ending}: name the dense checkpoint, its weights under the "
-                "names that transformers' model has."
+                f"{path} lacks {ending}: name the dense checkpoint, with weights under the names "
+                "that the model has in transformers."
             )
-        return read_tensor(places[found], found).float()
+        return read_tensor(files[tensor], tensor).float()
 
     return read
 
 
 def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
-    """The FFNs of a dense checkpoint; `folded`: with the norm before it, else as it is stored.
+    """Return the FFNs of a dense checkpoint; `folded` multiplies the preceding norm into them.
 
-    HQError for one that is packed, or lacks a weight.
+    Reading a layer raises HQError if the checkpoint is packed or lacks a weight.
     """
     config = text_config(path)
     family = architecture_at(path)
     tensor = weights_of(path, family)
 
     def weight(layer: int, name: str) -> Tensor:
-        read = tensor(layer, name)
-        return read.T if family.transposed else read
+        stored = tensor(layer, name)
+        return stored.T if family.transposed else stored
 
     def read(layer: int) -> FFN:
         folds = folded and family.norm
@@ -115,9 +113,13 @@ def of_modules(
     family: Architecture,
     dense: Callable[[nn.Module], Tensor],
     bits: Callable[[nn.Module], float],
-    explained: Callable[[nn.Module], float] = lambda _: math.inf,
+    rounding_error: Callable[[nn.Module], float] = lambda _: math.inf,
 ) -> FFNs:
-    """The FFNs of a loaded model; `dense` tells a projection's weight, [d_out, d_in]."""
+    """Return the FFNs of a loaded model's layers, the preceding norms folded in.
+
+    `dense`, `bits` and `rounding_error` return a projection's dequantized weight [d_out, d_in], its
+    bits per stored weight, and the relative error of weights that its stored scales explain.
+    """
 
     def read(layer: int) -> FFN:
         module: Any = layers[layer]
@@ -129,8 +131,8 @@ def of_modules(
         if family.norm:
             norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
         projections = [module.get_submodule(name) for name in family.projections]
-        found = _ffn(family, weight, norm, min(map(bits, projections)))
-        return found._replace(explained=max(map(explained, projections)))
+        ffn = _ffn(family, weight, norm, min(map(bits, projections)))
+        return ffn._replace(rounding_error=max(map(rounding_error, projections)))
 
     return FFNs(len(layers), read)
 

@@ -1,7 +1,7 @@
-"""The output head: from a model's last hidden states to logits, in blocks of the vocabulary.
+"""The output head: computes logits from last hidden states, in blocks of the vocabulary.
 
-The logits of a wide vocabulary take far more memory than the hidden states that they come from:
-262,144 logits in float32 are 1 MiB per token, 640 hidden values are 2.5 KiB.
+The logits of a large vocabulary take far more memory than the hidden states: 262,144 float32 logits
+are 1 MiB per token, 640 hidden values are 2.5 KiB.
 """
 
 import json
@@ -25,12 +25,12 @@ from hq.models.logits import Block, block_edges
 
 _HEAD_FILE = "head.safetensors"
 _HIDDEN_FILE = "hidden.npy"
-_CAPS = ("final_logit_softcapping", "logits_soft_cap")  # what configs call the soft-cap
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")  # names of the soft-cap in configs
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = cap · tanh(factor · (W·h + b) / cap), without the tanh where `cap` is None."""
+    """logits = cap · tanh(factor · (W·h + b) / cap), or factor · (W·h + b) if `cap` is None."""
 
     weight: Float[Tensor, "vocab hidden"]
     bias: Float[Tensor, " vocab"] | None = None
@@ -40,9 +40,9 @@ class Head:
     def block(
         self, hidden: Float[Tensor, "token hidden"], start: int, stop: int
     ) -> Float[Tensor, "token width"]:
-        """Logits of the vocabulary's entries from `start` to `stop`, in float32.
+        """Return the float32 logits of vocabulary entries `start` to `stop`.
 
-        The product is computed in the type of `hidden`.
+        The product is computed in the dtype of `hidden`.
         """
         weight = self.weight[start:stop].to(hidden)
         bias = None if self.bias is None else self.bias[start:stop].to(hidden)
@@ -52,16 +52,16 @@ class Head:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def blocks(self, hidden: Float[Tensor, "token hidden"]) -> Iterator[Block]:
-        """All logits, block by block."""
+        """Yield all logits, block by block."""
         for start, stop in pairwise(block_edges(len(hidden), len(self.weight))):
             yield start, self.block(hidden, start, stop)
 
-    def whole(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token vocab"]:
-        """All logits at once."""
+    def logits(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token vocab"]:
+        """Return all logits."""
         return self.block(hidden, 0, len(self.weight))
 
     def save(self, folder: Path) -> None:
-        """Writes the head in the narrowest type that holds its weights exactly."""
+        """Write the head in the narrowest dtype that represents its weights exactly."""
         tensors = {"weight": _narrowed(self.weight)}
         if self.bias is not None:
             tensors["bias"] = _narrowed(self.bias)
@@ -70,7 +70,7 @@ class Head:
 
     @classmethod
     def load(cls, folder: Path) -> "Head":
-        """The head that `save` wrote; the weights are memory-mapped."""
+        """Read a head that `save` wrote; the weights are memory-mapped."""
         with safe_open(folder / _HEAD_FILE, framework="pt") as file:
             settings = json.loads(file.metadata()["head"])
             bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118
@@ -78,50 +78,50 @@ class Head:
 
 
 def body_of(decoder: nn.Module) -> Any:
-    """What gives last hidden states: what transformers calls Llama 4's decoder has its head too."""
+    """Return the part that computes last hidden states; Llama 4's decoder includes the head."""
     return decoder.model if hasattr(decoder, "lm_head") else decoder
 
 
 @torch.inference_mode()
 def head_of(model: nn.Module, decoder: nn.Module) -> Head:
-    """The head of a causal language model of transformers, whose body is `decoder`.
+    """Return the head of a causal language model of transformers.
 
-    Families scale their logits, or the hidden states before the head, under different names: the
-    factor is measured on four tokens, and the head must then reproduce the model's own logits.
-    Raises HQError where it does not, or where the head is no dense matrix.
+    Families scale logits or hidden states under different names, so the factor is measured on four
+    tokens. Raises HQError if the head then does not reproduce the model's logits, or is not a dense
+    matrix.
     """
     output = model.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(output, "weight", None)
     name = type(model).__name__
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise HQError(f"The output head of {name} is no dense matrix: its logits cannot be read.")
+        raise HQError(f"The output head of {name} is not a dense matrix: hq cannot use it.")
     ids = torch.arange(4, device=weight.device)[None]
-    # A wrapper may count positions from 1 (PaliGemma), its language model alone from 0.
-    places = {"position_ids": ids} if is_wrapper(model) else {}
-    hidden = body_of(decoder)(ids, use_cache=False, **places).last_hidden_state[0]
-    expected = model(ids, use_cache=False, **places).logits[0].float()
+    # A wrapper may count positions from 1 (PaliGemma), its language model from 0.
+    positions = {"position_ids": ids} if is_wrapper(model) else {}
+    hidden = body_of(decoder)(ids, use_cache=False, **positions).last_hidden_state[0]
+    expected = model(ids, use_cache=False, **positions).logits[0].float()
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
     cap = next((float(c) for key in _CAPS if (c := getattr(settings, key, None))), None)
     bias = getattr(output, "bias", None)
     head = Head(weight, bias, cap=cap)
-    found = head.whole(hidden)
+    logits = head.logits(hidden)
     if cap is None:
-        largest = found.abs().argmax()
-        factor = float(expected.flatten()[largest].double() / found.flatten()[largest].double())
+        largest = logits.abs().argmax()
+        factor = float(expected.flatten()[largest].double() / logits.flatten()[largest].double())
         head = Head(weight, bias, factor)
-        found = found * factor
+        logits = logits * factor
     tolerance = 2e-3 if hidden.dtype in (torch.float16, torch.bfloat16) else 1e-5
-    if not (found - expected).abs().max() <= tolerance * expected.abs().max():
+    if not (logits - expected).abs().max() <= tolerance * expected.abs().max():
         raise HQError(
             f"The logits of {name} are not its output head times its last hidden states, scaled or "
-            f"soft-capped as its configuration says ({', '.join(_CAPS)}): hq cannot read them."
+            f"soft-capped according to its config ({', '.join(_CAPS)}): hq cannot compute them."
         )
     return head
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What another precision's logits are compared with: hidden states of texts, and their head.
+class ReferenceLogits:
+    """The logits that other precisions are compared with, stored as hidden states and a head.
 
     `hidden` has one row per response token, text after text; the rows of text r are
     `starts[r]:starts[r + 1]`.
@@ -137,25 +137,25 @@ class Reference:
         device: torch.device | None = None,
         tokens: slice = slice(None),
     ) -> Callable[[int, int], Float[Tensor, "token width"]]:
-        """What gives the logits of some texts' response tokens, or some `tokens` of those.
+        """Return a function of (start, stop) that computes logits of these texts' responses.
 
-        It is called with the first entry of the vocabulary that is asked, and the one after the
-        last.
+        The logits are those of vocabulary entries `start` to `stop`, for all response tokens of the
+        texts in `rows`, or a slice of these tokens.
         """
         parts = [self.hidden[self.starts[row] : self.starts[row + 1]] for row in rows]
         hidden = torch.from_numpy(np.concatenate(parts)[tokens]).to(device)
         return partial(self.head.block, hidden)
 
     def save(self, folder: Path) -> None:
-        """Writes hidden states and head."""
+        """Write the hidden states and the head."""
         np.save(folder / _HIDDEN_FILE, self.hidden)
         self.head.save(folder)
 
     @classmethod
-    def load(cls, folder: Path, lengths: Sequence[int]) -> "Reference":
-        """What `save` wrote, for texts with so many response tokens each.
+    def load(cls, folder: Path, lengths: Sequence[int]) -> "ReferenceLogits":
+        """Read what `save` wrote, for texts with these numbers of response tokens.
 
-        Raises HQError for a folder without it, or of other texts.
+        Raises HQError if files are missing or damaged, or belong to other texts.
         """
         starts = np.cumsum([0, *lengths]).tolist()
         try:
@@ -175,11 +175,11 @@ class Reference:
 
 
 def _narrowed(weight: Tensor) -> Tensor:
-    """The tensor in the first 16-bit type that holds every value exactly, else as it is."""
+    """Return the tensor in a 16-bit dtype that represents every value exactly, else unchanged."""
     if weight.element_size() > 2:
         for dtype in (torch.float16, torch.bfloat16):
             narrow = weight.to(dtype)
-            # Piece by piece, as a comparison of the whole would hold it in float32 once more.
+            # In pieces: comparing all of it would need another float32 copy.
             pieces = (slice(begin, begin + 4096) for begin in range(0, len(weight), 4096))
             if all(torch.equal(weight[p], narrow[p].to(weight.dtype)) for p in pieces):
                 return narrow.contiguous().cpu()

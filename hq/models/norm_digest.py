@@ -1,8 +1,8 @@
-"""What ties a GGUF file of unknown origin to a checkpoint: its norm weights, never quantized.
+"""The norm digest: ties a GGUF file of unknown origin to a checkpoint by their norm weights.
 
-Frozen norms survive LoRA fine-tuning too, so the digest is weaker than a fingerprint. Weights are
-named as
-GGUF names them. Gemma's checkpoints store w and its GGUF files 1 + w: the digest is of 1 + w.
+Norm weights are never quantized, so they are equal in both. LoRA fine-tuning leaves them unchanged
+too, so an equal digest is weaker evidence than an equal fingerprint. The names are those of GGUF.
+Gemma's checkpoints store w and its GGUF files 1 + w: the digest is of 1 + w.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from jaxtyping import Float
 
 
 def norm_digest(weights: Iterable[Float[np.ndarray, " d"]]) -> str:
-    """16 hex digits over the weights, in order, each rounded to FP16."""
+    """Return 16 hex digits of BLAKE2b over the weights in order, each rounded to FP16."""
     digest = hashlib.blake2b(digest_size=8)
     for weight in weights:
-        with np.errstate(over="ignore"):  # too large for FP16 is infinite on either side
+        with np.errstate(over="ignore"):  # values beyond FP16 become infinite in both
             half = weight.astype("<f2")
         digest.update(f"{half.size}\n".encode() + half.tobytes())
     return digest.hexdigest()
@@ -26,31 +26,31 @@ def norm_digest(weights: Iterable[Float[np.ndarray, " d"]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NormNames:
-    """The norms of one family: their names inside a layer of a checkpoint, to GGUF's.
+    """The norms of one architecture, in a checkpoint and in GGUF."""
 
-    `final` is the name of the norm after the last layer, `offset` what GGUF adds to each weight.
-    """
-
-    layer: Mapping[str, str]
-    final: str = "norm"
-    offset: float = 0.0
+    layer: Mapping[str, str]  # path inside a layer of the checkpoint: name in GGUF
+    layers: str = "layers"  # path from the decoder to its list of layers
+    final: str = "norm"  # the norm after the last layer, in the checkpoint
+    offset: float = 0.0  # what GGUF adds to each weight
 
     def ordered(self, n_layers: int) -> Iterator[str]:
-        """GGUF names of all norms, by (layer, name), the final one last."""
+        """Yield the GGUF names of all norms by layer and name, the final norm last."""
         for layer in range(n_layers):
             yield from (f"blk.{layer}.{name}.weight" for name in sorted(self.layer.values()))
         yield "output_norm.weight"
 
     def canonical(self, tensor: str) -> str | None:
-        """The GGUF name of a checkpoint's tensor; None when it is no norm of the decoder."""
-        inside = _INSIDE_LAYER.fullmatch(tensor)
+        """Return the GGUF name of a checkpoint's tensor; None if it is no norm of the decoder."""
+        inside = re.fullmatch(
+            rf"{_DECODER}{re.escape(self.layers)}\.(?P<layer>\d{{1,6}})\.(?P<name>.+)\.weight",
+            tensor,
+        )
         if inside:
             name = self.layer.get(inside["name"])
             return None if name is None else f"blk.{int(inside['layer'])}.{name}.weight"
-        outside = _OUTSIDE.fullmatch(tensor)
-        return "output_norm.weight" if outside and outside["name"] == self.final else None
+        is_final = re.fullmatch(rf"{_DECODER}{re.escape(self.final)}\.weight", tensor)
+        return "output_norm.weight" if is_final else None
 
 
+# What may precede a decoder's tensors: vision towers have layers and norms too.
 _DECODER = r"(?:(?:model|language_model|transformer)\.)*"
-_INSIDE_LAYER = re.compile(_DECODER + r"(?:layers|h)\.(?P<layer>\d{1,6})\.(?P<name>.+)\.weight")
-_OUTSIDE = re.compile(_DECODER + r"(?P<name>\w+)\.weight")

@@ -8,28 +8,28 @@ from transformers import AutoTokenizer
 
 from hq.errors import HQError, first_line
 
-_SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a tokenizer.model
+_SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # packages that read a tokenizer.model
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of the checkpoint in `path`. Raises HQError for one that cannot be loaded."""
+    """Load the tokenizer of the checkpoint in `path`. Raises HQError if that fails."""
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         if _needs_packages(path):
             raise HQError(
                 f"The tokenizer in {path} is a SentencePiece file, tokenizer.model, without a "
-                "tokenizer.json: install what reads it (pip install sentencepiece protobuf), or "
-                "copy the tokenizer.json of the model too."
+                "tokenizer.json: install the packages that read it (pip install sentencepiece "
+                "protobuf), or copy the model's tokenizer.json too."
             ) from error
         raise HQError(f"The tokenizer in {path} cannot be loaded: {first_line(error)}.") from error
 
 
 def _needs_packages(path: Path) -> bool:
-    """Whether only a SentencePiece file is there, and a package that reads it is not installed.
+    """Whether there is only a SentencePiece file and a package that reads it is not installed.
 
-    Such a file is a protobuf message whose first field is a token; tiktoken's, which may have the
-    same name, is text.
+    A SentencePiece file is a protobuf message that begins with a token; a file of tiktoken may have
+    the same name and is text.
     """
     file = path / "tokenizer.model"
     if not file.is_file() or (path / "tokenizer.json").is_file():
@@ -42,5 +42,5 @@ def _needs_packages(path: Path) -> bool:
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package above it
+    except ModuleNotFoundError:  # of the parent package
         return False

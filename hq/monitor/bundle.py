@@ -23,7 +23,7 @@ from hq.gguf.file import GGUFFile
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.stats.bootstrap import Estimate
 from hq.stats.thresholds import match_quantile
-from hq.storage.verified_folder import seal, sha256_of, unseal
+from hq.storage.verified_folder import read_verified_folder, sha256_of, write_verified_folder
 
 SCHEMA_VERSION = 1
 ALL = "all"  # the domain of whatever is asked
@@ -139,7 +139,7 @@ class Bundle:
         Raises HQError for a folder that is missing, of another schema version, or not what was
         sealed to the byte, and for fields that no bundle has.
         """
-        sealed = unseal(path, SCHEMA_VERSION, FILES)
+        sealed = read_verified_folder(path, SCHEMA_VERSION, FILES)
         arrays = _arrays(path, sealed.files[ARRAYS])
         bundle = cls(
             digest=sealed.digest,
@@ -219,7 +219,9 @@ def write(
         ARRAYS: save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
         CARD: card.encode(),
     }
-    seal(folder, SCHEMA_VERSION, TypeAdapter(BundleFacts).dump_python(facts, mode="json"), files)
+    write_verified_folder(
+        folder, SCHEMA_VERSION, TypeAdapter(BundleFacts).dump_python(facts, mode="json"), files
+    )
 
 
 def norms_of(neurons: NeuronSet, file: GGUFFile) -> Float[np.ndarray, " k"]:

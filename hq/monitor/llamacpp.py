@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llamacpp.model import Context
+from hq.llamacpp.context import Context
 from hq.llamacpp.observer import GraphObserver
 from hq.monitor.step import Running, Step
 from hq.neurons.neuron_set import NeuronSet

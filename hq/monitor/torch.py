@@ -37,7 +37,7 @@ class TorchMonitor:
     models, which call no hooks.
 
     `model_identity` says who the model is, where its norms cannot:
-    hq.models.checkpoint.identity(folder).
+    hq.models.checkpoint.checkpoint_identity(folder).
     Raises HQError for a set of another model, and for weights that hq cannot dequantize.
     """
 

@@ -2,13 +2,13 @@
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.quantize import KINDS
+from hq.gguf.quantize import QUANTIZATIONS
 from hq.gguf.write import FILE_TYPE
-from hq.llamacpp.library import library
+from hq.llamacpp.library import load_library
 
 GGUF_PREFIX = "gguf-"
 GGUF_SOURCE = "gguf-source"  # the file that a study's model was given as, of any type
-GGUF_PRECISIONS = (GGUF_SOURCE, *(GGUF_PREFIX + kind for kind in (*FILE_TYPE, *KINDS)))
+GGUF_PRECISIONS = (GGUF_SOURCE, *(GGUF_PREFIX + kind for kind in (*FILE_TYPE, *QUANTIZATIONS)))
 
 
 def require_kind(file: GGUFFile, precision: str) -> None:
@@ -16,7 +16,9 @@ def require_kind(file: GGUFFile, precision: str) -> None:
     if precision == GGUF_SOURCE:
         return
     kind = precision.removeprefix(GGUF_PREFIX)
-    expected = FILE_TYPE[kind] if kind in FILE_TYPE else getattr(library().llama, KINDS[kind])
+    expected = (
+        FILE_TYPE[kind] if kind in FILE_TYPE else getattr(load_library().llama, QUANTIZATIONS[kind])
+    )
     stated = file.metadata.get("general.file_type")
     if stated != expected:
         raise HQError(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from hq.errors import HQError
 from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import Neuron, NeuronSet
-from hq.probe.l1 import SOLVER, TOLERANCE, Path, l1_path, smallest_c
+from hq.probe.l1 import SOLVER, TOLERANCE, L1Path, l1_path, smallest_c
 from hq.stats.bootstrap import auroc
 
 # Multiples of the smallest C that selects anything, from a handful of neurons to far past the cap;
@@ -196,7 +196,7 @@ def _positive(grid: Float[np.ndarray, " c"]) -> list[float]:
     return sorted(grid.tolist())
 
 
-def _eligible(path: Path, cap: float) -> Path:
+def _eligible(path: L1Path, cap: float) -> L1Path:
     """The solutions under the cap that have a positive weight."""
     keep = (path.n_nonzero < cap) & (path.coefs > 0).any(axis=1)
     if not keep.any():
@@ -205,10 +205,10 @@ def _eligible(path: Path, cap: float) -> Path:
             f"(from C = {path.Cs[0]:g} on, the fits have {path.n_nonzero.tolist()}): "
             "gather more samples, or raise max_fraction."
         )
-    return Path(*(part[keep] for part in path))
+    return L1Path(*(part[keep] for part in path))
 
 
-def _cross_validate(design: _Design, path: Path, folds: int, seed: int) -> list[PathPoint]:
+def _cross_validate(design: _Design, path: L1Path, folds: int, seed: int) -> list[PathPoint]:
     found = [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
     areas = np.array([areas for areas, _ in found])  # [folds, c]
     tolerances = np.max([path.tolerances, *(loosest for _, loosest in found)], axis=0)

@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from hq.errors import HQError
 
 SOLVER = "skglm.ProxNewton"
-# Largest violation of the optimality conditions, as a share of the L1 weight alpha. The looser ones
-# are for fits where float32's own noise exceeds the first; a Path says which of them each fit met.
+# Largest violation of the optimality conditions, relative to the L1 weight alpha. The looser values
+# are tried where the rounding noise of float32 exceeds the first; `L1Path.tolerances` records which
+# one each fit met.
 TOLERANCE = 1e-3
 _TOLERANCES = (TOLERANCE, 1e-2, 1e-1)
 _MAX_ITERATIONS = 50
@@ -25,7 +26,7 @@ _MAX_ITERATIONS = 50
 _ZERO = 1e-8
 
 
-class Path(NamedTuple):
+class L1Path(NamedTuple):
     """Solutions along increasing C."""
 
     Cs: Float[np.ndarray, " c"]
@@ -56,7 +57,7 @@ def l1_path(
     y: Int[np.ndarray, " n"],
     Cs: Sequence[float],
     max_nonzero: int | None = None,
-) -> Path:
+) -> L1Path:
     """Fit each C, warm-started from the one before; C ascends.
 
     Z is standardised (float32, Fortran order; anything else is copied into that), y is 0 or 1.
@@ -78,7 +79,7 @@ def l1_path(
             break
     stacked = np.stack(fits)
     fitted = np.array(ascending[: len(fits)])
-    return Path(fitted, stacked[:, :-1], stacked[:, -1], np.array(tolerances))
+    return L1Path(fitted, stacked[:, :-1], stacked[:, -1], np.array(tolerances))
 
 
 def objective(

@@ -26,7 +26,7 @@ from hq.errors import HQError
 from hq.stats.bootstrap import Estimate
 
 
-def promised_threshold(
+def conformal_threshold(
     right: ArrayLike, false_alarms: float, entities: Shaped[np.ndarray, " n"] | None = None
 ) -> float:
     """The least threshold that keeps the promise, from scores of right calibration answers.

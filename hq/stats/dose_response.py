@@ -15,13 +15,15 @@ from scipy.stats import kendalltau
 from hq.errors import HQError
 from hq.stats.bootstrap import Estimate, ResampleWeights, Statistic, bootstrap
 
-Complied = Float[np.ndarray, "alpha n"] | Bool[np.ndarray, "alpha n"]
+Compliance = Float[np.ndarray, "alpha n"] | Bool[np.ndarray, "alpha n"]
 
 # Rates of fewer than 10^12 trials that differ by less than this are equal but for rounding.
 _DECIMALS = 12
 
 
-def rates(complied: Complied) -> Callable[[ResampleWeights], Float[np.ndarray, "replicates alpha"]]:
+def rate_statistic(
+    complied: Compliance,
+) -> Callable[[ResampleWeights], Float[np.ndarray, "replicates alpha"]]:
     """Weighted OC at each α, as an array statistic: Σ_i w_i·complied_ai / Σ_i w_i."""
     trials = _trials(complied)
 
@@ -35,7 +37,7 @@ def rates(complied: Complied) -> Callable[[ResampleWeights], Float[np.ndarray, "
 
 
 def bootstrap_rates(
-    complied: Complied,
+    complied: Compliance,
     seed: int,
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
@@ -47,7 +49,7 @@ def bootstrap_rates(
     ]
 
 
-def slope_statistic(complied: Complied, alphas: ArrayLike) -> Statistic:
+def slope_statistic(complied: Compliance, alphas: ArrayLike) -> Statistic:
     """Least-squares slope of OC(α) over α: Σ_a c_a·OC_a, c_a = (α_a − ᾱ) / Σ_a (α_a − ᾱ)².
 
     As it is linear in the rates, it is the mean over trials of each one's own slope. As Σ c_a = 0,
@@ -58,7 +60,7 @@ def slope_statistic(complied: Complied, alphas: ArrayLike) -> Statistic:
 
 
 def bootstrap_slope(
-    complied: Complied,
+    complied: Compliance,
     alphas: ArrayLike,
     seed: int,
     replicates: int = 2000,
@@ -69,7 +71,7 @@ def bootstrap_slope(
     return bootstrap(statistic, np.shape(complied)[1], seed, replicates, groups, "slope")
 
 
-def slope_difference_statistic(a: Complied, b: Complied, alphas: ArrayLike) -> Statistic:
+def slope_difference_statistic(a: Compliance, b: Compliance, alphas: ArrayLike) -> Statistic:
     """Slope of `a` minus that of `b`, paired: column i of both is the same trial."""
     first, second = _trials(a), _trials(b)
     if first.shape != second.shape:
@@ -82,8 +84,8 @@ def slope_difference_statistic(a: Complied, b: Complied, alphas: ArrayLike) -> S
 
 
 def bootstrap_slope_difference(
-    a: Complied,
-    b: Complied,
+    a: Compliance,
+    b: Compliance,
     alphas: ArrayLike,
     seed: int,
     replicates: int = 2000,
@@ -95,7 +97,7 @@ def bootstrap_slope_difference(
 
 
 def bootstrap_reduction(
-    complied: Complied,
+    complied: Compliance,
     alphas: ArrayLike,
     alpha: float,
     seed: int,
@@ -113,7 +115,7 @@ def bootstrap_reduction(
     pair = trials[[_index(doses, 1.0), _index(doses, alpha)]]
     if not pair[0].any():
         return None
-    both = rates(pair)
+    both = rate_statistic(pair)
 
     def reduction(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
         unscaled, scaled = both(weights).T
@@ -180,7 +182,7 @@ def _slopes(
     return slopes
 
 
-def _trials(complied: Complied) -> Float[np.ndarray, "alpha n"]:
+def _trials(complied: Compliance) -> Float[np.ndarray, "alpha n"]:
     trials = np.asarray(complied, dtype=np.float64)
     if trials.ndim != 2 or trials.size == 0:
         raise HQError(

@@ -29,7 +29,7 @@ class Equivalence(StrEnum):
 
 
 @dataclass(frozen=True)
-class Statement:
+class EquivalenceResult:
     """A verdict, and all that it rests on."""
 
     verdict: Equivalence
@@ -50,7 +50,7 @@ def equivalence(
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
     name: str = "difference",
-) -> Statement:
+) -> EquivalenceResult:
     """Whether a difference lies within ±margin: two one-sided tests (TOST, Schuirmann 1987).
 
     PRESERVED where the 90% bootstrap interval lies inside (−margin, margin), which is both
@@ -80,7 +80,7 @@ def equivalence(
     needed = None
     if verdict is Equivalence.UNDECIDED:
         needed = _units_needed(difference, (high90 - low90) / 2, margin)
-    return Statement(
+    return EquivalenceResult(
         verdict, difference, low90, high90, margin, _tost_p(found, margin), found.units, needed
     )
 

@@ -2,7 +2,7 @@
 
 Nothing else may lie in it, and nothing in it is read before it is known to be what was sealed.
 What is read is read once: the bytes that were checked are the bytes that are used. It is no
-signature: who can write the folder can seal another, which then has another digest.
+signature: who can write the folder can write another, which then has another digest.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class VerifiedFolder:
     files: Mapping[str, bytes]
 
 
-def seal(
+def write_verified_folder(
     folder: Path, version: int, facts: Mapping[str, object], files: Mapping[str, bytes]
 ) -> None:
     """Write the files and their manifest; the folder appears when it is complete.
@@ -45,7 +45,7 @@ def seal(
             (draft / name).write_bytes(content)
 
 
-def unseal(folder: Path, version: int, names: frozenset[str]) -> VerifiedFolder:
+def read_verified_folder(folder: Path, version: int, names: frozenset[str]) -> VerifiedFolder:
     """Reads a folder that holds the files `names` and the manifest, and checks every byte.
 
     Raises HQError for a manifest that cannot be read or is of another version, a file that is

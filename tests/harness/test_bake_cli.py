@@ -10,7 +10,7 @@ import pytest
 
 from harness.models.embedded import packaged_gguf
 from hq.gguf.file import GGUFFile
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.suppress.bake import read_record
 from tests.hq.bake.models import save_bitsandbytes
@@ -105,7 +105,7 @@ def test_what_differs_is_not_verified(hq, model, neurons):
 
 
 def test_a_checkpoint_and_a_quantized_one(hq, checkpoint, packed):
-    neurons = save_neurons(Path("n.json"), identity(checkpoint("llama")))
+    neurons = save_neurons(Path("n.json"), checkpoint_identity(checkpoint("llama")))
     given = ("--alpha", 0, "--neurons", neurons)
     for source, options in ((checkpoint("llama"), ()), (packed("gptq-4"), ())):
         target = f"{source.name}-baked"
@@ -120,7 +120,7 @@ def test_a_checkpoint_and_a_quantized_one(hq, checkpoint, packed):
 def test_a_source_where_norms_do_not_tell(hq, checkpoint, tmp_path):
     pytest.importorskip("bitsandbytes")
     packed = save_bitsandbytes(checkpoint("opt"), tmp_path / "nf4", "nf4")
-    neurons = save_neurons(Path("n.json"), identity(checkpoint("opt")))
+    neurons = save_neurons(Path("n.json"), checkpoint_identity(checkpoint("opt")))
     command = ("bake", "--alpha", 0.5, "--neurons", neurons, packed, "out")
     outcome = hq(*command)
     assert outcome.code == 2

@@ -19,8 +19,8 @@ from harness.stages.samples import read_samples, write_samples
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.gguf.file import GGUFFile
 from hq.gguf.quantize import quantize
-from hq.gguf.write import write
-from hq.models.checkpoint import identity
+from hq.gguf.write import write_gguf
+from hq.models.checkpoint import checkpoint_identity
 from hq.monitor.bundle import ALL, Bundle
 from hq.stats.bootstrap import Estimate
 from hq.storage.verified_folder import MANIFEST
@@ -33,7 +33,7 @@ COMMITTED = sorted(ROOT.glob("results/*/bundle"))
 def files(tiny_study, tmp_path_factory):
     """The tiny study's model as GGUF, at F32 and Q8_0."""
     folder, model = tmp_path_factory.mktemp("gguf"), tiny_study.parent / "model"
-    write(model, folder / "f32.gguf", "f32", identity(model))
+    write_gguf(model, folder / "f32.gguf", "f32", checkpoint_identity(model))
     quantize(folder / "f32.gguf", folder / "q8_0.gguf", "q8_0")
     return {path.stem: path for path in folder.iterdir()}
 

@@ -11,8 +11,8 @@ from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_config import config_of
-from hq.gguf.write import write
-from hq.models.checkpoint import identity, text_config
+from hq.gguf.write import write_gguf
+from hq.models.checkpoint import checkpoint_identity, text_config
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_checkpoints, gguf_files
 
@@ -83,17 +83,17 @@ def require_same_traces(source, folder):
 def test_a_setting_is_carried_over(case, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     source = save(tmp_path / "source", WRITTEN[case]())
-    write(source, tmp_path / "model.gguf", "f32", identity(source))
+    write_gguf(source, tmp_path / "model.gguf", "f32", checkpoint_identity(source))
     folder = dequantized.checkpoint_of(tmp_path / "model.gguf")
     require_same_traces(source, folder)
-    assert equality.proved(folder) == equality.provable()
+    assert equality.is_verified(folder) == equality.can_verify()
 
 
 def test_gemma2_of_46_layers_has_the_query_scale_of_27b(tmp_path):
     sizes = {"num_hidden_layers": 46, "head_dim": 32, "query_pre_attn_scalar": 16}
     made = config("gemma2", **sizes, layer_types=None, hidden_size=64)
     source = save(tmp_path / "source", made)
-    write(source, tmp_path / "model.gguf", "f32", identity(source))
+    write_gguf(source, tmp_path / "model.gguf", "f32", checkpoint_identity(source))
     found = config_of(GGUFFile(tmp_path / "model.gguf"))
     assert found.config.query_pre_attn_scalar == 16
     assert found.config.layer_types == made.layer_types
@@ -115,7 +115,7 @@ def saying(path, source, **said):
     path.parent.mkdir(exist_ok=True)
     kept = {k: v for k, v in file.metadata.items() if k.startswith(f"{file.architecture}.")}
     return gguf_files.write(
-        path, "F32", weights=weights, said=kept | named, architecture=file.architecture
+        path, "F32", weights=weights, changes=kept | named, architecture=file.architecture
     )
 
 
@@ -182,7 +182,7 @@ def test_a_setting_that_moves_logits_is_refused_by_name(gguf, tmp_path, monkeypa
 
 def test_without_llama_cpp_an_unknown_setting_is_refused(gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(equality, "provable", lambda: False)
+    monkeypatch.setattr(equality, "can_verify", lambda: False)
     path = saying(tmp_path / "model.gguf", gguf("llama"), **UNKNOWN)
     with pytest.raises(HQError, match=r"says llama.attention.causal"):
         dequantized.checkpoint_of(path)
@@ -192,13 +192,13 @@ def test_a_checkpoint_made_without_llama_cpp_is_proved_later(gguf, tmp_path, mon
     pytest.importorskip("llama_cpp")
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     with monkeypatch.context() as absent:
-        absent.setattr(equality, "provable", lambda: False)
+        absent.setattr(equality, "can_verify", lambda: False)
         folder = dequantized.checkpoint_of(gguf("llama"))
-        assert not equality.proved(folder)
+        assert not equality.is_verified(folder)
     weights = folder / "model.safetensors"
     inode = weights.stat().st_ino
     assert dequantized.checkpoint_of(gguf("llama")) == folder
-    assert equality.proved(folder)
+    assert equality.is_verified(folder)
     assert weights.stat().st_ino == inode, "the weights are not made anew"
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_fails_its_late_proof_is_removed(gguf, tmp_path, monke
     pytest.importorskip("llama_cpp")
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     with monkeypatch.context() as absent:
-        absent.setattr(equality, "provable", lambda: False)
+        absent.setattr(equality, "can_verify", lambda: False)
         folder = dequantized.checkpoint_of(gguf("llama"))
     config = folder / "config.json"
     text = config.read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_fails_its_late_proof_is_removed(gguf, tmp_path, monke
 
 def test_files_of_equal_tensors_and_other_settings_are_two_models(gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(equality, "provable", lambda: False)
+    monkeypatch.setattr(equality, "can_verify", lambda: False)
     plain, scaled = (
         saying(tmp_path / name / "model.gguf", gguf("llama"), **{"rope.scaling.factor": factor})
         for name, factor in (("plain", 1.0), ("scaled", 4.0))
@@ -337,6 +337,6 @@ def test_phi3_is_what_it_was(tmp_path, monkeypatch):
         "phi3.attention.sliding_window": 0,
     }
     path = gguf_files.write(
-        tmp_path / "m.gguf", "F32", weights=weights, architecture="phi3", said=said
+        tmp_path / "m.gguf", "F32", weights=weights, architecture="phi3", changes=said
     )
     require_same_traces(source, dequantized.checkpoint_of(path))

@@ -86,10 +86,10 @@ def test_what_only_makes_a_checkpoint_leaves_it_readable(without):
 def test_a_study_is_refused_for_what_a_precision_lacks(without):
     without("gptqmodel")
     with pytest.raises(HQError, match=r"'gptq-4' needs gptqmodel: pip install 'hq\[gptq\]'"):
-        requirements.require(("fp16", "gptq-4"))
-    requirements.require(("fp16", "gptq-4"), {"gptq-4"})  # the study names a checkpoint
+        requirements.require_packages(("fp16", "gptq-4"))
+    requirements.require_packages(("fp16", "gptq-4"), {"gptq-4"})  # the study names a checkpoint
     with pytest.raises(HQError, match="gptq-4-native"):
-        requirements.require(("gptq-4-native",), {"gptq-4"})
+        requirements.require_packages(("gptq-4-native",), {"gptq-4"})
 
 
 def test_the_extras_are_those_of_the_project():

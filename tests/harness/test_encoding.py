@@ -11,14 +11,14 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from harness.models.dequantized import checkpoint_of
-from harness.models.encoding import Encoder, rendered
+from harness.models.encoding import Encoder, render_chat
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios import prompts
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.write import write
+from hq.gguf.write import write_gguf
 from hq.llamacpp.model import LlamaModel
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests import tiny, tiny_tokenizers
 from tests.chat_templates import SPECIAL, TEMPLATES
 from tests.hq import gguf_files
@@ -58,7 +58,7 @@ class Two:
         hf.AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
         made.save_pretrained(folder)
         path = folder.with_suffix(".gguf")
-        write(folder, path, "f16", identity(folder))
+        write_gguf(folder, path, "f16", checkpoint_identity(folder))
         self.study = hf.AutoTokenizer.from_pretrained(folder)
         self.model = LlamaModel(path)
         self.monitor = GGUFTokenizer(GGUFFile(path), self.model)
@@ -170,7 +170,7 @@ def test_a_template_that_does_not_render_is_a_sentence(two, template):
     with with_template(two, template):
         for tokenizer in (two.study, two.monitor):
             with pytest.raises(HQError, match=r"use the prompt form '?few-shot"):
-                rendered(tokenizer, [{"role": "user", "content": "x"}])
+                render_chat(tokenizer, [{"role": "user", "content": "x"}])
 
 
 FOREIGN = {
@@ -186,7 +186,7 @@ def test_a_study_of_a_file_reads_as_its_monitor_does(case, tmp_path, monkeypatch
     """A file that llama.cpp's converter wrote, given as the model and to the monitor."""
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     said = FOREIGN[case] | {"tokenizer.chat_template": TEMPLATES["llama31"]}
-    path = gguf_files.write(tmp_path / "model.gguf", said=said)
+    path = gguf_files.write(tmp_path / "model.gguf", changes=said)
     study = hf.AutoTokenizer.from_pretrained(checkpoint_of(path))
     with LlamaModel(path) as model:
         monitor = GGUFTokenizer(GGUFFile(path), model)

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from hq.gguf.write import write
-from hq.models.checkpoint import identity
+from hq.gguf.write import write_gguf
+from hq.models.checkpoint import checkpoint_identity
 
 
 def detection(run: str = "runs/tiny") -> pl.DataFrame:
@@ -37,7 +37,7 @@ def test_gguf_precisions_are_cells_like_any_other(hq, tiny_study):
 
 def test_a_study_begins_from_a_gguf_file(hq, tiny_study):
     model = tiny_study.parent / "model"
-    write(model, Path("tiny.gguf").absolute(), "f32", identity(model))
+    write_gguf(model, Path("tiny.gguf").absolute(), "f32", checkpoint_identity(model))
     options = ("--model", "tiny.gguf", "--precisions", "fp16,gguf-source", "--quiet")
     outcome = hq("study", "run", tiny_study, *options)
     assert outcome.code == 0, outcome

@@ -10,7 +10,7 @@ pytest.importorskip("llama_cpp")
 
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.gguf.file import GGUFFile
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 
 
@@ -134,7 +134,7 @@ def test_a_set_without_h_neurons_is_refused(lora, gguf, tmp_path):
 
 
 def test_a_quantized_checkpoint_is_refused_for_what_it_is(lora, packed, tmp_path):
-    neuron_set(identity(packed("gptq-4")), (0, 3, 1.0)).save(tmp_path / "packed.json")
+    neuron_set(checkpoint_identity(packed("gptq-4")), (0, 3, 1.0)).save(tmp_path / "packed.json")
     for neurons in ("packed.json", "neurons.json"):
         outcome = lora(model=packed("gptq-4"), neurons=neurons, into="adapter")
         assert outcome.code == 2

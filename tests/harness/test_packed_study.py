@@ -147,7 +147,7 @@ def test_another_model_ends_the_study(hq, tiny_study, tmp_path):
 
 def test_what_is_wrong_with_a_checkpoint_is_said(hq, tiny_study, tmp_path):
     for precision, path, words in (
-        ("gptq-4", tmp_path / "nowhere", "neither a folder here nor a hub id"),
+        ("gptq-4", tmp_path / "nowhere", "neither a local folder nor a hub id"),
         ("gptq-8", tiny_study.parent / "model", "does not say that it is quantized"),
         ("nf4", tiny_study.parent / "model", "nf4 is not read from a checkpoint"),
     ):

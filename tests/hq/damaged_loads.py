@@ -1,7 +1,7 @@
-"""Damages a GGUF file again and again, and loads each in a process of its own.
+"""Damage a GGUF file many times, and load each result in a process of its own.
 
-`python -m tests.hq.damaged_loads FILE SEED COUNT` prints a line for each that ended otherwise than by
-loading, or by a refusal in a sentence.
+`python -m tests.hq.damaged_loads FILE SEED COUNT` prints a line for each that neither
+loaded nor raised an HQError.
 """
 
 import os
@@ -14,27 +14,29 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.neurons.prompt_response import PromptResponse
 
-_LOADED, _REFUSED, _OTHER = 0, 2, 7
+_LOADED, _REJECTED, _OTHER = 0, 2, 7
 
 
 def main(source: Path, seed: int, count: int) -> None:
-    """Most of the damage is in the header, whose every byte says something."""
-    whole = source.read_bytes()
+    """Most of the damage is in the header, where every byte matters."""
+    original = source.read_bytes()
     header = min(tensor.offset for tensor in GGUFFile(source).tensors.values())
     rng = random.Random(seed)
-    list(
-        LlamaBackend(source).trace([PromptResponse((5,), (6,))])
-    )  # what is compiled, children inherit
+    # Compiles the callback, which child processes inherit.
+    list(LlamaBackend(source).trace([PromptResponse((5,), (6,))]))
     for _ in range(count):
-        data, places = bytearray(whole), rng.choices(range(header), k=rng.choice([1, 1, 2, 4]))
+        data, positions = (
+            bytearray(original),
+            rng.choices(range(header), k=rng.choice([1, 1, 2, 4])),
+        )
         if rng.random() < 0.2:
-            places = [rng.randrange(len(whole))]
-        for place in places:
-            data[place] = rng.randrange(256)
+            positions = [rng.randrange(len(original))]
+        for position in positions:
+            data[position] = rng.randrange(256)
         damaged = source.with_name("damaged.gguf")
         damaged.write_bytes(data[: rng.choice([len(data)] * 4 + [rng.randrange(len(data))])])
-        if (code := _load(damaged)) not in (_LOADED, _REFUSED):
-            print(code, places)
+        if (code := _load(damaged)) not in (_LOADED, _REJECTED):
+            print(code, positions)
 
 
 def _load(path: Path) -> int:
@@ -49,7 +51,7 @@ def _load(path: Path) -> int:
         list(backend.trace([PromptResponse((5, 6, 7), (8, 9))]))
         backend.decoding().start([(5, 6, 7)])
     except HQError:
-        os._exit(_REFUSED)
+        os._exit(_REJECTED)
     except BaseException:
         os._exit(_OTHER)
     os._exit(_LOADED)

@@ -1,4 +1,4 @@
-"""Tiny GGUF models, random and seeded, written by the `gguf` package: a llama, and its relatives.
+"""Tiny, random, seeded GGUF models of several architectures, written by the package gguf.
 
 Every weight is random, norms too, and norms are FP16 values, as a checkpoint's are.
 """
@@ -87,7 +87,7 @@ def write(
     kind: str = "F16",
     *,
     weights: Mapping[str, np.ndarray] | None = None,
-    said: Mapping[str, object] | None = None,
+    changes: Mapping[str, object] | None = None,
     architecture: str = "llama",
     seed: int = 0,
     alignment: int | None = None,
@@ -96,12 +96,12 @@ def write(
 ) -> Path:
     """A GGUF file whose matrices are of the type `kind`, and its vectors float32.
 
-    `said` overrides the metadata; None leaves a key out. `kinds` are those of tensors whose names
+    `changes` overrides the metadata; None leaves a key out. `kinds` are those of tensors whose names
     have a word in them. With `part_tensors` it is split into files of so many tensors each.
     """
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_tensors)
-    for key, value in (metadata(architecture) | dict(said or {})).items():
-        _say(writer, key, value)
+    for key, value in (metadata(architecture) | dict(changes or {})).items():
+        _add_key(writer, key, value)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
     for name, weight in (llama_weights(seed) if weights is None else weights).items():
@@ -119,7 +119,7 @@ def write(
     return path
 
 
-def _say(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+def _add_key(writer: gguf.GGUFWriter, key: str, value: object) -> None:
     adders = {
         bool: writer.add_bool,
         int: writer.add_uint32,
@@ -132,7 +132,7 @@ def _say(writer: gguf.GGUFWriter, key: str, value: object) -> None:
 
 
 def overwrite(path: Path, at: int, content: bytes) -> None:
-    """Puts bytes in the place of others."""
+    """Overwrite bytes of a file."""
     with open(path, "r+b") as file:
         file.seek(at)
         file.write(content)

@@ -22,7 +22,7 @@ from hq.monitor.bundle import (
     Domain,
 )
 from hq.neurons.neuron_set import Neuron, NeuronSet
-from hq.storage.verified_folder import MANIFEST, seal, unseal
+from hq.storage.verified_folder import MANIFEST, read_verified_folder, write_verified_folder
 from tests import bundles
 from tests.bundles import RATE
 from tests.hq import gguf_files
@@ -60,10 +60,10 @@ def folder(model, tmp_path):
 
 def resealed(folder, files=None, facts=None):
     """The bundle with other content, sealed anew as a maker with a fault would have."""
-    found = unseal(folder, SCHEMA_VERSION, FILES)
+    found = read_verified_folder(folder, SCHEMA_VERSION, FILES)
     shutil.rmtree(folder)
     changed = {**found.files, **(files or {})}
-    seal(folder, SCHEMA_VERSION, {**found.facts, **(facts or {})}, changed)
+    write_verified_folder(folder, SCHEMA_VERSION, {**found.facts, **(facts or {})}, changed)
 
 
 def test_a_bundle_comes_back(folder, model):
@@ -104,7 +104,7 @@ def test_another_model_is_refused(folder, tmp_path):
 
 def test_another_file_of_the_model_is_refused(model, folder, tmp_path):
     """Metadata alone is another: the tensors, and so the identity, are the same."""
-    path = gguf_files.write(tmp_path / "b.gguf", "Q8_0", said={"general.author": "someone else"})
+    path = gguf_files.write(tmp_path / "b.gguf", "Q8_0", changes={"general.author": "someone else"})
     other = GGUFFile(path)
     assert other.identity.fingerprint == GGUFFile(model).identity.fingerprint
     with pytest.raises(HQError, match=r"another file of that model.*hq bundle make"):
@@ -141,7 +141,7 @@ def test_no_byte_may_change(folder, name):
 
 
 def test_another_manifest_is_another_bundle(folder):
-    """Who rewrites the manifest can seal anything: it then has another digest, which logs name."""
+    """Whoever rewrites the manifest changes the digest of the bundle, which logs name."""
     before = Bundle.load(folder).digest
     resealed(folder, facts={"prompt": "chat"})
     assert Bundle.load(folder).digest != before

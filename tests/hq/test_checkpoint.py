@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.checkpoint import (
+    checkpoint_identity,
     end_tokens,
     file_digests,
     fingerprint,
-    identity,
     resolve,
     text_config,
 )
@@ -38,7 +38,7 @@ def weights(folder: Path) -> Path:
 
 
 def test_identity_tells_family_and_shape(family: str, checkpoint: Checkpoint) -> None:
-    found = identity(checkpoint(family))
+    found = checkpoint_identity(checkpoint(family))
     assert (found.n_layers, found.d_ff) == (tiny.LAYERS, tiny.D_FF)
     assert found.architecture == {"gemma3": "gemma3_text"}.get(family, family)
     assert found.name == family
@@ -77,7 +77,7 @@ def test_gpt2_without_n_inner_is_four_times_as_wide(tmp_path: Path) -> None:
     hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
         tmp_path
     )
-    assert identity(tmp_path).d_ff == 64
+    assert checkpoint_identity(tmp_path).d_ff == 64
 
 
 def test_resharding_keeps_the_fingerprint(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -140,14 +140,14 @@ def test_pickled_weights_are_refused(copied: Path) -> None:
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
-    with pytest.raises(HQError, match="neither a folder here nor a hub id"):
+    with pytest.raises(HQError, match="neither a local folder nor a hub id"):
         resolve(str(tmp_path / "no such" / "model"))
 
 
 def test_a_truncated_file_is_named(copied: Path) -> None:
     with open(weights(copied), "r+b") as file:
         file.truncate(file.seek(0, 2) - 1)
-    with pytest.raises(HQError, match=r"model\.safetensors is no whole .*copy it again"):
+    with pytest.raises(HQError, match=r"model\.safetensors is not a complete .*copy it again"):
         fingerprint(copied)
 
 
@@ -211,8 +211,8 @@ def test_weights_of_another_shape_are_refused(copied: Path) -> None:
 
 
 def test_a_damaged_file_is_refused_even_when_its_identity_is_known(copied: Path) -> None:
-    known: ModelIdentity = identity(copied)
+    known: ModelIdentity = checkpoint_identity(copied)
     with open(weights(copied), "r+b") as file:
         file.truncate(file.seek(0, 2) - 1)
-    with pytest.raises(HQError, match="no whole safetensors file"):
+    with pytest.raises(HQError, match="not a complete safetensors file"):
         TorchBackend(copied, device="cpu", model_identity=known)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.gguf.write import write
+from hq.gguf.write import write_gguf
 from hq.models.checkpoint import (
     INDEX_FILE,
+    checkpoint_identity,
     fingerprint,
-    identity,
     resolve,
     tensor_files,
     weight_files,
@@ -65,16 +65,16 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
 @pytest.mark.parametrize("layout", ["sharded", "copied"])
 def test_a_file_that_transformers_does_not_load_is_not_read(layout, name, request, tmp_path):
     folder = request.getfixturevalue(layout)
-    before, files = identity(folder), weight_files(folder)
+    before, files = checkpoint_identity(folder), weight_files(folder)
     own = [layer.up for layer in of_checkpoint(folder)]
     stale = {key: torch.zeros(128, 64).half() for key in (UP, "layers.0.feed_forward.w1.weight")}
     save_file(stale, folder / name)
-    assert identity(folder) == before
+    assert checkpoint_identity(folder) == before
     assert weight_files(folder) == files
     for ours, theirs in zip(own, of_checkpoint(folder), strict=True):
         torch.testing.assert_close(ours, theirs.up, rtol=0, atol=0)
     tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(folder)
-    write(folder, tmp_path / "model.gguf", "f16", before)  # refused or a traceback before
+    write_gguf(folder, tmp_path / "model.gguf", "f16", before)  # refused or a traceback before
     assert (tmp_path / "model.gguf").is_file()
 
 
@@ -90,7 +90,9 @@ def test_two_files_that_hold_one_tensor_are_refused(copied):
     assert fingerprint(copied)
     save_file({UP: torch.zeros(128, 64).half()}, copied / "b.safetensors")
     for read in (fingerprint, tensor_files, of_checkpoint):
-        with pytest.raises(HQError, match=rf"a\.safetensors and b\.safetensors .* both hold {UP}"):
+        with pytest.raises(
+            HQError, match=rf"a\.safetensors and b\.safetensors .* both contain {UP}"
+        ):
             read(copied)
 
 
@@ -132,7 +134,11 @@ def lora(folder: Path) -> None:
 def test_an_adapter_beside_weights_is_refused(copied):
     """With peft installed transformers attaches it, and no norm or weight on disk is the model's."""
     lora(copied)
-    for read in (lambda f: TorchBackend(f, device="cpu"), identity, lambda f: resolve(str(f))):
+    for read in (
+        lambda f: TorchBackend(f, device="cpu"),
+        checkpoint_identity,
+        lambda f: resolve(str(f)),
+    ):
         with pytest.raises(HQError, match=r"has an adapter beside its weights.*merge it"):
             read(copied)
 

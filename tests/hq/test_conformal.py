@@ -11,9 +11,9 @@ from scipy.stats import beta, binom, norm
 
 from hq.errors import HQError
 from hq.stats.conformal import (
+    conformal_threshold,
     entities_needed,
     entity_rate,
-    promised_threshold,
     rate_of_calibration,
     require_enough,
 )
@@ -37,7 +37,7 @@ def test_the_promise_holds_and_is_not_slack(n, false_alarms):
     """Mean rate over calibrations: at most ε, and at least ε − 1/(n + 1) for scores without ties."""
     rng = np.random.default_rng(n)
     thresholds = np.array(
-        [promised_threshold(rng.standard_normal(n), false_alarms) for _ in range(DRAWS)]
+        [conformal_threshold(rng.standard_normal(n), false_alarms) for _ in range(DRAWS)]
     )
     realised = norm.sf(thresholds)  # the rate of each calibration, exactly
     margin = within(realised.mean(), realised)
@@ -60,7 +60,7 @@ def test_the_promise_is_about_entities_not_answers():
         scores = level[entity] + 0.3 * rng.standard_normal(len(entity))
         old = entity < n
         for found, groups in ((by_entity, entity[old]), (by_answer, None)):
-            threshold = promised_threshold(scores[old], false_alarms, groups)
+            threshold = conformal_threshold(scores[old], false_alarms, groups)
             found.append((scores[~old] >= threshold).mean())
     assert np.mean(by_entity) <= false_alarms + within(0, np.array(by_entity))
     assert np.mean(by_answer) > 1.3 * false_alarms
@@ -74,7 +74,7 @@ def test_ties_never_break_the_promise(false_alarms):
     above = np.r_[np.cumsum(chances[::-1])[::-1], 0.0]  # P(score ≥ v)
     realised = np.array(
         [
-            above[np.searchsorted(np.arange(5.0), promised_threshold(draw, false_alarms))]
+            above[np.searchsorted(np.arange(5.0), conformal_threshold(draw, false_alarms))]
             for draw in rng.choice(5, p=chances, size=(DRAWS, n)).astype(float)
         ]
     )
@@ -87,9 +87,9 @@ def test_it_is_the_order_statistic_of_split_conformal_prediction(scores, false_a
     place = ceil((n + 1) * (1 - Fraction(str(false_alarms))))
     if place > n:
         with pytest.raises(HQError, match="needs right answers about"):
-            promised_threshold(scores, false_alarms)
+            conformal_threshold(scores, false_alarms)
         return
-    threshold = promised_threshold(scores, false_alarms)
+    threshold = conformal_threshold(scores, false_alarms)
     kth = sorted(scores)[place - 1]
     assert threshold > kth
     assert np.nextafter(threshold, -np.inf) == kth
@@ -102,21 +102,21 @@ def test_it_is_the_order_statistic_of_split_conformal_prediction(scores, false_a
 @given(st.lists(tied, min_size=20, max_size=60), st.integers(1, 6), rates)
 def test_copies_of_an_entitys_answers_change_nothing(scores, copies, false_alarms):
     entities = np.arange(len(scores))
-    alone = promised_threshold(scores, false_alarms, entities)
+    alone = conformal_threshold(scores, false_alarms, entities)
     rng = np.random.default_rng(copies)
     repeats = rng.integers(1, copies + 1, len(scores))
     order = rng.permutation(repeats.sum())
-    many = promised_threshold(
+    many = conformal_threshold(
         np.repeat(scores, repeats)[order], false_alarms, np.repeat(entities, repeats)[order]
     )
-    assert many == alone == promised_threshold(scores, false_alarms)
+    assert many == alone == conformal_threshold(scores, false_alarms)
 
 
 @given(st.lists(finite, min_size=20, max_size=40), st.integers(0, 2**32 - 1))
 def test_a_lower_rate_takes_a_higher_threshold(scores, seed):
     entities = np.random.default_rng(seed).integers(0, 30, len(scores))
     enough = [r for r in (0.5, 0.3, 0.2, 0.1) if entities_needed(r) <= len(set(entities.tolist()))]
-    found = [promised_threshold(scores, rate, entities) for rate in enough]
+    found = [conformal_threshold(scores, rate, entities) for rate in enough]
     assert found == sorted(found)
 
 
@@ -125,39 +125,39 @@ def test_a_lower_rate_takes_a_higher_threshold(scores, seed):
 )
 def test_how_many_entities_a_promise_takes(false_alarms, needed):
     assert entities_needed(false_alarms) == needed
-    assert np.isfinite(promised_threshold(np.arange(float(needed)), false_alarms))
+    assert np.isfinite(conformal_threshold(np.arange(float(needed)), false_alarms))
     require_enough(needed, false_alarms)
     with pytest.raises(HQError, match=f"needs right answers about {needed} entities"):
-        promised_threshold(np.arange(needed - 1.0), false_alarms)
+        conformal_threshold(np.arange(needed - 1.0), false_alarms)
 
 
 def test_answers_are_no_substitute_for_entities():
     with pytest.raises(HQError, match="calibration has 3"):
-        promised_threshold(np.arange(90.0), 0.1, np.repeat([0, 1, 2], 30))
+        conformal_threshold(np.arange(90.0), 0.1, np.repeat([0, 1, 2], 30))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_a_rate_lies_between_0_and_1(rate):
     with pytest.raises(HQError, match="between 0 and 1"):
-        promised_threshold([1.0, 2.0], rate)
+        conformal_threshold([1.0, 2.0], rate)
 
 
 @pytest.mark.parametrize("scores", [[np.nan], [np.inf, 1.0], [[1.0]]])
 def test_scores_must_be_finite(scores):
     with pytest.raises(HQError, match="finite"):
-        promised_threshold(scores, 0.5)
+        conformal_threshold(scores, 0.5)
 
 
 def test_each_score_has_an_entity():
     with pytest.raises(HQError, match="2 entities for 3 answers"):
-        promised_threshold([1.0, 2.0, 3.0], 0.5, np.array([0, 1]))
+        conformal_threshold([1.0, 2.0, 3.0], 0.5, np.array([0, 1]))
 
 
 @pytest.mark.parametrize(("n", "false_alarms"), [(18, 0.1), (50, 0.2)])
 def test_how_far_one_calibration_may_be_off(n, false_alarms):
     rng = np.random.default_rng(3)
     realised = norm.sf(
-        [promised_threshold(rng.standard_normal(n), false_alarms) for _ in range(DRAWS)]
+        [conformal_threshold(rng.standard_normal(n), false_alarms) for _ in range(DRAWS)]
     )
     bound = rate_of_calibration(n, false_alarms)
     assert bound > false_alarms
@@ -224,7 +224,7 @@ def test_it_is_the_quantile_of_the_weighted_distribution(scores, seed, false_ala
     reached = [q for q in sorted(scores) if below(q) >= wanted]
     if reached:
         expected = np.nextafter(reached[0], np.inf)
-        assert promised_threshold(scores, false_alarms, entities) == expected
+        assert conformal_threshold(scores, false_alarms, entities) == expected
     else:
         with pytest.raises(HQError, match="needs right answers"):
-            promised_threshold(scores, false_alarms, entities)
+            conformal_threshold(scores, false_alarms, entities)

@@ -19,7 +19,7 @@ from scipy.special import log_softmax
 from hq.backends.base import Backend
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.models.head import Reference
+from hq.models.head import ReferenceLogits
 from hq.neurons.cett import MEASURES, SPANS
 from hq.neurons.prompt_response import PromptResponse
 from tests import tiny
@@ -271,7 +271,7 @@ def test_a_trace_can_be_paused_and_dropped(
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Callable[[str], Path]) -> Reference:
+def reference(checkpoint: Callable[[str], Path]) -> ReferenceLogits:
     """The exchanges at fp16."""
     with TorchBackend(checkpoint("llama"), device="cpu") as fp16:
         asked = tiny.exchanges()
@@ -282,11 +282,11 @@ def reference(checkpoint: Callable[[str], Path]) -> Reference:
         }
         hidden = np.concatenate([found[row] for row in range(len(asked))])
         starts = np.cumsum([0, *(len(exchange.response) for exchange in asked)]).tolist()
-        return Reference(hidden, starts, fp16.head)
+        return ReferenceLogits(hidden, starts, fp16.head)
 
 
 def predictions(
-    backend: Backend, exchanges: Sequence[PromptResponse], reference: Reference | None = None
+    backend: Backend, exchanges: Sequence[PromptResponse], reference: ReferenceLogits | None = None
 ) -> Array:
     """Means of entropy, log-probability and divergence, in the order asked: [n, 3]."""
     values = np.zeros((len(exchanges), 3))
@@ -297,7 +297,7 @@ def predictions(
 
 
 def test_predictions_follow_from_the_logits(
-    backend: Backend, case: Case, exchanges: list[PromptResponse], reference: Reference
+    backend: Backend, case: Case, exchanges: list[PromptResponse], reference: ReferenceLogits
 ) -> None:
     expected = []
     for row, found in enumerate(logits(backend, exchanges)):
@@ -315,7 +315,7 @@ def test_predictions_follow_from_the_logits(
 
 
 def test_skipped_batches_of_predictions_change_no_other(
-    backend: Backend, exchanges: list[PromptResponse], reference: Reference
+    backend: Backend, exchanges: list[PromptResponse], reference: ReferenceLogits
 ) -> None:
     whole = list(backend.predictions(exchanges, reference))
     assert len(whole) > 1

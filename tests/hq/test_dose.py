@@ -14,7 +14,7 @@ from hq.stats.dose_response import (
     draw_p_value,
     monotonicity,
     r_squared,
-    rates,
+    rate_statistic,
     slope_difference_statistic,
     slope_statistic,
 )
@@ -52,7 +52,7 @@ def test_weighted_rates_and_slope_are_those_of_repeated_trials(data, seed):
     complied, alphas = data
     counts = np.random.default_rng(seed).integers(1, 4, size=(3, complied.shape[1]))
     repeated = [np.repeat(complied, c, axis=1).mean(axis=1) for c in counts]
-    np.testing.assert_allclose(rates(complied)(counts.astype(float)), repeated, atol=1e-12)
+    np.testing.assert_allclose(rate_statistic(complied)(counts.astype(float)), repeated, atol=1e-12)
     np.testing.assert_allclose(
         slope_statistic(complied, alphas)(counts.astype(float)),
         [np.polyfit(alphas, r, 1)[0] for r in repeated],
@@ -261,7 +261,7 @@ def test_one_of_the_draws_reaches_p_005_about_once_in_twenty():
 )
 def test_bad_trials_are_refused(complied, message):
     for refused in (
-        lambda: rates(complied),
+        lambda: rate_statistic(complied),
         lambda: bootstrap_rates(complied, 0),
         lambda: bootstrap_slope(complied, [0, 1], 0),
         lambda: bootstrap_reduction(complied, [0, 1], 0, 0),

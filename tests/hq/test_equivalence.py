@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu, rankdata
 from hq.errors import HQError
 from hq.stats.bootstrap import auroc, bootstrap
 from hq.stats.dose_response import slope_difference_statistic
-from hq.stats.equivalence import Equivalence, Statement, equivalence, holm, permutation_p
+from hq.stats.equivalence import Equivalence, EquivalenceResult, equivalence, holm, permutation_p
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=12)
 
@@ -24,7 +24,7 @@ def spread(mean: float, n: int, deviation: float = 1.0) -> np.ndarray:
     return mean + deviation * (values - values.mean()) / values.std()
 
 
-def state(mean: float, n: int, margin: float, **rest) -> Statement:
+def state(mean: float, n: int, margin: float, **rest) -> EquivalenceResult:
     return equivalence(mean_of(spread(mean, n)), n, margin, seed=0, **rest)
 
 

@@ -1,4 +1,4 @@
-"""Damaged GGUF files: each is refused in a sentence, or opens; nothing else ever happens."""
+"""A damaged GGUF file opens or raises an HQError; nothing else ever happens."""
 
 import struct
 import tracemalloc
@@ -22,54 +22,54 @@ TYPE = gguf.GGMLQuantizationType
 # Damage
 
 
-def refused(path: Path, message: str) -> None:
-    """One sentence that names the file, what is wrong with it, and the fix."""
+def rejected(path: Path, message: str) -> None:
+    """Assert that opening raises one sentence that names the file."""
     with pytest.raises(HQError, match=message) as error:
         GGUFFile(path)
-    said = str(error.value)
-    assert str(path) in said
-    assert "\n" not in said
-    assert said.endswith(".")
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert message.endswith(".")
 
 
 @pytest.mark.parametrize("part", range(20))
-def test_a_file_cut_off_anywhere_is_refused(part, copied):
+def test_a_file_cut_off_anywhere_is_rejected(part, copied):
     size = copied.stat().st_size
     header = GGUFFile(copied).header.data_start
     ends = [0, 3, 4, 7, 12, 23, 24, 30, *(header * k // 7 for k in range(1, 8)), header + 1]
     ends += [size // 3, size // 2, size - 100, size - 1]
     with open(copied, "r+b") as file:
         file.truncate(ends[part])
-    refused(copied, r"tiny\.gguf is cut off: copy it again\.$")
+    rejected(copied, r"tiny\.gguf is cut off: copy it again\.$")
 
 
-def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path):
-    refused(tmp_path / "none.gguf", "cannot be read")
-    refused(tmp_path, "cannot be read")
+def test_a_file_that_is_not_there_and_a_folder_are_rejected(tmp_path):
+    rejected(tmp_path / "none.gguf", "cannot be read")
+    rejected(tmp_path, "cannot be read")
 
 
 def after(name: str) -> Callable[[bytes], int]:
-    """Where the file goes on after a string: a value's type, or a tensor's dimensions."""
+    """Position after a string: of a value's type, or of a tensor's number of dimensions."""
 
-    def place(data: bytes) -> int:
+    def position(data: bytes) -> int:
         stored = struct.pack("<Q", len(name)) + name.encode()
         assert data.count(stored) == 1
         return data.index(stored) + len(stored)
 
-    return place
+    return position
 
 
 def of(name: str) -> Callable[[bytes], int]:
-    """Where a string's length stands."""
+    """Position of a string's length."""
     return lambda data: after(name)(data) - len(name) - 8
 
 
-def at(place: int) -> Callable[[bytes], int]:
-    return lambda _: place
+def at(position: int) -> Callable[[bytes], int]:
+    return lambda _: position
 
 
-def plus(place: Callable[[bytes], int], more: int) -> Callable[[bytes], int]:
-    return lambda data: place(data) + more
+def plus(position: Callable[[bytes], int], more: int) -> Callable[[bytes], int]:
+    return lambda data: position(data) + more
 
 
 def u32(value: int) -> bytes:
@@ -86,27 +86,27 @@ TOKENS, EMBEDDING = after("tokenizer.ggml.tokens"), after("token_embd.weight")
 DOWN = after("blk.1.ffn_down.weight")  # dimensions, two of 8 bytes, type, offset
 
 EDITS = {
-    "magic": (at(0), b"GGUX", "is no GGUF file"),
-    "another format": (at(0), b"\x80\x02}q", "is no GGUF file"),
+    "magic": (at(0), b"GGUX", "is not a GGUF file"),
+    "another format": (at(0), b"\x80\x02}q", "is not a GGUF file"),
     "version 0": (at(4), u32(0), "big-endian"),
     "version 1": (at(4), u32(1), "GGUF version 1"),
     "version 4": (at(4), u32(4), "GGUF version 4"),
     "big-endian": (at(4), struct.pack(">I", 3), "big-endian"),
-    "no tensors": (at(8), u64(0), "holds no tensors"),
+    "no tensors": (at(8), u64(0), "has no tensors"),
     "a tensor fewer": (at(8), u64(COUNT - 1), "lacks the tensor"),
     "a tensor more": (at(8), u64(COUNT + 1), "damaged|cut off"),
     "too many tensors": (at(8), u64(1 << 63), "damaged|cut off"),
     "no metadata": (at(16), u64(0), "damaged"),
     "a key fewer": (at(16), u64(KEYS - 1), "damaged"),
     "a key more": (at(16), u64(KEYS + 1), "damaged|cut off"),
-    "too many keys": (at(16), u64(1 << 62), "counts 4611686018427387904"),
+    "too many keys": (at(16), u64(1 << 62), "declares 4611686018427387904"),
     "key length": (at(24), u64(1 << 62), "cut off"),
     "key length overflows": (at(24), u64((1 << 64) - 8), "cut off"),
     "empty key": (at(24), u64(0), "empty"),
     "key is not UTF-8": (at(32), b"\xff", "not UTF-8"),
     "another architecture": (plus(after("general.architecture"), 12), b"lbama", "'lbama'"),
     "another key": (plus(of("general.architecture"), 8), b"h", "lacks general.architecture"),
-    "key twice": (plus(of("tokenizer.ggml.bos_token_id"), 23), b"e", "twice"),
+    "duplicated key": (plus(of("tokenizer.ggml.bos_token_id"), 23), b"e", "duplicated"),
     "value type unknown": (after("llama.block_count"), u32(13), "unknown type 13"),
     "value type negative": (after("llama.block_count"), u32(0xFFFFFFFF), "unknown type"),
     "value type float": (after("llama.block_count"), u32(6), "block_count cannot be"),
@@ -142,7 +142,11 @@ EDITS = {
     "dimensions exchanged": (plus(DOWN, 4), u64(64) + u64(128), "shape"),
     "type unknown": (plus(DOWN, 20), u32(31), "unknown type 31"),
     "type beyond all": (plus(DOWN, 20), u32(1 << 31), "unknown type"),
-    "type of no whole blocks": (plus(DOWN, 20), u32(12), "no whole blocks of Q4_K"),
+    "type whose block is longer than a row": (
+        plus(DOWN, 20),
+        u32(12),
+        "not a multiple of a block of Q4_K",
+    ),
     "type of another size": (plus(DOWN, 20), u32(8), "starts at"),
     "type of integers": (plus(DOWN, 20), u32(25), "type I16"),
     "offset off by one": (plus(DOWN, 24), u64(1), "starts at"),
@@ -153,13 +157,13 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_damaged_header_is_refused(name, copied):
-    place, content, message = EDITS[name]
-    overwrite(copied, place(copied.read_bytes()), content)
-    refused(copied, message)
+def test_a_damaged_header_is_rejected(name, copied):
+    position, content, message = EDITS[name]
+    overwrite(copied, position(copied.read_bytes()), content)
+    rejected(copied, message)
 
 
-SAID = {
+HYPERPARAMETERS = {
     "block_count": [None, 2, 4, 1 << 31, "3", 3.0, True, [1, 1, 1]],
     "context_length": [None, 0],
     "embedding_length": [None, 0, 32, 128, -1.0],
@@ -177,10 +181,12 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in SAID.items() for v in values])
-def test_a_hyperparameter_that_cannot_be_is_refused(key, value, tmp_path):
-    path = tiny.write(tmp_path / "a.gguf", said={f"llama.{key}": value})
-    refused(path, r"cannot be|shape|lacks|mixture of experts|has a tensor")
+@pytest.mark.parametrize(
+    ("key", "value"), [(k, v) for k, values in HYPERPARAMETERS.items() for v in values]
+)
+def test_a_hyperparameter_that_cannot_be_is_rejected(key, value, tmp_path):
+    path = tiny.write(tmp_path / "a.gguf", changes={f"llama.{key}": value})
+    rejected(path, r"cannot be|shape|lacks|mixture of experts|has a tensor")
 
 
 VOCABULARY = {
@@ -200,41 +206,41 @@ VOCABULARY = {
 @pytest.mark.parametrize(
     ("key", "value"), [(k, v) for k, values in VOCABULARY.items() for v in values]
 )
-def test_a_vocabulary_that_does_not_fit_is_refused(key, value, tmp_path):
-    path = tiny.write(tmp_path / "a.gguf", said={f"tokenizer.ggml.{key}": value})
-    refused(path, "tokenizer|vocabulary|tokens|vocab_size")
+def test_a_vocabulary_that_does_not_fit_is_rejected(key, value, tmp_path):
+    path = tiny.write(tmp_path / "a.gguf", changes={f"tokenizer.ggml.{key}": value})
+    rejected(path, "tokenizer|vocabulary|tokens|vocab_size")
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
-        ({"general.alignment": 0}, "no power of two"),
-        ({"general.alignment": 24}, "no power of two"),
-        ({"general.alignment": "32"}, "no power of two"),
+        ({"general.alignment": 0}, "not a power of two"),
+        ({"general.alignment": 24}, "not a power of two"),
+        ({"general.alignment": "32"}, "not a power of two"),
         ({"general.alignment": 1 << 20}, "starts at|cut off"),
         ({"general.type": "adapter"}, "'adapter', not a model"),
     ],
 )
-def test_what_is_no_model_is_refused(said, message, tmp_path):
-    refused(tiny.write(tmp_path / "a.gguf", said=said), message)
+def test_what_is_no_model_is_rejected(changes, message, tmp_path):
+    rejected(tiny.write(tmp_path / "a.gguf", changes=changes), message)
 
 
-def test_an_architecture_that_hq_does_not_know_is_refused(tmp_path):
+def test_an_architecture_that_hq_does_not_know_is_rejected(tmp_path):
     path = tiny.write(tmp_path / "a.gguf", architecture="bloom")
-    refused(path, r"'bloom', which hq does not know: use one of gemma2.*or the checkpoint that")
+    rejected(path, r"'bloom', which hq does not know: use one of gemma2.*or the checkpoint that")
 
 
 @pytest.mark.parametrize("name", ["outpvt.weight", "blk.3.ffn_up.weight", "blk.0.ffn_norm.bias"])
-def test_a_tensor_too_many_is_refused(name, tmp_path):
+def test_a_tensor_too_many_is_rejected(name, tmp_path):
     weights = tiny.llama_weights() | {name: np.zeros(64, dtype=np.float32)}
-    refused(tiny.write(tmp_path / "a.gguf", weights=weights), f"has a tensor '{name}'")
+    rejected(tiny.write(tmp_path / "a.gguf", weights=weights), f"has a tensor '{name}'")
 
 
 @pytest.mark.parametrize("name", [n for n in tiny.llama_weights() if "blk.0" not in n])
-def test_a_tensor_of_another_shape_is_refused(name, tmp_path):
+def test_a_tensor_of_another_shape_is_rejected(name, tmp_path):
     weights = tiny.llama_weights()
     weights[name] = np.concatenate([weights[name], weights[name]])
-    refused(tiny.write(tmp_path / "a.gguf", weights=weights), "in the shape")
+    rejected(tiny.write(tmp_path / "a.gguf", weights=weights), "in the shape")
 
 
 @pytest.fixture(scope="module")
@@ -242,19 +248,19 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "tiny.gguf"
 
 
-def opens_or_is_refused(path: Path) -> None:
-    """Whatever the bytes are, nothing but an HQError; and never more memory than a few files'."""
+def opens_or_is_rejected(path: Path) -> None:
+    """Opening raises nothing but an HQError, and takes little memory."""
     tracemalloc.start()
     try:
-        said = complaint(path)
+        message = message_of(path)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert said is None or (str(path) in said and "\n" not in said)
+    assert message is None or (str(path) in message and "\n" not in message)
     assert peak < 32 << 20
 
 
-def complaint(path: Path) -> str | None:
+def message_of(path: Path) -> str | None:
     try:
         file = GGUFFile(path)
         assert file.norms.shape == (file.n_layers, file.d_ff)
@@ -276,7 +282,7 @@ def test_any_byte_of_the_header_may_be_flipped(whole, scratch, share, flip):
     data = bytearray(whole.read_bytes())
     data[int(share * GGUFFile(whole).header.data_start)] ^= flip
     scratch.write_bytes(data)
-    opens_or_is_refused(scratch)
+    opens_or_is_rejected(scratch)
 
 
 @ANYTHING
@@ -286,14 +292,14 @@ def test_any_byte_of_the_header_may_be_flipped(whole, scratch, share, flip):
 )
 def test_any_length_in_the_header_may_be_absurd(whole, scratch, share, value):
     data = bytearray(whole.read_bytes())
-    place = int(share * GGUFFile(whole).header.data_start)
-    data[place : place + 8] = u64(value)
+    position = int(share * GGUFFile(whole).header.data_start)
+    data[position : position + 8] = u64(value)
     scratch.write_bytes(data)
-    opens_or_is_refused(scratch)
+    opens_or_is_rejected(scratch)
 
 
 @ANYTHING
 @given(content=st.binary(max_size=200), magic=st.booleans())
 def test_any_bytes_may_be_a_file(scratch, content, magic):
     scratch.write_bytes((b"GGUF\x03\0\0\0" if magic else b"") + content)
-    opens_or_is_refused(scratch)
+    opens_or_is_rejected(scratch)

@@ -1,4 +1,4 @@
-"""GGUF files: what a whole one says, and that no damaged one opens or fails in any other way."""
+"""GGUF files: their shape, tensors, norms, audit, architectures and identity."""
 
 import struct
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.norms import column_norms
+from hq.gguf.norms import dequantized_column_norms
 from hq.gguf.types import TYPES, GGMLType, dequantized
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from tests.hq import gguf_files as tiny
@@ -19,14 +19,14 @@ TYPE = gguf.GGMLQuantizationType
 
 
 def kernel(layer: int, kind: GGMLType) -> str:
-    """What the CPU multiplies in."""
+    """The type that CPU kernels multiply in."""
     return kind.activations
 
 
-# What a whole file says
+# Contents
 
 
-def test_a_whole_file_tells_its_shape(whole):
+def test_a_file_has_a_shape(whole):
     file = GGUFFile(whole)
     assert (file.architecture, file.n_layers, file.d_ff) == ("llama", tiny.LAYERS, tiny.D_FF)
     assert (file.d_model, file.vocabulary) == (tiny.D_MODEL, tiny.VOCABULARY)
@@ -41,9 +41,12 @@ def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(whole):
     file, reader = GGUFFile(whole), gguf.GGUFReader(whole)
     assert list(file.tensors) == [tensor.name for tensor in reader.tensors]
     for tensor in reader.tensors:
-        mine = file.tensors[tensor.name]
-        assert (mine.offset, mine.nbytes) == (tensor.data_offset, tensor.n_bytes)
-        assert (mine.shape, mine.type.name) == (tuple(tensor.shape), tensor.tensor_type.name)
+        tensor_info = file.tensors[tensor.name]
+        assert (tensor_info.offset, tensor_info.nbytes) == (tensor.data_offset, tensor.n_bytes)
+        assert (tensor_info.shape, tensor_info.type.name) == (
+            tuple(tensor.shape),
+            tensor.tensor_type.name,
+        )
         assert file.rows(tensor.name).tobytes() == tensor.data.tobytes()
     for key in file.metadata:
         value, other = file.metadata[key], reader.fields[key].contents()
@@ -52,10 +55,10 @@ def test_tensors_and_metadata_are_those_that_the_reader_of_gguf_finds(whole):
 
 
 def test_the_types_are_those_of_the_package():
-    ours = {kind.number: (kind.name, kind.weights, kind.nbytes) for kind in TYPES.values()}
-    theirs = {k.value: (k.name, *gguf.GGML_QUANT_SIZES[k]) for k in gguf.GGML_QUANT_SIZES}
-    assert {number: theirs[number] for number in ours} == ours
-    assert set(theirs) <= set(ours), "gguf knows a new type: add it to hq/gguf/types.py"
+    known = {kind.number: (kind.name, kind.weights, kind.nbytes) for kind in TYPES.values()}
+    package = {k.value: (k.name, *gguf.GGML_QUANT_SIZES[k]) for k in gguf.GGML_QUANT_SIZES}
+    assert {number: package[number] for number in known} == known
+    assert set(package) <= set(known), "gguf knows a new type: add it to hq/gguf/types.py"
 
 
 def test_version_2_opens(copied):
@@ -71,8 +74,8 @@ def test_another_alignment_opens(alignment, whole, tmp_path):
 
 
 def test_sizes_given_layer_by_layer_open_when_they_are_the_same(tmp_path):
-    said = {"llama.attention.head_count": [4] * 3, "llama.feed_forward_length": [128] * 3}
-    assert GGUFFile(tiny.write(tmp_path / "a.gguf", said=said)).d_ff == tiny.D_FF
+    changes = {"llama.attention.head_count": [4] * 3, "llama.feed_forward_length": [128] * 3}
+    assert GGUFFile(tiny.write(tmp_path / "a.gguf", changes=changes)).d_ff == tiny.D_FF
 
 
 def test_norms_of_float_files_are_those_of_the_weights(tmp_path):
@@ -99,16 +102,18 @@ def test_norms_of_quantized_files_are_those_of_the_round_trip(kind, tmp_path):
 
 def test_norms_do_not_depend_on_how_many_rows_are_read_at_a_time(monkeypatch):
     weights = np.random.default_rng(0).standard_normal((100, 32)).astype(np.float32)
-    at_once = column_norms(weights.view(np.uint8), TYPES[0])
+    at_once = dequantized_column_norms(weights.view(np.uint8), TYPES[0])
     monkeypatch.setattr("hq.gguf.norms._ROWS", 7)
-    np.testing.assert_allclose(column_norms(weights.view(np.uint8), TYPES[0]), at_once, rtol=1e-7)
+    np.testing.assert_allclose(
+        dequantized_column_norms(weights.view(np.uint8), TYPES[0]), at_once, rtol=1e-7
+    )
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+def test_weights_that_are_not_finite_are_rejected(tmp_path):
     weights = tiny.llama_weights()
     weights["blk.1.ffn_down.weight"][3, 5] = np.nan
     path = tiny.write(tmp_path / "a.gguf", "F32", weights=weights)
-    with pytest.raises(HQError, match=r"blk\.1\.ffn_down\.weight holds .* copy it again"):
+    with pytest.raises(HQError, match=r"blk\.1\.ffn_down\.weight has weights .* copy it again"):
         _ = GGUFFile(path).norms
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
@@ -118,7 +123,7 @@ def test_a_type_that_the_package_cannot_read_is_named():
         dequantized(np.zeros((1, 292), dtype=np.uint8), TYPES[15])
 
 
-def test_what_each_tensor_got_is_counted(tmp_path):
+def test_audit_counts_the_types_of_tensors(tmp_path):
     file = GGUFFile(tiny.write(tmp_path / "a.gguf", "Q4_0"))
     audit = file.audit(lambda layer, kind: f"{kind.activations} at {layer // 2}")
     rows = [(row.module, row.count, row.storage, row.compute) for row in audit]
@@ -212,27 +217,27 @@ def test_fused_attention_opens_in_a_llama(tmp_path):
 
 
 def test_the_identity_of_a_file_of_unknown_origin_is_its_bytes(whole, copied, tmp_path):
-    found = GGUFFile(copied).identity
-    assert found == GGUFFile(whole).identity
-    assert found.name == "tiny llama"
-    assert found.fingerprint.startswith("gguf:")
-    assert len(found.fingerprint) == 21
-    assert (found.architecture, found.n_layers, found.d_ff) == ("llama", 3, 128)
+    actual = GGUFFile(copied).identity
+    assert actual == GGUFFile(whole).identity
+    assert actual.name == "tiny llama"
+    assert actual.fingerprint.startswith("gguf:")
+    assert len(actual.fingerprint) == 21
+    assert (actual.architecture, actual.n_layers, actual.d_ff) == ("llama", 3, 128)
     overwrite(copied, copied.stat().st_size - 1, b"\x01")
-    assert GGUFFile(copied).identity.fingerprint != found.fingerprint
-    assert GGUFFile(copied).identity.kin == found.kin
+    assert GGUFFile(copied).identity.fingerprint != actual.fingerprint
+    assert GGUFFile(copied).identity.kin == actual.kin
     other = GGUFFile(tiny.write(tmp_path / "other.gguf", seed=1)).identity
-    assert other.kin != found.kin
+    assert other.kin != actual.kin
 
 
 def test_metadata_do_not_change_the_fingerprint_and_the_stem_names_a_nameless_file(tmp_path, whole):
-    path = tiny.write(tmp_path / "nameless.gguf", said={"general.name": None})
-    found = GGUFFile(path).identity
-    assert found.name == "nameless"
-    assert found.fingerprint == GGUFFile(whole).identity.fingerprint
+    path = tiny.write(tmp_path / "nameless.gguf", changes={"general.name": None})
+    actual = GGUFFile(path).identity
+    assert actual.name == "nameless"
+    assert actual.fingerprint == GGUFFile(whole).identity.fingerprint
 
 
-def test_quantizing_keeps_the_kin(tmp_path, whole):
+def test_quantizing_keeps_the_norm_digest(tmp_path, whole):
     quantized = GGUFFile(tiny.write(tmp_path / "a.gguf", "Q4_0")).identity
     assert quantized.kin == GGUFFile(whole).identity.kin
     assert quantized.fingerprint != GGUFFile(whole).identity.fingerprint
@@ -247,8 +252,8 @@ SOURCE = {
 
 
 def test_a_file_that_names_its_source_has_its_identity(tmp_path):
-    found = GGUFFile(tiny.write(tmp_path / "a.gguf", said=SOURCE)).identity
-    assert found == ModelIdentity(
+    actual = GGUFFile(tiny.write(tmp_path / "a.gguf", changes=SOURCE)).identity
+    assert actual == ModelIdentity(
         name="the source",
         fingerprint="0123456789abcdef",
         architecture="mistral",
@@ -256,13 +261,13 @@ def test_a_file_that_names_its_source_has_its_identity(tmp_path):
         d_ff=tiny.D_FF,
         kin="fedcba9876543210",
     )
-    without = tiny.write(tmp_path / "b.gguf", said=SOURCE | {"hq.source.kin": None})
-    assert GGUFFile(without).identity == found.model_copy(update={"kin": ""})
+    without = tiny.write(tmp_path / "b.gguf", changes=SOURCE | {"hq.source.kin": None})
+    assert GGUFFile(without).identity == actual.model_copy(update={"kin": ""})
 
 
 @pytest.mark.parametrize("key", ["name", "fingerprint", "architecture", "kin"])
-def test_a_source_that_is_no_text_is_refused(key, tmp_path):
-    path = tiny.write(tmp_path / "a.gguf", said=SOURCE | {f"hq.source.{key}": 3})
+def test_a_source_that_is_not_text_is_rejected(key, tmp_path):
+    path = tiny.write(tmp_path / "a.gguf", changes=SOURCE | {f"hq.source.{key}": 3})
     with pytest.raises(HQError, match=r"hq\.source keys"):
         _ = GGUFFile(path).identity
 
@@ -273,21 +278,23 @@ def neuron_set(model: ModelIdentity) -> NeuronSet:
     )
 
 
-def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_kin_and_no_other(whole, tmp_path):
+def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_norm_digest_only(whole, tmp_path):
     unknown = GGUFFile(whole).identity
     source = unknown.model_copy(update={"fingerprint": "0123456789abcdef", "name": "source"})
     path = tmp_path / "set.json"
-    for mine, other in ((source, unknown), (unknown, source)):
-        neuron_set(mine).save(path)
-        assert NeuronSet.load(path, other).model == mine
+    for first, other in ((source, unknown), (unknown, source)):
+        neuron_set(first).save(path)
+        assert NeuronSet.load(path, other).model == first
         for change in ({"kin": "f" * 16}, {"kin": ""}, {"n_layers": 4}, {"d_ff": 64}):
             with pytest.raises(HQError, match="belongs to"):
                 NeuronSet.load(path, other.model_copy(update=change))
     neuron_set(source).save(path)
-    with pytest.raises(HQError, match="fingerprint"):  # two checkpoints: kin is not enough
+    with pytest.raises(
+        HQError, match="fingerprint"
+    ):  # two checkpoints: the norm digest is not enough
         NeuronSet.load(path, source.model_copy(update={"fingerprint": "f" * 16}))
     neuron_set(unknown).save(path)
-    with pytest.raises(HQError, match="fingerprint"):  # nor is it for two files
+    with pytest.raises(HQError, match="fingerprint"):  # nor for two files
         NeuronSet.load(path, unknown.model_copy(update={"fingerprint": "gguf:" + "f" * 16}))
     neuron_set(source.model_copy(update={"kin": ""})).save(path)
     with pytest.raises(HQError, match="fingerprint"):
@@ -298,16 +305,16 @@ def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_kin_and_no_other
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_akin_to_its_dequantized_checkpoint(tmp_path):
+def test_the_embedded_model_has_the_norm_digest_of_its_checkpoint(tmp_path):
     from harness.models.dequantized import checkpoint_of
     from harness.models.embedded import packaged_gguf
     from hq.backends.transformers.backend import TorchBackend
-    from hq.models.checkpoint import identity
+    from hq.models.checkpoint import checkpoint_identity
 
     path = tmp_path / "embedded.gguf"
     path.symlink_to(packaged_gguf())
     file = GGUFFile(path)
-    assert file.identity.kin == identity(checkpoint_of(packaged_gguf())).kin != ""
+    assert file.identity.kin == checkpoint_identity(checkpoint_of(packaged_gguf())).kin != ""
     assert {row.storage for row in file.audit(kernel)} == {"q4_1"}
     assert sum(row.count for row in file.audit(kernel)) == 210
     with TorchBackend(checkpoint_of(packaged_gguf()), "fp16") as backend:

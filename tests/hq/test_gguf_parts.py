@@ -1,4 +1,4 @@
-"""Split GGUF files: all parts are read as one model, and a set that is not whole is a sentence."""
+"""Split GGUF files: all parts are read as one model; incomplete sets are rejected."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def part(folder: Path, number: int) -> Path:
     return folder / f"tiny-{number:05}-of-{PARTS:05}.gguf"
 
 
-def test_the_parts_are_the_whole_file(published, whole):
+def test_the_parts_equal_the_single_file(published, whole):
     split, one = GGUFFile(part(published, 1)), GGUFFile(whole)
     assert len(split.paths) == PARTS
     assert list(split.tensors) == list(one.tensors)
@@ -54,13 +54,13 @@ def test_llama_cpp_computes_the_same(published, whole):
     from hq.backends.llamacpp.backend import LlamaBackend
     from tests.tiny import exchanges
 
-    found = []
+    results = []
     for path in (part(published, 1), whole):
         with LlamaBackend(path) as backend:
             rows = dict(backend.logits(exchanges()))
-            found.append((np.concatenate([rows[k] for k in sorted(rows)]), backend.audit()))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1]
+            results.append((np.concatenate([rows[k] for k in sorted(rows)]), backend.audit()))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
 
 
 def test_capital_letters_in_the_suffix(published, tmp_path, whole):
@@ -77,7 +77,7 @@ def test_capital_letters_in_the_suffix(published, tmp_path, whole):
             assert backend.identity == GGUFFile(whole).identity
 
 
-def refused(path: Path, message: str) -> None:
+def rejected(path: Path, message: str) -> None:
     with pytest.raises(HQError, match=message) as error:
         GGUFFile(path)
     assert "\n" not in str(error.value)
@@ -85,30 +85,32 @@ def refused(path: Path, message: str) -> None:
 
 def test_missing_parts_are_named(folder):
     part(folder, 3).unlink()
-    refused(part(folder, 1), r"tiny-00003-of-00004\.gguf is missing: put all parts into one folder")
+    rejected(
+        part(folder, 1), r"tiny-00003-of-00004\.gguf is missing: put all parts into one folder"
+    )
     part(folder, 4).unlink()
-    refused(part(folder, 1), r"tiny-00003-of-00004\.gguf and 1 more is missing")
+    rejected(part(folder, 1), r"tiny-00003-of-00004\.gguf and 1 more is missing")
 
 
 def test_another_part_than_the_first_names_the_first(folder):
-    refused(part(folder, 2), r"is part 2 of 4: name the first, .*tiny-00001-of-00004\.gguf")
+    rejected(part(folder, 2), r"is part 2 of 4: name the first, .*tiny-00001-of-00004\.gguf")
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "tiny-00001-of-00005.gguf", "tiny-00002-of-00004"])
-def test_a_part_of_another_name_is_a_sentence(folder, name):
+def test_a_part_of_another_name_is_rejected(folder, name):
     other = part(folder, 1).rename(folder / f"{name.removesuffix('.gguf')}.gguf")
-    refused(other, r"part 1 of 4 but its name does not end in -00001-of-00004\.gguf")
+    rejected(other, r"part 1 of 4 but its name does not end in -00001-of-00004\.gguf")
 
 
-def test_a_part_of_another_place_or_model_is_refused(folder, tmp_path):
+def test_a_part_of_another_place_or_model_is_rejected(folder, tmp_path):
     third = part(folder, 3).read_bytes()
     part(folder, 3).write_bytes(part(folder, 2).read_bytes())
-    refused(part(folder, 1), r"00003-of-00004\.gguf is damaged \(it is not part 3 of 4\)")
+    rejected(part(folder, 1), r"00003-of-00004\.gguf is damaged \(it is not part 3 of 4\)")
     part(folder, 3).write_bytes(third[: len(third) // 2])
-    refused(part(folder, 1), r"00003-of-00004\.gguf is cut off")
+    rejected(part(folder, 1), r"00003-of-00004\.gguf is cut off")
     other = tiny.write(tmp_path / "tiny.gguf", part_tensors=len(tiny.llama_weights()) - 2)
     shutil.copy(other.with_name("tiny-00002-of-00002.gguf"), part(folder, 3))
-    refused(part(folder, 1), r"00003-of-00004\.gguf is damaged \(it is not part 3 of 4\)")
+    rejected(part(folder, 1), r"00003-of-00004\.gguf is damaged \(it is not part 3 of 4\)")
 
 
 def test_every_part_counts(folder):
@@ -157,6 +159,6 @@ def test_a_study_can_begin_from_parts(published, whole, tmp_path, monkeypatch):
 
 def test_without_llama_cpp_parts_are_no_study_s_model(published, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("harness.models.equality.provable", lambda: False)
+    monkeypatch.setattr("harness.models.equality.can_verify", lambda: False)
     with pytest.raises(HQError, match=r"split into 4 parts.*llama-gguf-split --merge"):
         checkpoint_of(part(published, 1))

@@ -1,4 +1,4 @@
-"""Every kind of quantization gives a file that loads, knows its source, and is near its original."""
+"""Every quantization writes a file that loads, names its source, and is close to the original."""
 
 import sys
 from pathlib import Path
@@ -8,19 +8,19 @@ import pytest
 import transformers as hf
 
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from tests.hq.gguf_checkpoints import keys, save, shape
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 
-from hq.gguf.quantize import KINDS, quantize  # noqa: E402
-from hq.gguf.write import write  # noqa: E402
-from hq.llamacpp.library import library  # noqa: E402
+from hq.gguf.quantize import QUANTIZATIONS, quantize  # noqa: E402
+from hq.gguf.write import write_gguf  # noqa: E402
+from hq.llamacpp.library import load_library  # noqa: E402
 from tests.llamacpp import LlamaCpp  # noqa: E402
 
-# The type of the up projection, whose rows are whole blocks of 256, and the least correlation of
-# logits with the original's; random weights lose more than trained ones.
+# The type of the up projection, whose rows are multiples of a block of 256, and the minimum
+# correlation of logits with the original's; random weights lose more than trained ones.
 EXPECTED = {
     "q8_0": ("Q8_0", 0.99),
     "q6_k": ("Q6_K", 0.95),
@@ -38,16 +38,16 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     config = hf.LlamaConfig(**shape(hidden_size=256, intermediate_size=512, num_hidden_layers=2))
     checkpoint = save(folder / "model", config)
-    write(checkpoint, folder / "model.gguf", "f16", identity(checkpoint))
+    write_gguf(checkpoint, folder / "model.gguf", "f16", checkpoint_identity(checkpoint))
     return folder / "model.gguf"
 
 
 def test_every_kind_is_tried() -> None:
-    assert set(KINDS) == set(EXPECTED)
+    assert set(QUANTIZATIONS) == set(EXPECTED)
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_a_quantized_file_is_whole(kind: str, original: Path, tmp_path: Path) -> None:
+def test_a_quantized_file_is_complete(kind: str, original: Path, tmp_path: Path) -> None:
     into = tmp_path / "new" / f"{kind}.gguf"
     quantize(original, into, kind, threads=1)
     assert [path.name for path in into.parent.iterdir()] == [into.name]
@@ -85,7 +85,9 @@ def test_a_failure_leaves_nothing_behind(original: Path, tmp_path: Path) -> None
 def test_a_missing_llama_cpp_is_named(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hq.gguf.quantize.library", library.__wrapped__)  # the cache knows it
+    monkeypatch.setattr(
+        "hq.gguf.quantize.load_library", load_library.__wrapped__
+    )  # the cache knows it
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(HQError, match=r"pip install 'hq\[llama\]'"):
         quantize(original, tmp_path / "x.gguf", "q8_0")

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.write import Dtype, write
-from hq.models.checkpoint import identity
+from hq.gguf.write import Dtype, write_gguf
+from hq.models.checkpoint import checkpoint_identity
 from tests import decoders, tiny, tiny_tokenizers
 from tests.hq.gguf_checkpoints import keys, save, shape
 
@@ -98,7 +98,7 @@ MODELS: dict[str, tuple[Config, int, float]] = {
 
 def written(checkpoint: Path, dtype: Dtype = "f32") -> Path:
     into = checkpoint.parent / f"{checkpoint.name}-{dtype}.gguf"
-    write(checkpoint, into, dtype, identity(checkpoint))
+    write_gguf(checkpoint, into, dtype, checkpoint_identity(checkpoint))
     return into
 
 
@@ -120,10 +120,10 @@ def change_config(folder: Path, **changes: Any) -> None:
     )
 
 
-def refused(folder: Path, sentence: str, dtype: Dtype = "f32") -> None:
+def rejected(folder: Path, sentence: str, dtype: Dtype = "f32") -> None:
     into = folder.parent / "out" / "model.gguf"
     with pytest.raises(HQError, match=sentence):
-        write(folder, into, dtype, identity(folder))
+        write_gguf(folder, into, dtype, checkpoint_identity(folder))
     assert not into.parent.exists() or not list(into.parent.iterdir())
 
 
@@ -175,7 +175,7 @@ def test_a_tied_model_s_head_counts_where_it_is_not_the_embedding(
 
 def test_a_model_without_a_conversion_is_refused_with_those_that_have_one(tmp_path: Path) -> None:
     checkpoint = decoders.save(decoders.RECORDED["granite"](), tmp_path / "model")
-    refused(checkpoint, r"'granite' cannot be written as GGUF: hq writes gemma2, .*, qwen3; use a")
+    rejected(checkpoint, r"'granite' cannot be written as GGUF: hq writes gemma2, .*, qwen3; use a")
 
 
 def test_a_window_that_llama_cpp_does_not_know_ends_the_context(tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_a_window_that_llama_cpp_does_not_know_ends_the_context(tmp_path: Path) 
 
 
 def test_the_file_says_what_it_was_made_of(llama: Path) -> None:
-    who = identity(llama)
-    found = keys(written(llama))
+    who = checkpoint_identity(llama)
+    actual = keys(written(llama))
     for field in ("name", "fingerprint", "architecture"):
-        assert found[f"hq.source.{field}"] == getattr(who, field)
-    assert found.get("hq.source.kin", "") == who.kin
+        assert actual[f"hq.source.{field}"] == getattr(who, field)
+    assert actual.get("hq.source.kin", "") == who.kin
     assert GGUFFile(written(llama)).identity == who
 
 
@@ -218,8 +218,8 @@ def test_shards_give_the_same_file(tmp_path: Path) -> None:
 
 def test_rows_without_a_token_are_padded(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizers.byte_level(100, every_byte=False)
-    found = keys(written(save(tmp_path / "model", tiny.FAMILIES["llama"](), tokenizer)))
-    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    actual = keys(written(save(tmp_path / "model", tiny.FAMILIES["llama"](), tokenizer)))
+    tokens, types = actual["tokenizer.ggml.tokens"], actual["tokenizer.ggml.token_type"]
     assert len(tokens) == len(types) == tiny.VOCABULARY
     assert tokens[100:] == [f"[PAD{i}]" for i in range(100, 128)]
     assert set(types[100:]) == {5}
@@ -230,8 +230,8 @@ def test_ends_of_an_answer_have_places_of_their_own(broken: Path) -> None:
     (broken / "generation_config.json").write_text(
         '{"eos_token_id": [9, 2, 7, 8]}', encoding="utf-8"
     )
-    found = keys(written(broken))
-    assert [found[f"tokenizer.ggml.{k}_token_id"] for k in ("bos", "eos", "eot", "eom")] == [
+    actual = keys(written(broken))
+    assert [actual[f"tokenizer.ggml.{k}_token_id"] for k in ("bos", "eos", "eot", "eom")] == [
         1,
         2,
         9,
@@ -277,14 +277,14 @@ def test_sentencepiece_tokenizers_agree(spaces: str, tmp_path: Path) -> None:
 
 
 def test_metaspace_always_differs_only_where_a_text_begins_with_a_space(tmp_path: Path) -> None:
-    texts, found = disagreements(tmp_path, tiny_tokenizers.sentencepiece(700, "always"))
-    assert found == [t for t in texts if re.search(r"(^|<s>|</s>) ", t)]
+    texts, actual = disagreements(tmp_path, tiny_tokenizers.sentencepiece(700, "always"))
+    assert actual == [t for t in texts if re.search(r"(^|<s>|</s>) ", t)]
 
 
 def test_metaspace_first_differs_after_special_tokens_too(tmp_path: Path) -> None:
-    texts, found = disagreements(tmp_path, tiny_tokenizers.sentencepiece(700, "first"))
+    texts, actual = disagreements(tmp_path, tiny_tokenizers.sentencepiece(700, "first"))
     inside = re.compile(r"^ |(<s>|</s>)(?!<s>|</s>|$)")
-    assert found == [t for t in texts if inside.search(t)]
+    assert actual == [t for t in texts if inside.search(t)]
 
 
 def test_normalisation_is_left_to_the_caller(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_normalisation_is_left_to_the_caller(tmp_path: Path) -> None:
 
     tokenizer = tiny_tokenizers.byte_level(512, "qwen2")
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    _, found = disagreements(tmp_path, tokenizer)
-    assert all(unicodedata.normalize("NFC", text) != text for text in found)
+    _, actual = disagreements(tmp_path, tokenizer)
+    assert all(unicodedata.normalize("NFC", text) != text for text in actual)
 
 
 def test_added_tokens_are_found_in_a_text(tmp_path: Path) -> None:
@@ -310,21 +310,21 @@ def test_added_tokens_are_found_in_a_text(tmp_path: Path) -> None:
 def test_first_and_last_tokens_are_added_as_the_tokenizer_does(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizers.sentencepiece(700, "never")
     checkpoint = save(tmp_path / "model", hf.LlamaConfig(**shape(vocab_size=700)), tokenizer)
-    found = keys(written(checkpoint))
-    assert found["tokenizer.ggml.add_bos_token"] is True
-    assert found["tokenizer.ggml.add_eos_token"] is False
+    actual = keys(written(checkpoint))
+    assert actual["tokenizer.ggml.add_bos_token"] is True
+    assert actual["tokenizer.ggml.add_eos_token"] is False
 
 
 # Refusals: a sentence, and nothing left behind.
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
-    refused(save(tmp_path / "model", tiny.FAMILIES["phi3"]()), "'phi3' cannot be written as GGUF")
+    rejected(save(tmp_path / "model", tiny.FAMILIES["phi3"]()), "'phi3' cannot be written as GGUF")
 
 
 def test_a_missing_tokenizer_is_named(broken: Path) -> None:
     (broken / "tokenizer.json").unlink()
-    refused(broken, "has no tokenizer")
+    rejected(broken, "has no tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -333,25 +333,25 @@ def test_a_missing_tokenizer_is_named(broken: Path) -> None:
 )
 def test_an_unexpected_tensor_is_named(broken: Path, key: str, sentence: str) -> None:
     edit_weights(broken, lambda weights: weights | {key: torch.ones(16)})
-    refused(broken, sentence)
+    rejected(broken, sentence)
 
 
 def test_a_missing_head_is_named(broken: Path) -> None:
     edit_weights(broken, lambda w: {k: v for k, v in w.items() if k != "lm_head.weight"})
-    refused(broken, re.escape("has no output.weight"))
+    rejected(broken, re.escape("has no output.weight"))
 
 
 def test_weights_that_float16_cannot_hold_are_named(broken: Path) -> None:
     key = "model.layers.0.mlp.up_proj.weight"
     edit_weights(broken, lambda w: w | {key: w[key].float() * 1e6})
-    refused(broken, "blk.0.ffn_up.weight has weights that are not finite", "f16")
+    rejected(broken, "blk.0.ffn_up.weight has weights that are not finite", "f16")
     written(broken, "f32")
 
 
-def test_quantized_weights_are_refused(broken: Path) -> None:
+def test_quantized_weights_are_rejected(broken: Path) -> None:
     key = "model.layers.0.mlp.up_proj.weight"
     edit_weights(broken, lambda w: w | {key: w[key].to(torch.int8)})
-    refused(broken, "before quantization")
+    rejected(broken, "before quantization")
 
 
 def edit_weights(
@@ -368,11 +368,11 @@ def edit_weights(
         ({"rope_parameters": LLAMA3 | {"rope_type": "dynamic"}}, "rope scaling 'dynamic'"),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(
+def test_what_llama_cpp_would_compute_otherwise_is_rejected(
     broken: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     change_config(broken, **changes)
-    refused(broken, sentence)
+    rejected(broken, sentence)
 
 
 @pytest.mark.parametrize(
@@ -384,15 +384,15 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         (lambda: hf.Qwen2Config(**shape(), head_dim=32), "head_dim 32"),
     ],
 )
-def test_configs_that_llama_cpp_ignores_are_refused(
+def test_configs_that_llama_cpp_ignores_are_rejected(
     config: Config, sentence: str, tmp_path: Path
 ) -> None:
-    refused(save(tmp_path / "model", config()), sentence)
+    rejected(save(tmp_path / "model", config()), sentence)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_the_embedding_is_rejected(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizers.byte_level(300)
-    refused(save(tmp_path / "m", tiny.FAMILIES["llama"](), tokenizer), "the embedding ends at row")
+    rejected(save(tmp_path / "m", tiny.FAMILIES["llama"](), tokenizer), "the embedding ends at row")
 
 
 def test_unknown_tokenizers_are_named(llama: Path, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_unknown_tokenizers_are_named(llama: Path, tmp_path: Path) -> None:
     ):
         folder = Path(shutil.copytree(llama, tmp_path / name / "model"))
         hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-        refused(folder, sentence)
+        rejected(folder, sentence)
 
 
 def test_a_failure_leaves_an_older_file_as_it_was(broken: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_failure_leaves_an_older_file_as_it_was(broken: Path) -> None:
 
 def test_a_missing_package_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    refused(llama, "pip install 'hq\\[llama\\]'")
+    rejected(llama, "pip install 'hq\\[llama\\]'")
 
 
 @pytest.mark.slow
@@ -433,13 +433,13 @@ def test_the_embedded_model_agrees(tmp_path: Path) -> None:
     from harness.models.sources import resolve_model
 
     source = resolve_model("smollm2")
-    write(source, tmp_path / "model.gguf", "f32", identity(source))
+    write_gguf(source, tmp_path / "model.gguf", "f32", checkpoint_identity(source))
     special = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<file_sep>")
     tokenizer = hf.AutoTokenizer.from_pretrained(source)
-    texts, found = _disagreements(source, tmp_path / "model.gguf", special)
+    texts, actual = _disagreements(source, tmp_path / "model.gguf", special)
     # Bytes that the vocabulary lacks are dropped by both; transformers then merges over the gap.
     lacking = "\x04\x06\x13\x14\x16\x1d"
-    assert [t for t in found if not set(t) & set(lacking)] == []
+    assert [t for t in actual if not set(t) & set(lacking)] == []
     ids = tokenizer(" ".join(texts[:9])).input_ids[:100]
     model = hf.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 from hq.errors import HQError
-from hq.models.head import Head, Reference, head_of
+from hq.models.head import Head, ReferenceLogits, head_of
 from tests import tiny
 
 SHAPE = {
@@ -56,12 +56,12 @@ def test_the_heads_logits_are_the_models_own(model, tmp_path):
     head = head_of(model, model.get_decoder())
     hidden = model.get_decoder()(ids(), use_cache=False).last_hidden_state[0]
     expected = model(ids(), use_cache=False).logits[0]
-    torch.testing.assert_close(head.whole(hidden), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head.logits(hidden), expected, atol=1e-5, rtol=1e-5)
     blocks = torch.cat([block for _, block in head.blocks(hidden)], dim=1)
     torch.testing.assert_close(blocks, expected, atol=1e-5, rtol=1e-5)
     head.save(tmp_path)
     again = Head.load(tmp_path)
-    torch.testing.assert_close(again.whole(hidden), head.whole(hidden), atol=0, rtol=0)
+    torch.testing.assert_close(again.logits(hidden), head.logits(hidden), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -90,14 +90,14 @@ def test_logits_that_the_model_changes_further_are_refused(monkeypatch):
 def test_a_head_that_is_no_matrix_is_refused():
     model = built("llama, wide")
     model.lm_head = torch.nn.Identity()
-    with pytest.raises(HQError, match="no dense matrix"):
+    with pytest.raises(HQError, match="not a dense matrix"):
         head_of(model, model.get_decoder())
 
 
 def test_a_reference_finds_the_tokens_of_its_texts(tmp_path):
     hidden = np.arange(12, dtype=np.float32).reshape(6, 2)
-    Reference(hidden, [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
-    reference = Reference.load(tmp_path, [1, 2, 3])
+    ReferenceLogits(hidden, [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
+    reference = ReferenceLogits.load(tmp_path, [1, 2, 3])
     found = reference.blocks([2, 0])(0, 2)
     np.testing.assert_array_equal(found, hidden[[3, 4, 5, 0]])
     np.testing.assert_array_equal(reference.blocks([2, 0], tokens=slice(2, 4))(1, 2)[:, 0], [11, 1])
@@ -105,12 +105,12 @@ def test_a_reference_finds_the_tokens_of_its_texts(tmp_path):
 
 @pytest.mark.parametrize("lengths", [[1, 2, 4], [1, 2]])
 def test_a_reference_of_other_texts_is_refused(lengths, tmp_path):
-    Reference(np.zeros((6, 2), np.float32), [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
+    ReferenceLogits(np.zeros((6, 2), np.float32), [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
     with pytest.raises(HQError, match="holds 6 tokens of a reference"):
-        Reference.load(tmp_path, lengths)
+        ReferenceLogits.load(tmp_path, lengths)
 
 
 def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
     np.save(tmp_path / "log_probs.npy", np.zeros((6, 2), np.float16))
     with pytest.raises(HQError, match="--fresh"):
-        Reference.load(tmp_path, [6])
+        ReferenceLogits.load(tmp_path, [6])

@@ -1,4 +1,4 @@
-"""Contexts of llama.cpp: each answer, decoding and trace has its own, and none outlives its owner."""
+"""Contexts of llama.cpp: every answer, decoding and trace has its own, freed with its owner."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -14,8 +14,9 @@ pytest.importorskip("llama_cpp")
 
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.llamacpp.library import library
-from hq.llamacpp.model import Context, LlamaModel
+from hq.llamacpp.context import Context
+from hq.llamacpp.library import load_library
+from hq.llamacpp.model import LlamaModel
 from hq.monitor import LlamaMonitor, Step
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 from tests import tiny
@@ -39,15 +40,15 @@ def monitor(backend: LlamaBackend) -> Iterator[LlamaMonitor]:
         yield opened
 
 
-def said(steps: list[Step]) -> list[tuple[int, float, list[float]]]:
-    """All that a step says."""
+def values_of(steps: list[Step]) -> list[tuple[int, float, list[float]]]:
+    """All values of each step."""
     return [(step.token, step.score, step.cett.tolist()) for step in steps]
 
 
 @pytest.fixture
 def alone(monitor: LlamaMonitor) -> list[list[tuple[int, float, list[float]]]]:
     """Answers to the prompts, one after the other."""
-    return [said(list(monitor.answer(prompt, ENDLESS, 12))) for prompt in PROMPTS]
+    return [values_of(list(monitor.answer(prompt, ENDLESS, 12))) for prompt in PROMPTS]
 
 
 # --- two at once
@@ -55,8 +56,8 @@ def alone(monitor: LlamaMonitor) -> list[list[tuple[int, float, list[float]]]]:
 
 def test_two_answers_of_one_monitor_in_turns(monitor, alone):
     answers = [monitor.answer(prompt, ENDLESS, 12) for prompt in PROMPTS]
-    found = list(zip_longest(*answers))
-    assert [said(list(steps)) for steps in zip(*found, strict=True)] == alone
+    actual = list(zip_longest(*answers))
+    assert [values_of(list(steps)) for steps in zip(*actual, strict=True)] == alone
     assert len({cett for _, _, values in alone[0] for cett in values}) > 20  # none is frozen
 
 
@@ -65,37 +66,37 @@ def test_an_answer_goes_on_when_another_is_closed(monitor, alone):
     next(first)
     begun = [next(second)]
     first.close()
-    assert said([*begun, *second]) == alone[1]
+    assert values_of([*begun, *second]) == alone[1]
 
 
 def test_an_answer_goes_on_when_another_has_run_to_its_end(monitor, alone):
     first = monitor.answer(PROMPTS[0], ENDLESS, 12)
     begun = [next(first)]
-    assert said(list(monitor.answer(PROMPTS[1], ENDLESS, 12))) == alone[1]
-    assert said([*begun, *first]) == alone[0]
+    assert values_of(list(monitor.answer(PROMPTS[1], ENDLESS, 12))) == alone[1]
+    assert values_of([*begun, *first]) == alone[0]
 
 
 def test_an_answer_and_a_response_that_is_followed(monitor, alone):
     written = [step[0] for step in alone[0]]
     answer, followed = monitor.answer(PROMPTS[1], ENDLESS, 12), monitor.follow(PROMPTS[0], written)
     pairs = list(zip(answer, followed, strict=True))
-    assert said([step for step, _ in pairs]) == alone[1]
-    assert said([step for _, step in pairs]) == alone[0]
+    assert values_of([step for step, _ in pairs]) == alone[1]
+    assert values_of([step for _, step in pairs]) == alone[0]
 
 
 def test_further_answers_give_their_memory_back(backend, monitor):
-    kept = len(backend.model.allocated.contexts)
+    count = len(backend.model.handles.contexts)
     answers = [monitor.answer(prompt, ENDLESS, 12) for prompt in PROMPTS * 2]
     for answer in answers:
         next(answer)
-    assert len(backend.model.allocated.contexts) == kept + 3
+    assert len(backend.model.handles.contexts) == count + 3
     for answer in answers:
         answer.close()
-    assert len(backend.model.allocated.contexts) == kept
+    assert len(backend.model.handles.contexts) == count
     answers = [monitor.answer(prompt, ENDLESS, 12) for prompt in PROMPTS]
     with pytest.raises(HQError, match="do not fit"):
         next(monitor.answer(PROMPTS[0], ENDLESS, 100))
-    assert len(backend.model.allocated.contexts) == kept
+    assert len(backend.model.handles.contexts) == count
 
 
 def test_a_closed_monitor_ends_its_answers(backend):
@@ -111,17 +112,17 @@ def test_a_closed_monitor_ends_its_answers(backend):
 
 
 def test_the_logits_that_are_chosen_from_may_be_kept(monitor):
-    kept: list[np.ndarray] = []
+    views: list[np.ndarray] = []
     copies: list[np.ndarray] = []
 
     def choose(logits: np.ndarray) -> int:
-        kept.append(logits)
+        views.append(logits)
         copies.append(logits.copy())
         return int(logits.argmax())
 
     list(monitor.answer(PROMPTS[0], ENDLESS, 12, choose))
-    np.testing.assert_array_equal(kept, copies)
-    assert len({logits.tobytes() for logits in kept}) == 12
+    np.testing.assert_array_equal(views, copies)
+    assert len({logits.tobytes() for logits in views}) == 12
 
 
 def test_decodings_traces_and_answers_at_once(backend, monitor, alone):
@@ -138,26 +139,26 @@ def test_decodings_traces_and_answers_at_once(backend, monitor, alone):
         decodings = [small.decoding() for _ in PROMPTS]
         answer = watching.answer(PROMPTS[0], ENDLESS, 12)
         logits = [d.start([p]) for d, p in zip(decodings, PROMPTS, strict=True)]
-        found: list[list[int]] = [[], []]
+        actual: list[list[int]] = [[], []]
         batches, steps = [], []
         for _ in range(12):
             batches += [batch.values for batch in (next(reading, None),) if batch is not None]
             steps.append(next(answer))
             for k, decoding in enumerate(decodings):
-                found[k].append(int(logits[k].argmax()))
-                logits[k] = decoding.step(np.array([0]), np.array(found[k][-1:]))
-    assert [tuple(ids) for ids in found] == expected
-    assert said(steps) == alone[0]
+                actual[k].append(int(logits[k].argmax()))
+                logits[k] = decoding.step(np.array([0]), np.array(actual[k][-1:]))
+    assert [tuple(ids) for ids in actual] == expected
+    assert values_of(steps) == alone[0]
     np.testing.assert_array_equal(np.concatenate(batches), np.concatenate(traces))
 
 
-def test_a_context_has_one_reader_and_a_tap_one_context(backend):
-    context, tap = backend.context(32, 1, 32)
-    with tap.watched([(0, 3)], "sum"), pytest.raises(HQError, match="is being read already"):
-        with tap.watched([(1, 4)], "sum"):
+def test_a_context_has_one_reader_and_an_observer_one_context(backend):
+    context, observer = backend.context(32, 1, 32)
+    with observer.watched([(0, 3)], "sum"), pytest.raises(HQError, match="is being read already"):
+        with observer.watched([(1, 4)], "sum"):
             pass
-    with context, pytest.raises(HQError, match="make a tap for each"):
-        backend.model.context(tap, tokens=32, batch=32)
+    with context, pytest.raises(HQError, match="create one for each"):
+        backend.model.context(observer, tokens=32, batch=32)
 
 
 # --- scales
@@ -185,12 +186,12 @@ def test_a_shared_prefix_is_computed_under_the_scales_of_its_answers(backend):
     prompts = [(5, 6, 7, 8, 9, k) for k in (10, 11)]
     decoding.share(prompts)
     with backend.scale(silenced):
-        found = decoding.start(prompts).numpy().copy()
+        actual = decoding.start(prompts).numpy().copy()
         expected = backend.decoding().start(prompts).numpy()
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
     again = decoding.start(prompts).numpy()
     np.testing.assert_array_equal(again, backend.decoding().start(prompts).numpy())
-    assert np.abs(again - found).max() > 1e-2
+    assert np.abs(again - actual).max() > 1e-2
 
 
 def test_a_mapping_that_changes_later_changes_no_scale(backend):
@@ -209,13 +210,13 @@ def test_nothing_is_computed_after_a_failed_decode(backend, monkeypatch):
     decoding = backend.decoding()
     expected = decoding.start(PROMPTS[:1]).numpy().copy()
     context = decoding._context
-    monkeypatch.setattr(library().llama, "llama_decode", lambda *_: -3)
+    monkeypatch.setattr(load_library().llama, "llama_decode", lambda *_: -3)
     with pytest.raises(HQError, match="code -3"):
         decoding.step(np.array([0]), np.array([8]))
     monkeypatch.undo()
     with pytest.raises(HQError, match="clear its context first"):
         decoding.step(np.array([0]), np.array([8]))
-    assert not context.whole
+    assert not context.is_valid
     np.testing.assert_array_equal(decoding.start(PROMPTS[:1]).numpy(), expected)
 
 
@@ -259,9 +260,9 @@ def test_a_dropped_context_is_freed(backend):
     def drop() -> None:
         backend.model.context(None, **KEYS).decode([5], [0], [0], [1])
 
-    kept = len(backend.model.allocated.contexts)
+    count = len(backend.model.handles.contexts)
     assert growth(drop) < LIMIT
-    assert len(backend.model.allocated.contexts) == kept
+    assert len(backend.model.handles.contexts) == count
 
 
 def test_a_model_that_is_bound_again_is_freed_with_its_contexts(gguf):
@@ -286,11 +287,11 @@ def test_a_cycle_of_model_and_contexts_is_collected(gguf):
     def tie() -> None:
         model = Owner(path)
         model.contexts = tuple(model.context(None, **KEYS) for _ in range(2))
-        allocated = model.allocated
+        handles = model.handles
         del model
         gc.collect()
-        assert not allocated.contexts
-        assert allocated.model is None
+        assert not handles.contexts
+        assert handles.model is None
 
     gc.freeze()  # so that what was there before costs a collection nothing
     try:
@@ -306,7 +307,7 @@ def test_close_frees_every_context_of_the_model(gguf):
         model = LlamaModel(path)
         contexts = [model.context(None, **KEYS), Context(model, None, **KEYS)]
         model.close()
-        assert not model.allocated.contexts
+        assert not model.handles.contexts
         for context in contexts:
             context.close()
 
@@ -315,11 +316,11 @@ def test_close_frees_every_context_of_the_model(gguf):
 
 def test_logits_keep_their_context_alive(backend):
     logits = backend.model.context(None, tokens=32, batch=8).decode([5, 6], [0, 1], [0, 0], [1, 1])
-    kept = len(backend.model.allocated.contexts)
+    count = len(backend.model.handles.contexts)
     copy = logits.copy()
     for _ in range(5):
         backend.model.context(None, tokens=32, batch=8).decode([9], [0], [0], [1])
     np.testing.assert_array_equal(logits, copy)
     del logits
     gc.collect()
-    assert len(backend.model.allocated.contexts) == kept - 1
+    assert len(backend.model.handles.contexts) == count - 1

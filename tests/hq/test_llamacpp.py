@@ -1,4 +1,4 @@
-"""What llama.cpp alone can get wrong: parity with transformers, its callback, its lifetimes."""
+"""The llama.cpp backend: parity with transformers, its callback, and lifetimes of its objects."""
 
 import gc
 import signal
@@ -51,8 +51,8 @@ def trace(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
 
 def logits(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     """[token of all responses, vocab]."""
-    found = dict(backend.logits(exchanges))
-    return np.concatenate([found[row] for row in range(len(exchanges))])
+    actual = dict(backend.logits(exchanges))
+    return np.concatenate([actual[row] for row in range(len(exchanges))])
 
 
 def off(values: np.ndarray, expected: np.ndarray) -> float:
@@ -81,41 +81,48 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
     path = gguf(family)
     exchanges = tiny.exchanges()
     with (
-        TorchBackend(path.with_suffix(""), device="cpu") as theirs,
-        LlamaBackend(path, "gguf-f32") as ours,
-        theirs.scale(factors),
-        ours.scale(factors),
+        TorchBackend(path.with_suffix(""), device="cpu") as torch_backend,
+        LlamaBackend(path, "gguf-f32") as llama_backend,
+        torch_backend.scale(factors),
+        llama_backend.scale(factors),
     ):
         contribution = MEASURES.index("contribution")
-        expected, found = trace(theirs, exchanges), trace(ours, exchanges)
-        assert off(found[:, contribution], expected[:, contribution]) <= limit["h"]
-        assert off(found, expected) <= limit["cett"]
-        assert np.abs(logits(ours, exchanges) - logits(theirs, exchanges)).max() <= limit["logits"]
-        np.testing.assert_allclose(ours.norms, theirs.norms, rtol=1e-6)
+        expected, actual = trace(torch_backend, exchanges), trace(llama_backend, exchanges)
+        assert off(actual[:, contribution], expected[:, contribution]) <= limit["h"]
+        assert off(actual, expected) <= limit["cett"]
+        assert (
+            np.abs(logits(llama_backend, exchanges) - logits(torch_backend, exchanges)).max()
+            <= limit["logits"]
+        )
+        np.testing.assert_allclose(llama_backend.norms, torch_backend.norms, rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_the_embedded_model_computes_what_transformers_does(tmp_path):
     from harness.bench.cett import question_texts
     from harness.models.sources import resolve_model
-    from hq.gguf.write import write
-    from hq.models.checkpoint import identity
+    from hq.gguf.write import write_gguf
+    from hq.models.checkpoint import checkpoint_identity
 
     path = resolve_model("smollm2")
-    write(path, tmp_path / "model.gguf", "f32", identity(path))
+    write_gguf(path, tmp_path / "model.gguf", "f32", checkpoint_identity(path))
     factors = {(10, 1275): 0.0, (11, 1158): 0.3, (20, 703): 0.5, (0, 5): 2.0}
     with (
-        TorchBackend(path, device="cpu") as theirs,
-        LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as ours,
+        TorchBackend(path, device="cpu") as torch_backend,
+        LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as llama_backend,
     ):
         texts = question_texts(theirs, seed=0, count=16)[1]
         for scaled in ({}, factors):
-            with theirs.scale(scaled), ours.scale(scaled):
-                expected, found = (
-                    _every_row(b.trace(texts, MEASURES), len(texts)) for b in (theirs, ours)
+            with torch_backend.scale(scaled), llama_backend.scale(scaled):
+                expected, actual = (
+                    _every_row(b.trace(texts, MEASURES), len(texts))
+                    for b in (torch_backend, llama_backend)
                 )
-                assert off(found, expected) <= 1e-5
-                assert np.abs(logits(ours, texts) - logits(theirs, texts)).max() <= 1e-3
+                assert off(actual, expected) <= 1e-5
+                assert (
+                    np.abs(logits(llama_backend, texts) - logits(torch_backend, texts)).max()
+                    <= 1e-3
+                )
 
 
 def _every_row(batches, count):
@@ -131,14 +138,14 @@ def test_samples_are_those_of_torch(gguf):
     settings = Sampling(responses=5, temperature=1.0, max_new_tokens=6, seed=1)
     prompts = [("a", (5, 6, 7)), ("b", (5, 6, 8)), ("c", (5, 9, 9))]
     with (
-        TorchBackend(path.with_suffix(""), device="cpu") as theirs,
-        LlamaBackend(path, "gguf-f32") as ours,
+        TorchBackend(path.with_suffix(""), device="cpu") as torch_backend,
+        LlamaBackend(path, "gguf-f32") as llama_backend,
     ):
-        expected, found = (
+        expected, actual = (
             [tree.finished for tree in sample(b.decoding(), prompts, settings, ENDLESS)]
-            for b in (theirs, ours)
+            for b in (torch_backend, llama_backend)
         )
-    assert found == expected
+    assert actual == expected
 
 
 # --- the callback
@@ -173,29 +180,29 @@ def test_alpha_may_change_between_tokens(backend):
 
 
 def test_a_layer_that_is_not_computed_is_an_error(backend, monkeypatch):
-    elsewhere = replace(backend._products, product="ffn_elsewhere-")
-    monkeypatch.setattr(backend, "_products", elsewhere)
+    elsewhere = replace(backend._nodes, h="ffn_elsewhere-")
+    monkeypatch.setattr(backend, "_nodes", elsewhere)
     with pytest.raises(HQError, match="layer 0 was not computed"):
         list(backend.trace(tiny.exchanges(), ("sum",), ("answer",)))
 
 
-def test_a_product_that_is_not_there_is_an_error():
+def test_activations_that_are_not_there_is_an_error():
     with pytest.raises(HQError, match=r"layer 0 of model\.gguf cannot be observed"):
-        GraphNodeFinder("model.gguf").products(3, 128)
+        GraphNodeFinder("model.gguf").nodes(3, 128)
 
 
 def test_another_layout_of_tensors_is_a_sentence(monkeypatch):
     monkeypatch.setattr(
         library_module, "_find", lambda field, *_: (_ for _ in ()).throw(LookupError(field))
     )
-    library_module.library.cache_clear()
+    library_module.load_library.cache_clear()
     try:
-        with pytest.raises(HQError, match=r"lays out its tensors .* cannot find"):
-            library_module.library()
+        with pytest.raises(HQError, match=r"tensor layout .* is unknown"):
+            library_module.load_library()
     finally:
         monkeypatch.undo()
-        library_module.library.cache_clear()
-        library_module.library()
+        library_module.load_library.cache_clear()
+        library_module.load_library()
 
 
 def test_a_missing_library_is_a_sentence(monkeypatch):
@@ -208,14 +215,14 @@ def test_a_missing_library_is_a_sentence(monkeypatch):
             raise ImportError
         return imported(name, *rest)
 
-    library_module.library.cache_clear()
+    library_module.load_library.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     try:
         with pytest.raises(HQError, match=r"pip install 'hq\[llama\]'"):
-            library_module.library()
+            library_module.load_library()
     finally:
         monkeypatch.undo()
-        library_module.library()
+        library_module.load_library()
 
 
 # --- lifetimes
@@ -250,7 +257,7 @@ def test_a_full_cache_is_a_sentence(backend):
 
 
 def test_too_many_rows_are_a_sentence(backend):
-    with pytest.raises(HQError, match="at most 255 rows"):
+    with pytest.raises(HQError, match="at most 255 rows in parallel"):
         backend.decoding().start([(5, 6)] * 256)
 
 
@@ -409,13 +416,13 @@ def test_zero_equals_zeroed_columns(backend, gguf, tmp_path):
         np.testing.assert_array_equal(logits(other, exchanges), scaled)
 
 
-def test_a_set_of_another_model_is_refused(backend, gguf):
+def test_a_set_of_another_model_is_rejected(backend, gguf):
     with LlamaBackend(gguf("qwen2"), "gguf-f32") as other:
         with pytest.raises(HQError, match="belongs to"):
             LlamaMonitor(backend, neuron_set(other))
 
 
-def test_a_prompt_without_room_is_refused(backend):
+def test_a_prompt_without_room_is_rejected(backend):
     with LlamaMonitor(backend, neuron_set(backend), tokens=64) as monitor:
         for prompt, new in (((), 5), ((5,) * 60, 10)):
             with pytest.raises(HQError, match="do not fit"):
@@ -442,12 +449,12 @@ def test_damaged_files_never_end_the_process(gguf, tmp_path):
     assert done.stdout == ""
 
 
-def test_another_kind_than_its_name_says_is_refused(gguf):
+def test_another_kind_than_its_name_says_is_rejected(gguf):
     with pytest.raises(HQError, match=r"is of file type 0, not 7 \(q8_0\)"):
         LlamaBackend(gguf("llama"), "gguf-q8_0")
 
 
-def test_texts_longer_than_the_context_are_refused(backend):
+def test_texts_longer_than_the_context_are_rejected(backend):
     long = PromptResponse((5,) * 100, (6,) * 29)  # the tiny models know 128 positions
     for refused in (backend.trace([long]), backend.logits([long])):
         with pytest.raises(HQError, match="129 tokens is longer than the context"):
@@ -456,6 +463,6 @@ def test_texts_longer_than_the_context_are_refused(backend):
         backend.decoding().start([(5,) * 129])
 
 
-def test_token_ids_that_the_model_lacks_are_refused(backend):
+def test_token_ids_that_the_model_lacks_are_rejected(backend):
     with pytest.raises(HQError, match="outside the 128"):
         list(backend.trace([PromptResponse((5, 128), (6,))]))

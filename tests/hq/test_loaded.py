@@ -10,7 +10,7 @@ from torch import nn
 
 from hq.backends.transformers.loaded import loaded_identity
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.monitor import TorchMonitor
 from hq.neurons.neuron_set import NeuronSet
 from tests import tiny
@@ -28,7 +28,7 @@ def model(checkpoint: Checkpoint) -> Any:
 @pytest.fixture
 def neurons(checkpoint: Checkpoint) -> NeuronSet:
     """A set of the tiny llama."""
-    return neuron_set(identity(checkpoint("llama")))
+    return neuron_set(checkpoint_identity(checkpoint("llama")))
 
 
 def test_a_loaded_model_is_known_by_its_norms(family, checkpoint):
@@ -37,7 +37,7 @@ def test_a_loaded_model_is_known_by_its_norms(family, checkpoint):
         with pytest.raises(HQError, match=r"model_identity=hq\.models\.checkpoint\.identity"):
             loaded_identity(load(folder))
         return
-    source, found = identity(folder), loaded_identity(load(folder))
+    source, found = checkpoint_identity(folder), loaded_identity(load(folder))
     same = ("architecture", "n_layers", "d_ff", "kin")
     assert [getattr(found, field) for field in same] == [getattr(source, field) for field in same]
     assert found.fingerprint == f"loaded:{source.kin}"
@@ -52,7 +52,7 @@ def test_a_set_of_a_gguf_file_is_one_of_the_loaded_model(model, gguf):
 
 
 def test_a_set_of_another_model_is_refused(model, neurons, checkpoint, tmp_path):
-    other = identity(tiny.save("llama", tmp_path / "other", seed=1))
+    other = checkpoint_identity(tiny.save("llama", tmp_path / "other", seed=1))
     with pytest.raises(HQError, match=r"belongs to other \(kin .*, not to llama"):
         TorchMonitor(model, neuron_set(other))
     nameless = neurons.model.model_copy(update={"kin": ""})

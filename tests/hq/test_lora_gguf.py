@@ -14,10 +14,10 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Header, read_header
 from hq.gguf.quantize import quantize
-from hq.gguf.write import write as write_model
-from hq.llamacpp.library import library
-from hq.llamacpp.model import Context
-from hq.models.checkpoint import identity
+from hq.gguf.write import write_gguf as write_model
+from hq.llamacpp.context import Context
+from hq.llamacpp.library import load_library
+from hq.models.checkpoint import checkpoint_identity
 from hq.suppress.lora import gguf as module
 from hq.suppress.lora.gguf import write_gguf_adapter
 from tests import tiny, tiny_tokenizers
@@ -66,7 +66,7 @@ def wide(folder: Path, kind: str) -> Path:
     model = tiny.model("llama", hidden_size=256, intermediate_size=256)
     model.half().save_pretrained(folder / "wide")
     tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False).save_pretrained(folder / "wide")
-    write_model(folder / "wide", folder / "f16.gguf", "f16", identity(folder / "wide"))
+    write_model(folder / "wide", folder / "f16.gguf", "f16", checkpoint_identity(folder / "wide"))
     quantize(folder / "f16.gguf", folder / f"{kind}.gguf", kind)
     return folder / f"{kind}.gguf"
 
@@ -75,7 +75,7 @@ def fused(path: Path) -> Path:
     """A phi3, by another name: llama.cpp looks for Phi-3's tokens where the name has that in it."""
     said = {"general.name": "fused"}
     weights = relative("phi3")
-    return gguf_files.write(path, "Q8_0", weights=weights, said=said, architecture="phi3")
+    return gguf_files.write(path, "Q8_0", weights=weights, changes=said, architecture="phi3")
 
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -279,7 +279,7 @@ def test_an_adapter_that_is_not_set_is_an_error(gguf, tmp_path, monkeypatch):
         adapter = backend.model.adapter(tmp_path / "a.gguf")
         context = backend.model.context(None, tokens=32, batch=8)
         with monkeypatch.context() as patched:
-            patched.setattr(library().llama, "llama_set_adapters_lora", lambda *_: -1)
+            patched.setattr(load_library().llama, "llama_set_adapters_lora", lambda *_: -1)
             with pytest.raises(HQError, match="could not set an adapter"):
                 context.adapt(adapter, 1.0)
         context.close()

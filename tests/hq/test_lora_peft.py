@@ -117,7 +117,7 @@ def test_b_holds_the_checkpoint_s_columns_and_a_one_number_a_neuron(checkpoint, 
         (1, 90): 2.0,
     }
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
-        assert opened.metadata()["hq.source.fingerprint"] == identity(path).fingerprint
+        assert opened.metadata()["hq.source.fingerprint"] == checkpoint_identity(path).fingerprint
 
 
 def test_a_checkpoint_that_names_its_tensors_without_a_prefix(checkpoint, tmp_path):

@@ -12,7 +12,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.generation.streamers import BaseStreamer
 
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.monitor import TorchMonitor
 from hq.neurons.neuron_set import NeuronSet
 from tests import tiny, tiny_tokenizers
@@ -31,7 +31,7 @@ def model(checkpoint: Checkpoint) -> Any:
 @pytest.fixture
 def neurons(checkpoint: Checkpoint) -> NeuronSet:
     """A set of the tiny llama."""
-    return neuron_set(identity(checkpoint("llama")))
+    return neuron_set(checkpoint_identity(checkpoint("llama")))
 
 
 class Rerun(hf.LogitsProcessor):

@@ -60,9 +60,9 @@ def test_without_a_device_it_is_the_cpu(checkpoint, gguf):
 )
 def test_gpu_layers_without_a_gpu_are_refused(layers, message, gguf):
     from hq.backends.llamacpp.backend import LlamaBackend
-    from hq.llamacpp.library import library
+    from hq.llamacpp.library import load_library
 
-    if library().gpus and layers >= -1:
+    if load_library().gpus and layers >= -1:
         pytest.skip("has a GPU")
     with pytest.raises(HQError, match=message):
         LlamaBackend(gguf("llama"), n_gpu_layers=layers)
@@ -75,11 +75,11 @@ def test_a_gpu_that_llama_cpp_does_not_use_is_an_error(gguf, monkeypatch):
     from hq.llamacpp import library as library_module
     from hq.llamacpp import model
 
-    if library_module.library().gpus:
+    if library_module.load_library().gpus:
         pytest.skip("has a GPU")
-    listed = replace(library_module.library(), gpus=("CUDA0",))
+    listed = replace(library_module.load_library(), gpus=("CUDA0",))
     for module in (opening, model):
-        monkeypatch.setattr(module, "library", lambda: listed)
+        monkeypatch.setattr(module, "load_library", lambda: listed)
     assert device_of("gguf-f32", "cuda") == "cuda"
     with pytest.raises(HQError, match="computes 0 of the 3 FFNs"):
         open_backend(gguf("llama"), "gguf-f32", "cuda")
@@ -115,9 +115,9 @@ def test_the_cpu_s_kernels_take_the_activations_that_are_named():
     import llama_cpp
     from llama_cpp import _ctypes_extensions as extensions
 
-    from hq.llamacpp.library import library
+    from hq.llamacpp.library import load_library
 
-    assert library().llama
+    assert load_library().llama
     folder = Path(llama_cpp.__file__).parent / "lib"
     try:
         traits_of = extensions.load_shared_library("ggml-cpu", folder).ggml_get_type_traits_cpu
@@ -126,7 +126,7 @@ def test_the_cpu_s_kernels_take_the_activations_that_are_named():
     traits_of.restype = ctypes.c_void_p
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     for number, kind in TYPES.items():
-        if kind.holds_weights:
+        if kind.is_weight_type:
             pointers = 2 * ctypes.sizeof(ctypes.c_void_p)
             multiplies = TYPES[ctypes.c_int.from_address(traits_of(number) + pointers).value].name
             assert kind.activations == names.get(multiplies, "int8"), kind.name

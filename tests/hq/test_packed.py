@@ -172,7 +172,7 @@ def test_truncated_weights_are_refused(share, damaged):
     file = damaged / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(HQError, match="no whole safetensors file"):
+    with pytest.raises(HQError, match="not a complete safetensors file"):
         TorchBackend(damaged, "gptq-4", device="cpu")
 
 

@@ -7,7 +7,12 @@ import os
 import pytest
 
 from hq.errors import HQError
-from hq.storage.verified_folder import MANIFEST, seal, sha256_of, unseal
+from hq.storage.verified_folder import (
+    MANIFEST,
+    read_verified_folder,
+    sha256_of,
+    write_verified_folder,
+)
 
 FILES = {"a.json": b"{}\n", "b.bin": bytes(range(256))}
 NAMES = frozenset(FILES)
@@ -16,13 +21,13 @@ NAMES = frozenset(FILES)
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "sealed"
-    seal(path, 3, {"name": "x"}, FILES)
+    write_verified_folder(path, 3, {"name": "x"}, FILES)
     return path
 
 
 def refused(folder, words):
     with pytest.raises(HQError) as error:
-        unseal(folder, 3, NAMES)
+        read_verified_folder(folder, 3, NAMES)
     assert words in str(error.value), error.value
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
@@ -36,7 +41,7 @@ def edit(folder, change):
 
 
 def test_what_is_sealed_comes_back(folder):
-    found = unseal(folder, 3, NAMES)
+    found = read_verified_folder(folder, 3, NAMES)
     assert found.files == FILES
     assert found.facts == {"name": "x"}
     assert found.digest == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
@@ -46,14 +51,17 @@ def test_what_is_sealed_comes_back(folder):
 
 def test_the_same_content_has_the_same_digest(folder, tmp_path):
     again = tmp_path / "again"
-    seal(again, 3, {"name": "x"}, dict(reversed(FILES.items())))
-    assert unseal(again, 3, NAMES).digest == unseal(folder, 3, NAMES).digest
+    write_verified_folder(again, 3, {"name": "x"}, dict(reversed(FILES.items())))
+    assert (
+        read_verified_folder(again, 3, NAMES).digest
+        == read_verified_folder(folder, 3, NAMES).digest
+    )
 
 
 def test_a_folder_that_is_there_stays(folder):
     with pytest.raises(HQError, match="there already"):
-        seal(folder, 3, {}, {})
-    assert unseal(folder, 3, NAMES).files == FILES
+        write_verified_folder(folder, 3, {}, {})
+    assert read_verified_folder(folder, 3, NAMES).files == FILES
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
@@ -62,7 +70,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("hq.storage.atomic.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        seal(tmp_path / "new", 3, {}, FILES)
+        write_verified_folder(tmp_path / "new", 3, {}, FILES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,5 +190,5 @@ def test_a_manifest_that_is_none(folder, content, words):
 
 def test_nothing_that_is_no_number_is_sealed(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        seal(tmp_path / "new", 3, {"rate": float("nan")}, FILES)
+        write_verified_folder(tmp_path / "new", 3, {"rate": float("nan")}, FILES)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.monitor import StepStreamer, TorchMonitor
 from hq.neurons.neuron_set import NeuronSet
 from tests import tiny, tiny_tokenizers
@@ -26,7 +26,7 @@ def model(checkpoint: Checkpoint) -> Any:
 @pytest.fixture
 def neurons(checkpoint: Checkpoint) -> NeuronSet:
     """A set of the tiny llama."""
-    return neuron_set(identity(checkpoint("llama")))
+    return neuron_set(checkpoint_identity(checkpoint("llama")))
 
 
 class Letters:

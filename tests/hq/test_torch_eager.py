@@ -11,7 +11,7 @@ from torch import nn
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.monitor import TorchMonitor
 from hq.neurons.neuron_set import NeuronSet
 from tests import tiny
@@ -41,7 +41,7 @@ def model(checkpoint: Checkpoint) -> Any:
 @pytest.fixture
 def neurons(checkpoint: Checkpoint) -> NeuronSet:
     """A set of the tiny llama."""
-    return neuron_set(identity(checkpoint("llama")))
+    return neuron_set(checkpoint_identity(checkpoint("llama")))
 
 
 def compiled(target: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.monitor import LlamaMonitor, StepStreamer, TorchMonitor
 from hq.neurons.neuron_set import NeuronSet
 from hq.neurons.prompt_response import PromptResponse
@@ -50,7 +50,7 @@ def model(checkpoint: Checkpoint) -> Any:
 @pytest.fixture
 def neurons(checkpoint: Checkpoint) -> NeuronSet:
     """A set of the tiny llama."""
-    return neuron_set(identity(checkpoint("llama")))
+    return neuron_set(checkpoint_identity(checkpoint("llama")))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def _as_it_was(model: Any) -> Iterator[None]:
 @pytest.mark.parametrize("tokens", ["answer", "prompt", "other"])
 def test_the_live_score_is_the_probe_s_on_the_trace(model, checkpoint, cett, tokens):
     folder = checkpoint("llama")
-    neurons = neuron_set(identity(folder), cett, tokens)
+    neurons = neuron_set(checkpoint_identity(folder), cett, tokens)
     with TorchMonitor(model, neurons) as monitor:
         out = model.generate(**asked(PROMPT))
     assert out[0, 4:-1].tolist() == [step.token for step in monitor.steps]
@@ -83,7 +83,7 @@ def test_the_live_score_is_the_probe_s_on_the_trace(model, checkpoint, cett, tok
 def test_every_family_is_watched(family, checkpoint, cett):
     """GPT-2 stores weights the other way, and has biases; OPT flattens batch and sequence."""
     folder = checkpoint(family)
-    model, who = load(folder), identity(folder)
+    model, who = load(folder), checkpoint_identity(folder)
     neurons = neuron_set(who, cett, "other")
     with TorchMonitor(model, neurons, who) as monitor:
         out = model.generate(**asked(PROMPT, (9, 10, 11, 12)))
@@ -99,7 +99,7 @@ def test_scores_are_llama_cpp_s(model, checkpoint, gguf, cett, tokens):
     pytest.importorskip("llama_cpp")
     from hq.backends.llamacpp.backend import LlamaBackend
 
-    neurons = neuron_set(identity(checkpoint("llama")), cett, tokens)
+    neurons = neuron_set(checkpoint_identity(checkpoint("llama")), cett, tokens)
     with LlamaBackend(gguf("llama"), "gguf-f32") as backend:
         with LlamaMonitor(backend, neurons) as other:
             expected = list(other.answer(PROMPT, ENDLESS, max_new_tokens=12))
@@ -124,7 +124,7 @@ def test_quantized_models_are_read_with_their_own_norms(checkpoint, precision):
     for module in model.modules():  # where a CPU would repack the codes, and round to bfloat16
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    neurons = neuron_set(identity(folder))
+    neurons = neuron_set(checkpoint_identity(folder))
     with TorchMonitor(model, neurons) as monitor:
         model.generate(**asked(PROMPT))
     rounding = 0.05 if precision == "int8" else 1e-4  # int8 rounds by batch
@@ -143,7 +143,7 @@ def test_codes_that_a_cpu_has_repacked_are_still_read(checkpoint, nested):
     )
     folder = checkpoint("llama")
     model = load(folder, quantization_config=config, device_map={"": "cpu"})
-    neurons = neuron_set(identity(folder))
+    neurons = neuron_set(checkpoint_identity(folder))
     before = TorchMonitor(model, neurons)
     with before:
         model.generate(**asked(PROMPT))
@@ -419,7 +419,7 @@ def test_two_monitors_of_one_model_in_any_order(model, neurons):
 
 def test_monitors_of_two_models(model, neurons, checkpoint):
     qwen = load(checkpoint("qwen2"))
-    others = neuron_set(identity(checkpoint("qwen2")))
+    others = neuron_set(checkpoint_identity(checkpoint("qwen2")))
     with TorchMonitor(model, neurons) as one, TorchMonitor(qwen, others) as two:
         model.generate(**asked(PROMPT))
         before = scores(one.steps)

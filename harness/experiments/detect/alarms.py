@@ -17,7 +17,7 @@ from harness.stages.identify import Rows
 from harness.stages.samples import Sample
 from hq.monitor.bundle import ALL
 from hq.stats.bootstrap import Estimate
-from hq.stats.conformal import entities_needed, entity_rate, promised_threshold
+from hq.stats.conformal import conformal_threshold, entities_needed, entity_rate
 from hq.stats.thresholds import match_quantile
 
 TARGETS = (0.05, 0.1, 0.2)
@@ -37,7 +37,7 @@ class Answers:
 
     def threshold(self, scores: Float[np.ndarray, " n"], target: float) -> float:
         """The threshold that promises this rate, from the scores of all samples."""
-        return promised_threshold(scores[self.right], target, self.components[self.right])
+        return conformal_threshold(scores[self.right], target, self.components[self.right])
 
     def entities(self, rows: Int[np.ndarray, " row"]) -> int:
         """How many entities these rows are about."""

@@ -361,7 +361,7 @@ def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) ->
     layers, neurons = mapping.rows(folder), mapping.read(folder)
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])
-    low, high = mapping.quantiles(neurons.places, neurons.factors)
+    low, high = mapping.quantiles(neurons.permutation, neurons.factors)
     return AlignmentRow(
         precision=precision,
         layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
@@ -369,9 +369,9 @@ def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) ->
         error=float(np.median(errors)),
         error_worst=float(errors.max()),
         worst=int(errors.argmax()),
-        found=float(neurons.found.mean()),
+        found=float(neurons.matched.mean()),
         probe=len(probe),
-        probe_found=sum(bool(neurons.found[layer, index]) for layer, index in probe),
+        probe_found=sum(bool(neurons.matched[layer, index]) for layer, index in probe),
         h_low=low,
         h_high=high,
     )

@@ -1,4 +1,4 @@
-"""The llama.cpp backend: texts packed into batches, traced and continued.
+"""The llama.cpp backend: prompt–response pairs packed into batches, traced, predicted, continued.
 
-The library's own interface and the native callback are in `hq.llamacpp`.
+The interface to the llama.cpp library and its compiled callback is in `hq.llamacpp`.
 """

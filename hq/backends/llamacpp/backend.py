@@ -1,4 +1,4 @@
-"""The llama.cpp backend: a GGUF file, observed and scaled inside llama.cpp's own graph."""
+"""The llama.cpp backend: a GGUF file whose activations are read and scaled in llama.cpp's graph."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -20,35 +20,43 @@ from hq.backends.batching import Plan, plan, span_weights
 from hq.backends.llamacpp.decoding import LlamaDecoding
 from hq.backends.llamacpp.packed_batch import MAX_ROWS, PackedBatch, read_prefix
 from hq.errors import HQError
-from hq.gguf.ffn_weights import of_gguf
 from hq.gguf.file import GGUFFile
 from hq.gguf.types import GGMLType
+from hq.llamacpp.context import Context
 from hq.llamacpp.graph import CPU
-from hq.llamacpp.model import Context, LlamaModel
-from hq.llamacpp.observer import ActivationScales, Factors, GraphObserver
+from hq.llamacpp.model import LlamaModel
+from hq.llamacpp.observer import ActivationScales, ActiveFactors, GraphObserver
 from hq.models.audit import AuditRow
 from hq.models.ffn_weights import FFNs
-from hq.models.head import Head, Reference
+from hq.models.head import Head, ReferenceLogits
 from hq.models.logits import blocks_of, distributions
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions.gguf import require_kind
 
-TOKEN_BUDGET = 512  # tokens a decode: each attends to all cells of its batch, so more costs more
-VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
-LOGIT_BUDGET = 1 << 25  # logits of a decode, which llama.cpp holds at once: 128 MiB
+_TOKEN_BUDGET = 512  # tokens per decode: a token attends to all cells of its batch, so more is slow
+_VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
+_LOGIT_BUDGET = 1 << 25  # logits of a decode, which llama.cpp holds at once: 128 MiB
 
-BatchPart = tuple[int, Float[np.ndarray, "token vocab"]]
+LogitChunk = tuple[int, Float[np.ndarray, "token vocab"]]
+"""The index of a batch's response token, and the logits that predict it and those after it."""
 
 
 class LlamaBackend:
     """One GGUF file. A context manager; `close` frees the weights.
 
-    `n_gpu_layers` counts as llama.cpp's does: 0 runs on the CPU alone, -1 on the GPU alone.
+    Args:
+        path: The file, or the first part of a split one.
+        precision: The precision that the file must have; `gguf-source` accepts any.
+        token_budget: Number of tokens per decode.
+        model_identity: The identity of the source model, if the file's own is not to be used.
+        threads: Number of CPU threads.
+        n_gpu_layers: Number of layers on the GPU, as llama.cpp counts them: 0 for the CPU only,
+            -1 for the GPU only.
 
-    Raises HQError for a file that is damaged, an architecture whose FFN products cannot be
-    observed, another quantization than the precision names, and GPU layers that do not run on one.
+    Raises HQError if the file is damaged or has another quantization than the precision, if the
+    activations of its architecture cannot be observed, or if GPU layers do not run on a GPU.
     """
 
     missing: frozenset[int] = frozenset()
@@ -58,7 +66,7 @@ class LlamaBackend:
         self,
         path: Path,
         precision: str = "gguf-source",
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int = _TOKEN_BUDGET,
         model_identity: ModelIdentity | None = None,
         threads: int = 1,
         n_gpu_layers: int = 0,
@@ -71,8 +79,8 @@ class LlamaBackend:
         self.threads = threads
         self.model = LlamaModel(*self.file.paths, n_gpu_layers=n_gpu_layers)
         try:
-            self._products = self.model.products(self.file.n_layers, self.file.d_ff)
-            self._require_placed(n_gpu_layers)
+            self._nodes = self.model.graph_nodes(self.file.n_layers, self.file.d_ff)
+            self._require_devices(n_gpu_layers)
         except BaseException:
             self.close()
             raise
@@ -85,19 +93,19 @@ class LlamaBackend:
         self.close()
 
     def close(self) -> None:
-        """Frees the weights, and every context made of them first."""
+        """Free every context and then the weights."""
         self.model.close()
 
     @property
     def compute(self) -> str:
-        """What the FFNs' arithmetic runs in, as `compute_of` names it; `mixed: …` for several."""
-        found = sorted({r.compute for r in self.audit() if r.module.startswith("ffn")})
-        return found[0] if len(found) == 1 else f"mixed: {', '.join(found)}"
+        """What the FFNs are computed in, as `compute_of` names it; `mixed: …` for several."""
+        computes = sorted({r.compute for r in self.audit() if r.module.startswith("ffn")})
+        return computes[0] if len(computes) == 1 else f"mixed: {', '.join(computes)}"
 
     @property
     def device(self) -> str:
-        """Where the FFN products were computed: CPU, CUDA0, or several."""
-        return ", ".join(sorted(set(self._products.places)))
+        """Where the FFN activations are computed: CPU, CUDA0, or several."""
+        return ", ".join(sorted(set(self._nodes.devices)))
 
     @property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
@@ -105,25 +113,27 @@ class LlamaBackend:
         return self.file.norms
 
     def audit(self) -> list[AuditRow]:
-        """The projections inside the layers, counted by the type that each really got."""
-        places = self._products.places
-        return self.file.audit(lambda layer, kind: compute_of(kind, places[layer]))
+        """The projections of the layers, counted by the type that each is stored in."""
+        devices = self._nodes.devices
+        return self.file.audit(lambda layer, kind: compute_of(kind, devices[layer]))
 
     def weight_bytes(self) -> int:
         """Bytes of all tensors in the file."""
         return self.file.weight_bytes()
 
     def context(self, tokens: int, sequences: int, batch: int) -> tuple[Context, GraphObserver]:
-        """A context of this size, with the tap that reads and scales in it."""
-        tap = GraphObserver(self._products, self.norms, batch, self.scales, self.model.on_host)
-        context = self.model.context(
-            tap, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
+        """Create a context of this size, and the observer that reads and scales in it."""
+        observer = GraphObserver(
+            self._nodes, self.file.norms, batch, self.scales, self.model.on_host
         )
-        return context, tap
+        context = self.model.context(
+            observer, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
+        )
+        return context, observer
 
     def ffns(self) -> FFNs:
         """The weights of each layer's FFN, dequantized."""
-        return of_gguf(self.file)
+        return self.file.ffns()
 
     def trace(
         self,
@@ -132,33 +142,33 @@ class LlamaBackend:
         spans: tuple[Span, ...] = ("answer",),
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[TraceBatch]:
-        """Means of each measure over each span, for every neuron, added up inside llama.cpp.
+        """Means of each measure over each span, for every neuron, summed inside llama.cpp.
 
-        A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, for activations that are not finite, and
-        if the scales change before the last batch.
+        A prefix that all prompts share is computed once; its tokens count in `other`.
+        Raises HQError if a token id is unknown, if activations are not finite, or if the scales
+        change before the last batch.
         """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
         if not exchanges:
             return
         self.require_length(max(map(len, exchanges)))
-        layout = plan(exchanges, self.token_budget, min(MAX_ROWS, VALUE_BUDGET // width))
-        context, tap = self._context_for(layout, exchanges)
+        layout = plan(exchanges, self.token_budget, min(MAX_ROWS, _VALUE_BUDGET // width))
+        context, observer = self._context_for(layout, exchanges)
         factors = self.scales.factors
         with closing(context):
             shape = (len(measures), len(spans), self.identity.n_layers, self.identity.d_ff)
             prefix = np.zeros((1, len(measures), 1, *shape[2:]), dtype=np.float32)
             ones = np.full((len(layout.prefix), 1), "other" in spans, dtype=np.float32)
-            with tap.traced(np.zeros(len(ones), dtype=np.int64), ones, prefix, measures):
+            with observer.traced(np.zeros(len(ones), dtype=np.int64), ones, prefix, measures):
                 read_prefix(context, layout.prefix)
             for number, rows in enumerate(layout.batches):
                 if number not in skip:
-                    self._require_unchanged(factors)
+                    self._require_same_scales(factors)
                     batch = [exchanges[row] for row in rows]
                     values = np.zeros((len(rows), *shape), dtype=np.float32)
                     start = len(layout.prefix)
-                    self._trace_batch(context, tap, batch, start, values, measures, spans)
+                    self._trace_batch(context, observer, batch, start, values, measures, spans)
                     if "other" in spans:
                         counts = np.array([len(e.prompt) for e in batch], dtype=np.float32)
                         share = prefix[:, :, 0] / counts.reshape(-1, 1, 1, 1)
@@ -171,71 +181,73 @@ class LlamaBackend:
     def _trace_batch(
         self,
         context: Context,
-        tap: GraphObserver,
+        observer: GraphObserver,
         batch: Sequence[PromptResponse],
         start: int,
         values: Float[np.ndarray, "batch measure span layer d_ff"],
         measures: tuple[Measure, ...],
         spans: tuple[Span, ...],
     ) -> None:
-        tails = PackedBatch(batch, start)
-        padded = span_weights(batch, start, max(tails.lengths), spans)
-        weights = padded.transpose(0, 2, 1)[tails.rows, tails.places]  # [token, span]
-        with tails.held(context):
-            for piece in tails.pieces(context.batch):
-                mine = np.ascontiguousarray(weights[piece])
-                with tap.traced(tails.rows[piece].copy(), mine, values, measures):
-                    tails.decode(context, piece, mine.any(axis=1))
+        packed = PackedBatch(batch, start)
+        padded = span_weights(batch, start, max(packed.lengths), spans)
+        weights = padded.transpose(0, 2, 1)[packed.rows, packed.positions]  # [token, span]
+        with packed.sequences(context):
+            for chunk in packed.chunks(context.batch):
+                chunk_weights = np.ascontiguousarray(weights[chunk])
+                rows = packed.rows[chunk].copy()
+                with observer.traced(rows, chunk_weights, values, measures):
+                    packed.decode(context, chunk, chunk_weights.any(axis=1))
 
     def logits(
         self, exchanges: Sequence[PromptResponse]
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
-        """(row, logits that predict each token of its response), in batches by length.
+        """Yield (row, logits that predict each token of its response), in batches by length.
 
-        Raises HQError for token ids that the model lacks, and if the scales change before the last
-        batch.
+        Raises HQError if a token id is unknown, or if the scales change before the last batch.
         """
-        for _, rows, batch, parts in self._logits(exchanges, frozenset()):
-            found = np.concatenate([logits.copy() for _, logits in parts])
+        for _, rows, batch, chunks in self._logits(exchanges, frozenset()):
+            flat = np.concatenate([logits.copy() for _, logits in chunks])
             ends = np.cumsum([len(exchange.response) for exchange in batch])
-            yield from zip(map(int, rows), np.split(found, ends[:-1]), strict=True)
+            yield from zip(map(int, rows), np.split(flat, ends[:-1]), strict=True)
 
     def predictions(
         self,
         exchanges: Sequence[PromptResponse],
-        reference: Reference | None = None,
+        reference: ReferenceLogits | None = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
-        """How each response token is predicted, from llama.cpp's own buffer of logits.
+        """How each response token is predicted, computed from llama.cpp's buffer of logits.
 
-        Raises HQError for token ids that the model lacks, and for logits that are not finite.
+        Raises HQError if a token id is unknown, or if logits are not finite.
         """
-        for number, rows, batch, parts in self._logits(exchanges, skip):
-            chosen = torch.tensor([token for e in batch for token in e.response])
-            found = []
-            for begin, logits in parts:
-                here = slice(begin, begin + len(logits))
-                theirs = None if reference is None else reference.blocks(rows, tokens=here)
-                found.append(distributions(blocks_of(logits), chosen[here], theirs))
-            yield join_predictions(number, rows, batch, found, None, self.precision)
+        for number, rows, batch, chunks in self._logits(exchanges, skip):
+            tokens = torch.tensor([token for e in batch for token in e.response])
+            parts = []
+            for begin, logits in chunks:
+                chunk = slice(begin, begin + len(logits))
+                blocks = None if reference is None else reference.blocks(rows, tokens=chunk)
+                parts.append(distributions(blocks_of(logits), tokens[chunk], blocks))
+            yield join_predictions(number, rows, batch, parts, None, self.precision)
 
     @property
     def head(self) -> Head:
-        """Raises HQError: llama.cpp gives logits alone."""
-        raise HQError("llama.cpp does not give last hidden states: take fp16 as the reference.")
+        """Raises HQError: llama.cpp returns logits only."""
+        raise HQError("llama.cpp returns no last hidden states: use fp16 as the reference.")
 
     def _logits(
         self, exchanges: Sequence[PromptResponse], skip: frozenset[int]
-    ) -> Iterator[tuple[int, Int[np.ndarray, " batch"], list[PromptResponse], Iterator[BatchPart]]]:
-        """(number, rows, exchanges, logits in parts) of each batch.
+    ) -> Iterator[
+        tuple[int, Int[np.ndarray, " batch"], list[PromptResponse], Iterator[LogitChunk]]
+    ]:
+        """Yield (number, rows, prompt–response pairs, logits in chunks) of each batch.
 
-        A part is the index of its first response token, and logits that the next part overwrites.
+        The next chunk overwrites the logits of the last.
         """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
         if not exchanges:
             return
         self.require_length(max(map(len, exchanges)))
-        budget = min(self.token_budget, max(1, LOGIT_BUDGET // self.model.vocabulary))
+        budget = min(self.token_budget, max(1, _LOGIT_BUDGET // self.model.vocabulary))
         layout = plan(exchanges, budget, MAX_ROWS)
         context, _ = self._context_for(layout, exchanges)
         factors = self.scales.factors
@@ -244,24 +256,25 @@ class LlamaBackend:
             for number, rows in enumerate(layout.batches):
                 if number in skip:
                     continue
-                self._require_unchanged(factors)
+                self._require_same_scales(factors)
                 batch = [exchanges[row] for row in rows]
-                tails = PackedBatch(batch, len(layout.prefix))
+                packed = PackedBatch(batch, len(layout.prefix))
                 answers = np.array([len(exchange.response) for exchange in batch])
-                ends = np.array(tails.lengths) - 1  # the last token predicts nothing that is asked
-                first, end = (ends - answers)[tails.rows], ends[tails.rows]
-                wanted = np.logical_and(tails.places >= first, tails.places < end)
-                with tails.held(context):
-                    yield number, rows, batch, _parts(context, tails, wanted)
+                ends = np.array(packed.lengths) - 1  # the last token predicts no response token
+                first, end = (ends - answers)[packed.rows], ends[packed.rows]
+                wanted = np.logical_and(packed.positions >= first, packed.positions < end)
+                with packed.sequences(context):
+                    yield number, rows, batch, _logit_chunks(context, packed, wanted)
 
     def decoding(self) -> LlamaDecoding:
-        """A new set of continuations."""
+        """Create a set of continuations."""
         return LlamaDecoding(lambda *sizes: self.context(*sizes)[0], self.require_length)
 
     def require_length(self, tokens: int) -> None:
-        """Raises HQError for a text longer than the model's context, where it computes otherwise.
+        """Raises HQError if a text is longer than the context length that the file declares.
 
-        A sliding window that llama.cpp does not know ends the context that hq writes.
+        Beyond it llama.cpp may compute something else than the model: in a file written by hq, the
+        context is no longer than a sliding window that llama.cpp does not apply.
         """
         limit = self.file.metadata.get(f"{self.file.architecture}.context_length")
         if isinstance(limit, int) and tokens > limit:
@@ -274,52 +287,53 @@ class LlamaBackend:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
         return self.scales.scaled(factors)
 
-    def _require_placed(self, n_gpu_layers: int) -> None:
-        """Raises HQError if the FFNs do not run where `n_gpu_layers` puts them.
+    def _require_devices(self, n_gpu_layers: int) -> None:
+        """Raises HQError if the FFNs do not run on the devices that `n_gpu_layers` implies.
 
-        llama.cpp counts the output as a layer, so that 1 moves no FFN.
+        llama.cpp counts the output as a layer, so `n_gpu_layers` = 1 moves no FFN.
         """
         layers = self.file.n_layers
-        elsewhere = sum(place != CPU for place in self._products.places)
-        least = layers if n_gpu_layers == -1 or n_gpu_layers > layers else min(n_gpu_layers - 1, 1)
-        if elsewhere < least or (n_gpu_layers == 0 and elsewhere):
+        on_gpu = sum(device != CPU for device in self._nodes.devices)
+        expects_all = n_gpu_layers == -1 or n_gpu_layers > layers
+        minimum = layers if expects_all else min(n_gpu_layers - 1, 1)
+        if on_gpu < minimum or (n_gpu_layers == 0 and on_gpu):
             raise HQError(
-                f"n_gpu_layers = {n_gpu_layers} was asked for, and llama.cpp computes "
-                f"{elsewhere} of the {layers} FFNs of {self.file.path.name} on a GPU: check its "
-                "build and the GPU's free memory, or set n_gpu_layers to 0."
+                f"n_gpu_layers = {n_gpu_layers} was requested, but llama.cpp computes {on_gpu} of "
+                f"the {layers} FFNs of {self.file.path.name} on a GPU: check its build and the "
+                "GPU's free memory, or set n_gpu_layers to 0."
             )
 
-    def _require_unchanged(self, factors: Factors) -> None:
-        """Raises HQError if other scales are in force: the prefix was computed under the first."""
+    def _require_same_scales(self, factors: ActiveFactors) -> None:
+        """Raises HQError if other scales are active than when the prefix was computed."""
         if self.scales.factors != factors:
             raise scales_changed()
 
     def _context_for(
         self, layout: Plan, exchanges: Sequence[PromptResponse]
     ) -> tuple[Context, GraphObserver]:
-        """A context in which the prefix and any batch have room."""
+        """Create a context that has room for the prefix and any batch."""
         start = len(layout.prefix)
-        tails = [sum(len(exchanges[row]) - start for row in rows) for rows in layout.batches]
+        tokens = max(sum(len(exchanges[row]) - start for row in rows) for rows in layout.batches)
         rows = max(len(rows) for rows in layout.batches)
-        batch = max(start, min(max(tails), self.token_budget))
-        return self.context(start + max(tails), rows + 1, batch)
+        batch = max(start, min(tokens, self.token_budget))
+        return self.context(start + tokens, rows + 1, batch)
 
 
-def compute_of(kind: GGMLType, place: str) -> str:
-    """What a product with weights of this type runs in.
+def compute_of(kind: GGMLType, device: str) -> str:
+    """What a matrix product with weights of this type is computed in.
 
-    On the CPU, activations are rounded to the type that its kernels multiply by. A GPU's kernels
-    depend on its generation and on the number of tokens: only the device's name is certain.
+    On the CPU this is the type that the kernels round activations to. A GPU's kernels depend on
+    its generation and on the number of tokens, so only the device is named.
     """
-    return kind.activations if place == CPU else place
+    return kind.activations if device == CPU else device
 
 
-def _parts(
-    context: Context, tails: PackedBatch, wanted: Bool[np.ndarray, " token"]
-) -> Iterator[BatchPart]:
-    """The logits of the wanted tokens, a decode at a time."""
+def _logit_chunks(
+    context: Context, packed: PackedBatch, wanted: Bool[np.ndarray, " token"]
+) -> Iterator[LogitChunk]:
+    """The logits of the wanted tokens, one decode at a time."""
     begin = 0
-    for piece in tails.pieces(context.batch):
-        logits = tails.decode(context, piece, wanted[piece])
+    for chunk in packed.chunks(context.batch):
+        logits = packed.decode(context, chunk, wanted[chunk])
         yield begin, logits
         begin += len(logits)

@@ -1,4 +1,4 @@
-"""Exchanges laid end to end for llama.cpp, a sequence each, after the prefix that all share."""
+"""Prompt–response pairs end to end for llama.cpp, a sequence each, after their shared prefix."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,56 +7,60 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from hq.llamacpp.model import Context
+from hq.llamacpp.context import Context
 from hq.neurons.prompt_response import PromptResponse
 
-PREFIX = 0  # the sequence that keeps the prefix; row r is sequence 1 + r
-MAX_ROWS = 255  # llama.cpp's sequences, less that one
+PREFIX_SEQUENCE = 0  # the sequence that holds the prefix; row r is sequence 1 + r
+MAX_ROWS = 255  # llama.cpp's maximum number of sequences, without the prefix's
 
 
 def read_prefix(context: Context, prefix: Sequence[int]) -> None:
-    """Computes the prefix in a sequence of its own: in one decode, where a batch holds it."""
+    """Clear the context and compute the prefix in its sequence, in as few decodes as fit."""
     context.clear()
     for begin in range(0, len(prefix), context.batch):
-        piece = prefix[begin : begin + context.batch]
-        count = len(piece)
-        # Logits at every token, as the last layer computes no others.
-        context.decode(piece, begin + np.arange(count), np.full(count, PREFIX), np.ones(count))
+        tokens = prefix[begin : begin + context.batch]
+        count = len(tokens)
+        sequence = np.full(count, PREFIX_SEQUENCE)
+        # With logits at every token, as the last layer computes no others.
+        context.decode(tokens, begin + np.arange(count), sequence, np.ones(count))
 
 
 class PackedBatch:
-    """The tokens of a batch that come after the prefix, as flat arrays with an entry a token."""
+    """The tokens of a batch after the prefix, as flat arrays with one entry per token.
+
+    `rows` has the row of each token, `positions` its position in the row, counted from the prefix.
+    """
 
     def __init__(self, batch: Sequence[PromptResponse], start: int) -> None:
         self._start = start
         self.lengths = [len(exchange) - start for exchange in batch]
         self.rows: Int[np.ndarray, " token"] = np.repeat(np.arange(len(batch)), self.lengths)
-        self.places: Int[np.ndarray, " token"] = np.concatenate(
+        self.positions: Int[np.ndarray, " token"] = np.concatenate(
             [np.arange(length) for length in self.lengths]
         )
         self._ids = np.concatenate([np.array(exchange.ids[start:]) for exchange in batch])
 
     @contextmanager
-    def held(self, context: Context) -> Iterator[None]:
-        """Every row goes on from the prefix while this lasts, and is forgotten after it."""
+    def sequences(self, context: Context) -> Iterator[None]:
+        """Give every row a sequence that continues the prefix, and remove these at the end."""
         sequences = range(1, 1 + len(self.lengths))
         try:
             for sequence in sequences:
-                context.copy(PREFIX, sequence)
+                context.copy(PREFIX_SEQUENCE, sequence)
             yield
         finally:
             for sequence in sequences:
                 context.forget(sequence)
 
-    def pieces(self, size: int) -> Iterator[slice]:
-        """Parts that one decode takes each, in order."""
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Slices of at most `size` tokens, one per decode, in order."""
         total = len(self.rows)
         return (slice(begin, min(begin + size, total)) for begin in range(0, total, size))
 
     def decode(
-        self, context: Context, piece: slice, wanted: ArrayLike
+        self, context: Context, chunk: slice, wanted: ArrayLike
     ) -> Float[np.ndarray, "wanted vocab"]:
-        """Computes a part; the logits after its tokens that are wanted (a bool each)."""
+        """Compute a chunk; return the logits after its wanted tokens (one flag per token)."""
         return context.decode(
-            self._ids[piece], self._start + self.places[piece], 1 + self.rows[piece], wanted
+            self._ids[chunk], self._start + self.positions[chunk], 1 + self.rows[chunk], wanted
         )

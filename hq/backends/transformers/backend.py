@@ -30,12 +30,12 @@ from hq.backends.transformers.hooks import DownHooks, scaled
 from hq.backends.transformers.prefix import PrefixCache
 from hq.errors import HQError
 from hq.models.architectures import down_projections
-from hq.models.architectures.detection import verify
+from hq.models.architectures.detection import verify_detection
 from hq.models.audit import AuditRow
 from hq.models.auto import context_length, is_wrapper
-from hq.models.checkpoint import architecture_at, identity
+from hq.models.checkpoint import architecture_at, checkpoint_identity
 from hq.models.ffn_weights import FFNs, of_modules
-from hq.models.head import Head, Reference, body_of, head_of
+from hq.models.head import Head, ReferenceLogits, body_of, head_of
 from hq.models.logits import distributions
 from hq.neurons.cett import Measure, Span, column_norms
 from hq.neurons.neuron_set import ModelIdentity
@@ -68,7 +68,7 @@ class TorchBackend:
         self.precision = precision
         self._precision = PRECISIONS[precision]
         self._family = architecture_at(path)
-        self.identity = model_identity or identity(path)
+        self.identity = model_identity or checkpoint_identity(path)
         self.device = usable_device(device)
         self.token_budget = token_budget
         self.model: Any = self._precision.load(path, self.device)
@@ -76,7 +76,7 @@ class TorchBackend:
         self.downs = down_projections(self.decoder, self._family)
         self.audit()
         if self._family.detected or is_wrapper(self.model):
-            verify(self.model, self.downs, self._dense, self.device)
+            verify_detection(self.model, self.downs, self._dense, self.device)
 
     def __enter__(self) -> "TorchBackend":
         return self
@@ -230,13 +230,13 @@ class TorchBackend:
             parts = torch.split_with_sizes(hidden, [len(exchange.response) for exchange in batch])
             for row, states in zip(rows, parts, strict=True):
                 with torch.inference_mode():
-                    logits = self.head.whole(states)
+                    logits = self.head.logits(states)
                 yield int(row), logits.cpu().numpy()
 
     def predictions(
         self,
         exchanges: Sequence[PromptResponse],
-        reference: Reference | None = None,
+        reference: ReferenceLogits | None = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
         """Entropy, log-probability and KL of each response token, by blocks of the vocabulary.

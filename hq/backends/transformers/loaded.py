@@ -29,7 +29,7 @@ def loaded_identity(model: Any) -> ModelIdentity:
     if not digest:
         raise HQError(
             f"{name} cannot be recognised by its norms ({config.model_type}): pass "
-            "model_identity=hq.models.checkpoint.identity(folder of its checkpoint)."
+            "model_identity=hq.models.checkpoint.checkpoint_identity(folder of its checkpoint)."
         )
     return ModelIdentity(
         name=name,

@@ -1,4 +1,8 @@
-"""One record per model architecture, one file per family, and a detector for all other decoders."""
+"""One record per model architecture, one file per family, and a detector for other dense decoders.
+
+A record says where the FFN is and how GGUF stores the model; loading and running models is in
+`hq.precisions` and `hq.backends`.
+"""
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -27,17 +31,17 @@ __all__ = [
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
-    """The architecture of a model, from its whole config or its language model's.
+    """Return the architecture of a model from its config, which may be multimodal.
 
-    By the `model_type` of the language model; one without a record is detected, with a warning.
-    Raises HQError for a model in which hq cannot find the neurons.
+    Records are found by the `model_type` of the language model. A model type without a record is
+    detected from the model's structure, with a warning. Raises HQError if detection fails.
     """
     model_type = config.get_text_config().model_type
     return RECORDS[model_type] if model_type in RECORDS else detect(config)
 
 
 def down_projections(decoder: nn.Module, architecture: Architecture) -> list[nn.Module]:
-    """The down projection of every layer, in order."""
+    """Return the down projection of every layer, in order."""
     layers = decoder.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
     return [layer.get_submodule(architecture.down) for layer in layers]

@@ -1,5 +1,5 @@
-"""Cohere's Command models: attention and FFN run side by side, after one norm."""
+"""Cohere's Command models: attention and FFN run in parallel after one norm."""
 
-from hq.models.architectures.record import Architecture, register
+from hq.models.architectures.record import Architecture, register_architecture
 
-register(Architecture(norm="input_layernorm"), "cohere", "cohere2")
+register_architecture(Architecture(norm="input_layernorm"), "cohere", "cohere2")

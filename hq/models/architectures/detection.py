@@ -1,9 +1,10 @@
-"""Finds the FFN of a dense decoder that has no record, and checks it on the loaded model.
+"""Finds the FFN of a dense decoder without a record, and verifies it on the loaded model.
 
 Detection builds the model without weights (on the meta device), runs one forward pass over 4 tokens
-and follows the calls: in each layer, the down projection is the last module with a 2-D weight whose
-input has the FFN's width and whose output has the hidden size. Mixtures of experts and models with
-a recurrent state are rejected. `verify` then compares real activations with the formulas.
+and records the calls: in each layer, the down projection is the last module with a 2-D weight whose
+input has the width of the FFN and whose output has the hidden size. Mixtures of experts and models
+with a recurrent state are rejected. `verify_detection` then compares the loaded model's activations
+with the formulas.
 """
 
 import copy
@@ -27,48 +28,47 @@ from hq.models.architectures.record import Architecture, different_widths
 from hq.models.auto import without_weights
 
 _TOKENS = 4
-_TOLERANCE = 0.05  # relative; LLM.int8() rounds activations to 8 bits, the others stay below 1e-3
-# A config's names of d_ff; in Llama 4 the second is of experts.
+_TOLERANCE = 0.05  # relative; LLM.int8() rounds activations to 8 bits, others stay below 1e-3
+# Names of d_ff in configs; in Llama 4 the second is the width of experts.
 _WIDTHS = ("intermediate_size_mlp", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
-_STATEFUL = ("mamba", "rwkv", "lstm", "recurrent", "deltanet", "lightning")  # in names of classes
+_STATEFUL = ("mamba", "rwkv", "lstm", "recurrent", "deltanet", "lightning")  # in class names
 
 _log = logging.getLogger("hq")
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module with weights, or of one of its activations, in the order of calls."""
+    """One call of a module without submodules: a projection, norm or activation."""
 
-    path: str  # from the layer
+    path: str  # relative to the layer
     module: nn.Module
-    given: Tensor
-    made: Tensor
+    input: Tensor
+    output: Tensor
 
 
 def detect(config: PretrainedConfig) -> Architecture:
-    """The architecture of a dense decoder, from its config alone.
+    """Return the architecture of a dense decoder, from its config only.
 
-    Raises HQError, naming the cause, for a model in which the neurons cannot be told: mixtures of
-    experts, recurrent layers, layers of different widths, encoders.
+    Raises HQError with the cause if the FFNs cannot be identified: mixtures of experts, recurrent
+    layers, layers of different widths, encoders.
     """
     settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     key = json.dumps(settings, sort_keys=True, default=str)
-    found = _detected.get(key)
-    if found is None:
-        found = _detected[key] = _detect(config)
-        text = config.get_text_config().model_type
+    architecture = _detected.get(key)
+    if architecture is None:
+        architecture = _detected[key] = _detect(config)
         _log.warning(
-            "hq has no record of the model type %r: its FFN was found in the model's structure "
-            "(%s.*.%s, %s neurons per layer).",
-            text,
-            found.layers,
-            found.down,
-            found.width(config),
+            "hq has no record of the model type %r: its FFN was detected from the model's "
+            "structure (%s.*.%s, %s neurons per layer).",
+            config.get_text_config().model_type,
+            architecture.layers,
+            architecture.down,
+            architecture.width(config),
         )
-    return found
+    return architecture
 
 
-_detected: dict[str, Architecture] = {}  # by the content of a config
+_detected: dict[str, Architecture] = {}  # cache by the content of the config
 
 
 def _detect(config: PretrainedConfig) -> Architecture:
@@ -81,18 +81,18 @@ def _detect(config: PretrainedConfig) -> Architecture:
     _require_dense(layers, text)
     calls = _calls(decoder, layers, name)
     stated = _stated_widths(text)
-    downs = [_down(of_layer, stated, text) for of_layer in calls]
+    downs = [_down(layer_calls, stated, text) for layer_calls in calls]
     paths = sorted({down.path for down in downs})
     if len(paths) > 1:
         raise _refusal(name, f"its layers differ ({', '.join(paths)})")
-    widths = sorted({down.given.shape[-1] for down in downs})
+    widths = sorted({down.input.shape[-1] for down in downs})
     if len(widths) > 1:
         raise different_widths(name, widths)
-    return _described(path, calls[0], downs[0], name)
+    return _architecture(path, calls[0], downs[0], name)
 
 
 def _stack(decoder: nn.Module, text: PretrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The largest list of as many modules as the model has layers, and its path."""
+    """Return the path and the modules of the largest ModuleList with as many items as layers."""
     count = int(text.num_hidden_layers)
     lists = [
         (sum(p.numel() for p in module.parameters()), path, module)
@@ -101,12 +101,12 @@ def _stack(decoder: nn.Module, text: PretrainedConfig) -> tuple[str, nn.ModuleLi
     ]
     if not lists:
         raise _refusal(text.model_type, f"it has no list of its {count} layers")
-    _, path, layers = max(lists, key=lambda found: found[0])
+    _, path, layers = max(lists, key=lambda candidate: candidate[0])
     return path, layers
 
 
 def _require_dense(layers: nn.ModuleList, text: PretrainedConfig) -> None:
-    """Raises HQError for recurrent layers and mixtures of experts."""
+    """Raise HQError for recurrent layers and mixtures of experts."""
     stateful = {
         type(module).__name__
         for module in layers.modules()
@@ -116,8 +116,7 @@ def _require_dense(layers: nn.ModuleList, text: PretrainedConfig) -> None:
     if stateful:
         raise _refusal(
             text.model_type,
-            f"its layers carry a state ({', '.join(sorted(stateful))}), as those of state-space "
-            "models do",
+            f"its layers carry a state ({', '.join(sorted(stateful))}), as in state-space models",
         )
     for name, parameter in layers.named_parameters():
         if parameter.ndim > 2 or ".experts." in name:
@@ -125,56 +124,56 @@ def _require_dense(layers: nn.ModuleList, text: PretrainedConfig) -> None:
 
 
 def _calls(decoder: nn.Module, layers: nn.ModuleList, name: str) -> list[list[_Call]]:
-    """What each layer calls in one forward pass over 4 tokens."""
-    found: list[list[_Call]] = [[] for _ in layers]
+    """Return the calls of each layer in one forward pass over 4 tokens."""
+    calls: list[list[_Call]] = [[] for _ in layers]
     handles = []
-    for layer, of_layer in zip(layers, found, strict=True):
+    for layer, layer_calls in zip(layers, calls, strict=True):
         for path, module in layer.named_modules():
             if not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(partial(_note, of_layer, path)))
+                handles.append(module.register_forward_hook(partial(_record, layer_calls, path)))
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    faults: list[Exception] = []
-    for mask in (torch.ones_like(ids), None):  # some read the mask's values, others invent one
-        for of_layer in found:
-            of_layer.clear()
+    errors: list[Exception] = []
+    for mask in (torch.ones_like(ids), None):  # some models need a mask, others fail with one
+        for layer_calls in calls:
+            layer_calls.clear()
         try:
             with torch.inference_mode(), torch.device("meta"):
                 decoder(ids, attention_mask=mask, use_cache=False)
             break
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            faults.append(error)
+            errors.append(error)
     else:
-        raise _refusal(name, f"its forward pass cannot be followed ({first_line(faults[-1])})")
+        raise _refusal(name, f"its forward pass cannot be followed ({first_line(errors[-1])})")
     for handle in handles:
         handle.remove()
-    return found
+    return calls
 
 
-def _note(calls: list[_Call], path: str, module: nn.Module, args: Any, made: Any) -> None:
-    if args and isinstance(args[0], Tensor) and isinstance(made, Tensor):
-        calls.append(_Call(path, module, args[0], made))
+def _record(calls: list[_Call], path: str, module: nn.Module, args: Any, output: Any) -> None:
+    if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+        calls.append(_Call(path, module, args[0], output))
 
 
 def _stated_widths(text: PretrainedConfig) -> set[int]:
-    """The FFN's width as the config states it, by any of its names; empty where it does not."""
+    """Return the FFN's width according to the config; empty if the config does not state it."""
     stated = next(filter(None, (getattr(text, name, None) for name in _WIDTHS)), ())
     return set(stated) if isinstance(stated, list | tuple) else {int(stated)}
 
 
 def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call:
-    """The call of a layer's down projection."""
+    """Return the call of a layer's down projection."""
     hidden = int(text.hidden_size)
-    writes = [c for c in calls if _is_matrix(c.module) and c.made.shape[-1] == hidden]
-    found = [c for c in writes if c.given.shape[-1] in stated]
-    if not found and writes:
-        # Without a stated width it is the widest of all, if that is also the last to be called.
-        widest = max(c.given.shape[-1] for c in writes)
-        if stated and writes[-1].given.shape[-1] != widest:
+    writes = [c for c in calls if _is_matrix(c.module) and c.output.shape[-1] == hidden]
+    candidates = [c for c in writes if c.input.shape[-1] in stated]
+    if not candidates and writes:
+        # Without a stated width: the widest one, if it is also the last that is called.
+        widest = max(c.input.shape[-1] for c in writes)
+        if stated and writes[-1].input.shape[-1] != widest:
             raise different_widths(text.model_type, sorted(stated | {widest}))
-        found = [c for c in writes[-1:] if c.given.shape[-1] == widest > hidden]
-    if not found:
+        candidates = [c for c in writes[-1:] if c.input.shape[-1] == widest > hidden]
+    if not candidates:
         raise _refusal(text.model_type, "no module in a layer looks like its down projection")
-    down = found[-1]
+    down = candidates[-1]
     if sum(c.module is down.module for c in calls) > 1:
         raise _refusal(text.model_type, "a layer runs more than once for each token")
     return down
@@ -185,20 +184,20 @@ def _is_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 2
 
 
-def _described(layers: str, calls: Sequence[_Call], down: _Call, name: str) -> Architecture:
-    """The record of what a layer calls."""
-    d_ff = int(down.given.shape[-1])
+def _architecture(layers: str, calls: Sequence[_Call], down: _Call, name: str) -> Architecture:
+    """Return the record of an architecture with these calls in each layer."""
+    d_ff = int(down.input.shape[-1])
     parent = down.path.rpartition(".")[0]
     reads = [
         call
         for call in calls[: calls.index(down)]
         if _is_matrix(call.module) and call.path.rpartition(".")[0] == parent
     ]
-    fused = [call.made.shape[-1] for call in reads] == [2 * d_ff]
-    if not fused and [call.made.shape[-1] for call in reads] not in ([d_ff], [d_ff, d_ff]):
-        raise _refusal(name, f"what {down.path} reads is not made by one or two projections")
+    fused = [call.output.shape[-1] for call in reads] == [2 * d_ff]
+    if not fused and [call.output.shape[-1] for call in reads] not in ([d_ff], [d_ff, d_ff]):
+        raise _refusal(name, f"the input of {down.path} does not come from one or two projections")
     gate, up = _gate_and_up(reads, calls)
-    before = [c for c in calls if c.made is up.given and isinstance(c.module, nn.Module)]
+    before = [c for c in calls if c.output is up.input]
     norm = next((c for c in before if _is_vector(c.module)), None)
     return Architecture(
         layers=layers,
@@ -216,11 +215,11 @@ def _described(layers: str, calls: Sequence[_Call], down: _Call, name: str) -> A
 
 
 def _gate_and_up(reads: Sequence[_Call], calls: Sequence[_Call]) -> tuple[_Call | None, _Call]:
-    """The gate is the one of two that an activation is called with, else the first."""
+    """Return gate and up: of two, the gate is the one whose output an activation reads."""
     if len(reads) == 1:
         return None, reads[0]
     first, second = reads
-    activated = any(call.given is second.made for call in calls)
+    activated = any(call.input is second.output for call in calls)
     return (second, first) if activated else (first, second)
 
 
@@ -230,23 +229,23 @@ def _is_vector(module: nn.Module) -> bool:
 
 
 def _offset(norm: nn.Module) -> float:
-    """What a norm adds to its weights: with weights of zero, 1 + w still lets a vector through."""
+    """Return what a norm adds to its weights: with zero weights, 1 + w still passes a vector."""
     module: Any = copy.deepcopy(norm).to_empty(device="cpu").float()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-        made: Tensor = module(torch.randn(1, 1, len(module.weight)))
-    return float(bool(made.any()))
+        output: Tensor = module(torch.randn(1, 1, len(module.weight)))
+    return float(bool(output.any()))
 
 
 def _refusal(name: str, cause: str) -> HQError:
     return HQError(
         f"hq has no record of the model type {name!r}, and cannot find its neurons: {cause}; use a "
-        "dense decoder, or one of those that `hq families` lists."
+        "dense decoder, such as one that `hq families` lists."
     )
 
 
-def verify(
+def verify_detection(
     model: PreTrainedModel,
     downs: Sequence[nn.Module],
     dense: Callable[[nn.Module], Float[Tensor, "d_out d_in"]],
@@ -254,43 +253,44 @@ def verify(
 ) -> None:
     """Compare a loaded model's activations with the formulas, on random tokens.
 
-    In each layer the output of the down projection has to be W_down·h + b, and h must not depend on
-    later tokens: a text is traced after a prefix that is computed once. Raises HQError otherwise.
+    `dense` returns the dequantized weight of a projection. Raises HQError unless, in each layer,
+    the output of the down projection is W_down·h + b, and h does not depend on later tokens, as
+    traces reuse the cache of a prefix.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
+    products: list[tuple[Tensor, Tensor]] = []  # h, and W_down·h
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], made: Tensor) -> None:
+    def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         bias = getattr(module, "bias", None)
         # Falcon adds to the output in place.
-        seen.append((args[0].clone(), made.clone() if bias is None else made - bias))
+        products.append((args[0].clone(), output.clone() if bias is None else output - bias))
 
     generator = torch.Generator().manual_seed(0)
     rows = int(model.get_input_embeddings().num_embeddings)
     ids = torch.randint(rows, (1, _TOKENS), generator=generator).repeat(2, 1)
-    ids[1, -1] = (ids[1, -1] + 1) % rows  # the second text differs in its last token alone
+    ids[1, -1] = (ids[1, -1] + 1) % rows  # the second text differs in its last token
     with ExitStack() as hooks, torch.inference_mode():
         for down in downs:
-            hooks.callback(down.register_forward_hook(note).remove)
+            hooks.callback(down.register_forward_hook(record).remove)
         model(ids.to(device), use_cache=False)
-    if len(seen) != len(downs):
-        raise _unverified(f"{len(downs)} down projections were called {len(seen)} times")
-    for layer, (down, (h, product)) in enumerate(zip(downs, seen, strict=True)):
+    if len(products) != len(downs):
+        raise _unverified(f"{len(downs)} down projections were called {len(products)} times")
+    for layer, (down, (h, product)) in enumerate(zip(downs, products, strict=True)):
         weight = dense(down).double().cpu().numpy()
         activations = h.double().cpu().numpy().reshape(2, _TOKENS, -1)
         written = product.double().cpu().numpy().reshape(2, _TOKENS, -1)
         if _far(activations @ weight.T, written):
             raise _unverified(f"layer {layer} does not write its weight times h")
         if _far(activations[0, :-1], activations[1, :-1]):
-            raise _unverified(f"h of layer {layer} depends on tokens that come later")
+            raise _unverified(f"h of layer {layer} depends on later tokens")
 
 
-def _far(found: Float[np.ndarray, "..."], wanted: Float[np.ndarray, "..."]) -> bool:
-    error = np.linalg.norm(found - wanted)
-    return not error <= _TOLERANCE * np.linalg.norm(wanted)
+def _far(actual: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> bool:
+    error = np.linalg.norm(actual - expected)
+    return not error <= _TOLERANCE * np.linalg.norm(expected)  # also if NaN
 
 
 def _unverified(cause: str) -> HQError:
     return HQError(
         f"The neurons of this model cannot be traced: {cause}; use a dense decoder with causal "
-        "attention, as those that `hq families` lists."
+        "attention, such as one that `hq families` lists."
     )

@@ -1,5 +1,5 @@
-"""GLM: gate and up projection in one, as in Phi-3."""
+"""GLM: one projection holds gate and up, as in Phi-3."""
 
-from hq.models.architectures.record import Architecture, register
+from hq.models.architectures.record import Architecture, register_architecture
 
-register(Architecture(up="mlp.gate_up_proj", gate="", fused=True), "glm", "glm4")
+register_architecture(Architecture(up="mlp.gate_up_proj", gate="", fused=True), "glm", "glm4")

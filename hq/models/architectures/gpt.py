@@ -1,11 +1,18 @@
-"""GPT-2 and what grew out of it: FFNs without a gate, LayerNorm, projections with a bias."""
+"""GPT-2 and its successors: FFNs without a gate, LayerNorm, projections with a bias."""
 
 from dataclasses import replace
 
 from transformers import PretrainedConfig
 
 from hq.models.architectures import llama_cpp
-from hq.models.architectures.record import GGUF_LAYOUTS, Architecture, Layout, attribute, register
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
+from hq.models.architectures.record import (
+    GGUF_LAYOUTS,
+    Architecture,
+    Layout,
+    attribute,
+    register_architecture,
+)
 from hq.models.norm_digest import NormNames
 
 _GPT = Architecture(layers="h", down="mlp.c_proj", up="mlp.c_fc", gate="", norm="ln_2")
@@ -14,26 +21,39 @@ _NEOX = Architecture(down="mlp.dense_4h_to_h", up="mlp.dense_h_to_4h", gate="")
 
 
 def _four_hidden(config: PretrainedConfig) -> int:
-    """BLOOM's and MPT's width, whatever their configs say (MPT's `expansion_ratio` is not read)."""
+    """Width of BLOOM and MPT; transformers ignores MPT's `expansion_ratio`."""
     return 4 * int(config.hidden_size)
 
 
-register(
+def _gpt2_fields(settings: GGUFSettings) -> Fields:
+    return {
+        "vocab_size": settings.file.vocabulary,
+        "n_positions": settings.size("context_length"),
+        "n_embd": settings.size("embedding_length"),
+        "n_inner": settings.size("feed_forward_length"),
+        "n_layer": settings.size("block_count"),
+        "n_head": settings.size("attention.head_count"),
+        "layer_norm_epsilon": settings.get("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": "output.weight" not in settings.file.tensors,
+    }
+
+
+register_architecture(
     replace(
         _GPT,
         transposed=True,
         width=attribute("n_inner"),
-        norms=NormNames({"ln_1": "attn_norm", "ln_2": "ffn_norm"}, final="ln_f"),
+        norms=NormNames({"ln_1": "attn_norm", "ln_2": "ffn_norm"}, layers="h", final="ln_f"),
     ),
     "gpt2",
 )
-register(replace(_GPT, width=attribute("n_inner")), "gpt_bigcode")
-register(replace(_GPT, width=attribute("intermediate_size")), "gpt_neo")
-register(replace(_GPTJ, width=attribute("n_inner")), "codegen", "gptj")
-register(_NEOX, "gpt_neox", "persimmon")
-register(replace(_NEOX, layers="h", width=_four_hidden), "bloom")
-register(Architecture(down="mlp.c_proj", up="mlp.c_fc", gate=""), "starcoder2")
-register(
+register_architecture(replace(_GPT, width=attribute("n_inner")), "gpt_bigcode")
+register_architecture(replace(_GPT, width=attribute("intermediate_size")), "gpt_neo")
+register_architecture(replace(_GPTJ, width=attribute("n_inner")), "codegen", "gptj")
+register_architecture(_NEOX, "gpt_neox", "persimmon")
+register_architecture(replace(_NEOX, layers="h", width=_four_hidden), "bloom")
+register_architecture(Architecture(down="mlp.c_proj", up="mlp.c_fc", gate=""), "starcoder2")
+register_architecture(
     Architecture(
         layers="blocks",
         down="ffn.down_proj",
@@ -48,12 +68,13 @@ GGUF_LAYOUTS.add(
     "gpt2",
     Layout(
         "gpt2",
-        llama_cpp.NORMS | llama_cpp.FFN,
+        _gpt2_fields,
+        llama_cpp.NORMS | llama_cpp.FFN_SHAPES,
         llama_cpp.OUTSIDE | {"position_embd": "d_model context"},
         biased=frozenset(
             {
                 *llama_cpp.NORMS,
-                *llama_cpp.FFN,
+                *llama_cpp.FFN_SHAPES,
                 *llama_cpp.FUSED,
                 *llama_cpp.ATTENTION,
                 "output_norm",

@@ -1,8 +1,9 @@
-"""Llama, Mistral, and the many models with their layer: RMSNorm, gated FFN, rotary embeddings."""
+"""Llama, Mistral, and models with the same layer: RMSNorm, gated FFN, rotary embeddings."""
 
 from transformers import PretrainedConfig
 
-from hq.models.architectures import llama_cpp
+from hq.models.architectures import gguf_settings, llama_cpp
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
     LLAMA_NORMS,
@@ -10,15 +11,27 @@ from hq.models.architectures.record import (
     Conversion,
     Layout,
     Metadata,
-    register,
+    register_architecture,
 )
 from hq.models.norm_digest import NormNames
 
 
 def _metadata(config: PretrainedConfig) -> Metadata:
-    """Llama, and Mistral, which llama.cpp runs as one."""
+    """Metadata of Llama and Mistral, which are one architecture in llama.cpp."""
     rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear", "llama3"))
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
+
+
+def _fields(settings: GGUFSettings) -> Fields:
+    return (
+        gguf_settings.common_fields(settings)
+        | gguf_settings.fields_within_window(settings)
+        | {
+            "attention_bias": settings.biased(*gguf_settings.ATTENTION),
+            "mlp_bias": settings.biased(*gguf_settings.MLP),
+            "rope_parameters": gguf_settings.rope_parameters(settings),
+        }
+    )
 
 
 _NORMS = NormNames(LLAMA_NORMS)
@@ -30,8 +43,8 @@ _CONVERSION = Conversion(
     llama_cpp.LINEAR_BIASES,
 )
 
-register(Architecture(norms=_NORMS, conversion=_CONVERSION), "llama", "mistral")
-register(
+register_architecture(Architecture(norms=_NORMS, conversion=_CONVERSION), "llama", "mistral")
+register_architecture(
     Architecture(norms=_NORMS),
     "cwm",
     "diffllama",
@@ -51,5 +64,5 @@ register(
     "youtu",
 )
 # BitNet normalizes h before the down projection, so h_i is not linear in its own row of W_up.
-register(Architecture(norms=_NORMS, linear_in_up=False), "bitnet")
-GGUF_LAYOUTS.add("llama", Layout("llama", llama_cpp.GATED, llama_cpp.OUTSIDE))
+register_architecture(Architecture(norms=_NORMS, linear_in_up=False), "bitnet")
+GGUF_LAYOUTS.add("llama", Layout("llama", _fields, llama_cpp.GATED, llama_cpp.OUTSIDE))

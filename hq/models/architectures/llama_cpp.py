@@ -1,7 +1,7 @@
-"""How llama.cpp runs an architecture: parts of conversions that several families share.
+"""Writes a transformers config as GGUF metadata: the parts that families share.
 
-Whatever a config asks for that llama.cpp would silently compute otherwise is rejected here, by
-name.
+A setting that llama.cpp would silently compute in another way raises HQError.
+`hq.models.architectures.gguf_settings` is the inverse.
 """
 
 import math
@@ -17,19 +17,19 @@ SEPARATE = {"attn_q": "d_model q", "attn_k": "d_model k", "attn_v": "d_model v"}
 FUSED = {"attn_qkv": "d_model qkv"}
 ATTENTION = {"attn_output": "o d_model"}
 NORMS = {"attn_norm": "d_model", "ffn_norm": "d_model"}
-FFN = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
-GATED = NORMS | FFN | {"ffn_gate": "d_model d_ff"}
+FFN_SHAPES = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
+GATED = NORMS | FFN_SHAPES | {"ffn_gate": "d_model d_ff"}
 QK_LENGTHS = {"attn_q_norm": "key", "attn_k_norm": "key"}
 OUTSIDE = {"token_embd": "d_model vocabulary", "output_norm": "d_model"}
 QKV_BIASES = frozenset(SEPARATE)
-LINEAR_BIASES = frozenset({*SEPARATE, *ATTENTION, *FFN, "ffn_gate"})
+LINEAR_BIASES = frozenset({*SEPARATE, *ATTENTION, *FFN_SHAPES, "ffn_gate"})
 
 
 def common(config: PretrainedConfig, activation: str) -> Metadata:
-    """Keys that every architecture has."""
-    found = getattr(config, "hidden_activation", None) or config.hidden_act
-    if found != activation:
-        raise refusal(config, f"activation {found}", activation)
+    """Metadata that every architecture has."""
+    stated = getattr(config, "hidden_activation", None) or config.hidden_act
+    if stated != activation:
+        raise unsupported(config, f"activation {stated}", activation)
     head_dim = head_width(config)
     return {
         "vocab_size": config.vocab_size,
@@ -47,10 +47,10 @@ def common(config: PretrainedConfig, activation: str) -> Metadata:
 
 
 def without_window(config: PretrainedConfig) -> Metadata:
-    """The context of an architecture that llama.cpp always runs with full attention.
+    """Context length of an architecture that llama.cpp always runs with full attention.
 
-    A text no longer than the sliding window never meets it, so the context ends where the window
-    does: within `context_length` tokens llama.cpp computes what the model does, and no further.
+    Full and sliding attention agree on texts that fit into the window, so the context length is
+    limited to the window.
     """
     types = getattr(config, "layer_types", None)
     slides = types is None or "sliding_attention" in types
@@ -61,12 +61,12 @@ def without_window(config: PretrainedConfig) -> Metadata:
 def rope_keys(
     config: PretrainedConfig, parameters: Mapping[str, float | str], allowed: tuple[str, ...]
 ) -> Metadata:
-    """Base and linear scaling; llama3's scaling is a tensor, see `llama3_factors`."""
+    """Base and linear scaling of rotary embeddings; for llama3 scaling see `llama3_factors`."""
     kind = str(parameters.get("rope_type", "default"))
     if kind not in allowed:
-        raise refusal(config, f"rope scaling {kind!r}", " or ".join(allowed))
+        raise unsupported(config, f"rope scaling {kind!r}", " or ".join(allowed))
     if float(parameters.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise refusal(config, "partial rotary embeddings", "whole ones")
+        raise unsupported(config, "partial rotary embeddings", "full ones")
     base: Metadata = {"rope.freq_base": float(parameters["rope_theta"])}
     if kind != "linear":
         return base
@@ -74,7 +74,7 @@ def rope_keys(
 
 
 def llama3_factors(config: PretrainedConfig) -> dict[str, Weights]:
-    """What llama.cpp divides each rotary frequency by, [head_dim / 2], for rope type llama3."""
+    """Frequency divisors of rope type llama3, [head_dim / 2], as a GGUF tensor."""
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
         return {}
@@ -93,7 +93,7 @@ def as_it_is(_: str, weights: Weights, __: PretrainedConfig) -> Weights:
 
 
 def interleaved(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
-    """Rows of Q and K in llama.cpp's order: it turns neighbours, transformers turns halves."""
+    """Reorder the rows of Q and K: llama.cpp rotates adjacent pairs, transformers halves."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     if part not in heads:
         return weights
@@ -102,25 +102,25 @@ def interleaved(part: str, weights: Weights, config: PretrainedConfig) -> Weight
 
 
 def require_pattern(config: PretrainedConfig, period: int) -> None:
-    """Every `period`-th layer, and no other, has full attention: llama.cpp takes it as given."""
+    """Raise HQError unless exactly every `period`-th layer has full attention, as in llama.cpp."""
     layers = range(1, config.num_hidden_layers + 1)
-    wanted = ["full_attention" if n % period == 0 else "sliding_attention" for n in layers]
-    if list(config.layer_types) != wanted:
-        raise refusal(
+    expected = ["full_attention" if n % period == 0 else "sliding_attention" for n in layers]
+    if list(config.layer_types) != expected:
+        raise unsupported(
             config, "its layer_types", f"full attention at every layer {period}, {2 * period}, …"
         )
 
 
 def head_width(config: PretrainedConfig) -> int:
-    """The width of one attention head."""
+    """Return the width of one attention head."""
     return int(
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
 
 
-def refusal(config: PretrainedConfig, found: str, wanted: str) -> HQError:
-    """The error for a config that llama.cpp would compute differently."""
+def unsupported(config: PretrainedConfig, setting: str, instead: str) -> HQError:
+    """Return the error for a config that llama.cpp would compute with another setting."""
     return HQError(
-        f"A {config.model_type} model with {found} cannot be written as GGUF: llama.cpp would "
-        f"compute it with {wanted}; run it with a precision of the torch backend."
+        f"A {config.model_type} model with {setting} cannot be written as GGUF: llama.cpp would "
+        f"compute it with {instead}; run it with a precision of the torch backend."
     )

@@ -1,6 +1,6 @@
-"""Models without weights in a norm before the FFN: norms come after it, or have no weights."""
+"""Models without norm weights before the FFN: norms follow the FFN, or have no weights."""
 
-from hq.models.architectures.record import Architecture, register
+from hq.models.architectures.record import Architecture, register_architecture
 
-register(Architecture(norm=""), "exaone4", "olmo", "olmo2", "olmo3")
-register(Architecture(down="mlp.fc2", up="mlp.fc1", gate="", norm=""), "nanochat")
+register_architecture(Architecture(norm=""), "exaone4", "olmo", "olmo2", "olmo3")
+register_architecture(Architecture(down="mlp.fc2", up="mlp.fc1", gate="", norm=""), "nanochat")

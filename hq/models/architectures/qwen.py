@@ -2,7 +2,8 @@
 
 from transformers import PretrainedConfig
 
-from hq.models.architectures import llama_cpp
+from hq.models.architectures import gguf_settings, llama_cpp
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
     LLAMA_NORMS,
@@ -11,14 +12,14 @@ from hq.models.architectures.record import (
     Conversion,
     Layout,
     Metadata,
-    register,
+    register_architecture,
 )
 from hq.models.norm_digest import NormNames
 
 
 def _qwen2(config: PretrainedConfig) -> Metadata:
     if config.num_attention_heads * llama_cpp.head_width(config) != config.hidden_size:
-        raise llama_cpp.refusal(
+        raise llama_cpp.unsupported(
             config, f"head_dim {llama_cpp.head_width(config)}", "hidden_size / num_attention_heads"
         )
     return _qwen3(config)
@@ -29,27 +30,43 @@ def _qwen3(config: PretrainedConfig) -> Metadata:
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
 
 
+def _qwen2_fields(settings: GGUFSettings) -> Fields:
+    return (
+        gguf_settings.common_fields(settings)
+        | gguf_settings.fields_within_window(settings)
+        | {"rope_parameters": gguf_settings.rope_parameters(settings)}
+    )
+
+
+def _qwen3_fields(settings: GGUFSettings) -> Fields:
+    has_bias = settings.biased(*gguf_settings.ATTENTION)
+    return _qwen2_fields(settings) | {"attention_bias": has_bias}
+
+
 _QWEN2 = NormNames(LLAMA_NORMS)
 _QWEN3 = NormNames(LLAMA_NORMS | QK_NORMS)
 _BIASES = llama_cpp.QKV_BIASES
 
-register(
+register_architecture(
     Architecture(
         norms=_QWEN2,
         conversion=Conversion("qwen2", _qwen2, llama_cpp.as_it_is, biases=_BIASES),
     ),
     "qwen2",
 )
-register(
+register_architecture(
     Architecture(
         norms=_QWEN3,
         conversion=Conversion("qwen3", _qwen3, llama_cpp.as_it_is, biases=_BIASES),
     ),
     "qwen3",
 )
-register(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
-register(Architecture(norms=_QWEN3), "qwen3_vl_text")
-GGUF_LAYOUTS.add("qwen2", Layout("qwen2", llama_cpp.GATED, llama_cpp.OUTSIDE, _BIASES))
+register_architecture(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
+register_architecture(Architecture(norms=_QWEN3), "qwen3_vl_text")
 GGUF_LAYOUTS.add(
-    "qwen3", Layout("qwen3", llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE)
+    "qwen2", Layout("qwen2", _qwen2_fields, llama_cpp.GATED, llama_cpp.OUTSIDE, _BIASES)
+)
+GGUF_LAYOUTS.add(
+    "qwen3",
+    Layout("qwen3", _qwen3_fields, llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE),
 )

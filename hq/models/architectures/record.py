@@ -1,7 +1,8 @@
-"""What hq knows about one architecture, in one record, and the registry of these records.
+"""The record of one architecture, and the registries of records.
 
-A record says where a decoder layer keeps its FFN, how wide that is, which norms identify the model,
-and how llama.cpp runs it. Each family registers its records in a file of its own in this folder.
+A record says where the FFN is in a decoder layer, how wide it is, which norms identify the model,
+and how the model is written as GGUF. Each family registers its records in a file of this folder, or
+of another package.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
 from hq.errors import HQError
+from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.norm_digest import NormNames
 from hq.registry import Registry
 
@@ -23,15 +25,16 @@ Weights = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How one of transformers' models becomes one of llama.cpp's.
+    """How a checkpoint is written as GGUF.
 
-    `architecture` is llama.cpp's name of it.
-
-    `metadata` gives its keys, without the architecture's prefix, or raises HQError for a config
-    that llama.cpp would compute differently. `edit` makes llama.cpp's weights from transformers',
-    in the same shape; it is told the part's name ("attn_q", "output_norm", …). `made` gives
-    tensors, by name, that a checkpoint does not have. `biases` are the parts whose bias llama.cpp
-    reads.
+    Args:
+        architecture: name of the architecture in llama.cpp.
+        metadata: returns the metadata, keys without the architecture's prefix, or raises HQError
+            for a config that llama.cpp would compute differently.
+        edit: returns llama.cpp's weights of a part ("attn_q", "output_norm", …) from those of the
+            checkpoint, in the same shape.
+        made: returns tensors by name that the checkpoint does not have.
+        biases: the parts whose bias llama.cpp reads.
     """
 
     architecture: str
@@ -43,14 +46,16 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The tensors of one architecture of llama.cpp.
+    """What a GGUF file of one architecture of llama.cpp holds, and how its settings are read.
 
-    `layer` and `outside` are those beside the attention's projections, with their shapes: in GGUF's
-    order, by the names of `hq.gguf.layout.Sizes.widths`. `biased` must have a bias; every
-    projection may.
+    `layer` and `outside` name the tensors other than the attention's projections, with their
+    shapes: in GGUF's order, by the names of `hq.gguf.layout.Sizes.widths`. The tensors in `biased`
+    must have a bias; every projection may have one. `fields` returns the arguments of the config of
+    transformers, or raises HQError for a setting that transformers' model does not have.
     """
 
-    model_type: str  # transformers' name for the architecture
+    model_type: str  # transformers' name of the architecture
+    fields: Callable[[GGUFSettings], Fields]
     layer: Mapping[str, str]
     outside: Mapping[str, str]
     biased: frozenset[str] = frozenset()
@@ -58,9 +63,9 @@ class Layout:
 
 
 def intermediate_size(config: PretrainedConfig) -> int:
-    """`intermediate_size`: one number, or a list with the same number for every layer.
+    """Return `intermediate_size`, which may be a list with the same width for every layer.
 
-    Raises HQError for layers of different widths.
+    Raises HQError if the layers have different widths.
     """
     width: Any = config.intermediate_size
     if isinstance(width, list | tuple):
@@ -72,7 +77,7 @@ def intermediate_size(config: PretrainedConfig) -> int:
 
 
 def different_widths(model_type: str, widths: list[int]) -> HQError:
-    """The error for a model whose layers do not all have the same number of neurons."""
+    """Return the error for a model whose layers have different numbers of neurons."""
     return HQError(
         f"The layers of this {model_type} model have FFNs of different widths "
         f"({', '.join(map(str, widths))}): hq needs the same width in every layer."
@@ -80,7 +85,7 @@ def different_widths(model_type: str, widths: list[int]) -> HQError:
 
 
 def attribute(name: str) -> Callable[[PretrainedConfig], int]:
-    """The FFN's width from this attribute of a config, or 4 · hidden_size where it is unset."""
+    """Return a function that reads the FFN's width from a config; unset means 4 · hidden_size."""
 
     def width(config: PretrainedConfig) -> int:
         return int(getattr(config, name, None) or 4 * config.hidden_size)
@@ -94,40 +99,40 @@ QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one architecture names things inside its decoder (the body, without the LM head).
+    """Where an architecture has its FFNs inside the decoder (the model without the LM head).
 
-    `layers` is the path from the decoder to its list of layers; the others are paths from a layer.
-    The defaults are Llama's.
+    `layers` is the path from the decoder to its list of layers; other paths begin at a layer. The
+    defaults are those of Llama.
     """
 
     layers: str = "layers"
     down: str = "mlp.down_proj"
     up: str = "mlp.up_proj"
-    gate: str = "mlp.gate_proj"  # empty where there is no gate, or `up` holds it too
-    norm: str = "post_attention_layernorm"  # before the FFN; empty where none with weights is
-    norm_offset: float = 0.0  # what the norm adds to its weights
-    fused: bool = False  # `up` holds the gate (first half) and the up projection
+    gate: str = "mlp.gate_proj"  # empty if there is no gate or `up` contains it
+    norm: str = "post_attention_layernorm"  # before the FFN; empty if there is none with weights
+    norm_offset: float = 0.0  # added to the weights of the norm
+    fused: bool = False  # `up` contains the gate (first half) and the up projection
     transposed: bool = False  # checkpoints store weights as [d_in, d_out]
     width: Callable[[PretrainedConfig], int] = intermediate_size  # d_ff, from the text config
-    linear_in_up: bool = True  # with a gate: h_i is proportional to row i of W_up
-    norms: NormNames | None = None  # the norms that identify a model; None where GGUF has no names
-    conversion: Conversion | None = None  # how it is written as GGUF; None where it cannot be
-    detected: bool = False  # found in the model's structure, not in a record
+    linear_in_up: bool = True  # if gated: h_i is proportional to row i of W_up
+    norms: NormNames | None = None  # the norms that identify a model; None if GGUF has no names
+    conversion: Conversion | None = None  # how it is written as GGUF; None if hq cannot
+    detected: bool = False  # from the model's structure, not from a record
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Paths of the FFN's projections."""
+        """Paths of the projections of the FFN."""
         return tuple(filter(None, (self.gate, self.up, self.down)))
 
     @property
     def described(self) -> dict[str, str]:
-        """What provenance says of it: whether it was detected, and which modules are hooked."""
+        """Entry of the provenance: whether it was detected, and which modules are hooked."""
         known_by = "detected" if self.detected else "record"
         return {"known_by": known_by, "down": f"{self.layers}.*.{self.down}"}
 
     @property
     def gated(self) -> bool:
-        """Whether the FFN has a gate, of its own or in `up`."""
+        """Whether the FFN has a gate, in a projection of its own or in `up`."""
         return bool(self.gate) or self.fused
 
 
@@ -137,7 +142,7 @@ RECORDS: Registry[Architecture] = Registry("model architecture", "hq.families")
 GGUF_LAYOUTS: Registry[Layout] = Registry("GGUF architecture")  # by llama.cpp's name
 
 
-def register(record: Architecture, *model_types: str) -> None:
-    """Enter one record for each of these model types."""
+def register_architecture(record: Architecture, *model_types: str) -> None:
+    """Register a record for one or more model types."""
     for model_type in model_types:
         RECORDS.add(model_type, record)

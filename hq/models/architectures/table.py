@@ -1,10 +1,10 @@
-"""Which model types hq handles, and how far: the table of docs/families.md and `hq families`."""
+"""The supported model types: the table of docs/families.md and `hq families`."""
 
 from typing import NamedTuple
 
 from hq.models.architectures import GGUF_LAYOUTS, RECORDS
 
-# Model types without a record whose detection is tested: what a layer has depends on the config.
+# Tested model types without a record, as their layers depend on the config.
 DETECTED_TYPES = (
     "deepseek_v2",
     "deepseek_v3",
@@ -18,7 +18,7 @@ DETECTED_TYPES = (
     "stablelm",
 )
 
-# Multimodal model types that are tested, each around one of the language models.
+# Tested multimodal model types; each contains one of the language models.
 WRAPPERS = (
     "aya_vision",
     "gemma3",
@@ -66,29 +66,29 @@ class FamilyRow(NamedTuple):
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row as the table prints it."""
+        """The cells of the table's row."""
         return tuple(self)
 
 
-HEADER = ("model type", "known by", "bake into", "GGUF")
+FAMILY_COLUMNS = ("model type", "known by", "bake into", "GGUF")
 
 
-def rows() -> list[FamilyRow]:
-    """One row for each model type that is tested, by name."""
+def family_rows() -> list[FamilyRow]:
+    """Return one row per tested or registered model type, sorted by name."""
     readable = {GGUF_LAYOUTS[name].model_type for name in GGUF_LAYOUTS}
-    found = [FamilyRow(name, "detected", "columns", "—") for name in DETECTED_TYPES]
+    rows = [FamilyRow(name, "detected", "columns", "—") for name in DETECTED_TYPES]
     for name in RECORDS:
         record = RECORDS[name]
         uses = ["writes"] if record.conversion else []
         uses += ["reads"] if name in readable else []
         bake = "rows" if (record.gated and record.linear_in_up) else "columns"
-        found.append(FamilyRow(name, "record", bake, ", ".join(uses) or "—"))
-    return sorted(found)
+        rows.append(FamilyRow(name, "record", bake, ", ".join(uses) or "—"))
+    return sorted(rows)
 
 
-def markdown() -> str:
-    """The content of docs/families.md."""
-    lines = [HEADER, ("---",) * len(HEADER), *(row.cells for row in rows())]
+def families_markdown() -> str:
+    """Return the content of docs/families.md."""
+    lines = [FAMILY_COLUMNS, ("---",) * len(FAMILY_COLUMNS), *(row.cells for row in family_rows())]
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     wrappers = ", ".join(f"`{name}`" for name in WRAPPERS)
     return (

@@ -1,7 +1,7 @@
-"""Llama's layer with an FFN that has no gate: Nemotron, Arcee, Apertus, Jais 2."""
+"""Models with Llama's layer but without a gate: Nemotron, Arcee, Apertus, Jais 2."""
 
-from hq.models.architectures.record import Architecture, register
+from hq.models.architectures.record import Architecture, register_architecture
 
-register(Architecture(gate=""), "arcee", "jais2")
-register(Architecture(gate="", norm_offset=1.0), "nemotron")
-register(Architecture(gate="", norm="feedforward_layernorm"), "apertus")
+register_architecture(Architecture(gate=""), "arcee", "jais2")
+register_architecture(Architecture(gate="", norm_offset=1.0), "nemotron")
+register_architecture(Architecture(gate="", norm="feedforward_layernorm"), "apertus")

@@ -14,9 +14,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError
-from hq.gguf.ffn_weights import of_gguf
 from hq.models.alignment import map_model
-from hq.models.checkpoint import architecture_at, identity
+from hq.models.checkpoint import architecture_at, checkpoint_identity
 from hq.models.ffn_weights import FFNs, of_checkpoint, of_modules
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import PRECISIONS
@@ -38,7 +37,7 @@ def require_owner(
     """
     model = open_target(path)
     if source is not None:
-        neurons.require(identity(source), name)
+        neurons.require(checkpoint_identity(source), name)
         _require_same(model, source)
         return
     found = model.identity
@@ -70,7 +69,7 @@ def _require_same(model: BakeTarget, source: Path) -> None:
 
 def _ffns(model: BakeTarget) -> FFNs:
     if isinstance(model, GGUFModel):
-        return of_gguf(model.file)
+        return model.file.ffns()
     family = architecture_at(model.path)
     layers: Any = load_float32(model.path).get_decoder().get_submodule(family.layers)
 

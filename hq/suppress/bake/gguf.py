@@ -19,7 +19,6 @@ from jaxtyping import Float, UInt8
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Tensor, padded
-from hq.gguf.layout import ARCHITECTURES
 from hq.gguf.types import GGMLType, dequantized
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
@@ -73,7 +72,7 @@ class GGUFModel:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = GGUFFile(path)
-        self.file.require_whole()
+        self.file.require_single_file()
         self.n_layers, self.d_ff = self.file.n_layers, self.file.d_ff
         self.vocabulary = self.file.vocabulary
 
@@ -95,7 +94,7 @@ class GGUFModel:
         """
         prefix = f"blk.{layer}."
         up = self.file.tensors[f"{prefix}ffn_up.weight"]
-        gated = "ffn_gate" in ARCHITECTURES[self.file.architecture].layer
+        gated = "ffn_gate" in GGUF_LAYOUTS[self.file.architecture].layer
         fused = up.shape[1] == 2 * self.d_ff  # the gate comes first
         if not gated and not fused:
             return [_column(self.path, self.file.tensors[f"{prefix}ffn_down.weight"], index)]

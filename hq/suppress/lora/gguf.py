@@ -20,7 +20,6 @@ from jaxtyping import Float, Int, UInt8
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.header import Tensor
 from hq.gguf.types import TYPES, GGMLType
 from hq.gguf.write import gguf_package
 from hq.neurons.factors import Factors

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from hq.gguf.file import GGUFFile
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.stats.bootstrap import Estimate
 from tests import tiny, tiny_tokenizers
@@ -36,7 +36,6 @@ if not MISSING:
     from harness.serve.web.access import LOCAL_NAMES, APIKeys
     from harness.serve.web.server import Server, open_socket
     from harness.serve.web.service import Service
-    from hq.gguf.write import write
     from hq.monitor import bundle
     from hq.monitor.bundle import Bundle
 
@@ -59,7 +58,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer = tiny_tokenizers.byte_level(VOCABULARY)
         tokenizer.chat_template = TEMPLATE
         tokenizer.save_pretrained(source)
-        write(source, folder / "tiny.gguf", "f32", identity(source))
+        write_gguf(source, folder / "tiny.gguf", "f32", checkpoint_identity(source))
 
     return shared(tmp_path_factory, "served", make) / "tiny.gguf"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 import transformers as hf
 
-from hq.gguf.write import write
-from hq.llamacpp.library import library
-from hq.models.checkpoint import identity
+from hq.gguf.write import write_gguf
+from hq.llamacpp.library import load_library
+from hq.models.checkpoint import checkpoint_identity
 from tests import tiny_tokenizers
 from tests.hq.gguf_checkpoints import shape
 
@@ -48,16 +48,18 @@ def save(folder: Path, up: float = 1.0) -> Path:
     checkpoint = folder / "model"
     model.half().save_pretrained(checkpoint)
     tiny_tokenizers.byte_level(VOCABULARY, every_byte=False).save_pretrained(checkpoint)
-    write(checkpoint, folder / "wide.gguf", "f32", identity(checkpoint))
+    write_gguf(checkpoint, folder / "wide.gguf", "f32", checkpoint_identity(checkpoint))
     return folder / "wide.gguf"
 
 
 def quantized(source: Path, into: Path, kind: str) -> Path:
     """Every matrix in the type `kind`, by llama.cpp's own quantizer."""
-    found = library()
-    params = found.llama.llama_model_quantize_default_params()
-    params.ftype, params.pure, params.nthread = getattr(found.llama, FILE_TYPES[kind]), True, 1
-    assert found.llama.llama_model_quantize(bytes(source), bytes(into), params) == 0, found.why()
+    library = load_library()
+    params = library.llama.llama_model_quantize_default_params()
+    params.ftype, params.pure, params.nthread = getattr(library.llama, FILE_TYPES[kind]), True, 1
+    assert library.llama.llama_model_quantize(bytes(source), bytes(into), params) == 0, (
+        library.reason()
+    )
     return into
 
 

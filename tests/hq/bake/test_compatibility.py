@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hq.errors import HQError
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.suppress.bake import require_owner
 from tests import packed_files, tiny
@@ -17,7 +17,7 @@ from tests.packed_files import PACKINGS
 
 def neurons_of(checkpoint: Path) -> NeuronSet:
     return NeuronSet(
-        model=identity(checkpoint),
+        model=checkpoint_identity(checkpoint),
         cett="sum",
         tokens="answer",
         labels="1-vs-1",

@@ -15,9 +15,9 @@ from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.alignment import map_model
 from hq.models.architectures import RECORDS, architecture_of, down_projections
-from hq.models.architectures.detection import detect, verify
+from hq.models.architectures.detection import detect, verify_detection
 from hq.models.architectures.table import DETECTED_TYPES, WRAPPERS
-from hq.models.checkpoint import architecture_at, identity
+from hq.models.checkpoint import architecture_at, checkpoint_identity
 from hq.models.ffn_weights import of_checkpoint
 from hq.neurons.prompt_response import PromptResponse
 from hq.suppress.bake import bake
@@ -172,7 +172,9 @@ def test_an_architecture_without_a_record_is_announced_once(caplog):
 
 def test_a_detected_checkpoint_has_the_width_that_was_found(saved):
     assert architecture_at(saved("gpt_neox_japanese")).detected
-    assert identity(saved("gpt_neox_japanese")).d_ff == 2 * 64  # no config attribute says so
+    assert (
+        checkpoint_identity(saved("gpt_neox_japanese")).d_ff == 2 * 64
+    )  # no config attribute says so
 
 
 class Halving(nn.Linear):
@@ -188,14 +190,14 @@ def test_verification_finds_what_detection_cannot_see():
 
     model: Any = decoders.model(decoders.RECORDED["llama"]()).requires_grad_(False)
     downs = down_projections(model.get_decoder(), RECORDS["llama"])
-    verify(model, downs, dense, torch.device("cpu"))
+    verify_detection(model, downs, dense, torch.device("cpu"))
     downs[1].__class__ = Halving
     with pytest.raises(HQError, match="layer 1 does not write its weight times h"):
-        verify(model, downs, dense, torch.device("cpu"))
+        verify_detection(model, downs, dense, torch.device("cpu"))
     downs[1].__class__ = nn.Linear
     model.model.layers[0].register_forward_hook(_mix_all_tokens)
-    with pytest.raises(HQError, match="layer 1 depends on tokens that come later"):
-        verify(model, downs, dense, torch.device("cpu"))
+    with pytest.raises(HQError, match="layer 1 depends on later tokens"):
+        verify_detection(model, downs, dense, torch.device("cpu"))
 
 
 def _mix_all_tokens(_: nn.Module, __: Any, made: Any) -> Any:
@@ -216,10 +218,10 @@ def test_baking_and_adapters_do_what_scaling_at_run_time_does(name, saved, tmp_p
     bake(source, tmp_path / "baked", factors)
     readable = not name.startswith("deepseek")
     if readable:
-        write_adapter(source, identity(source), factors, tmp_path / "adapter")
+        write_adapter(source, checkpoint_identity(source), factors, tmp_path / "adapter")
     else:
         with pytest.raises(HQError, match="PEFT takes for those of experts"):
-            write_adapter(source, identity(source), factors, tmp_path / "adapter")
+            write_adapter(source, checkpoint_identity(source), factors, tmp_path / "adapter")
     ids = torch.randint(5, tiny.VOCABULARY, (1, 17), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), TorchBackend(source, device="cpu") as backend:
         plain = backend.model(ids).logits

@@ -1,6 +1,6 @@
-"""Misuses of the native boundary, each of which must be a sentence: also under `python -O`.
+"""Misuses of hq.llamacpp, each of which must raise an HQError, also under `python -O`.
 
-`python -O -m tests.hq.native_misuse FILE` prints, as JSON, what each was answered.
+`python -O -m tests.hq.llama_misuse FILE` prints the message of each, as JSON.
 """
 
 import json
@@ -19,12 +19,12 @@ TOKENS = 8
 
 
 def answers(path: Path) -> dict[str, str]:
-    """The sentence that each misuse is answered with; empty if it passes."""
+    """The message of each misuse; empty if it raises nothing."""
     with LlamaBackend(path) as backend:
-        return {name: _said(misuse) for name, misuse in _misuses(backend).items()}
+        return {name: _message(misuse) for name, misuse in _misuses(backend).items()}
 
 
-def _said(misuse: Callable[[], object]) -> str:
+def _message(misuse: Callable[[], object]) -> str:
     try:
         misuse()
     except HQError as error:
@@ -34,8 +34,8 @@ def _said(misuse: Callable[[], object]) -> str:
 
 def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
     layers, d_ff, vocabulary = backend.file.n_layers, backend.file.d_ff, backend.model.vocabulary
-    context, tap = backend.context(TOKENS, 2, TOKENS)
-    products, norms = backend._products, backend.norms
+    context, observer = backend.context(TOKENS, 2, TOKENS)
+    nodes, norms = backend._nodes, backend.norms
 
     def decode(
         tokens: Any = (5,), positions: Any = (0,), sequences: Any = (0,), wanted: Any = (1,)
@@ -45,11 +45,11 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
     def opened(**settings: int):
         return lambda: backend.model.context(None, **settings)
 
-    def tapped(capacity: int = TOKENS, scales: Any = None, norms: Any = norms):
-        return lambda: GraphObserver(products, norms, capacity, scales or backend.scales)
+    def observed(capacity: int = TOKENS, scales: Any = None, norms: Any = norms):
+        return lambda: GraphObserver(nodes, norms, capacity, scales or backend.scales)
 
-    def watched(layer: int, index: int, whole: Any = "sum"):
-        return lambda: tap.watched([(0, 0), (layer, index)], whole).__enter__()
+    def watched(layer: int, index: int, measure: Any = "sum"):
+        return lambda: observer.watched([(0, 0), (layer, index)], measure).__enter__()
 
     def traced(rows: Any = None, weights: Any = None, values: Any = None, measures: Any = ("sum",)):
         rows = np.zeros(2, dtype=np.int64) if rows is None else rows
@@ -57,19 +57,19 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
         values = zeros() if values is None else values
 
         def trace() -> None:
-            with tap.traced(rows, weights, values, measures):
+            with observer.traced(rows, weights, values, measures):
                 context.decode([5, 6], [0, 1], [0, 0], [1, 1])
 
         return trace
 
-    def zeros(exchanges: int = 1, measures: int = 1, spans: int = 1, dtype: str = "f4"):
-        return np.zeros((exchanges, measures, spans, layers, d_ff), dtype=dtype)
+    def zeros(rows: int = 1, measures: int = 1, spans: int = 1, dtype: str = "f4"):
+        return np.zeros((rows, measures, spans, layers, d_ff), dtype=dtype)
 
     frozen = zeros()
     frozen.flags.writeable = False
 
     def other_tokens() -> None:
-        with tap.traced(
+        with observer.traced(
             np.zeros(3, dtype=np.int64), np.ones((3, 1), np.float32), zeros(), ("sum",)
         ):
             context.decode([5, 6], [0, 1], [0, 0], [1, 1])
@@ -96,13 +96,13 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
         "a batch of none": opened(batch=0),
         "no threads": opened(threads=0),
         "sequences beyond llama.cpp's": opened(sequences=100_000),
-        "a batch beyond the tap's": lambda: backend.model.context(
-            GraphObserver(products, norms, 4, backend.scales), tokens=32, batch=5
+        "a batch beyond the observer's": lambda: backend.model.context(
+            GraphObserver(nodes, norms, 4, backend.scales), tokens=32, batch=5
         ),
-        "a tap for no tokens": tapped(capacity=0),
-        "scales of another model": tapped(scales=ActivationScales(layers, d_ff + 1)),
-        "norms of a layer too few": tapped(norms=norms[1:]),
-        "norms that are narrower": tapped(norms=norms[:, 1:]),
+        "an observer for no tokens": observed(capacity=0),
+        "scales of another model": observed(scales=ActivationScales(layers, d_ff + 1)),
+        "norms of a layer too few": observed(norms=norms[1:]),
+        "norms that are narrower": observed(norms=norms[:, 1:]),
         "a layer that is not there": watched(layers, 0),
         "a layer below 0": watched(-1, 0),
         "a neuron that is not there": watched(0, d_ff),
@@ -120,7 +120,7 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
         "values in big-endian": traced(values=zeros(dtype=">f4")),
         "values of a measure too few": traced(values=zeros(measures=1), measures=("sum", "output")),
         "values of a span too few": traced(weights=np.ones((2, 2), np.float32)),
-        "values that are not contiguous": traced(values=zeros(exchanges=4)[::2]),
+        "values that are not contiguous": traced(values=zeros(rows=4)[::2]),
         "values of every other layer": traced(
             values=np.zeros((1, 1, 1, 2 * layers, d_ff), np.float32)[:, :, :, ::2]
         ),
@@ -128,9 +128,9 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
         "a measure that is not there": traced(measures=("total",)),
         "a measure twice": traced(values=zeros(measures=2), measures=("sum", "sum")),
         "other tokens than are traced": other_tokens,
-        "an output that is no token": lambda: tap.begin(2, np.array([2])),
-        "outputs in 32 bits": lambda: tap.begin(2, np.array([1], dtype=np.int32)),
-        "more tokens than the tap's": lambda: tap.begin(TOKENS + 1, np.array([0])),
+        "an output that is no token": lambda: observer.begin(2, np.array([2])),
+        "outputs in 32 bits": lambda: observer.begin(2, np.array([1], dtype=np.int32)),
+        "more tokens than the observer's": lambda: observer.begin(TOKENS + 1, np.array([0])),
         "the piece of no token": lambda: backend.model.piece(vocabulary),
         "the piece of a token below 0": lambda: backend.model.piece(-1),
         "half of a surrogate pair": lambda: backend.model.tokenize("a\ud83d"),

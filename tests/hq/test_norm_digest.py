@@ -1,4 +1,4 @@
-"""Kin: a checkpoint and the GGUF files made from it have the same, whatever the family and type."""
+"""Norm digests: a checkpoint and the GGUF files made from it have the same one."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hq.gguf.file import GGUFFile
 from hq.models.architectures import RECORDS
-from hq.models.checkpoint import identity
+from hq.models.checkpoint import checkpoint_identity
 from hq.models.norm_digest import norm_digest
 from tests import tiny
 from tests.hq import gguf_files
@@ -25,7 +25,7 @@ CONVERTED = [family for family in tiny.FAMILIES if family != "opt"]
 
 
 def converted(family: str, checkpoint: Path) -> dict[str, np.ndarray]:
-    """A checkpoint's weights by the names that the gguf package maps theirs to, as it stores them."""
+    """A checkpoint's weights as the gguf package names and stores them."""
     architecture = ARCHITECTURE.get(family, family)
     (enum,) = (a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(enum, tiny.LAYERS)
@@ -45,28 +45,30 @@ def converted(family: str, checkpoint: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 @pytest.mark.parametrize("family", CONVERTED)
-def test_a_checkpoint_and_its_gguf_are_akin(family, kind, checkpoint: Checkpoint, tmp_path):
+def test_a_checkpoint_and_its_gguf_have_the_same_digest(
+    family, kind, checkpoint: Checkpoint, tmp_path
+):
     weights = converted(family, checkpoint(family))
     architecture = ARCHITECTURE.get(family, family)
     path = gguf_files.write(tmp_path / "a.gguf", kind, weights=weights, architecture=architecture)
-    found, source = GGUFFile(path).identity, identity(checkpoint(family))
-    assert found.kin == source.kin
-    assert re.fullmatch("[0-9a-f]{16}", found.kin)
-    assert (found.n_layers, found.d_ff) == (source.n_layers, source.d_ff)
-    assert found.fingerprint.startswith("gguf:")
+    converted_identity, source = GGUFFile(path).identity, checkpoint_identity(checkpoint(family))
+    assert converted_identity.kin == source.kin
+    assert re.fullmatch("[0-9a-f]{16}", converted_identity.kin)
+    assert (converted_identity.n_layers, converted_identity.d_ff) == (source.n_layers, source.d_ff)
+    assert converted_identity.fingerprint.startswith("gguf:")
 
 
-def test_every_family_has_a_kin_of_its_own(checkpoint: Checkpoint):
-    kins = [identity(checkpoint(family)).kin for family in tiny.FAMILIES]
-    assert kins.pop(list(tiny.FAMILIES).index("opt")) == ""
-    assert "" not in kins
+def test_every_family_has_a_digest_of_its_own(checkpoint: Checkpoint):
+    digests = [checkpoint_identity(checkpoint(family)).kin for family in tiny.FAMILIES]
+    assert digests.pop(list(tiny.FAMILIES).index("opt")) == ""
+    assert "" not in digests
     same_weights = {"llama", "mistral"}  # one seed, one shape
-    assert len(set(kins)) >= len(kins) - len(same_weights)
+    assert len(set(digests)) >= len(digests) - len(same_weights)
 
 
-def test_every_norm_counts(checkpoint: Checkpoint, tmp_path):
+def test_every_norm_changes_the_digest(checkpoint: Checkpoint, tmp_path):
     folder = tiny.save("gemma3_text", tmp_path / "copy")
-    path, before = folder / "model.safetensors", identity(folder).kin
+    path, before = folder / "model.safetensors", checkpoint_identity(folder).kin
     tensors = load_file(path)
     norms = [name for name in tensors if name.endswith("norm.weight")]
     assert len(norms) == 6 * tiny.LAYERS + 1
@@ -74,27 +76,35 @@ def test_every_norm_counts(checkpoint: Checkpoint, tmp_path):
         changed = tensors[name].clone()
         changed[3] += 0.5
         save_file(tensors | {name: changed}, path, metadata={"format": "pt"})
-        assert identity(folder).kin != before, name
+        assert checkpoint_identity(folder).kin != before, name
     others = {name: t for name, t in tensors.items() if name not in norms}
     save_file(tensors | {n: -t for n, t in others.items()}, path, metadata={"format": "pt"})
-    assert identity(folder).kin == before
+    assert checkpoint_identity(folder).kin == before
     del tensors[norms[0]]
     save_file(tensors, path, metadata={"format": "pt"})
-    assert identity(folder).kin == ""
+    assert checkpoint_identity(folder).kin == ""
 
 
-def test_sharding_and_dtype_keep_the_kin(checkpoint: Checkpoint, tmp_path):
+def test_sharding_and_dtype_keep_the_digest(checkpoint: Checkpoint, tmp_path):
     model = hf.AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float16)
-    before = identity(checkpoint("llama")).kin
+    before = checkpoint_identity(checkpoint("llama")).kin
     model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     model.float().save_pretrained(tmp_path / "float32")
-    assert identity(tmp_path / "shards").kin == identity(tmp_path / "float32").kin == before
+    assert (
+        checkpoint_identity(tmp_path / "shards").kin
+        == checkpoint_identity(tmp_path / "float32").kin
+        == before
+    )
     model.bfloat16().save_pretrained(tmp_path / "bf16")
     model.float().save_pretrained(tmp_path / "rounded")
-    assert identity(tmp_path / "bf16").kin == identity(tmp_path / "rounded").kin != before
+    assert (
+        checkpoint_identity(tmp_path / "bf16").kin
+        == checkpoint_identity(tmp_path / "rounded").kin
+        != before
+    )
 
 
-def test_order_and_lengths_count_and_what_fp16_cannot_hold_does_not():
+def test_the_digest_depends_on_order_and_lengths_but_not_on_rounding_to_fp16():
     ones, more = np.ones(3, dtype=np.float32), np.full(2, 2, dtype=np.float32)
     assert norm_digest([ones, more]) != norm_digest([more, ones])
     assert norm_digest([ones, ones]) != norm_digest([np.ones(6, dtype=np.float32)])

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.gguf.ffn_weights import of_gguf
 from hq.gguf.file import GGUFFile
-from hq.models.alignment import MISSING, LayerRelation, explained, map_layer, map_model
+from hq.models.alignment import MISSING, LayerRelation, map_layer, map_model, rounding_error
 from hq.models.architectures import architecture_of
 from hq.models.ffn_weights import FFN, of_checkpoint, of_modules
 from hq.precisions.packed import recipe_of, round_to_nearest
@@ -103,8 +102,8 @@ CASES = {
     "permuted, 4 bits": (quantized(SOURCE.at(ORDER), 4), 4, MOVED),
     "permuted and rescaled": (rescaled(SOURCE, SPREAD).at(ORDER), 16, MOVED),
     "two swapped, 8 bits": (quantized(SOURCE.at(SWAPPED), 8), 8, MOVED),
-    "residual rotated": (SOURCE.turned(orthogonal(D)), 16, SAME),
-    "residual rotated, 4 bits": (quantized(SOURCE.turned(orthogonal(D)), 4), 4, SAME),
+    "residual rotated": (SOURCE.rotated(orthogonal(D)), 16, SAME),
+    "residual rotated, 4 bits": (quantized(SOURCE.rotated(orthogonal(D)), 4), 4, SAME),
     "h rotated": (SOURCE._replace(down=SOURCE.down @ orthogonal(WIDTH)), 16, MIXED),
     "h rotated, 4 bits": (
         quantized(SOURCE._replace(down=SOURCE.down @ orthogonal(WIDTH)), 4),
@@ -112,15 +111,15 @@ CASES = {
         MIXED,
     ),
     "residual and h rotated": (
-        SOURCE.turned(orthogonal(D))._replace(
-            down=SOURCE.turned(orthogonal(D)).down @ orthogonal(WIDTH)
+        SOURCE.rotated(orthogonal(D))._replace(
+            down=SOURCE.rotated(orthogonal(D)).down @ orthogonal(WIDTH)
         ),
         16,
         MIXED,
     ),
-    "reads rotated alone": (SOURCE.turned(orthogonal(D))._replace(down=SOURCE.down), 16, MIXED),
+    "reads rotated alone": (SOURCE.rotated(orthogonal(D))._replace(down=SOURCE.down), 16, MIXED),
     "reads rotated alone, 4 bits": (
-        quantized(SOURCE.turned(orthogonal(D))._replace(down=SOURCE.down), 4),
+        quantized(SOURCE.rotated(orthogonal(D))._replace(down=SOURCE.down), 4),
         4,
         MIXED,
     ),
@@ -143,7 +142,7 @@ def test_a_layer_is_told_for_what_it_is(case):
     variant, bits, relation = CASES[case]
     found = map_layer(0, SOURCE, claimed(variant, bits))
     assert found.relation is relation, found.note
-    assert found.holds == (relation in (SAME, SCALED, MOVED))
+    assert found.is_aligned == (relation in (SAME, SCALED, MOVED))
     assert (found.note == "") == (relation is SAME and "rotated" not in case)
 
 
@@ -154,7 +153,7 @@ def test_neurons_are_found_where_they_went(case):
     variant, bits, _ = CASES[case]
     found = map_layer(0, SOURCE, claimed(variant, bits))
     order = SWAPPED if "swapped" in case else ORDER
-    torch.testing.assert_close(order[found.places], torch.arange(WIDTH))
+    torch.testing.assert_close(order[found.permutation], torch.arange(WIDTH))
 
 
 @pytest.mark.parametrize(
@@ -192,20 +191,22 @@ def test_a_mapped_neuron_says_the_same(seed, bits, gated):
         if variant.gate is None
         else torch.sigmoid(variant.gate @ x) * (variant.up @ x)
     )
-    mapped = theirs[found.places] / factors
-    assert found.found.float().mean() > 0.95
-    torch.testing.assert_close(mapped[found.found], h[0][found.found], rtol=1e-3, atol=1e-4)
-    placed = found.places != MISSING
+    mapped = theirs[found.permutation] / factors
+    assert found.matched.float().mean() > 0.95
+    torch.testing.assert_close(mapped[found.matched], h[0][found.matched], rtol=1e-3, atol=1e-4)
+    placed = found.permutation != MISSING
     assert (found.factors / factors).log().abs()[placed].median() < 0.1
-    torch.testing.assert_close(order[found.places[placed]], torch.arange(WIDTH)[placed])
+    torch.testing.assert_close(order[found.permutation[placed]], torch.arange(WIDTH)[placed])
 
 
 def test_a_pruned_neuron_is_not_found():
     gone = SOURCE.up.clone()
     gone[[5, 70]] = 0
     found = map_layer(0, SOURCE, claimed(SOURCE._replace(up=gone), 16))
-    assert (~found.found).nonzero().flatten().tolist() == [5, 70]
-    assert torch.equal(found.places, torch.arange(WIDTH))  # what is left of them is where it was
+    assert (~found.matched).nonzero().flatten().tolist() == [5, 70]
+    assert torch.equal(
+        found.permutation, torch.arange(WIDTH)
+    )  # what is left of them is where it was
 
 
 def overwritten(ffn: FFN, neurons: list[int], by: FFN) -> FFN:
@@ -229,20 +230,20 @@ def test_a_neuron_that_was_cut_or_replaced_has_no_place(bits, moved, by):
     stored = variant.at(order)
     found = map_layer(0, SOURCE, claimed(quantized(stored, bits) if bits < 16 else stored, bits))
     gone = [5, 70]
-    assert (~found.found).nonzero().flatten().tolist() == gone
-    assert (found.places == MISSING).nonzero().flatten().tolist() == gone
-    others = found.places != MISSING
-    torch.testing.assert_close(order[found.places[others]], torch.arange(WIDTH)[others])
+    assert (~found.matched).nonzero().flatten().tolist() == gone
+    assert (found.permutation == MISSING).nonzero().flatten().tolist() == gone
+    others = found.permutation != MISSING
+    torch.testing.assert_close(order[found.permutation[others]], torch.arange(WIDTH)[others])
     assert found.factors.isnan().nonzero().flatten().tolist() == gone
-    assert found.holds
+    assert found.is_aligned
 
 
 def test_a_copy_of_another_neuron_is_not_the_one_that_it_replaced():
     copy = torch.arange(WIDTH)
     copy[106] = 89
     found = map_layer(0, SOURCE, claimed(SOURCE.at(copy), 16))
-    assert (found.places == MISSING).nonzero().flatten().tolist() == [106]
-    assert found.places[89] == 89
+    assert (found.permutation == MISSING).nonzero().flatten().tolist() == [106]
+    assert found.permutation[89] == 89
 
 
 def test_false_accepts_and_false_refusals_are_rare():
@@ -252,9 +253,9 @@ def test_false_accepts_and_false_refusals_are_rare():
         source = layer(seed)
         good = quantized(rescaled(source, few(20, 1.3)), (8, 4, 3, 2)[seed % 4])
         bits = (8, 4, 3, 2)[seed % 4]
-        wrong["refused"] += not map_layer(0, source, claimed(good, bits)).holds
+        wrong["refused"] += not map_layer(0, source, claimed(good, bits)).is_aligned
         bad = quantized(layer(seed + 1000), bits)
-        wrong["accepted"] += map_layer(0, source, claimed(bad, bits)).holds
+        wrong["accepted"] += map_layer(0, source, claimed(bad, bits)).is_aligned
     assert wrong == {"accepted": 0, "refused": 0}
 
 
@@ -270,7 +271,7 @@ def test_shuffled_layers_are_named():
 
 
 def test_more_bits_explain_less():
-    errors = [explained(bits) for bits in (16, 8.5, 6.5, 5.5, 4.5, 3.3, 2.5, 1.6)]
+    errors = [rounding_error(bits) for bits in (16, 8.5, 6.5, 5.5, 4.5, 3.3, 2.5, 1.6)]
     assert errors == sorted(errors)
 
 
@@ -301,7 +302,7 @@ def test_every_family_maps_onto_itself_and_onto_no_other(family, checkpoint):
 def test_a_gguf_file_is_mapped_onto_its_checkpoint(family, kind, checkpoint, gguf):
     pytest.importorskip("llama_cpp")
     source = of_checkpoint(checkpoint(family))
-    found = list(map_model(source, of_gguf(GGUFFile(gguf(family, kind)))))
+    found = list(map_model(source, GGUFFile(gguf(family, kind)).ffns()))
     assert {one.relation for one in found} == {SAME}
 
 
@@ -327,4 +328,4 @@ def another(family: str, layer: int) -> FFN:
 def test_weights_that_are_no_numbers_are_not_identical(part):
     broken = getattr(SOURCE, part).clone()
     broken[3, 5] = torch.nan
-    assert not map_layer(0, SOURCE, claimed(SOURCE._replace(**{part: broken}), 4)).holds
+    assert not map_layer(0, SOURCE, claimed(SOURCE._replace(**{part: broken}), 4)).is_aligned
