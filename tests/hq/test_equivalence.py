@@ -180,7 +180,7 @@ def test_a_difference_as_large_as_the_margin_is_seldom_called_preserved():
 
 @pytest.mark.parametrize("margin", [0, -0.1, np.nan, np.inf])
 def test_a_margin_is_a_positive_number(margin):
-    with pytest.raises(HQError, match="is no positive number"):
+    with pytest.raises(HQError, match="is not a positive number"):
         equivalence(mean_of(np.zeros(4)), 4, margin, seed=0)
 
 
@@ -223,7 +223,7 @@ def test_holm_keeps_the_order_and_lowers_nothing(p_values):
 
 @pytest.mark.parametrize("p_values", [[np.nan], [-0.1], [1.1], [[0.1]]])
 def test_bad_p_values_are_refused(p_values):
-    with pytest.raises(HQError, match="one number from 0 to 1 per test"):
+    with pytest.raises(HQError, match="numbers from 0 to 1, one per test"):
         holm(p_values)
 
 
