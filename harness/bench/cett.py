@@ -11,8 +11,7 @@ import torch
 from harness.bench import wide
 from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.hprobes import Hprobes
-from harness.models.embedded import EMBEDDED_NAME
-from harness.models.sources import resolve_model
+from harness.models.sources import EMBEDDED_NAME, resolve_model
 from harness.scenarios.base import load
 from harness.scenarios.prompts import FewShot
 from hq.backends.batching import plan

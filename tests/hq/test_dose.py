@@ -52,7 +52,9 @@ def test_weighted_rates_and_slope_are_those_of_repeated_trials(data, seed):
     compliance, alphas = data
     counts = np.random.default_rng(seed).integers(1, 4, size=(3, compliance.shape[1]))
     repeated = [np.repeat(compliance, c, axis=1).mean(axis=1) for c in counts]
-    np.testing.assert_allclose(rate_statistic(compliance)(counts.astype(float)), repeated, atol=1e-12)
+    np.testing.assert_allclose(
+        rate_statistic(compliance)(counts.astype(float)), repeated, atol=1e-12
+    )
     np.testing.assert_allclose(
         slope_statistic(compliance, alphas)(counts.astype(float)),
         [np.polyfit(alphas, r, 1)[0] for r in repeated],

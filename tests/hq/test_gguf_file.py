@@ -300,7 +300,7 @@ def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_kin_and_no_other
 @pytest.mark.slow
 def test_the_embedded_model_is_akin_to_its_dequantized_checkpoint(tmp_path):
     from harness.models.dequantized import checkpoint_of
-    from harness.models.embedded import packaged_gguf
+    from harness.models.sources import packaged_gguf
     from hq.backends.transformers.backend import TorchBackend
     from hq.models.checkpoint import checkpoint_identity
 
