@@ -1,5 +1,6 @@
 """Every architecture: its record, what detection makes of it, and its traces against NumPy."""
 
+import ast
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.alignment import map_model
-from hq.models.architectures import RECORDS, architecture_of, down_projections
+from hq.models.architectures import GGUF_LAYOUTS, RECORDS, architecture_of, down_projections
 from hq.models.architectures.detection import detect, verify_detection
 from hq.models.architectures.table import DETECTED_TYPES, WRAPPERS
 from hq.models.checkpoint import architecture_at, checkpoint_identity
@@ -233,3 +234,18 @@ def test_baking_and_adapters_do_what_scaling_at_run_time_does(name, saved, tmp_p
             assert (adapted(ids).logits - expected).abs().max() < 1e-3 * effect
     with torch.inference_mode(), TorchBackend(tmp_path / "baked", device="cpu") as baked:
         assert (baked.model(ids).logits - expected).abs().max() < 1e-3 * effect
+
+
+PACKAGES = [Path(__file__).parents[3] / name for name in ("hq", "harness")]
+TOKENIZERS = {"llama", "gpt2"}  # also kinds of tokenizers in GGUF files, and an extra
+
+
+def test_no_other_file_names_an_architecture():
+    """A family is one file: what is specific to an architecture is in its record."""
+    families = PACKAGES[0] / "models" / "architectures"
+    names = {*RECORDS, *GGUF_LAYOUTS} - TOKENIZERS
+    files = [file for package in PACKAGES for file in package.rglob("*.py")]
+    for file in (file for file in files if families not in file.parents):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        assert not constants & names, file
