@@ -1,4 +1,4 @@
-"""A GGUF file as an FP16 checkpoint: every setting that the file has is in the model that runs."""
+"""GGUF files as FP16 checkpoints: every setting of the file is in the loaded model."""
 
 import json
 
@@ -30,7 +30,7 @@ def config(family, **changes):
     return type(made)(**(made.to_dict() | changes))
 
 
-# What hq's writer makes of them is what llama.cpp's converter would.
+# hq's writer makes the same file of them as llama.cpp's converter.
 WRITTEN = {
     "llama3": lambda: config(
         "llama",

@@ -1,4 +1,4 @@
-"""`hq doctor` finds what is there, and says what to do for what is not."""
+"""`hq doctor` reports what is installed, and what to install for the rest."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_the_table_shows_the_fix_as_it_must_be_typed(hq, monkeypatch):
 
 @pytest.fixture
 def without(monkeypatch):
-    """Makes the named packages look as if they were not installed, and all others as if they were."""
+    """Make these packages look as if they were not installed, and all others as if they were."""
 
     def hide(*packages):
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""The embedded model: refused in a sentence when it is not installed, whole when it is."""
+"""The embedded model: one sentence if it is not installed, and its weights and tokenizer."""
 
 import importlib.util
 
@@ -87,5 +87,5 @@ def test_the_real_model_is_dequantized_once_and_answers():
     with TorchBackend(path, model_identity=found) as backend:
         best = int(backend.decoding().start([tuple(prompt)])[0].argmax())
     assert tokenizer.decode([best]).strip() == "Paris"
-    # Its digits are tokens of their own, which transformers loses when it reads the GGUF.
+    # Each digit is a token, which transformers' own GGUF reader loses.
     assert tokenizer.tokenize("in 1987") == ["in", "Ġ", "1", "9", "8", "7"]

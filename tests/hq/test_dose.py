@@ -97,7 +97,7 @@ def test_the_slope_does_not_see_where_alpha_starts_and_scales_with_its_unit(data
 
 def test_trials_that_never_change_have_a_slope_of_exactly_nothing():
     never_changing = np.tile(np.arange(30) % 3 == 0, (3, 1))
-    alphas = [0.1, 0.2, 0.4]  # which, less their mean, do not add up to 0 in floating point
+    alphas = [0.1, 0.2, 0.4]  # minus their mean, they do not add up to 0 in floating point
     found = bootstrap_slope(never_changing, alphas, seed=0, replicates=50)
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
@@ -224,13 +224,13 @@ def test_rates_that_differ_by_rounding_are_tied():
 
 def test_a_value_among_draws_by_hand():
     draws = [-2.0, -1.0, 0.0, 1.0, 2.0]
-    assert draw_p_value(5, draws) == pytest.approx(1 / 6)  # the floor
+    assert draw_p_value(5, draws) == pytest.approx(1 / 6)  # the smallest value
     assert draw_p_value(-5, draws) == pytest.approx(1 / 6)
     assert draw_p_value(1.5, draws) == pytest.approx(4 / 6)  # their mean is 0.25
     assert draw_p_value(-2, draws) == pytest.approx(3 / 6)
     assert draw_p_value(0, draws) == 1
     assert draw_p_value(0.1, [0.1] * 3) == 1
-    assert draw_p_value(0.4, [0.0, 0.5, 0.1]) == 1  # 0.15 off, as 0.1 is
+    assert draw_p_value(0.4, [0.0, 0.5, 0.1]) == 1  # as far from the mean as 0.1
 
 
 @given(

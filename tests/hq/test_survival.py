@@ -105,7 +105,7 @@ def test_a_neuron_is_not_known_from_other_precisions(X):
 
 
 def test_a_precision_is_not_known_from_itself(X):
-    """The one left out goes the other way, so that what others teach is wrong for it."""
+    """The precision that is left out behaves in the opposite way, so its prediction is wrong."""
     neurons = [
         DegradedNeurons.of(errors_from(X, sign * 2, i), D_FF)
         for i, sign in enumerate((1, 1, 1, -1))

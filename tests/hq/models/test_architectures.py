@@ -1,4 +1,4 @@
-"""Every architecture: its record, what detection makes of it, and its traces against NumPy."""
+"""Every architecture: its record compared with detection, and its traces compared with NumPy."""
 
 import ast
 import logging
@@ -26,7 +26,7 @@ from hq.suppress.lora.peft import write as write_adapter
 from tests import decoders, tiny
 
 ALL = decoders.RECORDED | decoders.DETECTED
-# One of each kind: ALiBi without a record, keys of another layer, no norm before the FFN, wrappers.
+# ALiBi without a record, keys shared between layers, no norm before the FFN, and wrappers.
 FAST = ("falcon-alibi", "gemma3n_text", "mistral3", "olmo2", "paligemma2")
 SWEEP = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in sorted(ALL)]
 PATHS = ("layers", "down", "up", "gate", "norm", "norm_offset", "fused", "transposed")
@@ -52,7 +52,7 @@ def test_a_record_is_what_detection_finds(name):
 
 
 @pytest.mark.parametrize("name", sorted(decoders.REJECTED))
-def test_models_whose_neurons_cannot_be_told_are_rejected_in_a_sentence(name):
+def test_models_without_identifiable_neurons_are_rejected_in_a_sentence(name):
     config, words = decoders.REJECTED[name]
     with pytest.raises(HQError, match=rf"(?s)^(?!.*families\.py).*{words}") as fault:
         architecture_of(config())
@@ -113,7 +113,7 @@ def test_traces_logits_and_decoding_are_those_of_a_plain_forward_pass(name, save
 
 
 def far(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> float:
-    """The largest difference, of the largest value."""
+    """Return the largest difference relative to the largest value."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
@@ -155,7 +155,7 @@ def test_others_are_read_at_four_bits(name, saved):
     assert np.isfinite(batch.values).all()
 
 
-def test_a_projection_that_bitsandbytes_does_not_replace_is_refused(saved):
+def test_a_projection_that_bitsandbytes_does_not_replace_is_rejected(saved):
     with pytest.raises(HQError, match="12 of 12 projections are not nf4"):
         TorchBackend(saved("falcon-alibi"), "nf4", device="cpu")
 
@@ -173,13 +173,12 @@ def test_an_architecture_without_a_record_is_announced_once(caplog):
 
 def test_a_detected_checkpoint_has_the_width_that_was_found(saved):
     assert architecture_at(saved("gpt_neox_japanese")).detected
-    assert (
-        checkpoint_identity(saved("gpt_neox_japanese")).d_ff == 2 * 64
-    )  # no config attribute says so
+    width = checkpoint_identity(saved("gpt_neox_japanese")).d_ff
+    assert width == 2 * 64  # no attribute of the config has this value
 
 
 class Halving(nn.Linear):
-    """A projection that does more than to multiply by its weight."""
+    """A projection that does not only multiply by its weight."""
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         return super().forward(h) / 2

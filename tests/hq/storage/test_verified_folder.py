@@ -1,4 +1,4 @@
-"""A sealed folder: what is written comes back, and whatever else is refused in one sentence."""
+"""Verified folders: round trips, and one sentence for any folder that was changed."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ NAMES = frozenset(FILES)
 
 @pytest.fixture
 def folder(tmp_path):
-    path = tmp_path / "sealed"
+    path = tmp_path / "folder"
     write_verified_folder(path, 3, {"name": "x"}, FILES)
     return path
 
@@ -34,19 +34,19 @@ def refused(folder, words):
 
 
 def edit(folder, change):
-    """Rewrites the manifest, as who tampers with a file would."""
+    """Rewrite the manifest, as somebody who tampers with a file could."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_what_is_sealed_comes_back(folder):
+def test_what_is_written_is_read(folder):
     found = read_verified_folder(folder, 3, NAMES)
     assert found.files == FILES
     assert found.facts == {"name": "x"}
     assert found.digest == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     assert found.digest == sha256_of(folder / MANIFEST)
-    assert {path.name for path in folder.parent.iterdir()} == {"sealed"}
+    assert {path.name for path in folder.parent.iterdir()} == {"folder"}
 
 
 def test_the_same_content_has_the_same_digest(folder, tmp_path):
@@ -137,7 +137,7 @@ def test_only_plain_files_are_opened(folder):
     (folder / "a.json").mkdir()
     refused(folder, "a.json is not a regular file")
     (folder / "a.json").rmdir()
-    os.mkfifo(folder / "a.json")  # opening it would wait for ever
+    os.mkfifo(folder / "a.json")  # opening it would block
     refused(folder, "a.json is not a regular file")
 
 
@@ -188,7 +188,7 @@ def test_a_manifest_that_is_none(folder, content, words):
     refused(folder, words)
 
 
-def test_nothing_that_is_no_number_is_sealed(tmp_path):
+def test_facts_that_are_not_valid_json_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_verified_folder(tmp_path / "new", 3, {"rate": float("nan")}, FILES)
     assert list(tmp_path.iterdir()) == []
