@@ -1,4 +1,4 @@
-"""What this machine can run: Python, devices, extras, kernels, the embedded model, the cache."""
+"""Checks what this machine can run: Python, devices, extras, kernels, model and cache."""
 
 import platform
 import shutil
@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from harness.models import requirements
-from harness.models.embedded import packaged_gguf
+from harness.models.sources import packaged_gguf
 from harness.store.places import cache_folder
 from hq.errors import HQError
 from hq.llamacpp.library import load_library
@@ -17,11 +17,11 @@ from hq.precisions.base import compute_dtype
 from hq.precisions.packed import NATIVE
 
 _GIB = 2**30
-_NEEDED_GIB = 4  # traces and checkpoint of the default study, with room
+_NEEDED_GIB = 4  # for traces and checkpoint of the default study, with a margin
 
 
 class Finding(BaseModel):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class Finding(BaseModel):
 
 
 def examine() -> list[Finding]:
-    """Everything, in the order in which a user would mend it."""
+    """Run all checks, in the order in which a user would fix problems."""
     return [
         _python(),
         _torch(),
@@ -56,33 +56,33 @@ def _torch() -> Finding:
 
 
 def _extra(name: str, packages: tuple[str, ...]) -> Finding:
-    found = {package: requirements.installed_version(package) for package in packages}
-    detail = ", ".join(f"{package} {v or 'missing'}" for package, v in found.items())
-    if all(found.values()):
+    versions = {package: requirements.installed_version(package) for package in packages}
+    detail = ", ".join(f"{package} {v or 'missing'}" for package, v in versions.items())
+    if all(versions.values()):
         return Finding(what=f"extra {name}", state="ok", detail=detail)
     fix = f"pip install 'hq[{name}]'"
     return Finding(what=f"extra {name}", state="missing", detail=detail, fix=fix)
 
 
 def _precision(name: str) -> Finding:
-    """Whether what makes its checkpoint and what runs it are there, and whether it computes."""
+    """Check the packages that make and run a precision, and multiply with its kernel."""
     what = f"precision {name}"
     runs, makes = requirements.packages_to_run(name), requirements.packages_to_make(name)
     if lacking := requirements.missing_packages(runs + makes):
         only_made = not requirements.missing_packages(runs)
         detail = f"{', '.join(lacking)} is not installed"
         if only_made:
-            detail += ": checkpoints that exist can be read, none can be made"
+            detail += ": existing checkpoints can be used, none can be made"
         return Finding(
             what=what, state="missing", detail=detail, fix=requirements.install_command(lacking[0])
         )
-    if BACKEND_OF[name] != "torch" or name.endswith(NATIVE):  # run whole files only
+    if BACKEND_OF[name] != "torch" or name.endswith(NATIVE):  # run files, not layers
         return Finding(what=what, state="ok", detail=", ".join(runs + makes))
     return _kernel(what, name)
 
 
 def _kernel(what: str, name: str) -> Finding:
-    """Quantizes a small layer and multiplies by it, as the precision would."""
+    """Quantize a small layer and multiply by it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(64, 64, generator=generator).to(device) for _ in range(2))
@@ -92,14 +92,14 @@ def _kernel(what: str, name: str) -> Finding:
     except HQError as missing:
         return Finding(what=what, state="missing", detail=str(missing))
     error = float((product - x @ weight.T).norm() / (x @ weight.T).norm())
-    detail = f"a product on {device.type} is off by {error:.1%} of its norm"
+    detail = f"relative error of a product on {device.type}: {error:.1%}"
     if makes := requirements.packages_to_make(name):
-        detail = f"made by {', '.join(makes)}; rounded without calibration, {detail}"
+        detail = f"made by {', '.join(makes)}; without calibration, {detail}"
     return Finding(what=what, state="ok", detail=detail)
 
 
 def _llamacpp() -> Finding:
-    """Whether its tensors are laid out in a way that hq can read."""
+    """Check that hq can read the tensors of llama.cpp."""
     try:
         layout = load_library().layout
     except HQError as missing:

@@ -1,7 +1,7 @@
-"""A tiny config of every architecture that hq reads, with a record or without, and of some others.
+"""A tiny config of every supported architecture, with and without a record, and of rejected ones.
 
-The widths of `tests.tiny`, so that the same random texts fit. Ids of special tokens lie outside the
-random ones.
+The widths are those of `tests.tiny`, so that the same random texts fit. The ids of special tokens
+do not occur in these texts.
 """
 
 from collections.abc import Callable
@@ -231,7 +231,7 @@ DETECTED: dict[str, Config] = {
     "stablelm-parallel": _of("stablelm", _WITHOUT_HEAD_DIM, use_parallel_residual=True),
 }
 
-# Model types whose neurons hq cannot tell, with what the message has to say.
+# Model types without identifiable neurons, with words of the error message.
 REJECTED: dict[str, tuple[Config, str]] = {
     "mixtral": (_of("mixtral", num_local_experts=2), "mixture of experts"),
     "qwen3_moe": (_of("qwen3_moe", num_experts=2, num_experts_per_tok=1), "mixture of experts"),
@@ -277,7 +277,7 @@ REJECTED: dict[str, tuple[Config, str]] = {
 
 
 def model(config: hf.PretrainedConfig, seed: int = 0) -> Any:
-    """A random model whose weights are FP16 values, held in FP32, as `tests.tiny.model` makes it."""
+    """A random model with FP16 values as FP32 weights, as `tests.tiny.model` makes it."""
     return tiny.randomized(model_class(config)._from_config(config).eval(), seed)
 
 

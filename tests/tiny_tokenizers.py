@@ -1,4 +1,4 @@
-"""Tiny trained tokenizers, one of each kind that a GGUF file can carry, and texts to try them on."""
+"""Tiny trained tokenizers, one of each kind that a GGUF file can contain, and texts for them."""
 
 import random
 from collections.abc import Callable
@@ -104,13 +104,13 @@ def _finished(core: Tokenizer) -> hf.PreTrainedTokenizerFast:
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        pad_token="</s>",  # else Qwen adds one of its own
+        pad_token="</s>",  # otherwise Qwen adds another one
         clean_up_tokenization_spaces=False,
     )
 
 
 def _corpus() -> list[str]:
-    """A text that nobody edits: words, numbers, punctuation and runs of spaces."""
+    """A fixed text: words, numbers, punctuation and runs of spaces."""
     return [(Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")]
 
 
@@ -130,7 +130,7 @@ _PIECES: tuple[Callable[[random.Random], str], ...] = (
 
 
 def texts(count: int = 1000, seed: int = 0, special: tuple[str, ...] = SPECIAL[1:]) -> list[str]:
-    """Random texts of all kinds, with special tokens inside every fifth."""
+    """Random texts of all kinds; every fifth contains special tokens."""
     r = random.Random(seed)
     made = []
     for i in range(count):
@@ -143,5 +143,5 @@ def texts(count: int = 1000, seed: int = 0, special: tuple[str, ...] = SPECIAL[1
 
 
 def _scalar(r: random.Random) -> int:
-    """Any character but NUL, which ends a text in C, and surrogates, which are none."""
+    """Any character except NUL, which ends a text in C, and surrogates."""
     return r.choice([r.randrange(1, 0x250), r.randrange(1, 0xD800), r.randrange(0xE000, 0x110000)])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from harness.bench.base import BenchRow
-from hq.llamacpp.model import Context
+from hq.llamacpp.context import Context
 
 PROMPT = 37  # tokens
 STEPS = 24  # tokens per round

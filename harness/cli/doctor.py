@@ -1,4 +1,4 @@
-"""`hq doctor`: what of the extras, devices and kernels is there."""
+"""`hq doctor`: checks the extras, devices and kernels."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +11,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can run, and what to install for the rest."""
+    """Check what this machine can run, and print what to install for the rest."""
     from harness.doctor import examine
 
     findings = examine()
@@ -20,7 +20,7 @@ def doctor(as_json: AsJson = False) -> None:
         return
     table = Table("what", "state", "detail")
     width = max((len(finding.fix) for finding in findings), default=0)
-    table.add_column("fix", min_width=min(width, _COMMAND))  # a command stays on one line
+    table.add_column("fix", min_width=min(width, _COMMAND))  # commands are not wrapped
     for finding in findings:
         colour = _COLOURS[finding.state]
         state = f"[{colour}]{finding.state}[/]"

@@ -1,4 +1,4 @@
-"""`hq families`: which model types hq handles, and what can be done with each."""
+"""`hq families`: lists the supported model types and what hq can do with each."""
 
 import sys
 from typing import Annotated
@@ -16,10 +16,10 @@ def families(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the model types that hq handles: known by a record or detected, baked, written as GGUF.
+    """List the supported model types: record or detected, what α is baked into, GGUF support.
 
-    Every type is traced and scaled at all precisions of the torch backend. Other dense decoders are
-    detected when they are loaded.
+    Every type can be traced and scaled at all precisions of the torch backend. Other dense decoders
+    are detected when they are loaded.
     """
     from hq.models.architectures import table
 

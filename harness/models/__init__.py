@@ -1,4 +1,4 @@
-"""Where a study's model comes from, its tokenizer, and what each precision needs.
+"""Resolves a study's model, encodes prompts for it, and lists the packages of each precision.
 
-Files made for one precision are stages: `harness.stages`.
+The files that a precision needs are made in `harness.stages`.
 """

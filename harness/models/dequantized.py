@@ -1,8 +1,8 @@
-"""A GGUF file as an FP16 checkpoint, so that a study can begin from one.
+"""Dequantizes a GGUF file into an FP16 checkpoint, so that a study can use it as its source.
 
-Settings come from `hq.gguf.read_config`, weights from transformers' reader. Where llama.cpp is
-installed, its logits prove once that the checkpoint computes what the file says; where it is not, a
-file with settings that hq does not know is refused.
+Settings are read by `hq.gguf.read_config`, weights by transformers. If llama.cpp is installed, the
+logits of the checkpoint are compared with llama.cpp's once; otherwise a file with settings that hq
+does not know is rejected.
 """
 
 import os
@@ -24,16 +24,15 @@ from hq.gguf.file import GGUFFile
 from hq.neurons.neuron_set import GGUF_ORIGIN
 
 _READ_BY = ("gguf", "tokenizers", "transformers")
-_EDITION = 3  # of what is made here; another one is another folder
+_VERSION = 3  # of the checkpoints that are made here; part of their folder's name
 
 
 def checkpoint_of(gguf: Path) -> Path:
-    """The checkpoint folder, made in the cache the first time.
+    """Return the checkpoint folder of a GGUF file, which is made in the cache the first time.
 
-    Raises HQError for a damaged file, a split one where llama.cpp is not installed to merge it, a
-    missing package, an architecture that transformers does not read from GGUF, a setting or tensor
-    that is not carried over, a tokenizer that is not known, and a checkpoint whose logits are not
-    llama.cpp's.
+    Raises HQError if the file is damaged, is split and llama.cpp is not installed to merge it, has
+    an architecture, setting, tensor or tokenizer that cannot be converted, or if the logits of the
+    checkpoint differ from llama.cpp's.
     """
     if find_spec("gguf") is None:
         raise HQError("Reading a GGUF model needs gguf: pip install 'hq[embedded]'.")
@@ -44,8 +43,8 @@ def checkpoint_of(gguf: Path) -> Path:
     if not equality.can_verify():
         file.require_single_file()
     read_by = versions(*_READ_BY)
-    # The fingerprint is that of the tensors; the header says what is computed of them.
-    key = digest([GGUF_ORIGIN + file.fingerprint, file.header.digest, read_by, _EDITION])
+    # The fingerprint covers the tensors, the header determines what is computed from them.
+    key = digest([GGUF_ORIGIN + file.fingerprint, file.header.digest, read_by, _VERSION])
     folder = cache_folder() / "models" / key / gguf.stem
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -59,7 +58,7 @@ def checkpoint_of(gguf: Path) -> Path:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         elif equality.can_verify() and not equality.is_verified(folder):
-            # It was made while llama.cpp was not installed.
+            # The checkpoint was made when llama.cpp was not installed.
             try:
                 equality.verify_logits(file, config_of(file).unread, folder)
             except HQError:
@@ -70,9 +69,9 @@ def checkpoint_of(gguf: Path) -> Path:
 
 @contextmanager
 def _in_one_file(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
-    """The file, or a copy that holds all of its parts, in `folder` while the context lasts.
+    """Yield the file, or a temporary copy in `folder` that merges the parts of a split file.
 
-    transformers reads one part of a split model, and draws the weights of the others at random.
+    transformers would read one part only, and initialize the weights of the others at random.
     """
     if len(file.paths) == 1:
         yield file
@@ -86,7 +85,7 @@ def _in_one_file(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
 
 
 def _make(file: GGUFFile, folder: Path) -> None:
-    """Writes the checkpoint, and proves it where that can be done."""
+    """Write the checkpoint, and compare it with llama.cpp if that is installed."""
     from harness.models import equality
     from hq.gguf.read_config import config_of
     from hq.gguf.read_tokenizer import tokenizer_of
@@ -94,9 +93,9 @@ def _make(file: GGUFFile, folder: Path) -> None:
     read = config_of(file)
     if read.unread and not equality.can_verify():
         raise HQError(
-            f"{file.path} says {read.unread[0]}, and hq does not know whether that changes what "
-            "the model computes: install llama-cpp-python (pip install 'hq[llama]'), whose logits "
-            "then decide, or name the model's checkpoint."
+            f"{file.path} has the setting {read.unread[0]}, which may change what the model "
+            "computes: install llama-cpp-python (pip install 'hq[llama]') to compare its logits, "
+            "or name the model's checkpoint."
         )
     tokenizer = tokenizer_of(file)
     _model(file, read.config).save_pretrained(folder)
@@ -106,15 +105,15 @@ def _make(file: GGUFFile, folder: Path) -> None:
 
 
 def _model(file: GGUFFile, config: Any) -> Any:
-    """The file's weights, dequantized to float16, in a model of this config."""
+    """Return a model of this config with the file's weights, dequantized to float16."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    where = {"pretrained_model_name_or_path": file.path.parent, "gguf_file": file.path.name}
+    source = {"pretrained_model_name_or_path": file.path.parent, "gguf_file": file.path.name}
     try:
         with _quietly():
             model, loading = AutoModelForCausalLM.from_pretrained(
-                **where,
+                **source,
                 config=config,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float16,
@@ -129,9 +128,9 @@ def _model(file: GGUFFile, config: Any) -> Any:
 
 
 def _require_all(file: GGUFFile, model: Any, missing: set[str]) -> None:
-    """Every tensor of the file went into the model, and all of the model came from the file.
+    """Raise HQError unless the file and the model have the same tensors, all of them finite.
 
-    A projection without a bias, where another of the same kind has one, gets zeros.
+    A bias that only some layers of the file have is set to zero in the others.
     """
     import torch
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -142,11 +141,11 @@ def _require_all(file: GGUFFile, model: Any, missing: set[str]) -> None:
     table = get_tensor_name_map(architecture, file.n_layers)
     parameters = model.state_dict()
     names = {table.get_name(name, try_suffixes=(".weight", ".bias")) for name in parameters}
-    left = file.tensors.keys() - names - ROPE_TENSORS
-    if left:
+    unused = file.tensors.keys() - names - ROPE_TENSORS
+    if unused:
         raise HQError(
-            f"{file.path} has a tensor {min(left)}, which transformers' {model.config.model_type} "
-            "has no place for: name the model's checkpoint."
+            f"{file.path} has a tensor {min(unused)}, which transformers' "
+            f"{model.config.model_type} does not have: name the model's checkpoint."
         )
     for name in missing:
         if not name.endswith(".bias"):
@@ -156,19 +155,19 @@ def _require_all(file: GGUFFile, model: Any, missing: set[str]) -> None:
         if not torch.isfinite(weights).all():
             raise HQError(
                 f"{file.path} has weights at {name} that are not finite in float16: hq's reference "
-                "is FP16, so it needs another file, or the model's checkpoint."
+                "is FP16, so name another file or the model's checkpoint."
             )
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars; one of them does not ask whether it may be shown."""
+    """Hide the progress bars of transformers, one of which ignores the library's setting."""
     from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    shown, reader.tqdm = reader.tqdm, logging.tqdm
+    original, reader.tqdm = reader.tqdm, logging.tqdm
     try:
         yield
     finally:
-        reader.tqdm = shown
+        reader.tqdm = original

@@ -1,7 +1,7 @@
-"""Texts and conversations as token ids: the one way there is, for studies, monitors and the server.
+"""Encodes texts and conversations as token ids, for studies, monitors and the server alike.
 
-It takes a transformers tokenizer or `harness.models.gguf_tokenizer.GGUFTokenizer`, which give
-equal ids.
+The tokenizer is one of transformers or `harness.models.gguf_tokenizer.GGUFTokenizer`; both return
+the same ids.
 """
 
 import re
@@ -14,53 +14,53 @@ from weakref import WeakKeyDictionary
 
 from hq.errors import HQError, first_line
 
-PLACEHOLDER = "hq writes this"  # no part of a special token, nor of any template
+PLACEHOLDER = "hq writes this"  # occurs in no special token and no template
 _LEAD = "\x02"
 ChatMessages = Sequence[Mapping[str, Any]]
 
 
 class Encoder:
-    """One prompt. What people wrote goes in through `user`; the form's own text as it stands.
+    """Encodes one prompt, in which text from users passes through `user`.
 
-    A user's "<|im_end|>" is then letters like any others, and ends no turn.
+    Control tokens in such text, such as "<|im_end|>", are encoded as ordinary characters and end no
+    turn. The text of the prompt form itself is encoded unchanged.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._known = _known(tokenizer)
-        # Nobody could have written it. Letters and digits alone: a template may encode others.
+        self._facts = _facts(tokenizer)
+        # Unpredictable; letters and digits only, as a template may escape other characters.
         self._mark = f"hq{secrets.token_hex(8)}"
         self._hidden: list[str] = []
 
     def user(self, text: str) -> str:
-        """The text, with marks in the place of control tokens."""
-        return self._known.controls.sub(self._hide, text)
+        """Return the text with marks in place of control tokens."""
+        return self._facts.controls.sub(self._hide, text)
 
     def text(self, text: str) -> list[int]:
-        """Token ids of a text to go on with, after the tokenizer's first token, if it has one.
+        """Return the token ids of a text to continue, with the tokenizer's BOS token if it has one.
 
-        The last one that some tokenizers add is left out: it would end the answer at once. A text
-        that begins with the first token itself gets no second one.
+        The final token that some tokenizers add is omitted, as it would end the answer. A text that
+        begins with the BOS token does not get a second one.
         """
-        ids, opening = self._ids(text), self._known.opening
+        ids, opening = self._ids(text), self._facts.opening
         return ids if opening and ids[: len(opening)] == opening else [*opening, *ids]
 
     def chat(self, messages: ChatMessages, **options: Any) -> list[int]:
-        """Token ids of a conversation as the model's template writes it, special tokens and all.
+        """Return the token ids of a conversation in the model's chat template.
 
-        Raises HQError for a tokenizer without a template, and one that cannot be rendered.
+        Raises HQError if the tokenizer has no template or the template cannot be rendered.
         """
         return self._ids(render_chat(self._tokenizer, self._hidden_in(messages), **options))
 
     def continued(self, messages: ChatMessages, begun: str) -> list[int] | None:
-        """Token ids up to the end of what the assistant has `begun` to say, for it to go on with.
+        """Return the token ids of a conversation that ends with the beginning of an answer.
 
-        None where the template leaves out a last message of the assistant. Raises HQError as `chat`
-        does.
+        None if the template omits a final message of the assistant. Raises HQError as `chat` does.
         """
         answered = [*self._hidden_in(messages), {"role": "assistant", "content": PLACEHOLDER}]
-        text, found, _ = render_chat(self._tokenizer, answered).rpartition(PLACEHOLDER)
-        return self._ids(text + self.user(begun)) if found else None
+        text, placeholder, _ = render_chat(self._tokenizer, answered).rpartition(PLACEHOLDER)
+        return self._ids(text + self.user(begun)) if placeholder else None
 
     def _hidden_in(self, messages: ChatMessages) -> list[dict[str, Any]]:
         return [
@@ -68,42 +68,42 @@ class Encoder:
             for m in messages
         ]
 
-    def _hide(self, found: re.Match[str]) -> str:
-        self._hidden.append(found[0])
+    def _hide(self, control: re.Match[str]) -> str:
+        self._hidden.append(control[0])
         return f"{self._mark}n{len(self._hidden) - 1}n"
 
     def _ids(self, text: str) -> list[int]:
-        """Without a first token; where a mark stands, the ids of what it hides, as plain text."""
+        """Return ids without a BOS token; marks become the ids of the hidden text as characters."""
         ids: list[int] = []
-        # Every second part is the number of something hidden.
-        for place, part in enumerate(re.split(f"{self._mark}n([0-9]+)n", text)):
-            hidden = place % 2 == 1
-            written = self._hidden[int(part)] if hidden else part
-            if written:
-                ids += self._piece(written, plain=hidden, first=not ids)
+        # Every second part is the number of a hidden text.
+        for index, part in enumerate(re.split(f"{self._mark}n([0-9]+)n", text)):
+            hidden = index % 2 == 1
+            piece = self._hidden[int(part)] if hidden else part
+            if piece:
+                ids += self._piece(piece, plain=hidden, first=not ids)
         return ids
 
     def _piece(self, text: str, plain: bool, first: bool) -> list[int]:
-        """Ids of a piece of the prompt. Only the first gets the space that SentencePiece adds."""
-        if first or not self._known.lead:
+        """Return the ids of a piece; SentencePiece adds a space before the first piece only."""
+        if first or not self._facts.lead:
             return bare_ids(self._tokenizer, text, plain)
         ids = bare_ids(self._tokenizer, _LEAD + text, plain)
-        lead = self._known.lead
+        lead = self._facts.lead
         return (
             ids[len(lead) :] if ids[: len(lead)] == lead else bare_ids(self._tokenizer, text, plain)
         )
 
 
 def bare_ids(tokenizer: Any, text: str, plain: bool = False) -> list[int]:
-    """Token ids and nothing around them; `plain` takes control tokens for letters."""
+    """Return token ids without BOS and EOS; `plain` encodes control tokens as characters."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
     return list(ids)
 
 
 def render_chat(tokenizer: Any, messages: ChatMessages, **options: Any) -> str:
-    """The messages as the tokenizer's template writes them, by transformers' own rendering.
+    """Return the messages in the tokenizer's chat template, as transformers renders it.
 
-    Raises HQError for a tokenizer without a template, and one that cannot be rendered.
+    Raises HQError if the tokenizer has no template or the template cannot be rendered.
     """
     name = _name(tokenizer)
     if not tokenizer.chat_template:
@@ -112,7 +112,7 @@ def render_chat(tokenizer: Any, messages: ChatMessages, **options: Any) -> str:
         )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except Exception as error:  # a template can fail at whatever Python can
+    except Exception as error:  # templates can raise any exception
         raise HQError(
             f"The chat template of {name} cannot be rendered ({first_line(error)}): use the prompt "
             "form few-shot."
@@ -120,12 +120,12 @@ def render_chat(tokenizer: Any, messages: ChatMessages, **options: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What is worked out once for a tokenizer.
+class _TokenizerFacts:
+    """Properties of a tokenizer, computed once.
 
-    `opening` is what it puts in front of a text. `lead` are the ids of a character that merges with
-    nothing, if the tokenizer puts a space before every text: then one that goes on is read after
-    that character, and both are left out.
+    `controls` matches control tokens. `opening` has the ids that the tokenizer puts before a text.
+    `lead` has the ids of a character that never merges, if the tokenizer puts a space before every
+    text: a later piece is encoded after this character, whose ids are then removed.
     """
 
     controls: re.Pattern[str]
@@ -133,32 +133,34 @@ class _Known:
     lead: list[int]
 
 
-_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+_FACTS: WeakKeyDictionary[Any, _TokenizerFacts] = WeakKeyDictionary()
 
 
-def _known(tokenizer: Any) -> _Known:
-    if tokenizer not in _KNOWN:
+def _facts(tokenizer: Any) -> _TokenizerFacts:
+    if tokenizer not in _FACTS:
         controls = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         longest_first = sorted(filter(None, controls), key=len, reverse=True)
-        # One that matches nothing, where the model has no control tokens.
+        # Without control tokens, a pattern that matches nothing.
         pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         lead, both = bare_ids(tokenizer, _LEAD), bare_ids(tokenizer, f"{_LEAD}a")
-        same = both == [*lead, *bare_ids(tokenizer, "a")]
-        _KNOWN[tokenizer] = _Known(pattern, _opening(tokenizer), [] if same else lead)
-    return _KNOWN[tokenizer]
+        adds_no_space = both == [*lead, *bare_ids(tokenizer, "a")]
+        _FACTS[tokenizer] = _TokenizerFacts(
+            pattern, _opening(tokenizer), [] if adds_no_space else lead
+        )
+    return _FACTS[tokenizer]
 
 
 def _opening(tokenizer: Any) -> list[int]:
-    bare, whole = bare_ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start]
+    bare, full = bare_ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start]
     raise HQError(
-        f"The tokenizer of {_name(tokenizer)} makes {whole} of what is {bare} without "
-        "special tokens: hq cannot tell which of them begin a text."
+        f"The tokenizer of {_name(tokenizer)} encodes 'a' as {full}, and as {bare} without special "
+        "tokens, so its BOS token is unknown: copy the files of the tokenizer again."
     )
 
 
 def _name(tokenizer: Any) -> str:
-    """The model's, without its folders: a client of the server may read it."""
+    """Return the model's name without folders, as clients of the server may read it."""
     return Path(tokenizer.name_or_path or "this model").name

@@ -1,9 +1,9 @@
-"""The proof that a dequantized checkpoint computes what llama.cpp computes from its GGUF file.
+"""Compares the logits of a dequantized checkpoint with llama.cpp's on its GGUF file.
 
-llama.cpp rewrites the file's weights to float16, as the checkpoint has them, and those to float32,
-so that its kernels round no activations; all of the file's settings stay. The checkpoint then runs
-in float32 on the same tokens. What is left between the two are orders of sums, norms that float16
-rounds, and GELU, which ggml takes from a table in float16.
+llama.cpp converts the file's weights to float16, as in the checkpoint, and then to float32, so that
+its kernels do not round activations; all settings of the file are kept. The checkpoint runs in
+float32 on the same tokens. The remaining differences are orders of sums, norms that float16 rounds,
+and GELU, which ggml looks up in a float16 table.
 """
 
 import json
@@ -43,12 +43,11 @@ def is_verified(folder: Path) -> bool:
 
 
 def verify_logits(file: "GGUFFile", unread: tuple[str, ...], folder: Path) -> None:
-    """Compares logits on a random text, and writes down what was found.
+    """Compare logits on a random text, and write a record of the result into `folder`.
 
-    `unread` are the file's settings that hq does not know.
-
-    Raises HQError where they differ by more than the tolerance, or the disk has no room for the
-    rewritten file (6 bytes for each weight, beside the checkpoint, for as long as it is needed).
+    `unread` has the file's settings that hq does not know. Raises HQError if the logits differ by
+    more than the tolerance, or if the disk has no space for the converted file (temporarily 6 bytes
+    per weight, next to the checkpoint).
     """
     from hq.backends.transformers.backend import TorchBackend
     from hq.neurons.prompt_response import PromptResponse
@@ -58,14 +57,14 @@ def verify_logits(file: "GGUFFile", unread: tuple[str, ...], folder: Path) -> No
     cut = max(1, length - _COMPARED)
     text = PromptResponse(tuple(ids[:cut]), tuple(ids[cut:]))
     with TorchBackend(folder, device="cpu") as backend:
-        ((_, ours),) = backend.logits([text])
-    theirs = _llama_logits(file, folder, text)
-    difference, tolerance = _difference(ours, theirs), _tolerance(folder)
+        ((_, logits),) = backend.logits([text])
+    expected = _llama_logits(file, folder, text)
+    difference, tolerance = _difference(logits, expected), _tolerance(folder)
     if not difference <= tolerance:
         raise HQError(
-            f"{file.path} as transformers computes it differs from llama.cpp's logits by "
-            f"{difference:.2g} of their size, where {tolerance:g} is allowed: a setting of the "
-            f"file is not carried over{_suspects(unread)}; name the model's checkpoint."
+            f"transformers' result for {file.path} differs from llama.cpp's logits by "
+            f"{difference:.2g} of their norm, more than {tolerance:g}: a setting of the file is "
+            f"not converted{_suspects(unread)}; name the model's checkpoint."
         )
     record = {
         "difference": difference,
@@ -80,22 +79,22 @@ def verify_logits(file: "GGUFFile", unread: tuple[str, ...], folder: Path) -> No
 
 
 def _longest(file: "GGUFFile") -> int:
-    """Tokens of a text that both sides compute alike.
+    """Return the largest number of tokens that both compute in the same way.
 
-    Past the original context of LongRoPE they choose frequencies by different lengths: llama.cpp by
-    that of its cache, transformers by that of the tokens so far.
+    Beyond the original context of LongRoPE, llama.cpp selects frequencies by the length of its
+    cache, transformers by the number of tokens so far.
     """
     keys = ["context_length"]
     if "rope_factors_long.weight" in file.tensors:
         keys.append("rope.scaling.original_context_length")
-    said = (file.metadata.get(f"{file.architecture}.{key}") for key in keys)
-    return min(length for length in said if isinstance(length, int))
+    lengths = (file.metadata.get(f"{file.architecture}.{key}") for key in keys)
+    return min(length for length in lengths if isinstance(length, int))
 
 
 def _llama_logits(
     file: "GGUFFile", folder: Path, text: "PromptResponse"
 ) -> Float[np.ndarray, "token vocab"]:
-    """llama.cpp's logits with the file's settings and float32 arithmetic."""
+    """Return llama.cpp's logits with the file's settings and float32 arithmetic."""
     from hq.backends.llamacpp.backend import LlamaBackend
     from hq.gguf.quantize import dequantize
 
@@ -104,25 +103,25 @@ def _llama_logits(
     if needed > free:
         raise HQError(
             f"Comparing {file.path} with llama.cpp needs {needed / 1e9:.1f} GB in {folder.parent} "
-            f"for a while, and {free / 1e9:.1f} GB are free: make room, or set HQ_CACHE."
+            f"temporarily, but only {free / 1e9:.1f} GB are free: free some, or set HQ_CACHE."
         )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="proof-") as room:
-        half, whole = Path(room, "f16.gguf"), Path(room, "f32.gguf")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="proof-") as scratch:
+        half, single = Path(scratch, "f16.gguf"), Path(scratch, "f32.gguf")
         dequantize(file.path, half, "f16")
-        dequantize(half, whole, "f32")
+        dequantize(half, single, "f32")
         half.unlink()
-        with LlamaBackend(whole) as backend:
-            ((_, found),) = backend.logits([text])
-    return found
+        with LlamaBackend(single) as backend:
+            ((_, logits),) = backend.logits([text])
+    return logits
 
 
 def _difference(
-    ours: Float[np.ndarray, "token vocab"], theirs: Float[np.ndarray, "token vocab"]
+    logits: Float[np.ndarray, "token vocab"], expected: Float[np.ndarray, "token vocab"]
 ) -> float:
-    """The largest relative difference at a token; what shifts all logits alike changes nothing."""
-    ours, theirs = (x - x.mean(axis=1, keepdims=True) for x in (ours, theirs))
-    sizes = np.linalg.norm(theirs, axis=1)
-    return float((np.linalg.norm(ours - theirs, axis=1) / sizes).max())
+    """Return the largest relative difference at a token, ignoring a shift of all logits."""
+    logits, expected = (x - x.mean(axis=1, keepdims=True) for x in (logits, expected))
+    sizes = np.linalg.norm(expected, axis=1)
+    return float((np.linalg.norm(logits - expected, axis=1) / sizes).max())
 
 
 def _tolerance(folder: Path) -> float:

@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file, with the interface that `harness.models.encoding` needs.
+"""The tokenizer of a GGUF file, with the interface that `harness.models.encoding` needs.
 
-Ids and templates come from the very tokenizer that a study of the file uses
-(`hq.gguf.read_tokenizer`), so that a monitor sees a prompt as the study did. llama.cpp spells the
-answer and says what ends it.
+Token ids and templates come from the tokenizer that a study of the file uses
+(`hq.gguf.read_tokenizer`), so that a monitor encodes prompts in the same way. llama.cpp decodes the
+answers and has the list of tokens that end them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,39 +18,39 @@ from hq.llamacpp.model import LlamaModel
 
 
 class GGUFTokenizer:
-    """A file's tokenizer. Any thread may use it.
+    """The tokenizer of a file; thread-safe.
 
-    Raises HQError for a tokenizer that hq does not read.
+    Raises HQError if hq cannot read the tokenizer.
     """
 
     def __init__(self, file: GGUFFile, model: LlamaModel) -> None:
         self._file, self._model = file, model
         self.name_or_path = str(file.path)
-        self.piece = cache(model.piece)  # bytes of a token; an answer asks for them at every step
-        self._theirs = tokenizer_of(file)
-        core = self._theirs.backend_tokenizer
-        # Two, as they are asked from several threads at once and a setting is none of a call.
+        self.piece = cache(model.piece)  # bytes of a token, cached as every step needs them
+        self._tokenizer = tokenizer_of(file)
+        core = self._tokenizer.backend_tokenizer
+        # Two copies: threads share them, and the setting cannot be passed with a call.
         self._cores = {plain: Tokenizer.from_str(core.to_str()) for plain in (False, True)}
         self._cores[True].encode_special_tokens = True
 
     def __call__(
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> dict[str, list[int]]:
-        """Token ids. Special tokens written in the text count as such unless they are split."""
+        """Return token ids; special tokens in the text are recognized unless they are split."""
         core = self._cores[split_special_tokens]
         return {"input_ids": core.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of a text in which special tokens are letters like any others."""
+        """Return token ids with special tokens encoded as ordinary characters."""
         return self(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens; bytes that are no whole characters are replaced."""
+        """Return the text of tokens; incomplete characters are replaced."""
         return b"".join(map(self.piece, ids)).decode(errors="replace")
 
     @property
     def chat_template(self) -> str:
-        """Jinja source, empty where the file has none."""
+        """Jinja source; empty if the file has none."""
         return str(self._file.metadata.get("tokenizer.chat_template", ""))
 
     @property
@@ -60,19 +60,19 @@ class GGUFTokenizer:
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Those, as none else ends a response."""
+        """The tokens that end a generation."""
         return self.eos_token_id
 
     @cached_property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """The tokens that a text is searched for before it is split; some are special."""
-        found: Mapping[int, AddedToken] = self._theirs.added_tokens_decoder
-        return found
+        """The tokens that are matched before a text is split, special ones included."""
+        added: Mapping[int, AddedToken] = self._tokenizer.added_tokens_decoder
+        return added
 
     def apply_chat_template(self, messages: ChatMessages, tokenize: bool, **options: Any) -> str:
-        """The messages as the template writes them: by transformers, as in a study."""
+        """Return the messages in the chat template, rendered by transformers as in a study."""
         assert not tokenize
-        text: str = self._theirs.apply_chat_template(
+        text: str = self._tokenizer.apply_chat_template(
             messages, tokenize=False, chat_template=self.chat_template, **options
         )
         return text

@@ -19,7 +19,7 @@ EXTRAS = {
     "serve": ("fastapi", "jinja2", "llguidance", "prometheus-client", "uvicorn"),
     "torchao": ("torchao",),
 }
-"""The packages of each extra, as pyproject.toml lists them."""
+"""The packages of each extra of pyproject.toml."""
 
 
 def installed_version(package: str) -> str:
@@ -31,14 +31,14 @@ def installed_version(package: str) -> str:
 
 
 def packages_to_run(precision: str) -> tuple[str, ...]:
-    """The packages that run a model at a precision, beside torch and transformers."""
+    """Return the packages that run a precision, besides torch and transformers."""
     if BACKEND_OF[precision] == "llamacpp":
         return ("llama-cpp-python",)
     return PRECISIONS[precision].packages
 
 
 def packages_to_make(precision: str) -> tuple[str, ...]:
-    """The packages that make the file or checkpoint that a precision runs."""
+    """Return the packages that make the file or checkpoint that a precision runs."""
     if BACKEND_OF[precision] == "llamacpp":
         return () if precision == GGUF_SOURCE else ("gguf",)
     recipe = recipe_of(precision)
@@ -46,20 +46,20 @@ def packages_to_make(precision: str) -> tuple[str, ...]:
 
 
 def missing_packages(packages: Collection[str]) -> list[str]:
-    """Those of the packages that are not installed, each once."""
+    """Return the packages that are not installed, without duplicates."""
     return [package for package in dict.fromkeys(packages) if not installed_version(package)]
 
 
 def install_command(package: str) -> str:
-    """The command that installs a package, by the last extra that has it."""
+    """Return the command that installs a package, by the last extra that contains it."""
     extras = [name for name, packages in EXTRAS.items() if package in packages]
     return f"pip install 'hq[{extras[-1]}]'" if extras else f"pip install {package}"
 
 
 def require_packages(precisions: Collection[str], checkpoints: Collection[str] = ()) -> None:
-    """Raises HQError where a package is missing that one of the precisions needs.
+    """Raise HQError if a package that one of the precisions needs is not installed.
 
-    `checkpoints` are the packed precisions whose checkpoint exists, so that none is made.
+    `checkpoints` has the packed precisions with an existing checkpoint, which need not be made.
     """
     for precision in precisions:
         is_given = precision.removesuffix(NATIVE) in checkpoints

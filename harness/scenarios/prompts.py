@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from harness.models.encoding import Encoder, bare_ids
+from harness.models.encoding import PLACEHOLDER, Encoder, bare_ids, render_chat
 from hq.errors import HQError
 from hq.registry import Registry
 
@@ -106,8 +106,8 @@ class Chat:
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """Return the end-of-text token and the special token that ends the template's answers."""
-        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
-        _, _, rest = rendered(tokenizer, turn).partition(PROBE)
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}]
+        _, _, rest = render_chat(tokenizer, turn).partition(PLACEHOLDER)
         special = _special(tokenizer)
         ends = next(([token] for token in bare_ids(tokenizer, rest) if token in special), [])
         return _end_of_text(tokenizer) | frozenset(ends)

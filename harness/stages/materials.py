@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.judges.base import Judge
 from harness.judges.registry import make_judge
-from harness.models.requirements import makes, require
+from harness.models.requirements import packages_to_make, require_packages
 from harness.models.sources import gguf_of, resolve_model
 from harness.scenarios import prompts
 from harness.scenarios.questions import QuestionSet, load_questions
@@ -20,7 +20,13 @@ from harness.studies.study import SAMPLERS, Study
 from hq.backends.base import require_length
 from hq.errors import HQError
 from hq.models.auto import context_length
-from hq.models.checkpoint import end_tokens, identity, resolve, weight_files, whole_config
+from hq.models.checkpoint import (
+    checkpoint_identity,
+    end_tokens,
+    resolve,
+    weight_files,
+    whole_config,
+)
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
@@ -62,8 +68,8 @@ class Materials:
         HQError, naming what is wrong.
         """
         study = self.study
-        made = {p.removesuffix(NATIVE) for p in study.precisions if makes(p)}
-        require((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
+        made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
+        require_packages((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
         for name in made & set(study.checkpoints):
             resolve(study.checkpoints[name])
         if GGUF_SOURCE in study.precisions:
@@ -83,7 +89,7 @@ class Materials:
     @cached_property
     def model(self) -> ModelIdentity:
         """Name, fingerprint and shape of the checkpoint."""
-        return identity(self.path)
+        return checkpoint_identity(self.path)
 
     @cached_property
     def weights(self) -> int:

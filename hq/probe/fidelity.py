@@ -1,7 +1,7 @@
-"""How far a precision moves the contributions of neurons.
+"""Fidelity: how far a precision changes the contributions of neurons.
 
-A measure has one value a neuron, over the reference's contributions `a` and the variant's `b`,
-[n, k]: n questions, k neurons. A group's value is the mean over those of its neurons that have one.
+A measure has one value per neuron, from the reference's contributions `a` and the variant's `b`,
+[n, k]: n questions, k neurons. The value of a group is the mean over its neurons with a value.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from hq.errors import HQError
 from hq.stats.bootstrap import Estimate, ResampleWeights, bootstrap
 
 FidelityMeasure = Callable[[ResampleWeights], Float[np.ndarray, "replicates k"]]
-"""A value a neuron from the weights of the questions; NaN where the neuron has none."""
+"""Values of neurons from the weights of the questions; NaN if a neuron has no value."""
 
-# A variance below this share of the mean square is what rounding leaves of zero.
+# A variance below this share of the mean square is a rounding error of zero.
 _ROUNDING = 1e-12
 
 
 def correlation(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> FidelityMeasure:
-    """Pearson correlation over questions; a neuron that is constant at either has none."""
-    # Centred first: the weighted moments below then lose no digits to cancellation.
+    """Pearson correlation over questions; undefined for a neuron that is constant in `a` or `b`."""
+    # Centred first, so that the weighted moments below do not suffer from cancellation.
     x, y = (v.astype(np.float64) - v.mean(axis=0, dtype=np.float64) for v in (a, b))
     varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
 
@@ -38,7 +38,7 @@ def correlation(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> Fid
 
 
 def relative_error(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> FidelityMeasure:
-    """Σ|b − a| ÷ Σ|a| over questions; a neuron that is silent in `a` has none."""
+    """Σ|b − a| ÷ Σ|a| over questions; undefined for a neuron whose contributions `a` are all 0."""
     reference = np.abs(a.astype(np.float64))
     change = np.abs(b.astype(np.float64) - a)
 
@@ -55,20 +55,21 @@ def rank_change(
     chosen: Int[np.ndarray, " k"],
     d_ff: int,
 ) -> FidelityMeasure:
-    """Mean |change of rank| of each chosen neuron within its layer, as a share of d_ff.
+    """Mean |change of rank| of each chosen neuron within its layer, relative to d_ff.
 
-    Here `a` and `b` hold all the model's neurons, p = layers · d_ff.
+    Here `a` and `b` contain all neurons of the model, p = layers · d_ff.
     """
-    moved = np.empty((len(a), len(chosen)))
+    changes = np.empty((len(a), len(chosen)))
     for layer in np.unique(chosen // d_ff):
         columns = slice(layer * d_ff, (layer + 1) * d_ff)
         here = chosen // d_ff == layer
-        places = chosen[here] - layer * d_ff
-        moved[:, here] = np.abs(_ranks(a[:, columns])[:, places] - _ranks(b[:, columns])[:, places])
+        indices = chosen[here] - layer * d_ff
+        before, after = _ranks(a[:, columns]), _ranks(b[:, columns])
+        changes[:, here] = np.abs(before[:, indices] - after[:, indices])
 
     def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
         total = d_ff * weights.sum(axis=1, keepdims=True)
-        share: Float[np.ndarray, "replicates k"] = weights @ moved / total
+        share: Float[np.ndarray, "replicates k"] = weights @ changes / total
         return share
 
     return measure
@@ -82,9 +83,9 @@ def over_questions(
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """A group of neurons' value, with its bootstrap interval over questions, or groups of them.
+    """Return a group's value with its bootstrap interval over questions, or groups of questions.
 
-    HQError, with the measure's `name`, where no neuron of the group has a value.
+    Raises HQError with the measure's `name` if no neuron of the group has a value.
     """
     return bootstrap(lambda w: _mean(measure(w)), n, seed, replicates, groups, name)
 
@@ -92,37 +93,37 @@ def over_questions(
 def over_draws(
     measure: FidelityMeasure, n: int, name: str, draws: Int[np.ndarray, "draws k"], seed: int
 ) -> Estimate:
-    """Mean over draws of neurons, and the interval that holds 95% of the draws' values.
+    """Return the mean over draws of neurons, with the interval that contains 95% of the draws.
 
-    `draws` holds places among the measure's neurons. HQError, with the measure's `name`, where no
+    `draws` has indices of the measure's neurons. Raises HQError with the measure's `name` if no
     neuron of a draw has a value.
     """
     values = _mean(measure(np.ones((1, n)))[0][draws])
     if np.isnan(values).any():
-        raise HQError(f"The {name} is undefined for a draw of neurons: draw other ones, or more.")
+        raise HQError(f"The {name} is undefined for a draw of neurons: draw others, or more.")
     return Estimate.of_draws(values, seed)
 
 
 def _ratio(
-    above: Float[np.ndarray, "*shape"],
-    below: Float[np.ndarray, "*shape"],
+    numerator: Float[np.ndarray, "*shape"],
+    denominator: Float[np.ndarray, "*shape"],
     defined: Bool[np.ndarray, "*shape"],
 ) -> Float[np.ndarray, "*shape"]:
-    """Above ÷ below where that is defined, and NaN elsewhere."""
-    ratio: Float[np.ndarray, "*shape"] = np.full(above.shape, np.nan)
-    np.divide(above, below, out=ratio, where=defined)
+    """Numerator ÷ denominator where `defined`, NaN elsewhere."""
+    ratio: Float[np.ndarray, "*shape"] = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=ratio, where=defined)
     return ratio
 
 
 def _mean(values: Float[np.ndarray, "rows k"]) -> Float[np.ndarray, " rows"]:
-    """Mean of each row's defined values; NaN for a row without any."""
+    """Mean of each row's defined values; NaN if a row has none."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=1)
     return _ratio(np.where(defined, values, 0).sum(axis=1), count, count > 0)
 
 
 def _ranks(values: Float[np.ndarray, "n d_ff"]) -> Int[np.ndarray, "n d_ff"]:
-    """Place of each value in its row; equal values keep the order of their indices."""
+    """Rank of each value in its row; equal values are ranked by index."""
     order = np.argsort(values, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(values.shape[1])[None], axis=1)

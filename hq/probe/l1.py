@@ -1,8 +1,8 @@
-"""L1 logistic regression along a path of C: the solver, and the objective that it minimises.
+"""L1-penalized logistic regression along a path of C.
 
-min over w, b of C · Σ_i log(1 + exp(−y_i (x_i·w + b))) + ‖w‖₁, the intercept b unpenalised: the
-objective of scikit-learn's LogisticRegression(l1_ratio=1). skglm minimises the same divided by
-C·n, so its alpha is 1 / (C·n).
+min over w, b of C · Σ_i log(1 + exp(−y_i (x_i·w + b))) + ‖w‖₁, with the intercept b unpenalized:
+the objective of scikit-learn's LogisticRegression(l1_ratio=1). skglm minimizes it divided by C·n,
+so its alpha is 1 / (C·n).
 """
 
 import time
@@ -22,7 +22,7 @@ SOLVER = "skglm.ProxNewton"
 TOLERANCE = 1e-3
 _TOLERANCES = (TOLERANCE, 1e-2, 1e-1)
 _MAX_ITERATIONS = 50
-# Weights below this are rounding, not choices.
+# Weights with a smaller absolute value are set to 0.
 _ZERO = 1e-8
 
 
@@ -32,24 +32,24 @@ class L1Path(NamedTuple):
     Cs: Float[np.ndarray, " c"]
     coefs: Float[np.ndarray, "c p"]
     intercepts: Float[np.ndarray, " c"]
-    tolerances: Float[np.ndarray, " c"]  # that each fit met: TOLERANCE, unless it did not converge
+    tolerances: Float[np.ndarray, " c"]  # met by each fit: TOLERANCE, unless it did not converge
 
     @property
     def n_nonzero(self) -> Int[np.ndarray, " c"]:
-        """Non-zero weights of each solution."""
+        """Number of non-zero weights of each solution."""
         counts: Int[np.ndarray, " c"] = np.count_nonzero(self.coefs, axis=1)
         return counts
 
 
 def smallest_c(Z: Float[np.ndarray, "n p"], y: Int[np.ndarray, " n"]) -> float:
-    """The C up to which every weight is zero: 1 / max_j |Σ_i z_ij (y_i − ȳ)|.
+    """Return the largest C at which every weight is zero: 1 / max_j |Σ_i z_ij (y_i − ȳ)|.
 
-    Z is standardised; HQError if no column varies with y.
+    Z is standardized. Raises HQError if no column varies with y.
     """
-    pull = float(np.abs((y - y.mean()).astype(Z.dtype) @ Z).max())
-    if pull == 0:
+    gradient = float(np.abs((y - y.mean()).astype(Z.dtype) @ Z).max())
+    if gradient == 0:
         raise HQError("No feature varies with the label: check that the traces are not constant.")
-    return 1.0 / pull
+    return 1.0 / gradient
 
 
 def l1_path(
@@ -58,11 +58,11 @@ def l1_path(
     Cs: Sequence[float],
     max_nonzero: int | None = None,
 ) -> L1Path:
-    """Fit each C, warm-started from the one before; C ascends.
+    """Fit each C in ascending order, warm-started from the previous solution.
 
-    Z is standardised (float32, Fortran order; anything else is copied into that), y is 0 or 1.
-    With `max_nonzero` the path ends after the first solution that has more non-zero weights.
-    Solved by proximal Newton with working sets (skglm, Bertrand et al. 2022). HQError if a fit does
+    Z is standardized (copied unless it is float32 in Fortran order), y is 0 or 1. With
+    `max_nonzero` the path ends after the first solution with more non-zero weights. The solver is
+    proximal Newton with working sets (skglm, Bertrand et al. 2022). Raises HQError if a fit does
     not converge. The first call of a process compiles for about 8 s (see `warm_up`).
     """
     design = np.asfortranarray(Z, dtype=np.float32)
@@ -89,7 +89,7 @@ def objective(
     intercept: float,
     C: float,
 ) -> float:
-    """C · Σ log-loss + ‖w‖₁ at a given solution, in float64."""
+    """Return C · Σ log-loss + ‖w‖₁ of a solution, in float64."""
     used = np.flatnonzero(coef)
     decision = Z[:, used].astype(np.float64) @ coef[used].astype(np.float64) + intercept
     loss = np.logaddexp(0, np.where(y == 1, -decision, decision)).sum()
@@ -99,8 +99,8 @@ def objective(
 def warm_up() -> float:
     """Compile the solver for this process on a small problem, and return the seconds it took.
 
-    numba cannot keep it on disk: skglm's jitclasses have another address in each process, and
-    numba's cache is keyed by it.
+    numba cannot cache it on disk: its cache keys contain the address of skglm's jitclasses, which
+    differs between processes.
     """
     rng = np.random.default_rng(0)
     Z = rng.standard_normal((64, 16), dtype=np.float32)
@@ -115,8 +115,8 @@ def _fit(
     C: float,
     start: Float[np.ndarray, " p1"],
 ) -> tuple[Float[np.ndarray, " p1"], float]:
-    """Weights, then intercept, at one C, and the tolerance met. HQError if none is."""
-    # skglm and numba take seconds to import: only a fit pays for them.
+    """Return the weights with the intercept last, and the tolerance met; HQError if none is met."""
+    # skglm and numba take seconds to import, so only a fit imports them.
     from skglm.penalties import L1
     from skglm.solvers import ProxNewton
     from sklearn.exceptions import ConvergenceWarning
@@ -130,7 +130,7 @@ def _fit(
             tol=tolerance * alpha, max_iter=_MAX_ITERATIONS, max_pn_iter=50, fit_intercept=True
         )
         with warnings.catch_warnings():
-            # Convergence is judged below, by the violation that the solver returns.
+            # Convergence is checked below, by the violation that the solver returns.
             warnings.simplefilter("ignore", ConvergenceWarning)
             w, _, violation = solver.solve(
                 Z, signs, StableLogistic(), L1(alpha), w.copy(), _decision(Z, w)
@@ -139,13 +139,13 @@ def _fit(
             w[:-1][np.abs(w[:-1]) < _ZERO] = 0
             return w, tolerance
     raise HQError(
-        f"The L1 fit does not converge at C = {C:g}: gather more samples, or lower max_fraction, "
+        f"The L1 fit does not converge at C = {C:g}: collect more samples, or lower max_fraction, "
         "which ends the path sooner."
     )
 
 
 def _decision(Z: Float[np.ndarray, "n p"], w: Float[np.ndarray, " p1"]) -> Float[np.ndarray, " n"]:
-    """Z·w + b, summed in float64 so that errors do not build up along a path."""
+    """Return Z·w + b, summed in float64 so that errors do not accumulate along a path."""
     used = np.flatnonzero(w[:-1])
     decision = Z[:, used].astype(np.float64) @ w[used] + w[-1]
     return np.asarray(decision, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Overlap of two sets of neurons, and what chance alone would give."""
+"""Overlap of two sets of neurons, and its expectation and p-value under random selection."""
 
 import numpy as np
 from jaxtyping import Int
@@ -8,7 +8,7 @@ from hq.errors import HQError
 
 
 def jaccard(a: Int[np.ndarray, " k1"], b: Int[np.ndarray, " k2"]) -> float:
-    """|A ∩ B| / |A ∪ B| of two sets of flat indices. HQError if both are empty."""
+    """|A ∩ B| / |A ∪ B| of two sets of flat indices. Raises HQError if both are empty."""
     union = len(np.union1d(a, b))
     if union == 0:
         raise HQError("Both sets of neurons are empty: identify neurons before comparing them.")
@@ -33,4 +33,4 @@ def overlap_p_value(common: int, k1: int, k2: int, p: int) -> float:
 
 def _check_sizes(k1: int, k2: int, p: int) -> None:
     if not (0 < k1 <= p and 0 < k2 <= p):
-        raise HQError(f"Sets of {k1} and {k2} neurons cannot be drawn out of {p}: check the sizes.")
+        raise HQError(f"Sets of {k1} and {k2} neurons cannot be drawn from {p}: check the sizes.")

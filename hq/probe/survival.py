@@ -1,8 +1,8 @@
-"""Which neurons a quantization hurts, predicted from the FP16 model alone.
+"""Predicts which neurons a quantization degrades, from FP16 weights and activations alone.
 
-A statistic counts by its place among those of the same layer, as magnitudes differ between layers
-and between models. A prediction is for a layer and a precision of which the fit has seen nothing:
-it learns from the other layers at the other precisions.
+Statistics enter as ranks within their layer, as magnitudes differ between layers and models. The
+prediction for a layer at a precision is cross-fitted: the fit uses only other layers at other
+precisions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +30,17 @@ STATISTICS = {
     "variation": "standard deviation of the contribution over its mean",
     "outlier": "largest contribution over its mean",
 }
-"""What is known of a neuron at FP16: from its weights, and from its contributions to some texts."""
+"""Statistics of a neuron at FP16: of its weights, and of its contributions to some texts."""
 
-_GROUP = 64  # weights that share a scale; formats have 32 to 256
+_GROUP = 64  # weights that share a scale; formats use 32 to 256
 _FOLDS = 5
 
 
 def weight_statistics(ffn: FFN) -> dict[str, Float[np.ndarray, " d_ff"]]:
-    """Those of STATISTICS that one layer's stored weights tell; means over gate and up."""
+    """Return the STATISTICS of one layer's stored weights, averaged over gate and up."""
     reads, write = ffn.reads, ffn.down.T
     norms = write.norm(dim=1)
-    found = {
+    statistics = {
         "read_kurtosis": _mean([_kurtosis(read) for read in reads]),
         "write_kurtosis": _kurtosis(write),
         "read_norm": _mean([read.norm(dim=1) for read in reads]),
@@ -48,15 +48,15 @@ def weight_statistics(ffn: FFN) -> dict[str, Float[np.ndarray, " d_ff"]]:
         "read_spread": _mean([_spread(read) for read in reads]),
         "write_spread": _shared(write) / norms.clamp_min(torch.finfo(norms.dtype).tiny),
     }
-    return {name: values.cpu().double().numpy() for name, values in found.items()}
+    return {name: values.cpu().double().numpy() for name, values in statistics.items()}
 
 
 def activity_statistics(
     contributions: Float[np.ndarray, "n p"],
 ) -> dict[str, Float[np.ndarray, " p"]]:
-    """Those of STATISTICS that contributions to n texts tell. HQError for fewer than two texts."""
+    """Return the STATISTICS of contributions to n texts. Raises HQError if n is less than 2."""
     if len(contributions) < 2:
-        raise HQError("One text does not show how a neuron varies: trace more.")
+        raise HQError("The variation of a neuron needs two texts or more: trace more texts.")
     mean = contributions.mean(axis=0, dtype=np.float64)
     safe = np.where(mean > 0, mean, 1)
     return {
@@ -69,7 +69,7 @@ def activity_statistics(
 def features(
     statistics: Mapping[str, Float[np.ndarray, " p"]], d_ff: int
 ) -> Float[np.ndarray, "p statistic"]:
-    """Normal scores of each statistic within its layer, in the order of STATISTICS."""
+    """Return normal scores of each statistic within its layer, in the order of STATISTICS."""
     columns = []
     for name in STATISTICS:
         ranks = rankdata(statistics[name].reshape(-1, d_ff), axis=1)
@@ -79,47 +79,50 @@ def features(
 
 @dataclass(frozen=True, slots=True)
 class DegradedNeurons:
-    """Which neurons a precision hurts: the worst share of each layer's, by some measure."""
+    """The neurons that a precision degrades: those with the largest errors in each layer."""
 
-    worst: Bool[np.ndarray, " p"]
-    known: Bool[np.ndarray, " p"]  # a silent neuron has no error
+    degraded: Bool[np.ndarray, " p"]
+    defined: Bool[np.ndarray, " p"]  # False for a neuron without an error, as it never contributes
 
     @classmethod
     def of(
         cls, errors: Float[np.ndarray, " p"], d_ff: int, share: float = 0.25
     ) -> "DegradedNeurons":
-        """From the neurons' errors, NaN where there is none.
+        """Return the `share` of each layer's neurons with the largest errors; NaN is undefined.
 
-        HQError for a layer in which no neuron has one.
+        Raises HQError if no neuron of a layer has an error.
         """
-        known = ~np.isnan(errors)
-        worst = np.zeros(len(errors), dtype=bool)
+        defined = ~np.isnan(errors)
+        degraded = np.zeros(len(errors), dtype=bool)
         for start in range(0, len(errors), d_ff):
             here = slice(start, start + d_ff)
-            if not known[here].any():
-                raise HQError(f"Layer {start // d_ff} is silent in all texts: trace other ones.")
+            if not defined[here].any():
+                raise HQError(
+                    f"No neuron of layer {start // d_ff} contributes to any text: trace others."
+                )
             ranks = rankdata(errors[here], nan_policy="omit")
-            worst[here] = ranks > (1 - share) * known[here].sum()
-        return cls(worst, known)
+            degraded[here] = ranks > (1 - share) * defined[here].sum()
+        return cls(degraded, defined)
 
 
 def predict(
-    X: Float[np.ndarray, "p statistic"], hurt: Sequence[DegradedNeurons], d_ff: int
+    X: Float[np.ndarray, "p statistic"], targets: Sequence[DegradedNeurons], d_ff: int
 ) -> Float[np.ndarray, "precision p"]:
-    """Log odds of being hurt, a row a precision, from other layers at other precisions.
+    """Return the log odds of being degraded, fitted on other layers at other precisions.
 
-    HQError for fewer than two precisions or two layers, of which one must be left out.
+    `targets` has the neurons that each precision degrades. Raises HQError if there are fewer than
+    two precisions or two layers.
     """
     layer = np.arange(len(X)) // d_ff
     fold = layer % min(_FOLDS, int(layer[-1]) + 1)
-    if len(hurt) < 2 or fold.max() == 0:
+    if len(targets) < 2 or fold.max() == 0:
         raise HQError(
-            "Survival is predicted from other layers at other precisions: take a model of two "
-            "layers or more, and name two precisions or more beside fp16."
+            "Survival is predicted from other layers at other precisions: use a model with two "
+            "layers or more, and two precisions or more besides fp16."
         )
-    scores = np.empty((len(hurt), len(X)))
-    for left_out in range(len(hurt)):
-        others = [h for i, h in enumerate(hurt) if i != left_out]
+    scores = np.empty((len(targets), len(X)))
+    for left_out in range(len(targets)):
+        others = [target for i, target in enumerate(targets) if i != left_out]
         for f in np.unique(fold):
             weights = _fitted(X, others, fold != f)
             scores[left_out, fold == f] = X[fold == f] @ weights
@@ -127,32 +130,33 @@ def predict(
 
 
 def fitted_weights(
-    X: Float[np.ndarray, "p statistic"], hurt: Sequence[DegradedNeurons]
+    X: Float[np.ndarray, "p statistic"], targets: Sequence[DegradedNeurons]
 ) -> Float[np.ndarray, " statistic"]:
-    """What each statistic adds to the log odds for each standard deviation: all layers at once."""
-    return _fitted(X, hurt, np.ones(len(X), dtype=bool))
+    """Return the log odds per standard deviation of each statistic, fitted on all layers."""
+    return _fitted(X, targets, np.ones(len(X), dtype=bool))
 
 
 def _fitted(
     X: Float[np.ndarray, "p statistic"],
-    hurt: Sequence[DegradedNeurons],
+    targets: Sequence[DegradedNeurons],
     rows: Bool[np.ndarray, " p"],
 ) -> Float[np.ndarray, " statistic"]:
-    """Logistic regression on some neurons at some precisions, without its intercept.
+    """Return the coefficients of a logistic regression on some neurons, at these precisions.
 
-    The same statistics stand beside every precision's label: each neuron comes twice, as hurt and
-    as not, weighted by how many precisions say so.
+    A neuron has the same statistics at every precision: it enters twice, as degraded and as not
+    degraded, weighted by the numbers of precisions.
     """
     from sklearn.linear_model import LogisticRegression
 
-    worst: Int[np.ndarray, " p"] = np.sum([h.worst & h.known for h in hurt], axis=0)[rows]
-    known: Int[np.ndarray, " p"] = np.sum([h.known for h in hurt], axis=0)[rows]
+    masks = [target.degraded & target.defined for target in targets]
+    degraded: Int[np.ndarray, " p"] = np.sum(masks, axis=0)[rows]
+    defined: Int[np.ndarray, " p"] = np.sum([target.defined for target in targets], axis=0)[rows]
     chosen = X[rows]
     model = LogisticRegression()
     model.fit(
         np.concatenate([chosen, chosen]),
         np.repeat([1, 0], len(chosen)),
-        np.concatenate([worst, known - worst]),
+        np.concatenate([degraded, defined - degraded]),
     )
     coefficients: Float[np.ndarray, " statistic"] = model.coef_[0]
     return coefficients
@@ -174,7 +178,7 @@ def _spread(rows: Float[Tensor, "k n"]) -> Float[Tensor, " k"]:
 
 
 def _shared(columns: Float[Tensor, "d_ff d_model"]) -> Float[Tensor, " d_ff"]:
-    """‖·‖₂ over outputs of the largest |w| in the group of inputs that a column is in."""
+    """‖·‖₂ over outputs of the largest |w| in the group of inputs that contains the column."""
     norms = [
         group.abs().amax(dim=0).norm().expand(len(group)) for group in torch.split(columns, _GROUP)
     ]

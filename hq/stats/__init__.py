@@ -1,4 +1,4 @@
-"""Statistics of comparisons: bootstrap, conformal thresholds, equivalence, dose-response.
+"""Statistics of scores and rates: bootstrap, thresholds, equivalence tests and dose-response.
 
-Nothing here knows neurons or models; classifiers are in `hq.probe`.
+Nothing here depends on neurons or models; classifiers are in `hq.probe`.
 """

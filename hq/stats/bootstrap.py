@@ -1,7 +1,7 @@
 """Estimates with bootstrap intervals: AUROC, means, and their paired differences.
 
-Everything resampled is a statistic over row weights [replicates, n], so that a resample is a row
-of counts and nothing is sorted or copied twice.
+A statistic is a function of row weights [replicates, n]. A resample is a row of counts, so rows are
+sorted once and never copied.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from hq.errors import HQError
 ResampleWeights = Float[np.ndarray, "replicates n"]
 Statistic = Callable[[ResampleWeights], Float[np.ndarray, " replicates"]]
 
-# 2^22 float64 weights are 32 MiB: large enough for vectorised work, small beside a model.
+# 2^22 float64 weights are 32 MiB: enough for vectorized operations, small compared with a model.
 _CHUNK = 2**22
 _MAX_REDRAWS = 20
 
@@ -25,7 +25,7 @@ _MAX_REDRAWS = 20
 class Estimate(BaseModel):
     """A value and its 95% interval.
 
-    `n` counts the units that were resampled (groups where there are groups, else rows).
+    `n` is the number of resampled units: groups if there are groups, else rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ class Estimate(BaseModel):
 
     @classmethod
     def of_draws(cls, values: Float[np.ndarray, " draws"], seed: int) -> Self:
-        """Mean over draws, and the interval that holds 95% of them; `n` counts the draws."""
+        """Mean over draws with the interval that contains 95% of them; `n` is their number."""
         low, high = np.quantile(values, [0.025, 0.975])
         return cls(
             value=float(values.mean()), low=float(low), high=float(high), n=len(values), seed=seed
@@ -49,19 +49,19 @@ class Estimate(BaseModel):
 
 
 class Replicates(NamedTuple):
-    """A statistic, and what it is on each bootstrap resample."""
+    """The value of a statistic, and its values on bootstrap resamples."""
 
     value: float
     draws: Float[np.ndarray, " replicates"]
-    units: int  # what was resampled: groups where there are groups, else rows
+    units: int  # number of groups if there are groups, else of rows
 
     def interval(self, tail: float) -> tuple[float, float]:
-        """Percentile interval that leaves out `tail` of the resamples at either end."""
+        """Percentile interval without a share `tail` of the resamples at either end."""
         low, high = np.quantile(self.draws, [tail, 1 - tail])
         return float(low), float(high)
 
     def estimate(self, seed: int) -> Estimate:
-        """Value and 95% interval; `seed` is the one that the resamples were drawn with."""
+        """Value and 95% interval; `seed` is the seed of the resamples."""
         low, high = self.interval(0.025)
         return Estimate(value=self.value, low=low, high=high, n=self.units, seed=seed)
 
@@ -76,7 +76,7 @@ def bootstrap(
 ) -> Estimate:
     """Percentile bootstrap of a statistic over row weights (Efron & Tibshirani 1993, ch. 13).
 
-    `replicates_of` says what is drawn, and what is refused.
+    Arguments and errors are those of `replicates_of`.
     """
     return replicates_of(statistic, n, seed, replicates, groups, name).estimate(seed)
 
@@ -89,22 +89,22 @@ def replicates_of(
     groups: Shaped[np.ndarray, " n"] | None = None,
     name: str = "statistic",
 ) -> Replicates:
-    """The statistic of the rows as they are, and of each resample.
+    """Compute a statistic on the rows and on each bootstrap resample.
 
-    Rows are drawn with replacement, or whole groups of rows where `groups` names one per row.
-    A resample for which the statistic is NaN (undefined) is drawn again.
-    HQError, with the statistic's `name`, if there is nothing to resample, or if it is undefined for
-    the rows as they are or for nearly every resample.
+    Rows are drawn with replacement, or groups of rows if `groups` has the group of each row. A
+    resample on which the statistic is undefined (NaN) is drawn again. Raises HQError with the
+    statistic's `name` if there are no rows, or if it is undefined on the rows or on nearly every
+    resample.
     """
     if n == 0:
-        raise HQError("There are no rows to estimate anything from: check the selection.")
+        raise HQError("There are no rows to compute an estimate from: check the selection.")
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     if unit.shape != (n,):
         raise HQError(f"There are {len(unit)} groups for {n} rows: give one group per row.")
     units = int(unit.max()) + 1
     value = float(statistic(np.ones((1, n)))[0])
     if np.isnan(value):
-        raise HQError(f"The {name} is undefined for these {n} rows: gather more, and other ones.")
+        raise HQError(f"The {name} is undefined for these {n} rows: collect more varied data.")
     rng = np.random.default_rng(seed)
     return Replicates(value, _replicate(statistic, unit, units, rng, replicates, name), units)
 
@@ -117,26 +117,26 @@ def _replicate(
     replicates: int,
     name: str,
 ) -> Float[np.ndarray, " replicates"]:
-    """Values of the statistic on `replicates` defined resamples, in chunks of bounded memory."""
+    """Return the values on `replicates` defined resamples, computed in chunks of bounded memory."""
     chunk = max(1, _CHUNK // len(unit))
-    kept: list[Float[np.ndarray, " chunk"]] = []
+    chunks: list[Float[np.ndarray, " chunk"]] = []
     missing, drawn = replicates, 0
     while missing > 0:
         if drawn > _MAX_REDRAWS * replicates:
             raise HQError(
                 f"The {name} is undefined for nearly every resample of these {len(unit)} rows: "
-                "gather more of the rarer kind."
+                "collect more rows of the rarer class."
             )
         rows = min(chunk, missing)
         values = statistic(_counts(rng, rows, units)[:, unit].astype(np.float64))
-        kept.append(values[~np.isnan(values)])
+        chunks.append(values[~np.isnan(values)])
         drawn += rows
-        missing -= len(kept[-1])
-    return np.concatenate(kept)
+        missing -= len(chunks[-1])
+    return np.concatenate(chunks)
 
 
 def _counts(rng: np.random.Generator, rows: int, units: int) -> Int[np.ndarray, "rows units"]:
-    """How often each unit is drawn, in `rows` multinomial draws of `units` out of `units`."""
+    """Return how often each unit is drawn in `rows` resamples of `units` out of `units`."""
     draws = rng.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
     return np.bincount(draws.ravel(), minlength=rows * units).reshape(rows, units)
 
@@ -144,7 +144,7 @@ def _counts(rng: np.random.Generator, rows: int, units: int) -> Int[np.ndarray, 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve: P(a positive scores above a negative), ties counting one half.
 
-    O(n log n). HQError for NaN scores, labels other than 0 and 1, or one class only.
+    O(n log n). Raises HQError if a score is NaN, a label is not 0 or 1, or there is only one class.
     """
     s, y = _two_classes(scores, labels)
     return float(auroc_statistic(s, y)(np.ones((1, len(y))))[0])
@@ -157,7 +157,7 @@ def bootstrap_auroc(
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """AUROC with its bootstrap interval; resamples with one class only are drawn again."""
+    """AUROC with its bootstrap interval; resamples of one class are drawn again."""
     s, y = _two_classes(scores, labels)
     return bootstrap(auroc_statistic(s, y), len(y), seed, replicates, groups, "AUROC")
 
@@ -170,9 +170,9 @@ def bootstrap_auroc_difference(
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """AUROC of `scores_a` minus that of `scores_b`, paired: both on the same resamples.
+    """AUROC of `scores_a` minus AUROC of `scores_b`, paired: both on the same resamples.
 
-    Where `scores_b` is [draws, n], it is the mean AUROC of its rows that is subtracted.
+    If `scores_b` is [draws, n], the mean AUROC of its rows is subtracted.
     """
     a, y = _two_classes(scores_a, labels)
     first = auroc_statistic(a, y)
@@ -191,7 +191,7 @@ def bootstrap_mean(
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """Mean over rows with its bootstrap interval. HQError for NaN."""
+    """Mean over rows with its bootstrap interval. Raises HQError if a value is not finite."""
     v = _finite(values, "values")
 
     def mean(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
@@ -202,10 +202,10 @@ def bootstrap_mean(
 
 
 def auroc_statistic(scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> Statistic:
-    """Weighted AUROC; rows are sorted here once, and each call only adds up weights.
+    """Return the weighted AUROC as a statistic; rows are sorted once, not at each call.
 
     Over distinct scores t, with positive and negative weights P_t and N_t:
-    Σ_t P_t · (Σ_{u<t} N_u + N_t / 2) / (ΣP · ΣN). NaN where a class has no weight.
+    Σ_t P_t · (Σ_{u<t} N_u + N_t / 2) / (ΣP · ΣN). NaN if a class has no weight.
     """
     order = np.argsort(scores, kind="stable")
     ascending, positive = scores[order], labels[order] == 1
@@ -229,18 +229,18 @@ def grouped_auroc_statistic(
     labels: Int[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"],
 ) -> Statistic:
-    """Weighted AUROC where all rows of a group have one weight; the weights are the groups'.
+    """Return the AUROC as a statistic of weights of groups: rows of a group have the same weight.
 
-    For many rows in few groups: which share of pairs the positives of group g win against the
-    negatives of group h is counted once, and a call takes as many steps as there are pairs of
-    groups, however many rows there are. NaN where a class has no weight.
+    For many rows in few groups: the pairs in which a positive of group g scores above a negative of
+    group h are counted once, so a call costs O(groups²), whatever the number of rows. NaN if a
+    class has no weight.
     """
     order = np.argsort(scores, kind="stable")
     ascending = scores[order]
     starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
-    of_group = np.eye(len(np.unique(groups)))[np.unique(groups, return_inverse=True)[1][order]]
+    membership = np.eye(len(np.unique(groups)))[np.unique(groups, return_inverse=True)[1][order]]
     positive = labels[order, None] == 1
-    pos, neg = (np.add.reduceat(of_group * side, starts) for side in (positive, ~positive))
+    pos, neg = (np.add.reduceat(membership * side, starts) for side in (positive, ~positive))
     wins = pos.T @ (np.cumsum(neg, axis=0) - neg / 2)
     n_pos, n_neg = pos.sum(axis=0), neg.sum(axis=0)
 
@@ -258,18 +258,22 @@ def _two_classes(
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if s.ndim != 1 or s.shape != y.shape:
-        raise HQError(f"Scores {s.shape} and labels {y.shape} differ: give one of each per row.")
+        raise HQError(
+            f"Scores {s.shape} and labels {y.shape} differ in shape: give one of each per row."
+        )
     if np.isnan(s).any():
         raise HQError(f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: trace those again.")
     if not np.isin(y, (0, 1)).all():
         raise HQError("Labels must be 0 (right) or 1 (hallucinated): relabel the others.")
     if len(np.unique(y)) < 2:
-        raise HQError("The labels hold one class only: an AUROC needs right and wrong answers.")
+        raise HQError("The labels contain one class: an AUROC needs right and wrong answers.")
     return s, y.astype(np.int64)
 
 
 def _finite(values: ArrayLike, name: str) -> Float[np.ndarray, " n"]:
     v = np.asarray(values, dtype=np.float64)
     if v.ndim != 1 or not np.isfinite(v).all():
-        raise HQError(f"The {name} must be one finite number per row: drop or mend the others.")
+        raise HQError(
+            f"The {name} must be one finite number per row: remove or correct the others."
+        )
     return v

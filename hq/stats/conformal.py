@@ -1,17 +1,20 @@
-"""Thresholds with a promise: split conformal prediction over entities.
+"""Thresholds with a guaranteed false-alarm rate: split conformal prediction over entities.
 
-What a model knows of one entity is not independent from question to question, so what is exchanged
-for what is entities, not answers. The promise is about a new entity, drawn as those of the
-calibration were, and a right answer about it, drawn at random from its right ones: its score is at
-or above the threshold with a probability of at most `false_alarms`. That holds for any model, any
-scores and any number of entities; it is on average over calibrations as well as new answers.
-Every entity weighs the same, however many answers it has: the threshold lies just above the least
-score that (n + 1)(1 − false_alarms) entities' worth of answers do not exceed (Lee, Barber & Willett
-2023, "Distribution-free inference with hierarchical data"). Where each has one answer, that is the
-⌈(n + 1)(1 − false_alarms)⌉-th smallest score of split conformal prediction.
+What a model knows about one entity is not independent from question to question, so the
+exchangeable units are entities, not answers. The guarantee: for a new entity from the distribution
+of those in the calibration, and a right answer drawn at random from its right answers, the score is
+at or above the threshold with a probability of at most `false_alarms`. This holds for any model,
+any scores and any number of entities, on average over calibrations and new answers.
 
-It holds at one time for one threshold, not for all questions of one entity, and not for questions
-of another kind, or answers sampled otherwise, than the calibration's.
+All entities have the same weight, however many answers they have: the threshold lies just above the
+smallest score with a cumulative weight of (n + 1)(1 − false_alarms) entities or more (Lee, Barber &
+Willett 2023, "Distribution-free inference with hierarchical data"). With one answer per entity,
+this is the ⌈(n + 1)(1 − false_alarms)⌉-th smallest score of split conformal prediction (Vovk,
+Gammerman & Shafer 2005, "Algorithmic learning in a random world").
+
+The guarantee is for one answer to one question. It does not cover all questions about an entity
+jointly, other kinds of questions, or answers that are sampled in another way than those of the
+calibration.
 """
 
 from fractions import Fraction
@@ -29,13 +32,12 @@ from hq.stats.bootstrap import Estimate
 def conformal_threshold(
     right: ArrayLike, false_alarms: float, entities: Shaped[np.ndarray, " n"] | None = None
 ) -> float:
-    """The least threshold that keeps the promise, from scores of right calibration answers.
+    """Return the smallest threshold with the guarantee, from scores of right calibration answers.
 
-    `entities` names the entity of each; without it, each answer is one of its own. Scores that tie
-    fall on one side: the threshold is the next number above a score, as what lies at a threshold
-    counts as hallucinated.
-    HQError for a rate that is not between 0 and 1, scores that are not finite, and where there are
-    too few entities for the rate (`entities_needed`).
+    `entities` has the entity of each answer; by default each answer is an entity of its own. The
+    threshold is the next float above a score, as a score at the threshold counts as hallucinated.
+    Raises HQError if the rate is not between 0 and 1, a score is not finite, or there are too few
+    entities for the rate (`entities_needed`).
     """
     scores = np.asarray(right, dtype=np.float64)
     if scores.ndim != 1 or not np.isfinite(scores).all():
@@ -44,26 +46,28 @@ def conformal_threshold(
     n = int(unit.max(initial=-1)) + 1
     require_enough(n, false_alarms)
     sizes = np.bincount(unit).tolist()
-    whole = lcm(*sizes)  # what an entity weighs, so that the share of any of its answers is whole
-    wanted = ceil((n + 1) * (1 - _exact(false_alarms)) * whole)
+    entity_weight = lcm(*sizes)  # so that the weight of each answer is an integer
+    target = ceil((n + 1) * (1 - _exact(false_alarms)) * entity_weight)
     order = np.argsort(scores, kind="stable")
-    reached = accumulate(whole // sizes[entity] for entity in unit[order].tolist())
-    at = next(place for place, weight in enumerate(reached) if weight >= wanted)
-    return float(np.nextafter(scores[order[at]], np.inf))
+    cumulative = accumulate(entity_weight // sizes[entity] for entity in unit[order].tolist())
+    rank = next(rank for rank, weight in enumerate(cumulative) if weight >= target)
+    return float(np.nextafter(scores[order[rank]], np.inf))
 
 
 def entities_needed(false_alarms: float) -> int:
-    """How many entities a promise takes: 1 ÷ false_alarms − 1, rounded up.
+    """Return the number of entities that a rate needs: 1 ÷ false_alarms − 1, rounded up.
 
-    HQError for a rate that is not between 0 and 1.
+    Raises HQError if the rate is not between 0 and 1.
     """
     if not 0 < false_alarms < 1:
-        raise HQError(f"A false-alarm rate lies between 0 and 1, and {false_alarms:g} does not.")
+        raise HQError(
+            f"The false-alarm rate {false_alarms:g} is not between 0 and 1: name one such as 0.05."
+        )
     return ceil(1 / _exact(false_alarms)) - 1
 
 
 def require_enough(n: int, false_alarms: float) -> None:
-    """HQError where right answers about `n` entities are too few to promise this rate."""
+    """Raise HQError if right answers about `n` entities are too few to guarantee this rate."""
     needed = entities_needed(false_alarms)
     if n < needed:
         raise HQError(
@@ -74,12 +78,12 @@ def require_enough(n: int, false_alarms: float) -> None:
 
 
 def rate_of_calibration(n: int, false_alarms: float, confidence: float = 0.95) -> float:
-    """The rate that a share `confidence` of all calibrations stays below.
+    """Return the false-alarm rate that a share `confidence` of all calibrations stays below.
 
-    The promise is on average over calibrations. With n entities of one answer each and scores
-    without ties, one calibration's own rate has the distribution Beta(j, n + 1 − j), of which j =
-    ⌊(n + 1)·false_alarms⌋ (Vovk 2012, "Conditional validity of inductive conformal predictors").
-    HQError for too few entities.
+    The guarantee is an average over calibrations. With n entities of one answer each and scores
+    without ties, the rate of one calibration has the distribution Beta(j, n + 1 − j) with
+    j = ⌊(n + 1)·false_alarms⌋ (Vovk 2012, "Conditional validity of inductive conformal
+    predictors"). Raises HQError if there are too few entities.
     """
     from scipy.stats import beta
 
@@ -91,18 +95,18 @@ def rate_of_calibration(n: int, false_alarms: float, confidence: float = 0.95) -
 def entity_rate(
     flagged: ArrayLike, seed: int, entities: Shaped[np.ndarray, " n"] | None = None
 ) -> Estimate:
-    """The share that is flagged, every entity weighing the same, and its 95% interval.
+    """Return the share of flagged answers with its 95% interval; all entities have the same weight.
 
-    The interval is Clopper and Pearson's for as many trials as there are entities. It is as wide as
-    if the answers about an entity always agreed, and does not shrink to nothing where none or all
-    are flagged, as a bootstrap's would. Nothing is drawn: `seed` is only passed on.
-    HQError where there are no answers.
+    The interval is that of Clopper & Pearson (1934) with one trial per entity: as wide as if the
+    answers about an entity always agreed, and not empty if no or every answer is flagged, as a
+    bootstrap interval would be. Nothing is drawn: `seed` is only stored in the estimate. Raises
+    HQError if there are no answers.
     """
     from scipy.stats import beta
 
     values = np.asarray(flagged, dtype=np.float64)
     if not len(values):
-        raise HQError("There are no answers to take a rate of: check the selection.")
+        raise HQError("There are no answers to compute a rate from: check the selection.")
     unit = _units(len(values), entities)
     sizes = np.bincount(unit)
     n = len(sizes)
@@ -117,10 +121,12 @@ def _units(n: int, entities: Shaped[np.ndarray, " n"] | None) -> Int[np.ndarray,
     if entities is None:
         return np.arange(n)
     if np.shape(entities) != (n,):
-        raise HQError(f"There are {len(entities)} entities for {n} answers: give one per answer.")
+        raise HQError(
+            f"There are {len(entities)} entities for {n} answers: give one entity per answer."
+        )
     return np.unique(entities, return_inverse=True)[1]
 
 
 def _exact(rate: float) -> Fraction:
-    """The rate as it is written: 0.1 is a tenth, which no binary number is."""
+    """Return the decimal rate exactly: 0.1 is 1/10, which has no exact binary float."""
     return Fraction(str(float(rate)))

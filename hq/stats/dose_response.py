@@ -1,8 +1,7 @@
-"""Dose-response: how a rate, such as over-compliance OC(α), follows the scale α of some neurons.
+"""Dose-response: how a rate, such as over-compliance OC(α), depends on the scale α of some neurons.
 
-`complied` is [alpha, n]: the same n trials at each α, 0 or 1 each (or the share of a trial's
-samples that comply). Every resample takes a trial with all its α, so that differences over α are
-paired.
+`compliance` is [alpha, n]: the same n trials at each α, each 0 or 1, or the share of a trial's
+samples that comply. Trials are resampled with all their α, so differences over α are paired.
 """
 
 from collections.abc import Callable
@@ -22,10 +21,10 @@ _DECIMALS = 12
 
 
 def rate_statistic(
-    complied: Compliance,
+    compliance: Compliance,
 ) -> Callable[[ResampleWeights], Float[np.ndarray, "replicates alpha"]]:
-    """Weighted OC at each α, as an array statistic: Σ_i w_i·complied_ai / Σ_i w_i."""
-    trials = _trials(complied)
+    """Return the weighted OC at each α as a statistic: Σ_i w_i·compliance_ai / Σ_i w_i."""
+    trials = _trials(compliance)
 
     def statistic(weights: ResampleWeights) -> Float[np.ndarray, "replicates alpha"]:
         result: Float[np.ndarray, "replicates alpha"] = (
@@ -37,38 +36,38 @@ def rate_statistic(
 
 
 def bootstrap_rates(
-    complied: Compliance,
+    compliance: Compliance,
     seed: int,
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> list[Estimate]:
-    """OC at each α with its bootstrap interval; all α see the same resamples."""
+    """OC at each α with its bootstrap interval; all α have the same resamples."""
     return [
         bootstrap(_mean_statistic(row), len(row), seed, replicates, groups, "rate")
-        for row in _trials(complied)
+        for row in _trials(compliance)
     ]
 
 
-def slope_statistic(complied: Compliance, alphas: ArrayLike) -> Statistic:
+def slope_statistic(compliance: Compliance, alphas: ArrayLike) -> Statistic:
     """Least-squares slope of OC(α) over α: Σ_a c_a·OC_a, c_a = (α_a − ᾱ) / Σ_a (α_a − ᾱ)².
 
-    As it is linear in the rates, it is the mean over trials of each one's own slope. As Σ c_a = 0,
-    each trial may be measured from its first α, which makes the slope of a constant exactly 0.
+    It is linear in the rates, so it is the mean of the slopes of the trials. As Σ c_a = 0, each
+    trial's value at the first α can be subtracted, which makes the slope of a constant exactly 0.
     """
-    trials = _trials(complied)
+    trials = _trials(compliance)
     return _mean_statistic(_slopes(trials, _doses(alphas, len(trials))))
 
 
 def bootstrap_slope(
-    complied: Compliance,
+    compliance: Compliance,
     alphas: ArrayLike,
     seed: int,
     replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
     """Slope of OC(α), in rate per unit of α, with its bootstrap interval (`slope_statistic`)."""
-    statistic = slope_statistic(complied, alphas)
-    return bootstrap(statistic, np.shape(complied)[1], seed, replicates, groups, "slope")
+    statistic = slope_statistic(compliance, alphas)
+    return bootstrap(statistic, np.shape(compliance)[1], seed, replicates, groups, "slope")
 
 
 def slope_difference_statistic(a: Compliance, b: Compliance, alphas: ArrayLike) -> Statistic:
@@ -97,7 +96,7 @@ def bootstrap_slope_difference(
 
 
 def bootstrap_reduction(
-    complied: Compliance,
+    compliance: Compliance,
     alphas: ArrayLike,
     alpha: float,
     seed: int,
@@ -106,11 +105,11 @@ def bootstrap_reduction(
 ) -> Estimate | None:
     """Reduction of over-compliance in percent: ΔOC(α) = (OC(1) − OC(α)) / OC(1) · 100.
 
-    Positive where scaling by α lowers the rate. None where no trial complies at α = 1, as there is
-    nothing to reduce; a resample without such a trial is drawn again, so that the interval is
-    conditional on OC(1) > 0. HQError when `alpha` or 1 is not among `alphas`.
+    Positive if scaling by α lowers the rate; None if no trial complies at α = 1. A resample in
+    which no trial complies at α = 1 is drawn again, so the interval is conditional on OC(1) > 0.
+    Raises HQError if `alpha` or 1 is not among `alphas`.
     """
-    trials = _trials(complied)
+    trials = _trials(compliance)
     doses = _doses(alphas, len(trials))
     pair = trials[[_index(doses, 1.0), _index(doses, alpha)]]
     if not pair[0].any():
@@ -119,9 +118,9 @@ def bootstrap_reduction(
 
     def reduction(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
         unscaled, scaled = both(weights).T
-        left: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
-        np.divide(scaled, unscaled, out=left, where=unscaled > 0)
-        return 100 * (1 - left)
+        ratio: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
+        np.divide(scaled, unscaled, out=ratio, where=unscaled > 0)
+        return 100 * (1 - ratio)
 
     return bootstrap(reduction, pair.shape[1], seed, replicates, groups, "reduction")
 
@@ -129,8 +128,7 @@ def bootstrap_reduction(
 def r_squared(rates: ArrayLike, alphas: ArrayLike) -> float:
     """Share of the variance of the rates over α that the least-squares line explains.
 
-    It is the squared Pearson correlation. 0, not NaN, where the rates are constant: there is no
-    response then for the line to explain.
+    This is the squared Pearson correlation; 0 if the rates are constant.
     """
     response, doses = _responses(rates, alphas)
     if np.ptp(response) == 0:
@@ -139,9 +137,9 @@ def r_squared(rates: ArrayLike, alphas: ArrayLike) -> float:
 
 
 def monotonicity(rates: ArrayLike, alphas: ArrayLike) -> float:
-    """Kendall's tau-b of rate and α (Kendall 1945): 1 where the rate only rises, −1 where it falls.
+    """Kendall's tau-b of rate and α (Kendall 1945): 1 if the rate only rises, −1 if it only falls.
 
-    Tau-b allows for ties, which are rates equal to 12 decimals. 0 where the rates are constant.
+    Rates that agree to 12 decimals are ties. 0 if the rates are constant.
     """
     response, doses = _responses(rates, alphas)
     if np.ptp(response) == 0:
@@ -152,17 +150,18 @@ def monotonicity(rates: ArrayLike, alphas: ArrayLike) -> float:
 def draw_p_value(value: float, draws: ArrayLike) -> float:
     """Two-sided randomization p-value of a value among the draws of a control.
 
-    (1 + #{|draw − m| ≥ |value − m|}) / (1 + draws), m being the draws' mean: the value counts as
-    one of the draws (Davison & Hinkley 1997, ch. 4), so that p is never below 1 / (draws + 1), and
-    19 draws are the fewest that can reach 0.05. As m leaves the value out, p is a little too small
-    where the draws are few: of normal values, 6.4% reach 0.05 among 19 draws, 5.3% among 99.
+    (1 + #{|draw − m| ≥ |value − m|}) / (1 + draws), where m is the mean of the value and the draws
+    (Davison & Hinkley 1997, ch. 4). The value counts as one of the draws, so p is at least
+    1 / (draws + 1): 0.05 takes 19 draws or more.
     """
     d = np.asarray(draws, dtype=np.float64)
     if d.ndim != 1 or d.size == 0 or not np.isfinite(d).all() or not np.isfinite(value):
-        raise HQError("The value and the draws must be finite, at least one draw: drop the others.")
-    middle = np.append(d, value).mean()
-    # A draw as far off on the other side is a tie, whatever the rounding.
-    as_far = np.abs(d - middle) >= abs(value - middle) * (1 - 1e-9)
+        raise HQError(
+            "The value and all draws must be finite, with at least one draw: remove the others."
+        )
+    mean = np.append(d, value).mean()
+    # A draw at the same distance on the other side is a tie despite rounding.
+    as_far = np.abs(d - mean) >= abs(value - mean) * (1 - 1e-9)
     return (1 + int(as_far.sum())) / (1 + len(d))
 
 
@@ -182,24 +181,25 @@ def _slopes(
     return slopes
 
 
-def _trials(complied: Compliance) -> Float[np.ndarray, "alpha n"]:
-    trials = np.asarray(complied, dtype=np.float64)
+def _trials(compliance: Compliance) -> Float[np.ndarray, "alpha n"]:
+    trials = np.asarray(compliance, dtype=np.float64)
     if trials.ndim != 2 or trials.size == 0:
         raise HQError(
-            f"Compliance of shape {trials.shape} is no table of trials: give one row per α and one "
-            "column per trial."
+            f"Compliance has the shape {trials.shape}: give one row per α and one column per trial."
         )
     if not ((trials >= 0) & (trials <= 1)).all():
-        raise HQError("Compliance must lie between 0 and 1 everywhere: judge the others again.")
+        raise HQError("Compliance must be between 0 and 1: judge the other trials again.")
     return trials
 
 
 def _doses(alphas: ArrayLike, count: int) -> Float[np.ndarray, " alpha"]:
     doses = np.asarray(alphas, dtype=np.float64)
     if doses.shape != (count,):
-        raise HQError(f"Rates at {count} α have α of shape {doses.shape}: give one α per rate.")
+        raise HQError(f"There are {count} rates and α of shape {doses.shape}: give one α per rate.")
     if count < 2 or not np.isfinite(doses).all() or len(np.unique(doses)) < count:
-        raise HQError("A dose-response needs two or more α, finite and different: add or mend α.")
+        raise HQError(
+            "A dose-response needs at least two α, finite and different: add or correct α."
+        )
     return doses
 
 
@@ -213,7 +213,7 @@ def _responses(
 
 
 def _index(doses: Float[np.ndarray, " alpha"], alpha: float) -> int:
-    found = np.flatnonzero(np.isclose(doses, alpha, rtol=0, atol=1e-9))
-    if found.size == 0:
+    matches = np.flatnonzero(np.isclose(doses, alpha, rtol=0, atol=1e-9))
+    if matches.size == 0:
         raise HQError(f"α = {alpha:g} is not among the α measured: measure the rate there too.")
-    return int(found[0])
+    return int(matches[0])

@@ -1,7 +1,7 @@
-"""Has an effect been preserved, or changed? Equivalence tests, and p-values beside them.
+"""Equivalence tests of a difference (preserved, changed or undecided), and p-values.
 
-That a difference is not significant does not say that it is small: "preserved" needs an interval
-that lies within a margin set beforehand.
+A difference that is not significant need not be small: "preserved" requires an interval within a
+margin that was chosen in advance.
 """
 
 import math
@@ -14,14 +14,14 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate, Replicates, Statistic, auroc, replicates_of
+from hq.stats.bootstrap import Estimate, Statistic, auroc, replicates_of
 
-# A half-width this many times too large needs 10^12 times the units: they will never be gathered.
+# A half-width this many times too large needs 10^12 times the units, which is not feasible.
 _HOPELESS = 1e6
 
 
 class Equivalence(StrEnum):
-    """What the data say of a difference and a margin."""
+    """Verdict on a difference and a margin."""
 
     PRESERVED = "preserved"
     CHANGED = "changed"
@@ -30,7 +30,7 @@ class Equivalence(StrEnum):
 
 @dataclass(frozen=True)
 class EquivalenceResult:
-    """A verdict, and all that it rests on."""
+    """A verdict and the figures that it follows from."""
 
     verdict: Equivalence
     difference: Estimate  # with its 95% interval
@@ -38,7 +38,7 @@ class EquivalenceResult:
     high90: float
     margin: float
     tost_p: float
-    n: int  # independent units: groups where there are groups, else rows
+    n: int  # independent units: groups if there are groups, else rows
     n_needed: int | None  # see `equivalence`
 
 
@@ -51,37 +51,46 @@ def equivalence(
     groups: Shaped[np.ndarray, " n"] | None = None,
     name: str = "difference",
 ) -> EquivalenceResult:
-    """Whether a difference lies within ±margin: two one-sided tests (TOST, Schuirmann 1987).
+    """Test whether a difference lies within ±margin: two one-sided tests (TOST, Schuirmann 1987).
 
-    PRESERVED where the 90% bootstrap interval lies inside (−margin, margin), which is both
-    one-sided tests at 5%; also where the difference is visible (its 95% interval excludes 0) but
-    so small that it is negligible. CHANGED where the 95% interval excludes 0 and the 90% interval
-    is not inside the margin: there is a difference, and it has not been shown to be negligible,
-    nor to exceed the margin. UNDECIDED otherwise.
+    PRESERVED: the 90% bootstrap interval lies inside (−margin, margin), which is both one-sided
+    tests at 5%. The 95% interval may still exclude 0: the difference is then significant but
+    negligible. CHANGED: the 95% interval excludes 0 and the 90% interval is not inside the margin:
+    there is a difference, which is shown neither to be negligible nor to exceed the margin.
+    UNDECIDED: otherwise.
 
-    `tost_p` is the larger of the two one-sided (1 + #{draws ≤ −margin}) / (1 + replicates) and
-    (1 + #{draws ≥ margin}) / (1 + replicates); it and the interval can disagree by a replicate or
-    two around 5%. Where no row differs, no resample does, and any n is PRESERVED: mind `n`.
+    `tost_p` is the larger of (1 + #{draws ≤ −margin}) / (1 + replicates) and
+    (1 + #{draws ≥ margin}) / (1 + replicates); around 5% it and the interval can disagree by a
+    replicate or two. If no row differs, no resample does, and the verdict is PRESERVED at any n.
 
-    `n_needed` is for UNDECIDED: the number N > n of independent units at which a decision would
-    fall if the difference d stayed as it is, and the half-widths h90 and h95 of the intervals, as
+    `n_needed`, if UNDECIDED, is the number N > n of independent units at which there would be a
+    decision if the difference d stayed the same and the half-widths h90 and h95 of the intervals,
     centred on d, shrank with 1/√N. It is the smallest N with
-    |d| + h90·√(n/N) < margin where |d| < margin (PRESERVED), or
-    |d| − h95·√(n/N) > 0 where |d| > margin (CHANGED).
-    None where it is decided, where |d| is the margin (no n settles on which side it lies), and
-    where N would exceed 10^12·n. As d itself will move, N is an order of magnitude, no promise.
+    |d| + h90·√(n/N) < margin if |d| < margin (PRESERVED), or
+    |d| − h95·√(n/N) > 0 if |d| > margin (CHANGED).
+    It is None if there is a decision, if |d| equals the margin, and if N would exceed 10^12·n. As d
+    will change with more data, N is only an order of magnitude.
     """
     if not (math.isfinite(margin) and margin > 0):
-        raise HQError(f"The margin {margin} is no positive number: say how much is negligible.")
-    found = replicates_of(statistic, n, seed, replicates, groups, name)
-    difference = found.estimate(seed)
-    low90, high90 = found.interval(0.05)
+        raise HQError(
+            f"The margin {margin} is not a positive number: name the largest negligible difference."
+        )
+    resampled = replicates_of(statistic, n, seed, replicates, groups, name)
+    difference = resampled.estimate(seed)
+    low90, high90 = resampled.interval(0.05)
     verdict = _verdict(difference, low90, high90, margin)
     needed = None
     if verdict is Equivalence.UNDECIDED:
         needed = _units_needed(difference, (high90 - low90) / 2, margin)
     return EquivalenceResult(
-        verdict, difference, low90, high90, margin, _tost_p(found, margin), found.units, needed
+        verdict,
+        difference,
+        low90,
+        high90,
+        margin,
+        _tost_p(resampled.draws, margin),
+        resampled.units,
+        needed,
     )
 
 
@@ -93,13 +102,13 @@ def _verdict(difference: Estimate, low90: float, high90: float, margin: float) -
     return Equivalence.UNDECIDED
 
 
-def _tost_p(found: Replicates, margin: float) -> float:
-    beyond = max(int((found.draws <= -margin).sum()), int((found.draws >= margin).sum()))
-    return (1 + beyond) / (1 + len(found.draws))
+def _tost_p(draws: Float[np.ndarray, " replicates"], margin: float) -> float:
+    beyond = max(int((draws <= -margin).sum()), int((draws >= margin).sum()))
+    return (1 + beyond) / (1 + len(draws))
 
 
 def _units_needed(difference: Estimate, h90: float, margin: float) -> int | None:
-    """Smallest N > n with h·√(n/N) < room, the room that the decisive half-width h must fit."""
+    """Return the smallest N > n with h·√(n/N) < room, for the half-width h that decides."""
     size = abs(difference.value)
     if math.isclose(size, margin, rel_tol=1e-9):
         return None
@@ -111,13 +120,15 @@ def _units_needed(difference: Estimate, h90: float, margin: float) -> int | None
 
 
 def holm(p_values: ArrayLike) -> Float[np.ndarray, " m"]:
-    """Step-down adjusted p-values, which control the family-wise error (Holm 1979).
+    """Return step-down adjusted p-values, which control the family-wise error rate (Holm 1979).
 
-    With p_(1) ≤ … ≤ p_(m): max over j ≤ i of min(1, (m − j + 1)·p_(j)), in the order given.
+    With p_(1) ≤ … ≤ p_(m): max over j ≤ i of min(1, (m − j + 1)·p_(j)), in the given order.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise HQError("p-values must be one number from 0 to 1 per test: compute the others again.")
+        raise HQError(
+            "p-values must be numbers from 0 to 1, one per test: compute the others again."
+        )
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)
     adjusted: Float[np.ndarray, " m"] = np.empty_like(p)
@@ -128,17 +139,19 @@ def holm(p_values: ArrayLike) -> Float[np.ndarray, " m"]:
 def permutation_p(
     scores: ArrayLike, labels: ArrayLike, seed: int, permutations: int = 2000
 ) -> float:
-    """One-sided p-value that the AUROC exceeds 1/2, from labels permuted over all rows.
+    """One-sided p-value of an AUROC above 1/2, from labels permuted over all rows.
 
-    (1 + #{AUROC of permuted labels ≥ AUROC}) / (1 + permutations), so never below
-    1 / (permutations + 1) (Phipson & Smyth 2010). The AUROC grows with the rank sum of the
-    positives, ties having their mean rank (Mann & Whitney 1947): U = R − n₁(n₁ + 1) / 2 and
-    AUROC = U / (n₁·n₀), so that only ranks are added up, exactly.
-    The rows must be independent: with several rows of one entity, p is too small.
+    (1 + #{AUROC of permuted labels ≥ AUROC}) / (1 + permutations), which is at least
+    1 / (permutations + 1) (Phipson & Smyth 2010). The AUROC increases with the rank sum R of the
+    positives, with mean ranks for ties (Mann & Whitney 1947): U = R − n₁(n₁ + 1) / 2 and
+    AUROC = U / (n₁·n₀), so rank sums are compared, which are exact. Rows must be independent: with
+    several rows per entity, p is too small.
     """
     if permutations < 1:
-        raise HQError(f"{permutations} permutations give no p-value: ask for at least one.")
-    auroc(scores, labels)  # refuses what has no AUROC
+        raise HQError(
+            f"A p-value needs at least one permutation, not {permutations}: ask for more."
+        )
+    auroc(scores, labels)  # raises if the AUROC is undefined
     ranks, positive = rankdata(scores), np.asarray(labels) == 1
     observed, count = ranks[positive].sum(), int(positive.sum())
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""Thresholds on decision values: choosing one, carrying it to another precision, judging it.
+"""Thresholds on decision values: selection, transfer to another precision, evaluation.
 
-A response counts as hallucinated where its score is at or above the threshold.
+A response counts as hallucinated if its score is at or above the threshold.
 """
 
 import numpy as np
@@ -20,12 +20,12 @@ def bootstrap_f1(
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
     """F1 of the hallucinated class at `threshold`, with its bootstrap interval."""
-    called, y = np.asarray(scores) >= threshold, np.asarray(labels).astype(bool)
-    hits, called_or_true = called & y, called.astype(float) + y
+    predicted, y = np.asarray(scores) >= threshold, np.asarray(labels).astype(bool)
+    hits, positives = predicted & y, predicted.astype(float) + y
 
     def f1(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
-        count = weights @ called_or_true
-        # Nothing called or true: undefined, and drawn again.
+        count = weights @ positives
+        # No positive label or prediction: undefined, so the resample is drawn again.
         ratio: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
         np.divide(2 * (weights @ hits), count, out=ratio, where=count > 0)
         return ratio
@@ -34,40 +34,45 @@ def bootstrap_f1(
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The threshold with the largest sensitivity + specificity − 1 (Youden 1950).
+    """Return the threshold with the largest sensitivity + specificity − 1 (Youden 1950).
 
-    It lies midway between two neighbouring scores, so that a small drift of scores flips neither.
-    HQError unless both classes are there.
+    It is the midpoint of two adjacent scores, so that a small change of a score does not change its
+    class. Raises HQError unless both classes occur.
     """
     from sklearn.metrics import roc_curve
 
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if len(np.unique(y)) < 2:
-        raise HQError("The labels hold one class only: a threshold needs right and wrong answers.")
+        raise HQError(
+            "The labels contain only one class: a threshold needs right and wrong answers."
+        )
     false_positive, true_positive, cuts = roc_curve(y, s, drop_intermediate=False)
-    # The first cut is infinite: calling nothing hallucinated is no threshold.
+    # The first cut is infinite, which calls nothing hallucinated.
     best = 1 + int(np.argmax((true_positive - false_positive)[1:]))
     below = cuts[min(best + 1, len(cuts) - 1)]
     return float((cuts[best] + below) / 2)
 
 
 def match_quantile(threshold: float, from_scores: ArrayLike, to_scores: ArrayLike) -> float:
-    """Carry a threshold over to other scores by matching quantiles: no labels are needed.
+    """Transfer a threshold to other scores by matching quantiles, without labels.
 
-    The threshold's place among `from_scores` (interpolated ECDF, mid-rank positions) is looked up
-    among `to_scores`. Beyond the scores' range it keeps its distance from their end.
+    The result has the same quantile among `to_scores` as the threshold among `from_scores`
+    (interpolated empirical distribution functions, mid-ranks for ties). Outside the range of the
+    scores, the distance from the nearest score is kept.
     """
-    origin, origin_places = _ecdf(from_scores)
-    target, target_places = _ecdf(to_scores)
-    place = np.interp(threshold, origin, origin_places)
-    beyond = threshold - float(np.clip(threshold, origin[0], origin[-1]))
-    return float(np.interp(place, target_places, target)) + beyond
+    source, source_quantiles = _ecdf(from_scores)
+    target, target_quantiles = _ecdf(to_scores)
+    quantile = np.interp(threshold, source, source_quantiles)
+    beyond = threshold - float(np.clip(threshold, source[0], source[-1]))
+    return float(np.interp(quantile, target_quantiles, target)) + beyond
 
 
 def _ecdf(scores: ArrayLike) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Distinct scores, ascending, and the share of scores below each plus half of its ties."""
+    """Return the distinct scores, ascending, and the share below each plus half of its ties."""
     s = np.asarray(scores, dtype=np.float64)
     if s.size == 0 or not np.isfinite(s).all():
-        raise HQError("Quantiles need finite scores, and at least one: trace the texts again.")
+        raise HQError(
+            "Quantiles need at least one score, all of them finite: trace the texts again."
+        )
     values, counts = np.unique(s, return_counts=True)
     return values, (np.cumsum(counts) - counts / 2) / s.size

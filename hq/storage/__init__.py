@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, copies, and folders that verify their content.
+"""Writing and reading files safely: atomic writes, copies, and folders that are verified.
 
-Formats are elsewhere: GGUF in `hq.gguf`, bundles in `hq.monitor`.
+File formats are elsewhere: GGUF in `hq.gguf`, bundles in `hq.monitor`.
 """

@@ -1,8 +1,8 @@
-"""Files and folders that appear under their own name only when they are complete.
+"""Atomic writes: files and folders that appear under their name only when they are complete.
 
-Each is written under a temporary name beside its target, synced, and renamed. The temporary name is
-random, so that several writers of one target, threads, processes or machines, never share one: the
-target is what one of them wrote, never a mixture.
+Each is written under a temporary name in the target's folder, synced, and renamed. The temporary
+name is random, so concurrent writers of one target (threads, processes or machines) do not share
+it: the target is what one of them wrote, never a mixture.
 """
 
 import os
@@ -20,7 +20,7 @@ _SUFFIX = ".draft"
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary path to write to; the file replaces `target` at the end, or goes on an error."""
+    """Yield a temporary path; the file replaces `target` at the end, or is removed on an error."""
     draft = _draft(target)
     try:
         yield draft
@@ -34,10 +34,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder to write to; it becomes `target` at the end, or goes on an error.
+    """Yield a temporary folder; it becomes `target` at the end, or is removed on an error.
 
-    Raises HQError where `target` exists, also if it appears in the meantime: a folder is never
-    merged into another.
+    Raises HQError if `target` exists, also if it is created meanwhile: folders are never merged.
     """
     require_free(target)
     draft = _draft(target)
@@ -60,19 +59,19 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def write_whole(target: Path, content: str | bytes) -> None:
-    """Writes a file at once; text as UTF-8, with the newlines that it has."""
+    """Write a file atomically; text as UTF-8 with unchanged newlines."""
     with atomic_file(target) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def require_free(target: Path) -> None:
-    """Raises HQError where something of that name exists."""
+    """Raise HQError if the path exists."""
     if target.exists() or target.is_symlink():
         raise HQError(f"{target} is there already: name another folder, or remove it.")
 
 
 def remove_drafts(folder: Path) -> None:
-    """Removes what killed writers left below a folder that nobody writes to now."""
+    """Remove what killed writers left in a folder, in which nothing may be writing now."""
     for path in list(folder.rglob(f".*{_SUFFIX}")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -81,26 +80,26 @@ def remove_drafts(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Returns once the file's content is on the disk."""
-    with open(path, "r+b") as file:  # a handle that only reads cannot be synced everywhere
+    """Return when the content of the file is on the disk."""
+    with open(path, "r+b") as file:  # some systems cannot sync a read-only handle
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes names that are new in a folder outlive a power cut, where the system can do that."""
+    """Return when new names in a folder are on the disk, if the system supports that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != EINVAL:  # a network file system that does not sync folders
+        if error.errno != EINVAL:  # EINVAL: a network file system that does not sync folders
             raise
     finally:
         os.close(handle)
 
 
 def _draft(target: Path) -> Path:
-    """A name beside `target` that nothing has; the folder is made if it is missing."""
+    """Return an unused name in the folder of `target`, which is created if it is missing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}{_SUFFIX}")

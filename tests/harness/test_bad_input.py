@@ -194,14 +194,14 @@ LATE = {
         "nowhere.txt",
     ),
     "no checkpoint": ('"fp16", "gptq-4"]\ncheckpoints = {gptq-4 = "nowhere"}', "nowhere"),
-    "no GGUF file": ('"fp16", "gguf-source"]', "no GGUF file"),
+    "no GGUF file": ('"fp16", "gguf-source"]', "not a GGUF file"),
 }
 
 
 @pytest.mark.parametrize("command", [("study", "run"), ("survival",)])
 @pytest.mark.parametrize("case", LATE)
 def test_what_a_precision_needs_is_asked_for_first(case, command, own_study, hq, monkeypatch):
-    monkeypatch.setattr(requirements, "installed", lambda package: "1.0")
+    monkeypatch.setattr(requirements, "installed_version", lambda package: "1.0")
     precisions, words = LATE[case]
     edit(own_study, '"fp16", "nf4"]', precisions.replace('"fp16"', '"fp16", "nf4"'))
     outcome = hq(*command, own_study)
@@ -210,7 +210,9 @@ def test_what_a_precision_needs_is_asked_for_first(case, command, own_study, hq,
 
 
 def test_a_missing_package_is_named_first(own_study, hq, monkeypatch):
-    monkeypatch.setattr(requirements, "installed", lambda p: "" if p == "bitsandbytes" else "1.0")
+    monkeypatch.setattr(
+        requirements, "installed_version", lambda p: "" if p == "bitsandbytes" else "1.0"
+    )
     outcome = hq("study", "run", own_study)
     is_one_sentence(outcome, "'nf4' needs bitsandbytes: pip install 'hq[bnb]'")
     assert "sample responses" not in outcome.err

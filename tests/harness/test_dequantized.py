@@ -1,4 +1,4 @@
-"""A GGUF file as an FP16 checkpoint: every setting that the file has is in the model that runs."""
+"""GGUF files as FP16 checkpoints: every setting of the file is in the loaded model."""
 
 import json
 
@@ -30,7 +30,7 @@ def config(family, **changes):
     return type(made)(**(made.to_dict() | changes))
 
 
-# What hq's writer makes of them is what llama.cpp's converter would.
+# hq's writer makes the same file of them as llama.cpp's converter.
 WRITTEN = {
     "llama3": lambda: config(
         "llama",
@@ -184,7 +184,7 @@ def test_without_llama_cpp_an_unknown_setting_is_refused(gguf, tmp_path, monkeyp
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(equality, "can_verify", lambda: False)
     path = saying(tmp_path / "model.gguf", gguf("llama"), **UNKNOWN)
-    with pytest.raises(HQError, match=r"says llama.attention.causal"):
+    with pytest.raises(HQError, match=r"has the setting llama.attention.causal"):
         dequantized.checkpoint_of(path)
 
 

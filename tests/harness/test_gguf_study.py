@@ -58,7 +58,7 @@ def test_sampling_in_llamacpp(hq, tiny_study):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--precisions", "fp16,gguf-source"), "is no GGUF file"),
+        (("--precisions", "fp16,gguf-source"), "is not a GGUF file"),
         (("--precisions", "fp16,gguf-q9"), "no precision 'gguf-q9'"),
         (("--sampler", "llama"), "sampler"),
         (("--model", "nowhere.gguf"), "nowhere.gguf"),

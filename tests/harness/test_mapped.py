@@ -1,4 +1,4 @@
-"""A model whose neurons were moved, pruned and copied, read and scaled as its source."""
+"""A model with permuted, pruned and copied neurons, traced and scaled like its source."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ MEASURES = ("sum", "contribution")
 
 
 def change(backend: TorchBackend, order: torch.Tensor, pruned: list[int]) -> None:
-    """Prunes neurons of a layer, and puts its neuron order[i] at place i."""
+    """Prune neurons of a layer, and move its neuron order[i] to index i."""
     mlp = backend.decoder.layers[LAYER].mlp
     with torch.no_grad():
         mlp.down_proj.weight[:, pruned] = 0
@@ -39,7 +39,7 @@ def change(backend: TorchBackend, order: torch.Tensor, pruned: list[int]) -> Non
 
 @pytest.fixture(scope="module")
 def source(checkpoint: Checkpoint) -> Iterator[TorchBackend]:
-    """The tiny llama with a neuron pruned, and no neuron moved."""
+    """The tiny llama with one pruned neuron."""
     with TorchBackend(checkpoint("llama"), device="cpu") as backend:
         change(backend, torch.arange(tiny.D_FF), [PRUNED])
         yield backend
@@ -47,7 +47,7 @@ def source(checkpoint: Checkpoint) -> Iterator[TorchBackend]:
 
 @pytest.fixture(scope="module")
 def inner(checkpoint: Checkpoint) -> Iterator[TorchBackend]:
-    """The same with neuron MOVED at the pruned neuron's place, and others elsewhere too."""
+    """The same with neuron MOVED at the index of the pruned one, and the others permuted."""
     order = torch.randperm(tiny.D_FF, generator=torch.Generator().manual_seed(0))
     at = int((order == MOVED).nonzero())
     order[[at, PRUNED]] = order[[PRUNED, at]]
@@ -60,7 +60,7 @@ def inner(checkpoint: Checkpoint) -> Iterator[TorchBackend]:
 def folder(
     inner: TorchBackend, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The stage's folder of it."""
+    """The output folder of the stage for it."""
     made = tmp_path_factory.mktemp("map")
     with Progress(quiet=True) as progress, progress.task("map", tiny.LAYERS, "layers") as task:
         mapping.build(made, of_checkpoint(checkpoint("llama")), inner.ffns(), task)
@@ -69,7 +69,7 @@ def folder(
 
 @pytest.fixture(scope="module")
 def mapped(inner: TorchBackend, folder: Path) -> PermutedBackend:
-    """It, read as its source."""
+    """The permuted model with the indices of its source."""
     return mapping.mapped(folder, inner)
 
 
@@ -106,7 +106,7 @@ def test_scaling_reaches_the_neuron_that_is_meant_or_none(source, inner, mapped)
 
 
 def with_neuron(neurons: NeuronSet, index: int) -> NeuronSet:
-    """The set with its middle neuron at another place."""
+    """The set with its middle neuron at another index."""
     first, second, third = neurons.neurons
     moved = second.model_copy(update={"layer": LAYER, "index": index})
     return neurons.model_copy(update={"neurons": (first, moved, third)})
@@ -161,7 +161,9 @@ def test_a_variant_without_a_moved_or_missing_neuron_is_left_as_it_is(checkpoint
         }
         save_file(arrays, tmp_path / "neurons.safetensors")
         assert mapping.mapped(tmp_path, backend) is backend
-        arrays["found"][0, 3] = False  # rounded beyond recognition, at its own place
+        arrays["found"][0, 3] = (
+            False  # its rounding error is too large for a match, at its own index
+        )
         save_file(arrays, tmp_path / "neurons.safetensors")
         rounded = mapping.mapped(tmp_path, backend)
         assert (rounded.missing, rounded.unmatched) == (frozenset(), {3})

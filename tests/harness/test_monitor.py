@@ -160,7 +160,7 @@ def test_a_set_without_a_threshold_is_rejected(ask, long_context, neurons, tmp_p
     ("changed", "words"),
     [
         ({"gguf": "nowhere.gguf"}, "nowhere.gguf"),
-        ({"gguf": "model"}, "is no GGUF file"),
+        ({"gguf": "model"}, "is not a GGUF file"),
         ({"neurons": "nowhere.json"}, "nowhere.json"),
         ({"form": "chat"}, "no chat template"),
         ({"form": "few"}, "no prompt form 'few'"),

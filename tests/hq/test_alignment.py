@@ -1,4 +1,4 @@
-"""What became of a layer's neurons is told from weights: cases whose answer is known."""
+"""Alignment of layers from weights alone, in cases with a known answer."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ D, WIDTH, GROUP = 128, 384, 64
 
 
 def layer(seed: int = 0, gated: bool = True) -> FFN:
-    """Random weights whose inputs differ in size, as trained ones do."""
+    """Random weights with inputs of different magnitude, as in trained models."""
     generator = torch.Generator().manual_seed(seed)
     spread = 1 + torch.rand(D, generator=generator)
 
@@ -87,7 +87,7 @@ SPREAD = (torch.rand(WIDTH, generator=torch.Generator().manual_seed(4)) + 0.5).e
 SWAPPED = torch.arange(WIDTH)
 SWAPPED[[3, 9]] = SWAPPED[[9, 3]]
 SAME, SCALED, MOVED, MIXED, CHANGED, OTHER = LayerRelation
-# name: variant, bits that it claims, what it is
+# name: variant, claimed bits, relation
 CASES = {
     "the same": (SOURCE, 16, SAME),
     "rounded to FP16": (every(SOURCE, lambda w: w.half().float()), 16, SAME),
@@ -169,7 +169,7 @@ def test_factors_are_recovered(case, off):
 @settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from([16, 8, 4, 3, 2]), st.booleans())
 def test_a_mapped_neuron_says_the_same(seed, bits, gated):
-    """Through place and factor, h of the variant is h of the source, up to the error of weights."""
+    """Permuted and divided by the factors, the variant's h is the source's, up to rounding."""
     source = layer(seed, gated)
     generator = torch.Generator().manual_seed(seed)
     order, factors = (
@@ -204,13 +204,12 @@ def test_a_pruned_neuron_is_not_found():
     gone[[5, 70]] = 0
     found = map_layer(0, SOURCE, claimed(SOURCE._replace(up=gone), 16))
     assert (~found.matched).nonzero().flatten().tolist() == [5, 70]
-    assert torch.equal(
-        found.permutation, torch.arange(WIDTH)
-    )  # what is left of them is where it was
+    # Their remainder has the same index.
+    assert torch.equal(found.permutation, torch.arange(WIDTH))
 
 
 def overwritten(ffn: FFN, neurons: list[int], by: FFN) -> FFN:
-    """With these neurons those of another layer."""
+    """Replace these neurons by those of another layer."""
     gate, up, down = (part.clone() for part in (ffn.gate, ffn.up, ffn.down))
     gate[neurons], up[neurons], down[:, neurons] = (
         by.gate[neurons],
@@ -224,7 +223,7 @@ def overwritten(ffn: FFN, neurons: list[int], by: FFN) -> FFN:
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("by", [layer(seed=9), every(SOURCE, torch.zeros_like)])
 def test_a_neuron_that_was_cut_or_replaced_has_no_place(bits, moved, by):
-    """It is not at its own place, where in a permuted layer another one is."""
+    """It does not get its own index, which has another neuron in a permuted layer."""
     variant = overwritten(SOURCE, [5, 70], by)
     order = ORDER if moved else torch.arange(WIDTH)
     stored = variant.at(order)
@@ -247,7 +246,7 @@ def test_a_copy_of_another_neuron_is_not_the_one_that_it_replaced():
 
 
 def test_false_accepts_and_false_refusals_are_rare():
-    """200 models: refused where it should hold 0 times, accepted where it should not 0 times."""
+    """200 models: no aligned layer is rejected and no other layer is accepted."""
     wrong = {"accepted": 0, "refused": 0}
     for seed in range(100):
         source = layer(seed)
@@ -312,7 +311,7 @@ def test_a_packed_checkpoint_is_no_source(packed):
 
 
 def another(family: str, layer: int) -> FFN:
-    """A layer of the family's other model."""
+    """A layer of another model of the family."""
     model = tiny.model(family, seed=layer + 7)
     described = architecture_of(model.config)
     layers = model.get_decoder().get_submodule(described.layers)

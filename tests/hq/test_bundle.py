@@ -136,7 +136,7 @@ def test_no_byte_may_change(folder, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 0x20
     (folder / name).write_bytes(content)
-    with pytest.raises(HQError, match=f"{name} is not what was sealed"):
+    with pytest.raises(HQError, match=f"{name} was changed"):
         Bundle.load(folder)
 
 

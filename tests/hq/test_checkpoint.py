@@ -1,4 +1,4 @@
-"""Checkpoints: a fingerprint that knows every bit and no file layout; damage is said in a sentence."""
+"""Checkpoints: fingerprints depend on every bit and not on file layout; damage is reported."""
 
 import json
 import shutil

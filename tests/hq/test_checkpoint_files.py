@@ -1,4 +1,4 @@
-"""Which of a folder's files are the model: as transformers loads it, or refused in a sentence."""
+"""The files of a folder that make up the model are those that transformers loads."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-# Files beside the model's
+# Additional files
 
 
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "zz-old.safetensors"])
@@ -79,13 +79,13 @@ def test_a_file_that_transformers_does_not_load_is_not_read(layout, name, reques
 
 
 def test_a_single_file_goes_before_an_index(sharded, checkpoint):
-    """As in transformers; the shards are then those of another save."""
+    """As in transformers; the shards then belong to another save."""
     shutil.copy(checkpoint("llama") / "model.safetensors", sharded)
     assert [file.name for file in weight_files(sharded)] == ["model.safetensors"]
 
 
 def test_two_files_that_hold_one_tensor_are_refused(copied):
-    """Without an index nothing says which of them is the model's."""
+    """Without an index, the file of the model is ambiguous."""
     (copied / "model.safetensors").rename(copied / "a.safetensors")
     assert fingerprint(copied)
     save_file({UP: torch.zeros(128, 64).half()}, copied / "b.safetensors")
@@ -132,7 +132,7 @@ def lora(folder: Path) -> None:
 
 
 def test_an_adapter_beside_weights_is_refused(copied):
-    """With peft installed transformers attaches it, and no norm or weight on disk is the model's."""
+    """If peft is installed, transformers attaches it, and files differ from the loaded model."""
     lora(copied)
     for read in (
         lambda f: TorchBackend(f, device="cpu"),
@@ -152,11 +152,11 @@ def test_an_adapter_given_as_the_model_is_called_one(tmp_path):
         resolve(str(tmp_path))
 
 
-# Quantized, and weights without a use
+# Quantized checkpoints, and unused weights
 
 
 def fp8(folder: Path) -> dict[str, object]:
-    """Fine-grained FP8 as DeepSeek's checkpoints have it: codes and a scale a block of 64."""
+    """Fine-grained FP8 as in DeepSeek's checkpoints: codes, and one scale per block of 64."""
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         for name in [n for n in tensors if "proj" in n]:
@@ -192,7 +192,7 @@ def test_a_quantized_checkpoint_is_refused_before_any_package_is_asked_for(metho
 
 
 def test_weights_that_the_architecture_does_not_use_are_refused(copied):
-    """A bias that the config leaves out would be missing in every product."""
+    """A bias that the config does not have would be missing in every product."""
     edit_weights(
         copied, lambda t: t.update({"model.layers.0.mlp.up_proj.bias": torch.ones(128).half()})
     )
@@ -208,7 +208,7 @@ def test_weights_that_the_architecture_does_not_use_are_refused(copied):
         ("llama", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}),
         ("gpt2", {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}),
         ("gpt2", {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8)}),
-        ("gemma2", {"lm_head.weight": torch.ones(128, 64).half()}),  # tied, and saved all the same
+        ("gemma2", {"lm_head.weight": torch.ones(128, 64).half()}),  # tied, but saved
     ],
 )
 def test_leftovers_that_are_computed_today_are_let_be(family, extra, checkpoint, tmp_path):

@@ -1,4 +1,4 @@
-"""Thresholds with a promise: simulations of the promise itself, its algebra, and what is refused."""
+"""Conformal thresholds: simulations of the guarantee, its algebra, and bad input."""
 
 from fractions import Fraction
 from math import ceil
@@ -43,14 +43,14 @@ def test_the_promise_holds_and_is_not_slack(n, false_alarms):
     margin = within(realised.mean(), realised)
     assert realised.mean() <= false_alarms + margin
     assert realised.mean() >= false_alarms - 1 / (n + 1) - margin
-    # The exact value: one of n + 1 places is as likely as another.
+    # The exact value: all n + 1 ranks are equally likely.
     assert realised.mean() == pytest.approx(
         int((n + 1) * false_alarms + 1e-9) / (n + 1), abs=margin
     )
 
 
 def test_the_promise_is_about_entities_not_answers():
-    """Entities with more answers score higher: as if independent, answers would break the promise."""
+    """Entities with more answers score higher: treating answers as independent would fail."""
     rng, n, false_alarms = np.random.default_rng(0), 18, 0.1
     by_entity, by_answer = [], []
     for _ in range(DRAWS):
@@ -68,7 +68,7 @@ def test_the_promise_is_about_entities_not_answers():
 
 @pytest.mark.parametrize("false_alarms", [0.1, 0.3])
 def test_ties_never_break_the_promise(false_alarms):
-    """Scores of five values, with a large step at the top: what ties at a threshold is flagged."""
+    """Scores of five values, the largest much larger: ties at the threshold are flagged."""
     rng, n = np.random.default_rng(2), 12
     chances = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
     above = np.r_[np.cumsum(chances[::-1])[::-1], 0.0]  # P(score ≥ v)
@@ -95,7 +95,7 @@ def test_it_is_the_order_statistic_of_split_conformal_prediction(scores, false_a
     assert np.nextafter(threshold, -np.inf) == kth
     assert (np.array(scores) >= threshold).sum() <= n - place
     # The step by which the guarantee is proven: among n + 1 exchangeable scores at most a share
-    # ε lies above the place-th.
+    # ε lies above this rank.
     assert (n + 1 - place) <= false_alarms * (n + 1) + 1e-9
 
 
@@ -179,7 +179,7 @@ def test_its_interval_is_clopper_and_pearsons(hits):
         pytest.approx(0 if hits == 0 else beta.ppf(0.025, hits, 31 - hits)),
         pytest.approx(1 if hits == 30 else beta.ppf(0.975, hits + 1, 30 - hits)),
     )
-    # What it is defined by: at its ends, what was seen has a probability of 2.5%.
+    # Its definition: at either end, the observation has a probability of 2.5%.
     assert binom.cdf(hits, 30, found.high) == pytest.approx(1 if hits == 30 else 0.025)
 
 
@@ -211,7 +211,7 @@ def test_a_calibration_too_small_has_no_rate():
 
 @given(st.lists(st.one_of(finite, tied), min_size=9, max_size=30), st.integers(0, 2**32 - 1), rates)
 def test_it_is_the_quantile_of_the_weighted_distribution(scores, seed, false_alarms):
-    """As the paper defines it: entities weigh 1/(n + 1) each, and so does infinity."""
+    """The definition of the paper: entities and infinity have the weight 1/(n + 1) each."""
     entities = np.random.default_rng(seed).integers(0, 12, len(scores))
     of_each = [
         [s for s, e in zip(scores, entities, strict=True) if e == name] for name in set(entities)

@@ -28,8 +28,8 @@ def trials(seed: int, n: int = 60, slope: float = 0.2) -> np.ndarray:
     return rng.random(n) < np.clip(0.2 + slope * ALPHAS, 0, 1)[:, None]
 
 
-def slope(complied: np.ndarray, alphas=ALPHAS) -> float:
-    return float(slope_statistic(complied, alphas)(np.ones((1, complied.shape[1])))[0])
+def slope(compliance: np.ndarray, alphas=ALPHAS) -> float:
+    return float(slope_statistic(compliance, alphas)(np.ones((1, compliance.shape[1])))[0])
 
 
 @st.composite
@@ -49,28 +49,30 @@ def tables(draw) -> tuple[np.ndarray, np.ndarray]:
 
 @given(tables(), st.integers(0, 2**32 - 1))
 def test_weighted_rates_and_slope_are_those_of_repeated_trials(data, seed):
-    complied, alphas = data
-    counts = np.random.default_rng(seed).integers(1, 4, size=(3, complied.shape[1]))
-    repeated = [np.repeat(complied, c, axis=1).mean(axis=1) for c in counts]
-    np.testing.assert_allclose(rate_statistic(complied)(counts.astype(float)), repeated, atol=1e-12)
+    compliance, alphas = data
+    counts = np.random.default_rng(seed).integers(1, 4, size=(3, compliance.shape[1]))
+    repeated = [np.repeat(compliance, c, axis=1).mean(axis=1) for c in counts]
     np.testing.assert_allclose(
-        slope_statistic(complied, alphas)(counts.astype(float)),
+        rate_statistic(compliance)(counts.astype(float)), repeated, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        slope_statistic(compliance, alphas)(counts.astype(float)),
         [np.polyfit(alphas, r, 1)[0] for r in repeated],
         atol=1e-9,
     )
 
 
 def test_rates_have_the_interval_of_the_mean():
-    complied = trials(0)
-    found = bootstrap_rates(complied, seed=3, replicates=200)
-    assert found == [bootstrap_mean(row, 3, replicates=200) for row in complied]
-    assert [e.value for e in found] == pytest.approx(complied.mean(axis=1))
+    compliance = trials(0)
+    found = bootstrap_rates(compliance, seed=3, replicates=200)
+    assert found == [bootstrap_mean(row, 3, replicates=200) for row in compliance]
+    assert [e.value for e in found] == pytest.approx(compliance.mean(axis=1))
 
 
 def test_the_slope_is_that_of_a_least_squares_line():
-    complied = trials(1)
-    found = bootstrap_slope(complied, ALPHAS, seed=0)
-    assert found.value == pytest.approx(np.polyfit(ALPHAS, complied.mean(axis=1), 1)[0])
+    compliance = trials(1)
+    found = bootstrap_slope(compliance, ALPHAS, seed=0)
+    assert found.value == pytest.approx(np.polyfit(ALPHAS, compliance.mean(axis=1), 1)[0])
     assert found.low < found.value < found.high
     assert found.low > 0
     assert found.n == 60
@@ -78,24 +80,24 @@ def test_the_slope_is_that_of_a_least_squares_line():
 
 @given(tables(), st.floats(0, 1))
 def test_the_slope_is_linear_in_the_rates(data, share):
-    complied, alphas = data
-    other = complied[::-1]
-    mixed = slope(share * complied + (1 - share) * other, alphas)
-    expected = share * slope(complied, alphas) + (1 - share) * slope(other, alphas)
+    compliance, alphas = data
+    other = compliance[::-1]
+    mixed = slope(share * compliance + (1 - share) * other, alphas)
+    expected = share * slope(compliance, alphas) + (1 - share) * slope(other, alphas)
     assert mixed == pytest.approx(expected, abs=1e-9)
 
 
 @given(tables(), st.integers(-50, 50), st.sampled_from([-2.0, 0.5, 4.0]))
 def test_the_slope_does_not_see_where_alpha_starts_and_scales_with_its_unit(data, shift, unit):
-    complied, alphas = data
-    alone = slope(complied, alphas)
-    assert slope(complied, alphas + shift) == pytest.approx(alone, abs=1e-9)
-    assert slope(complied, alphas * unit) == pytest.approx(alone / unit, abs=1e-9)
+    compliance, alphas = data
+    alone = slope(compliance, alphas)
+    assert slope(compliance, alphas + shift) == pytest.approx(alone, abs=1e-9)
+    assert slope(compliance, alphas * unit) == pytest.approx(alone / unit, abs=1e-9)
 
 
 def test_trials_that_never_change_have_a_slope_of_exactly_nothing():
     never_changing = np.tile(np.arange(30) % 3 == 0, (3, 1))
-    alphas = [0.1, 0.2, 0.4]  # which, less their mean, do not add up to 0 in floating point
+    alphas = [0.1, 0.2, 0.4]  # minus their mean, they do not add up to 0 in floating point
     found = bootstrap_slope(never_changing, alphas, seed=0, replicates=50)
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
@@ -110,11 +112,11 @@ def test_the_slope_interval_covers_the_truth_about_95_times_in_100():
 
 
 def test_groups_of_trials_count_once():
-    complied = trials(2, n=30)
-    alone = bootstrap_slope(complied, ALPHAS, 0, 200)
+    compliance = trials(2, n=30)
+    alone = bootstrap_slope(compliance, ALPHAS, 0, 200)
     names = np.array([f"entity {i:02d}" for i in range(30)])
     copied = bootstrap_slope(
-        np.repeat(complied, 4, axis=1), ALPHAS, 0, 200, groups=np.repeat(names, 4)
+        np.repeat(compliance, 4, axis=1), ALPHAS, 0, 200, groups=np.repeat(names, 4)
     )
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
     assert copied.n == alone.n == 30
@@ -122,8 +124,8 @@ def test_groups_of_trials_count_once():
 
 @given(tables(), st.integers(0, 2**32 - 1))
 def test_a_set_does_not_differ_from_itself(data, seed):
-    complied, alphas = data
-    found = bootstrap_slope_difference(complied, complied, alphas, seed, replicates=20)
+    compliance, alphas = data
+    found = bootstrap_slope_difference(compliance, compliance, alphas, seed, replicates=20)
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
@@ -146,40 +148,40 @@ def test_a_difference_of_slopes_is_paired():
 
 
 def test_the_reduction_is_a_percentage_of_the_unscaled_rate():
-    complied = np.zeros((3, 10), dtype=bool)
-    complied[1, :8] = True  # OC(1) = 0.8
-    complied[0, :6] = True  # OC(0) = 0.6
-    complied[2, :10] = True
-    found = bootstrap_reduction(complied, [0, 1, 2], 0, seed=0)
+    compliance = np.zeros((3, 10), dtype=bool)
+    compliance[1, :8] = True  # OC(1) = 0.8
+    compliance[0, :6] = True  # OC(0) = 0.6
+    compliance[2, :10] = True
+    found = bootstrap_reduction(compliance, [0, 1, 2], 0, seed=0)
     assert found is not None
     assert found.value == pytest.approx(25)
     assert 0 <= found.low < 25 < found.high
-    more = bootstrap_reduction(complied, [0, 1, 2], 2, seed=0)
+    more = bootstrap_reduction(compliance, [0, 1, 2], 2, seed=0)
     assert more is not None
     assert more.value == pytest.approx(-25)
-    itself = bootstrap_reduction(complied, [0, 1, 2], 1, seed=0)
+    itself = bootstrap_reduction(compliance, [0, 1, 2], 1, seed=0)
     assert itself is not None
     assert (itself.value, itself.low, itself.high) == (0, 0, 0)
 
 
 def test_no_reduction_where_nothing_complies_unscaled():
-    complied = np.array([[True, False], [False, False]])
-    assert bootstrap_reduction(complied, [0, 1], 0, seed=0) is None
+    compliance = np.array([[True, False], [False, False]])
+    assert bootstrap_reduction(compliance, [0, 1], 0, seed=0) is None
 
 
 def test_resamples_with_nothing_to_reduce_are_drawn_again():
-    complied = np.zeros((2, 12), dtype=bool)
-    complied[1, 0] = True
-    found = bootstrap_reduction(complied, [0, 1], 0, seed=0, replicates=200)
+    compliance = np.zeros((2, 12), dtype=bool)
+    compliance[1, 0] = True
+    found = bootstrap_reduction(compliance, [0, 1], 0, seed=0, replicates=200)
     assert found is not None
     assert (found.value, found.low, found.high) == (100, 100, 100)
 
 
 def test_an_alpha_is_found_despite_its_rounding():
-    complied = trials(4)[:4]
+    compliance = trials(4)[:4]
     alphas = [0.1 * k for k in (3, 10, 11, 12)]  # 0.30000000000000004, …
-    found = bootstrap_reduction(complied, alphas, 0.3, seed=0, replicates=50)
-    assert found == bootstrap_reduction(complied, alphas, 0.1 * 3, seed=0, replicates=50)
+    found = bootstrap_reduction(compliance, alphas, 0.3, seed=0, replicates=50)
+    assert found == bootstrap_reduction(compliance, alphas, 0.1 * 3, seed=0, replicates=50)
 
 
 @given(responses())
@@ -222,13 +224,13 @@ def test_rates_that_differ_by_rounding_are_tied():
 
 def test_a_value_among_draws_by_hand():
     draws = [-2.0, -1.0, 0.0, 1.0, 2.0]
-    assert draw_p_value(5, draws) == pytest.approx(1 / 6)  # the floor
+    assert draw_p_value(5, draws) == pytest.approx(1 / 6)  # the smallest value
     assert draw_p_value(-5, draws) == pytest.approx(1 / 6)
     assert draw_p_value(1.5, draws) == pytest.approx(4 / 6)  # their mean is 0.25
     assert draw_p_value(-2, draws) == pytest.approx(3 / 6)
     assert draw_p_value(0, draws) == 1
     assert draw_p_value(0.1, [0.1] * 3) == 1
-    assert draw_p_value(0.4, [0.0, 0.5, 0.1]) == 1  # 0.15 off, as 0.1 is
+    assert draw_p_value(0.4, [0.0, 0.5, 0.1]) == 1  # as far from the mean as 0.1
 
 
 @given(
@@ -250,22 +252,22 @@ def test_one_of_the_draws_reaches_p_005_about_once_in_twenty():
 
 
 @pytest.mark.parametrize(
-    ("complied", "message"),
+    ("compliance", "message"),
     [
-        ([1, 0, 1], "no table of trials"),
-        (np.zeros((2, 0)), "no table of trials"),
+        ([1, 0, 1], "give one row per α"),
+        (np.zeros((2, 0)), "give one row per α"),
         ([[0, np.nan], [0, 1]], "between 0 and 1"),
         ([[0, 2], [0, 1]], "between 0 and 1"),
         ([[0, 1], [0, -1]], "between 0 and 1"),
     ],
 )
-def test_bad_trials_are_refused(complied, message):
+def test_bad_trials_are_refused(compliance, message):
     for refused in (
-        lambda: rate_statistic(complied),
-        lambda: bootstrap_rates(complied, 0),
-        lambda: bootstrap_slope(complied, [0, 1], 0),
-        lambda: bootstrap_reduction(complied, [0, 1], 0, 0),
-        lambda: bootstrap_slope_difference([[0, 1], [1, 1]], complied, [0, 1], 0),
+        lambda: rate_statistic(compliance),
+        lambda: bootstrap_rates(compliance, 0),
+        lambda: bootstrap_slope(compliance, [0, 1], 0),
+        lambda: bootstrap_reduction(compliance, [0, 1], 0, 0),
+        lambda: bootstrap_slope_difference([[0, 1], [1, 1]], compliance, [0, 1], 0),
     ):
         with pytest.raises(HQError, match=message):
             refused()
@@ -282,11 +284,11 @@ def test_bad_trials_are_refused(complied, message):
     ],
 )
 def test_bad_alphas_are_refused(alphas, message):
-    complied = np.array([[0, 1], [1, 1]])
+    compliance = np.array([[0, 1], [1, 1]])
     for refused in (
-        lambda: bootstrap_slope(complied, alphas, 0),
-        lambda: bootstrap_slope_difference(complied, complied, alphas, 0),
-        lambda: bootstrap_reduction(complied, alphas, 1, 0),
+        lambda: bootstrap_slope(compliance, alphas, 0),
+        lambda: bootstrap_slope_difference(compliance, compliance, alphas, 0),
+        lambda: bootstrap_reduction(compliance, alphas, 1, 0),
         lambda: r_squared([0.1, 0.2], alphas),
         lambda: monotonicity([0.1, 0.2], alphas),
     ):
@@ -295,9 +297,9 @@ def test_bad_alphas_are_refused(alphas, message):
 
 
 def test_one_alpha_is_no_dose_response():
-    with pytest.raises(HQError, match="two or more α"):
+    with pytest.raises(HQError, match="at least two α"):
         bootstrap_slope(np.ones((1, 4)), [1], 0)
-    with pytest.raises(HQError, match="two or more α"):
+    with pytest.raises(HQError, match="at least two α"):
         r_squared([0.5], [1])
 
 

@@ -180,7 +180,7 @@ def test_a_difference_as_large_as_the_margin_is_seldom_called_preserved():
 
 @pytest.mark.parametrize("margin", [0, -0.1, np.nan, np.inf])
 def test_a_margin_is_a_positive_number(margin):
-    with pytest.raises(HQError, match="is no positive number"):
+    with pytest.raises(HQError, match="is not a positive number"):
         equivalence(mean_of(np.zeros(4)), 4, margin, seed=0)
 
 
@@ -203,7 +203,7 @@ def test_holm_by_hand():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p_values):
-    """Marcus, Peritz & Gabriel 1976: rejected is what every set of tests that holds it rejects."""
+    """Closed testing (Marcus, Peritz & Gabriel 1976): reject if every superset is rejected."""
     p, m = np.array(p_values), len(p_values)
     sets = [list(s) for size in range(1, m + 1) for s in combinations(range(m), size)]
     closed = [max(min(1, len(s) * p[s].min()) for s in sets if i in s) for i in range(m)]
@@ -223,13 +223,13 @@ def test_holm_keeps_the_order_and_lowers_nothing(p_values):
 
 @pytest.mark.parametrize("p_values", [[np.nan], [-0.1], [1.1], [[0.1]]])
 def test_bad_p_values_are_refused(p_values):
-    with pytest.raises(HQError, match="one number from 0 to 1 per test"):
+    with pytest.raises(HQError, match="numbers from 0 to 1, one per test"):
         holm(p_values)
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_the_auroc_is_the_rank_sums(seed):
-    """What `permutation_p` compares rank sums for, against scipy's U."""
+    """The rank sums that `permutation_p` compares, against scipy's U."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.r_[0, 1, rng.integers(0, 2, 20)])
     scores = rng.integers(0, 6, 22).astype(float)

@@ -1,4 +1,4 @@
-"""Change of contributions: each measure against a plain computation, its intervals and its gaps."""
+"""Fidelity: each measure against a naive computation, its intervals and undefined values."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The output head: logits from hidden states, as the model itself scales and caps them."""
+"""The output head: logits from hidden states, scaled and capped as in the model."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_logits_that_the_model_changes_further_are_refused(monkeypatch):
 
     def capped(*arguments, **options):
         found = forward(*arguments, **options)
-        found.logits = 2 * torch.tanh(found.logits / 2)  # and the configuration says nothing of it
+        found.logits = 2 * torch.tanh(found.logits / 2)  # which the config does not mention
         return found
 
     monkeypatch.setattr(model, "forward", capped)

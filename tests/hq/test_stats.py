@@ -120,7 +120,7 @@ def test_groups_are_resampled_whole():
 
 
 def clustered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and groups: 60 entities, of whom the model knows all or nothing.
+    """Scores, labels and groups: 60 entities, of which the model knows everything or nothing.
 
     Scores share a part within an entity, which has 1 to 9 questions. The AUROC is Φ(1 / √2).
     """
@@ -131,7 +131,7 @@ def clustered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def test_questions_about_one_entity_count_once():
-    """The bootstrap over groups covers the truth; over rows, it is far too sure."""
+    """The bootstrap over groups covers the truth; over rows, its intervals are too narrow."""
     rng = np.random.default_rng(11)
     truths = {"auroc": norm.cdf(1 / np.sqrt(2)), "mean": 0.5}
     inside = {(name, grouped): 0 for name in truths for grouped in (False, True)}

@@ -62,7 +62,7 @@ def test_statistics_of_activity_are_what_they_say():
     assert found["magnitude"].tolist() == [2, 0, 2]
     assert found["variation"].tolist() == [0.5, 0, 0]
     assert found["outlier"].tolist() == [1.5, 0, 1]
-    with pytest.raises(HQError, match="One text"):
+    with pytest.raises(HQError, match="two texts or more"):
         activity_statistics(contributions[:1])
 
 
@@ -80,38 +80,38 @@ def test_features_see_places_within_a_layer_alone(seed, factor, shift):
 def test_the_worst_quarter_of_each_layer_is_hurt():
     errors = np.concatenate([np.arange(8.0), 100 * np.arange(8.0)])
     errors[0] = np.nan
-    hurt = DegradedNeurons.of(errors, 8)
-    assert np.flatnonzero(hurt.worst).tolist() == [6, 7, 14, 15]
-    assert not hurt.known[0]
-    assert hurt.known[1:].all()
-    with pytest.raises(HQError, match="Layer 1 is silent"):
+    neurons = DegradedNeurons.of(errors, 8)
+    assert np.flatnonzero(neurons.degraded).tolist() == [6, 7, 14, 15]
+    assert not neurons.defined[0]
+    assert neurons.defined[1:].all()
+    with pytest.raises(HQError, match="No neuron of layer 1 contributes"):
         DegradedNeurons.of(np.r_[np.ones(8), np.full(8, np.nan)], 8)
 
 
 def test_what_statistics_tell_is_predicted_at_the_precision_left_out(X):
-    hurt = [DegradedNeurons.of(errors_from(X, -2, seed), D_FF) for seed in range(3)]
-    for mine, scores in zip(hurt, predict(X, hurt, D_FF), strict=True):
-        assert auroc(scores, mine.worst) > 0.9
-    fitted = dict(zip(STATISTICS, fitted_weights(X, hurt), strict=True))
+    neurons = [DegradedNeurons.of(errors_from(X, -2, seed), D_FF) for seed in range(3)]
+    for target, scores in zip(neurons, predict(X, neurons, D_FF), strict=True):
+        assert auroc(scores, target.degraded) > 0.9
+    fitted = dict(zip(STATISTICS, fitted_weights(X, neurons), strict=True))
     assert min(fitted, key=fitted.get) == "magnitude"
     assert abs(fitted["outlier"]) < 0.2
 
 
 def test_a_neuron_is_not_known_from_other_precisions(X):
-    """The same neurons are hurt everywhere, and no statistic says which: chance."""
-    hurt = [DegradedNeurons.of(errors_from(X, 0, 7), D_FF)] * 4
-    areas = [auroc(s, h.worst) for s, h in zip(predict(X, hurt, D_FF), hurt, strict=True)]
+    """The same neurons are degraded at every precision, unrelated to any statistic: chance."""
+    neurons = [DegradedNeurons.of(errors_from(X, 0, 7), D_FF)] * 4
+    areas = [auroc(s, h.degraded) for s, h in zip(predict(X, neurons, D_FF), neurons, strict=True)]
     assert np.mean(areas) == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_precision_is_not_known_from_itself(X):
-    """The one left out goes the other way, so that what others teach is wrong for it."""
-    hurt = [
+    """The precision that is left out behaves in the opposite way, so its prediction is wrong."""
+    neurons = [
         DegradedNeurons.of(errors_from(X, sign * 2, i), D_FF)
         for i, sign in enumerate((1, 1, 1, -1))
     ]
-    scores = predict(X, hurt, D_FF)
-    assert auroc(scores[3], hurt[3].worst) < 0.1
+    scores = predict(X, neurons, D_FF)
+    assert auroc(scores[3], neurons[3].degraded) < 0.1
 
 
 def test_neurons_without_an_error_teach_nothing(X):
@@ -119,13 +119,13 @@ def test_neurons_without_an_error_teach_nothing(X):
     silent = errors.copy()
     silent[::3] = np.nan
     few = [DegradedNeurons.of(silent, D_FF), DegradedNeurons.of(errors_from(X, -2, 1), D_FF)]
-    assert auroc(predict(X, few, D_FF)[1], few[1].worst) > 0.85
+    assert auroc(predict(X, few, D_FF)[1], few[1].degraded) > 0.85
 
 
 def test_one_precision_or_one_layer_is_refused(X):
-    hurt = DegradedNeurons.of(errors_from(X, 1, 0), D_FF)
+    neurons = DegradedNeurons.of(errors_from(X, 1, 0), D_FF)
     with pytest.raises(HQError, match="two precisions"):
-        predict(X, [hurt], D_FF)
-    one = DegradedNeurons(hurt.worst[:D_FF], hurt.known[:D_FF])
+        predict(X, [neurons], D_FF)
+    one = DegradedNeurons(neurons.degraded[:D_FF], neurons.defined[:D_FF])
     with pytest.raises(HQError, match="two layers"):
         predict(X[:D_FF], [one, one], D_FF)

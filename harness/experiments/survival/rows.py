@@ -111,15 +111,15 @@ class Surviving:
         self, precision: str, target: str, scores: Float[np.ndarray, " p"], hurt: DegradedNeurons
     ) -> Survival:
         magnitude, layers = self._features[:, _MAGNITUDE], self.neurons.model.n_layers
-        first, second = (self._auroc(v, hurt, hurt.known) for v in (scores, -magnitude))
-        loud = hurt.known & (magnitude > 0)
-        chosen = self.neurons.flat[hurt.known[self.neurons.flat]]
+        first, second = (self._auroc(v, hurt, hurt.defined) for v in (scores, -magnitude))
+        loud = hurt.defined & (magnitude > 0)
+        chosen = self.neurons.flat[hurt.defined[self.neurons.flat]]
         return Survival(
             precision=precision,
             target=target,
             layers=layers,
-            n=int(hurt.known.sum()),
-            hurt=int(hurt.worst.sum()),
+            n=int(hurt.defined.sum()),
+            hurt=int(hurt.degraded.sum()),
             texts=len(self.rows.test),
             seed=self.seed,
             auroc=self._over_layers(first, layers),
@@ -127,7 +127,7 @@ class Surviving:
             gain=self._over_layers(lambda w: first(w) - second(w), layers),
             auroc_loud=self._over_layers(self._auroc(scores, hurt, loud), layers),
             probe=len(chosen),
-            probe_hurt=int(hurt.worst[chosen].sum()),
+            probe_hurt=int(hurt.degraded[chosen].sum()),
             probe_auroc=self._probe(scores, hurt, chosen),
         )
 
@@ -136,7 +136,7 @@ class Surviving:
     ) -> Statistic:
         """Of some neurons, over the weights of the layers."""
         layer = np.flatnonzero(chosen) // self._d_ff
-        worst = hurt.worst[chosen].astype(np.int64)
+        worst = hurt.degraded[chosen].astype(np.int64)
         return grouped_auroc_statistic(scores[chosen], worst, layer)
 
     def _over_layers(self, statistic: Statistic, layers: int) -> Estimate:
@@ -145,7 +145,7 @@ class Surviving:
     def _probe(
         self, scores: Float[np.ndarray, " p"], hurt: DegradedNeurons, chosen: Int[np.ndarray, " k"]
     ) -> Estimate | None:
-        worst = hurt.worst[chosen]
+        worst = hurt.degraded[chosen]
         if min(worst.sum(), (~worst).sum()) < 2:
             return None
         return bootstrap_auroc(scores[chosen], worst, self.seed, self.replicates)
@@ -153,7 +153,7 @@ class Surviving:
     def _statistics(self, target: str, hurt: list[DegradedNeurons]) -> list[OfStatistic]:
         fitted, found = fitted_weights(self._features, hurt), []
         for k, (name, meaning) in enumerate(STATISTICS.items()):
-            alone = [auroc(self._features[h.known, k], h.worst[h.known]) for h in hurt]
+            alone = [auroc(self._features[h.defined, k], h.degraded[h.defined]) for h in hurt]
             found.append(
                 OfStatistic(
                     target=target,

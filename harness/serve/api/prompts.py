@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.models.encoding import PROBE, Encoder, rendered
+from harness.models.encoding import PLACEHOLDER, Encoder, render_chat
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios.prompts import FewShot
 from harness.serve.api.errors import APIError
@@ -113,13 +113,13 @@ def _require_tool_support(tokenizer: GGUFTokenizer, turns: Sequence[Turn]) -> No
     probe_turns = [
         replace(
             turn,
-            text=PROBE if turn.role == "tool" else turn.text,
-            calls=tuple(replace(call, name=PROBE) for call in turn.calls),
+            text=PLACEHOLDER if turn.role == "tool" else turn.text,
+            calls=tuple(replace(call, name=PLACEHOLDER) for call in turn.calls),
         )
         for turn in turns
     ]
     messages = [_template_message(turn) for turn in probe_turns]
-    if rendered(tokenizer, messages).count(PROBE) < expected:
+    if render_chat(tokenizer, messages).count(PLACEHOLDER) < expected:
         raise APIError(
             400,
             "The model's chat template does not support tool calls and their results: write them "

@@ -124,7 +124,7 @@ def _shared_fields(settings: GGUFSettings, layers_of_27b: int) -> Fields:
     if settings.file.n_layers == layers_of_27b:
         scalar = fields["hidden_size"] // fields["num_attention_heads"]
     return fields | {
-        "attention_bias": settings.biased(*gguf_settings.ATTENTION),
+        "attention_bias": settings.biased(*gguf_settings.ATTENTION_PARTS),
         "query_pre_attn_scalar": scalar,
     }
 

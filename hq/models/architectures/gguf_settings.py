@@ -17,8 +17,8 @@ from hq.errors import HQError
 Fields = dict[str, Any]
 """Arguments of a config of transformers, by name."""
 
-ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
-MLP = ("ffn_gate", "ffn_up", "ffn_down")
+ATTENTION_PARTS = ("attn_q", "attn_k", "attn_v", "attn_output")
+MLP_PARTS = ("ffn_gate", "ffn_up", "ffn_down")
 
 # Settings that have no effect at these values in any architecture; None means at any value.
 _NEUTRAL: Mapping[str, object] = {

@@ -27,8 +27,8 @@ def _fields(settings: GGUFSettings) -> Fields:
         gguf_settings.common_fields(settings)
         | gguf_settings.fields_within_window(settings)
         | {
-            "attention_bias": settings.biased(*gguf_settings.ATTENTION),
-            "mlp_bias": settings.biased(*gguf_settings.MLP),
+            "attention_bias": settings.biased(*gguf_settings.ATTENTION_PARTS),
+            "mlp_bias": settings.biased(*gguf_settings.MLP_PARTS),
             "rope_parameters": gguf_settings.rope_parameters(settings),
         }
     )

@@ -39,7 +39,7 @@ def _qwen2_fields(settings: GGUFSettings) -> Fields:
 
 
 def _qwen3_fields(settings: GGUFSettings) -> Fields:
-    has_bias = settings.biased(*gguf_settings.ATTENTION)
+    has_bias = settings.biased(*gguf_settings.ATTENTION_PARTS)
     return _qwen2_fields(settings) | {"attention_bias": has_bias}
 
 

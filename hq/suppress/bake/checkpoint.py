@@ -20,7 +20,7 @@ from hq.models.architectures import down_projections
 from hq.models.checkpoint import (
     StoredTensor,
     architecture_at,
-    identity,
+    checkpoint_identity,
     tensor_files,
     tensors_of,
     text_config,
@@ -69,7 +69,7 @@ class CheckpointModel:
     @property
     def identity(self) -> ModelIdentity:
         """The identity of the checkpoint."""
-        return identity(self.path)
+        return checkpoint_identity(self.path)
 
     @property
     def is_quantized(self) -> bool:

@@ -59,8 +59,8 @@ def _require_same(model: BakeTarget, source: Path) -> None:
     if len(source_ffns) != len(ffns):
         raise HQError(f"{model.path} has {len(ffns)} layers, {source} has {len(source_ffns)}.")
     for layer in map_model(source_ffns, ffns):
-        moved = not torch.equal(layer.places, torch.arange(len(layer.places)))
-        if not layer.holds or moved:
+        moved = not torch.equal(layer.permutation, torch.arange(len(layer.permutation)))
+        if not layer.is_aligned or moved:
             raise HQError(
                 f"Layer {layer.layer} of {model.path} is {layer.relation} beside {source} "
                 f"({layer.note}): its neurons are not those of the set."

@@ -18,8 +18,9 @@ from jaxtyping import Float, UInt8
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.gguf.header import Tensor, padded
+from hq.gguf.header import TensorInfo, padded
 from hq.gguf.types import GGMLType, dequantized
+from hq.models.architectures import GGUF_LAYOUTS
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
@@ -234,7 +235,7 @@ def _metadata_entry(text: str) -> bytes:
     return next(lengths) + key + struct.pack("<I", _STRING) + next(lengths) + value
 
 
-def _row(path: Path, tensor: Tensor, row: int) -> list[StridedScales]:
+def _row(path: Path, tensor: TensorInfo, row: int) -> list[StridedScales]:
     """The scales of all blocks of a row."""
     kind = tensor.type
     if kind.name not in BLOCK_SCALES:
@@ -250,13 +251,13 @@ def _row(path: Path, tensor: Tensor, row: int) -> list[StridedScales]:
     ]
 
 
-def _bias(bias: Tensor, row: int) -> StridedScales:
+def _bias(bias: TensorInfo, row: int) -> StridedScales:
     """One number of a bias, which always has a plain type."""
     size = bias.type.nbytes
     return StridedScales(bias.name, bias.type.name, row * size, size, 1)
 
 
-def _column(path: Path, down: Tensor, index: int) -> StridedScales:
+def _column(path: Path, down: TensorInfo, index: int) -> StridedScales:
     """A column of W_down. Raises HQError if blocks of weights share scales with other columns."""
     if down.type.weights != 1:
         raise HQError(

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, UInt8
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.gguf.header import TensorInfo
 from hq.gguf.types import TYPES, GGMLType
 from hq.gguf.write import gguf_package
 from hq.neurons.factors import Factors
@@ -88,7 +89,7 @@ def _product(base: GGUFFile, delta: LoraDelta) -> _Product:
     return _Product(up.name, up.type, a, np.ascontiguousarray(b))
 
 
-def _is_linear(base: GGUFFile, up: Tensor, rows: Int[np.ndarray, " rank"]) -> bool:
+def _is_linear(base: GGUFFile, up: TensorInfo, rows: Int[np.ndarray, " rank"]) -> bool:
     """Whether h is linear in these rows of the up projection."""
     bias = up.name.replace("weight", "bias")
     biased = bias in base.tensors and base.dense(bias)[0, rows].any()

@@ -36,6 +36,7 @@ if not MISSING:
     from harness.serve.web.access import LOCAL_NAMES, APIKeys
     from harness.serve.web.server import Server, open_socket
     from harness.serve.web.service import Service
+    from hq.gguf.write import write_gguf
     from hq.monitor import bundle
     from hq.monitor.bundle import Bundle
 

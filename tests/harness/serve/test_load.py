@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.models.embedded import packaged_gguf
+from harness.models.sources import packaged_gguf
 from hq.errors import HQError
 from tests.harness.serve.load import run
 

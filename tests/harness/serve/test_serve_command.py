@@ -84,7 +84,7 @@ def error_of(hq, gguf_file, bundle_folder, *options, **changed):
     ("options", "changed", "words"),
     [
         ((), {"gguf": "none.gguf"}, "none.gguf"),
-        ((), {"gguf": "other"}, "is no GGUF file"),
+        ((), {"gguf": "other"}, "is not a GGUF file"),
         ((), {"bundle": "none"}, "The bundle none cannot be read"),
         ((), {"policy": "none.toml"}, "The policy none.toml cannot be read"),
         ((), {"host": "0.0.0.0"}, "can be reached from other machines"),

@@ -1,1 +1,1 @@
-"""Tests of where a model's parts are."""
+"""Tests of hq.models."""

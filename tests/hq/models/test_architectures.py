@@ -1,5 +1,6 @@
-"""Every architecture: its record, what detection makes of it, and its traces against NumPy."""
+"""Every architecture: its record compared with detection, and its traces compared with NumPy."""
 
+import ast
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.alignment import map_model
-from hq.models.architectures import RECORDS, architecture_of, down_projections
+from hq.models.architectures import GGUF_LAYOUTS, RECORDS, architecture_of, down_projections
 from hq.models.architectures.detection import detect, verify_detection
 from hq.models.architectures.table import DETECTED_TYPES, WRAPPERS
 from hq.models.checkpoint import architecture_at, checkpoint_identity
@@ -25,7 +26,7 @@ from hq.suppress.lora.peft import write_peft_adapter as write_adapter
 from tests import decoders, tiny
 
 ALL = decoders.RECORDED | decoders.DETECTED
-# One of each kind: ALiBi without a record, keys of another layer, no norm before the FFN, wrappers.
+# ALiBi without a record, keys shared between layers, no norm before the FFN, and wrappers.
 FAST = ("falcon-alibi", "gemma3n_text", "mistral3", "olmo2", "paligemma2")
 SWEEP = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in sorted(ALL)]
 PATHS = ("layers", "down", "up", "gate", "norm", "norm_offset", "fused", "transposed")
@@ -51,7 +52,7 @@ def test_a_record_is_what_detection_finds(name):
 
 
 @pytest.mark.parametrize("name", sorted(decoders.REJECTED))
-def test_models_whose_neurons_cannot_be_told_are_rejected_in_a_sentence(name):
+def test_models_without_identifiable_neurons_are_rejected_in_a_sentence(name):
     config, words = decoders.REJECTED[name]
     with pytest.raises(HQError, match=rf"(?s)^(?!.*families\.py).*{words}") as fault:
         architecture_of(config())
@@ -112,7 +113,7 @@ def test_traces_logits_and_decoding_are_those_of_a_plain_forward_pass(name, save
 
 
 def far(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> float:
-    """The largest difference, of the largest value."""
+    """Return the largest difference relative to the largest value."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
@@ -154,7 +155,7 @@ def test_others_are_read_at_four_bits(name, saved):
     assert np.isfinite(batch.values).all()
 
 
-def test_a_projection_that_bitsandbytes_does_not_replace_is_refused(saved):
+def test_a_projection_that_bitsandbytes_does_not_replace_is_rejected(saved):
     with pytest.raises(HQError, match="12 of 12 projections are not nf4"):
         TorchBackend(saved("falcon-alibi"), "nf4", device="cpu")
 
@@ -172,13 +173,12 @@ def test_an_architecture_without_a_record_is_announced_once(caplog):
 
 def test_a_detected_checkpoint_has_the_width_that_was_found(saved):
     assert architecture_at(saved("gpt_neox_japanese")).detected
-    assert (
-        checkpoint_identity(saved("gpt_neox_japanese")).d_ff == 2 * 64
-    )  # no config attribute says so
+    width = checkpoint_identity(saved("gpt_neox_japanese")).d_ff
+    assert width == 2 * 64  # no attribute of the config has this value
 
 
 class Halving(nn.Linear):
-    """A projection that does more than to multiply by its weight."""
+    """A projection that does not only multiply by its weight."""
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         return super().forward(h) / 2
@@ -233,3 +233,18 @@ def test_baking_and_adapters_do_what_scaling_at_run_time_does(name, saved, tmp_p
             assert (adapted(ids).logits - expected).abs().max() < 1e-3 * effect
     with torch.inference_mode(), TorchBackend(tmp_path / "baked", device="cpu") as baked:
         assert (baked.model(ids).logits - expected).abs().max() < 1e-3 * effect
+
+
+PACKAGES = [Path(__file__).parents[3] / name for name in ("hq", "harness")]
+TOKENIZERS = {"llama", "gpt2"}  # also kinds of tokenizers in GGUF files, and an extra
+
+
+def test_no_other_file_names_an_architecture():
+    """A family is one file: what is specific to an architecture is in its record."""
+    families = PACKAGES[0] / "models" / "architectures"
+    names = {*RECORDS, *GGUF_LAYOUTS} - TOKENIZERS
+    files = [file for package in PACKAGES for file in package.rglob("*.py")]
+    for file in (file for file in files if families not in file.parents):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        assert not constants & names, file

@@ -1,4 +1,4 @@
-"""A tokenizer that cannot be loaded is named with what is really missing."""
+"""Messages about a tokenizer that cannot be loaded name what is missing."""
 
 import importlib.util
 from pathlib import Path

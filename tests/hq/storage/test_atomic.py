@@ -1,4 +1,4 @@
-"""Atomic writing: several writers, killed writers, failing disks."""
+"""Atomic writes: concurrent writers, killed writers, failing disks."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.test_project import ROOT
 _SIZE = 1 << 18
 _ROUNDS = 100
 
-# Writes a file full of one letter, again and again; or many folders of two such files.
+# Writes a file of one repeated letter again and again, or many folders with two such files.
 _FILE_WRITER = f"""
 import sys
 from pathlib import Path
@@ -87,12 +87,12 @@ def test_two_processes_write_the_same_folders_and_one_of_them_wins_each(tmp_path
 
 
 def test_two_writers_of_one_process_do_not_share_a_draft(tmp_path):
-    """The number of the process does not tell them apart."""
+    """Threads have the same process id."""
     with atomic_file(tmp_path / "target") as one, atomic_file(tmp_path / "target") as two:
         one.write_bytes(b"A")
         two.write_bytes(b"B")
         assert one.read_bytes() == b"A"
-    assert (tmp_path / "target").read_bytes() == b"A"  # who ends last
+    assert (tmp_path / "target").read_bytes() == b"A"  # the last writer
 
 
 def test_many_threads(tmp_path):
@@ -174,7 +174,7 @@ def test_a_new_file_has_the_permissions_of_any_other(tmp_path):
 
 
 def test_what_is_synced_was_opened_for_writing(tmp_path, monkeypatch):
-    """Windows, for one, refuses to sync a handle that only reads."""
+    """Windows cannot sync a read-only handle."""
     fcntl = pytest.importorskip("fcntl")
     modes = []
 

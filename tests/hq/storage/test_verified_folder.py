@@ -1,4 +1,4 @@
-"""A sealed folder: what is written comes back, and whatever else is refused in one sentence."""
+"""Verified folders: round trips, and one sentence for any folder that was changed."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ NAMES = frozenset(FILES)
 
 @pytest.fixture
 def folder(tmp_path):
-    path = tmp_path / "sealed"
+    path = tmp_path / "folder"
     write_verified_folder(path, 3, {"name": "x"}, FILES)
     return path
 
@@ -34,19 +34,19 @@ def refused(folder, words):
 
 
 def edit(folder, change):
-    """Rewrites the manifest, as who tampers with a file would."""
+    """Rewrite the manifest, as somebody who tampers with a file could."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_what_is_sealed_comes_back(folder):
+def test_what_is_written_is_read(folder):
     found = read_verified_folder(folder, 3, NAMES)
     assert found.files == FILES
     assert found.facts == {"name": "x"}
     assert found.digest == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     assert found.digest == sha256_of(folder / MANIFEST)
-    assert {path.name for path in folder.parent.iterdir()} == {"sealed"}
+    assert {path.name for path in folder.parent.iterdir()} == {"folder"}
 
 
 def test_the_same_content_has_the_same_digest(folder, tmp_path):
@@ -80,23 +80,23 @@ def test_a_tampered_byte(folder, name, at):
     content = bytearray((folder / name).read_bytes())
     content[at] ^= 1
     (folder / name).write_bytes(content)
-    refused(folder, f"{name} is not what was sealed")
+    refused(folder, f"{name} was changed")
 
 
 def test_a_file_cut_short_or_grown(folder):
     (folder / "a.json").write_bytes(b"{")
-    refused(folder, "a.json is not what was sealed")
+    refused(folder, "a.json was changed")
     (folder / "a.json").write_bytes(b"{}\n ")
-    refused(folder, "a.json is longer than what was sealed")
+    refused(folder, "a.json is larger than its manifest says")
 
 
 def test_missing_and_extra_files(folder):
     (folder / "c.txt").write_text("more", encoding="utf-8")
-    refused(folder, "'c.txt' lies in it")
+    refused(folder, "contains 'c.txt'")
     (folder / "c.txt").rename(folder / "__pycache__")
-    refused(folder, "'__pycache__' lies in it")
+    refused(folder, "contains '__pycache__'")
     (folder / "__pycache__").rename(folder / ".hidden")
-    refused(folder, "'.hidden' lies in it")
+    refused(folder, "contains '.hidden'")
     (folder / ".hidden").unlink()
     (folder / "a.json").unlink()
     refused(folder, "a.json is missing")
@@ -118,7 +118,7 @@ def test_a_name_in_the_place_of_another(folder):
     )
     refused(folder, "'../x', which no bundle has")
     edit(folder, lambda manifest: manifest["files"].pop("../x"))
-    refused(folder, "does not name a.json")
+    refused(folder, "does not list a.json")
 
 
 def test_a_link_is_not_followed(folder, tmp_path):
@@ -126,25 +126,25 @@ def test_a_link_is_not_followed(folder, tmp_path):
     outside.write_bytes(FILES["a.json"])
     (folder / "a.json").unlink()
     (folder / "a.json").symlink_to(outside)
-    refused(folder, "a.json is a link to elsewhere")
+    refused(folder, "a.json is a link")
     (folder / MANIFEST).rename(tmp_path / "moved")
     (folder / MANIFEST).symlink_to(tmp_path / "moved")
-    refused(folder, f"{MANIFEST} is a link to elsewhere")
+    refused(folder, f"{MANIFEST} is a link")
 
 
 def test_only_plain_files_are_opened(folder):
     (folder / "a.json").unlink()
     (folder / "a.json").mkdir()
-    refused(folder, "a.json is no plain file")
+    refused(folder, "a.json is not a regular file")
     (folder / "a.json").rmdir()
-    os.mkfifo(folder / "a.json")  # opening it would wait for ever
-    refused(folder, "a.json is no plain file")
+    os.mkfifo(folder / "a.json")  # opening it would block
+    refused(folder, "a.json is not a regular file")
 
 
 def test_a_file_larger_than_any_is_not_read(folder):
     os.truncate(folder / "b.bin", 1 << 40)
     edit(folder, lambda manifest: manifest["files"]["b.bin"].update(bytes=1 << 40))
-    refused(folder, "b.bin is longer")
+    refused(folder, "b.bin is larger")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="this machine: root may read everything")
@@ -166,20 +166,20 @@ def test_a_folder_that_is_none(tmp_path):
         (b"", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"[]", "is no manifest"),
+        (b"[]", "is not a manifest"),
         (b"{}", "has schema version None but this hq reads 3"),
         (b'{"schema_version": 4}', "has schema version 4 but"),
         (b'{"schema_version": "3"}', "has schema version '3' but"),
-        (b'{"schema_version": 3}', "names no files"),
-        (b'{"schema_version": 3, "files": ["a.json", "b.bin"]}', "names no files"),
-        (b'{"schema_version": 3, "files": {"a.json": 1, "b.bin": 2}}', "does not say what a.json"),
+        (b'{"schema_version": 3}', "lists no files"),
+        (b'{"schema_version": 3, "files": ["a.json", "b.bin"]}', "lists no files"),
+        (b'{"schema_version": 3, "files": {"a.json": 1, "b.bin": 2}}', "has no size of a.json"),
         (
             b'{"schema_version": 3, "files": {"a.json": {"bytes": 3}, "b.bin": {}}}',
-            "a.json is not what was sealed",
+            "a.json was changed",
         ),
         (
             b'{"schema_version": 3, "files": {"a.json": {"bytes": 1e999}, "b.bin": {}}}',
-            "does not say what a.json",
+            "has no size of a.json",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_manifest_that_is_none(folder, content, words):
     refused(folder, words)
 
 
-def test_nothing_that_is_no_number_is_sealed(tmp_path):
+def test_facts_that_are_not_valid_json_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_verified_folder(tmp_path / "new", 3, {"rate": float("nan")}, FILES)
     assert list(tmp_path.iterdir()) == []
