@@ -109,7 +109,11 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is not followe
 
 def _all_neurons(backend: TorchBackend, prompt: Ids, text: Ids, rounds: int) -> BenchRow:
     """The same question of a trace's hooks, which read `sum`-CETT of all neurons."""
-    hooks = DownHooks(backend.downs, [torch.from_numpy(n) for n in backend.norms], ("sum",))
+    hooks = DownHooks(
+        backend.downs,
+        [torch.from_numpy(backend.norms[s]) for s in backend.identity.space.slices],
+        ("sum",),
+    )
     decoding = backend.decoding()
     row = np.array([0])
 

@@ -200,7 +200,7 @@ class GGUFFile:
             architecture=architecture,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=of_kin,
+            norm_digest=of_kin,
         )
 
     def _own(self) -> ModelIdentity:
@@ -214,5 +214,5 @@ class GGUFFile:
             architecture=model_type,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=norm_digest(self.dense(name).ravel() for name in norms) if norms else "",
+            norm_digest=norm_digest(self.dense(name).ravel() for name in norms) if norms else "",
         )

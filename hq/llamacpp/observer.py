@@ -11,6 +11,7 @@ from hq.llamacpp.graph import GraphNodes
 from hq.llamacpp.state import DTYPES, WRITTEN, CallbackMode, Fault, Field
 from hq.neurons.cett import Measure
 from hq.neurons.factors import check_factors
+from hq.neurons.space import NeuronSpace
 
 _NAME_BYTES = 63  # of a node's name at most: GGML_MAX_NAME, less the zero that ends it
 _NEVER = -1  # a measure that is not wanted
@@ -245,7 +246,7 @@ class ActivationScales:
 
         Raises HQError for a neuron that the model lacks, or an α that is not a number from 0 up.
         """
-        check_factors(factors, *self.shape)
+        check_factors(factors, NeuronSpace.rectangular(*self.shape))
         mine = dict(factors)  # a later change of the caller's mapping is not checked
         self._active.append(mine)
         self.version += 1

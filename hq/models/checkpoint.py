@@ -128,13 +128,12 @@ def read_tensor(file: Path, name: str) -> Tensor:
 def identity(path: Path) -> ModelIdentity:
     """Name, fingerprint, shape and norm digest of the checkpoint in `path`."""
     config, architecture = text_config(path), architecture_at(path)
-    return ModelIdentity(
+    return ModelIdentity.of(
         name=path.name,
         fingerprint=fingerprint(path),
         architecture=config.model_type,
-        n_layers=config.num_hidden_layers,
-        d_ff=architecture.width(config),
-        kin=_kin(path, config, architecture),
+        space=architecture.space(config),
+        norm_digest=_norm_digest(path, config, architecture),
     )
 
 
@@ -274,7 +273,7 @@ class _GenerationConfig(BaseModel):
     eos_token_id: int | list[int] | None = None
 
 
-def _kin(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
+def _norm_digest(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
     """Norm digest of the checkpoint; empty where the family has no GGUF, or a norm is missing."""
     names = architecture.norms
     if names is None:

@@ -50,7 +50,7 @@ class TorchMonitor:
             raise HQError("The neuron set is empty: there is nothing to watch.")
         self.neurons = neurons
         self._model = model
-        self._d_ff = identity.d_ff
+        self._space = identity.space
         self._downs = down_projections(model.get_decoder(), architecture_of(model.config))
         self._hooks = ShareHooks(list(self._watched()), neurons.cett)
         self._open = ExitStack()
@@ -89,7 +89,7 @@ class TorchMonitor:
         calls no hooks.
         """
         places = [(neuron.layer, neuron.index) for neuron in self.neurons.positive]
-        return scaled(self._model, self._downs, dict.fromkeys(places, alpha), self._d_ff)
+        return scaled(self._model, self._downs, dict.fromkeys(places, alpha), self._space)
 
     def live(self) -> Recorder:
         """The recorder of the `generate` that is under way. HQError when there is none."""

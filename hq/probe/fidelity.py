@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 from hq.stats.bootstrap import Estimate, ResampleWeights, bootstrap
 
 FidelityMeasure = Callable[[ResampleWeights], Float[np.ndarray, "replicates k"]]
@@ -53,21 +54,22 @@ def rank_change(
     a: Float[np.ndarray, "n p"],
     b: Float[np.ndarray, "n p"],
     chosen: Int[np.ndarray, " k"],
-    d_ff: int,
+    space: NeuronSpace,
 ) -> FidelityMeasure:
-    """Mean |change of rank| of each chosen neuron within its layer, as a share of d_ff.
+    """Mean |change of rank| of each chosen neuron within its block, as a share of its width.
 
-    Here `a` and `b` hold all the model's neurons, p = layers · d_ff.
+    `a` and `b` hold all neurons of the space, and `chosen` flat indices.
     """
     moved = np.empty((len(a), len(chosen)))
-    for layer in np.unique(chosen // d_ff):
-        columns = slice(layer * d_ff, (layer + 1) * d_ff)
-        here = chosen // d_ff == layer
-        places = chosen[here] - layer * d_ff
-        moved[:, here] = np.abs(_ranks(a[:, columns])[:, places] - _ranks(b[:, columns])[:, places])
+    blocks, indices = space.block_of(chosen), space.locate(chosen).within
+    for block in np.unique(blocks):
+        columns, here = space.slices[block], blocks == block
+        before, after = _ranks(a[:, columns]), _ranks(b[:, columns])
+        moved[:, here] = np.abs(before[:, indices[here]] - after[:, indices[here]])
+    width = np.array(space.widths)[blocks]
 
     def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
-        total = d_ff * weights.sum(axis=1, keepdims=True)
+        total = width * weights.sum(axis=1, keepdims=True)
         share: Float[np.ndarray, "replicates k"] = weights @ moved / total
         return share
 
@@ -122,7 +124,7 @@ def _mean(values: Float[np.ndarray, "rows k"]) -> Float[np.ndarray, " rows"]:
 
 
 def _ranks(values: Float[np.ndarray, "n d_ff"]) -> Int[np.ndarray, "n d_ff"]:
-    """Place of each value in its row; equal values keep the order of their indices."""
+    """Rank of each value in its row; equal values keep the order of their indices."""
     order = np.argsort(values, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(values.shape[1])[None], axis=1)

@@ -73,7 +73,7 @@ class TraceWriter:
             write_whole(self._draft, text)
         elif self._draft.read_text(encoding="utf-8") != text:
             raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
-        shape = (info.n, info.model.n_layers, info.model.d_ff)
+        shape = (info.n, *info.model.space.shape)
         self._files = {
             (measure, span): _array_file(folder / f"{measure}.{span}.npy", shape, info.dtype)
             for measure in info.measures
@@ -107,9 +107,9 @@ class TraceWriter:
         with self._log.open("a", encoding="utf-8", newline="\n") as log:
             log.write(f"{batch.number}\n")
 
-    def close(self, norms: Float[np.ndarray, "layer d_ff"]) -> None:
-        """Writes norms and description: the folder is then whole."""
-        np.save(self._folder / "norms.npy", norms)
+    def close(self, norms: Float[np.ndarray, " p"]) -> None:
+        """Write norms and description, which completes the folder."""
+        np.save(self._folder / "norms.npy", norms.reshape(self._info.model.space.shape))
         os.replace(self._draft, self._folder / INFO_FILE)
         self._log.unlink(missing_ok=True)
 
@@ -158,13 +158,13 @@ class Traces:
         return cls(folder, info)
 
     @property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+    def norms(self) -> Float[np.ndarray, " p"]:
         """‖W_down[:, i]‖₂ of the variant that was traced."""
-        norms: Float[np.ndarray, "layer d_ff"] = np.load(self.folder / "norms.npy")
+        norms: Float[np.ndarray, " p"] = np.load(self.folder / "norms.npy").ravel()
         return norms
 
     def matrix(self, measure: Measure, span: Span) -> Float[np.ndarray, "n p"]:
-        """The feature matrix of one measure over one span, p = layers · d_ff.
+        """The feature matrix of one measure over one span, a column per neuron.
 
         Raises HQError when it was not traced, or its file does not have the shape it should.
         """
@@ -174,7 +174,7 @@ class Traces:
                 f"{self.folder} has no {measure} over the {span} span: trace with "
                 f"--measures {measure} --spans {span}."
             )
-        expected = (self.info.n, self.info.model.n_layers, self.info.model.d_ff)
+        expected = (self.info.n, *self.info.model.space.shape)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:

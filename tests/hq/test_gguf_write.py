@@ -190,7 +190,7 @@ def test_the_file_says_what_it_was_made_of(llama: Path) -> None:
     found = keys(written(llama))
     for field in ("name", "fingerprint", "architecture"):
         assert found[f"hq.source.{field}"] == getattr(who, field)
-    assert found.get("hq.source.kin", "") == who.kin
+    assert found.get("hq.source.kin", "") == who.norm_digest
     assert GGUFFile(written(llama)).identity == who
 
 

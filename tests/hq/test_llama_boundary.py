@@ -83,7 +83,7 @@ class Tensor:
 def tap(gguf: GGUF) -> GraphObserver:
     """A tap for four tokens of the tiny model."""
     with LlamaBackend(gguf("llama"), "gguf-f32") as backend:
-        return GraphObserver(backend._products, backend.norms, 4, backend.scales)
+        return GraphObserver(backend._products, backend.file.norms, 4, backend.scales)
 
 
 def called(tap: GraphObserver, tensor: Tensor) -> None:

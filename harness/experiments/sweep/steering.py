@@ -252,11 +252,11 @@ class Steering:
     def _matched(
         self, chosen: Int[np.ndarray, " k"], draws: int, missing: Sequence[int] = ()
     ) -> list[Int[np.ndarray, " k"]]:
-        d_ff, seed = self.pipeline.model.d_ff, self.pipeline.study.seed
-        return list(matched_neurons(chosen, self._magnitudes, d_ff, draws, seed, exclude=missing))
+        space, seed = self.pipeline.model.space, self.pipeline.study.seed
+        return list(matched_neurons(chosen, self._magnitudes, space, draws, seed, exclude=missing))
 
     def _factors(self, chosen: Int[np.ndarray, " k"], alpha: float) -> Factors:
-        layers, places = np.divmod(chosen, self.pipeline.model.d_ff)
+        layers, _, places = self.pipeline.model.space.locate(chosen)
         return dict.fromkeys(zip(layers.tolist(), places.tolist(), strict=True), alpha)
 
     def _unscaled(self, form: prompts.PromptForm, ids: Sequence[Prompt]) -> list[GreedyResponse]:

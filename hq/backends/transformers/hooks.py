@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from hq.backends.transformers.eager import anything_compiled, eager
 from hq.errors import HQError
-from hq.neurons.cett import MEASURES, Measure, span_means, whole
+from hq.neurons.cett import MEASURES, Measure, denominator, span_means
 from hq.neurons.factors import check_factors
+from hq.neurons.space import NeuronSpace
 
 
 class DownHooks:
@@ -44,7 +45,8 @@ class DownHooks:
         self._measures = measures
         self._stack = ExitStack()
         self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
-        self._means: Float[Tensor, "batch measure span layer d_ff"] = torch.empty(0)
+        self._slices = NeuronSpace.of_widths([len(of_layer) for of_layer in norms]).slices
+        self._means: Float[Tensor, "batch measure span p"] = torch.empty(0)
         self._met: list[int] = []  # layers of this pass
 
     def __enter__(self) -> "DownHooks":
@@ -60,12 +62,12 @@ class DownHooks:
     def expect(self, weights: Float[Tensor, "batch span seq"]) -> None:
         """The weight that each token of the next pass has in each span."""
         batch, spans, _ = weights.shape
-        shape = (batch, len(self._measures), spans, len(self._downs), len(self._norms[0]))
+        shape = (batch, len(self._measures), spans, self._slices[-1].stop)
         self._weights = weights
         self._means = torch.empty(shape, device=weights.device)
         self._met = []
 
-    def collect(self) -> Float[Tensor, "batch measure span layer d_ff"]:
+    def collect(self) -> Float[Tensor, "batch measure span p"]:
         """The means of the pass, which are then forgotten.
 
         Raises HQError unless every layer was met exactly once.
@@ -79,7 +81,7 @@ class DownHooks:
         self._met.append(layer)
         batch, _, seq = self._weights.shape
         product = _product(module, output)
-        self._means[:, :, :, layer] = span_means(
+        self._means[..., self._slices[layer]] = span_means(
             args[0].reshape(batch, seq, -1),  # OPT flattens batch and sequence
             product.reshape(batch, seq, -1),
             self._norms[layer],
@@ -113,7 +115,7 @@ class ShareHooks:
         self.reading = True  # off for tokens that are counted, and whose CETT is not needed
         counts = np.array([len(watched.indices) for watched in layers])
         ends = np.cumsum(counts + 1) - 1  # each layer's denominator follows its neurons
-        self._wholes = np.repeat(ends, counts)
+        self._denominators = np.repeat(ends, counts)
         self._values = np.delete(np.arange(int(counts.sum()) + len(layers)), ends)
         self._norms = np.concatenate([w.norms[w.indices].cpu().numpy() for w in layers])
 
@@ -147,10 +149,10 @@ class ShareHooks:
         ]
         found = torch.cat([tensor.to(device) for tensor in tensors], dim=-1).cpu().numpy()
         self.forget()
-        values, wholes = found[..., self._values], found[..., self._wholes]
+        values, denominators = found[..., self._values], found[..., self._denominators]
         shares = np.zeros_like(values)
         with np.errstate(invalid="ignore"):  # what is not finite is for the reader to refuse
-            np.divide(values * self._norms, wholes, out=shares, where=wholes != 0)
+            np.divide(values * self._norms, denominators, out=shares, where=denominators != 0)
         return shares
 
     def forget(self) -> None:
@@ -168,8 +170,8 @@ class ShareHooks:
             return
         magnitude = h.abs().float()
         product = _product(module, output) if self._measure == "output" else output
-        wholes = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
-        passes.read.append(torch.cat([magnitude[:, watched.indices], wholes[:, None]], dim=1))
+        of_layer = denominator(self._measure, magnitude, product.flatten(0, -2), watched.norms)
+        passes.read.append(torch.cat([magnitude[:, watched.indices], of_layer[:, None]], dim=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,10 @@ def _counted(decoder: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scaled(
-    model: Any, downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
+    model: Any,
+    downs: Sequence[nn.Module],
+    factors: Mapping[tuple[int, int], float],
+    space: NeuronSpace,
 ) -> Iterator[None]:
     """Scales chosen coordinates of h while the context lasts; weights are never touched.
 
@@ -226,7 +231,7 @@ def scaled(
     forward pass that did not meet a scaled layer, and at the end where code that was compiled
     earlier ran instead of the model.
     """
-    check_factors(factors, len(downs), d_ff)
+    check_factors(factors, space)
     by_layer: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in factors.items():
         by_layer[layer][index] = alpha

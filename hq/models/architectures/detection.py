@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError, first_line
-from hq.models.architectures.record import Architecture, different_widths
+from hq.models.architectures.record import Architecture
 from hq.models.auto import without_weights
 
 _TOKENS = 4
@@ -49,7 +49,7 @@ def detect(config: PretrainedConfig) -> Architecture:
     """The architecture of a dense decoder, from its config alone.
 
     Raises HQError, naming the cause, for a model in which the neurons cannot be told: mixtures of
-    experts, recurrent layers, layers of different widths, encoders.
+    experts, recurrent layers, encoders.
     """
     settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     key = json.dumps(settings, sort_keys=True, default=str)
@@ -59,11 +59,11 @@ def detect(config: PretrainedConfig) -> Architecture:
         text = config.get_text_config().model_type
         _log.warning(
             "hq has no record of the model type %r: its FFN was found in the model's structure "
-            "(%s.*.%s, %s neurons per layer).",
+            "(%s.*.%s, %s neurons).",
             text,
             found.layers,
             found.down,
-            found.width(config),
+            found.space(config.get_text_config()),
         )
     return found
 
@@ -82,13 +82,14 @@ def _detect(config: PretrainedConfig) -> Architecture:
     calls = _calls(decoder, layers, name)
     stated = _stated_widths(text)
     downs = [_down(of_layer, stated, text) for of_layer in calls]
-    paths = sorted({down.path for down in downs})
+    paths = sorted({down.path for down in downs if down is not None})
     if len(paths) > 1:
         raise _refusal(name, f"its layers differ ({', '.join(paths)})")
-    widths = sorted({down.given.shape[-1] for down in downs})
-    if len(widths) > 1:
-        raise different_widths(name, widths)
-    return _described(path, calls[0], downs[0], name)
+    if not paths:
+        raise _refusal(name, "no module in a layer looks like its down projection")
+    known = [_at(of_layer, paths[0], name) for of_layer in calls]
+    widths = tuple(int(down.given.shape[-1]) for down in known)
+    return replace(_described(path, calls[0], known[0], name), width=lambda _: widths)
 
 
 def _stack(decoder: nn.Module, text: PretrainedConfig) -> tuple[str, nn.ModuleList]:
@@ -161,23 +162,25 @@ def _stated_widths(text: PretrainedConfig) -> set[int]:
     return set(stated) if isinstance(stated, list | tuple) else {int(stated)}
 
 
-def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call:
-    """The call of a layer's down projection."""
+def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call | None:
+    """The call of a layer's down projection; None if the layer alone does not show it."""
     hidden = int(text.hidden_size)
     writes = [c for c in calls if _is_matrix(c.module) and c.made.shape[-1] == hidden]
     found = [c for c in writes if c.given.shape[-1] in stated]
     if not found and writes:
         # Without a stated width it is the widest of all, if that is also the last to be called.
         widest = max(c.given.shape[-1] for c in writes)
-        if stated and writes[-1].given.shape[-1] != widest:
-            raise different_widths(text.model_type, sorted(stated | {widest}))
         found = [c for c in writes[-1:] if c.given.shape[-1] == widest > hidden]
-    if not found:
-        raise _refusal(text.model_type, "no module in a layer looks like its down projection")
-    down = found[-1]
-    if sum(c.module is down.module for c in calls) > 1:
-        raise _refusal(text.model_type, "a layer runs more than once for each token")
-    return down
+    return found[-1] if found else None
+
+
+def _at(calls: Sequence[_Call], path: str, name: str) -> _Call:
+    """The one call of the module at this path of a layer."""
+    found = [call for call in calls if call.path == path]
+    if len(found) != 1:
+        times = "more than once" if found else "not at all"
+        raise _refusal(name, f"a layer runs its {path} {times} for each token")
+    return found[0]
 
 
 def _is_matrix(module: nn.Module) -> bool:
@@ -209,7 +212,6 @@ def _described(layers: str, calls: Sequence[_Call], down: _Call, name: str) -> A
         norm_offset=0.0 if norm is None else _offset(norm.module),
         fused=fused,
         transposed=isinstance(down.module, Conv1D),
-        width=lambda _: d_ff,
         linear_in_up=False,
         detected=True,
     )

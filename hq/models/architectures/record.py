@@ -4,7 +4,7 @@ A record says where a decoder layer keeps its FFN, how wide that is, which norms
 and how llama.cpp runs it. Each family registers its records in a file of its own in this folder.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from hq.errors import HQError
 from hq.models.norm_digest import NormNames
+from hq.neurons.space import NeuronSpace
 from hq.registry import Registry
 
 Value = bool | int | float | str | list[str] | list[int] | list[float]
@@ -57,29 +58,16 @@ class Layout:
     epsilon: str = "layer_norm_rms_epsilon"
 
 
-def intermediate_size(config: PretrainedConfig) -> int:
-    """`intermediate_size`: one number, or a list with the same number for every layer.
+Width = int | Sequence[int]  # of every layer's FFN, or of each layer's
 
-    Raises HQError for layers of different widths.
-    """
+
+def intermediate_size(config: PretrainedConfig) -> Width:
+    """`intermediate_size`: the width of every layer's FFN, or a list with the width of each."""
     width: Any = config.intermediate_size
-    if isinstance(width, list | tuple):
-        widths = sorted(set(width))
-        if len(widths) > 1:
-            raise different_widths(config.model_type, widths)
-        (width,) = widths
-    return int(width)
+    return [int(w) for w in width] if isinstance(width, list | tuple) else int(width)
 
 
-def different_widths(model_type: str, widths: list[int]) -> HQError:
-    """The error for a model whose layers do not all have the same number of neurons."""
-    return HQError(
-        f"The layers of this {model_type} model have FFNs of different widths "
-        f"({', '.join(map(str, widths))}): hq needs the same width in every layer."
-    )
-
-
-def attribute(name: str) -> Callable[[PretrainedConfig], int]:
+def attribute(name: str) -> Callable[[PretrainedConfig], Width]:
     """The FFN's width from this attribute of a config, or 4 · hidden_size where it is unset."""
 
     def width(config: PretrainedConfig) -> int:
@@ -108,7 +96,7 @@ class Architecture:
     norm_offset: float = 0.0  # what the norm adds to its weights
     fused: bool = False  # `up` holds the gate (first half) and the up projection
     transposed: bool = False  # checkpoints store weights as [d_in, d_out]
-    width: Callable[[PretrainedConfig], int] = intermediate_size  # d_ff, from the text config
+    width: Callable[[PretrainedConfig], Width] = intermediate_size  # d_ff, from the text config
     linear_in_up: bool = True  # with a gate: h_i is proportional to row i of W_up
     norms: NormNames | None = None  # the norms that identify a model; None where GGUF has no names
     conversion: Conversion | None = None  # how it is written as GGUF; None where it cannot be
@@ -118,6 +106,17 @@ class Architecture:
     def projections(self) -> tuple[str, ...]:
         """Paths of the FFN's projections."""
         return tuple(filter(None, (self.gate, self.up, self.down)))
+
+    def space(self, config: PretrainedConfig) -> NeuronSpace:
+        """The space of a model's neurons, from its text config."""
+        width, layers = self.width(config), int(config.num_hidden_layers)
+        widths = (width,) * layers if isinstance(width, int) else tuple(width)
+        if len(widths) != layers:
+            raise HQError(
+                f"The config of this {config.model_type} model names {len(widths)} widths for "
+                f"{layers} layers: copy config.json again."
+            )
+        return NeuronSpace.of_widths(widths)
 
     @property
     def described(self) -> dict[str, str]:

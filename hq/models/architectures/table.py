@@ -44,7 +44,7 @@ adapters. A type with a *record* is described in `hq/models/architectures/`. The
 *detected*: hq builds the model without weights, follows one forward pass to find the down
 projections, compares activations with the formulas once the weights are loaded, and logs a
 warning. So a dense decoder that is not listed works too, or is rejected in one sentence. Mixtures
-of experts, models with a recurrent state and layers of different widths are always rejected.
+of experts and models with a recurrent state are always rejected. Layers may have different widths.
 Falcon runs at FP16 only, as bitsandbytes does not replace its linear layers; DeepSeek has no PEFT
 adapters, as PEFT takes its FFNs for experts.
 

@@ -28,7 +28,7 @@ def bake(source: Path, target: Path, factors: Factors) -> BakeRecord:
     baked already, and a target that is there.
     """
     model = open_target(source)
-    check_factors(factors, model.n_layers, model.d_ff)
+    check_factors(factors, model.space)
     if not factors:
         raise HQError("No neuron is named, so there is nothing to bake: give a set of H-Neurons.")
     if model.record is not None:

@@ -42,8 +42,7 @@ class CheckpointModel:
         self._family = architecture_at(path)
         self.tensors: Mapping[str, StoredTensor] = tensors_of(path)
         self.transposed = self._family.transposed
-        self.n_layers = int(self._config.num_hidden_layers)
-        self.d_ff = self._family.width(self._config)
+        self.space = self._family.space(self._config)
         self.vocabulary = int(self._config.vocab_size)
         self._maps: dict[str, UInt8[np.ndarray, " byte"]] = {}
 
@@ -154,7 +153,7 @@ class CheckpointModel:
 
     def _up(self, layer: int, index: int) -> tuple[str, int]:
         """W_up's name, and the neuron's row in it: behind the gate's where they are fused."""
-        row = index + self.d_ff if self._family.fused else index
+        row = index + self.space.widths[layer] if self._family.fused else index
         return self._projection(layer, self._family.up), row
 
     def _column(self, layer: int, index: int) -> StridedScales:

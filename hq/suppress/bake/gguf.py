@@ -21,6 +21,7 @@ from hq.gguf.header import Tensor, padded
 from hq.gguf.layout import ARCHITECTURES
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
+from hq.neurons.space import NeuronSpace
 from hq.storage.atomic import atomic_file
 from hq.suppress.bake.copying import changed, copy_from, patch, sha256
 from hq.suppress.bake.gguf_types import SCALES, block_weights
@@ -42,7 +43,8 @@ class GGUFModel:
         self.path = path
         self.file = GGUFFile(path)
         self.file.require_whole()
-        self.n_layers, self.d_ff = self.file.n_layers, self.file.d_ff
+        self.d_ff = self.file.d_ff
+        self.space = NeuronSpace.rectangular(self.file.n_layers, self.d_ff)
         self.vocabulary = self.file.vocabulary
 
     @property

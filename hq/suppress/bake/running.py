@@ -29,12 +29,12 @@ def run(
     Raises HQError for a checkpoint that cannot be loaded, or lacks the package that runs it.
     """
     architecture = architecture_at(path)
-    d_ff = architecture.width(text_config(path))
+    space = architecture.space(text_config(path))
     model = loaded(path)
     downs = down_projections(model.get_decoder(), architecture)
     found = []
     for factors in scalings:
-        with torch.inference_mode(), scaled(model, downs, factors, d_ff):
+        with torch.inference_mode(), scaled(model, downs, factors, space):
             rows = [_logits(model, exchange) for exchange in exchanges]
         found.append(torch.cat(rows).numpy())
     return found

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from hq.errors import HQError
 from hq.neurons.factors import check_factors
+from hq.neurons.space import NeuronSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +32,13 @@ class LoraDelta:
         return rows
 
 
-def lora_deltas(
-    factors: Mapping[tuple[int, int], float], layers: int, d_ff: int
-) -> list[LoraDelta]:
+def lora_deltas(factors: Mapping[tuple[int, int], float], space: NeuronSpace) -> list[LoraDelta]:
     """The deltas of those layers that have any; neurons with α₀ = 1 are left out.
 
     Raises HQError for a neuron that the model lacks, an α₀ that is no number from 0 up, and where
     nothing is left.
     """
-    check_factors(factors, layers, d_ff)
+    check_factors(factors, space)
     gains: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in sorted(factors.items()):
         if alpha != 1:

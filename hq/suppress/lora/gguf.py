@@ -49,7 +49,7 @@ def write(base: GGUFFile, factors: Mapping[tuple[int, int], float], into: Path) 
     weights that the installed `gguf` does not know, and where that is missing.
     """
     package = gguf_package()
-    found = lora_deltas(factors, base.n_layers, base.d_ff)
+    found = lora_deltas(factors, base.identity.space)
     with atomic_file(into) as path:
         writer = package.GGUFWriter(path, base.architecture)
         try:

@@ -38,7 +38,7 @@ def write(
     The folder `into` appears when it is whole. Raises HQError for what `lora_deltas` refuses, a
     family that hq does not know, a quantized checkpoint, and one that lacks a weight.
     """
-    found = lora_deltas(factors, model.n_layers, model.d_ff)
+    found = lora_deltas(factors, model.space)
     require_dense(checkpoint)
     model_type = text_config(checkpoint).model_type
     if model_type in _EXPERTS_TO_PEFT:
@@ -53,7 +53,8 @@ def write(
     for change in found:
         columns = _columns(read(change.layer, family.down), family, change)
         prefix = f"base_model.model.{names[change.layer]}"
-        tensors[f"{prefix}.lora_A.weight"] = torch.from_numpy(change.one_hot(model.d_ff))
+        width = model.space.widths[change.layer]
+        tensors[f"{prefix}.lora_A.weight"] = torch.from_numpy(change.one_hot(width))
         tensors[f"{prefix}.lora_B.weight"] = columns
     said = _config(checkpoint, family, {names[c.layer]: c.rank for c in found})
     weights = save(tensors, {"format": "pt", "hq.source.fingerprint": model.fingerprint})
