@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, with the interface that `harness.models.encoding` needs.
+"""The tokenizer inside a GGUF file, with the interface that `hq.models.encoding` needs.
 
 Ids and templates come from the very tokenizer that a study of the file uses
 (`hq.gguf.read_tokenizer`), so that a monitor sees a prompt as the study did. llama.cpp spells the
@@ -11,10 +11,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from harness.models.encoding import Messages
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.llamacpp.model import LlamaModel
+from hq.models.encoding import ChatMessages
 
 
 class GGUFTokenizer:
@@ -69,7 +69,7 @@ class GGUFTokenizer:
         found: Mapping[int, AddedToken] = self._theirs.added_tokens_decoder
         return found
 
-    def apply_chat_template(self, messages: Messages, tokenize: bool, **options: Any) -> str:
+    def apply_chat_template(self, messages: ChatMessages, tokenize: bool, **options: Any) -> str:
         """The messages as the template writes them: by transformers, as in a study."""
         assert not tokenize
         text: str = self._theirs.apply_chat_template(

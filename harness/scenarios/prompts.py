@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from harness.models.encoding import PROBE, Encoder, bare_ids, rendered
 from hq.errors import HQError
+from hq.models.encoding import PLACEHOLDER, Encoder, bare_ids, render_chat
 from hq.registry import Registry
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -97,8 +97,8 @@ class Chat:
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The end-of-text token, and the special token that the template puts after an answer."""
-        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
-        _, _, rest = rendered(tokenizer, turn).partition(PROBE)
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}]
+        _, _, rest = render_chat(tokenizer, turn).partition(PLACEHOLDER)
         special = _special(tokenizer)
         ends = next(([token] for token in bare_ids(tokenizer, rest) if token in special), [])
         return _end_of_text(tokenizer) | frozenset(ends)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.models.encoding import PROBE, Encoder, rendered
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios.prompts import FewShot
 from harness.serve.refusal import Refusal
+from hq.models.encoding import PLACEHOLDER, Encoder, render_chat
 from hq.registry import Registry
 
 
@@ -104,12 +104,12 @@ def _require_tools_shown(tokenizer: GGUFTokenizer, turns: Sequence[Turn]) -> Non
     probed = [
         replace(
             turn,
-            text=PROBE if turn.role == "tool" else turn.text,
-            calls=tuple(replace(call, name=PROBE) for call in turn.calls),
+            text=PLACEHOLDER if turn.role == "tool" else turn.text,
+            calls=tuple(replace(call, name=PLACEHOLDER) for call in turn.calls),
         )
         for turn in turns
     ]
-    if rendered(tokenizer, [_message(turn) for turn in probed]).count(PROBE) < expected:
+    if render_chat(tokenizer, [_message(turn) for turn in probed]).count(PLACEHOLDER) < expected:
         raise Refusal(
             400,
             "The model's chat template has no place for tool calls and their results: write them "

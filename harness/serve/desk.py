@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
-from harness.models.encoding import Encoder
 from harness.serve.api.messages import Message
 from harness.serve.conversation import Call, Turn, encode
 from harness.serve.draft import Order
@@ -12,6 +11,7 @@ from harness.serve.policy import Policy
 from harness.serve.refusal import Refusal
 from harness.serve.requests import Asked, ChatRequest, TextRequest
 from hq.errors import HQError
+from hq.models.encoding import Encoder
 from hq.tracing.sampling import StopCriteria
 
 _LETTERS_A_TOKEN = 32  # a text with more than that on average cannot be told to fit

@@ -1,7 +1,7 @@
-"""Traces on disk: one .npy file a measure and span, and a JSON file that says what they are.
+"""Traces on disk: one .npy file per measure and span, and a JSON file that describes them.
 
-Rows are written where they belong as batches come, so memory stays flat whatever n is, and a trace
-that was killed goes on with the batches that it lacks.
+Rows are written as batches come, so memory does not grow with n, and an interrupted trace resumes
+with the missing batches.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ StorageType = Literal["float32"]  # float16 holds neither contributions nor most
 
 
 class TraceInfo(BaseModel):
-    """What a folder of traces holds, and what ran to make it."""
+    """What a folder of traces holds, and how it was computed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,28 +39,28 @@ class TraceInfo(BaseModel):
     precision: str
     compute: str
     n: int
-    exchanges: str  # digest of the token ids, equal wherever the same tokens were traced
+    exchanges: str  # digest of the token ids: equal if the same tokens were traced
     measures: tuple[Measure, ...]
     spans: tuple[Span, ...]
     dtype: StorageType
     weight_bytes: int
     audit: tuple[AuditRow, ...]
-    # Flat indices, ascending: as Backend has them.
+    # Flat indices, ascending, as in Backend.
     missing: tuple[int, ...] = ()
     unmatched: tuple[int, ...] = ()
 
 
 def exchanges_digest(exchanges: Sequence[PromptResponse]) -> str:
-    """BLAKE2b of all token ids, with the border of prompt and response: 16 hex digits."""
+    """BLAKE2b of all token ids, prompts and responses kept apart: 16 hex digits."""
     ids = json.dumps([[e.prompt, e.response] for e in exchanges], separators=(",", ":"))
     return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
 
 
 class TraceWriter:
-    """Writes batches of traces into a folder, and knows which ones are there already.
+    """Writes batches of traces into a folder, and knows which batches are there.
 
-    No file stays open between batches. Raises HQError for a folder that holds the beginning of
-    another trace.
+    No file stays open between batches. Raises HQError if the folder holds the beginning of another
+    trace.
     """
 
     def __init__(self, folder: Path, info: TraceInfo) -> None:
@@ -83,17 +83,17 @@ class TraceWriter:
 
     @property
     def done(self) -> frozenset[int]:
-        """Numbers of the batches that are wholly written."""
+        """Numbers of the batches that are completely written."""
         if not self._log.exists():
             return frozenset()
         lines = self._log.read_text(encoding="utf-8").split("\n")
         return frozenset(map(int, lines[:-1]))  # what follows the last newline was cut off
 
     def write(self, batch: TraceBatch) -> None:
-        """Writes a batch's rows, then notes its number.
+        """Write the rows of a batch, then record its number.
 
-        Raises HQError for another batch than the folder describes, and for values that are not
-        finite as they are stored.
+        Raises HQError if the batch lacks a measure or span of the folder, or if values are not
+        finite in the type they are stored in.
         """
         for measure, span in self._files:
             values = batch.features(measure, span).values.astype(self._info.dtype, copy=False)
@@ -103,7 +103,7 @@ class TraceWriter:
                 for row, value in zip(batch.rows, values, strict=True):
                     file.seek(offset + int(row) * value.nbytes)
                     file.write(value.tobytes())
-        # The files are closed by now: a process that is killed has written what its log names.
+        # The files are closed: what the log names is written, even if the process is killed now.
         with self._log.open("a", encoding="utf-8", newline="\n") as log:
             log.write(f"{batch.number}\n")
 
@@ -146,7 +146,7 @@ class Traces:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Raises HQError when the folder is missing, unfinished or damaged."""
+        """Raises HQError if the folder is missing, unfinished or damaged."""
         path = folder / INFO_FILE
         if not path.is_file():
             raise HQError(f"{folder} holds no finished trace: run `hq trace` into it first.")
@@ -164,9 +164,9 @@ class Traces:
         return norms
 
     def matrix(self, measure: Measure, span: Span) -> Float[np.ndarray, "n p"]:
-        """The feature matrix of one measure over one span, a column per neuron.
+        """The feature matrix of one measure over one span, one column per neuron.
 
-        Raises HQError when it was not traced, or its file does not have the shape it should.
+        Raises HQError if it was not traced, or if its file is damaged.
         """
         path = self.folder / f"{measure}.{span}.npy"
         if measure not in self.info.measures or span not in self.info.spans or not path.is_file():
@@ -185,7 +185,7 @@ class Traces:
         return flat
 
     def features(self, measure: Measure, span: Span) -> Features:
-        """The same with what its numbers are: what `identify` and `NeuronSet.score` take."""
+        """The matrix with its measure, span and model, for `identify` and `NeuronSet.score`."""
         info, values = self.info, self.matrix(measure, span)
         missing = frozenset(info.missing)
         return Features(values, measure, span, info.model, info.precision, missing)
@@ -194,16 +194,16 @@ class Traces:
 def magnitudes(
     traces: Traces, span: Span, rows: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, " p"]:
-    """Mean contribution of every neuron over a span of some rows: what neurons are matched by."""
+    """Mean contribution of every neuron over a span of these rows: controls match it."""
     mean: Float[np.ndarray, " p"] = traces.matrix("contribution", span)[rows].mean(axis=0)
     return mean
 
 
 def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[Path, int]:
-    """The path and the offset of the data of an .npy file, which is created where it is missing."""
+    """Path and data offset of an .npy file, which is created if it is missing."""
     if not path.exists():
         part = path.with_suffix(".part")  # a kill must not leave a short file under the final name
-        whole = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        del whole  # a mapped file cannot be renamed on Windows
+        array = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        del array  # a mapped file cannot be renamed on Windows
         os.replace(part, path)
     return path, int(np.load(path, mmap_mode="r").offset)

@@ -11,7 +11,6 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from harness.models.dequantized import checkpoint_of
-from harness.models.encoding import Encoder, rendered
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios import prompts
 from hq.errors import HQError
@@ -19,6 +18,7 @@ from hq.gguf.file import GGUFFile
 from hq.gguf.write import write
 from hq.llamacpp.model import LlamaModel
 from hq.models.checkpoint import identity
+from hq.models.encoding import Encoder, render_chat
 from tests import tiny, tiny_tokenizers
 from tests.chat_templates import SPECIAL, TEMPLATES
 from tests.hq import gguf_files
@@ -170,7 +170,7 @@ def test_a_template_that_does_not_render_is_a_sentence(two, template):
     with with_template(two, template):
         for tokenizer in (two.study, two.monitor):
             with pytest.raises(HQError, match=r"use the prompt form '?few-shot"):
-                rendered(tokenizer, [{"role": "user", "content": "x"}])
+                render_chat(tokenizer, [{"role": "user", "content": "x"}])
 
 
 FOREIGN = {

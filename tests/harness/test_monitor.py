@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from harness.models.encoding import rendered
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.models.encoding import render_chat
 from hq.monitor.bundle import Domain
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from tests import bundles, tiny
@@ -218,10 +218,10 @@ def test_a_chat_template_is_rendered_as_transformers_does(gguf, monkeypatch):
                 expected = theirs.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True
                 )
-                assert rendered(ours, messages, add_generation_prompt=True) == expected
+                assert render_chat(ours, messages, add_generation_prompt=True) == expected
             else:
                 with pytest.raises(HQError, match=words):
-                    rendered(ours, messages)
+                    render_chat(ours, messages)
 
 
 def test_the_tiny_model_is_left_alone(gguf):

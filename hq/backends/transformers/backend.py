@@ -106,6 +106,10 @@ class TorchBackend:
     def _norms(self) -> list[Float[Tensor, " d_ff"]]:
         return [column_norms(self._dense(down)) for down in self.downs]
 
+    def norms_of(self, layer: int) -> Float[Tensor, " d_ff"]:
+        """‖W_down[:, i]‖₂ of one layer, on the device that computes."""
+        return self._norms[layer]
+
     def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
         dense = self._precision.dense(projection)
         return dense.T if isinstance(projection, Conv1D) else dense

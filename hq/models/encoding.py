@@ -1,7 +1,6 @@
-"""Texts and conversations as token ids: the one way there is, for studies, monitors and the server.
+"""Texts and conversations as token ids, for studies, monitors, the server and the Python API.
 
-It takes a transformers tokenizer or `harness.models.gguf_tokenizer.GGUFTokenizer`, which give
-equal ids.
+It takes a transformers tokenizer, or an object with the same interface that returns equal ids.
 """
 
 import re
@@ -14,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 from hq.errors import HQError, first_line
 
-PROBE = "hq writes this"  # no part of a special token, nor of any template
+PLACEHOLDER = "hq writes this"  # no part of a special token, nor of any template
 _LEAD = "\x02"
-Messages = Sequence[Mapping[str, Any]]
+ChatMessages = Sequence[Mapping[str, Any]]
 
 
 class Encoder:
@@ -45,24 +44,28 @@ class Encoder:
         ids, opening = self._ids(text), self._known.opening
         return ids if opening and ids[: len(opening)] == opening else [*opening, *ids]
 
-    def chat(self, messages: Messages, **options: Any) -> list[int]:
+    def chat(self, messages: ChatMessages, **options: Any) -> list[int]:
         """Token ids of a conversation as the model's template writes it, special tokens and all.
 
         Raises HQError for a tokenizer without a template, and one that cannot be rendered.
         """
-        return self._ids(rendered(self._tokenizer, self._hidden_in(messages), **options))
+        return self._ids(render_chat(self._tokenizer, self._hidden_in(messages), **options))
 
-    def continued(self, messages: Messages, begun: str) -> list[int] | None:
+    def continuation(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after a prompt: no token is added on either side."""
+        return self._piece(text, plain=False, first=False) if text else []
+
+    def continued(self, messages: ChatMessages, begun: str) -> list[int] | None:
         """Token ids up to the end of what the assistant has `begun` to say, for it to go on with.
 
         None where the template leaves out a last message of the assistant. Raises HQError as `chat`
         does.
         """
-        answered = [*self._hidden_in(messages), {"role": "assistant", "content": PROBE}]
-        text, found, _ = rendered(self._tokenizer, answered).rpartition(PROBE)
+        answered = [*self._hidden_in(messages), {"role": "assistant", "content": PLACEHOLDER}]
+        text, found, _ = render_chat(self._tokenizer, answered).rpartition(PLACEHOLDER)
         return self._ids(text + self.user(begun)) if found else None
 
-    def _hidden_in(self, messages: Messages) -> list[dict[str, Any]]:
+    def _hidden_in(self, messages: ChatMessages) -> list[dict[str, Any]]:
         return [
             {key: self.user(value) if key == "content" else value for key, value in m.items()}
             for m in messages
@@ -100,7 +103,7 @@ def bare_ids(tokenizer: Any, text: str, plain: bool = False) -> list[int]:
     return list(ids)
 
 
-def rendered(tokenizer: Any, messages: Messages, **options: Any) -> str:
+def render_chat(tokenizer: Any, messages: ChatMessages, **options: Any) -> str:
     """The messages as the tokenizer's template writes them, by transformers' own rendering.
 
     Raises HQError for a tokenizer without a template, and one that cannot be rendered.
@@ -117,6 +120,22 @@ def rendered(tokenizer: Any, messages: Messages, **options: Any) -> str:
             f"The chat template of {name} cannot be rendered ({first_line(error)}): use the prompt "
             "form few-shot."
         ) from error
+
+
+def end_tokens_of(tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a response: of the text, and of the assistant's turn in the chat template.
+
+    Raises HQError for a template that cannot be rendered.
+    """
+    end = tokenizer.eos_token_id
+    ends = set(end if isinstance(end, list) else [end]) - {None}
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}]
+        _, _, after = render_chat(tokenizer, turn).partition(PLACEHOLDER)
+        special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(tokenizer.all_special_ids)
+        ends |= set([token for token in bare_ids(tokenizer, after) if token in special][:1])
+    return frozenset(ends)
 
 
 @dataclass(frozen=True, slots=True)
