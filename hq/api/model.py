@@ -167,7 +167,7 @@ class Model:
             temperature: 0 is greedy; above 0, tokens are sampled from the 50 most likely ones and
                 the top 0.9 of probability.
             seed: Seed of sampling. The same prompt, settings and seed give the same answer.
-            stop: Strings that end the answer, for example ``["\\n"]``; they are not part of it.
+            stop: Strings that end the answer, such as a line break; they are not part of it.
 
         Raises:
             HQError: The prompt is empty or too long, or the logits are not finite.

@@ -1,6 +1,6 @@
 """The monitor of the Python API: the same verbs on transformers and llama.cpp."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,6 +66,7 @@ class Monitor:
         self.neurons = neurons
         self._model = model
         self._steps: list[Step] = []
+        self._ending: StopCriteria | None = None
         self._open = ExitStack()
         self.engine = _engine(model, neurons, tokens)
 
@@ -90,8 +91,10 @@ class Monitor:
 
     @property
     def text(self) -> str:
-        """Text of the last answer, up to now."""
-        return self._model.decode([step.token for step in self._steps])
+        """Text of the last answer, up to now, without the stop string that ended it."""
+        ids = tuple(step.token for step in self._steps)
+        ended = self._ending.split(ids) if ids and self._ending else None
+        return ended[1] if ended else self._model.decode(ids)
 
     def answer(
         self,
@@ -122,7 +125,8 @@ class Monitor:
         settings = sampling(max_new_tokens, temperature, seed)
         ids, ending = self._model.encode(prompt), self._model.stop_criteria(stop)
         chooser = TokenChooser(DRAWS, settings)
-        return self._kept(lambda: self.engine.answer(ids, ending, max_new_tokens, chooser), stop_at)
+        steps = self.engine.answer(ids, ending, max_new_tokens, chooser)
+        return self._recorded(steps, ending, stop_at)
 
     def follow(self, prompt: Prompt, answer: Answer) -> Iterator[Step]:
         """Read an answer that was written elsewhere; yields a step per token.
@@ -131,7 +135,7 @@ class Monitor:
         it, for which thresholds are set.
         """
         ids, response = self._model.encode(prompt), self._model.encode_answer(answer)
-        return self._kept(lambda: self.engine.follow(ids, response), None)
+        return self._recorded(self.engine.follow(ids, response), None, None)
 
     def scale(self, alpha: float) -> AbstractContextManager[None]:
         """Scale the H-Neurons of the set, h_i ← α·h_i, while the context lasts.
@@ -140,10 +144,13 @@ class Monitor:
         """
         return self._model.scale(self.neurons, alpha)
 
-    def _kept(self, start: Callable[[], Iterator[Step]], stop_at: float | None) -> Iterator[Step]:
-        self._steps = steps = []
-        for step in start():
-            steps.append(step)
+    def _recorded(
+        self, steps: Iterator[Step], ending: StopCriteria | None, stop_at: float | None
+    ) -> Iterator[Step]:
+        recorded: list[Step] = []
+        self._steps, self._ending = recorded, ending
+        for step in steps:
+            recorded.append(step)
             yield step
             if stop_at is not None and step.score >= stop_at:
                 return

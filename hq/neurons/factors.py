@@ -15,7 +15,10 @@ def check_factors(factors: Factors, space: NeuronSpace) -> None:
     """Raises HQError for a neuron that is not in the space, or an α that is negative or NaN."""
     for (layer, index), alpha in factors.items():
         if not (isinstance(layer, int | np.integer) and isinstance(index, int | np.integer)):
-            raise HQError(f"({layer}, {index}) is not a neuron: name its layer and its index.")
+            raise HQError(
+                f"Neuron ({layer}, {index}) is not in this model, which has {space}: use a "
+                "NeuronSet of this model."
+            )
         space.flat(layer, index)
         if not 0 <= alpha < float("inf"):
             raise HQError(f"α = {alpha} for neuron ({layer}, {index}): it must be 0 or more.")

@@ -204,7 +204,7 @@ def domains(**change):
 def test_content_that_no_bundle_has(folder, files, words):
     """Sealed, so that the checksums agree, and refused all the same."""
     if words == "schema_version":
-        files = {NEURONS: (folder / NEURONS).read_bytes().replace(b'version": 1', b'version": 9')}
+        files = {NEURONS: (folder / NEURONS).read_bytes().replace(b'version": 2', b'version": 9')}
     resealed(folder, files)
     if words is None:
         assert Bundle.load(folder).card == "\ufffd"

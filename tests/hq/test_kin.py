@@ -50,14 +50,14 @@ def test_a_checkpoint_and_its_gguf_are_akin(family, kind, checkpoint: Checkpoint
     architecture = ARCHITECTURE.get(family, family)
     path = gguf_files.write(tmp_path / "a.gguf", kind, weights=weights, architecture=architecture)
     found, source = GGUFFile(path).identity, identity(checkpoint(family))
-    assert found.kin == source.kin
-    assert re.fullmatch("[0-9a-f]{16}", found.kin)
+    assert found.norm_digest == source.norm_digest
+    assert re.fullmatch("[0-9a-f]{16}", found.norm_digest)
     assert (found.n_layers, found.d_ff) == (source.n_layers, source.d_ff)
     assert found.fingerprint.startswith("gguf:")
 
 
 def test_every_family_has_a_kin_of_its_own(checkpoint: Checkpoint):
-    kins = [identity(checkpoint(family)).kin for family in tiny.FAMILIES]
+    kins = [identity(checkpoint(family)).norm_digest for family in tiny.FAMILIES]
     assert kins.pop(list(tiny.FAMILIES).index("opt")) == ""
     assert "" not in kins
     same_weights = {"llama", "mistral"}  # one seed, one shape
@@ -66,7 +66,7 @@ def test_every_family_has_a_kin_of_its_own(checkpoint: Checkpoint):
 
 def test_every_norm_counts(checkpoint: Checkpoint, tmp_path):
     folder = tiny.save("gemma3_text", tmp_path / "copy")
-    path, before = folder / "model.safetensors", identity(folder).kin
+    path, before = folder / "model.safetensors", identity(folder).norm_digest
     tensors = load_file(path)
     norms = [name for name in tensors if name.endswith("norm.weight")]
     assert len(norms) == 6 * tiny.LAYERS + 1
@@ -74,24 +74,32 @@ def test_every_norm_counts(checkpoint: Checkpoint, tmp_path):
         changed = tensors[name].clone()
         changed[3] += 0.5
         save_file(tensors | {name: changed}, path, metadata={"format": "pt"})
-        assert identity(folder).kin != before, name
+        assert identity(folder).norm_digest != before, name
     others = {name: t for name, t in tensors.items() if name not in norms}
     save_file(tensors | {n: -t for n, t in others.items()}, path, metadata={"format": "pt"})
-    assert identity(folder).kin == before
+    assert identity(folder).norm_digest == before
     del tensors[norms[0]]
     save_file(tensors, path, metadata={"format": "pt"})
-    assert identity(folder).kin == ""
+    assert identity(folder).norm_digest == ""
 
 
 def test_sharding_and_dtype_keep_the_kin(checkpoint: Checkpoint, tmp_path):
     model = hf.AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float16)
-    before = identity(checkpoint("llama")).kin
+    before = identity(checkpoint("llama")).norm_digest
     model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     model.float().save_pretrained(tmp_path / "float32")
-    assert identity(tmp_path / "shards").kin == identity(tmp_path / "float32").kin == before
+    assert (
+        identity(tmp_path / "shards").norm_digest
+        == identity(tmp_path / "float32").norm_digest
+        == before
+    )
     model.bfloat16().save_pretrained(tmp_path / "bf16")
     model.float().save_pretrained(tmp_path / "rounded")
-    assert identity(tmp_path / "bf16").kin == identity(tmp_path / "rounded").kin != before
+    assert (
+        identity(tmp_path / "bf16").norm_digest
+        == identity(tmp_path / "rounded").norm_digest
+        != before
+    )
 
 
 def test_order_and_lengths_count_and_what_fp16_cannot_hold_does_not():

@@ -34,7 +34,7 @@ def neurons(checkpoint: Checkpoint) -> NeuronSet:
 def test_a_loaded_model_is_known_by_its_norms(family, checkpoint):
     folder = checkpoint(family)
     if family == "opt":
-        with pytest.raises(HQError, match=r"model_identity=hq\.checkpoint\.identity"):
+        with pytest.raises(HQError, match=r"model_identity=hq\.models\.checkpoint\.identity"):
             loaded_identity(load(folder))
         return
     source, found = identity(folder), loaded_identity(load(folder))
