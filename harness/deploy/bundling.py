@@ -20,7 +20,15 @@ from hq import __version__
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.monitor.bundle import NAME, BundleFacts, Domain, Validation, model_file, norms_of, write
+from hq.monitor.bundle import (
+    BUNDLE_NAME,
+    BundleFacts,
+    Domain,
+    Validation,
+    model_file,
+    neuron_norms,
+    write_bundle,
+)
 from hq.neurons.neuron_set import NeuronSet
 from hq.stats.bootstrap import bootstrap_auroc
 from hq.stats.conformal import require_enough
@@ -85,7 +93,7 @@ def make(
     there already, all before the answers are read.
     """
     require_free(into)
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(BUNDLE_NAME, name):
         raise HQError(
             f"{name!r} is no name for a bundle: use small letters, digits, dots, dashes and "
             "underscores."
@@ -112,11 +120,11 @@ def make(
     validation = _validation(run, rows, scores)
     card = model_card(facts, neurons, found, validation)
     arrays = {
-        "norms": norms_of(neurons, backend.file),
+        "norms": neuron_norms(neurons, backend.file),
         "scores": np.sort(scores[rows.calibration]),
         "right": np.sort(scores[whole.right]),
     }
-    write(into, facts, neurons, found, validation, arrays, card)
+    write_bundle(into, facts, neurons, found, validation, arrays, card)
 
 
 def _domain(

@@ -16,9 +16,9 @@ from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.neurons.prompt_response import PromptResponse
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+PromptInput = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A plain text, token ids, or the messages of a conversation (`role` and `content`)."""
-Answer = str | Sequence[int]
+AnswerInput = str | Sequence[int]
 """A plain text, or token ids."""
 DRAWS = "hq"  # the key of the random numbers of `generate` and of `Monitor.answer`
 
@@ -87,7 +87,7 @@ class Model:
         """Tokens that end an answer: end of text, and the end of a turn in the chat template."""
         return self._ends(self.tokenizer)
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(self, prompt: PromptInput) -> tuple[int, ...]:
         """Token ids of a prompt; see the class for how texts and messages are encoded.
 
         Raises HQError for an empty prompt, for messages without a chat template, and for values
@@ -104,7 +104,7 @@ class Model:
             raise HQError("A prompt is empty: it needs a token at least.")
         return ids
 
-    def encode_answer(self, answer: Answer) -> tuple[int, ...]:
+    def encode_answer(self, answer: AnswerInput) -> tuple[int, ...]:
         """Token ids of an answer, as a continuation of any prompt. Raises HQError if empty."""
         if isinstance(answer, str):
             ids = tuple(Encoder(self.tokenizer).continuation(answer))
@@ -120,8 +120,8 @@ class Model:
 
     def trace(
         self,
-        prompts: Sequence[Prompt],
-        answers: Sequence[Answer],
+        prompts: Sequence[PromptInput],
+        answers: Sequence[AnswerInput],
         *,
         measure: Measure = "sum",
         span: Span = "answer",
@@ -152,7 +152,7 @@ class Model:
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: PromptInput,
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -202,7 +202,9 @@ class Model:
         positions = [(neuron.layer, neuron.index) for neuron in neurons.positive]
         return self.backend.scale(dict.fromkeys(positions, alpha))
 
-    def _pairs(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[PromptResponse]:
+    def _pairs(
+        self, prompts: Sequence[PromptInput], answers: Sequence[AnswerInput]
+    ) -> list[PromptResponse]:
         for name, given in (("prompts", prompts), ("answers", answers)):
             if isinstance(given, str) or any(isinstance(item, int) for item in given):
                 raise HQError(f"{name} is a single one: pass a list of {name}.")

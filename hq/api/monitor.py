@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hq.api.model import DRAWS, Answer, Model, Prompt, sampling
+from hq.api.model import DRAWS, AnswerInput, Model, PromptInput, sampling
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.monitor.reader import Choose
@@ -98,7 +98,7 @@ class Monitor:
 
     def answer(
         self,
-        prompt: Prompt,
+        prompt: PromptInput,
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -128,7 +128,7 @@ class Monitor:
         steps = self.engine.answer(ids, ending, max_new_tokens, chooser)
         return self._recorded(steps, ending, stop_at)
 
-    def follow(self, prompt: Prompt, answer: Answer) -> Iterator[Step]:
+    def follow(self, prompt: PromptInput, answer: AnswerInput) -> Iterator[Step]:
         """Read an answer that was written elsewhere; yields a step per token.
 
         An answer that was generated with scaled neurons is scored here as the unscaled model reads

@@ -13,7 +13,7 @@ from hq.tracing.sampling import StopCriteria
 Choose = Callable[[Float[np.ndarray, " vocab"]], int]  # the next token from its logits
 
 
-class Reader(Protocol):
+class AnswerReader(Protocol):
     """Reads the tokens of one answer, and the CETT of a set's neurons at each of them."""
 
     def read(
@@ -28,7 +28,7 @@ class Reader(Protocol):
 
 
 def generate_steps(
-    reader: Reader,
+    reader: AnswerReader,
     neurons: NeuronSet,
     prompt: Sequence[int],
     ending: StopCriteria,
@@ -51,7 +51,7 @@ def generate_steps(
 
 
 def follow_steps(
-    reader: Reader, neurons: NeuronSet, prompt: Sequence[int], response: Iterable[int]
+    reader: AnswerReader, neurons: NeuronSet, prompt: Sequence[int], response: Iterable[int]
 ) -> Iterator[Step]:
     """Read a response that is generated elsewhere; yields a step per token, as it comes."""
     cett, _ = reader.read(prompt)

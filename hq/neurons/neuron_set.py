@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from hq.errors import HQError
-from hq.neurons.space import Block, NeuronSpace
+from hq.neurons.space import NeuronBlock, NeuronSpace
 from hq.storage.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class ModelIdentity(_Record):
     n_layers: Annotated[int, Field(gt=0)]
     d_ff: Annotated[int, Field(gt=0)]
     norm_digest: str = Field(default="", validation_alias=AliasChoices("norm_digest", "kin"))
-    blocks: tuple[Block, ...] | None = None  # None if every layer is one block of `d_ff` neurons
+    blocks: tuple[NeuronBlock, ...] | None = (
+        None  # None if every layer is one block of `d_ff` neurons
+    )
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:
@@ -79,7 +81,9 @@ class ModelIdentity(_Record):
         return fields
 
     @field_serializer("blocks")
-    def _without_experts(self, blocks: tuple[Block, ...] | None) -> list[dict[str, int]] | None:
+    def _without_experts(
+        self, blocks: tuple[NeuronBlock, ...] | None
+    ) -> list[dict[str, int]] | None:
         return None if blocks is None else [block.model_dump(exclude_none=True) for block in blocks]
 
     @classmethod
@@ -109,7 +113,7 @@ class ModelIdentity(_Record):
 
 
 @lru_cache(maxsize=64)
-def _space(n_layers: int, d_ff: int, blocks: tuple[Block, ...] | None) -> NeuronSpace:
+def _space(n_layers: int, d_ff: int, blocks: tuple[NeuronBlock, ...] | None) -> NeuronSpace:
     return NeuronSpace.rectangular(n_layers, d_ff) if blocks is None else NeuronSpace(blocks)
 
 

@@ -20,7 +20,7 @@ from hq.errors import HQError
 NO_EXPERT = -1  # in `Location.expert`: the neuron's block is a whole layer
 
 
-class Block(BaseModel):
+class NeuronBlock(BaseModel):
     """The neurons of one layer, or of one expert of a layer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +46,7 @@ class NeuronSpace:
     an expert or experts that count from 0.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[NeuronBlock, ...]
 
     def __post_init__(self) -> None:
         by_layer: dict[int, list[int | None]] = {}
@@ -62,7 +62,9 @@ class NeuronSpace:
     @classmethod
     def of_widths(cls, widths: Sequence[int]) -> "NeuronSpace":
         """The space of a dense decoder whose layers have these widths."""
-        return cls(tuple(Block(layer=layer, width=width) for layer, width in enumerate(widths)))
+        return cls(
+            tuple(NeuronBlock(layer=layer, width=width) for layer, width in enumerate(widths))
+        )
 
     @classmethod
     def rectangular(cls, n_layers: int, d_ff: int) -> "NeuronSpace":

@@ -15,7 +15,7 @@ from hq.errors import HQError
 from hq.models.architectures import Architecture
 from hq.models.checkpoint import identity
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
-from hq.neurons.space import NO_EXPERT, Block, NeuronSpace
+from hq.neurons.space import NO_EXPERT, NeuronBlock, NeuronSpace
 from hq.probe.controls import matched_neurons
 from hq.probe.identify import identify
 from hq.stats.bootstrap import auroc
@@ -27,10 +27,10 @@ from tests.hq.models.test_architectures import far, naive_cett
 WIDTHS = (128, 128, 256, 256)
 MIXED = NeuronSpace(
     (
-        Block(layer=0, width=6),
-        Block(layer=1, width=3, expert=0),
-        Block(layer=1, width=3, expert=1),
-        Block(layer=2, width=4),
+        NeuronBlock(layer=0, width=6),
+        NeuronBlock(layer=1, width=3, expert=0),
+        NeuronBlock(layer=1, width=3, expert=1),
+        NeuronBlock(layer=2, width=4),
     )
 )
 
@@ -83,11 +83,11 @@ def test_neurons_outside_are_named(place, named):
     "blocks",
     [
         (),
-        (Block(layer=1, width=2),),
-        (Block(layer=0, width=2), Block(layer=0, width=2)),
-        (Block(layer=0, width=2), Block(layer=0, width=2, expert=0)),
-        (Block(layer=0, width=2, expert=1),),
-        (Block(layer=1, width=2), Block(layer=0, width=2)),
+        (NeuronBlock(layer=1, width=2),),
+        (NeuronBlock(layer=0, width=2), NeuronBlock(layer=0, width=2)),
+        (NeuronBlock(layer=0, width=2), NeuronBlock(layer=0, width=2, expert=0)),
+        (NeuronBlock(layer=0, width=2, expert=1),),
+        (NeuronBlock(layer=1, width=2), NeuronBlock(layer=0, width=2)),
     ],
 )
 def test_blocks_are_in_order_and_complete(blocks):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hq.backends.transformers.backend import TOKEN_BUDGET, TorchBackend
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.architectures import Architecture, architecture_of, down_projections
 from hq.models.architectures.detection import verify
@@ -18,6 +18,7 @@ from hq.neurons.neuron_set import LOADED_ORIGIN, ModelIdentity
 from hq.precisions import PRECISIONS, Precision
 
 _BITSANDBYTES = ("int8", "nf4", "fp4")
+_TOKEN_BUDGET = 2048  # tokens a batch, as in TorchBackend
 
 
 def loaded_identity(model: Any) -> ModelIdentity:
@@ -105,12 +106,7 @@ class LoadedBackend(TorchBackend):
     projections that hq cannot dequantize.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        model_identity: ModelIdentity | None = None,
-        token_budget: int = TOKEN_BUDGET,
-    ) -> None:
+    def __init__(self, model: Any, model_identity: ModelIdentity | None = None) -> None:
         self._family = architecture_of(model.config)
         self.identity = model_identity or loaded_identity(model)
         self.model, self.decoder = model, model.get_decoder()
@@ -130,7 +126,7 @@ class LoadedBackend(TorchBackend):
                 "one: load it without device_map='auto'."
             )
         (self.device,) = devices
-        self.token_budget = token_budget
+        self.token_budget = _TOKEN_BUDGET
         held = _precision_of(self.downs[0])
         self.precision = held.name if held is not _DENSE else str(weights[0].dtype).split(".")[-1]
         self.audit()
