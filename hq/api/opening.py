@@ -8,11 +8,11 @@ from hq.api.model import Model
 from hq.backends.opening import open_backend
 from hq.backends.transformers.loaded import LoadedBackend
 from hq.errors import HQError
-from hq.models.checkpoint import end_tokens, resolve
+from hq.models.checkpoint import end_tokens, quantization_of, resolve
 from hq.models.encoding import end_tokens_of
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons.neuron_set import ModelIdentity
-from hq.precisions import BACKEND_OF
+from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.gguf import SOURCE
 
 
@@ -41,10 +41,20 @@ def load(model: str | Path, precision: str | None = None, *, device: str | None 
             "that ends in .gguf, or another precision."
         )
     folder = resolve(str(model))
+    if getattr(PRECISIONS[precision], "method", None) and not _is_packed(folder):
+        raise HQError(
+            f"Precision {precision!r} needs a packed checkpoint, and {model} is dense: name one "
+            "that was quantized so, or a precision that is quantized while loading, such as nf4."
+        )
     backend = open_backend(folder, precision, device)
     return Model(
         backend, partial(load_tokenizer, folder), lambda t: end_tokens(folder) | end_tokens_of(t)
     )
+
+
+def _is_packed(folder: Path) -> bool:
+    """Whether a config in the folder states a method of quantization."""
+    return quantization_of(folder) is not None or any(folder.glob("quant*_config.json"))
 
 
 def _gguf(path: Path, precision: str, device: str | None) -> Model:

@@ -149,7 +149,7 @@ class Bundle:
             card=sealed.files[CARD].decode(errors="replace"),
             **arrays,
         )
-        bundle._require_whole(path)
+        bundle._require_consistent(path)
         return bundle
 
     def require(self, file: GGUFFile) -> None:
@@ -186,7 +186,7 @@ class Bundle:
             for name, domain in self.domains.items()
         }
 
-    def _require_whole(self, path: Path) -> None:
+    def _require_consistent(self, path: Path) -> None:
         """Raises HQError if the parts of the bundle do not fit together."""
         if ALL not in self.domains:
             raise HQError(f"{path / DOMAINS} has no domain {ALL!r}: make the bundle again.")

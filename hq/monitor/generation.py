@@ -136,13 +136,13 @@ def _refuse_batches(*_: object, **__: object) -> Any:
 
 def _require_plain(config: GenerationConfig, given: dict[str, Any]) -> None:
     mode = config.get_generation_mode(given.get("assistant_model"))
-    refused = {
+    unsupported = {
         "custom generation": given.get("custom_generate") is not None
         or config.cache_implementation == "paged",
         "classifier-free guidance": config.guidance_scale not in (None, 1),
         mode.value.replace("_", " "): mode not in _PLAIN,
     }
-    name = next((name for name, holds in refused.items() if holds), None)
+    name = next((name for name, applies in unsupported.items() if applies), None)
     if name is not None:
         raise HQError(
             f"A monitor reads greedy and sampled answers token by token, not {name}: generate "

@@ -151,7 +151,7 @@ class TorchMonitor:
 
     def _reader(self, prompt: Sequence[int], new: int) -> "_TorchReader":
         if not len(prompt):
-            raise HQError("The prompt is empty: give it a token at least.")
+            raise HQError("The prompt is empty: it needs a token at least.")
         limit = context_length(self._model.config)
         require_length("The prompt", len(prompt), limit, self._name, new)
         return _TorchReader(self._model, self._watched, self.neurons)

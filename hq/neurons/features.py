@@ -107,11 +107,11 @@ def _standardise_block(
 def _where_not_finite(X: Float[np.ndarray, "n p"], space: NeuronSpace | None) -> str:
     bad = ~np.isfinite(X)
     row, column = np.unravel_index(int(bad.argmax()), X.shape)
-    place = f"column {column}"
+    column_name = f"column {column}"
     if space is not None:
         layer, _, index = space.locate(column)
-        place = f"neuron ({layer}, {index})"
+        column_name = f"neuron ({layer}, {index})"
     return (
-        f"{int(bad.sum())} feature values are NaN or infinite, the first in row {row} at {place}: "
-        "trace these responses again in float32."
+        f"{int(bad.sum())} feature values are NaN or infinite, the first in row {row} at "
+        f"{column_name}: trace these responses again in float32."
     )

@@ -53,8 +53,8 @@ class NeuronSpace:
         for block in self.blocks:
             by_layer.setdefault(block.layer, []).append(block.expert)
         ordered = list(by_layer) == list(range(len(by_layer)))
-        whole = all(e in ([None], list(range(len(e)))) for e in by_layer.values())
-        if not (self.blocks and ordered and whole):
+        complete = all(e in ([None], list(range(len(e)))) for e in by_layer.values())
+        if not (self.blocks and ordered and complete):
             raise ValueError(
                 "blocks must be ordered by (layer, expert), layers and experts counting from 0"
             )
@@ -146,8 +146,8 @@ class NeuronSpace:
                 f"Flat index {int(outside.ravel()[0])} is not in a model of {len(self)} neurons: "
                 "use neurons of this model."
             )
-        found: Int[np.ndarray, "*n"] = np.searchsorted(self._offsets, indices, side="right") - 1
-        return found
+        blocks: Int[np.ndarray, "*n"] = np.searchsorted(self._offsets, indices, side="right") - 1
+        return blocks
 
     def locate(self, flat: ArrayLike) -> Location:
         """Layer, expert and index of each flat index: the inverse of `flat`."""

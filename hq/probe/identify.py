@@ -180,7 +180,7 @@ def identify_with_path(
             "Contributions are no shares of a layer's output: identify on sum or output CETT."
         )
     if other is not None:
-        _require_beside(features, other)
+        _require_other_span(features, other)
     design = _stack(features.values, y, groups, None if other is None else other.values)
     _check(features, y, folds, design.groups[: len(y)])
     fitted = standardise(design.X, space=model.space)
@@ -223,7 +223,7 @@ def _loose(point: PathPoint) -> dict[str, float]:
     return {"tolerance": point.tolerance}
 
 
-def _require_beside(features: Features, other: Features) -> None:
+def _require_other_span(features: Features, other: Features) -> None:
     """Raises HQError unless `other` is of the other tokens of the same responses."""
     if features.span == "other":
         raise HQError(
@@ -249,7 +249,9 @@ def _stack(
     n = len(y)
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     if unit.shape != (n,):
-        raise HQError(f"There are {len(unit)} groups for {n} responses: give one group a response.")
+        raise HQError(
+            f"There are {len(unit)} groups for {n} responses: pass one group per response."
+        )
     if other is None:
         return _Design(X, y, unit, np.ones(n, dtype=bool))
     if other.shape != X.shape:
@@ -308,9 +310,9 @@ def _eligible(path: Path, cap: float) -> Path:
 
 
 def _cross_validate(design: _Design, path: Path, folds: int, seed: int) -> list[PathPoint]:
-    found = [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
-    areas = np.array([areas for areas, _ in found])  # [folds, c]
-    tolerances = np.max([path.tolerances, *(loosest for _, loosest in found)], axis=0)
+    by_fold = [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
+    areas = np.array([areas for areas, _ in by_fold])  # [folds, c]
+    tolerances = np.max([path.tolerances, *(loosest for _, loosest in by_fold)], axis=0)
     return [
         PathPoint(
             C=float(C),

@@ -206,9 +206,9 @@ def _grow(
                 tree.paths.append(_Path(ids, members))
                 origins.setdefault(id(tree), []).append(r)
             else:
-                kept, text = ended or (ids, ending.decode(ids))
+                response, text = ended or (ids, ending.decode(ids))
                 tree.finished.append(
-                    SampledResponse(kept, text, tuple(members.tolist()), ended is None)
+                    SampledResponse(response, text, tuple(members.tolist()), ended is None)
                 )
                 tree.naive += len(ids) * len(members)
                 tree.abandoned = tree.abandoned or not wanted(tree)

@@ -146,7 +146,8 @@ def test_without_a_tokenizer_ids_still_work(folder):
     [
         ("gguf-q8_0", "is of GGUF files"),
         ("nf5", "no precision 'nf5': did you mean 'nf4'"),
-        ("gptq-4", "llama"),
+        ("gptq-4", "needs a packed checkpoint, and .* is dense"),
+        ("awq-4-native", "needs a packed checkpoint"),
     ],
 )
 def test_a_precision_that_a_checkpoint_has_not_is_named(folder, precision, message):
