@@ -97,7 +97,11 @@ def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
 
 
 def _of_neurons(text: str) -> Facts:
-    return {NEURONS_FILE: json.loads(text)}
+    """The content of a NeuronSet's file, the same for schema 1 and 2."""
+    facts = json.loads(text.replace('"kin":', '"norm_digest":'))
+    if isinstance(facts, dict):
+        facts.pop("schema_version", None)
+    return {NEURONS_FILE: facts}
 
 
 def _with_rows(run: Path, into: Path, order: Sequence[str], new: Collection[str]) -> str | None:

@@ -68,10 +68,9 @@ class TraceWriter:
         self._info = info
         folder.mkdir(parents=True, exist_ok=True)
         self._draft = folder / _DRAFT_FILE
-        text = info.model_dump_json(indent=1) + "\n"
         if not self._draft.exists():
-            write_whole(self._draft, text)
-        elif self._draft.read_text(encoding="utf-8") != text:
+            write_whole(self._draft, info.model_dump_json(indent=1) + "\n")
+        elif _read_info(self._draft) != info:
             raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
         shape = (info.n, *info.model.space.shape)
         self._files = {
@@ -150,12 +149,7 @@ class Traces:
         path = folder / INFO_FILE
         if not path.is_file():
             raise HQError(f"{folder} holds no finished trace: run `hq trace` into it first.")
-        try:
-            info = TraceInfo.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise HQError(f"{path} is damaged ({first['msg']}): trace again.") from error
-        return cls(folder, info)
+        return cls(folder, _read_info(path))
 
     @property
     def norms(self) -> Float[np.ndarray, " p"]:
@@ -189,6 +183,15 @@ class Traces:
         info, values = self.info, self.matrix(measure, span)
         missing = frozenset(info.missing)
         return Features(values, measure, span, info.model, info.precision, missing)
+
+
+def _read_info(path: Path) -> TraceInfo:
+    """The description of a trace. Raises HQError if it is damaged."""
+    try:
+        return TraceInfo.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HQError(f"{path} is damaged ({first['msg']}): trace again.") from error
 
 
 def magnitudes(

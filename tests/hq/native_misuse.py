@@ -35,7 +35,7 @@ def _said(misuse: Callable[[], object]) -> str:
 def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
     layers, d_ff, vocabulary = backend.file.n_layers, backend.file.d_ff, backend.model.vocabulary
     context, tap = backend.context(TOKENS, 2, TOKENS)
-    products, norms = backend._products, backend.norms
+    products, norms = backend._products, backend.file.norms
 
     def decode(
         tokens: Any = (5,), positions: Any = (0,), sequences: Any = (0,), wanted: Any = (1,)

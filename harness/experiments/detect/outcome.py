@@ -71,9 +71,11 @@ def origin(pipeline: Pipeline) -> dict[str, Any]:
     definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)
     for section in ("compare", "pack"):
         definition[section]["text"] = definition[section]["text"] and _GIVEN
+    model = pipeline.model.model_dump()
+    model["kin"] = model.pop("norm_digest")  # the key that committed provenance has
     facts = {
         "fingerprint": pipeline.model.fingerprint,
-        "model": pipeline.model.model_dump(),
+        "model": model,
         "definition": definition,
     }
     architecture = architecture_at(pipeline.path)
