@@ -419,3 +419,17 @@ def test_the_monitor_records_the_model_s_own_generate(wrapped, neurons):
     with hq.Monitor(wrapped, neurons) as monitor:
         wrapped.backend.model.generate(**asked(IDS, new=5))
         assert len(monitor.engine.steps) == 4
+
+
+@pytest.mark.parametrize("precision", ["nf4", "torchao-int8", "gptq-4"])
+def test_models_of_every_kind_of_weight_are_monitored(precision, checkpoint, packed):
+    """Norms come from the backend, which alone can dequantize torchao's weights."""
+    path = packed(precision) if precision == "gptq-4" else checkpoint("llama")
+    with hq.load(path, precision, device="cpu") as opened:
+        own = tiny_tokenizers.byte_level(tiny.VOCABULARY, every_byte=False)
+        opened.__dict__.update(tokenizer=own, ends=frozenset())
+        neurons = of_engine(opened)
+        with hq.Monitor(opened, neurons) as monitor:
+            ids = [step.token for step in monitor.answer(IDS, max_new_tokens=6)]
+            expected = float(neurons.score(opened.trace([IDS], [ids]))[0])
+            assert monitor.score == pytest.approx(expected, rel=1e-3)
