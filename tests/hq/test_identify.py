@@ -138,7 +138,7 @@ def test_three_against_one_is_judged_between_answers(data):
         ({"X": np.ones((300, 600), dtype=np.float32)}, "No feature varies"),
         ({"folds": 1}, "2 at least"),
         ({"groups": np.zeros(300)}, "1 groups"),
-        ({"groups": np.zeros(10)}, "one group a response"),
+        ({"groups": np.zeros(10)}, "one group per response"),
         ({"Cs": []}, "positive number"),
         ({"Cs": [0.1, -1.0]}, "positive number"),
         ({"Cs": [1e-6]}, "No C selects"),
