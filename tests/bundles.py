@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from hq.gguf.file import GGUFFile
-from hq.monitor.bundle import BundleFacts, Domain, Validation, model_file, norms_of, write
+from hq.monitor.bundle import (
+    BundleFacts,
+    Domain,
+    Validation,
+    model_file,
+    neuron_norms,
+    write_bundle,
+)
 from hq.neurons.neuron_set import NeuronSet
 from hq.stats.bootstrap import Estimate
 
@@ -16,7 +23,7 @@ RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30, seed=0)
 def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Domain]) -> Path:
     """The folder of a bundle named `tiny`."""
     file = GGUFFile(model)
-    write(
+    write_bundle(
         folder,
         BundleFacts(
             name="tiny",
@@ -32,7 +39,7 @@ def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Do
             auroc=RATE, n=60, entities=30, hallucinated=30, seed=0, study="tiny", samples="abc"
         ),
         {
-            "norms": norms_of(neurons, file),
+            "norms": neuron_norms(neurons, file),
             "scores": np.linspace(-1, 1, 9),
             "right": np.linspace(-1, 0, 5),
         },

@@ -249,29 +249,27 @@ REJECTED: dict[str, tuple[Config, str]] = {
         _of("qwen3_5_text", layer_types=["linear_attention"] * 2 + ["full_attention"]),
         "carry a state",
     ),
-    "gemma4_text": (
-        _of(
-            "gemma4_text",
-            num_hidden_layers=4,
-            global_head_dim=16,
-            layer_types=["sliding_attention", "full_attention"] * 2,
-            num_kv_shared_layers=2,
-            use_double_wide_mlp=True,
-            **_PER_LAYER,
-        ),
-        "different widths",
+}
+
+# Layers of 128, 128, 256 and 256 neurons.
+RAGGED: dict[str, Config] = {
+    "gemma4_text": _of(
+        "gemma4_text",
+        num_hidden_layers=4,
+        global_head_dim=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        **_PER_LAYER,
     ),
-    "gemma3n_text": (
-        _of(
-            "gemma3n_text",
-            num_hidden_layers=4,
-            intermediate_size=[128, 128, 256, 256],
-            layer_types=["sliding_attention", "full_attention"] * 2,
-            num_kv_shared_layers=2,
-            activation_sparsity_pattern=[0.0] * 4,
-            **_PER_LAYER,
-        ),
-        "different widths",
+    "gemma3n_text": _of(
+        "gemma3n_text",
+        num_hidden_layers=4,
+        intermediate_size=[128, 128, 256, 256],
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.0] * 4,
+        **_PER_LAYER,
     ),
 }
 

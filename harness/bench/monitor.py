@@ -200,7 +200,8 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # transformers is not fo
 
 def _hooks_row(backend: TorchBackend, prompt: Ids, text: Ids, rounds: int) -> BenchRow:
     """The cost of a trace's hooks, which compute `sum`-CETT of all neurons."""
-    hooks = DownHooks(backend.downs, [torch.from_numpy(n) for n in backend.norms], ("sum",))
+    norms = [torch.from_numpy(backend.norms[part]) for part in backend.identity.space.slices]
+    hooks = DownHooks(backend.downs, norms, ("sum",))
     decoding = backend.decoding()
     row = np.array([0])
 

@@ -74,12 +74,9 @@ def _kept(ours: Facts, theirs: Facts, run: Path, into: Path) -> list[str]:
         return []
     # What stays is compared with the reference alone: another precision may be made again.
     changed = difference(_declared(ours), _declared(theirs))
-    if NEURONS_FILE in EXPERIMENTS[ours["kind"]].committed:
-        ours_n, theirs_n = (
-            json.loads((f / NEURONS_FILE).read_text(encoding="utf-8")) for f in (run, into)
-        )
-        if difference({NEURONS_FILE: ours_n}, {NEURONS_FILE: theirs_n}, _ROUNDING) is not None:
-            changed = changed or "the neurons are others"
+    has_neurons = NEURONS_FILE in EXPERIMENTS[ours["kind"]].committed
+    if has_neurons and difference(_neurons(run), _neurons(into), _ROUNDING) is not None:
+        changed = changed or "the neurons are others"
     if changed is not None:
         raise HQError(
             f"{run} lacks rows of {', '.join(kept)}, and those in {into} cannot stay beside it "
@@ -99,6 +96,15 @@ def _declared(facts: Facts) -> Facts:
         for name, node in reference["nodes"].items()
     }
     return reference | {"nodes": nodes}
+
+
+def _neurons(folder: Path) -> Facts:
+    """The content of a NeuronSet's file, the same for schema 1 and 2."""
+    text = (folder / NEURONS_FILE).read_text(encoding="utf-8")
+    facts = json.loads(text.replace('"kin":', '"norm_digest":'))
+    if isinstance(facts, dict):
+        facts.pop("schema_version", None)
+    return {NEURONS_FILE: facts}
 
 
 def _order(ours: Facts, theirs: Facts) -> list[str]:

@@ -21,7 +21,15 @@ from hq import __version__
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.monitor.bundle import NAME, BundleFacts, Domain, Validation, model_file, norms_of, write
+from hq.monitor.bundle import (
+    BUNDLE_NAME,
+    BundleFacts,
+    Domain,
+    Validation,
+    model_file,
+    neuron_norms,
+    write_bundle,
+)
 from hq.neurons.neuron_set import NeuronSet
 from hq.stats.bootstrap import bootstrap_auroc
 from hq.stats.conformal import require_enough
@@ -100,7 +108,7 @@ def make_bundle(
             answers are too few, the name is invalid, or `into` exists.
     """
     require_free(into)
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(BUNDLE_NAME, name):
         raise HQError(
             f"{name!r} is not a valid name for a bundle: use small letters, digits, dots, dashes "
             "and underscores."
@@ -127,11 +135,11 @@ def make_bundle(
     validation = _validation(run, rows, scores)
     card = model_card(facts, neurons, by_domain, validation)
     arrays = {
-        "norms": norms_of(neurons, backend.file),
+        "norms": neuron_norms(neurons, backend.file),
         "scores": np.sort(scores[rows.calibration]),
         "right": np.sort(scores[all_answers.right]),
     }
-    write(into, facts, neurons, by_domain, validation, arrays, card)
+    write_bundle(into, facts, neurons, by_domain, validation, arrays, card)
 
 
 def _domain(

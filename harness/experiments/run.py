@@ -107,7 +107,7 @@ def provenance_of(
         "kind": experiment.name,
         "study": experiment.study_name(m.study),
         "fingerprint": m.model.fingerprint,
-        "model": m.model.model_dump(),
+        "model": m.model.model_dump(mode="json"),
         "definition": definition_of(m.study) | experiment.definition(m.study),
         "questions": versions(*QUESTIONS.get(m.study.scenario.name, ())),
         "statistics": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, with the interface that `harness.models.encoding` needs.
+"""The tokenizer of a GGUF file, with the interface that `hq.models.encoding` needs.
 
 Token ids and templates come from the tokenizer that a study of the file uses
 (`hq.gguf.read_tokenizer`), so that a monitor encodes prompts in the same way. llama.cpp decodes the
@@ -11,10 +11,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from harness.models.encoding import ChatMessages
 from hq.gguf.file import GGUFFile
 from hq.gguf.read_tokenizer import tokenizer_of
 from hq.llamacpp.model import LlamaModel
+from hq.models.encoding import ChatMessages
 
 
 class GGUFTokenizer:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from harness.models.encoding import PLACEHOLDER, Encoder, bare_ids, render_chat
 from hq.errors import HQError
+from hq.models.encoding import PLACEHOLDER, Encoder, bare_ids, render_chat
 from hq.registry import Registry
 
 if TYPE_CHECKING:  # transformers takes seconds to import

@@ -13,7 +13,7 @@ from harness.store.environment import FIT, machine_class
 from harness.store.node import Node, Stage, Work
 from harness.studies.study import IdentifySection
 from hq.errors import HQError
-from hq.probe.identify import identify
+from hq.probe.identify import identify_with_path
 from hq.stats.thresholds import youden_threshold
 from hq.tracing.traces import Traces, exchanges_digest
 
@@ -71,7 +71,7 @@ def find_neurons(
     rows = Rows(samples)
     features = traces.features(section.cett, section.tokens)
     other = traces.features(section.cett, "other") if section.labels == "3-vs-1" else None
-    neurons, path = identify(
+    neurons, path = identify_with_path(
         features[rows.train],
         rows.y[rows.train],
         folds=section.folds,

@@ -29,7 +29,7 @@ class TraceBatch:
 
     number: int  # of the batch in the plan
     rows: Int[np.ndarray, " batch"]
-    values: Float[np.ndarray, "batch measure span layer d_ff"]
+    values: Float[np.ndarray, "batch measure span p"]  # a column per flat index
     measures: tuple[Measure, ...]
     spans: tuple[Span, ...]
     model: ModelIdentity
@@ -44,8 +44,7 @@ class TraceBatch:
         if measure not in self.measures or span not in self.spans:
             raise HQError(f"The batch has no {measure} over the {span} span: trace it.")
         values = self.values[:, self.measures.index(measure), self.spans.index(span)]
-        flat = values.reshape(len(values), -1)
-        return Features(flat, measure, span, self.model, self.precision, self.missing)
+        return Features(values, measure, span, self.model, self.precision, self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+    def norms(self) -> Float[np.ndarray, " p"]:
         """‖W_down[:, i]‖₂ of this variant's own dequantized weights."""
         ...
 

@@ -17,32 +17,35 @@ from hq.neurons.prompt_response import PromptResponse
 
 
 class PermutedBackend:
-    """`inner`, which has neuron (layer, i) of the source model at index `places[layer, i]`.
+    """`inner` in the source's order: neuron i of a layer is neuron `indices[layer][i]` of `inner`.
 
-    Neurons with the index `MISSING` are traced as zero and listed in `missing`. `found` marks the
-    neurons that were identified by their weights; the others are listed in `unmatched`.
+    Neurons with the index `MISSING` are traced as zero and listed in `missing`. `matched` says
+    which neurons were recognised by their weights; the others are listed in `unmatched`.
     """
 
     def __init__(
         self,
         inner: Backend,
-        places: Int[np.ndarray, "layer d_ff"],
-        found: Bool[np.ndarray, "layer d_ff"],
+        indices: Sequence[Int[np.ndarray, " d_ff"]] | Int[np.ndarray, "layer d_ff"],
+        matched: Sequence[Bool[np.ndarray, " d_ff"]] | Bool[np.ndarray, "layer d_ff"],
     ) -> None:
         self._inner = inner
-        self._places = places
-        self._present = places != MISSING
-        self._read = np.where(self._present, places, 0)
+        self._space = inner.identity.space
+        self._indices = np.concatenate(list(indices))
+        self._present = self._indices != MISSING
+        blocks = self._space.block_of(np.arange(len(self._space)))
+        starts = np.array([block.start for block in self._space.slices])[blocks]
+        self._columns = starts + np.where(self._present, self._indices, 0)
         self.missing = frozenset(np.flatnonzero(~self._present).tolist())
-        self.unmatched = frozenset(np.flatnonzero(~found).tolist())
+        self.unmatched = frozenset(np.flatnonzero(~np.concatenate(list(matched))).tolist())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     @property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
-        """‖W_down[:, i]‖₂ in the order of the source; zero for missing neurons."""
-        return self._placed(self._inner.norms)
+    def norms(self) -> Float[np.ndarray, " p"]:
+        """‖W_down[:, i]‖₂ in the source's order; zero for missing neurons."""
+        return self._ordered(self._inner.norms)
 
     def trace(
         self,
@@ -53,24 +56,24 @@ class PermutedBackend:
     ) -> Iterator[TraceBatch]:
         """Traces in the order of the source."""
         for batch in self._inner.trace(exchanges, measures, spans, skip):
-            yield replace(batch, values=self._placed(batch.values), missing=self.missing)
+            yield replace(batch, values=self._ordered(batch.values), missing=self.missing)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """Multiply h_i of the source's neuron i by α. Raises HQError for a missing neuron."""
-        check_factors(factors, *self._places.shape)
-        for layer, index in factors:
-            if not self._present[layer, index]:
+        """h_i ← α·h_i for neurons of the source. Raises HQError for a neuron that is missing."""
+        check_factors(factors, self._space)
+        permuted = {}
+        for (layer, index), alpha in factors.items():
+            flat = self._space.flat(layer, index)
+            if not self._present[flat]:
                 raise HQError(
                     f"Neuron ({layer}, {index}) is not in {self._inner.precision}, which pruned or "
                     "replaced it, so it cannot be scaled: leave it out."
                 )
-        moved = {(layer, int(self._places[layer, i])): a for (layer, i), a in factors.items()}
-        return self._inner.scale(moved)
+            permuted[layer, int(self._indices[flat])] = alpha
+        return self._inner.scale(permuted)
 
-    def _placed(
-        self, values: Float[np.ndarray, "*batch layer d_ff"]
-    ) -> Float[np.ndarray, "*batch layer d_ff"]:
-        read = self._read[(None,) * (values.ndim - 2)]
-        placed: Float[np.ndarray, "*batch layer d_ff"] = np.take_along_axis(values, read, axis=-1)
-        placed[..., ~self._present] = 0
-        return placed
+    def _ordered(self, values: Float[np.ndarray, "*batch p"]) -> Float[np.ndarray, "*batch p"]:
+        """The values in the source's order; zero for missing neurons."""
+        ordered: Float[np.ndarray, "*batch p"] = values[..., self._columns]
+        ordered[..., ~self._present] = 0
+        return ordered

@@ -214,7 +214,7 @@ class GGUFFile:
             architecture=architecture,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=digest,
+            norm_digest=digest,
         )
 
     def _own_identity(self) -> ModelIdentity:
@@ -229,5 +229,5 @@ class GGUFFile:
             architecture=model_type,
             n_layers=self.n_layers,
             d_ff=self.d_ff,
-            kin=norm_digest(self.dense(name).ravel() for name in norms) if norms else "",
+            norm_digest=norm_digest(self.dense(name).ravel() for name in norms) if norms else "",
         )

@@ -106,7 +106,7 @@ def _general(dtype: Dtype, identity: ModelIdentity) -> Metadata:
         "name": identity.name,
         "fingerprint": identity.fingerprint,
         "architecture": identity.architecture,
-        "kin": identity.kin,
+        "kin": identity.norm_digest,
     }
     general: Metadata = {
         "general.type": "model",

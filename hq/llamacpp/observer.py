@@ -11,6 +11,7 @@ from hq.llamacpp.graph import GraphNodes
 from hq.llamacpp.state import DTYPES, WRITTEN, Fault, Field, LayerAction
 from hq.neurons.cett import Measure, require_measures
 from hq.neurons.factors import Factors, check_factors
+from hq.neurons.space import NeuronSpace
 
 _NAME_BYTES = 63  # maximum length of a node's name: GGML_MAX_NAME without the final zero
 _NOT_COMPUTED = -1  # index of a measure that is not computed
@@ -247,7 +248,7 @@ class ActivationScales:
 
         Raises HQError if the model has no such neuron, or if an α is not finite and at least 0.
         """
-        check_factors(factors, *self.shape)
+        check_factors(factors, NeuronSpace.rectangular(*self.shape))
         copied = dict(factors)  # later changes of the caller's mapping have no effect
         self._active.append(copied)
         self.version += 1

@@ -59,7 +59,7 @@ def without_weights(config: PretrainedConfig) -> PreTrainedModel:
             model: PreTrainedModel = model_class(bare)._from_config(
                 bare, attn_implementation="eager"
             )
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise HQError(
             f"A model of type {config.model_type!r} cannot be built from its config "
             f"({type(error).__name__}: {error}): copy config.json again."

@@ -131,13 +131,12 @@ def read_tensor(file: Path, name: str) -> Tensor:
 def checkpoint_identity(path: Path) -> ModelIdentity:
     """Return the name, fingerprint, shape and norm digest of the checkpoint in `path`."""
     config, architecture = text_config(path), architecture_at(path)
-    return ModelIdentity(
+    return ModelIdentity.of(
         name=path.name,
         fingerprint=fingerprint(path),
         architecture=config.model_type,
-        n_layers=config.num_hidden_layers,
-        d_ff=architecture.width(config),
-        kin=_norm_digest(path, config, architecture),
+        space=architecture.space(config),
+        norm_digest=_norm_digest(path, config, architecture),
     )
 
 

@@ -1,6 +1,7 @@
-"""Live monitors: a response as it is generated, and what its H-Neurons say at every token.
+"""Live monitors: the H-Neurons at every token of a response, and monitor bundles.
 
-`LlamaMonitor` generates with llama.cpp. `TorchMonitor` watches what transformers generates.
+`LlamaMonitor` and `TorchMonitor` read neurons with either engine. `hq.Monitor`, the same for both
+with texts in place of token ids, is in `hq.api`; the server is in `harness.serve`.
 """
 
 from hq.monitor.llamacpp import LlamaMonitor

@@ -1,9 +1,8 @@
-"""A monitor's bundle: all that a served model needs to be watched, validated on one model file.
+"""A monitor bundle: everything that monitoring a served model needs, validated on one model file.
 
-A sealed folder (`hq.storage.verified_folder`) of JSON and safetensors: the NeuronSet, the norms of
-its neurons in
-that file, thresholds by domain with the false-alarm rate that each promises, the calibration
-scores that they came from, what was measured on held-out answers, and a model card.
+It is a verified folder (`hq.storage.verified_folder`) of JSON and safetensors: the NeuronSet, the
+norms of its neurons in that file, thresholds by domain with the false-alarm rate that each
+promises, the calibration scores behind them, results on held-out answers, and a model card.
 """
 
 from collections.abc import Mapping
@@ -25,8 +24,8 @@ from hq.stats.bootstrap import Estimate
 from hq.stats.thresholds import match_quantile
 from hq.storage.verified_folder import read_verified_folder, sha256_of, write_verified_folder
 
-SCHEMA_VERSION = 1
-ALL = "all"  # the domain of whatever is asked
+BUNDLE_SCHEMA = 1
+ALL = "all"  # the domain of all questions
 NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD = (
     "neurons.json",
     "domains.json",
@@ -36,7 +35,7 @@ NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD = (
 )
 FILES = frozenset((NEURONS, DOMAINS, VALIDATION, ARRAYS, CARD))
 
-NAME = "[a-z0-9][a-z0-9._-]*"
+BUNDLE_NAME = "[a-z0-9][a-z0-9._-]*"
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -54,10 +53,10 @@ Finite = Annotated[Estimate, AfterValidator(_finite)]
 
 @record(frozen=True, config=_STRICT)
 class Domain:
-    """A group of questions with a threshold of its own.
+    """A group of questions with its own threshold.
 
-    Right answers to new questions of it, drawn as the calibration's were, score at or above
-    `threshold` with a probability of at most `false_alarms`; `n` entities set the threshold.
+    Right answers to new questions of the domain, drawn like the calibration questions, score at or
+    above `threshold` with a probability of at most `false_alarms`; `n` entities set the threshold.
     """
 
     threshold: float
@@ -69,7 +68,7 @@ class Domain:
 
 @record(frozen=True, config=_STRICT)
 class ModelFile:
-    """The model file that the bundle was validated on."""
+    """The model file on which the bundle was validated."""
 
     name: str
     storage: str  # types of its weights
@@ -80,11 +79,11 @@ class ModelFile:
 
 @record(frozen=True, config=_STRICT)
 class Validation:
-    """What the probe does in that very file, on answers that neither it nor a threshold saw."""
+    """Results of the probe in that file, on answers that neither it nor a threshold used."""
 
     auroc: Finite
     n: Count  # answers
-    entities: Count  # groups of them that share no entity: what intervals are over
+    entities: Count  # groups that share no entity, over which intervals resample
     hallucinated: Count
     seed: int
     study: str
@@ -93,9 +92,9 @@ class Validation:
 
 @record(frozen=True, config=_STRICT)
 class BundleFacts:
-    """What the manifest says."""
+    """The facts in the manifest."""
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    name: Annotated[str, Field(pattern=f"^{BUNDLE_NAME}$")]
     hq: str  # version that made it
     precision: str
     compute: str
@@ -105,12 +104,12 @@ class BundleFacts:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle that was read, and whose every byte is what was sealed."""
+    """A bundle that was read and verified byte by byte."""
 
-    digest: str  # SHA-256 of the manifest, hex: names the bundle in logs
+    digest: str  # SHA-256 of the manifest, hex, which names the bundle in logs
     facts: BundleFacts
     neurons: NeuronSet
-    domains: Mapping[str, Domain]  # ALL is always there
+    domains: Mapping[str, Domain]  # with ALL
     validation: Validation
     norms: Float[np.ndarray, " k"]  # ‖W_down[:, i]‖₂ of the set's neurons in the model file
     scores: Float[np.ndarray, " n"]  # of all calibration answers, ascending
@@ -119,27 +118,27 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the bundle."""
         return self.facts.name
 
     @property
     def precision(self) -> str:
-        """What hq's tables call the precision of its model file."""
+        """The precision of its model file, as in hq's tables."""
         return self.facts.precision
 
     @property
     def prompt(self) -> str:
-        """The prompt form that the set was found with."""
+        """The prompt form with which the set was found."""
         return self.facts.prompt
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a bundle and verifies it.
+        """Read and verify a bundle.
 
-        Raises HQError for a folder that is missing, of another schema version, or not what was
-        sealed to the byte, and for fields that no bundle has.
+        Raises HQError if the folder is missing, has another schema version or changed bytes, or has
+        fields that no bundle has.
         """
-        sealed = read_verified_folder(path, SCHEMA_VERSION, FILES)
+        sealed = read_verified_folder(path, BUNDLE_SCHEMA, FILES)
         arrays = _arrays(path, sealed.files[ARRAYS])
         bundle = cls(
             digest=sealed.digest,
@@ -150,11 +149,11 @@ class Bundle:
             card=sealed.files[CARD].decode(errors="replace"),
             **arrays,
         )
-        bundle._require_whole(path)
+        bundle._require_consistent(path)
         return bundle
 
     def require(self, file: GGUFFile) -> None:
-        """Raises HQError for another model, and for another file of it than was validated."""
+        """Raises HQError for another model, and for a file other than the validated one."""
         self.neurons.require(file.identity, f"The bundle {self.name}")
         model = self.facts.model
         if _size(file) != model.bytes or sha256_of(*file.paths) != model.sha256:
@@ -163,32 +162,32 @@ class Bundle:
                 f"{model.sha256[:12]}…), and {file.path} is another file of that model, where its "
                 "thresholds promise nothing: make a bundle for it with `hq bundle make`."
             )
-        if not np.allclose(norms_of(self.neurons, file), self.norms, rtol=1e-4):
+        if not np.allclose(neuron_norms(self.neurons, file), self.norms, rtol=1e-4):
             raise HQError(
                 f"The norms in the bundle {self.name} are not those of {file.path}: make the "
                 "bundle again."
             )
 
     def domain(self, name: str = ALL) -> Domain:
-        """The domain of that name. Raises HQError where the bundle has none."""
+        """The domain of this name. Raises HQError if the bundle has none."""
         if name not in self.domains:
             known = ", ".join(self.domains)
             raise HQError(f"The bundle {self.name} has no domain {name!r}: it has {known}.")
         return self.domains[name]
 
-    def moved(self, scores: Float[np.ndarray, " n"]) -> dict[str, float]:
-        """Each domain's threshold for another file of the model, without labels.
+    def transferred(self, scores: Float[np.ndarray, " n"]) -> dict[str, float]:
+        """Each domain's threshold for another file of the model, transferred without labels.
 
-        `scores` are those of the calibration answers there: a threshold keeps its quantile among
-        them. That undoes a drift which all answers share, and promises nothing.
+        `scores` are the scores of the calibration answers in that file, among which a threshold
+        keeps its quantile. This corrects a shift that all answers share, and promises nothing.
         """
         return {
             name: match_quantile(domain.threshold, self.scores, scores)
             for name, domain in self.domains.items()
         }
 
-    def _require_whole(self, path: Path) -> None:
-        """Raises HQError where parts of the bundle do not belong to each other."""
+    def _require_consistent(self, path: Path) -> None:
+        """Raises HQError if the parts of the bundle do not fit together."""
         if ALL not in self.domains:
             raise HQError(f"{path / DOMAINS} has no domain {ALL!r}: make the bundle again.")
         shapes = [a.ndim for a in (self.norms, self.scores, self.right)]
@@ -199,7 +198,7 @@ class Bundle:
             )
 
 
-def write(
+def write_bundle(
     folder: Path,
     facts: BundleFacts,
     neurons: NeuronSet,
@@ -208,9 +207,9 @@ def write(
     arrays: Mapping[str, Float[np.ndarray, " value"]],
     card: str,
 ) -> None:
-    """Seals a new bundle; `arrays` are its norms, scores and right, as `Bundle` has them.
+    """Write a new bundle; `arrays` has `norms`, `scores` and `right`, as in `Bundle`.
 
-    Raises HQError where the folder is there already.
+    Raises HQError if the folder exists.
     """
     files = {
         NEURONS: neurons.model_dump_json(indent=2).encode() + b"\n",
@@ -220,18 +219,18 @@ def write(
         CARD: card.encode(),
     }
     write_verified_folder(
-        folder, SCHEMA_VERSION, TypeAdapter(BundleFacts).dump_python(facts, mode="json"), files
+        folder, BUNDLE_SCHEMA, TypeAdapter(BundleFacts).dump_python(facts, mode="json"), files
     )
 
 
-def norms_of(neurons: NeuronSet, file: GGUFFile) -> Float[np.ndarray, " k"]:
-    """‖W_down[:, i]‖₂ of the set's neurons in a model file, float32, in the set's order."""
+def neuron_norms(neurons: NeuronSet, file: GGUFFile) -> Float[np.ndarray, " k"]:
+    """‖W_down[:, i]‖₂ of the neurons of a set in a model file, float32, in the set's order."""
     norms: Float[np.ndarray, " k"] = file.norms.ravel()[neurons.flat]
     return norms
 
 
 def model_file(file: GGUFFile, storage: str) -> ModelFile:
-    """What a bundle says about the file that it is validated on."""
+    """The record of the file on which a bundle is validated."""
     return ModelFile(
         name=file.path.name,
         storage=storage,
@@ -242,7 +241,7 @@ def model_file(file: GGUFFile, storage: str) -> ModelFile:
 
 
 def _size(file: GGUFFile) -> int:
-    """Bytes of all its parts."""
+    """Bytes of all parts of the file."""
     return sum(path.stat().st_size for path in file.paths)
 
 
@@ -251,7 +250,7 @@ def _dumped(kind: Any, value: object) -> bytes:
 
 
 def _parse(path: Path, name: str, kind: Any, value: object) -> Any:
-    """A part of the bundle: bytes of JSON, or values. Raises HQError that names the field."""
+    """A part of the bundle, from JSON or values. Raises HQError that names the field."""
     adapter = TypeAdapter(kind)
     try:
         if isinstance(value, bytes):

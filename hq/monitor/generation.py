@@ -1,10 +1,10 @@
-"""Stands in for `model.generate` while monitors of the model are open."""
+"""Replaces `model.generate` while monitors of the model are open."""
 
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,11 +13,8 @@ from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
 from hq.errors import HQError
-from hq.monitor.recorder import PromptTokens, Recorder
+from hq.monitor.recorder import PromptTokens, Recorder, Recording
 from hq.monitor.stream import StepStreamer
-
-if TYPE_CHECKING:
-    from hq.monitor.torch import TorchMonitor
 
 _PLAIN = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 _SIGNATURE = inspect.signature(GenerationMixin.generate)
@@ -30,12 +27,12 @@ class ObservedGenerate:
         self._model = model
         self._generate = model.generate
         self._own = vars(model).get("generate")  # set on the model itself, by someone else
-        self.monitors: list[TorchMonitor] = []
+        self.monitors: list[Recording] = []
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """As transformers' `generate`, whose arguments it takes and whose result it returns.
+        """Call transformers' `generate` with these arguments and return its result.
 
-        Raises HQError where the rows would not be read token by token, in their order.
+        Raises HQError for a mode of generation that does not read rows token by token, in order.
         """
         bound = _SIGNATURE.bind(self._model, *arguments, **options).arguments
         given = {key: value for key, value in bound.items() if key not in ("self", "kwargs")}
@@ -48,7 +45,7 @@ class ObservedGenerate:
             raise
 
     def step_aside(self) -> None:
-        """Leaves the model as it was found."""
+        """Restore the model's own methods."""
         del self._model.generate, self._model.generate_batch
         if self._own is not None:
             self._model.generate = self._own
@@ -68,7 +65,7 @@ class ObservedGenerate:
         return result
 
     def _config(self, given: dict[str, Any]) -> GenerationConfig:
-        """What transformers will make of them: arguments first, the model's own defaults last."""
+        """The settings that transformers will use: arguments first, the model's defaults last."""
         config = copy.deepcopy(given.get("generation_config")) or GenerationConfig()
         config.update(**self._model.generation_config.to_dict(), defaults_only=True)
         config.update(**given)
@@ -76,7 +73,7 @@ class ObservedGenerate:
 
 
 class ReportingCriteria(StoppingCriteriaList):  # type: ignore[misc]  # transformers is not followed
-    """The stopping criteria of one `generate`; they report to recorders which rows they end."""
+    """The stopping criteria of one `generate`, which report to recorders which rows they end."""
 
     def __init__(self, criteria: StoppingCriteriaList, recorders: Sequence[Recorder]) -> None:
         super().__init__(criteria)
@@ -98,9 +95,9 @@ class ReportingCriteria(StoppingCriteriaList):  # type: ignore[misc]  # transfor
 
 @contextmanager
 def _reporting_criteria(model: Any, recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Let the criteria that `generate` decides by report to the recorders, while the context lasts.
+    """Have the stopping criteria of `generate` report to the recorders while the context lasts.
 
-    They depend on the model's, the call's and the tokenizer's settings, which transformers merges.
+    They depend on settings of the model, the call and the tokenizer, which transformers merges.
     """
     inner, own = model._get_stopping_criteria, vars(model).get("_get_stopping_criteria")
     model._get_stopping_criteria = lambda *arguments, **options: ReportingCriteria(
@@ -115,8 +112,8 @@ def _reporting_criteria(model: Any, recorders: Sequence[Recorder]) -> Iterator[N
 
 
 @contextmanager
-def observed(model: Any, monitor: "TorchMonitor") -> Iterator[None]:
-    """Tells the monitor of every call of `model.generate`, while the context lasts."""
+def observed(model: Any, monitor: Recording) -> Iterator[None]:
+    """Have the monitor record every call of `model.generate` while the context lasts."""
     standin = vars(model).get("generate")
     if not isinstance(standin, ObservedGenerate):
         standin = model.generate = ObservedGenerate(model)
@@ -139,13 +136,13 @@ def _refuse_batches(*_: object, **__: object) -> Any:
 
 def _require_plain(config: GenerationConfig, given: dict[str, Any]) -> None:
     mode = config.get_generation_mode(given.get("assistant_model"))
-    refused = {
+    unsupported = {
         "custom generation": given.get("custom_generate") is not None
         or config.cache_implementation == "paged",
         "classifier-free guidance": config.guidance_scale not in (None, 1),
         mode.value.replace("_", " "): mode not in _PLAIN,
     }
-    name = next((name for name, holds in refused.items() if holds), None)
+    name = next((name for name, applies in unsupported.items() if applies), None)
     if name is not None:
         raise HQError(
             f"A monitor reads greedy and sampled answers token by token, not {name}: generate "

@@ -1,7 +1,7 @@
-"""A live monitor of llama.cpp, which generates here as well."""
+"""A live monitor of llama.cpp, which also generates the answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 from jaxtyping import Float
@@ -10,22 +10,22 @@ from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.llamacpp.context import Context
 from hq.llamacpp.observer import GraphObserver
-from hq.monitor.step import Running, Step
+from hq.monitor.reader import Choose, follow_steps, generate_steps
+from hq.monitor.step import Step
 from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.sampling import StopCriteria
 
-Choose = Callable[[Float[np.ndarray, " vocab"]], int]  # the next token from its logits
 _BATCH = 512  # tokens of a prompt that one decode reads
 
 
 class LlamaMonitor:
-    """Watches a NeuronSet while a model answers; nothing but these neurons and sums is read.
+    """Watches a NeuronSet while a model answers; only these neurons and layer sums are read.
 
-    A context manager. Several may share a backend, or run on backends of their own. Every answer
-    has a context of its own: the monitor keeps one, and each further answer that runs at the same
-    time takes the memory of one more (`tokens` keys and values in F32) until it ends.
+    A context manager. Several monitors may share a backend. Every answer has its own context: the
+    monitor keeps one, and each further answer that runs at the same time takes the memory of one
+    more (`tokens` keys and values in F32) until it ends.
 
-    Raises HQError for a set of another model.
+    Raises HQError for a set of another model, and for an empty set.
     """
 
     def __init__(self, backend: LlamaBackend, neurons: NeuronSet, tokens: int = 2048) -> None:
@@ -46,7 +46,7 @@ class LlamaMonitor:
         self.close()
 
     def close(self) -> None:
-        """Frees keys and values, also those of answers that have not ended."""
+        """Free keys and values, also those of answers that have not ended."""
         self._open = False
         for reader in (*self._idle, *self._busy):
             reader.context.close()
@@ -59,40 +59,32 @@ class LlamaMonitor:
         max_new_tokens: int = 64,
         choose: Choose = lambda logits: int(logits.argmax()),
     ) -> Iterator[Step]:
-        """Reads the prompt and streams the response, without the token that ends it.
+        """Generate an answer; yields a step per token, without the token that ends it.
 
-        Raises HQError for a prompt that is empty or leaves no room for the response.
+        Raises HQError for a prompt that is empty or leaves no room for the answer.
         """
         self._require_room(len(prompt), max_new_tokens)
         with self._watched() as reader:
-            decisions, logits = reader.read(prompt)
-            running = Running(self.neurons.tokens, decisions)
-            ids: tuple[int, ...] = ()
-            while len(ids) < max_new_tokens:
-                ids = (*ids, choose(logits))
-                ended = ending.split(ids)
-                if ended is not None and len(ended[0]) < len(ids):
-                    return
-                logits = reader.decode(ids[-1:], len(prompt) + len(ids) - 1)
-                yield self._step(ids[-1], reader, running)
-                if ended is not None:
-                    return
+            yield from generate_steps(reader, self.neurons, prompt, ending, max_new_tokens, choose)
 
     def follow(self, prompt: Sequence[int], response: Iterable[int]) -> Iterator[Step]:
-        """Reads a response that is written elsewhere, each token as it comes.
+        """Read a response that is generated elsewhere; yields a step per token, as it comes.
 
-        So an answer whose neurons are scaled is judged as the model itself reads it: thresholds
-        are set on what nobody scaled. Raises HQError for a prompt that is empty or has no room, and
-        for a token that has none.
+        An answer that was generated with scaled neurons is scored here as the unscaled model reads
+        it, on which thresholds are set. Raises HQError for a prompt that is empty, and for tokens
+        that have no room.
         """
         self._require_room(len(prompt), 0)
         with self._watched() as reader:
-            decisions, _ = reader.read(prompt)
-            running = Running(self.neurons.tokens, decisions)
-            for place, token in enumerate(response, len(prompt)):
-                self._require_room(place, 1)
-                reader.decode((token,), place)
-                yield self._step(token, reader, running)
+            yield from follow_steps(reader, self.neurons, prompt, response)
+
+    def scale(self, alpha: float) -> AbstractContextManager[None]:
+        """h_i ← α·h_i for the H-Neurons of the set, in every context of the model.
+
+        Raises HQError if α is negative or not a number.
+        """
+        positions = [(neuron.layer, neuron.index) for neuron in self.neurons.positive]
+        return self._backend.scale(dict.fromkeys(positions, alpha))
 
     def _require_room(self, old: int, new: int) -> None:
         if not old or old + new > self._capacity:
@@ -102,18 +94,13 @@ class LlamaMonitor:
             )
         self._backend.require_length(old + new)
 
-    def _step(self, token: int, reader: "_Reader", running: Running) -> Step:
-        cett = reader.cett(1)
-        decision = float(self.neurons.score_unchecked(cett)[0])
-        return Step(token, cett[0], decision, running.add(decision))
-
     def _reader(self) -> "_Reader":
-        context, tap = self._backend.context(self._capacity, 1, min(self._capacity, _BATCH))
-        return _Reader(context, tap, self.neurons)
+        context, observer = self._backend.context(self._capacity, 1, min(self._capacity, _BATCH))
+        return _Reader(context, observer, self.neurons, self._require_room)
 
     @contextmanager
     def _watched(self) -> Iterator["_Reader"]:
-        """The reader of one answer, which nothing else uses until that ends."""
+        """The reader of one answer, which nothing else uses until the answer ends."""
         if not self._open:
             raise HQError("This monitor is closed: open another.")
         reader = self._idle.pop() if self._idle else self._reader()
@@ -132,37 +119,50 @@ class LlamaMonitor:
 class _Reader:
     """A context that reads one answer after another, and what it watches in it."""
 
-    def __init__(self, context: Context, tap: GraphObserver, neurons: NeuronSet) -> None:
+    def __init__(
+        self,
+        context: Context,
+        observer: GraphObserver,
+        neurons: NeuronSet,
+        require_room: Callable[[int, int], None],
+    ) -> None:
         self.context = context
-        self._tap, self._neurons = tap, neurons
-        self._places = [(n.layer, n.index) for n in neurons.neurons]
+        self._observer, self._measure = observer, neurons.cett
+        self._positions = [(n.layer, n.index) for n in neurons.neurons]
+        self._require_room = require_room
+        self._length = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Forgets the last answer, and watches the next while this lasts."""
+        """Forget the last answer, and watch the next one while the context lasts."""
         self.context.clear()
-        with self._tap.watched(self._places, self._neurons.cett) as self._watch:
+        self._length = 0
+        with self._observer.watched(self._positions, self._measure) as self._watch:
             yield
-
-    def cett(self, tokens: int) -> Float[np.ndarray, "token k"]:
-        """CETT of the neurons at each of the tokens that were decoded last."""
-        return self._watch.cett(tokens)
 
     def read(
         self, prompt: Sequence[int]
-    ) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " vocab"]]:
-        """Decision values at the prompt's tokens, and the logits after it."""
-        found = []
+    ) -> tuple[Float[np.ndarray, "token k"], Float[np.ndarray, " vocab"]]:
+        """Read a prompt: CETT at each of its tokens, and the logits after it."""
+        parts = []
         for begin in range(0, len(prompt), self.context.batch):
-            piece = prompt[begin : begin + self.context.batch]
-            logits = self.decode(piece, begin)
-            found.append(self._neurons.score_unchecked(self.cett(len(piece))))
-        return np.concatenate(found), logits
+            cett, logits = self._decode(prompt[begin : begin + self.context.batch])
+            parts.append(cett)
+        return np.concatenate(parts), logits
 
-    def decode(self, ids: Sequence[int], start: int) -> Float[np.ndarray, " vocab"]:
-        """Logits after the last of the tokens; every one is an output, as each is watched."""
+    def append(self, token: int) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " vocab"]]:
+        """Read one more token: CETT at it, and the logits after it. HQError without room."""
+        self._require_room(self._length, 1)
+        cett, logits = self._decode((token,))
+        return cett[0], logits
+
+    def _decode(
+        self, ids: Sequence[int]
+    ) -> tuple[Float[np.ndarray, "token k"], Float[np.ndarray, " vocab"]]:
+        """Every token is an output, because each is watched."""
         count = len(ids)
-        positions, sequence = start + np.arange(count), np.zeros(count)
-        found = self.context.decode(ids, positions, sequence, np.ones(count))
-        logits: Float[np.ndarray, " vocab"] = found[-1].copy()  # `choose` may keep them
-        return logits
+        positions, sequence = self._length + np.arange(count), np.zeros(count)
+        logits = self.context.decode(ids, positions, sequence, np.ones(count))
+        self._length += count
+        last: Float[np.ndarray, " vocab"] = logits[-1].copy()  # `choose` may keep them
+        return self._watch.cett(count), last

@@ -1,8 +1,9 @@
-"""What one call of transformers' `generate` leaves: the steps of every row."""
+"""Records the steps of every row of one call of transformers' `generate`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,15 +19,15 @@ from hq.neurons.neuron_set import NeuronSet
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """What says how many tokens of a prompt `generate` reads before the first new token."""
+    """What determines how many tokens of a prompt `generate` reads before the first new token."""
 
     mask: Int[Tensor, "prompt seq"] | None
-    embedded: int | None  # tokens of `inputs_embeds`, which are read in place of token ids
+    embedded: int | None  # tokens of `inputs_embeds`, which replace token ids
     cached: int  # tokens in the cache that was given
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """As the arguments of `generate` say."""
+        """From the arguments of `generate`."""
         mask, embeds = given.get("attention_mask"), given.get("inputs_embeds")
         cache = given.get("cache", given.get("past_key_values"))
         return cls(
@@ -36,17 +37,17 @@ class PromptTokens:
         )
 
     def read(self, length: int) -> int:
-        """How many of the `length` token ids of each row are read, cached ones left out."""
-        whole = length if self.embedded is None else self.embedded
+        """How many of the `length` token ids of each row are read, without cached ones."""
+        total = length if self.embedded is None else self.embedded
         # A mask that is longer than the ids says that the ids continue what is cached.
-        continues = self.mask is not None and self.mask.shape[-1] != whole
-        return whole if continues else whole - self.cached
+        continues = self.mask is not None and self.mask.shape[-1] != total
+        return total if continues else total - self.cached
 
 
 class Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is not followed
-    """Is told after every forward pass which tokens there are so far, and leaves logits alone.
+    """A logits processor that records what each forward pass read, and changes no logits.
 
-    The first pass read the prompt; each later one read the newest token of every row. A row is
+    The first pass reads the prompt; each later one reads the newest token of every row. A row is
     over when the stopping criteria of `generate` end it; `ends` are the tokens that do so.
     """
 
@@ -65,7 +66,7 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is not fo
     def __call__(
         self, input_ids: Int[Tensor, "row seq"], scores: Float[Tensor, "row vocab"]
     ) -> Float[Tensor, "row vocab"]:
-        """Notes what the last pass read. Raises HQError where the set cannot be read from it."""
+        """Record what the last pass read. Raises HQError if the set cannot be read from it."""
         if self._running:
             self._add(input_ids[:, -1].tolist())
         else:
@@ -73,11 +74,11 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is not fo
         return scores
 
     def note_done(self, done: Bool[np.ndarray, " row"]) -> None:
-        """Notes the rows for which the newest token is the last."""
+        """Record the rows for which the newest token is the last."""
         self._done |= done
 
     def keep(self, length: int) -> None:
-        """Forgets tokens after the rows' first `length`, which `generate` read but gave up."""
+        """Drop steps after the rows' first `length` tokens, which `generate` read and gave up."""
         for row in self.rows:
             del row[max(length - self._length, 0) :]
 
@@ -111,7 +112,7 @@ class Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is not fo
         self._hooks.reading = True
 
     def _counted(self, rows: int, read: int, length: int) -> Bool[np.ndarray, "row read"]:
-        """Which of the prompt's tokens that were read the span is over."""
+        """Which tokens of the prompt, of those that were read, the span covers."""
         if self._neurons.tokens == "prompt":
             return np.broadcast_to(np.arange(read) == read - 1, (rows, read))
         mask = self._prompt.mask
@@ -141,3 +142,15 @@ def _extra(what: str) -> str:
         "model too, and the monitor cannot tell which pass wrote the answer. Generate without it, "
         "or outside the monitor."
     )
+
+
+class Recording(Protocol):
+    """A monitor that records calls of `generate`."""
+
+    def recording(self, prompt: PromptTokens) -> AbstractContextManager[Recorder]:
+        """A recorder for one call of `generate`."""
+        ...
+
+    def live(self) -> Recorder:
+        """The recorder of the `generate` that is running. Raises HQError if none is."""
+        ...

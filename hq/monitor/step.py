@@ -1,4 +1,4 @@
-"""What every monitor gives: a token, what the neurons say there, and the score so far."""
+"""A step of a monitored answer: a token, the CETT of the neurons there, and the score so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,35 +12,32 @@ from hq.neurons.cett import Span
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token of the response, once the model has read it."""
+    """One token of the response, after the model has read it."""
 
     token: int
     cett: Float[np.ndarray, " k"]  # of the set's neurons at this token
-    token_score: float  # the decision value of this token alone: log odds of a hallucination
-    score: float  # that of the response so far, which the threshold is for
+    token_score: float  # decision value of this token alone: log odds of hallucination
+    score: float  # decision value of the response so far, for the threshold
 
     @property
     def confidence(self) -> float:
-        """Probability that the response so far is no hallucination, as the probe has it."""
+        """Probability, by the probe, that the response so far is not hallucinated."""
         return float(expit(-self.score))
 
 
 class Running:
-    """The decision value of the span that the set reads, as tokens come.
+    """The decision value of the span of the set, as tokens come.
 
-    The probe is linear in the mean CETT, so its value is the mean of the tokens' values.
+    The probe is linear in the mean CETT, so its value is the mean over the tokens' values.
     """
 
     def __init__(self, span: Span, prompt: Float[np.ndarray, " token"]) -> None:
-        """`prompt` holds the decision values at its tokens; for the span `answer` it may be empty.
-
-        The last one alone matters for the span `prompt`.
-        """
+        """Start from the decision values at the prompt's tokens; unused for the span `answer`."""
         self._fixed = float(_FIXED[span](prompt)) if span in _FIXED else None
         self._sum, self._count = 0.0, 0
 
     def add(self, decision: float) -> float:
-        """The value with one more token of the response."""
+        """Add a token of the response; returns the value of the span."""
         self._sum, self._count = self._sum + decision, self._count + 1
         return self._fixed if self._fixed is not None else self._sum / self._count
 

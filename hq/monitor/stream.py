@@ -1,32 +1,29 @@
-"""Text with what its H-Neurons say, as transformers generates it in another thread."""
+"""Text and steps of an answer, as transformers generates it in another thread."""
 
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from hq.errors import HQError
+from hq.monitor.recorder import Recorder, Recording
 from hq.monitor.step import Step
-
-if TYPE_CHECKING:
-    from hq.monitor.recorder import Recorder
-    from hq.monitor.torch import TorchMonitor
 
 _Item = tuple[str, Step | None] | BaseException | None  # None ends the answer
 
 
 class StepStreamer(BaseStreamer):  # type: ignore[misc]  # transformers is not followed
-    """Iterates over (text, Step), a pair a token, of one answer; give it to `generate`.
+    """Iterates over (text, Step), one pair per token, of one answer; pass it to `generate`.
 
-    A pair comes once the model has read its token, so one token after its choice. Text is empty
-    where a character is not complete yet. The last token of an answer that was cut off is never
-    read: its text comes with None. Iterating raises what `generate` raised.
+    A pair comes when the model has read its token: one token after its choice. The text is empty
+    while a character is incomplete. The model never reads the last token of an answer that was cut
+    off: its text comes with None. Iterating raises what `generate` raised.
     """
 
-    def __init__(self, monitor: "TorchMonitor", tokenizer: Any) -> None:
+    def __init__(self, monitor: Recording, tokenizer: Any) -> None:
         self._monitor = monitor
         self._tokenizer = tokenizer
         self._queue: SimpleQueue[_Item] = SimpleQueue()
@@ -41,7 +38,7 @@ class StepStreamer(BaseStreamer):  # type: ignore[misc]  # transformers is not f
             yield item
 
     def put(self, value: Int[Tensor, "..."]) -> None:
-        """The prompt, then each token. Raises HQError for a batch, or without the monitor."""
+        """Take the prompt, then each token. Raises HQError for a batch, or outside the monitor."""
         rows = self._recorder().rows
         if self._ids is None:
             if value.ndim != 2 or len(value) != 1:
@@ -54,7 +51,7 @@ class StepStreamer(BaseStreamer):  # type: ignore[misc]  # transformers is not f
         self._give_read(rows)
 
     def end(self) -> None:
-        """After the last token."""
+        """End the answer."""
         recorder, ids = self._recorder(), self._ids or []
         self._give_read(recorder.rows)
         if self._given < len(ids) and ids[self._given] not in (recorder.ends or ()):
@@ -63,19 +60,19 @@ class StepStreamer(BaseStreamer):  # type: ignore[misc]  # transformers is not f
         self._ids = None
 
     def fail(self, error: BaseException) -> None:
-        """In place of the rest of the answer."""
+        """End the iteration with this error."""
         self._queue.put(error)
         self._ids = None
 
-    def _recorder(self) -> "Recorder":
+    def _recorder(self) -> Recorder:
         try:
             return self._monitor.live()
-        except HQError as error:  # no monitor stands around `generate`, to tell who iterates
+        except HQError as error:  # for the thread that iterates: no monitor watches this `generate`
             self.fail(error)
             raise
 
     def _give_read(self, rows: Sequence[Sequence[Step]]) -> None:
-        known = len(self._ids or [])  # on Apple's GPUs tokens come later than their steps
+        known = len(self._ids or [])  # on Apple's GPUs, tokens come later than their steps
         for step in rows[0][self._given : known] if rows else ():
             self._give(step)
 

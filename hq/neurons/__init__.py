@@ -1,4 +1,4 @@
-"""Neurons, what is measured of them, and the texts they are measured on: CETT, NeuronSet.
+"""Neurons: CETT, their indices (NeuronSpace), feature matrices, and NeuronSet.
 
 Finding neurons is in `hq.probe`, and running models in `hq.backends`.
 """

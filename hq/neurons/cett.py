@@ -1,11 +1,11 @@
-"""CETT, the share that one neuron has in its layer's output: the formulas, on tensors.
+"""CETT, the share of one neuron in its layer's output: the formulas, on tensors.
 
-Two definitions are kept apart, as their sources differ:
+h [d_ff] is the input of a layer's down projection. There are three measures of neuron i at a token:
 
-- `sum` (the article): |h_i| · ‖W_down[:, i]‖₂ / Σ_j |h_j| · ‖W_down[:, j]‖₂
+- `sum` (the H-Neurons article): |h_i| · ‖W_down[:, i]‖₂ / Σ_j |h_j| · ‖W_down[:, j]‖₂
 - `output` (Gao et al., arXiv 2512.01797): |h_i| · ‖W_down[:, i]‖₂ / ‖W_down · h‖₂
+- `contribution`: the numerator alone, by which precisions are compared
 
-and beside them `contribution`, the numerator alone, which is what a precision is compared by.
 Norms are those of the loaded variant's own, dequantized W_down.
 """
 
@@ -30,7 +30,7 @@ def require_measures(measures: tuple[Measure, ...]) -> None:
 
 
 def column_norms(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, " d_ff"]:
-    """‖W_down[:, i]‖₂ of a dense W_down, in float32."""
+    """‖W_down[:, i]‖₂ of a dense W_down, float32."""
     norms: Float[Tensor, " d_ff"] = torch.linalg.vector_norm(weight.float(), dim=0)
     return norms
 
@@ -42,27 +42,27 @@ def span_means(
     weights: Float[Tensor, "batch span seq"],
     measures: tuple[Measure, ...],
 ) -> Float[Tensor, "batch measure span d_ff"]:
-    """Weighted sums over tokens of each measure; with weights that add up to 1, means over a span.
+    """Weighted sums of each measure over tokens; means over a span if its weights add up to 1.
 
     `output` is W_down · h without the bias. The denominators are folded into the token weights, so
-    that every measure and span comes out of one matrix product over |h|.
-    A token whose layer output is exactly zero has no shares: it counts as zero.
+    that one matrix product over |h| computes every measure and span. A token at which the layer's
+    output is exactly zero counts as zero.
     """
     magnitude = h.abs().float()
-    wholes = [whole(measure, magnitude, output, norms) for measure in measures]
-    folded = [weights / w.masked_fill(w == 0, torch.inf)[:, None, :] for w in wholes]
+    denominators = [denominator(measure, magnitude, output, norms) for measure in measures]
+    folded = [weights / d.masked_fill(d == 0, torch.inf)[:, None, :] for d in denominators]
     stacked = torch.cat(folded, dim=1)  # [batch, measure·span, seq]
     sums = torch.bmm(stacked, magnitude).mul_(norms)  # [batch, measure·span, d_ff]
     return sums.reshape(len(sums), len(measures), weights.shape[1], -1)
 
 
-def whole(
+def denominator(
     measure: Measure,
     magnitude: Float[Tensor, "*token d_ff"],
     output: Float[Tensor, "*token d_model"],
     norms: Float[Tensor, " d_ff"],
 ) -> Float[Tensor, "*token"]:
-    """What a contribution is divided by, from |h|; zero where a layer's output is exactly zero."""
+    """The denominator of a measure, from |h|; zero where the layer's output is exactly zero."""
     if measure == "contribution":
         return torch.ones_like(magnitude[..., 0])
     if measure == "sum":

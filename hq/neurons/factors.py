@@ -5,19 +5,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 
 Factors = Mapping[tuple[int, int], float]
-"""(layer, index) of a neuron: α; 1 leaves it as it is."""
+"""(layer, index) of a neuron: α; α = 1 leaves the neuron unchanged."""
 
 
-def check_factors(factors: Mapping[tuple[int, int], float], layers: int, d_ff: int) -> None:
-    """Raises HQError for a neuron that the model lacks, or an α that is no number from 0 up."""
+def check_factors(factors: Factors, space: NeuronSpace) -> None:
+    """Raises HQError for a neuron that is not in the space, or an α that is negative or NaN."""
     for (layer, index), alpha in factors.items():
-        whole = isinstance(layer, int | np.integer) and isinstance(index, int | np.integer)
-        if not whole or not 0 <= layer < layers or not 0 <= index < d_ff:
+        if not (isinstance(layer, int | np.integer) and isinstance(index, int | np.integer)):
             raise HQError(
-                f"Neuron ({layer}, {index}) is not in this model, which has {layers} layers "
-                f"of {d_ff}: use a NeuronSet of this model."
+                f"Neuron ({layer}, {index}) is not in this model, which has {space}: use a "
+                "NeuronSet of this model."
             )
+        space.flat(layer, index)
         if not 0 <= alpha < float("inf"):
             raise HQError(f"α = {alpha} for neuron ({layer}, {index}): it must be 0 or more.")

@@ -1,4 +1,4 @@
-"""Feature matrices [n, p]: what their numbers are, and their standardisation for the solver."""
+"""Feature matrices [n, p] with their measure, span and model, and their standardisation."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from hq.errors import HQError
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
+from hq.neurons.space import NeuronSpace
 
 # Columns at a time: a float64 copy of a block of a few thousand rows stays in the cache.
 _BLOCK = 256
-# Relative deviation below which a column is constant: far over float64's rounding of the mean, and
-# far under what one float32 step in one of a million rows makes.
+# Relative deviation below which a column is constant: far above float64's rounding of the mean, and
+# far below the deviation that one float32 step in one of a million rows makes.
 _CONSTANT = 1e-13
 
 
@@ -21,8 +22,9 @@ _CONSTANT = 1e-13
 class Features:
     """One measure of every neuron of a model over one span, one row per response.
 
-    `values` has p = layers · d_ff columns, layer after layer. Columns in `missing` are of neurons
-    that the traced variant lacks; they are zero, so that no fit selects them.
+    Column j of `values` [n, p] is the neuron with flat index j in `model.space`. Columns in
+    `missing` belong to neurons that the traced variant lacks; they are zero, so that no fit selects
+    them.
     """
 
     values: Float[np.ndarray, "n p"]
@@ -43,7 +45,7 @@ class Features:
         return len(self.values)
 
     def __getitem__(self, rows: Int[np.ndarray, " m"]) -> "Features":
-        """Those of some responses."""
+        """The features of some responses."""
         return replace(self, values=self.values[rows])
 
 
@@ -56,36 +58,40 @@ class Standardised(NamedTuple):
 
 
 def standardise(
-    X: Float[np.ndarray, "n p"], rows: Int[np.ndarray, " m"] | None = None, d_ff: int | None = None
+    X: Float[np.ndarray, "n p"],
+    rows: Int[np.ndarray, " m"] | None = None,
+    space: NeuronSpace | None = None,
 ) -> Standardised:
     """Standardise the columns of X, or of the chosen rows of X, in float32.
 
     Sums run in float64 (CETT values are about 1/d_ff, and a float32 sum of squares loses them).
-    A constant column gets scale 1 and is zero everywhere, so that no fit can select it.
-    HQError for an empty matrix, and for NaN or infinite values: how many, and where the first is.
+    A constant column gets scale 1 and is zero everywhere, so that no fit can select it. With a
+    `space`, error messages name the neuron of a column.
+
+    Raises HQError if the matrix is empty or holds NaN or infinite values.
     """
     chosen = np.arange(len(X)) if rows is None else rows
     if chosen.size == 0 or X.shape[1] == 0:
         raise HQError(f"The feature matrix is empty (shape {X.shape}): trace some responses first.")
     n, p = len(chosen), X.shape[1]
-    whole = Standardised(
+    standardised = Standardised(
         Z=np.empty((n, p), dtype=np.float32, order="F"),
         mean=np.empty(p, dtype=np.float32),
         scale=np.empty(p, dtype=np.float32),
     )
     for start in range(0, p, _BLOCK):
         columns = slice(start, start + _BLOCK)
-        _standardise_block(X[chosen, columns].astype(np.float64), columns, whole)
-    if not np.isfinite(whole.mean).all():
-        raise HQError(_where_not_finite(X, d_ff))
-    return whole
+        _standardise_block(X[chosen, columns].astype(np.float64), columns, standardised)
+    if not np.isfinite(standardised.mean).all():
+        raise HQError(_where_not_finite(X, space))
+    return standardised
 
 
 def _standardise_block(
-    block: Float[np.ndarray, "n b"], columns: slice, whole: Standardised
+    block: Float[np.ndarray, "n b"], columns: slice, standardised: Standardised
 ) -> None:
-    """Fill `whole` at `columns` from their raw values, in place in `block`."""
-    # inf − inf is NaN: such columns are found by their mean, and refused with a sentence.
+    """Fill `standardised` at `columns` from their raw values, in place in `block`."""
+    # inf − inf is NaN: the caller finds such columns by their mean.
     with np.errstate(invalid="ignore", over="ignore"):
         mean = block.mean(axis=0)
         block -= mean
@@ -94,14 +100,18 @@ def _standardise_block(
         scale[constant] = 1.0
         block /= scale
     block[:, constant] = 0.0
-    whole.Z[:, columns], whole.mean[columns], whole.scale[columns] = block, mean, scale
+    standardised.Z[:, columns] = block
+    standardised.mean[columns], standardised.scale[columns] = mean, scale
 
 
-def _where_not_finite(X: Float[np.ndarray, "n p"], d_ff: int | None) -> str:
+def _where_not_finite(X: Float[np.ndarray, "n p"], space: NeuronSpace | None) -> str:
     bad = ~np.isfinite(X)
     row, column = np.unravel_index(int(bad.argmax()), X.shape)
-    place = f"column {column}" if d_ff is None else "neuron ({}, {})".format(*divmod(column, d_ff))
+    column_name = f"column {column}"
+    if space is not None:
+        layer, _, index = space.locate(column)
+        column_name = f"neuron ({layer}, {index})"
     return (
-        f"{int(bad.sum())} feature values are NaN or infinite, the first in row {row} at {place}: "
-        "trace these responses again in float32."
+        f"{int(bad.sum())} feature values are NaN or infinite, the first in row {row} at "
+        f"{column_name}: trace these responses again in float32."
     )

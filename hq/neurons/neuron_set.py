@@ -1,42 +1,54 @@
 """NeuronSet, the artefact of identification: which neurons, with which weights, of which model.
 
-Kept as JSON that a person can read and diff. A file carries the schema version and the model's
-fingerprint, and loading refuses what does not match.
+A set is stored as JSON that a person can read and diff. The file carries a schema version and the
+identity of the model, and loading raises an error for another model.
 """
 
 from collections import Counter
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronBlock, NeuronSpace
 from hq.storage.atomic import write_whole
 
 if TYPE_CHECKING:
     from hq.neurons.features import Features
 
-SCHEMA_VERSION: Literal[1] = 1
+NEURON_SET_SCHEMA: Literal[2] = 2  # schema 1 had `kin` in place of `norm_digest`, and no `blocks`
 GGUF_ORIGIN = "gguf:"  # begins the fingerprint of a GGUF file that names no source checkpoint
-LOADED_ORIGIN = "loaded:"  # begins that of a model in memory, of which only the kin is known
+LOADED_ORIGIN = "loaded:"  # begins that of a model in memory, known by its norm digest alone
 
 
 class _Record(BaseModel):
-    """Frozen, without unknown fields, and with finite numbers only (JSON knows no NaN)."""
+    """Frozen, without unknown fields, and with finite numbers only (JSON has no NaN)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelIdentity(_Record):
-    """Which model the neurons belong to; `fingerprint` is a digest of the source checkpoint.
+    """The model that neurons belong to.
 
-    `kin` is 16 hex digits over the model's RMSNorm/LayerNorm weights in FP16, which quantizing
-    leaves as they are: what ties a GGUF of unknown origin, or a model in memory, to a checkpoint.
-    Frozen norms survive LoRA fine-tuning too, so it is weaker than the fingerprint. Empty where it
-    is not known.
+    `fingerprint` is a digest of the source checkpoint. `d_ff` is the number of neurons of a layer,
+    or of the widest block where they differ; then `blocks` lists them. `norm_digest` is 16 hex
+    digits over the model's RMSNorm/LayerNorm weights in FP16, which quantization leaves unchanged;
+    it ties a GGUF file of unknown origin, or a model in memory, to a checkpoint. Frozen norms
+    survive LoRA fine-tuning, so it is weaker than the fingerprint. It is empty where unknown.
     """
 
     name: str
@@ -44,12 +56,65 @@ class ModelIdentity(_Record):
     architecture: str
     n_layers: Annotated[int, Field(gt=0)]
     d_ff: Annotated[int, Field(gt=0)]
-    kin: str = ""
+    norm_digest: str = Field(default="", validation_alias=AliasChoices("norm_digest", "kin"))
+    blocks: tuple[NeuronBlock, ...] | None = (
+        None  # None if every layer is one block of `d_ff` neurons
+    )
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.blocks is not None:
+            space = NeuronSpace(self.blocks)
+            if space.is_rectangular or (space.n_layers, max(space.widths)) != (
+                self.n_layers,
+                self.d_ff,
+            ):
+                raise ValueError("blocks do not fit n_layers and d_ff")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialize: Any) -> dict[str, Any]:
+        """Leaves `blocks` out where the model is rectangular."""
+        fields: dict[str, Any] = serialize(self)
+        if fields["blocks"] is None:
+            del fields["blocks"]
+        return fields
+
+    @field_serializer("blocks")
+    def _without_experts(
+        self, blocks: tuple[NeuronBlock, ...] | None
+    ) -> list[dict[str, int]] | None:
+        return None if blocks is None else [block.model_dump(exclude_none=True) for block in blocks]
+
+    @classmethod
+    def of(
+        cls, name: str, fingerprint: str, architecture: str, space: NeuronSpace, norm_digest: str
+    ) -> Self:
+        """The identity of a model with this space."""
+        return cls(
+            name=name,
+            fingerprint=fingerprint,
+            architecture=architecture,
+            n_layers=space.n_layers,
+            d_ff=max(space.widths),
+            norm_digest=norm_digest,
+            blocks=None if space.is_rectangular else space.blocks,
+        )
+
+    @property
+    def space(self) -> NeuronSpace:
+        """Where the model's neurons lie."""
+        return _space(self.n_layers, self.d_ff, self.blocks)
 
     @property
     def n_neurons(self) -> int:
-        """n_layers * d_ff, the number p of columns of a feature matrix."""
-        return self.n_layers * self.d_ff
+        """Number of neurons, p: the columns of a feature matrix."""
+        return len(self.space)
+
+
+@lru_cache(maxsize=64)
+def _space(n_layers: int, d_ff: int, blocks: tuple[NeuronBlock, ...] | None) -> NeuronSpace:
+    return NeuronSpace.rectangular(n_layers, d_ff) if blocks is None else NeuronSpace(blocks)
 
 
 class Neuron(_Record):
@@ -68,11 +133,11 @@ class Neuron(_Record):
 class NeuronSet(_Record):
     """All neurons with a non-zero weight, sorted by (layer, index), and what they were fitted on.
 
-    A response's decision value is intercept + Σ_k weight_k · (CETT_k − mean_k) / scale_k: the log
-    odds that it is hallucinated. `thresholds` are named cut-offs on that value.
+    The decision value of a response is intercept + Σ_k weight_k · (CETT_k − mean_k) / scale_k, the
+    log odds that it is hallucinated. `thresholds` are named cut-offs on that value.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = NEURON_SET_SCHEMA
     model: ModelIdentity
     cett: Literal["sum", "output"]
     tokens: Literal["answer", "prompt", "other"]
@@ -82,60 +147,71 @@ class NeuronSet(_Record):
     thresholds: dict[str, float] = {}
     provenance: dict[str, str | int | float] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_schema_1(cls, fields: Any) -> Any:
+        """Reads schema 1, of which every field means the same here."""
+        if isinstance(fields, dict) and fields.get("schema_version") == 1:
+            return fields | {"schema_version": NEURON_SET_SCHEMA}
+        return fields
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        places = [(n.layer, n.index) for n in self.neurons]
-        outside = [p for p in places if p[0] >= self.model.n_layers or p[1] >= self.model.d_ff]
-        if outside:
-            raise ValueError(f"neuron {outside[0]} lies outside the model")
-        if places != sorted(set(places)):
+        positions = [(n.layer, n.index) for n in self.neurons]
+        if positions != sorted(set(positions)):
             raise ValueError("neurons must be unique and sorted by (layer, index)")
+        try:
+            _ = self.flat
+        except HQError as error:
+            raise ValueError(f"a neuron lies outside the model: {error}") from error
         return self
 
     @property
     def positive(self) -> tuple[Neuron, ...]:
-        """The H-Neurons: those whose weight is above zero."""
+        """The H-Neurons: those with a weight above zero."""
         return tuple(n for n in self.neurons if n.weight > 0)
 
     @property
     def flat(self) -> Int[np.ndarray, " k"]:
-        """Columns of all neurons in a feature matrix: layer * d_ff + index, int64."""
-        return flat_index(self.neurons, self.model.d_ff)
+        """Flat indices of all neurons: their columns in a feature matrix, int64."""
+        return self._flat_indices(self.neurons)
 
     @property
     def flat_positive(self) -> Int[np.ndarray, " h"]:
-        """Columns of the H-Neurons in a feature matrix, int64."""
-        return flat_index(self.positive, self.model.d_ff)
+        """Flat indices of the H-Neurons, int64."""
+        return self._flat_indices(self.positive)
 
-    def _flat(self, neuron: Neuron) -> int:
-        return neuron.layer * self.model.d_ff + neuron.index
+    def _flat_indices(self, neurons: tuple[Neuron, ...]) -> Int[np.ndarray, " k"]:
+        return self.model.space.flat([n.layer for n in neurons], [n.index for n in neurons])
 
     @property
     def layers(self) -> dict[int, int]:
-        """How many H-Neurons each layer has; layers without any are left out."""
+        """Number of H-Neurons by layer, without the layers that have none."""
         return dict(sorted(Counter(n.layer for n in self.positive).items()))
 
     def score(self, features: "Features") -> Float[np.ndarray, " n"]:
         """Decision values of traced responses, float64.
 
-        Raises HQError unless the features are of the measure, the span and the model that the set
-        was found on, and for a neuron of the set that the traced variant lacks.
+        Raises HQError if the features are of another measure, span or model than the set, or if
+        the traced variant lacks a neuron of the set.
         """
         if (features.measure, features.span) != (self.cett, self.tokens):
             raise HQError(
                 f"The neuron set was found on {self.cett} over the {self.tokens} span, and these "
                 f"traces are {features.measure} over the {features.span} span: trace with "
-                f"--measures {self.cett} --spans {self.tokens}."
+                f"--measures {self.cett} --spans {self.tokens} (in Python, measure={self.cett!r}, "
+                f"span={self.tokens!r})."
             )
         self.require(features.model)
         self.require_present(features.missing, features.precision)
         return self.score_unchecked(features.values[:, self.flat])
 
     def score_unchecked(self, cett: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-        """Decision values of bare numbers: one column per neuron of the set, in its order.
+        """Decision values of an array with one column per neuron of the set, in its order.
 
-        Nothing tells which measure, span and model they are of. For monitors, which read what the
-        set asks for; `score` is for traces.
+        Measure, span and model of the values are not checked. Monitors use it, which read what the
+        set names; `score` is for traces. Raises HQError for another number of columns, and for
+        values that are not finite.
         """
         if cett.ndim != 2 or cett.shape[1] != len(self.neurons):
             raise HQError(
@@ -153,7 +229,11 @@ class NeuronSet(_Record):
 
     def require_present(self, absent: Collection[int], precision: str) -> None:
         """Raises HQError if a neuron of the set is among the flat indices `absent`."""
-        lost = [f"({n.layer}, {n.index})" for n in self.neurons if self._flat(n) in absent]
+        lost = [
+            f"({n.layer}, {n.index})"
+            for n, flat in zip(self.neurons, self.flat.tolist(), strict=True)
+            if flat in absent
+        ]
         if lost:
             raise HQError(
                 f"At {precision} {len(lost)} of the set's {len(self.neurons)} neurons are not "
@@ -162,17 +242,16 @@ class NeuronSet(_Record):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write indented JSON; a reader sees the old file or the new one, never a part."""
+        """Write indented JSON atomically: a reader sees the old file or the new one."""
         write_whole(Path(path), self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, model: ModelIdentity | None = None) -> Self:
-        """Read a set, and check that it belongs to `model` where one is given.
+        """Read a set, and check that it belongs to `model` if one is given.
 
-        HQError for a missing file, broken JSON, another schema version, a bad field, or a model
-        with another fingerprint, number of layers or width. Between a checkpoint and a GGUF file of
-        unknown origin, and with a model in memory, the same `kin` stands in for the same
-        fingerprint.
+        Raises HQError for a missing file, broken JSON, an unknown schema version, an invalid field,
+        or a set of another model: another fingerprint, number of layers or width. For a GGUF file
+        of unknown origin and a model in memory, the norm digest replaces the fingerprint.
         """
         source = Path(path)
         neurons = cls._parse(source, _read(source))
@@ -181,7 +260,7 @@ class NeuronSet(_Record):
         return neurons
 
     def require(self, model: ModelIdentity, name: str = "The neuron set") -> None:
-        """HQError, with `name` in it, unless the set belongs to `model`."""
+        """Raises HQError, with `name` in the message, if the set belongs to another model."""
         _require_same_model(name, self.model, model)
 
     @classmethod
@@ -190,11 +269,6 @@ class NeuronSet(_Record):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise HQError(_explain(source, error)) from error
-
-
-def flat_index(neurons: tuple[Neuron, ...], d_ff: int) -> Int[np.ndarray, " k"]:
-    """Columns layer * d_ff + index of a feature matrix, int64."""
-    return np.array([n.layer * d_ff + n.index for n in neurons], dtype=np.int64)
 
 
 def _read(source: Path) -> str:
@@ -212,7 +286,7 @@ def _read(source: Path) -> str:
 
 
 def _explain(source: Path, error: ValidationError) -> str:
-    """One sentence for the fault that explains the others: syntax, then version, then a field."""
+    """One sentence for the first fault: of the JSON, else of the version, else of a field."""
     faults = error.errors(include_url=False)
     by_kind = {fault["type"]: fault for fault in faults}
     if "json_invalid" in by_kind:
@@ -220,33 +294,35 @@ def _explain(source: Path, error: ValidationError) -> str:
     version = next((f for f in faults if f["loc"] == ("schema_version",)), None)
     if version is not None:
         return (
-            f"{source} has schema version {version['input']!r} but this hq reads "
-            f"{SCHEMA_VERSION}: identify again with this version."
+            f"{source} has schema version {version['input']!r} but this hq reads 1 and "
+            f"{NEURON_SET_SCHEMA}: identify again with this version."
         )
     first = faults[0]
     where = ".".join(map(str, first["loc"])) or "the set"
     return f"{source} is not a neuron set: {where}: {first['msg']}; write it with `hq identify`."
 
 
-def _require_same_model(source: str, found: ModelIdentity, wanted: ModelIdentity) -> None:
+def _require_same_model(source: str, owner: ModelIdentity, wanted: ModelIdentity) -> None:
     loaded = _origin(wanted) == LOADED_ORIGIN
-    shape = ("n_layers", "d_ff")
-    mark = "kin" if loaded else "fingerprint"
-    for field in shape if _akin(found, wanted) else (mark, *shape):
-        have, need = getattr(found, field), getattr(wanted, field)
+    shape = ("n_layers", "d_ff", "blocks")
+    digest = "norm_digest" if loaded else "fingerprint"
+    for field in shape if _same_norms(owner, wanted) else (digest, *shape):
+        have, need = getattr(owner, field), getattr(wanted, field)
         if have != need:
             dtype = ", or load its weights in the type they are stored in" if loaded else ""
+            if field == "blocks":
+                have, need = owner.space.widths, wanted.space.widths
             raise HQError(
-                f"{source} belongs to {found.name} ({field} {have}), not to {wanted.name} "
+                f"{source} belongs to {owner.name} ({field} {have}), not to {wanted.name} "
                 f"({field} {need}): identify neurons on this model{dtype}."
             )
 
 
-def _akin(one: ModelIdentity, other: ModelIdentity) -> bool:
-    """Whether two that have no fingerprint in common have the same norms."""
-    return _origin(one) != _origin(other) and one.kin == other.kin != ""
+def _same_norms(one: ModelIdentity, other: ModelIdentity) -> bool:
+    """Whether two identities of different origin have the same norms."""
+    return _origin(one) != _origin(other) and one.norm_digest == other.norm_digest != ""
 
 
 def _origin(model: ModelIdentity) -> str:
-    """What begins the fingerprint; empty for a checkpoint's."""
+    """The prefix of the fingerprint; empty for a checkpoint."""
     return next(filter(model.fingerprint.startswith, (GGUF_ORIGIN, LOADED_ORIGIN)), "")

@@ -14,12 +14,14 @@ class PromptResponse:
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.response:
-            raise HQError("An exchange needs a token of prompt and one of response: leave it out.")
+            raise HQError(
+                "A prompt and a response need a token each at least: leave this pair out."
+            )
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Prompt and response in one."""
+        """Token ids of the prompt, then of the response."""
         return self.prompt + self.response

@@ -1,7 +1,7 @@
-"""Controls beside every AUROC: random neurons, matched neurons, and baselines without neurons.
+"""Controls for an AUROC: random neurons, matched neurons, and probes on other features.
 
-Random neurons alone are a weak control, as H-Neurons sit in certain layers and are not small;
-matched ones share the layer and the magnitude.
+Random neurons alone are a weak control, because H-Neurons lie in certain layers and are not small.
+Matched neurons have the block and the magnitude of the chosen ones.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 from hq.stats.bootstrap import Estimate, auroc
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _SD_PER_MAD = 1.4826
 
 
 class Control(NamedTuple):
-    """What probes on random draws of neurons reach on the test rows."""
+    """AUROC on the test rows of probes that were fitted on draws of neurons."""
 
     estimate: Estimate  # mean over draws, and the interval that holds 95% of the draws; n = draws
     per_draw: Float[np.ndarray, " draws"]  # AUROC of each
@@ -31,7 +32,7 @@ class Control(NamedTuple):
 def random_neurons(
     k: int, p: int, draws: int, seed: int, exclude: Iterable[int] = ()
 ) -> Int[np.ndarray, "draws k"]:
-    """Flat indices of k different neurons out of p, `draws` times, none of `exclude` among them."""
+    """Draw k different neurons out of p without those in `exclude`, `draws` times: flat indices."""
     pool = np.setdiff1d(np.arange(p), np.fromiter(exclude, dtype=np.int64))
     if len(pool) < k:
         raise HQError(f"Only {len(pool)} neurons are left to draw {k} from: exclude fewer.")
@@ -40,38 +41,40 @@ def random_neurons(
 
 
 def outliers(magnitudes: Float[np.ndarray, " p"], cutoff: float = 6.0) -> Bool[np.ndarray, " p"]:
-    """Super-neurons: those whose log magnitude is over `cutoff` robust deviations above the median.
+    """Which neurons are super-neurons: log magnitude `cutoff` robust deviations above the median.
 
-    Robust deviation: 1.4826 times the median absolute deviation, over the neurons that are not
-    silent. `np.flatnonzero` of it goes into `random_neurons(exclude=…)`.
+    The robust deviation is 1.4826 times the median absolute deviation, over neurons that are not
+    silent.
     """
-    found: Bool[np.ndarray, " p"] = np.zeros(len(magnitudes), dtype=bool)
+    extreme: Bool[np.ndarray, " p"] = np.zeros(len(magnitudes), dtype=bool)
     active = magnitudes > 0
     if not active.any():
-        return found
+        return extreme
     logs = np.log(magnitudes[active].astype(np.float64))
     middle = np.median(logs)
-    found[active] = logs - middle > cutoff * _SD_PER_MAD * np.median(np.abs(logs - middle))
-    return found
+    extreme[active] = logs - middle > cutoff * _SD_PER_MAD * np.median(np.abs(logs - middle))
+    return extreme
 
 
 def matched_neurons(
     chosen: Int[np.ndarray, " k"],
     magnitudes: Float[np.ndarray, " p"],
-    d_ff: int,
+    space: NeuronSpace,
     draws: int,
     seed: int,
     caliper: float = 0.2,
     nearest: int = 5,
     exclude: Sequence[int] | Int[np.ndarray, " m"] = (),
 ) -> Int[np.ndarray, "draws k"]:
-    """For each chosen neuron a random one of its layer and magnitude; all different in a draw.
+    """Draw, for each chosen neuron, a random neuron of its block with a similar magnitude.
 
-    Candidates are those whose mean contribution (`magnitudes`) lies within `caliper` of the chosen
-    one's, as a difference of logarithms; where there is none, the `nearest` few, however far. None
-    is a chosen one or one of `exclude`, nor a super-neuron unless the chosen neuron is one itself.
-    `magnitude_ratio` tells how near the match is.
-    Column j of the result matches `chosen[j]`. HQError if a layer has too few neurons left.
+    Candidates have a mean contribution (`magnitudes`) within `caliper` of the chosen neuron's, as a
+    difference of logarithms; if there is none, the `nearest` few are the candidates. Chosen neurons
+    and those in `exclude` are never drawn, and super-neurons only for a super-neuron. The neurons
+    of a draw are all different, and column j of the result matches `chosen[j]`. `magnitude_ratio`
+    measures how close the match is.
+
+    Raises HQError if a block has too few neurons.
     """
     logs = _logs(magnitudes)
     extreme = outliers(magnitudes)
@@ -79,11 +82,11 @@ def matched_neurons(
     taken[chosen] = True
     taken[np.asarray(exclude, dtype=np.int64)] = True
     candidates = [
-        _nearest_first(int(flat), logs, d_ff, ~taken & (~extreme | extreme[flat]))
+        _nearest_first(int(flat), logs, space, ~taken & (~extreme | extreme[flat]))
         for flat in chosen
     ]
     near = [int((distances <= caliper).sum()) for _, distances in candidates]
-    # Those with the least choice draw first, so that no other takes their only near match.
+    # Neurons with the fewest candidates draw first, so that no other takes their only near match.
     order = np.argsort(near, kind="stable")
     drawn = np.empty((draws, len(chosen)), dtype=np.int64)
     rng = np.random.default_rng(seed)
@@ -95,8 +98,8 @@ def matched_neurons(
             pool = neurons[left][: int((distances[left] <= caliper).sum()) or nearest]
             if pool.size == 0:
                 raise HQError(
-                    f"Layer {chosen[j] // d_ff} has too few neurons to match the chosen ones: "
-                    "choose fewer of them."
+                    f"Layer {space.locate(chosen[j]).layer} has too few neurons to match the "
+                    "chosen ones: choose fewer of them."
                 )
             row[j] = rng.choice(pool)
             free[row[j]] = False
@@ -108,13 +111,13 @@ def magnitude_ratio(
     chosen: Int[np.ndarray, " h"],
     magnitudes: Float[np.ndarray, " p"],
 ) -> float:
-    """Geometric mean of the neurons' magnitudes ÷ that of the chosen ones."""
+    """Geometric mean magnitude of the neurons, divided by that of the chosen ones."""
     logs = _logs(magnitudes)
     return float(np.exp(logs[neurons].mean() - logs[chosen].mean()))
 
 
 def _logs(magnitudes: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
-    """Logarithms; those of silent neurons are equal, and far from all others."""
+    """Logarithms; those of silent neurons are equal, and far below all others."""
     logs: Float[np.ndarray, " p"] = np.log(
         np.maximum(magnitudes.astype(np.float64), np.finfo(float).tiny)
     )
@@ -122,11 +125,11 @@ def _logs(magnitudes: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
 
 
 def _nearest_first(
-    flat: int, logs: Float[np.ndarray, " p"], d_ff: int, allowed: Bool[np.ndarray, " p"]
+    flat: int, logs: Float[np.ndarray, " p"], space: NeuronSpace, allowed: Bool[np.ndarray, " p"]
 ) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Allowed neurons of the same layer with their |log ratio| of magnitude, ascending."""
-    start = flat // d_ff * d_ff
-    neurons = start + np.flatnonzero(allowed[start : start + d_ff])
+    """Allowed neurons of the same block with their |log ratio| of magnitude, ascending."""
+    block = space.slices[int(space.block_of(flat))]
+    neurons = block.start + np.flatnonzero(allowed[block])
     distances = np.abs(logs[neurons] - logs[flat])
     order = np.argsort(distances, kind="stable")
     return neurons[order], distances[order]
@@ -147,7 +150,7 @@ def control_auroc(
 def fit_draws(
     X: Float[np.ndarray, "m p"], y: Int[np.ndarray, " m"], draws: Int[np.ndarray, "draws k"]
 ) -> "list[Pipeline]":
-    """A ridge probe for each draw of neurons."""
+    """One ridge probe per draw of neurons."""
     return [ridge_probe(X[:, draw], y) for draw in draws]
 
 
@@ -158,7 +161,7 @@ def read_control(
     y: Int[np.ndarray, " n"],
     seed: int,
 ) -> Control:
-    """What the draws' probes reach on some rows."""
+    """AUROC of each draw's probe on these rows."""
     decisions = np.stack(
         [
             probe.decision_function(X[:, draw].astype(np.float64))
@@ -172,7 +175,9 @@ def read_control(
 def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) -> "Pipeline":
     """Logistic regression with scikit-learn's default L2 penalty, on standardised features.
 
-    Also the baselines' probe: answer length, token entropy, relation (one column each).
+    Baselines use it too: answer length, token entropy and relation, one column each.
+
+    Raises HQError if the labels have one class only.
     """
     # scikit-learn takes a second to import: only a fit pays for it.
     from sklearn.linear_model import LogisticRegression

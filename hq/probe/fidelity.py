@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 from hq.stats.bootstrap import Estimate, ResampleWeights, bootstrap
 
 FidelityMeasure = Callable[[ResampleWeights], Float[np.ndarray, "replicates k"]]
@@ -53,22 +54,22 @@ def rank_change(
     a: Float[np.ndarray, "n p"],
     b: Float[np.ndarray, "n p"],
     chosen: Int[np.ndarray, " k"],
-    d_ff: int,
+    space: NeuronSpace,
 ) -> FidelityMeasure:
-    """Mean |change of rank| of each chosen neuron within its layer, relative to d_ff.
+    """Mean |change of rank| of each chosen neuron within its block, as a share of its width.
 
-    Here `a` and `b` contain all neurons of the model, p = layers · d_ff.
+    `a` and `b` hold all neurons of the space, and `chosen` flat indices.
     """
     changes = np.empty((len(a), len(chosen)))
-    for layer in np.unique(chosen // d_ff):
-        columns = slice(layer * d_ff, (layer + 1) * d_ff)
-        here = chosen // d_ff == layer
-        indices = chosen[here] - layer * d_ff
+    blocks, indices = space.block_of(chosen), space.locate(chosen).within
+    for block in np.unique(blocks):
+        columns, here = space.slices[block], blocks == block
         before, after = _ranks(a[:, columns]), _ranks(b[:, columns])
-        changes[:, here] = np.abs(before[:, indices] - after[:, indices])
+        changes[:, here] = np.abs(before[:, indices[here]] - after[:, indices[here]])
+    width = np.array(space.widths)[blocks]
 
     def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
-        total = d_ff * weights.sum(axis=1, keepdims=True)
+        total = width * weights.sum(axis=1, keepdims=True)
         share: Float[np.ndarray, "replicates k"] = weights @ changes / total
         return share
 

@@ -1,7 +1,7 @@
 """Identification: from CETT features and labels to the NeuronSet that predicts hallucination.
 
-L1 logistic regression on standardised features; C by cross-validation, among those that stay
-within the sparsity cap.
+L1 logistic regression on standardised features. C is chosen by cross-validation among the values
+that stay within the sparsity cap.
 """
 
 import warnings
@@ -11,21 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
 from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import Neuron, NeuronSet
+from hq.neurons.space import NeuronSpace
 from hq.probe.l1 import SOLVER, TOLERANCE, L1Path, l1_path, smallest_c
 from hq.stats.bootstrap import auroc
+from hq.stats.thresholds import youden_threshold
 
-# Multiples of the smallest C that selects anything, from a handful of neurons to far past the cap;
-# in steps of a tenth, as the number of neurons grows fast with C.
+# Multiples of the smallest C that selects a neuron, from a handful of neurons to far past the cap,
+# in steps of a tenth, because the number of neurons grows fast with C.
 _DEFAULT_GRID = np.geomspace(1.1, 100.0, 48)
 
 
 class PathPoint(BaseModel):
-    """One C of the path: AUROC over the held-out folds, and the size of the fit on all rows."""
+    """One C of the path: AUROC over the held-out folds, and the number of neurons on all rows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,6 +50,99 @@ class _Design(NamedTuple):
 
 
 def identify(
+    traces: Features,
+    labels: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    folds: int = 5,
+    max_fraction: float = 1e-3,
+    seed: int = 0,
+) -> NeuronSet:
+    """Find the neurons whose CETT predicts hallucination.
+
+    The method is that of `identify_with_path`. The threshold `youden` maximises sensitivity +
+    specificity − 1 on out-of-fold decision values, each of a fit at the chosen C that did not see
+    the response's group.
+
+    Args:
+        traces: n traced responses of one model, measure (`sum` or `output`) and span.
+        labels: n labels, 1 (or True) for a hallucinated response and 0 for a right one.
+        groups: n group labels, such as the entity that a question is about. The rows of a group are
+            never in two folds. By default each response is its own group.
+        folds: Folds of the cross-validation.
+        max_fraction: The set has fewer than this fraction of the model's neurons.
+        seed: Seed of the folds.
+
+    Raises:
+        HQError: The labels are not n zeros and ones with both classes, `groups` does not have n
+            entries, there are fewer groups of a class than folds, the traces are not finite or are
+            contributions, or no fit within the cap has a positive weight.
+    """
+    y, of_group = _labels(labels, len(traces)), _groups(groups, len(traces))
+    neurons, _ = identify_with_path(
+        traces, y, folds=folds, groups=of_group, max_fraction=max_fraction, seed=seed
+    )
+    design = _stack(traces.values, y, of_group, None)
+    C = float(neurons.provenance["C"])
+    scores = np.empty(len(y))
+    for train, test in _folds(design, folds, seed):
+        scores[test] = _out_of_fold(design, C, train, test)
+    provenance: dict[str, str | int | float] = {"precision": traces.precision}
+    return neurons.model_copy(
+        update={
+            "thresholds": {"youden": youden_threshold(scores, y)},
+            "provenance": neurons.provenance | provenance,
+        }
+    )
+
+
+def _labels(labels: ArrayLike, n: int) -> Int[np.ndarray, " n"]:
+    """The labels as integers. Raises HQError for anything but n zeros and ones."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or len(values) != n:
+        raise HQError(
+            f"The labels have shape {values.shape}, but {n} responses were traced: pass one label "
+            "per response."
+        )
+    if values.dtype.kind not in "biuf":
+        raise HQError(
+            f"The labels are of type {values.dtype}: pass 1 for a hallucinated response and 0 for "
+            "a right one."
+        )
+    if not np.isin(values, (0, 1)).all():
+        wrong = int(np.flatnonzero(~np.isin(values, (0, 1)))[0])
+        raise HQError(
+            f"Label {wrong} is {values[wrong]}: pass 1 for a hallucinated response and 0 for a "
+            "right one, and leave other responses out of the traces."
+        )
+    if len(np.unique(values)) == 1:
+        raise HQError(
+            f"All {n} labels are {int(values[0])}: identification needs both hallucinated and "
+            "right responses."
+        )
+    return values.astype(np.int64)
+
+
+def _groups(groups: ArrayLike | None, n: int) -> Shaped[np.ndarray, " n"] | None:
+    """The groups as an array. Raises HQError if there are not n of them, or one is missing."""
+    if groups is None:
+        return None
+    values = np.asarray(groups)
+    if values.ndim != 1 or len(values) != n:
+        raise HQError(
+            f"The groups have shape {values.shape}, but {n} responses were traced: pass one group "
+            "per response."
+        )
+    missing = [g is None or g != g for g in values.tolist()]
+    if any(missing):
+        raise HQError(
+            f"Response {missing.index(True)} has no group (None or NaN): name the group of every "
+            "response."
+        )
+    return values
+
+
+def identify_with_path(
     features: Features,
     y: Int[np.ndarray, " n"],
     *,
@@ -57,23 +153,26 @@ def identify(
     seed: int = 0,
     other: Features | None = None,
 ) -> tuple[NeuronSet, list[PathPoint]]:
-    """Find the neurons whose CETT tells hallucinated (y = 1) from right (y = 0) responses.
+    """Find the neurons whose CETT separates hallucinated (y = 1) from right (y = 0) responses.
 
-    The set is of the features' model, measure and span.
-    C has the best mean AUROC over grouped stratified folds (ties go to the sparser), standardised
-    within each, among those whose fit on all rows has fewer than `max_fraction`·p non-zero weights,
-    one of them positive. The path ends at the first C over that cap. Rows of one group (say, an
-    entity) never stand on both sides of a fold. `Cs` defaults to a grid that starts where the first
-    weight becomes non-zero. The returned path holds the eligible Cs only.
+    The set has the model, measure and span of the features, and no threshold. C has the best mean
+    AUROC over grouped stratified folds, standardised within each fold; ties go to the sparser fit.
+    A C is eligible if its fit on all rows has fewer than `max_fraction`·p non-zero weights, one of
+    them positive, and the path ends at the first C above that cap. Rows of one group (for example,
+    an entity) never appear in both parts of a fold. `Cs` defaults to a grid that starts where the
+    first weight becomes non-zero.
 
     With `other`, the mean CETT over each response's other tokens, row by row, labels are the
-    paper's 3-vs-1: a hallucinated answer's tokens are 1, everything else is 0 (right answers'
-    tokens, other tokens of both). Rows count alike, 1 to 3, as skglm has no weighted logistic loss;
-    C is still chosen by the AUROC between answers, which is what the set is for.
+    3-vs-1 labels of Gao et al. (arXiv 2512.01797): the tokens of a hallucinated answer are 1, and
+    everything else is 0 (the tokens of right answers, and the other tokens of both). All rows have
+    the same weight, because skglm has no weighted logistic loss. C is still chosen by the AUROC
+    between answers.
 
-    Raises HQError for contributions, which are no shares, for features or labels that do not fit
-    together, NaN, one class, too few groups, `other` where the features are those of the other
-    tokens already, or when no C is eligible.
+    Returns the set, and the eligible part of the path.
+
+    Raises HQError for contributions, for features and labels that do not fit together, for NaN, one
+    class, too few groups, `other` with features that are already of the other tokens, and if no C
+    is eligible.
     """
     model, cett = features.model, features.measure
     if cett == "contribution":
@@ -81,13 +180,13 @@ def identify(
             "Contributions are no shares of a layer's output: identify on sum or output CETT."
         )
     if other is not None:
-        _require_beside(features, other)
+        _require_other_span(features, other)
     design = _stack(features.values, y, groups, None if other is None else other.values)
     _check(features, y, folds, design.groups[: len(y)])
-    whole = standardise(design.X, d_ff=model.d_ff)
-    grid = smallest_c(whole.Z, design.y) * _DEFAULT_GRID if Cs is None else np.asarray(Cs)
+    fitted = standardise(design.X, space=model.space)
+    grid = smallest_c(fitted.Z, design.y) * _DEFAULT_GRID if Cs is None else np.asarray(Cs)
     cap = max_fraction * model.n_neurons
-    path = _eligible(l1_path(whole.Z, design.y, _positive(grid), max_nonzero=int(cap)), cap)
+    path = _eligible(l1_path(fitted.Z, design.y, _positive(grid), max_nonzero=int(cap)), cap)
     points = _cross_validate(design, path, folds, seed)
     best = max(range(len(points)), key=lambda i: (points[i].auroc_mean, -points[i].n_nonzero))
     chosen = NeuronSet(
@@ -96,7 +195,7 @@ def identify(
         tokens=features.span,
         labels="1-vs-1" if other is None else "3-vs-1",
         intercept=_shortest(path.intercepts[best]),
-        neurons=_neurons(path.coefs[best], whole.mean, whole.scale, model.d_ff),
+        neurons=_neurons(path.coefs[best], fitted.mean, fitted.scale, model.space),
         provenance={
             "C": points[best].C,
             "n": len(design.y),
@@ -113,7 +212,7 @@ def identify(
 
 
 def _loose(point: PathPoint) -> dict[str, float]:
-    """The tolerance, for provenance, where a fit did not meet TOLERANCE; also a warning."""
+    """The tolerance, for provenance, if a fit did not meet TOLERANCE, with a warning."""
     if point.tolerance <= TOLERANCE:
         return {}
     warnings.warn(
@@ -124,7 +223,7 @@ def _loose(point: PathPoint) -> dict[str, float]:
     return {"tolerance": point.tolerance}
 
 
-def _require_beside(features: Features, other: Features) -> None:
+def _require_other_span(features: Features, other: Features) -> None:
     """Raises HQError unless `other` is of the other tokens of the same responses."""
     if features.span == "other":
         raise HQError(
@@ -150,7 +249,9 @@ def _stack(
     n = len(y)
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     if unit.shape != (n,):
-        raise HQError(f"There are {len(unit)} groups for {n} responses: give one group a response.")
+        raise HQError(
+            f"There are {len(unit)} groups for {n} responses: pass one group per response."
+        )
     if other is None:
         return _Design(X, y, unit, np.ones(n, dtype=bool))
     if other.shape != X.shape:
@@ -209,9 +310,9 @@ def _eligible(path: L1Path, cap: float) -> L1Path:
 
 
 def _cross_validate(design: _Design, path: L1Path, folds: int, seed: int) -> list[PathPoint]:
-    found = [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
-    areas = np.array([areas for areas, _ in found])  # [folds, c]
-    tolerances = np.max([path.tolerances, *(loosest for _, loosest in found)], axis=0)
+    by_fold = [_held_out(design, path.Cs, *split) for split in _folds(design, folds, seed)]
+    areas = np.array([areas for areas, _ in by_fold])  # [folds, c]
+    tolerances = np.max([path.tolerances, *(loosest for _, loosest in by_fold)], axis=0)
     return [
         PathPoint(
             C=float(C),
@@ -253,29 +354,51 @@ def _held_out(
     train: Int[np.ndarray, " train"],
     test: Int[np.ndarray, " test"],
 ) -> tuple[list[float], Float[np.ndarray, " c"]]:
-    """For each C, AUROC on the test rows, fitted on the training rows; and the tolerance met."""
+    """For each C, AUROC on the test rows of a fit on the training rows; and the tolerances."""
+    scores, path = _fold_scores(design, Cs, train, test)
+    return [auroc(of_c, design.y[test]) for of_c in scores], path.tolerances
+
+
+def _out_of_fold(
+    design: _Design, C: float, train: Int[np.ndarray, " train"], test: Int[np.ndarray, " test"]
+) -> Float[np.ndarray, " test"]:
+    """Decision values of the test rows, by a fit at C on the training rows."""
+    scores, path = _fold_scores(design, np.array([C]), train, test)
+    decisions: Float[np.ndarray, " test"] = scores[0] + path.intercepts[0]
+    return decisions
+
+
+def _fold_scores(
+    design: _Design,
+    Cs: Float[np.ndarray, " c"],
+    train: Int[np.ndarray, " train"],
+    test: Int[np.ndarray, " test"],
+) -> tuple[list[Float[np.ndarray, " test"]], L1Path]:
+    """Decision values of the test rows without intercepts, for each C, and the path."""
     fold = standardise(design.X, rows=train)
     path = l1_path(fold.Z, design.y[train], Cs.tolist())
     used = np.flatnonzero(path.coefs.any(axis=0))
     seen = (design.X[np.ix_(test, used)] - fold.mean[used]) / fold.scale[used]
-    return [auroc(seen @ coef[used], design.y[test]) for coef in path.coefs], path.tolerances
+    return [seen @ coef[used] for coef in path.coefs], path
 
 
 def _neurons(
     coef: Float[np.ndarray, " p"],
     mean: Float[np.ndarray, " p"],
     scale: Float[np.ndarray, " p"],
-    d_ff: int,
+    space: NeuronSpace,
 ) -> tuple[Neuron, ...]:
+    chosen = np.flatnonzero(coef)
+    layers, _, indices = space.locate(chosen)
     return tuple(
         Neuron(
-            layer=int(flat) // d_ff,
-            index=int(flat) % d_ff,
+            layer=layer,
+            index=index,
             weight=_shortest(coef[flat]),
             mean=_shortest(mean[flat]),
             scale=_shortest(scale[flat]),
         )
-        for flat in np.flatnonzero(coef)
+        for flat, layer, index in zip(chosen, layers.tolist(), indices.tolist(), strict=True)
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hq.errors import HQError
 from hq.models.ffn_weights import FFN
+from hq.neurons.space import NeuronSpace
 
 STATISTICS = {
     "read_kurtosis": "excess kurtosis of what reads: rows of gate and up",
@@ -67,14 +68,19 @@ def activity_statistics(
 
 
 def features(
-    statistics: Mapping[str, Float[np.ndarray, " p"]], d_ff: int
+    statistics: Mapping[str, Float[np.ndarray, " p"]], space: NeuronSpace
 ) -> Float[np.ndarray, "p statistic"]:
-    """Return normal scores of each statistic within its layer, in the order of STATISTICS."""
-    columns = []
-    for name in STATISTICS:
-        ranks = rankdata(statistics[name].reshape(-1, d_ff), axis=1)
-        columns.append(ndtri((ranks - 0.5) / d_ff).ravel())
+    """Return normal scores of each statistic within its block, in the order of STATISTICS."""
+    columns = [
+        np.concatenate([_normal_scores(statistics[name][of_block]) for of_block in space.slices])
+        for name in STATISTICS
+    ]
     return np.stack(columns, axis=1)
+
+
+def _normal_scores(values: Float[np.ndarray, " width"]) -> Float[np.ndarray, " width"]:
+    scores: Float[np.ndarray, " width"] = ndtri((rankdata(values) - 0.5) / len(values))
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class DegradedNeurons:
 
     @classmethod
     def of(
-        cls, errors: Float[np.ndarray, " p"], d_ff: int, share: float = 0.25
+        cls, errors: Float[np.ndarray, " p"], space: NeuronSpace, share: float = 0.25
     ) -> "DegradedNeurons":
         """Return the `share` of each layer's neurons with the largest errors; NaN is undefined.
 
@@ -94,11 +100,10 @@ class DegradedNeurons:
         """
         defined = ~np.isnan(errors)
         degraded = np.zeros(len(errors), dtype=bool)
-        for start in range(0, len(errors), d_ff):
-            here = slice(start, start + d_ff)
+        for block, here in zip(space.blocks, space.slices, strict=True):
             if not defined[here].any():
                 raise HQError(
-                    f"No neuron of layer {start // d_ff} contributes to any text: trace others."
+                    f"No neuron of layer {block.layer} contributes to any text: trace others."
                 )
             ranks = rankdata(errors[here], nan_policy="omit")
             degraded[here] = ranks > (1 - share) * defined[here].sum()
@@ -106,14 +111,14 @@ class DegradedNeurons:
 
 
 def predict(
-    X: Float[np.ndarray, "p statistic"], targets: Sequence[DegradedNeurons], d_ff: int
+    X: Float[np.ndarray, "p statistic"], targets: Sequence[DegradedNeurons], space: NeuronSpace
 ) -> Float[np.ndarray, "precision p"]:
     """Return the log odds of being degraded, fitted on other layers at other precisions.
 
     `targets` has the neurons that each precision degrades. Raises HQError if there are fewer than
     two precisions or two layers.
     """
-    layer = np.arange(len(X)) // d_ff
+    layer = space.locate(np.arange(len(X))).layer
     fold = layer % min(_FOLDS, int(layer[-1]) + 1)
     if len(targets) < 2 or fold.max() == 0:
         raise HQError(

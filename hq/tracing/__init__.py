@@ -1,4 +1,4 @@
-"""Traces on disk, and responses sampled from any backend.
+"""Traces on disk, and sampling of responses from any backend.
 
-How one backend computes either is in `hq.backends`.
+How a backend computes traces and logits is in `hq.backends`.
 """

@@ -1,9 +1,8 @@
-"""n responses a prompt, sampled as a tree: responses that agree so far are computed once.
+"""Sampling of n responses per prompt as a tree: responses that agree so far are computed once.
 
-SampledResponse j of a prompt draws its tokens with random numbers of its own, fixed by (seed, key,
-j), by
-inversion of the truncated distribution. It is therefore a function of the prompt alone, whatever
-else is sampled beside it and whatever is abandoned: an early stop cannot change what is kept.
+Response j of a prompt draws its tokens by inversion of the truncated distribution, with random
+numbers that are fixed by (seed, key, j). It is therefore a function of the prompt alone: neither
+the other prompts nor an early stop changes it.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from hq.errors import HQError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are drawn; temperature 0 is greedy. Defaults are the article's."""
+    """Settings of sampling; temperature 0 is greedy. The defaults are those of the article."""
 
     responses: int = 10
     temperature: float = 1.0
@@ -33,7 +32,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class SampledResponse:
-    """One distinct response and which of the n samples gave it."""
+    """One distinct response, and which of the n samples produced it."""
 
     ids: tuple[int, ...]  # without the token that ended it
     text: str
@@ -43,7 +42,7 @@ class SampledResponse:
 
 @dataclass(slots=True)
 class _Path:
-    """A response in the making, shared by all samples that agree so far."""
+    """An unfinished response, shared by all samples that agree so far."""
 
     ids: tuple[int, ...]
     members: Int[np.ndarray, " member"]
@@ -65,7 +64,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class StopCriteria:
-    """What ends a response: a token, or a string in the decoded text."""
+    """The tokens that end a response, and the strings that end it in the decoded text."""
 
     tokens: frozenset[int]
     strings: tuple[str, ...]
@@ -79,7 +78,7 @@ class StopCriteria:
     def split(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], str] | None:
         """(ids, text) of the response that `ids` ends, without its end; None if it goes on.
 
-        A token that holds the last of the text as well as the end stays.
+        A token that holds both the last characters of the text and the end is kept.
         """
         if ids[-1] in self.tokens:
             return ids[:-1], self.decode(ids[:-1])
@@ -100,11 +99,10 @@ def sample(
     ending: StopCriteria,
     wanted: Callable[[Tree], bool] = lambda _: True,
 ) -> Iterator[Tree]:
-    """Samples every (key, prompt) together; trees in the order given.
+    """Sample every (key, prompt) in one batch; trees come in the order of the prompts.
 
-    Prompts of one length are never padded, and so drawn as if each were alone.
-
-    `wanted` is asked whenever a tree has a new response: False abandons the rest of that tree.
+    Prompts of the same length are not padded, so each is sampled as if it were alone. `wanted` is
+    called when a tree has a new response; the rest of the tree is abandoned if it returns False.
     """
     trees = [_plant(key, prompt, settings) for key, prompt in prompts]
     logits = decoding.start([tree.prompt for tree in trees])
@@ -124,10 +122,36 @@ def sample(
 
 
 def _plant(key: str, prompt: tuple[int, ...], settings: Sampling) -> Tree:
+    draws = _draws(key, settings)
+    return Tree(key, prompt, draws, paths=[_Path((), np.arange(settings.responses))])
+
+
+def _draws(key: str, settings: Sampling) -> Float[np.ndarray, "response token"]:
+    """Uniform random numbers of one prompt."""
     entropy = hashlib.blake2b(f"{settings.seed} {key}".encode(), digest_size=16).digest()
     rng = np.random.default_rng(int.from_bytes(entropy, "little"))
-    draws = rng.random((settings.responses, settings.max_new_tokens))
-    return Tree(key, prompt, draws, paths=[_Path((), np.arange(settings.responses))])
+    return rng.random((settings.responses, settings.max_new_tokens))
+
+
+class TokenChooser:
+    """Chooses the tokens of one response from its logits, as `sample` does for response 0."""
+
+    def __init__(self, key: str, settings: Sampling) -> None:
+        self._draws = iter(_draws(key, settings)[0])
+        self._settings = settings
+
+    def __call__(self, logits: Float[np.ndarray, " vocab"]) -> int:
+        """The next token. Raises HQError for logits that are NaN."""
+        if np.isnan(logits).any():
+            raise _not_finite()
+        if self._settings.temperature == 0:
+            return int(logits.argmax())
+        tokens, cdf = truncated_cdf(torch.from_numpy(logits)[None], self._settings)
+        return int(tokens[0, np.searchsorted(cdf[0], next(self._draws), "right")])
+
+
+def _not_finite() -> HQError:
+    return HQError("The model's logits are not finite: its weights are damaged.")
 
 
 def _draw(
@@ -136,9 +160,9 @@ def _draw(
     position: int,
     settings: Sampling,
 ) -> list[Int[np.ndarray, " member"]]:
-    """The next token of each member of each row. Raises HQError for logits that are NaN."""
+    """The next token of each member of each row. Raises HQError if logits are NaN."""
     if logits.isnan().any():
-        raise HQError("The model's logits are not finite: its weights are damaged.")
+        raise _not_finite()
     if settings.temperature == 0:
         best = logits.argmax(dim=-1).cpu().numpy()
         return [np.full(len(path.members), best[r]) for r, (_, path) in enumerate(rows)]
@@ -150,10 +174,10 @@ def _draw(
 def truncated_cdf(
     logits: Float[Tensor, "row vocab"], settings: Sampling
 ) -> tuple[Int[np.ndarray, "row k"], Float[np.ndarray, "row k"]]:
-    """Tokens by falling probability and their cumulative share, after temperature, top-k, top-p.
+    """Tokens by falling probability and their cumulative probability, truncated and rescaled.
 
-    The same order of steps as transformers' logits processors. Shares end at infinity, so that a
-    draw never falls past the last kept token.
+    Temperature, top-k and top-p are applied in the order of transformers' logits processors. The
+    cumulative probabilities end at infinity, so that a draw never falls past the last token.
     """
     k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     top, tokens = torch.topk(logits, k, dim=-1)
@@ -174,7 +198,7 @@ def _grow(
     wanted: Callable[[Tree], bool],
     last: bool,
 ) -> list[int]:
-    """Branches every row by its drawn tokens; the parent row of each path that goes on."""
+    """Branch every row by its drawn tokens; returns the parent row of each path that goes on."""
     origins: dict[int, list[int]] = {}
     for r, (tree, path) in enumerate(rows):
         if tree.abandoned:
@@ -187,9 +211,9 @@ def _grow(
                 tree.paths.append(_Path(ids, members))
                 origins.setdefault(id(tree), []).append(r)
             else:
-                kept, text = ended or (ids, ending.decode(ids))
+                response, text = ended or (ids, ending.decode(ids))
                 tree.finished.append(
-                    SampledResponse(kept, text, tuple(members.tolist()), ended is None)
+                    SampledResponse(response, text, tuple(members.tolist()), ended is None)
                 )
                 tree.naive += len(ids) * len(members)
                 tree.abandoned = tree.abandoned or not wanted(tree)

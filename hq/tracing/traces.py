@@ -1,7 +1,7 @@
-"""Traces on disk: one .npy file a measure and span, and a JSON file that says what they are.
+"""Traces on disk: one .npy file per measure and span, and a JSON file that describes them.
 
-Rows are written where they belong as batches come, so memory stays flat whatever n is, and a trace
-that was killed goes on with the batches that it lacks.
+Rows are written as batches come, so memory does not grow with n, and an interrupted trace resumes
+with the missing batches.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ StorageType = Literal["float32"]  # float16 holds neither contributions nor most
 
 
 class TraceInfo(BaseModel):
-    """What a folder of traces holds, and what ran to make it."""
+    """What a folder of traces holds, and how it was computed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,28 +39,28 @@ class TraceInfo(BaseModel):
     precision: str
     compute: str
     n: int
-    exchanges: str  # digest of the token ids, equal wherever the same tokens were traced
+    exchanges: str  # digest of the token ids: equal if the same tokens were traced
     measures: tuple[Measure, ...]
     spans: tuple[Span, ...]
     dtype: StorageType
     weight_bytes: int
     audit: tuple[AuditRow, ...]
-    # Flat indices, ascending: as Backend has them.
+    # Flat indices, ascending, as in Backend.
     missing: tuple[int, ...] = ()
     unmatched: tuple[int, ...] = ()
 
 
 def exchanges_digest(exchanges: Sequence[PromptResponse]) -> str:
-    """BLAKE2b of all token ids, with the border of prompt and response: 16 hex digits."""
+    """BLAKE2b of all token ids, prompts and responses kept apart: 16 hex digits."""
     ids = json.dumps([[e.prompt, e.response] for e in exchanges], separators=(",", ":"))
     return hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
 
 
 class TraceWriter:
-    """Writes batches of traces into a folder, and knows which ones are there already.
+    """Writes batches of traces into a folder, and knows which batches are there.
 
-    No file stays open between batches. Raises HQError for a folder that holds the beginning of
-    another trace.
+    No file stays open between batches. Raises HQError if the folder holds the beginning of another
+    trace.
     """
 
     def __init__(self, folder: Path, info: TraceInfo) -> None:
@@ -68,12 +68,11 @@ class TraceWriter:
         self._info = info
         folder.mkdir(parents=True, exist_ok=True)
         self._draft = folder / _DRAFT_FILE
-        text = info.model_dump_json(indent=1) + "\n"
         if not self._draft.exists():
-            write_whole(self._draft, text)
-        elif self._draft.read_text(encoding="utf-8") != text:
+            write_whole(self._draft, info.model_dump_json(indent=1) + "\n")
+        elif _read_info(self._draft) != info:
             raise HQError(f"{folder} holds the beginning of another trace: name another folder.")
-        shape = (info.n, info.model.n_layers, info.model.d_ff)
+        shape = (info.n, *info.model.space.shape)
         self._files = {
             (measure, span): _array_file(folder / f"{measure}.{span}.npy", shape, info.dtype)
             for measure in info.measures
@@ -83,17 +82,17 @@ class TraceWriter:
 
     @property
     def done(self) -> frozenset[int]:
-        """Numbers of the batches that are wholly written."""
+        """Numbers of the batches that are completely written."""
         if not self._log.exists():
             return frozenset()
         lines = self._log.read_text(encoding="utf-8").split("\n")
         return frozenset(map(int, lines[:-1]))  # what follows the last newline was cut off
 
     def write(self, batch: TraceBatch) -> None:
-        """Writes a batch's rows, then notes its number.
+        """Write the rows of a batch, then record its number.
 
-        Raises HQError for another batch than the folder describes, and for values that are not
-        finite as they are stored.
+        Raises HQError if the batch lacks a measure or span of the folder, or if values are not
+        finite in the type they are stored in.
         """
         for measure, span in self._files:
             values = batch.features(measure, span).values.astype(self._info.dtype, copy=False)
@@ -103,13 +102,13 @@ class TraceWriter:
                 for row, value in zip(batch.rows, values, strict=True):
                     file.seek(offset + int(row) * value.nbytes)
                     file.write(value.tobytes())
-        # The files are closed by now: a process that is killed has written what its log names.
+        # The files are closed: what the log names is written, even if the process is killed now.
         with self._log.open("a", encoding="utf-8", newline="\n") as log:
             log.write(f"{batch.number}\n")
 
-    def close(self, norms: Float[np.ndarray, "layer d_ff"]) -> None:
-        """Writes norms and description: the folder is then whole."""
-        np.save(self._folder / "norms.npy", norms)
+    def close(self, norms: Float[np.ndarray, " p"]) -> None:
+        """Write norms and description, which completes the folder."""
+        np.save(self._folder / "norms.npy", norms.reshape(self._info.model.space.shape))
         os.replace(self._draft, self._folder / INFO_FILE)
         self._log.unlink(missing_ok=True)
 
@@ -146,27 +145,22 @@ class Traces:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Raises HQError when the folder is missing, unfinished or damaged."""
+        """Raises HQError if the folder is missing, unfinished or damaged."""
         path = folder / INFO_FILE
         if not path.is_file():
             raise HQError(f"{folder} holds no finished trace: run `hq trace` into it first.")
-        try:
-            info = TraceInfo.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise HQError(f"{path} is damaged ({first['msg']}): trace again.") from error
-        return cls(folder, info)
+        return cls(folder, _read_info(path))
 
     @property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+    def norms(self) -> Float[np.ndarray, " p"]:
         """‖W_down[:, i]‖₂ of the variant that was traced."""
-        norms: Float[np.ndarray, "layer d_ff"] = np.load(self.folder / "norms.npy")
+        norms: Float[np.ndarray, " p"] = np.load(self.folder / "norms.npy").ravel()
         return norms
 
     def matrix(self, measure: Measure, span: Span) -> Float[np.ndarray, "n p"]:
-        """The feature matrix of one measure over one span, p = layers · d_ff.
+        """The feature matrix of one measure over one span, one column per neuron.
 
-        Raises HQError when it was not traced, or its file does not have the shape it should.
+        Raises HQError if it was not traced, or if its file is damaged.
         """
         path = self.folder / f"{measure}.{span}.npy"
         if measure not in self.info.measures or span not in self.info.spans or not path.is_file():
@@ -174,7 +168,7 @@ class Traces:
                 f"{self.folder} has no {measure} over the {span} span: trace with "
                 f"--measures {measure} --spans {span}."
             )
-        expected = (self.info.n, self.info.model.n_layers, self.info.model.d_ff)
+        expected = (self.info.n, *self.info.model.space.shape)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -185,25 +179,34 @@ class Traces:
         return flat
 
     def features(self, measure: Measure, span: Span) -> Features:
-        """The same with what its numbers are: what `identify` and `NeuronSet.score` take."""
+        """The matrix with its measure, span and model, for `identify` and `NeuronSet.score`."""
         info, values = self.info, self.matrix(measure, span)
         missing = frozenset(info.missing)
         return Features(values, measure, span, info.model, info.precision, missing)
 
 
+def _read_info(path: Path) -> TraceInfo:
+    """The description of a trace. Raises HQError if it is damaged."""
+    try:
+        return TraceInfo.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HQError(f"{path} is damaged ({first['msg']}): trace again.") from error
+
+
 def magnitudes(
     traces: Traces, span: Span, rows: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, " p"]:
-    """Mean contribution of every neuron over a span of some rows: what neurons are matched by."""
+    """Mean contribution of every neuron over a span of these rows: controls match it."""
     mean: Float[np.ndarray, " p"] = traces.matrix("contribution", span)[rows].mean(axis=0)
     return mean
 
 
 def _array_file(path: Path, shape: tuple[int, ...], dtype: StorageType) -> tuple[Path, int]:
-    """The path and the offset of the data of an .npy file, which is created where it is missing."""
+    """Path and data offset of an .npy file, which is created if it is missing."""
     if not path.exists():
         part = path.with_suffix(".part")  # a kill must not leave a short file under the final name
-        whole = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        del whole  # a mapped file cannot be renamed on Windows
+        array = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        del array  # a mapped file cannot be renamed on Windows
         os.replace(part, path)
     return path, int(np.load(path, mmap_mode="r").offset)

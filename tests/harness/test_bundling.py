@@ -22,6 +22,7 @@ from hq.gguf.quantize import quantize
 from hq.gguf.write import write_gguf
 from hq.models.checkpoint import checkpoint_identity
 from hq.monitor.bundle import ALL, Bundle
+from hq.neurons.neuron_set import NeuronSet
 from hq.stats.bootstrap import Estimate
 from hq.storage.verified_folder import MANIFEST
 
@@ -186,7 +187,7 @@ def test_a_committed_bundle_is_intact_and_of_its_study(folder):
     bundle = Bundle.load(folder)
     assert bundle.name == bundle.validation.study == folder.parent.name
     committed = folder.parent / NEURONS_FILE
-    assert bundle.neurons.model_dump_json(indent=2) + "\n" == committed.read_text(encoding="utf-8")
+    assert bundle.neurons == NeuronSet.load(committed)
     facts = json.loads((folder.parent / "provenance.json").read_text(encoding="utf-8"))
     assert bundle.neurons.model.fingerprint == facts["fingerprint"]
 

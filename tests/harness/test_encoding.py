@@ -11,7 +11,6 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from harness.models.dequantized import checkpoint_of
-from harness.models.encoding import Encoder, render_chat
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios import prompts
 from hq.errors import HQError
@@ -19,6 +18,7 @@ from hq.gguf.file import GGUFFile
 from hq.gguf.write import write_gguf
 from hq.llamacpp.model import LlamaModel
 from hq.models.checkpoint import checkpoint_identity
+from hq.models.encoding import Encoder, render_chat
 from tests import tiny, tiny_tokenizers
 from tests.chat_templates import SPECIAL, TEMPLATES
 from tests.hq import gguf_files

@@ -77,7 +77,7 @@ def values(backend: TorchBackend | PermutedBackend) -> np.ndarray:
     exchanges = tiny.exchanges(4)
     found = np.empty((4, 2, 1, tiny.LAYERS, tiny.D_FF), dtype=np.float32)
     for batch in backend.trace(exchanges, MEASURES):
-        found[batch.rows] = batch.values
+        found[batch.rows] = batch.values.reshape(-1, *found.shape[1:])
     return found
 
 

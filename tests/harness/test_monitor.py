@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from harness.models.encoding import render_chat
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.models.encoding import render_chat
 from hq.monitor.bundle import Domain
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from tests import bundles, tiny

@@ -222,6 +222,15 @@ def test_rows_stay_beside_neurons_that_another_machine_rounds_otherwise(run, tmp
         accept(run("far", neurons=neurons(0.51)), tmp_path / "results")
 
 
+def test_rows_stay_beside_the_same_neurons_of_schema_1(run, tmp_path):
+    old = json.dumps({"schema_version": 1, "model": {"kin": "0a"}, "neurons": []})
+    new = json.dumps({"schema_version": 2, "model": {"norm_digest": "0a"}, "neurons": []})
+    accept(run("whole", precisions=("fp16", "nf4"), neurons=old), tmp_path / "results")
+    accept(run("new", neurons=new), tmp_path / "results")
+    with pytest.raises(HQError, match="the neurons are others"):
+        accept(run("other", neurons=new.replace("0a", "0b")), tmp_path / "results")
+
+
 def test_rows_stay_beside_contents_that_another_machine_computes_otherwise(run, tmp_path):
     accept(run("whole", precisions=("fp16", "nf4")), tmp_path / "results")
     accept(run("part", outputs="2"), tmp_path / "results")

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES
-from harness.studies.study import SweepSection
 from harness.tables.files import read_table
 from hq.errors import HQError
 from tests.harness.test_study_run import KILLED

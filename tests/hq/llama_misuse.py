@@ -35,7 +35,7 @@ def _message(misuse: Callable[[], object]) -> str:
 def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
     layers, d_ff, vocabulary = backend.file.n_layers, backend.file.d_ff, backend.model.vocabulary
     context, observer = backend.context(TOKENS, 2, TOKENS)
-    nodes, norms = backend._nodes, backend.norms
+    nodes, norms = backend._nodes, backend.file.norms
 
     def decode(
         tokens: Any = (5,), positions: Any = (0,), sequences: Any = (0,), wanted: Any = (1,)

@@ -64,5 +64,5 @@ def test_no_exchanges_make_no_batches() -> None:
 def test_an_exchange_without_prompt_or_response_is_refused(
     prompt: tuple[int, ...], response: tuple[int, ...]
 ) -> None:
-    with pytest.raises(HQError, match="a token of prompt and one of response"):
+    with pytest.raises(HQError, match="need a token each at least"):
         PromptResponse(prompt, response)

@@ -12,11 +12,11 @@ from hq.gguf.file import GGUFFile
 from hq.monitor.bundle import (
     ALL,
     ARRAYS,
+    BUNDLE_SCHEMA,
     CARD,
     DOMAINS,
     FILES,
     NEURONS,
-    SCHEMA_VERSION,
     VALIDATION,
     Bundle,
     Domain,
@@ -60,10 +60,10 @@ def folder(model, tmp_path):
 
 def resealed(folder, files=None, facts=None):
     """The bundle with other content, sealed anew as a maker with a fault would have."""
-    found = read_verified_folder(folder, SCHEMA_VERSION, FILES)
+    found = read_verified_folder(folder, BUNDLE_SCHEMA, FILES)
     shutil.rmtree(folder)
     changed = {**found.files, **(files or {})}
-    write_verified_folder(folder, SCHEMA_VERSION, {**found.facts, **(facts or {})}, changed)
+    write_verified_folder(folder, BUNDLE_SCHEMA, {**found.facts, **(facts or {})}, changed)
 
 
 def test_a_bundle_comes_back(folder, model):
@@ -85,10 +85,10 @@ def test_a_bundle_comes_back(folder, model):
 def test_thresholds_move_without_labels(folder):
     bundle = Bundle.load(folder)
     there = 2 * bundle.scores - 1
-    moved = bundle.moved(np.random.default_rng(0).permutation(there))
-    assert moved.keys() == bundle.domains.keys()
+    transferred = bundle.transferred(np.random.default_rng(0).permutation(there))
+    assert transferred.keys() == bundle.domains.keys()
     for name, domain in bundle.domains.items():
-        assert moved[name] == pytest.approx(2 * domain.threshold - 1)
+        assert transferred[name] == pytest.approx(2 * domain.threshold - 1)
 
 
 def test_a_domain_that_is_not_there(folder):
@@ -204,7 +204,7 @@ def domains(**change):
 def test_content_that_no_bundle_has(folder, files, words):
     """Sealed, so that the checksums agree, and refused all the same."""
     if words == "schema_version":
-        files = {NEURONS: (folder / NEURONS).read_bytes().replace(b'version": 1', b'version": 9')}
+        files = {NEURONS: (folder / NEURONS).read_bytes().replace(b'version": 2', b'version": 9')}
     resealed(folder, files)
     if words is None:
         assert Bundle.load(folder).card == "\ufffd"

@@ -83,7 +83,7 @@ def _inputs_of_down(
 def traced(family: str, checkpoint: Checkpoint) -> Array:
     """All measures and spans of the family's exchanges, by hq: [n, measure, span, layer, d_ff]."""
     with TorchBackend(checkpoint(family), device="cpu", token_budget=64) as backend:
-        return by_row(backend, tiny.exchanges())
+        return by_row(backend, tiny.exchanges()).reshape(-1, 3, 3, tiny.LAYERS, tiny.D_FF)
 
 
 def by_row(backend: TorchBackend, exchanges: list[PromptResponse]) -> Array:

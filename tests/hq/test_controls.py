@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 from hq.probe.controls import (
     control_auroc,
     magnitude_ratio,
@@ -15,6 +16,10 @@ from hq.probe.controls import (
 from hq.stats.bootstrap import auroc
 
 D_FF, LAYERS = 200, 3
+
+
+def layers(magnitudes: np.ndarray, d_ff: int) -> NeuronSpace:
+    return NeuronSpace.rectangular(len(magnitudes) // d_ff, d_ff)
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_super_neurons_are_outliers(magnitudes):
 
 def test_matched_neurons_share_layer_and_magnitude(magnitudes):
     chosen = np.array([5, 6, 250, 555])
-    drawn = matched_neurons(chosen, magnitudes, D_FF, draws=50, seed=0)
+    drawn = matched_neurons(chosen, magnitudes, layers(magnitudes, D_FF), draws=50, seed=0)
     assert (drawn // D_FF == chosen // D_FF).all()
     assert not np.isin(drawn, chosen).any()
     assert all(len(set(row)) == len(chosen) for row in drawn.tolist())
@@ -61,7 +66,9 @@ def test_where_none_is_near_the_nearest_are_taken():
     """The top of a layer: all others lie below it, and most of them far below."""
     magnitudes = np.geomspace(1e-3, 1.0, 200)
     top, below = np.array([199]), magnitudes[-6:-1]
-    drawn = matched_neurons(top, magnitudes, 200, draws=100, seed=0, caliper=0.01)
+    drawn = matched_neurons(
+        top, magnitudes, layers(magnitudes, 200), draws=100, seed=0, caliper=0.01
+    )
     assert set(drawn.ravel().tolist()) == set(range(194, 199))
     ratio = magnitude_ratio(drawn, top, magnitudes)
     assert below.min() < ratio < below.max() < 1
@@ -71,36 +78,40 @@ def test_where_none_is_near_the_nearest_are_taken():
 def test_magnitude_counts_and_not_rank():
     """The 20 next in rank are 100 times smaller; the ones of its size are few, and all above."""
     magnitudes = np.r_[np.geomspace(0.01, 0.02, 20), 2.0, 2.02, 2.04, 2.06, 2.08, 2.1, 9.0]
-    drawn = matched_neurons(np.array([20]), magnitudes, 27, draws=100, seed=0)
+    drawn = matched_neurons(np.array([20]), magnitudes, layers(magnitudes, 27), draws=100, seed=0)
     assert set(drawn.ravel().tolist()) == {21, 22, 23, 24, 25}
 
 
 def test_neurons_that_compete_for_their_matches_share_them():
     """Seven alike with seven matches between them: each draw uses every match once."""
     magnitudes = np.r_[np.full(14, 1.0), np.geomspace(1e-3, 1e-2, 10)]
-    drawn = matched_neurons(np.arange(7), magnitudes, 24, draws=20, seed=0)
+    drawn = matched_neurons(np.arange(7), magnitudes, layers(magnitudes, 24), draws=20, seed=0)
     np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(7, 14), (20, 1)))
 
 
 def test_a_silent_neuron_is_no_match_for_one_that_speaks():
     magnitudes = np.r_[np.zeros(10), np.geomspace(0.1, 0.2, 6)]
-    drawn = matched_neurons(np.array([10]), magnitudes, 16, draws=50, seed=0)
+    drawn = matched_neurons(np.array([10]), magnitudes, layers(magnitudes, 16), draws=50, seed=0)
     assert drawn.min() > 10
-    silent = matched_neurons(np.array([0]), magnitudes, 16, draws=50, seed=0)
+    silent = matched_neurons(np.array([0]), magnitudes, layers(magnitudes, 16), draws=50, seed=0)
     assert silent.max() < 10
 
 
 def test_super_neurons_match_each_other_only(magnitudes):
     ordinary = np.flatnonzero(np.arange(600) // D_FF == 2)
     ordinary = ordinary[np.argsort(magnitudes[ordinary])][-3:-2]  # the largest that is no outlier
-    assert not np.isin(matched_neurons(ordinary, magnitudes, D_FF, 50, 0), [410, 420]).any()
-    drawn = matched_neurons(np.array([410]), magnitudes, D_FF, 50, 0)
+    assert not np.isin(
+        matched_neurons(ordinary, magnitudes, layers(magnitudes, D_FF), 50, 0), [410, 420]
+    ).any()
+    drawn = matched_neurons(np.array([410]), magnitudes, layers(magnitudes, D_FF), 50, 0)
     assert (drawn == 420).all()
 
 
 def test_a_layer_with_too_few_left_is_refused():
     with pytest.raises(HQError, match="too few neurons"):
-        matched_neurons(np.array([0, 1, 2]), np.arange(1.0, 5.0), 4, draws=1, seed=0)
+        matched_neurons(
+            np.array([0, 1, 2]), np.arange(1.0, 5.0), NeuronSpace.rectangular(1, 4), draws=1, seed=0
+        )
 
 
 @pytest.fixture

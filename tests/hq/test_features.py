@@ -4,6 +4,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hq.errors import HQError
 from hq.neurons.features import standardise
+from hq.neurons.space import NeuronSpace
 
 
 def test_standardised_as_scikit_learn_does():
@@ -48,7 +49,7 @@ def test_what_is_not_finite_is_counted_and_placed(bad):
     X = np.ones((4, 12), dtype=np.float32)
     X[2, 7] = X[3, 1] = bad
     with pytest.raises(HQError, match=r"2 feature values .* row 2 at neuron \(1, 2\)"):
-        standardise(X, d_ff=5)
+        standardise(X, space=NeuronSpace.of_widths([5, 7]))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])

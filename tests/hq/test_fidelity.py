@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 from hq.probe.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
 
 N, K = 60, 7
@@ -44,7 +45,7 @@ def test_relative_error_is_change_over_reference(pair):
 def test_rank_change_counts_places_within_the_layer():
     a = np.array([[1.0, 2.0, 3.0, 4.0, 9.0, 8.0, 7.0, 6.0]])
     b = np.array([[4.0, 2.0, 3.0, 1.0, 9.0, 8.0, 7.0, 6.0]])
-    measure = rank_change(a, b, np.array([7, 0, 1]), d_ff=4)
+    measure = rank_change(a, b, np.array([7, 0, 1]), NeuronSpace.rectangular(2, 4))
     np.testing.assert_allclose(measure(np.ones((1, 1)))[0], [0, 3 / 4, 0])
 
 

@@ -5,7 +5,7 @@ from sklearn.model_selection import KFold
 from hq.errors import HQError
 from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
-from hq.probe.identify import identify
+from hq.probe.identify import identify_with_path
 from hq.probe.l1 import TOLERANCE, l1_path
 from hq.stats.bootstrap import auroc
 
@@ -31,7 +31,7 @@ def of(values: np.ndarray, span: str = "answer", **changes: object) -> Features:
 
 def find(X: np.ndarray, y: np.ndarray, other: np.ndarray | None = None, **options: object):
     beside = None if other is None else of(other, "other")
-    return identify(of(X), y, other=beside, **options)
+    return identify_with_path(of(X), y, other=beside, **options)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_three_against_one_is_judged_between_answers(data):
         ({"X": np.ones((300, 600), dtype=np.float32)}, "No feature varies"),
         ({"folds": 1}, "2 at least"),
         ({"groups": np.zeros(300)}, "1 groups"),
-        ({"groups": np.zeros(10)}, "one group a response"),
+        ({"groups": np.zeros(10)}, "one group per response"),
         ({"Cs": []}, "positive number"),
         ({"Cs": [0.1, -1.0]}, "positive number"),
         ({"Cs": [1e-6]}, "No C selects"),
@@ -166,11 +166,11 @@ def test_features_of_another_kind_are_refused(data, features, other, message):
     X, y = data
     beside = None if other is None else of(X, **other)
     with pytest.raises(HQError, match=message):
-        identify(of(X, **features), y, other=beside, **OPTIONS)
+        identify_with_path(of(X, **features), y, other=beside, **OPTIONS)
 
 
 def test_a_set_says_what_its_features_were(data):
-    neurons, _ = identify(of(data[0], "prompt", measure="output"), data[1], **OPTIONS)
+    neurons, _ = identify_with_path(of(data[0], "prompt", measure="output"), data[1], **OPTIONS)
     assert (neurons.cett, neurons.tokens, neurons.model) == ("output", "prompt", MODEL)
 
 
@@ -178,7 +178,7 @@ def test_a_missing_neuron_is_never_selected(data, found):
     gone = int(found[0].flat[0])
     X = data[0].copy()
     X[:, gone] = 0
-    neurons, _ = identify(of(X, missing=frozenset({gone})), data[1], **OPTIONS)
+    neurons, _ = identify_with_path(of(X, missing=frozenset({gone})), data[1], **OPTIONS)
     assert gone not in neurons.flat
 
 

@@ -85,7 +85,7 @@ class Tensor:
 def observer(gguf: GGUF) -> GraphObserver:
     """An observer for four tokens of the tiny model."""
     with LlamaBackend(gguf("llama"), "gguf-f32") as backend:
-        return GraphObserver(backend._nodes, backend.norms, 4, backend.scales)
+        return GraphObserver(backend._nodes, backend.file.norms, 4, backend.scales)
 
 
 def called(observer: GraphObserver, tensor: Tensor) -> None:

@@ -45,7 +45,7 @@ def trace(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     """[n, measure, span, layer, d_ff]."""
     values = np.empty((len(exchanges), len(MEASURES), len(SPANS), tiny.LAYERS, tiny.D_FF))
     for batch in backend.trace(exchanges, MEASURES, SPANS):
-        values[batch.rows] = batch.values
+        values[batch.rows] = batch.values.reshape(-1, *values.shape[1:])
     return values
 
 

@@ -38,9 +38,9 @@ def test_a_loaded_model_is_known_by_its_norms(family, checkpoint):
             loaded_identity(load(folder))
         return
     source, found = checkpoint_identity(folder), loaded_identity(load(folder))
-    same = ("architecture", "n_layers", "d_ff", "kin")
+    same = ("architecture", "n_layers", "d_ff", "norm_digest")
     assert [getattr(found, field) for field in same] == [getattr(source, field) for field in same]
-    assert found.fingerprint == f"loaded:{source.kin}"
+    assert found.fingerprint == f"loaded:{source.norm_digest}"
     neuron_set(source).require(found)
 
 
@@ -53,9 +53,9 @@ def test_a_set_of_a_gguf_file_is_one_of_the_loaded_model(model, gguf):
 
 def test_a_set_of_another_model_is_refused(model, neurons, checkpoint, tmp_path):
     other = checkpoint_identity(tiny.save("llama", tmp_path / "other", seed=1))
-    with pytest.raises(HQError, match=r"belongs to other \(kin .*, not to llama"):
+    with pytest.raises(HQError, match=r"belongs to other \(norm_digest .*, not to llama"):
         TorchMonitor(model, neuron_set(other))
-    nameless = neurons.model.model_copy(update={"kin": ""})
+    nameless = neurons.model.model_copy(update={"norm_digest": ""})
     with pytest.raises(HQError, match="belongs to"):
         TorchMonitor(model, neuron_set(nameless))
     wider = neurons.model.model_copy(update={"d_ff": 256})

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hq.errors import HQError
+from hq.neurons.space import NeuronSpace
 from hq.suppress.lora.delta import LoraDelta, lora_deltas
 
 LAYERS, D_FF, D_MODEL = 4, 12, 5
+SPACE = NeuronSpace.rectangular(LAYERS, D_FF)
 
 factors = st.dictionaries(
     st.tuples(st.integers(0, LAYERS - 1), st.integers(0, D_FF - 1)),
@@ -21,7 +23,7 @@ factors = st.dictionaries(
 def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
     """W·h + s·B·A·h = W·(α(s) ⊙ h) with α(s) = 1 + s(α₀ − 1), and so for rows of up."""
     draw = np.random.default_rng(seed)
-    for delta in lora_deltas(found, LAYERS, D_FF):
+    for delta in lora_deltas(found, SPACE):
         down, h = draw.standard_normal((D_MODEL, D_FF)), draw.standard_normal(D_FF)
         alphas = np.array([found.get((delta.layer, i), 1.0) for i in range(D_FF)])
         moved = 1 + scale * (alphas - 1)
@@ -35,7 +37,7 @@ def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
 
 @given(factors)
 def test_layers_and_neurons_come_in_order_and_only_where_something_changes(found):
-    made = lora_deltas(dict(reversed(found.items())), LAYERS, D_FF)
+    made = lora_deltas(dict(reversed(found.items())), SPACE)
     indices = [(delta.layer, i) for delta in made for i in delta.neurons]
     assert indices == sorted(neuron for neuron, alpha in found.items() if alpha != 1)
     assert all(delta.rank == len(delta.neurons) == len(delta.coefficients) > 0 for delta in made)
@@ -62,4 +64,4 @@ def test_an_offset_is_where_a_fused_projection_has_its_second_half():
 )
 def test_bad_factors_are_rejected(found, words):
     with pytest.raises(HQError, match=words):
-        lora_deltas(found, LAYERS, D_FF)
+        lora_deltas(found, SPACE)

@@ -125,7 +125,7 @@ def edit(chosen: NeuronSet, **fields: object) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 7}, "schema version 7 but this hq reads 1"),
+        ({"schema_version": 7}, "schema version 7 but this hq reads 1 and 2"),
         ({"cett": "mean"}, "cett"),
         ({"surprise": 1}, "surprise"),
         ({"intercept": None}, "intercept"),

@@ -52,14 +52,14 @@ def test_a_checkpoint_and_its_gguf_have_the_same_digest(
     architecture = ARCHITECTURE.get(family, family)
     path = gguf_files.write(tmp_path / "a.gguf", kind, weights=weights, architecture=architecture)
     converted_identity, source = GGUFFile(path).identity, checkpoint_identity(checkpoint(family))
-    assert converted_identity.kin == source.kin
-    assert re.fullmatch("[0-9a-f]{16}", converted_identity.kin)
+    assert converted_identity.norm_digest == source.norm_digest
+    assert re.fullmatch("[0-9a-f]{16}", converted_identity.norm_digest)
     assert (converted_identity.n_layers, converted_identity.d_ff) == (source.n_layers, source.d_ff)
     assert converted_identity.fingerprint.startswith("gguf:")
 
 
 def test_every_family_has_a_digest_of_its_own(checkpoint: Checkpoint):
-    digests = [checkpoint_identity(checkpoint(family)).kin for family in tiny.FAMILIES]
+    digests = [checkpoint_identity(checkpoint(family)).norm_digest for family in tiny.FAMILIES]
     assert digests.pop(list(tiny.FAMILIES).index("opt")) == ""
     assert "" not in digests
     same_weights = {"llama", "mistral"}  # one seed, one shape
@@ -68,7 +68,7 @@ def test_every_family_has_a_digest_of_its_own(checkpoint: Checkpoint):
 
 def test_every_norm_changes_the_digest(checkpoint: Checkpoint, tmp_path):
     folder = tiny.save("gemma3_text", tmp_path / "copy")
-    path, before = folder / "model.safetensors", checkpoint_identity(folder).kin
+    path, before = folder / "model.safetensors", checkpoint_identity(folder).norm_digest
     tensors = load_file(path)
     norms = [name for name in tensors if name.endswith("norm.weight")]
     assert len(norms) == 6 * tiny.LAYERS + 1
@@ -76,30 +76,30 @@ def test_every_norm_changes_the_digest(checkpoint: Checkpoint, tmp_path):
         changed = tensors[name].clone()
         changed[3] += 0.5
         save_file(tensors | {name: changed}, path, metadata={"format": "pt"})
-        assert checkpoint_identity(folder).kin != before, name
+        assert checkpoint_identity(folder).norm_digest != before, name
     others = {name: t for name, t in tensors.items() if name not in norms}
     save_file(tensors | {n: -t for n, t in others.items()}, path, metadata={"format": "pt"})
-    assert checkpoint_identity(folder).kin == before
+    assert checkpoint_identity(folder).norm_digest == before
     del tensors[norms[0]]
     save_file(tensors, path, metadata={"format": "pt"})
-    assert checkpoint_identity(folder).kin == ""
+    assert checkpoint_identity(folder).norm_digest == ""
 
 
 def test_sharding_and_dtype_keep_the_digest(checkpoint: Checkpoint, tmp_path):
     model = hf.AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float16)
-    before = checkpoint_identity(checkpoint("llama")).kin
+    before = checkpoint_identity(checkpoint("llama")).norm_digest
     model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     model.float().save_pretrained(tmp_path / "float32")
     assert (
-        checkpoint_identity(tmp_path / "shards").kin
-        == checkpoint_identity(tmp_path / "float32").kin
+        checkpoint_identity(tmp_path / "shards").norm_digest
+        == checkpoint_identity(tmp_path / "float32").norm_digest
         == before
     )
     model.bfloat16().save_pretrained(tmp_path / "bf16")
     model.float().save_pretrained(tmp_path / "rounded")
     assert (
-        checkpoint_identity(tmp_path / "bf16").kin
-        == checkpoint_identity(tmp_path / "rounded").kin
+        checkpoint_identity(tmp_path / "bf16").norm_digest
+        == checkpoint_identity(tmp_path / "rounded").norm_digest
         != before
     )
 

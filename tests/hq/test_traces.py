@@ -19,7 +19,7 @@ from hq.neurons.neuron_set import ModelIdentity
 from hq.tracing.traces import TraceInfo, Traces, TraceWriter
 
 MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=2, d_ff=3)
-NORMS = np.ones((2, 3), dtype=np.float32)
+NORMS = np.ones(6, dtype=np.float32)
 
 
 def info(**changes):
@@ -40,7 +40,7 @@ def info(**changes):
 
 def batch(number, rows):
     rows = np.array(rows)
-    values = np.arange(4 * 2 * 6, dtype=np.float32).reshape(4, 2, 1, 2, 3)[rows]
+    values = np.arange(4 * 2 * 6, dtype=np.float32).reshape(4, 2, 1, 6)[rows]
     return TraceBatch(number, rows, values, ("sum", "contribution"), ("answer",), MODEL, "fp16")
 
 
@@ -122,7 +122,7 @@ def test_traces_of_an_older_hq_lack_no_neuron(tmp_path):
 
 def test_values_that_the_file_cannot_hold_are_refused(tmp_path):
     """Checked as they are stored: float64 holds what float32 turns into infinity."""
-    huge = np.full((1, 2, 1, 2, 3), 1e39)
+    huge = np.full((1, 2, 1, 6), 1e39)
     whole = batch(0, [0])
     with pytest.raises(HQError, match="not finite"), np.errstate(over="ignore"):
         TraceWriter(tmp_path, info()).write(replace(whole, values=huge))
@@ -156,7 +156,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.hq.test_traces import batch, info
-from hq.traces import TraceWriter
+from hq.tracing.traces import TraceWriter
 writer = TraceWriter(Path(sys.argv[1]), info())
 writer.write(batch(0, [2, 0]))
 os.kill(os.getpid(), signal.SIGKILL)

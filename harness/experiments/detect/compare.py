@@ -197,7 +197,7 @@ class Comparison:
         measures = {
             "correlation": correlation(a[:, flat], b[:, flat]),
             "relative_error": relative_error(a[:, flat], b[:, flat]),
-            "rank_change": rank_change(a, b, flat, self.neurons.model.d_ff),
+            "rank_change": rank_change(a, b, flat, self.neurons.model.space),
         }
         estimates = {
             name: over_questions(measure, len(a), name, *self._draw)
@@ -312,7 +312,7 @@ class Comparison:
         return {
             "random": random_neurons(len(flat), model.n_neurons, draws, seed, exclude),
             "matched": matched_neurons(
-                flat, self._magnitudes, model.d_ff, draws, seed, exclude=missing
+                flat, self._magnitudes, model.space, draws, seed, exclude=missing
             ),
         }
 

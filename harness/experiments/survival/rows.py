@@ -16,6 +16,7 @@ from harness.tables.schema import Row
 from hq.errors import HQError
 from hq.models.ffn_weights import FFNs
 from hq.neurons.neuron_set import NeuronSet
+from hq.neurons.space import NeuronSpace
 from hq.probe.fidelity import FidelityMeasure, rank_change, relative_error
 from hq.probe.survival import (
     STATISTICS,
@@ -68,9 +69,9 @@ class Surviving:
         found: dict[str, list[Row]] = {"survival": [], "statistics": []}
         for target, errors in self._errors().items():
             hurt = [
-                DegradedNeurons.of(errors[precision], self._d_ff) for precision in self.variants
+                DegradedNeurons.of(errors[precision], self._space) for precision in self.variants
             ]
-            scores = predict(self._features, hurt, self._d_ff)
+            scores = predict(self._features, hurt, self._space)
             found["survival"] += [
                 self._row(precision, target, scores[i], hurt[i])
                 for i, precision in enumerate(self.variants)
@@ -79,15 +80,15 @@ class Surviving:
         return found
 
     @property
-    def _d_ff(self) -> int:
-        return self.neurons.model.d_ff
+    def _space(self) -> NeuronSpace:
+        return self.neurons.model.space
 
     @cached_property
     def _features(self) -> Float[np.ndarray, "p statistic"]:
         layers = [weight_statistics(ffn) for ffn in self.ffns]
         of_weights = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
         trained = self._contributions(self.reference)[self.rows.train]
-        return features(of_weights | activity_statistics(trained), self._d_ff)
+        return features(of_weights | activity_statistics(trained), self._space)
 
     def _errors(self) -> dict[str, dict[str, Float[np.ndarray, " p"]]]:
         """Every neuron's error on the test texts, by target and precision."""
@@ -97,7 +98,7 @@ class Surviving:
         for precision, traces in self.variants.items():
             after = self._contributions(traces)[test]
             missing = list(traces.info.missing)
-            moved = rank_change(before, after, everyone, self._d_ff)
+            moved = rank_change(before, after, everyone, self._space)
             for target, measure in (("error", relative_error(before, after)), ("rank", moved)):
                 values = _value(measure, len(test))
                 values[missing] = np.nan  # neither kept nor hurt
@@ -135,7 +136,7 @@ class Surviving:
         self, scores: Float[np.ndarray, " p"], hurt: DegradedNeurons, chosen: Bool[np.ndarray, " p"]
     ) -> Statistic:
         """Of some neurons, over the weights of the layers."""
-        layer = np.flatnonzero(chosen) // self._d_ff
+        layer = self._space.locate(np.flatnonzero(chosen)).layer
         worst = hurt.degraded[chosen].astype(np.int64)
         return grouped_auroc_statistic(scores[chosen], worst, layer)
 

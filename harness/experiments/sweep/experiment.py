@@ -205,7 +205,7 @@ class _Reading:
         draws = matched_neurons(
             self._neurons.flat,
             reference_magnitudes(graph.read_traces(self._outputs, REFERENCE), self._neurons, rows),
-            self.m.model.d_ff,
+            self.m.model.space,
             self.section.transfer_draws,
             study.seed,
             exclude=traces.info.missing,

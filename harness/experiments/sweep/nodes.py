@@ -265,10 +265,11 @@ def _make_variants(work: "Work[Materials]") -> None:
     chosen = h_neurons(neurons)
     rows = Rows(read_samples(work.inputs["samples"] / SAMPLES_FILE))
     size = reference_magnitudes(Traces.open(work.inputs["traces"]), neurons, rows)
-    draws = matched_neurons(chosen, size, m.model.d_ff, parameters["draws"], parameters["seed"])
+    draws = matched_neurons(chosen, size, m.model.space, parameters["draws"], parameters["seed"])
 
     def factors(flat: Int[np.ndarray, " k"], alpha: float) -> list[list[float]]:
-        pairs = zip(*(part.tolist() for part in np.divmod(flat, m.model.d_ff)), strict=True)
+        layers, _, indices = m.model.space.locate(flat)
+        pairs = zip(layers.tolist(), indices.tolist(), strict=True)
         return [[layer, index, alpha] for layer, index in pairs]
 
     h = [factors(chosen, alpha) for alpha in parameters["alphas"]]

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.models.encoding import PLACEHOLDER, Encoder, render_chat
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios.prompts import FewShot
 from harness.serve.api.errors import APIError
+from hq.models.encoding import PLACEHOLDER, Encoder, render_chat
 from hq.registry import Registry
 
 

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
-from harness.models.encoding import Encoder
 from harness.serve.api.errors import APIError
 from harness.serve.api.messages import Message
 from harness.serve.api.prompts import (
@@ -17,6 +16,7 @@ from harness.serve.generation.answer import GenerationRequest
 from harness.serve.generation.model import ServedModel
 from harness.serve.policy.file import Policy
 from hq.errors import HQError
+from hq.models.encoding import Encoder
 from hq.tracing.sampling import StopCriteria
 
 _MAX_CHARACTERS_PER_TOKEN = 32  # longer texts are rejected before tokenization

@@ -108,9 +108,9 @@ class LlamaBackend:
         return ", ".join(sorted(set(self._nodes.devices)))
 
     @property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+    def norms(self) -> Float[np.ndarray, " p"]:
         """‖W_down[:, i]‖₂ of the file's own dequantized blocks, float32."""
-        return self.file.norms
+        return self.file.norms.ravel()
 
     def audit(self) -> list[AuditRow]:
         """The projections of the layers, counted by the type that each is stored in."""
@@ -149,7 +149,7 @@ class LlamaBackend:
         change before the last batch.
         """
         require_known(exchanges, self.model.vocabulary, self.identity.name)
-        width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
+        width = len(measures) * len(spans) * self.identity.n_neurons
         if not exchanges:
             return
         self.require_length(max(map(len, exchanges)))
@@ -157,7 +157,7 @@ class LlamaBackend:
         context, observer = self._context_for(layout, exchanges)
         factors = self.scales.factors
         with closing(context):
-            shape = (len(measures), len(spans), self.identity.n_layers, self.identity.d_ff)
+            shape = (len(measures), len(spans), *self.file.norms.shape)
             prefix = np.zeros((1, len(measures), 1, *shape[2:]), dtype=np.float32)
             ones = np.full((len(layout.prefix), 1), "other" in spans, dtype=np.float32)
             with observer.traced(np.zeros(len(ones), dtype=np.int64), ones, prefix, measures):
@@ -174,8 +174,9 @@ class LlamaBackend:
                         share = prefix[:, :, 0] / counts.reshape(-1, 1, 1, 1)
                         values[:, :, spans.index("other")] += share
                     require_finite(values, self.precision)
+                    flat = values.reshape(*values.shape[:3], -1)
                     yield TraceBatch(
-                        number, rows, values, measures, spans, self.identity, self.precision
+                        number, rows, flat, measures, spans, self.identity, self.precision
                     )
 
     def _trace_batch(

@@ -97,13 +97,17 @@ class TorchBackend:
         return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
     @cached_property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
+    def norms(self) -> Float[np.ndarray, " p"]:
         """‖W_down[:, i]‖₂ of this variant's own dequantized weights, float32."""
-        return torch.stack(self._norms).cpu().numpy()
+        return torch.cat(self._norms).cpu().numpy()
 
     @cached_property
     def _norms(self) -> list[Float[Tensor, " d_ff"]]:
         return [column_norms(self._dense(down)) for down in self.downs]
+
+    def norms_of(self, layer: int) -> Float[Tensor, " d_ff"]:
+        """‖W_down[:, i]‖₂ of one layer, on the device that computes."""
+        return self._norms[layer]
 
     def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
         dense = self._precision.dense(projection)
@@ -183,7 +187,7 @@ class TorchBackend:
         that are not finite, and a compiled model, which does not call hooks.
         """
         self._require_fitting(exchanges)
-        width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
+        width = len(measures) * len(spans) * self.identity.n_neurons
         layout = plan(exchanges, self.token_budget, max_rows=_VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
         # No hook stays on the model at a yield, as the caller may use it between batches.
@@ -204,7 +208,7 @@ class TorchBackend:
         prefix: PrefixCache,
         hooks: DownHooks,
         spans: tuple[Span, ...],
-    ) -> Float[np.ndarray, "batch measure span layer d_ff"]:
+    ) -> Float[np.ndarray, "batch measure span p"]:
         start = len(prefix)
         ids = self.padded(batch, start)
         weights = span_weights(batch, start, ids.shape[1], spans)
@@ -213,7 +217,7 @@ class TorchBackend:
         values = hooks.collect()
         if "other" in spans and start:
             counts = torch.tensor([len(e.prompt) for e in batch], device=self.device)
-            share = prefix.sums / counts.view(-1, 1, 1, 1)
+            share = prefix.sums / counts.view(-1, 1, 1)
             values[:, :, spans.index("other")] += share
         array = values.cpu().numpy()
         require_finite(array, self.precision)
@@ -291,7 +295,7 @@ class TorchBackend:
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """Multiply h_i by α for each (layer, index) and its α, while the context lasts."""
-        return scaled(self.model, self.downs, factors, self.identity.d_ff)
+        return scaled(self.model, self.downs, factors, self.identity.space)
 
     def padded(self, batch: list[PromptResponse], start: int) -> Int[Tensor, "batch seq"]:
         """Token ids after the prefix, padded on the right, where causality hides the padding."""

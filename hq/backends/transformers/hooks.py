@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from hq.backends.transformers.eager import anything_compiled, eager
 from hq.errors import HQError
-from hq.neurons.cett import Measure, require_measures, span_means, whole
+from hq.neurons.cett import Measure, denominator, require_measures, span_means
 from hq.neurons.factors import check_factors
+from hq.neurons.space import NeuronSpace
 
 
 class DownHooks:
@@ -41,8 +42,9 @@ class DownHooks:
         self._measures = measures
         self._stack = ExitStack()
         self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
-        self._means: Float[Tensor, "batch measure span layer d_ff"] = torch.empty(0)
-        self._met: list[int] = []  # layers that this pass has reached
+        self._slices = NeuronSpace.of_widths([len(of_layer) for of_layer in norms]).slices
+        self._means: Float[Tensor, "batch measure span p"] = torch.empty(0)
+        self._met: list[int] = []  # layers of this pass
 
     def __enter__(self) -> "DownHooks":
         for layer, down in enumerate(self._downs):
@@ -57,12 +59,12 @@ class DownHooks:
     def expect(self, weights: Float[Tensor, "batch span seq"]) -> None:
         """Set the weight of each token of the next pass in each span."""
         batch, spans, _ = weights.shape
-        shape = (batch, len(self._measures), spans, len(self._downs), len(self._norms[0]))
+        shape = (batch, len(self._measures), spans, self._slices[-1].stop)
         self._weights = weights
         self._means = torch.empty(shape, device=weights.device)
         self._met = []
 
-    def collect(self) -> Float[Tensor, "batch measure span layer d_ff"]:
+    def collect(self) -> Float[Tensor, "batch measure span p"]:
         """The means of the pass, which are then dropped.
 
         Raises HQError unless the pass reached every layer exactly once.
@@ -76,7 +78,7 @@ class DownHooks:
         self._met.append(layer)
         batch, _, seq = self._weights.shape
         product = _product(module, output)
-        self._means[:, :, :, layer] = span_means(
+        self._means[..., self._slices[layer]] = span_means(
             args[0].reshape(batch, seq, -1),  # OPT flattens batch and sequence
             product.reshape(batch, seq, -1),
             self._norms[layer],
@@ -165,8 +167,8 @@ class ShareHooks:
             return
         magnitude = h.abs().float()
         product = _product(module, output) if self._measure == "output" else output
-        denominators = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
-        passes.read.append(torch.cat([magnitude[:, watched.indices], denominators[:, None]], dim=1))
+        of_layer = denominator(self._measure, magnitude, product.flatten(0, -2), watched.norms)
+        passes.read.append(torch.cat([magnitude[:, watched.indices], of_layer[:, None]], dim=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,10 @@ def _counted(decoder: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scaled(
-    model: Any, downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
+    model: Any,
+    downs: Sequence[nn.Module],
+    factors: Mapping[tuple[int, int], float],
+    space: NeuronSpace,
 ) -> Iterator[None]:
     """Scale chosen coordinates of h while the context lasts; weights do not change.
 
@@ -222,7 +227,7 @@ def scaled(
     for a model that does not call hooks: on entry if it is compiled, after a forward pass that did
     not reach a scaled layer, and at the end if code that was compiled earlier ran instead.
     """
-    check_factors(factors, len(downs), d_ff)
+    check_factors(factors, space)
     by_layer: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in factors.items():
         by_layer[layer][index] = alpha

@@ -1,43 +1,46 @@
-"""A model that the user loaded: its identity, and the weights of its down projections."""
+"""A model that the user loaded: its identity, the weights of its projections, and its backend."""
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.models.architectures import Architecture, architecture_of
+from hq.models.architectures import Architecture, architecture_of, down_projections
+from hq.models.architectures.detection import verify_detection
+from hq.models.auto import is_wrapper
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import LOADED_ORIGIN, ModelIdentity
-from hq.precisions import PRECISIONS
+from hq.precisions import PRECISIONS, Precision
 
 _BITSANDBYTES = ("int8", "nf4", "fp4")
+_TOKEN_BUDGET = 2048  # tokens a batch, as in TorchBackend
 
 
 def loaded_identity(model: Any) -> ModelIdentity:
-    """Name, shape and norm digest of a model in memory; the fingerprint of its files is unknown.
+    """Name, shape and norm digest of a model in memory, of which no fingerprint is known.
 
-    Raises HQError for an unknown family, and for a model without a norm digest.
+    Raises HQError for an unknown family, and for a model without known norms.
     """
     config = model.config.get_text_config()
     architecture = architecture_of(model.config)
-    digest = _digest(model.get_decoder(), architecture, config.num_hidden_layers)
+    digest = _norm_digest(model.get_decoder(), architecture, config.num_hidden_layers)
     name = Path(model.name_or_path).name or type(model).__name__
     if not digest:
         raise HQError(
-            f"{name} cannot be recognised by its norms ({config.model_type}): pass "
+            f"{name} cannot be recognised by its norms ({config.model_type}): pass its identity, "
             "model_identity=hq.models.checkpoint.checkpoint_identity(folder of its checkpoint)."
         )
-    return ModelIdentity(
+    return ModelIdentity.of(
         name=name,
         fingerprint=LOADED_ORIGIN + digest,
         architecture=config.model_type,
-        n_layers=config.num_hidden_layers,
-        d_ff=architecture.width(config),
-        kin=digest,
+        space=architecture.space(config),
+        norm_digest=digest,
     )
 
 
@@ -77,8 +80,8 @@ def _as_loaded(projection: Any) -> Any:
     return module
 
 
-def _digest(decoder: nn.Module, architecture: Architecture, n_layers: int) -> str:
-    """Norm digest of a decoder; empty if its norms are unknown or not in memory."""
+def _norm_digest(decoder: nn.Module, architecture: Architecture, n_layers: int) -> str:
+    """Norm digest of a decoder; empty if no norms are known, or one is not in memory."""
     names = architecture.norms
     if names is None:
         return ""
@@ -87,5 +90,77 @@ def _digest(decoder: nn.Module, architecture: Architecture, n_layers: int) -> st
         for name, weight in decoder.named_parameters()
         if (canonical := names.canonical(name)) is not None and not weight.is_meta
     }
-    ordered = list(names.ordered(n_layers))
-    return norm_digest(norms[name] for name in ordered) if norms.keys() >= set(ordered) else ""
+    wanted = list(names.ordered(n_layers))
+    return norm_digest(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
+
+
+class LoadedBackend(TorchBackend):
+    """A transformers model that the user loaded: dense, or quantized by bitsandbytes.
+
+    The model is used as it is: nothing is moved, and `close` only drops the reference. `precision`
+    is bitsandbytes' (int8, nf4 or fp4), or the type of the first down projection's weights.
+
+    `model_identity` names the model if its norms cannot:
+    hq.models.checkpoint.checkpoint_identity(folder).
+
+    Raises HQError for a model without known neurons, in training mode, on several devices, or with
+    projections that hq cannot dequantize.
+    """
+
+    def __init__(self, model: Any, model_identity: ModelIdentity | None = None) -> None:
+        self._family = architecture_of(model.config)
+        self.identity = model_identity or loaded_identity(model)
+        self.model, self.decoder = model, model.get_decoder()
+        self.downs = down_projections(self.decoder, self._family)
+        if model.training:
+            raise HQError(
+                f"{self.identity.name} is in training mode, where dropout changes its activations: "
+                "call model.eval() first."
+            )
+        self._precision = cast(Precision, _HeldPrecision())
+        # Checked first, because this error names the layer.
+        weights = [dense_weight(down, f"layer {i}") for i, down in enumerate(self.downs)]
+        devices = {weight.device for weight in weights}
+        if len(devices) > 1:
+            raise HQError(
+                f"{self.identity.name} lies on {len(devices)} devices, and hq traces models on "
+                "one: load it without device_map='auto'."
+            )
+        (self.device,) = devices
+        self.token_budget = _TOKEN_BUDGET
+        held = _precision_of(self.downs[0])
+        self.precision = held.name if held is not _DENSE else str(weights[0].dtype).split(".")[-1]
+        self.audit()
+        if self._family.detected or is_wrapper(model):
+            verify_detection(model, self.downs, self._dense, self.device)
+
+    def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
+        return dense_weight(projection, "this model")
+
+
+_DENSE = PRECISIONS["fp16"]
+
+
+def _precision_of(module: nn.Module) -> Precision:
+    """The precision of bitsandbytes that holds a module, or the dense one."""
+    if type(module).__module__.startswith("bitsandbytes."):
+        for precision in map(PRECISIONS.__getitem__, _BITSANDBYTES):
+            if precision.is_precision_of(module):
+                return precision
+    return _DENSE
+
+
+class _HeldPrecision:
+    """What a backend asks of its precision, answered by the one that holds each projection."""
+
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether the projection can be read."""
+        return _precision_of(module).is_precision_of(module)
+
+    def dense(self, module: nn.Module) -> Tensor:
+        """The dequantized weight, in the module's own layout."""
+        return _precision_of(module).dense(module)
+
+    def stored(self, module: nn.Module) -> Any:
+        """How the weight is stored."""
+        return _precision_of(module).stored(module)

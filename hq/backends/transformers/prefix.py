@@ -30,7 +30,7 @@ class PrefixCache:
         self._decoder, self._scales = decoder, scales_of(decoder)
         self._config = decoder.config
         self._cache = DynamicCache(config=self._config)
-        self.sums: Float[Tensor, "measure layer d_ff"] = torch.zeros(())
+        self.sums: Float[Tensor, "measure p"] = torch.zeros(())
         if not prefix:
             return
         if hooks is not None:

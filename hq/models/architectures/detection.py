@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError, first_line
-from hq.models.architectures.record import Architecture, different_widths
+from hq.models.architectures.record import Architecture
 from hq.models.auto import without_weights
 
 _TOKENS = 4
@@ -50,7 +50,7 @@ def detect(config: PretrainedConfig) -> Architecture:
     """Return the architecture of a dense decoder, from its config only.
 
     Raises HQError with the cause if the FFNs cannot be identified: mixtures of experts, recurrent
-    layers, layers of different widths, encoders.
+    layers, encoders.
     """
     settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     key = json.dumps(settings, sort_keys=True, default=str)
@@ -59,11 +59,11 @@ def detect(config: PretrainedConfig) -> Architecture:
         architecture = _detected[key] = _detect(config)
         _log.warning(
             "hq has no record of the model type %r: its FFN was detected from the model's "
-            "structure (%s.*.%s, %s neurons per layer).",
+            "structure (%s.*.%s, %s neurons).",
             config.get_text_config().model_type,
             architecture.layers,
             architecture.down,
-            architecture.width(config),
+            architecture.space(config.get_text_config()),
         )
     return architecture
 
@@ -82,13 +82,14 @@ def _detect(config: PretrainedConfig) -> Architecture:
     calls = _calls(decoder, layers, name)
     stated = _stated_widths(text)
     downs = [_down(layer_calls, stated, text) for layer_calls in calls]
-    paths = sorted({down.path for down in downs})
+    paths = sorted({down.path for down in downs if down is not None})
     if len(paths) > 1:
         raise _refusal(name, f"its layers differ ({', '.join(paths)})")
-    widths = sorted({down.input.shape[-1] for down in downs})
-    if len(widths) > 1:
-        raise different_widths(name, widths)
-    return _architecture(path, calls[0], downs[0], name)
+    if not paths:
+        raise _refusal(name, "no module in a layer looks like its down projection")
+    known = [_at(layer_calls, paths[0], name) for layer_calls in calls]
+    widths = tuple(int(down.input.shape[-1]) for down in known)
+    return replace(_architecture(path, calls[0], known[0], name), width=lambda _: widths)
 
 
 def _stack(decoder: nn.Module, text: PretrainedConfig) -> tuple[str, nn.ModuleList]:
@@ -160,23 +161,25 @@ def _stated_widths(text: PretrainedConfig) -> set[int]:
     return set(stated) if isinstance(stated, list | tuple) else {int(stated)}
 
 
-def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call:
-    """Return the call of a layer's down projection."""
+def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call | None:
+    """Return the call of a layer's down projection; None if the layer alone does not show it."""
     hidden = int(text.hidden_size)
     writes = [c for c in calls if _is_matrix(c.module) and c.output.shape[-1] == hidden]
     candidates = [c for c in writes if c.input.shape[-1] in stated]
     if not candidates and writes:
         # Without a stated width: the widest one, if it is also the last that is called.
         widest = max(c.input.shape[-1] for c in writes)
-        if stated and writes[-1].input.shape[-1] != widest:
-            raise different_widths(text.model_type, sorted(stated | {widest}))
         candidates = [c for c in writes[-1:] if c.input.shape[-1] == widest > hidden]
-    if not candidates:
-        raise _refusal(text.model_type, "no module in a layer looks like its down projection")
-    down = candidates[-1]
-    if sum(c.module is down.module for c in calls) > 1:
-        raise _refusal(text.model_type, "a layer runs more than once for each token")
-    return down
+    return candidates[-1] if candidates else None
+
+
+def _at(calls: Sequence[_Call], path: str, name: str) -> _Call:
+    """Return the one call of the module at this path of a layer."""
+    found = [call for call in calls if call.path == path]
+    if len(found) != 1:
+        times = "more than once" if found else "not at all"
+        raise _refusal(name, f"a layer runs its {path} {times} for each token")
+    return found[0]
 
 
 def _is_matrix(module: nn.Module) -> bool:
@@ -208,7 +211,6 @@ def _architecture(layers: str, calls: Sequence[_Call], down: _Call, name: str) -
         norm_offset=0.0 if norm is None else _offset(norm.module),
         fused=fused,
         transposed=isinstance(down.module, Conv1D),
-        width=lambda _: d_ff,
         linear_in_up=False,
         detected=True,
     )

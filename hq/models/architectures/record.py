@@ -5,7 +5,7 @@ and how the model is written as GGUF. Each family registers its records in a fil
 of another package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from hq.errors import HQError
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.norm_digest import NormNames
+from hq.neurons.space import NeuronSpace
 from hq.registry import Registry
 
 Value = bool | int | float | str | list[str] | list[int] | list[float]
@@ -62,29 +63,16 @@ class Layout:
     epsilon: str = "layer_norm_rms_epsilon"
 
 
-def intermediate_size(config: PretrainedConfig) -> int:
-    """Return `intermediate_size`, which may be a list with the same width for every layer.
+Width = int | Sequence[int]  # of every layer's FFN, or of each layer's
 
-    Raises HQError if the layers have different widths.
-    """
+
+def intermediate_size(config: PretrainedConfig) -> Width:
+    """Return `intermediate_size`: the width of every layer's FFN, or a list with that of each."""
     width: Any = config.intermediate_size
-    if isinstance(width, list | tuple):
-        widths = sorted(set(width))
-        if len(widths) > 1:
-            raise different_widths(config.model_type, widths)
-        (width,) = widths
-    return int(width)
+    return [int(w) for w in width] if isinstance(width, list | tuple) else int(width)
 
 
-def different_widths(model_type: str, widths: list[int]) -> HQError:
-    """Return the error for a model whose layers have different numbers of neurons."""
-    return HQError(
-        f"The layers of this {model_type} model have FFNs of different widths "
-        f"({', '.join(map(str, widths))}): hq needs the same width in every layer."
-    )
-
-
-def attribute(name: str) -> Callable[[PretrainedConfig], int]:
+def attribute(name: str) -> Callable[[PretrainedConfig], Width]:
     """Return a function that reads the FFN's width from a config; unset means 4 · hidden_size."""
 
     def width(config: PretrainedConfig) -> int:
@@ -113,7 +101,7 @@ class Architecture:
     norm_offset: float = 0.0  # added to the weights of the norm
     fused: bool = False  # `up` contains the gate (first half) and the up projection
     transposed: bool = False  # checkpoints store weights as [d_in, d_out]
-    width: Callable[[PretrainedConfig], int] = intermediate_size  # d_ff, from the text config
+    width: Callable[[PretrainedConfig], Width] = intermediate_size  # d_ff, from the text config
     linear_in_up: bool = True  # if gated: h_i is proportional to row i of W_up
     norms: NormNames | None = None  # the norms that identify a model; None if GGUF has no names
     conversion: Conversion | None = None  # how it is written as GGUF; None if hq cannot
@@ -123,6 +111,17 @@ class Architecture:
     def projections(self) -> tuple[str, ...]:
         """Paths of the projections of the FFN."""
         return tuple(filter(None, (self.gate, self.up, self.down)))
+
+    def space(self, config: PretrainedConfig) -> NeuronSpace:
+        """The space of a model's neurons, from its text config."""
+        width, layers = self.width(config), int(config.num_hidden_layers)
+        widths = (width,) * layers if isinstance(width, int) else tuple(width)
+        if len(widths) != layers:
+            raise HQError(
+                f"The config of this {config.model_type} model names {len(widths)} widths for "
+                f"{layers} layers: copy config.json again."
+            )
+        return NeuronSpace.of_widths(widths)
 
     @property
     def described(self) -> dict[str, str]:

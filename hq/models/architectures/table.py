@@ -44,7 +44,7 @@ as a PEFT adapter. A type with a *record* is described in `hq/models/architectur
 family. The others are *detected*: hq builds the model without weights, finds the down projections
 in one forward pass, compares activations with the formulas once the weights are loaded, and logs a
 warning. A dense decoder that is not listed is detected too, or rejected in one sentence. Mixtures
-of experts, models with a recurrent state and layers of different widths are always rejected.
+of experts and models with a recurrent state are always rejected. Layers may have different widths.
 Falcon runs at FP16 only, as bitsandbytes does not replace its linear layers; DeepSeek has no PEFT
 adapters, as PEFT mistakes its FFNs for experts.
 

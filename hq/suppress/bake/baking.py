@@ -34,7 +34,7 @@ def bake(source: Path, target: Path, factors: Factors) -> BakeRecord:
     already, and a target that exists.
     """
     model = open_target(source)
-    check_factors(factors, model.n_layers, model.d_ff)
+    check_factors(factors, model.space)
     if not factors:
         raise HQError("No neuron is named, so there is nothing to bake: name H-Neurons.")
     if model.record is not None:

@@ -61,8 +61,7 @@ class CheckpointModel:
         self._family = architecture_at(path)
         self.tensors: Mapping[str, StoredTensor] = tensors_of(path)
         self.transposed = self._family.transposed
-        self.n_layers = int(self._config.num_hidden_layers)
-        self.d_ff = self._family.width(self._config)
+        self.space = self._family.space(self._config)
         self.vocabulary = int(self._config.vocab_size)
         self._maps: dict[str, UInt8[np.ndarray, " byte"]] = {}
 
@@ -129,7 +128,7 @@ class CheckpointModel:
         downs = down_projections(model.get_decoder(), self._family)
         logits = []
         for factors in scalings:
-            with torch.inference_mode(), scaled(model, downs, factors, self.d_ff):
+            with torch.inference_mode(), scaled(model, downs, factors, self.space):
                 rows = [_response_logits(model, exchange) for exchange in exchanges]
             logits.append(torch.cat(rows).numpy())
         return logits
@@ -184,7 +183,7 @@ class CheckpointModel:
 
     def _up(self, layer: int, index: int) -> tuple[str, int]:
         """(name of W_up, row of the neuron in it); a fused gate comes first."""
-        row = index + self.d_ff if self._family.fused else index
+        row = index + self.space.widths[layer] if self._family.fused else index
         return self._projection(layer, self._family.up), row
 
     def _column(self, layer: int, index: int) -> StridedScales:

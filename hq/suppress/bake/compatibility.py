@@ -43,7 +43,7 @@ def require_owner(
     found = model.identity
     packed = isinstance(model, CheckpointModel) and model.is_quantized
     if packed and found.fingerprint != neurons.model.fingerprint:
-        if found.kin != neurons.model.kin or not found.kin:
+        if found.norm_digest != neurons.model.norm_digest or not found.norm_digest:
             raise HQError(
                 f"{path} is quantized and does not show that it was made from "
                 f"{neurons.model.name}, to which {name} belongs: name that checkpoint as the "

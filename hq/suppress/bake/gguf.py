@@ -24,6 +24,7 @@ from hq.models.architectures import GGUF_LAYOUTS
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
+from hq.neurons.space import NeuronSpace
 from hq.registry import Registry
 from hq.storage.atomic import atomic_file
 from hq.storage.copying import copy_from
@@ -74,7 +75,8 @@ class GGUFModel:
         self.path = path
         self.file = GGUFFile(path)
         self.file.require_single_file()
-        self.n_layers, self.d_ff = self.file.n_layers, self.file.d_ff
+        self.d_ff = self.file.d_ff
+        self.space = NeuronSpace.rectangular(self.file.n_layers, self.d_ff)
         self.vocabulary = self.file.vocabulary
 
     @property

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
+from hq.neurons.space import NeuronSpace
 from hq.suppress.bake.record import BakeRecord
 from hq.suppress.bake.strided_scales import Patch, StridedScales
 
@@ -37,8 +38,7 @@ class BakeTarget(Protocol):
     """A GGUF file, or the folder of a checkpoint."""
 
     path: Path
-    n_layers: int
-    d_ff: int
+    space: NeuronSpace
     vocabulary: int
 
     @property

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from hq.errors import HQError
 from hq.neurons.factors import Factors, check_factors
+from hq.neurons.space import NeuronSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,13 @@ class LoraDelta:
         return rows
 
 
-def lora_deltas(factors: Factors, layers: int, d_ff: int) -> list[LoraDelta]:
+def lora_deltas(factors: Factors, space: NeuronSpace) -> list[LoraDelta]:
     """The delta of each layer that has neurons to scale; neurons with α₀ = 1 are left out.
 
     Raises HQError for a neuron that the model lacks, an α₀ that is negative or not finite, and if
     no neuron is left.
     """
-    check_factors(factors, layers, d_ff)
+    check_factors(factors, space)
     coefficients: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in sorted(factors.items()):
         if alpha != 1:

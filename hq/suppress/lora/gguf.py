@@ -48,7 +48,7 @@ def write_gguf_adapter(base: GGUFFile, factors: Factors, into: Path) -> None:
     that the installed package `gguf` does not know, and if that package is missing.
     """
     package = gguf_package()
-    deltas = lora_deltas(factors, base.n_layers, base.d_ff)
+    deltas = lora_deltas(factors, base.identity.space)
     with atomic_file(into) as path:
         writer = package.GGUFWriter(path, base.architecture)
         try:

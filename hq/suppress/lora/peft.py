@@ -38,7 +38,7 @@ def write_peft_adapter(
     The folder `into` appears when it is complete. Raises HQError if `lora_deltas` does, for a
     family that hq does not know, and for a checkpoint that is quantized or lacks a weight.
     """
-    deltas = lora_deltas(factors, model.n_layers, model.d_ff)
+    deltas = lora_deltas(factors, model.space)
     require_dense_base(checkpoint)
     model_type = text_config(checkpoint).model_type
     if model_type in _EXPERTS_TO_PEFT:
@@ -53,7 +53,8 @@ def write_peft_adapter(
     for delta in deltas:
         columns = _columns(read(delta.layer, family.down), family, delta)
         prefix = f"base_model.model.{names[delta.layer]}"
-        tensors[f"{prefix}.lora_A.weight"] = torch.from_numpy(delta.one_hot(model.d_ff))
+        width = model.space.widths[delta.layer]
+        tensors[f"{prefix}.lora_A.weight"] = torch.from_numpy(delta.one_hot(width))
         tensors[f"{prefix}.lora_B.weight"] = columns
     config = _config(checkpoint, family, {names[d.layer]: d.rank for d in deltas})
     weights = save(tensors, {"format": "pt", "hq.source.fingerprint": model.fingerprint})

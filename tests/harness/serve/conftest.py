@@ -102,14 +102,14 @@ def seal(
         prompt=str(neurons.provenance["prompt"]),
         model=bundle.model_file(file, "f32"),
     )
-    bundle.write(
+    bundle.write_bundle(
         folder,
         facts,
         neurons,
         {domain: bundle.Domain(value, 0.1, 40) for domain, value in thresholds.items()},
         bundle.Validation(estimate, 50, 50, 25, 0, name, "none"),
         {
-            "norms": bundle.norms_of(neurons, file),
+            "norms": bundle.neuron_norms(neurons, file),
             "scores": np.linspace(-1, 1, 40),
             "right": np.linspace(-1, 0.5, 20),
         },

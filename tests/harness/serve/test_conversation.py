@@ -2,13 +2,13 @@
 
 import pytest
 
-from harness.models.encoding import Encoder
 from harness.models.gguf_tokenizer import GGUFTokenizer
 from harness.scenarios.prompts import DEFAULT_SHOTS, FewShot, form
 from harness.serve.api.errors import APIError
 from harness.serve.api.prompts import FunctionCall, Turn, encode_conversation
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
+from hq.models.encoding import Encoder
 from hq.monitor.bundle import Bundle
 from tests.harness.serve.conftest import TEMPLATE
 

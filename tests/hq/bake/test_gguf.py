@@ -123,7 +123,7 @@ def test_any_alphas_of_any_neurons_are_baked_and_undone(alphas, kind, alignment,
             size = 2e-3 * np.abs(wanted).max() + 1e-5
             np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=size)
         assert set(after.metadata) - set(before.metadata) == {KEY}
-        assert after.identity.kin == before.identity.kin
+        assert after.identity.norm_digest == before.identity.norm_digest
         undo(baked, again)
         assert again.read_bytes() == source.read_bytes()
 

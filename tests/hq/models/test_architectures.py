@@ -48,7 +48,7 @@ def test_a_record_is_what_detection_finds(name):
     assert not record.detected
     assert found.detected
     assert [getattr(record, p) for p in PATHS] == [getattr(found, p) for p in PATHS]
-    assert record.width(config.get_text_config()) == found.width(config.get_text_config())
+    assert record.space(config.get_text_config()) == found.space(config.get_text_config())
 
 
 @pytest.mark.parametrize("name", sorted(decoders.REJECTED))
@@ -117,7 +117,7 @@ def far(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> 
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def naive_cett(backend: TorchBackend, exchange: PromptResponse) -> Float[np.ndarray, "layer d_ff"]:
+def naive_cett(backend: TorchBackend, exchange: PromptResponse) -> Float[np.ndarray, " p"]:
     """CETT `sum` over the answer, in float64, from the inputs of the down projections."""
     model = backend.model
     pattern = architecture_of(model.config)
@@ -138,7 +138,7 @@ def naive_cett(backend: TorchBackend, exchange: PromptResponse) -> Float[np.ndar
         contribution = np.abs(h) * np.linalg.norm(weight, axis=0)
         shares = contribution / contribution.sum(axis=1, keepdims=True)
         layers.append(shares[len(exchange.prompt) :].mean(axis=0))
-    return np.stack(layers)
+    return np.concatenate(layers)
 
 
 @pytest.mark.parametrize("name", SWEEP)
@@ -168,7 +168,7 @@ def test_an_architecture_without_a_record_is_announced_once(caplog):
         architecture_of(config)
     (record,) = [r.getMessage() for r in caplog.records if "granitemoehybrid" in r.getMessage()]
     assert "no record" in record
-    assert "layers.*.shared_mlp.output_linear, 128 neurons per layer" in record
+    assert "layers.*.shared_mlp.output_linear, 3 layers of 128 neurons" in record
 
 
 def test_a_detected_checkpoint_has_the_width_that_was_found(saved):

@@ -1,7 +1,6 @@
-"""Encodes texts and conversations as token ids, for studies, monitors and the server alike.
+"""Encodes texts and conversations as token ids, for studies, monitors, the server and the API.
 
-The tokenizer is one of transformers or `harness.models.gguf_tokenizer.GGUFTokenizer`; both return
-the same ids.
+The tokenizer is one of transformers, or an object with the same interface that returns equal ids.
 """
 
 import re
@@ -52,6 +51,10 @@ class Encoder:
         Raises HQError if the tokenizer has no template or the template cannot be rendered.
         """
         return self._ids(render_chat(self._tokenizer, self._hidden_in(messages), **options))
+
+    def continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows a prompt, without special tokens."""
+        return self._piece(text, plain=False, first=False) if text else []
 
     def continued(self, messages: ChatMessages, begun: str) -> list[int] | None:
         """Return the token ids of a conversation that ends with the beginning of an answer.
@@ -117,6 +120,22 @@ def render_chat(tokenizer: Any, messages: ChatMessages, **options: Any) -> str:
             f"The chat template of {name} cannot be rendered ({first_line(error)}): use the prompt "
             "form few-shot."
         ) from error
+
+
+def end_tokens_of(tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a response: of the text, and of the assistant's turn in the chat template.
+
+    Raises HQError for a template that cannot be rendered.
+    """
+    end = tokenizer.eos_token_id
+    ends = set(end if isinstance(end, list) else [end]) - {None}
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}]
+        _, _, after = render_chat(tokenizer, turn).partition(PLACEHOLDER)
+        special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(tokenizer.all_special_ids)
+        ends |= set([token for token in bare_ids(tokenizer, after) if token in special][:1])
+    return frozenset(ends)
 
 
 @dataclass(frozen=True, slots=True)
