@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, out, print_json
-from harness.cli.study import DEFAULT_STUDY, Model, Name, Questions, planned
+from harness.cli.study import DEFAULT_STUDY, ModelOption, Name, Questions, planned
 
 judge_app = typer.Typer(no_args_is_help=True, help="Compare two judges of answers.")
 app.add_typer(judge_app, name="judge")
@@ -14,7 +14,7 @@ app.add_typer(judge_app, name="judge")
 @judge_app.command("compare")
 def judge_compare(
     study: Name = DEFAULT_STUDY,
-    model: Model = None,
+    model: ModelOption = None,
     questions: Questions = None,
     second: Annotated[
         str,

@@ -10,7 +10,7 @@ from rich.table import Table
 from harness.cli.app import AsJson, app, out, print_json
 
 
-class Kind(StrEnum):
+class ListedKind(StrEnum):
     """What can be listed."""
 
     PRECISIONS = "precisions"
@@ -29,7 +29,7 @@ class Listed(NamedTuple):
 
 
 @app.command("list")
-def list_command(kind: Kind, as_json: AsJson = False) -> None:
+def list_command(kind: ListedKind, as_json: AsJson = False) -> None:
     """List precisions, scenarios, judges, experiments or families, and the package of each.
 
     Installed packages add to them by the entry-point groups hq.precisions, hq.scenarios, hq.judges,
@@ -85,10 +85,10 @@ def _first_line(thing: object) -> str:
     return (getdoc(thing) or "").partition("\n")[0]
 
 
-_LISTED: dict[Kind, Callable[[], Iterator[Listed]]] = {
-    Kind.PRECISIONS: _precisions,
-    Kind.SCENARIOS: _scenarios,
-    Kind.JUDGES: _judges,
-    Kind.EXPERIMENTS: _experiments,
-    Kind.FAMILIES: _families,
+_LISTED: dict[ListedKind, Callable[[], Iterator[Listed]]] = {
+    ListedKind.PRECISIONS: _precisions,
+    ListedKind.SCENARIOS: _scenarios,
+    ListedKind.JUDGES: _judges,
+    ListedKind.EXPERIMENTS: _experiments,
+    ListedKind.FAMILIES: _families,
 }

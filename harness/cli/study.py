@@ -20,7 +20,7 @@ app.add_typer(study_app, name="study")
 DEFAULT_STUDY = "smollm2-facts"
 
 Name = Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged study.")]
-Kind = Annotated[
+ExperimentOption = Annotated[
     str | None,
     typer.Option(
         "--experiment",
@@ -29,7 +29,7 @@ Kind = Annotated[
         "what the study says, else detect.",
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")]
+ModelOption = Annotated[str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")]
 Precisions = Annotated[
     str | None,
     typer.Option(help="Comma-separated, in place of the study's: fp16,nf4,gguf-q4_k_m."),
@@ -99,10 +99,10 @@ def execute(
 
 
 @app.command("run")
-def run(
+def run_command(
     study: Name = DEFAULT_STUDY,
-    experiment: Kind = None,
-    model: Model = None,
+    experiment: ExperimentOption = None,
+    model: ModelOption = None,
     precisions: Precisions = None,
     questions: Questions = None,
     overrides: Overrides = None,
@@ -121,10 +121,10 @@ def run(
 
 
 @app.command("plan")
-def plan(
+def plan_command(
     study: Name = DEFAULT_STUDY,
-    experiment: Kind = None,
-    model: Model = None,
+    experiment: ExperimentOption = None,
+    model: ModelOption = None,
     precisions: Precisions = None,
     questions: Questions = None,
     overrides: Overrides = None,
@@ -202,7 +202,7 @@ def _size(size: int) -> str:
 @study_app.command("run")
 def study_run(
     study: Name = DEFAULT_STUDY,
-    model: Model = None,
+    model: ModelOption = None,
     precisions: Precisions = None,
     sampler: Annotated[
         str | None, typer.Option(help="What draws the responses: torch, or llamacpp at Q8_0.")

@@ -4,7 +4,7 @@ from harness.cli.app import AsJson, Quiet, app
 from harness.cli.study import (
     DEFAULT_STUDY,
     Into,
-    Model,
+    ModelOption,
     Name,
     Overrides,
     Precisions,
@@ -18,7 +18,7 @@ from harness.cli.study import (
 @app.command()
 def survival(
     study: Name = DEFAULT_STUDY,
-    model: Model = None,
+    model: ModelOption = None,
     precisions: Precisions = None,
     questions: Questions = None,
     overrides: Overrides = None,

@@ -8,7 +8,7 @@ from harness.cli.app import AsJson, Quiet, app, out, print_json
 from harness.cli.study import (
     DEFAULT_STUDY,
     Into,
-    Model,
+    ModelOption,
     Name,
     Overrides,
     Precisions,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @app.command()
 def sweep(
     study: Name = DEFAULT_STUDY,
-    model: Model = None,
+    model: ModelOption = None,
     precisions: Precisions = None,
     scenarios: Annotated[
         str | None,

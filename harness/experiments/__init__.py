@@ -4,11 +4,11 @@ Single steps that several experiments share are in `harness.stages`.
 """
 
 from harness.experiments.base import EXPERIMENTS
-from harness.experiments.detect.experiment import Detection
-from harness.experiments.survival.experiment import Survival
-from harness.experiments.sweep.experiment import Sweep
+from harness.experiments.detect.experiment import DetectExperiment
+from harness.experiments.survival.experiment import SurvivalExperiment
+from harness.experiments.sweep.experiment import SweepExperiment
 
-for _experiment in (Detection(), Sweep(), Survival()):
+for _experiment in (DetectExperiment(), SweepExperiment(), SurvivalExperiment()):
     EXPERIMENTS.add(_experiment.name, _experiment)
 
-__all__ = ["EXPERIMENTS", "Detection", "Survival", "Sweep"]
+__all__ = ["EXPERIMENTS", "DetectExperiment", "SurvivalExperiment", "SweepExperiment"]

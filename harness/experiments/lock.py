@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import harness.experiments
 import harness.stages
-from harness.store.node import Log, Stage
+from harness.store.node import GrowingLog, Stage
 
 ROOT = Path(__file__).parents[2]
 LOCK_FILE = Path(__file__).with_name("stages.lock")
@@ -37,16 +37,16 @@ class Locked(NamedTuple):
     stages: dict[str, tuple[int, str]]  # stage: version, digest of the modules that it imports
 
 
-def stages() -> dict[Stage | Log, str]:
+def stages() -> dict[Stage | GrowingLog, str]:
     """Every stage and log, and the name of the module that defines it."""
-    defined: dict[Stage | Log, str] = {}
+    defined: dict[Stage | GrowingLog, str] = {}
     for package in (harness.stages, harness.experiments):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             module = importlib.import_module(info.name)
             for value in vars(module).values():
                 if isinstance(value, Stage):
                     defined[value] = value.make.__module__
-                elif isinstance(value, Log):
+                elif isinstance(value, GrowingLog):
                     defined.setdefault(value, info.name)
     return dict(sorted(defined.items(), key=lambda item: (item[0].name, item[1])))
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from harness.store.jsonl import append, read_log
-from harness.store.node import Log
+from harness.store.node import GrowingLog
 from harness.store.progress import Task
 from harness.store.store import digest
 from hq.backends.base import Backend
 from hq.neurons.factors import Factors
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 
-RESPONSES = Log("replies", sources=("hq.backends.opening",))
+RESPONSES = GrowingLog("replies", sources=("hq.backends.opening",))
 LOG_FILE = "log.jsonl"
 PLAIN = "plain"
 _ROWS = 64  # prompts a batch: more do not decode faster on a CPU

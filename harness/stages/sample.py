@@ -23,7 +23,7 @@ from harness.stages.loading import SPELLING
 from harness.stages.pairing import Candidate, pairs
 from harness.stages.samples import Prompted, Sample, write_samples, write_tokens
 from harness.store.jsonl import append, parse, read_log
-from harness.store.node import Log, Node, Stage, Work
+from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
 from harness.store.store import digest
 from harness.studies.study import SAMPLERS
@@ -35,7 +35,7 @@ from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
-RESPONSES = Log("responses", sources=("hq.backends.opening",))
+RESPONSES = GrowingLog("responses", sources=("hq.backends.opening",))
 RESPONSES_FILE = "responses.jsonl"
 LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"

@@ -23,7 +23,7 @@ _NODE = "In node: "
 
 
 @dataclass(frozen=True)
-class Log:
+class GrowingLog:
     """A file that grows: one record per line, kept across runs under what the records depend on.
 
     Raise `version` whenever a change of the code can change a record. `sources` are as in `Stage`.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from harness.store.environment import versions
 from harness.store.node import Node, Output, Work, note_node, ordered
 from harness.store.progress import Progress
-from harness.store.store import Store, digest, record_of
+from harness.store.store import Store, digest, read_record
 
 State = Literal["there", "missing", "stale", "waits"]
 
@@ -31,12 +31,12 @@ class Outputs:
 
     def digest(self, output: Output) -> str:
         """The content digest of an output, or of some of its files."""
-        files: Mapping[str, str] = record_of(self[output.node])["outputs"]
+        files: Mapping[str, str] = read_record(self[output.node])["outputs"]
         return digest([files[name] for name in output.files] if output.files else dict(files))
 
     def record(self, node: Node) -> dict[str, Any]:
         """What a node was made from, and the content digest of all that it made."""
-        record = record_of(self[node])
+        record = read_record(self[node])
         record.pop("seconds")
         return record | {"outputs": digest(record["outputs"])}
 

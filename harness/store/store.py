@@ -39,7 +39,7 @@ def file_digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     """What a finished output was made from, and the digests of its files."""
     record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     return record
@@ -78,7 +78,7 @@ class Store:
                 started = time.monotonic()
                 make(partial)
                 seconds = round(time.monotonic() - started, 3)
-                outputs = _digests(partial, volatile)
+                outputs = _digests(partial, volatile | {RECORD_FILE})
                 text = json.dumps(
                     {**record, "outputs": outputs, "seconds": seconds}, indent=1, sort_keys=True
                 )

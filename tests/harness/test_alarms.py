@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.experiments.detect.alarms import TARGETS, alarms, answers_of, domains
+from harness.experiments.detect.alarms import FALSE_ALARM_RATES, alarms, answers_of, domains
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
 from hq.monitor.bundle import ALL
@@ -136,5 +136,5 @@ def test_no_test_answer_of_a_kind_is_no_row():
 
 
 def test_targets_are_rates():
-    assert all(0 < target < 1 for target in TARGETS)
-    assert list(TARGETS) == sorted(set(TARGETS))
+    assert all(0 < target < 1 for target in FALSE_ALARM_RATES)
+    assert list(FALSE_ALARM_RATES) == sorted(set(FALSE_ALARM_RATES))

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from harness.store.store import Store, record_of
+from harness.store.store import Store, read_record
 
 
 def test_an_output_is_made_once_and_reused(tmp_path):
@@ -34,7 +34,7 @@ def test_the_record_has_what_it_was_made_from_and_digests_of_contents(tmp_path):
         (folder / "speed").write_text(str(os.times()), encoding="utf-8")
 
     store = Store(tmp_path)
-    record = record_of(store.build("stage-1", {"stage": "stage"}, make, frozenset({"speed"})))
+    record = read_record(store.build("stage-1", {"stage": "stage"}, make, frozenset({"speed"})))
     assert record["stage"] == "stage"
     assert record["seconds"] >= 0
     assert set(record["outputs"]) == {"deep/a", "b"}

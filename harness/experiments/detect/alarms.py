@@ -20,7 +20,7 @@ from hq.stats.bootstrap import Estimate
 from hq.stats.conformal import conformal_threshold, entities_needed, entity_rate
 from hq.stats.thresholds import match_quantile
 
-TARGETS = (0.05, 0.1, 0.2)
+FALSE_ALARM_RATES = (0.05, 0.1, 0.2)
 """False-alarm rates that the table's thresholds promise."""
 
 
@@ -82,7 +82,7 @@ def alarms(
     seed: int,
 ) -> Iterator[Alarm]:
     """A row for each domain and rate; `before` and `after` score all samples, there and here."""
-    for target in TARGETS:
+    for target in FALSE_ALARM_RATES:
         for answers in domains(samples, rows, target):
             if len(answers.test_right) and len(answers.test_wrong):
                 yield _alarm(answers, target, before, after, precision, seed)

@@ -31,7 +31,7 @@ SET_ASIDE_FILE = "rows_set_aside.csv"
 SPEED_FILE = "speed.csv"
 
 
-class Detection(Experiment):
+class DetectExperiment(Experiment):
     """The FP16 probe frozen, recalibrated, and neurons re-identified, beside controls."""
 
     name = "detect"

@@ -22,7 +22,7 @@ from hq.models.ffn_weights import of_checkpoint
 from hq.stats.bootstrap import Estimate
 
 
-class Survival(Experiment):
+class SurvivalExperiment(Experiment):
     """Predicts the error of every neuron at each precision from the others."""
 
     name = "survival"

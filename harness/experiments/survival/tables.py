@@ -7,48 +7,51 @@ from hq.stats.bootstrap import Estimate
 
 
 class Survival(Row):
-    """How well FP16 alone tells which neurons a precision hurts."""
+    """How well FP16 alone predicts which neurons a precision degrades."""
 
-    precision: str = Field(description="how the checkpoint is run")
+    precision: str = Field(description="the precision at which the checkpoint runs")
     target: str = Field(
-        description="by what a neuron is hurt: error, the relative error of its contribution; "
-        "rank, how far its rank within the layer moves"
+        description="measure of degradation: error, the relative error of a neuron's contribution; "
+        "rank, the change of its rank within the layer"
     )
-    layers: int = Field(description="layers, each predicted from others: what intervals resample")
-    n: int = Field(description="neurons that have an error here")
-    hurt: int = Field(description="those that are hurt: the worst quarter of each layer")
-    texts: int = Field(description="held-out texts that errors are measured on")
+    layers: int = Field(
+        description="layers, each predicted from other layers: the unit that is resampled"
+    )
+    n: int = Field(description="neurons with a defined error")
+    hurt: int = Field(description="degraded neurons: the worst quarter of each layer")
+    texts: int = Field(description="held-out texts on which errors are measured")
     seed: int = Field(description="seed of the bootstrap")
     auroc: Estimate = Field(
-        description="AUROC of the prediction, learnt from other layers at the other precisions"
+        description="AUROC of the prediction, fitted on other layers at the other precisions"
     )
     auroc_small: Estimate = Field(
-        description="AUROC of a rule without a fit: the smaller the contribution, the more hurt"
+        description="AUROC of a rule without a fit: smaller contributions are degraded more"
     )
     gain: Estimate = Field(description="paired difference: prediction − that rule")
     auroc_loud: Estimate = Field(
         description="AUROC of the prediction among neurons above their layer's median magnitude"
     )
-    probe: int = Field(description="neurons in the FP16 probe that have an error here")
-    probe_hurt: int = Field(description="those of them that are hurt")
+    probe: int = Field(description="neurons of the FP16 probe with a defined error")
+    probe_hurt: int = Field(description="those of them that are degraded")
     probe_auroc: Estimate | None = Field(
-        description="AUROC of the prediction among them, resampling neurons; empty where fewer "
-        "than two are hurt, or all but one"
+        description="AUROC of the prediction among them, resampling neurons; empty if fewer than "
+        "two are degraded, or fewer than two are not"
     )
 
 
 class OfStatistic(Row):
-    """What each FP16 statistic of a neuron says of its survival."""
+    """How each FP16 statistic of a neuron is related to its degradation."""
 
-    target: str = Field(description="by what a neuron is hurt; see survival")
-    statistic: str = Field(description="what is known at FP16, by its place within the layer")
-    meaning: str = Field(description="what it is")
+    target: str = Field(description="measure of degradation; see survival")
+    statistic: str = Field(description="statistic at FP16, as a normal score within the layer")
+    meaning: str = Field(description="meaning of the statistic")
     weight: float = Field(
-        description="log odds of being hurt for each standard deviation, all layers and precisions"
+        description="change of the log odds of degradation per standard deviation, fitted on all "
+        "layers and precisions"
     )
     auroc: float = Field(description="AUROC of the statistic alone: mean over precisions")
-    auroc_least: float = Field(description="at the precision where it is least")
-    auroc_most: float = Field(description="at that where it is most")
+    auroc_least: float = Field(description="smallest AUROC over precisions")
+    auroc_most: float = Field(description="largest AUROC over precisions")
 
 
 TABLES: Tables = {

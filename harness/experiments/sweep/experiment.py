@@ -45,7 +45,7 @@ from hq.tracing.traces import Traces
 OUTPUTS_FILE = "outputs.jsonl"
 
 
-class Sweep(Experiment):
+class SweepExperiment(Experiment):
     """α-suppression of the H-Neurons, beside matched neurons, with its costs."""
 
     name = "sweep"

@@ -7,108 +7,113 @@ from hq.stats.bootstrap import Estimate
 
 
 class Transfer(Row):
-    """Whether the probe tells compliance from resistance in a scenario that it was not found on."""
+    """Whether the probe separates compliance from resistance in another scenario."""
 
-    precision: str = Field(description="how the checkpoint is run")
-    scenario: str = Field(description="scenario, and kind of trial where it has several")
-    n: int = Field(description="responses of FP16 that complied or resisted, all traced here")
+    precision: str = Field(description="the precision at which the checkpoint runs")
+    scenario: str = Field(description="scenario, and kind of trial if it has several")
+    n: int = Field(
+        description="responses of FP16 that complied or resisted, traced at this precision"
+    )
     entities: int = Field(description=ENTITIES)
     complied: int = Field(description="those that complied")
     draws: int = Field(description="draws of matched neurons")
     seed: int = Field(description="seed of draws, bootstrap and permutations")
-    auroc: Estimate = Field(description="AUROC of the probe found on FP16 for `complied`, frozen")
+    auroc: Estimate = Field(description="AUROC of the frozen FP16 probe for `complied`")
     auroc_matched: Estimate = Field(
-        description="the same of probes on neurons of the same layers and magnitudes, fitted where "
-        "the probe was: mean over draws, and the interval that holds 95% of them"
+        description="AUROC of probes on neurons of the same layers and magnitudes, fitted on the "
+        "same samples: mean over draws, and the range of 95% of them"
     )
     difference: Estimate = Field(description="paired difference: probe − mean of the draws")
     p_labels: float = Field(
-        description="P(AUROC as large) where labels are permuted, on one response an entity; "
-        "Holm-corrected over scenarios"
+        description="P(AUROC at least as large) under permuted labels, with one response per "
+        "entity; Holm-corrected over scenarios"
     )
     p_draws: float = Field(
-        description="share of matched draws that reach the probe's AUROC, Holm-corrected too"
+        description="share of matched draws that reach the probe's AUROC; Holm-corrected"
     )
 
 
 class Rate(Row):
-    """How often the model over-complies while neurons are scaled by α. Greedy, the same trials."""
+    """Rate of over-compliance while neurons are scaled by α; greedy, on the same trials."""
 
-    precision: str = Field(description="how the checkpoint is run")
-    scenario: str = Field(description="scenario, and kind of trial where it has several")
+    precision: str = Field(description="the precision at which the checkpoint runs")
+    scenario: str = Field(description="scenario, and kind of trial if it has several")
     neurons: str = Field(
-        description="what is scaled: h, the H-Neurons; matched: draws of as many neurons of the "
+        description="scaled neurons: h, the H-Neurons; matched: draws of as many neurons of the "
         "same layers and magnitudes"
     )
-    alpha: float = Field(description="what their activations are multiplied by; 1: unchanged")
+    alpha: float = Field(description="factor of their activations; 1: unchanged")
     n: int = Field(description="trials")
     entities: int = Field(description=ENTITIES)
-    draws: int = Field(description="draws of neurons; 1 where nothing is drawn")
+    draws: int = Field(description="draws of neurons; 1 if nothing is drawn")
     seed: int = Field(description="seed of draws and bootstrap")
     rate: Estimate = Field(
-        description="share of all trials that complied; of `matched` the mean over draws, and the "
-        "interval that holds 95% of them"
+        description="share of all trials that complied; for `matched` the mean over draws, and the "
+        "range of 95% of them"
     )
-    unclear: float = Field(description="share without a verdict, which counts as not complied")
+    unclear: float = Field(description="share without a verdict, counted as not complied")
     changed: float = Field(description="share of responses that differ from those at α = 1")
-    tokens: float = Field(description="mean length of a response")
+    tokens: float = Field(description="mean length of a response in tokens")
     reduction: Estimate | None = Field(
         description="the article's ΔOC: (rate at 1 − rate at α) ÷ rate at 1, in %; empty for "
-        "`matched`, and where nothing complied at α = 1"
+        "`matched`, and if nothing complied at α = 1"
     )
 
 
 class Slope(Row):
-    """The dose-response of over-compliance, beside matched neurons, and beside FP16."""
+    """Dose-response of over-compliance, compared with matched neurons and with FP16."""
 
-    precision: str = Field(description="how the checkpoint is run")
-    scenario: str = Field(description="scenario, and kind of trial where it has several")
-    neurons: int = Field(description="H-Neurons that are scaled")
+    precision: str = Field(description="the precision at which the checkpoint runs")
+    scenario: str = Field(description="scenario, and kind of trial if it has several")
+    neurons: int = Field(description="scaled H-Neurons")
     n: int = Field(description="trials")
     entities: int = Field(description=ENTITIES)
     draws: int = Field(description="draws of matched neurons")
     seed: int = Field(description="seed of draws and bootstrap")
     slope: Estimate = Field(description="least-squares slope of the rate over α")
-    r_squared: float = Field(description="of that line; 0 where the rate never moves")
-    monotonicity: float = Field(description="Kendall's τ-b of rate and α; 0 where it never moves")
-    slope_shared: float = Field(description="slope over those α at which matched draws are scaled")
+    r_squared: float = Field(description="of that line; 0 if the rate is constant")
+    monotonicity: float = Field(
+        description="Kendall's τ-b of rate and α; 0 if the rate is constant"
+    )
+    slope_shared: float = Field(description="slope over the α of the matched draws")
     slope_matched: Estimate = Field(
-        description="slopes of matched draws over them: mean, and 95% of them"
+        description="slopes of the matched draws over the same α: mean, and range of 95%"
     )
     p_matched: float = Field(
-        description="two-sided P(a matched draw's slope is as far from their mean as "
-        "`slope_shared`); not below 1 ÷ (draws + 1)"
+        description="two-sided P(the slope of a matched draw is as far from their mean as "
+        "`slope_shared`); at least 1 ÷ (draws + 1)"
     )
     change: Estimate = Field(description="slope − slope at FP16, on the same resampled trials")
-    change_low90: float = Field(description="lower end of its 90% interval, which TOST looks at")
-    change_high90: float = Field(description="upper end")
-    margin: float = Field(description="what two slopes may differ by and count as the same")
-    tost_p: float = Field(description="P of the two one-sided tests of equivalence")
+    change_low90: float = Field(description="lower end of its 90% interval, used by TOST")
+    change_high90: float = Field(description="upper end of the 90% interval")
+    margin: float = Field(description="largest difference of two slopes that count as equivalent")
+    tost_p: float = Field(description="p of the two one-sided tests of equivalence")
     verdict: str = Field(
-        description="preserved: the 90% interval of `change` lies within ± margin, as it does too "
-        "for two slopes of nothing; changed: its 95% interval leaves 0 out; else not decided at "
+        description="preserved: the 90% interval of `change` lies within ± margin, which is also "
+        "true of two zero slopes; changed: its 95% interval excludes 0; otherwise not decided at "
         "this n"
     )
     n_needed: int | None = Field(
-        description="entities that would decide it, if the difference is what it seems"
+        description="entities that would decide it, if the true difference is the estimate"
     )
 
 
 class Cost(Row):
-    """What scaling the H-Neurons costs."""
+    """Costs of scaling the H-Neurons: answers, choices, perplexity, length and refusals."""
 
-    precision: str = Field(description="how the checkpoint is run")
-    alpha: float = Field(description="what their activations are multiplied by")
+    precision: str = Field(description="the precision at which the checkpoint runs")
+    alpha: float = Field(description="factor of their activations")
     n: int = Field(description="held-out questions of the study")
     entities: int = Field(description=ENTITIES)
     seed: int = Field(description="seed of the bootstrap")
-    accuracy: Estimate = Field(description="share of them answered rightly, greedy")
+    accuracy: Estimate = Field(description="share of them answered correctly, greedy")
     choice_accuracy: Estimate = Field(
-        description="share of four-way choices (MMLU's form) whose letter is likeliest"
+        description="share of four-way choices (MMLU format) whose correct letter is the most "
+        "likely"
     )
     perplexity: Estimate = Field(description="on held-out text")
-    tokens: float = Field(description="mean length of a response over all scenarios")
-    refusals: float = Field(description="share of responses over all scenarios that refuse")
+    tokens: float = Field(description="mean length of a response over all scenarios, in tokens")
+    refusals: float = Field(description="share of refusals over all scenarios")
 
 
 TABLES: Tables = {
