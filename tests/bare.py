@@ -58,5 +58,9 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source, target_is_directory=True)
 
 
-if __name__ == "__main__":
-    link(Path(sys.argv[1]))
+if __name__ == "__main__":  # FOLDER VENV: links in FOLDER, on the path of a virtual environment
+    folder, venv = map(Path, sys.argv[1:])
+    link(folder)
+    for site in (venv / "Lib", *(venv / "lib").glob("python*")):
+        if (site / "site-packages").is_dir():
+            (site / "site-packages" / "required.pth").write_text(f"{folder}\n", encoding="utf-8")
