@@ -257,7 +257,9 @@ def slow(session: nox.Session) -> None:
     """Run the tests on the real embedded model, and of the page if Chromium is installed."""
     with_llama(session)
     with_browser(session)
-    run(session, "pytest", "-m", "slow", "--durations=25", *session.posargs)
+    session.env["OMP_NUM_THREADS"] = "1"  # one worker per core
+    parallel = ("-n", "auto", "--dist", "loadfile")
+    run(session, "pytest", "-m", "slow", *parallel, "--durations=25", *session.posargs)
 
 
 @nox.session

@@ -65,17 +65,16 @@ def test_without_the_variable_a_skip_is_a_skip(kind, options, tmp_path):
 
 
 def test_a_suite_whose_package_is_missing_is_not_left_out(tmp_path):
-    """As `nox -s tests` collects the real suites, where a package of each is not installed."""
+    """The real suites, run where a package that each of them needs is not installed."""
     names = sorted(HIDDEN.values())
     hiding = f"import sys\nsys.modules.update(dict.fromkeys({names}))\n"
     (tmp_path / "hiding.py").write_text(hiding, encoding="utf-8")
-    options = ("-p", "hiding", "--collect-only", "--rootdir", str(ROOT))
+    options = ("-p", "hiding", "--continue-on-collection-errors", "-k", "nowhere")
     files = [str(ROOT / file) for file in HIDDEN]
     failed = pytest_run(tmp_path, *options, *files, HQ_NO_SKIPS="1")
-    assert failed.returncode == 2, failed.stdout
-    for file, package in HIDDEN.items():
+    assert failed.returncode == 1, failed.stdout
+    for file in HIDDEN:
         assert re.search(f"^ERROR .*{file}", failed.stdout, re.MULTILINE), failed.stdout
-        assert package in failed.stdout.lower()
 
 
 def test_the_page_without_chromium_fails(tmp_path):

@@ -1,4 +1,4 @@
-"""What tiny models cannot show: the embedded model itself, through the default study's own parts."""
+"""Properties that tiny models cannot show, on the embedded model and the default study."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from harness.experiments.pipeline import Pipeline
 from harness.models.sources import resolve_model
 from harness.stages import mapping
 from harness.stages.sample import batches
-from harness.store.places import cache_folder
 from harness.store.progress import Progress
 from harness.store.store import Store
 from harness.studies.study import Study
@@ -19,8 +18,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    store = Store(cache_folder() / "store")
+def pipeline(tmp_path_factory):
+    """The default study, in an empty store: a stage that is read from a cache tests nothing."""
+    store = Store(tmp_path_factory.mktemp("store"))
     with Pipeline(Study.load("smollm2-facts"), store, Progress(quiet=True)) as opened:
         yield opened
 

@@ -22,6 +22,7 @@ def copied(tmp_path):
 
 
 def append(path, text):
+    assert path.is_file()
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
 
@@ -32,7 +33,7 @@ def test_the_committed_lock_is_that_of_the_source():
 
 def test_a_changed_formula_is_named_with_the_stages_that_compute_by_it(copied):
     before = lock.locked(copied)
-    append(copied / "hq" / "cett.py", "\nFACTOR = 2\n")
+    append(copied / "hq" / "neurons" / "cett.py", "\nFACTOR = 2\n")
     faults = lock.differences(before, lock.locked(copied))
     assert any(f.startswith("the source of stage trace changed (hq.neurons.cett)") for f in faults)
 
@@ -46,7 +47,7 @@ def test_a_stage_is_named_only_for_what_it_imports(copied):
 
 def test_what_no_stage_imports_is_free_to_change(copied):
     before = lock.locked(copied)
-    append(copied / "harness" / "picture.py", "\nFACTOR = 2\n")
+    append(copied / "harness" / "tables" / "picture.py", "\nFACTOR = 2\n")
     assert lock.differences(before, lock.locked(copied)) == []
 
 

@@ -95,9 +95,9 @@ def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
         """
         import os, signal, sys
         from pathlib import Path
-        from harness.store import Stage, Store
+        from harness.store.store import Stage, Store
         def make(folder):
-            (folder / "part").write_text("half")
+            (folder / "part").write_text("half", encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
         Store(Path(sys.argv[1])).build(Stage("stage"), {}, make)
         """
