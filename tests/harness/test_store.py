@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from harness.store.store import Stage, Store, inputs_of
+from tests.harness.killing import needs_sigkill
 
 STAGE = Stage("stage")
 
@@ -90,6 +91,7 @@ def test_what_grows_goes_on_after_an_error_and_begins_anew_once_if_fresh(tmp_pat
     assert grow(fresh) == "xx"
 
 
+@needs_sigkill
 def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
     script = textwrap.dedent(
         """
