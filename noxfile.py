@@ -299,7 +299,7 @@ def lint(session: nox.Session) -> None:
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "lint-imports")
-    run(session, "python", "-m", "harness.stages.lock", "--check")
+    run(session, "python", "-m", "harness.experiments.lock", "--check")
 
 
 @nox.session

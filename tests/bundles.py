@@ -1,4 +1,4 @@
-"""A bundle of any NeuronSet for any model file, with thresholds as a test wants them."""
+"""A bundle of any NeuronSet for any model file, with given thresholds, for tests."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,10 +1,22 @@
-"""Benchmarks: importing this package enters each of them in `BENCHES`."""
+"""Benchmarks of `hq bench`: speed and memory, as ratios to a peer measured in the same run.
 
-from harness.bench import cett as cett
-from harness.bench import deploy as deploy
-from harness.bench import l1 as l1
-from harness.bench import logits as logits
-from harness.bench import monitor as monitor
-from harness.bench import sampling as sampling
-from harness.bench.base import BENCHES as BENCHES
-from harness.bench.base import report as report
+Quality of detection and steering is measured by `harness.experiments`. This module registers every
+benchmark.
+"""
+
+from harness.bench.base import BENCHES, report
+from harness.bench.cett import bench_cett
+from harness.bench.deploy import bench_deploy
+from harness.bench.l1 import bench_l1
+from harness.bench.logits import bench_logits
+from harness.bench.monitor import bench_monitor
+from harness.bench.sampling import bench_sampling
+
+BENCHES.add("cett", bench_cett)
+BENCHES.add("deploy", bench_deploy)
+BENCHES.add("l1", bench_l1)
+BENCHES.add("logits", bench_logits)
+BENCHES.add("monitor", bench_monitor)
+BENCHES.add("sampling", bench_sampling)
+
+__all__ = ["BENCHES", "report"]

@@ -1,8 +1,8 @@
-"""Four ways to deploy a suppression: what each costs a token, and how far it is from the others.
+"""Bench `deploy`: four ways to suppress neurons, their cost per token and their agreement.
 
-The reference is scaling at run time by the native callback, on the same file; that callback is laid
-beside torch's hooks, and those beside a model whose weights were edited. An effect is the change in
-all logits of a text from the model as it is.
+Baked weights and the adapter are compared with scaling at run time by the native callback on the
+same file, the callback with torch's hooks, and the hooks with a model whose weights were edited.
+The effect is the change of all logits of a text from those of the unscaled model.
 """
 
 import time
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from harness.bench.base import BenchRow, bench, seconds_of
-from harness.bench.turns import COPIES, PROMPT, STEPS, by_copy, in_turns, several, typical
+from harness.bench.base import BenchRow, alternate, median_first, median_ratio, seconds_of
+from harness.bench.decode_timing import PROMPT, STEPS, decode_ratio, make_contexts, time_decodes
 from harness.models.embedded import NAME
 from harness.models.sources import gguf_of, resolve_model
 from hq.backends.base import Backend
@@ -33,59 +33,61 @@ from hq.suppress.bake.copying import copy_to_disk
 from hq.suppress.lora.gguf import write as write_adapter
 
 _LAYERS = 5
-_NEURONS = 4  # a layer
-_OTHER_ALPHAS = (0.5, 0.3)  # beside 0
+_NEURONS = 4  # per layer
+_OTHER_ALPHAS = (0.5, 0.3)  # besides 0
 _BAKES = 5
 _PAIRS = 3  # of decodes in torch
+_DECODE_GOAL = "<= 1.02"
 _SIZES = {"tokens": PROMPT + STEPS, "batch": PROMPT + STEPS}
 
 Neurons = list[tuple[int, int]]
 Logits = Float[np.ndarray, "token vocab"]
 
 
-@bench("deploy")
-def run(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[BenchRow]:
-    """20 neurons in 5 layers, drawn at random and silenced. Takes about 3 minutes, 4 GB."""
+def bench_deploy(seed: int = 0, rounds: int = 6, model: str = NAME) -> list[BenchRow]:
+    """Suppress 20 random neurons in 5 layers in four ways. Takes about 3 minutes and 4 GB.
+
+    Args:
+        seed: Seed of the neurons, the tokens and the order.
+        rounds: Timed rounds.
+        model: A checkpoint, a GGUF file or the embedded model.
+    """
     rng, source = np.random.default_rng(seed), gguf_of(model)
     with TemporaryDirectory() as name:
         folder = Path(name)
         with LlamaBackend(source) as backend:
-            neurons = _drawn(backend, rng)
+            neurons = _random_neurons(backend, rng)
             ids = rng.integers(5, backend.model.vocabulary, PROMPT + STEPS)
             write_adapter(backend.file, dict.fromkeys(neurons, 0.0), folder / "adapter.gguf")
-            seconds = _bake_seconds(source, folder / "baked.gguf", neurons)
+            bake_seconds = _bake_seconds(source, folder / "baked.gguf", neurons)
             agreement = _agreement(backend, folder, neurons, ids)
         times = _times(folder, source, neurons, ids, rounds, rng)
         checkpoint = resolve_model(model)
         with TorchBackend(checkpoint, device="cpu") as hooked:
-            torch_rows = _torch(hooked, checkpoint, folder, neurons, ids)
+            torch_rows = _torch_rows(hooked, checkpoint, folder, neurons, ids)
     plain = times.pop("plain")
     ratios = {
-        name: BenchRow(
-            name=f"{name}_decode_ratio",
-            value=typical(found) / typical(plain),
-            unit="x",
-            goal="<= 1.02",
-            note=f"{by_copy(found)} ms of CPU a token in {COPIES} contexts; plain {by_copy(plain)}",
+        name: decode_ratio(
+            f"{name}_decode_ratio", seconds, plain, _DECODE_GOAL, "ms of CPU a token"
         )
-        for name, found in times.items()
+        for name, seconds in times.items()
     }
     return [
-        *(ratios["baked"], agreement["baked"], seconds),
+        *(ratios["baked"], agreement["baked"], bake_seconds),
         *(ratios["lora"], agreement["lora"]),
         ratios["native_callback"],
         *torch_rows,
     ]
 
 
-def _drawn(backend: LlamaBackend, rng: np.random.Generator) -> Neurons:
+def _random_neurons(backend: LlamaBackend, rng: np.random.Generator) -> Neurons:
     layers, width = backend.identity.n_layers, backend.identity.d_ff
     chosen = sorted(rng.choice(layers, min(_LAYERS, layers), replace=False).tolist())
     return [(layer, int(i)) for layer in chosen for i in rng.choice(width, _NEURONS, replace=False)]
 
 
 def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> BenchRow:
-    """The baked file stays."""
+    """Time baking, and leave the baked file `into`."""
     baked, copied = [], []
     for _ in range(_BAKES):
         into.unlink(missing_ok=True)
@@ -95,7 +97,7 @@ def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> BenchRow:
         name="bake_seconds",
         value=float(np.median(baked)),
         unit="s",
-        note=f"{source.stat().st_size / 1e6:.0f} MB, synced; only copied and synced in "
+        note=f"{source.stat().st_size / 1e6:.0f} MB, synced; a copy alone takes "
         f"{np.median(copied):.2f} s",
     )
 
@@ -106,7 +108,7 @@ def _bake_seconds(source: Path, into: Path, neurons: Neurons) -> BenchRow:
 def _agreement(
     backend: LlamaBackend, folder: Path, neurons: Neurons, ids: np.ndarray
 ) -> dict[str, BenchRow]:
-    """Baked weights and the adapter beside scaling at run time, on one file."""
+    """Compare baked weights and the adapter with scaling at run time, on the same file."""
     model = backend.model
     with model.context(None, **_SIZES) as context:
         plain = _logits(context, ids)
@@ -120,15 +122,15 @@ def _agreement(
             scaled = _logits(context, ids)
         with model.context(None, **_SIZES) as context:
             context.adapt(adapter, 1 - alpha)
-            found = {"lora": _logits(context, ids)}
+            variants = {"lora": _logits(context, ids)}
         path = folder / ("baked.gguf" if alpha == 0 else f"baked-{alpha}.gguf")
         if not path.exists():
             bake(backend.file.path, path, factors)
         with LlamaBackend(path) as baked, baked.model.context(None, **_SIZES) as context:
-            found["baked"] = _logits(context, ids)
-        for name, logits in found.items():
+            variants["baked"] = _logits(context, ids)
+        for name, logits in variants.items():
             differences[name][alpha] = float(np.abs(logits - scaled).max())
-            errors[name][alpha] = _off(logits - plain, scaled - plain)
+            errors[name][alpha] = _relative_error(logits - plain, scaled - plain)
     return {
         "baked": BenchRow(
             name="baked_max_abs_logit_difference",
@@ -152,16 +154,17 @@ def _at(values: Mapping[float, float]) -> str:
 
 
 def _logits(context: Context, ids: np.ndarray) -> Logits:
-    """At every token: of a prompt read at once, and of the tokens after it one by one."""
-    found = []
-    for start, end in [(0, PROMPT), *((place, place + 1) for place in range(PROMPT, len(ids)))]:
-        places = np.arange(start, end)
-        found.append(context.decode(ids[start:end], places, 0 * places, 0 * places + 1).copy())
-    return np.concatenate(found)
+    """Logits at every token: the prompt is read at once, the tokens after it one by one."""
+    parts = []
+    for start, end in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, len(ids)))]:
+        positions = np.arange(start, end)
+        zeros = np.zeros_like(positions)
+        parts.append(context.decode(ids[start:end], positions, zeros, zeros + 1).copy())
+    return np.concatenate(parts)
 
 
-def _off(found: Logits, expected: Logits) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def _relative_error(logits: Logits, expected: Logits) -> float:
+    return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
 
 
 # --- time
@@ -175,9 +178,10 @@ def _times(
     rounds: int,
     rng: np.random.Generator,
 ) -> dict[str, Float[np.ndarray, "copy round step"]]:
-    """Every context has a file of its own, as where weights lie in memory moves a token's time too.
+    """Time decodes of the four ways and of the plain model.
 
-    None finds its weights in a cache more often than another.
+    Every context loads a file of its own: the address of the weights changes a token's time too,
+    and contexts that share a file would share its cached weights.
     """
     with ExitStack() as stack:
         numbers = count()
@@ -201,7 +205,7 @@ def _times(
             stack.enter_context(backend.scale(dict.fromkeys(neurons, 0.0)))
             return backend.context(len(ids), 1, len(ids))[0]
 
-        contexts = several(
+        contexts = make_contexts(
             {
                 "plain": partial(decoding, source),
                 "baked": partial(decoding, folder / "baked.gguf"),
@@ -209,68 +213,68 @@ def _times(
                 "native_callback": called_back,
             }
         )
-        # llama.cpp's one thread is this one; others' share of a busy machine is no part of a ratio.
-        return in_turns(contexts, ids, rounds, rng, clock=time.thread_time)
+        # llama.cpp runs in this thread only, so CPU time excludes other processes' load.
+        return time_decodes(contexts, ids, rounds, rng, clock=time.thread_time)
 
 
 # --- torch
 
 
-def _torch(
+def _torch_rows(
     hooked: TorchBackend, checkpoint: Path, folder: Path, neurons: Neurons, ids: np.ndarray
 ) -> list[BenchRow]:
-    """Torch's hooks; and the callback beside them, in a file of the same float32 weights."""
+    """Compare torch's hooks with the callback, on a file of the same float32 weights."""
     write_gguf(checkpoint, folder / "f32.gguf", "f32", hooked.identity)
     with LlamaBackend(folder / "f32.gguf") as watched:
         plain, scaled = _with_and_without(watched, neurons, ids)
     hooks_plain, hooks_scaled = _with_and_without(hooked, neurons, ids)
-    seconds = _decoding(hooked, neurons, ids)
+    pairs = _decode_seconds(hooked, neurons, ids)
     with torch.no_grad():
         for layer, index in neurons:
             down: Any = hooked.downs[layer]
-            down.weight[:, index] = 0  # the last thing that this model is used for
+            down.weight[:, index] = 0  # the model is not used unedited after this
     edited, _ = _with_and_without(hooked, neurons, ids)
     return [
         BenchRow(
             name="native_callback_relative_error_of_effect",
-            value=_off(scaled - plain, hooks_scaled - hooks_plain),
+            value=_relative_error(scaled - plain, hooks_scaled - hooks_plain),
             unit="",
             goal="<= 1e-3",
             note="against torch's hooks, both in float32",
         ),
         BenchRow(
             name="torch_hooks_decode_ratio",
-            value=float(np.median([scaled / plain for plain, scaled in seconds])),
+            value=median_ratio(pairs),
             unit="x",
-            note=f"{1e3 * np.median([plain for plain, _ in seconds]) / STEPS:.1f} ms a token",
+            note=f"{1e3 * median_first(pairs) / STEPS:.1f} ms a token",
         ),
         BenchRow(
             name="torch_hooks_relative_error_of_effect",
-            value=_off(hooks_scaled - hooks_plain, edited - hooks_plain),
+            value=_relative_error(hooks_scaled - hooks_plain, edited - hooks_plain),
             unit="",
             goal="<= 1e-3",
-            note="against a model whose columns of W_down are zero",
+            note="against a model with the columns of W_down set to zero",
         ),
     ]
 
 
 def _with_and_without(backend: Backend, neurons: Neurons, ids: np.ndarray) -> list[Logits]:
-    """Logits of the model as it is, and with the neurons silenced."""
-    exchange = PromptResponse((int(ids[0]),), tuple(ids[1:].tolist()))
-    found = []
+    """Logits of the unscaled model, and of the model with the neurons silenced."""
+    text = PromptResponse((int(ids[0]),), tuple(ids[1:].tolist()))
+    plain_and_scaled = []
     for factors in ({}, dict.fromkeys(neurons, 0.0)):
         with backend.scale(factors):
-            found += [logits for _, logits in backend.logits([exchange])]
-    return found
+            plain_and_scaled += [logits for _, logits in backend.logits([text])]
+    return plain_and_scaled
 
 
-def _decoding(
+def _decode_seconds(
     backend: TorchBackend, neurons: Neurons, ids: np.ndarray
 ) -> list[tuple[float, float]]:
-    """Seconds of the tokens after the prompt, without hooks and with, in turns."""
+    """Seconds of the tokens after the prompt, without and with hooks."""
     decoding = backend.decoding()
 
-    def steps(factors: Mapping[tuple[int, int], float]) -> float:
+    def seconds(factors: Mapping[tuple[int, int], float]) -> float:
         decoding.start([tuple(ids[:PROMPT].tolist())])
         with backend.scale(factors):
             return seconds_of(
@@ -280,4 +284,4 @@ def _decoding(
             )
 
     silenced = dict.fromkeys(neurons, 0.0)
-    return [(steps({}), steps(silenced)) for _ in range(_PAIRS + 1)][1:]  # the first warms up
+    return alternate(partial(seconds, {}), partial(seconds, silenced), _PAIRS)

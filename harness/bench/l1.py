@@ -1,7 +1,7 @@
-"""Bench `l1`: the L1 solver against scikit-learn's liblinear and saga, on one and the same problem.
+"""Bench `l1`: the L1 solver against scikit-learn's liblinear and saga on the same problem.
 
-Synthetic, and shaped like CETT: positive, heavy-tailed, correlated features, and a sparse truth.
-Each solver is given the matrix in the layout and the type that it would otherwise copy it into.
+The problem is synthetic and resembles CETT: positive, heavy-tailed, correlated features and a
+sparse truth. Each solver receives the matrix in the layout and type that it needs without a copy.
 """
 
 import time
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.bench.base import BenchRow, bench
+from harness.bench.base import BenchRow
 from hq.neurons.features import standardise
 from hq.probe.l1 import l1_path, objective, warm_up
 
-# Past the sparsity cap (about 350 non-zero weights at the default shape), so harder than the fits
-# that identification keeps.
+# About 350 non-zero weights at the default shape: a harder fit than those that identification
+# accepts.
 _C = 0.03
 _SAGA_BUDGET_S = 60.0
 _REPEATS = 3
@@ -31,45 +31,49 @@ class _Fit(NamedTuple):
     n_nonzero: int
 
 
-@bench("l1")
-def run(seed: int = 0, n: int = 1600, p: int = 46080) -> list[BenchRow]:
-    """Seconds and objectives at n responses and p neurons. Takes about 2 minutes, 3 GB of memory.
+def bench_l1(seed: int = 0, n: int = 1600, p: int = 46080) -> list[BenchRow]:
+    """Measure seconds and objectives. Takes about 2 minutes and 3 GB.
 
-    saga is stopped after about a minute, so its ratio is a lower bound where its objective is still
-    the worse one: the row's note says which.
+    saga is stopped after about a minute. If its objective is then still above skglm's, its ratio
+    is a lower bound; the note has the difference.
+
+    Args:
+        seed: Seed of the problem and of saga.
+        n: Number of responses.
+        p: Number of neurons.
     """
     X, y = synthetic(seed, n, p)
     Z = standardise(X).Z
     del X
     compiled = warm_up()
-    ours = _skglm(Z, y)
+    skglm = _skglm(Z, y)
     liblinear = _liblinear(Z, y)
     saga, epochs = _saga(Z, y, seed)
-    gap = _excess(ours, liblinear)
+    gap = _excess(skglm, liblinear)
     return [
         BenchRow(
-            name="jit_warmup_s", value=compiled, unit="s", note="once a process, not in skglm_s"
+            name="jit_warmup_s", value=compiled, unit="s", note="once per process, not in skglm_s"
         ),
         BenchRow(
             name="skglm_s",
-            value=ours.seconds,
+            value=skglm.seconds,
             unit="s",
-            note=f"C = {_C}, {ours.n_nonzero} of {p} weights non-zero, median of {_REPEATS} fits",
+            note=f"C = {_C}, {skglm.n_nonzero} of {p} weights non-zero, median of {_REPEATS} fits",
         ),
         BenchRow(
             name="speedup_over_liblinear",
-            value=liblinear.seconds / ours.seconds,
+            value=liblinear.seconds / skglm.seconds,
             unit="x",
             goal=">= 5",
             note=f"liblinear took {liblinear.seconds:.1f} s",
         ),
         BenchRow(
             name="speedup_over_saga",
-            value=saga.seconds / ours.seconds,
+            value=saga.seconds / skglm.seconds,
             unit="x",
             goal=">= 50",
             note=f"saga was stopped after {epochs} epochs, {saga.seconds:.1f} s, its objective "
-            f"{_excess(saga, ours):+.2%} from skglm's: a lower bound if that is above",
+            f"{_excess(saga, skglm):+.2%} from skglm's: a lower bound if that is positive",
         ),
         BenchRow(
             name="objective_gap_relative",
@@ -82,7 +86,7 @@ def run(seed: int = 0, n: int = 1600, p: int = 46080) -> list[BenchRow]:
 
 
 def synthetic(seed: int, n: int, p: int) -> tuple[Float[np.ndarray, "n p"], Int[np.ndarray, " n"]]:
-    """Log-normal features with common factors, float32, and labels that 40 of them decide."""
+    """Return log-normal float32 features with common factors, and labels that depend on 40."""
     rng = np.random.default_rng(seed)
     logs = rng.standard_normal((n, p), dtype=np.float32)
     loadings = 0.15 * rng.standard_normal((_FACTORS, p), dtype=np.float32)
@@ -102,8 +106,8 @@ def _skglm(Z: Float[np.ndarray, "n p"], y: Int[np.ndarray, " n"]) -> _Fit:
 def _liblinear(Z: Float[np.ndarray, "n p"], y: Int[np.ndarray, " n"]) -> _Fit:
     from sklearn.linear_model import LogisticRegression
 
-    # liblinear penalises the intercept; a large scaling makes that penalty vanish. Its solution is
-    # then judged by the objective without it, as ours is.
+    # liblinear penalises the intercept; a large scaling makes that penalty negligible. Both
+    # solutions are compared by the objective without it.
     model = LogisticRegression(solver="liblinear", l1_ratio=1, C=_C, intercept_scaling=100.0)
     X = Z.astype(np.float64, order="C")
     seconds, _ = _timed(lambda: model.fit(X, y))
@@ -123,7 +127,7 @@ def _saga(Z: Float[np.ndarray, "n p"], y: Int[np.ndarray, " n"], seed: int) -> t
         return _timed(lambda: model.fit(X, y))
 
     with warnings.catch_warnings():
-        # It is stopped on purpose, and the row's note says so.
+        # It is stopped on purpose, as the row's note says.
         warnings.simplefilter("ignore", ConvergenceWarning)
         one, _ = fit(1)
         seconds, model = fit(max(1, int(_SAGA_BUDGET_S / one)))

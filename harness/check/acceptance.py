@@ -1,16 +1,17 @@
 """Acceptance: a run's tables become the committed ones, beside rows that only those have."""
 
 import json
-import re
-from collections.abc import Collection, Sequence
-from importlib.resources import files
-from itertools import groupby
+import shutil
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from harness.check.regress import TOLERANCES_FILE
+from harness.experiments import EXPERIMENTS
 from harness.stages.identify import NEURONS_FILE
 from harness.studies.study import REFERENCE
-from harness.tables.files import provenance_json
+from harness.tables.files import Frames, read_table, write_frames
 from harness.tables.provenance import (
     PROVENANCE_FILE,
     Facts,
@@ -19,120 +20,94 @@ from harness.tables.provenance import (
     of_precisions,
     precisions,
     read_provenance,
-    tables,
 )
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
 _ROUNDING = 1e-3  # of a fitted number, relative: the order of sums is the processor's
-_FIRST_CELL = re.compile(r"(?:\| )?([\w.-]+)(?:,| \|)")  # of a CSV's line, or of Markdown's
 
 
 def accept(run: Path, into: Path) -> None:
-    """Makes a run's tables the committed ones; tolerances that are there stay.
+    """Makes a run's tables the committed ones; tolerances that exist stay.
 
-    Committed rows of precisions that the run does not have stay too. Raises HQError for a run that
-    is not finished, for another study's tables, and where rows that should stay depend on anything
-    that is not as it was.
+    Committed rows of precisions that the run does not have stay too: rows are joined by column, and
+    a column that only the run has is empty in rows that stay. Markdown and JSON are written again
+    from the joined rows. Raises HQError if the run is not finished, if the tables are another
+    study's, and if rows that should stay depend on anything that changed.
     """
     facts = read_provenance(run)
-    names = _tables(facts)
-    whole = (*names, PROVENANCE_FILE, NEURONS_FILE)
-    missing = [name for name in whole if not (run / name).is_file()]
-    if missing:
-        raise HQError(f"{run} has no {missing[0]}: give the folder of a finished run.")
-    texts = {name: (run / name).read_text(encoding="utf-8") for name in whole}
+    experiment = EXPERIMENTS[facts["kind"]]
+    for name in (*(f"{table}.csv" for table in experiment.tables), NEURONS_FILE):
+        if not (run / name).is_file():
+            raise HQError(f"{run} has no {name}: give the folder of a finished run.")
+    frames: Frames = {
+        name: read_table(run, name, kind) for name, (kind, _) in experiment.tables.items()
+    }
+    kept = []
     if (into / PROVENANCE_FILE).exists():
-        texts |= _with_earlier_rows(run, into)
-    into.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_whole(into / name, text)
+        committed = read_provenance(into)
+        kept = _kept(facts, committed, run, into)
+        if kept:
+            order = _order(facts, committed)
+            frames = {
+                name: _joined(frame, read_table(into, name, experiment.tables[name][0]), order)
+                for name, frame in frames.items()
+            }
+            facts = merged(facts, committed, order)
+    write_frames(into, experiment.tables, frames, facts)
+    if not kept:  # the neurons of rows that stay are the same but for the last digits
+        shutil.copyfile(run / NEURONS_FILE, into / NEURONS_FILE)
     if not (into / TOLERANCES_FILE).exists():
-        default = files("harness") / "experiments" / _folder(facts["kind"]) / "tolerances.toml"
-        write_whole(into / TOLERANCES_FILE, default.read_bytes())
+        write_whole(into / TOLERANCES_FILE, experiment.tolerances())
 
 
-def _folder(kind: str) -> str:
-    return "detect" if kind == "study" else kind
-
-
-def _tables(facts: Facts) -> list[str]:
-    """Files with rows in them."""
-    return [*(f"{name}.csv" for name in tables(facts)), "tables.md"]
-
-
-def _with_earlier_rows(run: Path, into: Path) -> dict[str, str]:
-    """Tables and provenance as they are with the committed precisions that the run does not have.
-
-    Nothing, where there are none.
-    """
-    ours, theirs = read_provenance(run), read_provenance(into)
+def _kept(ours: Facts, theirs: Facts, run: Path, into: Path) -> list[str]:
+    """The committed precisions that the run does not have. Raises HQError if they cannot stay."""
     if (ours["kind"], ours["study"]) != (theirs["kind"], theirs["study"]):
         raise HQError(
             f"{into} holds tables of the study {theirs['study']}, not of {ours['study']}: name "
             "another folder."
         )
-    new, committed = precisions(ours), precisions(theirs)
-    kept = [p for p in committed if p not in new]
-    order = [*committed, *(p for p in new if p not in committed)]
+    kept = [p for p in precisions(theirs) if p not in precisions(ours)]
     if not kept:
-        return {}
-    # What stays is compared with the reference alone: another precision may be made anew.
-    changed = difference(of_precisions(ours, {REFERENCE}), of_precisions(theirs, {REFERENCE}))
-    texts = {name: _with_rows(run / name, into / name, order, new) for name in _tables(ours)}
-    whole = {name: text for name, text in texts.items() if text is not None}
-    if changed is None and whole != texts:
-        changed = f"{min(texts.keys() - whole.keys())} has other columns"
-    neurons = (into / NEURONS_FILE).read_text(encoding="utf-8")  # which the kept rows are of
-    found = (run / NEURONS_FILE).read_text(encoding="utf-8")
-    if difference(_of_neurons(found), _of_neurons(neurons), _ROUNDING) is not None:
+        return []
+    # What stays is compared with the reference alone: another precision may be made again.
+    changed = difference(_declared(ours), _declared(theirs))
+    neurons = [json.loads((f / NEURONS_FILE).read_text(encoding="utf-8")) for f in (run, into)]
+    if difference({NEURONS_FILE: neurons[0]}, {NEURONS_FILE: neurons[1]}, _ROUNDING) is not None:
         changed = changed or "the neurons are others"
     if changed is not None:
         raise HQError(
             f"{run} lacks rows of {', '.join(kept)}, and those in {into} cannot stay beside it "
-            f"({changed}): run the study with --precisions {','.join(order)}."
+            f"({changed}): run the study with --precisions {','.join(_order(ours, theirs))}."
         )
-    provenance = provenance_json(merged(ours, theirs, order))
-    return whole | {NEURONS_FILE: neurons, PROVENANCE_FILE: provenance}
+    return kept
 
 
-def _of_neurons(text: str) -> Facts:
-    return {NEURONS_FILE: json.loads(text)}
+def _declared(facts: Facts) -> Facts:
+    """What the reference's rows depend on, without content digests.
+
+    Contents differ in their last digits between processors; the neurons are compared instead.
+    """
+    reference = of_precisions(facts, {REFERENCE})
+    nodes = {
+        name: {k: v for k, v in node.items() if k not in ("inputs", "outputs")}
+        for name, node in reference["nodes"].items()
+    }
+    return reference | {"nodes": nodes}
 
 
-def _with_rows(run: Path, into: Path, order: Sequence[str], new: Collection[str]) -> str | None:
-    """A run's file with the rows that only the committed one has; None if more than rows differ."""
-    (ours, our_rows), (theirs, their_rows) = (_rows(path, order) for path in (run, into))
-    if ours != theirs or len(our_rows) != len(their_rows):
-        return None
-    lines: list[str] = []
-    tables = iter(zip(our_rows, their_rows, strict=True))
-    for line in ours:
-        if line is not None:
-            lines.append(line)
-            continue
-        mine, earlier = next(tables)
-        for precision in order:
-            lines += (mine if precision in new else earlier).get(precision, [])
-    return "".join(lines)
+def _order(ours: Facts, theirs: Facts) -> list[str]:
+    """All precisions: the committed ones, then new ones."""
+    return list(dict.fromkeys([*precisions(theirs), *precisions(ours)]))
 
 
-def _rows(
-    path: Path, known: Collection[str]
-) -> tuple[list[str | None], list[dict[str, list[str]]]]:
-    """A file's lines with None where its rows are, and the rows of each table by precision."""
-    frame: list[str | None] = []
-    tables: list[dict[str, list[str]]] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for precision_rows, group in groupby(lines, lambda line: _precision(line) in known):
-        if not precision_rows:
-            frame += group
-            continue
-        frame.append(None)
-        tables.append({p: list(rows) for p, rows in groupby(group, _precision)})
-    return frame, tables
-
-
-def _precision(line: str) -> str:
-    cell = _FIRST_CELL.match(line)
-    return cell[1] if cell else ""
+def _joined(ours: pl.DataFrame, theirs: pl.DataFrame, order: list[str]) -> pl.DataFrame:
+    """Our rows, and theirs of precisions that ours lack, precision by precision."""
+    if "precision" not in ours.columns:
+        return ours
+    theirs = theirs.filter(~pl.col("precision").is_in(ours["precision"].unique().to_list()))
+    position: dict[Any, int] = {name: i for i, name in enumerate(order)}
+    both = pl.concat([ours, theirs])
+    rank = both["precision"].replace_strict(position, return_dtype=pl.Int64)
+    return both.with_columns(rank.alias("_rank")).sort("_rank", maintain_order=True).drop("_rank")

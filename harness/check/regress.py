@@ -19,8 +19,9 @@ import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from harness.check.tolerance import Tolerance
+from harness.experiments import EXPERIMENTS
 from harness.tables.files import read_table
-from harness.tables.provenance import definition, difference, read_provenance, tables
+from harness.tables.provenance import definition, difference, read_provenance
 from harness.tables.schema import Tables
 from hq.errors import HQError
 
@@ -140,7 +141,7 @@ def _require_same_study(run: Path, against: Path) -> Tables:
         raise HQError(
             f"{run} and {against} are of other studies ({changed}): check a run of the same study."
         )
-    return tables(ours)
+    return EXPERIMENTS[ours["kind"]].tables
 
 
 def as_frame(differences: list[Difference]) -> pl.DataFrame:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from harness.store.node import failed_node
 from hq import __version__
 from hq.errors import HQError
 
@@ -68,7 +69,8 @@ def main() -> None:
     try:
         app()
     except HQError as error:
-        _refuse(str(error))
+        node = failed_node(error)
+        _refuse(f"{error} (node: {node})" if node else str(error))
     except OSError as error:
         _refuse(_system_says(error))
     except SystemExit as stop:

@@ -1,4 +1,4 @@
-"""`hq bench NAME`: speed and memory, measured against a peer in one run, as ratios."""
+"""`hq bench NAME`: speed and memory as ratios to a peer measured in the same run."""
 
 from typing import Annotated
 
@@ -8,12 +8,21 @@ from rich.table import Table
 from harness.cli.app import AsJson, app, out, print_json
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="cett, deploy, l1, logits, monitor or sampling.")],
+@app.command("bench")
+def bench_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="cett (traces), deploy (baked weights, adapters), l1 (solver), logits, monitor "
+            "(watching) or sampling. Each takes 2 to 5 minutes."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Measure one part of hq; rows with a goal say whether it was met."""
+    """Measure the speed and memory of one part of hq, as ratios to a peer in the same run.
+
+    A row with a goal says whether the goal was met. Example: `hq bench l1`.
+    """
     from harness.bench import BENCHES, report
 
     rows = BENCHES[name]()

@@ -1,4 +1,4 @@
-"""`hq bundle`: a monitor in one folder, for one model file; made, verified, and shown."""
+"""`hq bundle`: make, verify and show a bundle, which is a monitor for one model file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,61 +14,89 @@ if TYPE_CHECKING:
 
 bundle_app = typer.Typer(
     no_args_is_help=True,
-    help="A monitor in one folder: neurons, thresholds with a promise, and what was measured, for "
-    "one model file.",
+    help="Make, verify and show bundles. A bundle is a folder with a monitor for one model file: "
+    "neurons, thresholds that bound false alarms, and what was measured.",
 )
 app.add_typer(bundle_app, name="bundle")
 
-Folder = Annotated[Path, typer.Argument(help="A bundle's folder.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a bundle.")]
 
 
-@bundle_app.command()
-def make(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/NAME.")],
-    gguf: Annotated[Path, typer.Option(help="The file to serve, or `smollm2`.")],
-    into: Annotated[Path, typer.Option(help="Folder for the bundle; it must not be there yet.")],
+@bundle_app.command("make")
+def bundle_make(
+    run: Annotated[
+        Path, typer.Option(help="Folder of a finished `hq study run`, such as runs/NAME.")
+    ],
+    gguf: Annotated[
+        Path,
+        typer.Option(help="The GGUF file to monitor, or `smollm2` for the embedded model."),
+    ],
+    into: Annotated[Path, typer.Option(help="Folder for the bundle; it must not exist yet.")],
     false_alarms: Annotated[
-        float, typer.Option(help="Share of right answers that may be flagged, at most.")
+        float,
+        typer.Option(
+            help="The largest share of right answers that may be flagged, between 0 and 1. It "
+            "needs right calibration answers about 1/share - 1 entities: 9 for 0.1, 99 for 0.01."
+        ),
     ] = 0.1,
     precision: Annotated[
-        str, typer.Option(help="gguf-q4_k_m and its kin, which is then checked.")
+        str,
+        typer.Option(
+            help="What the file must be quantized to, such as gguf-q4_k_m, gguf-q8_0 or gguf-f16; "
+            "gguf-source accepts any file."
+        ),
     ] = "gguf-source",
-    name: Annotated[str, typer.Option(help="What logs call it; default: the study.")] = "",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of llama.cpp.")] = 2,
-    gpu_layers: Annotated[int, typer.Option(min=-1, help="Layers on a GPU; -1 for all.")] = 0,
+    name: Annotated[
+        str,
+        typer.Option(
+            help="Name of the bundle in logs: small letters, digits, dots, dashes and underscores; "
+            "default: the study's name."
+        ),
+    ] = "",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of llama.cpp.")] = 2,
+    gpu_layers: Annotated[
+        int, typer.Option(min=-1, help="Number of layers on a GPU; -1 for all.")
+    ] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Bundle a run's neurons for a GGUF file of its model, whatever its quantization.
+    """Bundle a run's neurons for a GGUF file of the run's model, at any quantization.
 
-    The run's held-out answers are read in that very file. Thresholds are set on the calibration
-    split, for all questions and for each relation that has enough, so that at most the given share
-    of right answers is flagged; the test split then says what they do.
+    The run's held-out answers are read in that file. Thresholds are set on the calibration split,
+    for all questions and for each relation with enough answers, so that at most the given share of
+    right answers is flagged. The test split then measures false alarms and detection. Example:
+    `hq bundle make --run runs/smollm2-facts --gguf smollm2 --into bundle`.
     """
-    from harness.deploy.bundling import Run
-    from harness.deploy.bundling import make as make_bundle
+    from harness.deploy.bundling import FinishedRun, make_bundle
     from harness.models.sources import gguf_of
     from harness.store.progress import Progress
     from hq.backends.llamacpp.backend import LlamaBackend
     from hq.monitor.bundle import Bundle
 
-    found = Run.open(run)
+    finished = FinishedRun.open(run)
     with (
         LlamaBackend(gguf_of(gguf), precision, threads=threads, n_gpu_layers=gpu_layers) as backend,
         Progress(quiet=quiet) as progress,
     ):
-        make_bundle(found, backend, false_alarms, into, name or found.study, progress)
-    _summary(Bundle.load(into))
+        make_bundle(finished, backend, false_alarms, into, name or finished.study, progress)
+    _print_summary(Bundle.load(into))
     err.print(f"Bundle: {into}")
 
 
-@bundle_app.command()
-def verify(
+@bundle_app.command("verify")
+def bundle_verify(
     folder: Folder,
     gguf: Annotated[
-        Path | None, typer.Option(help="The file to serve with it, or `smollm2`.")
+        Path | None,
+        typer.Option(
+            help="A GGUF file that must be the one the bundle was made for, or `smollm2`; default: "
+            "only the bundle is checked."
+        ),
     ] = None,
 ) -> None:
-    """Check every byte of a bundle, and that a model file is the one it was validated on."""
+    """Check the digests of all files of a bundle and, optionally, that it fits a model file.
+
+    Example: `hq bundle verify bundle --gguf model-q4_k_m.gguf`.
+    """
     from harness.models.sources import gguf_of
     from hq.gguf.file import GGUFFile
     from hq.monitor.bundle import Bundle
@@ -76,13 +104,13 @@ def verify(
     bundle = Bundle.load(folder)
     if gguf is not None:
         bundle.require(GGUFFile(gguf_of(gguf)))
-    where = "" if gguf is None else f", for {bundle.facts.model.name}"
-    out.print(f"{folder} is whole{where}: {bundle.digest}", soft_wrap=True)
+    fits = "" if gguf is None else f" and fits {bundle.facts.model.name}"
+    out.print(f"{folder} is intact{fits}: {bundle.digest}", soft_wrap=True)
 
 
-@bundle_app.command()
-def show(folder: Folder, as_json: AsJson = False) -> None:
-    """A bundle's model card; with --json what its files say."""
+@bundle_app.command("show")
+def bundle_show(folder: Folder, as_json: AsJson = False) -> None:
+    """Show a bundle's model card or, with --json, the content of its files."""
     from pydantic import TypeAdapter
 
     from hq.monitor.bundle import Bundle, BundleFacts, Domain, Validation
@@ -101,15 +129,18 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     )
 
 
-def _summary(bundle: "Bundle") -> None:
+def _print_summary(bundle: "Bundle") -> None:
     validation = bundle.validation
     out.print(f"AUROC {validation.auroc} on {validation.n} held-out answers")
     if validation.auroc.low <= 0.5:
-        err.print("In this file the probe cannot be told from chance: do not rely on it.")
+        err.print(
+            "The AUROC's interval includes 0.5: in this file the probe may be no better than "
+            "chance, so do not rely on it."
+        )
     for name, domain in bundle.domains.items():
         out.print(
-            f"{name}: {domain.false_alarms:g} promised by {domain.n} entities, false alarms "
-            f"{_rate(domain.realised)}, detected {_rate(domain.detected)}",
+            f"{name}: at most {domain.false_alarms:g} by {domain.n} entities; measured: false "
+            f"alarms {_rate(domain.realised)}, detected {_rate(domain.detected)}",
             soft_wrap=True,
         )
 

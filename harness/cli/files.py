@@ -1,4 +1,4 @@
-"""`hq trace`, `hq identify`, `hq compare`: single stages, from files to files."""
+"""`hq trace`, `hq identify` and `hq compare`: single steps of a study, from files to files."""
 
 from contextlib import closing
 from pathlib import Path
@@ -15,34 +15,62 @@ if TYPE_CHECKING:
     from harness.store.progress import Progress
     from hq.backends.base import Backend
 
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all that is drawn.")]
-Samples = Annotated[Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of folds, draws and bootstraps.")
+]
+SamplesOption = Annotated[
+    Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it: labelled answers.")
+]
 
 
-@app.command()
-def trace(
-    samples: Samples,
-    into: Annotated[Path, typer.Option(help="Folder for the traces; a killed trace goes on.")],
+@app.command("trace")
+def trace_command(
+    samples: SamplesOption,
+    into: Annotated[
+        Path, typer.Option(help="Folder for the traces; an interrupted trace there is continued.")
+    ],
     model: Annotated[
-        str, typer.Option(help="A checkpoint, a packed one (GPTQ, AWQ, …), GGUF file or hub id.")
+        str,
+        typer.Option(
+            help="A checkpoint folder (also GPTQ, AWQ, …), a GGUF file, a hub id, or `smollm2` for "
+            "the embedded model."
+        ),
     ] = "smollm2",
     precision: Annotated[
-        str, typer.Option(help="fp16, int8, nf4, gptq-4, awq-4, gguf-…; `hq doctor` lists them.")
+        str,
+        typer.Option(
+            help="Precision to run at: fp16, int8, nf4, gptq-4, awq-4, gguf-q4_k_m, …; `hq doctor` "
+            "lists all."
+        ),
     ] = "fp16",
     source: Annotated[
         str,
         typer.Option(
-            help="The FP16 checkpoint whose neurons these are, where --model is another file of "
-            "it, such as a packed one. The weights are compared first; `hq compare` needs it."
+            help="The FP16 checkpoint that --model was quantized from. Its weights are compared "
+            "with the model's first; `hq compare` needs traces made with it. Default: --model is "
+            "the source itself."
         ),
     ] = "",
     measures: Annotated[
-        str, typer.Option(help="Comma-separated: sum, output, contribution.")
+        str,
+        typer.Option(
+            help="Comma-separated. Contribution over the sum of contributions (sum), over the norm "
+            "of the layer's output (output), or the contribution itself (contribution)."
+        ),
     ] = "sum,contribution",
-    spans: Annotated[str, typer.Option(help="Comma-separated: answer, prompt, other.")] = "answer",
+    spans: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated tokens to read: the answer (mean), the last prompt token "
+            "(prompt), or all tokens outside the answer (other, mean)."
+        ),
+    ] = "answer",
     quiet: Quiet = False,
 ) -> None:
-    """CETT of every neuron over the samples' token ids, at one precision."""
+    """Write the CETT of every neuron over the samples' token ids, at one precision.
+
+    Example: `hq trace --samples runs/NAME/samples.jsonl --precision nf4 --into traces-nf4`.
+    """
     from harness.stages.samples import read_samples
     from harness.stages.trace import trace as trace_stage
     from harness.store.progress import Progress
@@ -50,37 +78,58 @@ def trace(
     from hq.tracing.traces import INFO_FILE
 
     if (into / INFO_FILE).exists():
-        raise HQError(f"{into} holds a finished trace already: name another folder.")
+        raise HQError(f"{into} already holds a finished trace: name another folder.")
     chosen_measures = _choose("measure", measures, MEASURES)
     chosen_spans = _choose("span", spans, SPANS)
-    exchanges = [sample.exchange for sample in read_samples(samples)]
+    texts = [sample.exchange for sample in read_samples(samples)]
     with (
         Progress(quiet=quiet) as progress,
-        closing(_opened(model, precision, source, progress)) as backend,
-        progress.task(f"trace {precision}", len(exchanges), "texts") as task,
+        closing(_open_mapped(model, precision, source, progress)) as backend,
+        progress.task(f"trace {precision}", len(texts), "texts") as task,
     ):
-        trace_stage(into, backend, exchanges, chosen_measures, chosen_spans, task)
+        trace_stage(into, backend, texts, chosen_measures, chosen_spans, task)
     err.print(f"Traces: {into}")
 
 
-@app.command()
-def identify(
-    samples: Samples,
-    traces: Annotated[Path, typer.Option(help="A folder that `hq trace` wrote.")],
-    into: Annotated[Path, typer.Option(help="Folder for neurons.json and path.csv.")],
-    cett: Annotated[str, typer.Option(help="sum (the article) or output (the paper).")] = "sum",
-    tokens: Annotated[str, typer.Option(help="answer, prompt or other.")] = "answer",
-    labels: Annotated[str, typer.Option(help="1-vs-1 or 3-vs-1.")] = "1-vs-1",
-    folds: Annotated[int, typer.Option(help="Folds of the cross-validation of C.")] = 5,
+@app.command("identify")
+def identify_command(
+    samples: SamplesOption,
+    traces: Annotated[Path, typer.Option(help="Folder that `hq trace` wrote for these samples.")],
+    into: Annotated[
+        Path, typer.Option(help="Folder for neurons.json and path.csv, the scores of every C.")
+    ],
+    cett: Annotated[
+        str,
+        typer.Option(help="CETT measure: sum (the article) or output (the paper)."),
+    ] = "sum",
+    tokens: Annotated[
+        str, typer.Option(help="Tokens of the measure: answer, prompt or other.")
+    ] = "answer",
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="1-vs-1: hallucinated against right answers. 3-vs-1: the other tokens of all "
+            "answers also count as not hallucinated."
+        ),
+    ] = "1-vs-1",
+    folds: Annotated[
+        int, typer.Option(help="Number of folds of the cross-validation that chooses C.")
+    ] = 5,
     max_fraction: Annotated[
-        float, typer.Option(help="Share of the neurons that may have a weight.")
+        float, typer.Option(help="The largest share of all neurons that may have a weight.")
     ] = 1e-3,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     prompt: Annotated[
-        str, typer.Option(help="How the questions were asked: chat or few-shot; for `hq monitor`.")
+        str,
+        typer.Option(
+            help="Prompt form of the questions, chat or few-shot, recorded for `hq monitor`."
+        ),
     ] = "",
 ) -> None:
-    """H-Neurons from traces: an L1 path, C by cross-validation, a threshold by calibration."""
+    """Identify H-Neurons from traces: an L1 path, C by cross-validation, a calibrated threshold.
+
+    Example: `hq identify --samples runs/NAME/samples.jsonl --traces traces --into neurons`.
+    """
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.stages.samples import read_samples, require_separate
     from harness.studies.study import IdentifySection
@@ -93,25 +142,36 @@ def identify(
     chosen = read_samples(samples)
     require_separate(chosen)
     find_neurons(into, Traces.open(traces), chosen, section, seed, prompt)
-    found = NeuronSet.load(into / NEURONS_FILE)
-    err.print(f"{len(found.positive)} H-Neurons: {into / NEURONS_FILE}")
+    identified = NeuronSet.load(into / NEURONS_FILE)
+    err.print(f"{len(identified.positive)} H-Neurons: {into / NEURONS_FILE}")
 
 
-@app.command()
-def compare(
-    samples: Samples,
-    neurons: Annotated[Path, typer.Option(help="A neurons.json found on the reference.")],
-    reference: Annotated[Path, typer.Option(help="Traces of the reference precision.")],
-    variant: Annotated[Path, typer.Option(help="Traces of the other precision.")],
-    seed: Seed = 0,
+@app.command("compare")
+def compare_command(
+    samples: SamplesOption,
+    neurons: Annotated[
+        Path, typer.Option(help="A neurons.json identified on the reference traces.")
+    ],
+    reference: Annotated[
+        Path, typer.Option(help="Folder with traces of the reference precision, such as fp16.")
+    ],
+    variant: Annotated[
+        Path, typer.Option(help="Folder with traces of the other precision, such as nf4.")
+    ],
+    seed: SeedOption = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The frozen probe at another precision: detection, controls and fidelity."""
+    """Evaluate the frozen probe at another precision: detection, controls and fidelity.
+
+    Example: `hq compare --samples samples.jsonl --neurons neurons.json --reference traces-fp16
+    --variant traces-nf4`.
+    """
     from harness.experiments.detect.compare import Comparison
+    from harness.experiments.detect.tables import TABLES
     from harness.stages.identify import NEURONS_FILE, find_neurons
     from harness.stages.samples import read_samples, require_origin, require_separate
     from harness.studies.study import CompareSection, IdentifySection
-    from harness.tables.files import markdown
+    from harness.tables.files import frame_of, markdown
     from hq.neurons.neuron_set import NeuronSet
     from hq.tracing.traces import Traces
 
@@ -122,20 +182,23 @@ def compare(
     require_origin(probe, chosen, ref)
     with TemporaryDirectory() as folder:
         find_neurons(Path(folder), var, chosen, section, seed)
-        again = NeuronSet.load(Path(folder) / NEURONS_FILE)
-    comparison = Comparison(chosen, probe, ref, var, again, None, CompareSection(), seed)
+        reidentified = NeuronSet.load(Path(folder) / NEURONS_FILE)
+    comparison = Comparison(chosen, probe, ref, var, reidentified, None, CompareSection(), seed)
     tables = {name: rows for name, rows in comparison.tables().items() if rows}
     if as_json:
         print_json({name: [row.model_dump() for row in rows] for name, rows in tables.items()})
         return
     for name, rows in tables.items():
-        out.print(f"## {name}\n\n{markdown(rows)}\n", soft_wrap=True)
+        out.print(
+            f"## {name}\n\n{markdown(TABLES[name][0], frame_of(TABLES[name][0], rows))}\n",
+            soft_wrap=True,
+        )
 
 
-def _opened(model: str, precision: str, source: str, progress: "Progress") -> "Backend":
-    """The model at a precision, its neurons those of `source`, where one is named.
+def _open_mapped(model: str, precision: str, source: str, progress: "Progress") -> "Backend":
+    """Open the model at a precision and, if `source` is named, map its neurons to the source's.
 
-    Raises HQError where they are not that checkpoint's.
+    Raises HQError if the weights do not match the source's.
     """
     from harness.models.sources import resolve_model, source_of
     from harness.stages import mapping
@@ -151,8 +214,8 @@ def _opened(model: str, precision: str, source: str, progress: "Progress") -> "B
         if isinstance(backend, TorchBackend) and recipe_of(precision):
             mark_unchecked(backend.model)
             err.print(
-                f"[yellow]{escape(str(path))} is {UNCHECKED}: codes that are read wrongly would "
-                "not be noticed; name its FP16 checkpoint by --source.[/yellow]",
+                f"[yellow]{escape(str(path))} is {UNCHECKED}, so wrongly decoded weights would not "
+                "be noticed: name its FP16 checkpoint with --source.[/yellow]",
                 soft_wrap=True,
             )
         return backend
@@ -171,5 +234,5 @@ def _choose(kind: str, text: str, known: tuple[str, ...]) -> tuple:  # type: ign
     chosen = tuple(text.split(","))
     for name in chosen:
         if name not in known:
-            raise HQError(f"There is no {kind} {name!r}: known are {', '.join(known)}.")
+            raise HQError(f"There is no {kind} {name!r}: choose from {', '.join(known)}.")
     return chosen

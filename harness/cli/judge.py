@@ -1,4 +1,4 @@
-"""`hq judge`: a second judge beside the one that labels a study's responses."""
+"""`hq judge compare`: a second judge on the responses that label a study."""
 
 from typing import Annotated
 
@@ -7,52 +7,63 @@ import typer
 from harness.cli.app import AsJson, Quiet, app, out, print_json
 from harness.cli.study import DEFAULT_STUDY, Model, Name, Questions, planned
 
-judge_app = typer.Typer(no_args_is_help=True, help="Compare the judges of answers.")
+judge_app = typer.Typer(no_args_is_help=True, help="Compare two judges of answers.")
 app.add_typer(judge_app, name="judge")
 
 
 @judge_app.command("compare")
-def compare(
+def judge_compare(
     study: Name = DEFAULT_STUDY,
     model: Model = None,
     questions: Questions = None,
     second: Annotated[
-        str, typer.Option(help="The other judge: llm (HQ_JUDGE_URL, HQ_JUDGE_MODEL) or rules.")
+        str,
+        typer.Option(
+            help="The other judge: rules, or llm, an endpoint set by the environment variables "
+            "HQ_JUDGE_URL, HQ_JUDGE_MODEL and (optional) HQ_JUDGE_KEY."
+        ),
     ] = "llm",
     limit: Annotated[
-        int, typer.Option(min=2, help="Questions whose responses both judges read, by draw.")
+        int,
+        typer.Option(min=2, help="The largest number of questions, drawn by the study's seed."),
     ] = 200,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a study's responses a second time, and report how often the two judges disagree.
+    """Judge a study's responses a second time, and report how often the judges disagree.
 
-    The responses are those that label the study; what was not sampled yet is sampled first.
+    The responses are those that label the study; missing ones are sampled first. Example:
+    `hq judge compare smollm2-facts --second llm --limit 500`.
     """
-    from harness.experiments.judge_comparison import compared, said_in
-    from harness.experiments.pipeline import Pipeline
-    from harness.judges.base import judge
+    from harness.experiments.judge_comparison import compare_judges, distinct_responses
+    from harness.judges.registry import make_judge
+    from harness.stages import sample
+    from harness.stages.materials import Materials
     from harness.store.places import cache_folder
     from harness.store.progress import Progress
+    from harness.store.runner import Runner
     from harness.store.store import Store
 
     plan = planned(study, model, None, questions)
-    other = judge(second)
+    other = make_judge(second)
     store = Store(cache_folder() / "store", fresh=False)
-    with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
-        said = said_in(pipeline, limit)
-        with progress.task("judge", len(said), "responses") as task:
-            found = compared(pipeline.judge, other, said, plan.seed, task)
+    with Progress(quiet=quiet) as progress, Materials(plan) as m:
+        m.check()
+        node = sample.node(m)
+        folder = Runner(store, progress, m).run([node])[node]
+        responses = distinct_responses(m, folder, limit)
+        with progress.task("judge", len(responses), "responses") as task:
+            result = compare_judges(m.judge, other, responses, plan.seed, task)
     if as_json:
-        print_json(found.model_dump())
+        print_json(result.model_dump())
         return
-    kappa = "not defined" if found.kappa is None else f"{found.kappa:.2f}"
-    out.print(f"{found.first}\n{found.second}", highlight=False, soft_wrap=True)
+    kappa = "not defined" if result.kappa is None else f"{result.kappa:.2f}"
+    out.print(f"{result.first}\n{result.second}", highlight=False, soft_wrap=True)
     out.print(
-        f"{found.responses} responses to {found.questions} questions: the judges disagree on "
-        f"{found.rate} of them; κ {kappa}; {found.labels_changed} questions change their label.",
+        f"{result.responses} responses to {result.questions} questions: the judges disagree on "
+        f"{result.rate} of them; κ {kappa}; {result.labels_changed} questions change their label.",
         highlight=False,
         soft_wrap=True,
     )
-    for pair, count in found.verdicts.items():
+    for pair, count in result.verdicts.items():
         out.print(f"  {pair}: {count}", highlight=False)

@@ -1,4 +1,4 @@
-"""`hq monitor`: an answer as it is generated, coloured by what its H-Neurons say."""
+"""`hq monitor`: an answer as it is generated, coloured by the score of its H-Neurons."""
 
 import sys
 import time
@@ -21,34 +21,54 @@ if TYPE_CHECKING:
     from hq.monitor import Step
     from hq.neurons.neuron_set import NeuronSet
 
-Lines = Annotated[bool, typer.Option("--json", help="Print one JSON object a token, a line each.")]
 
-
-@app.command()
-def monitor(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    gguf: Annotated[Path, typer.Option(help="A GGUF file, or `smollm2` for the embedded one.")],
+@app.command("monitor")
+def monitor_command(
+    question: Annotated[str, typer.Argument(help="The question to answer.")],
+    gguf: Annotated[Path, typer.Option(help="A GGUF file, or `smollm2` for the embedded model.")],
     neurons: Annotated[
-        Path | None, typer.Option(help="A neurons.json of the same model, with its threshold.")
+        Path | None,
+        typer.Option(
+            help="A neurons.json of the same model, with its threshold. Give either this or "
+            "--bundle."
+        ),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="In its place a bundle for this file (`hq bundle make`).")
+        Path | None, typer.Option(help="A bundle made for this file by `hq bundle make`.")
     ] = None,
-    domain: Annotated[str, typer.Option(help="Whose threshold of the bundle counts.")] = "all",
+    domain: Annotated[
+        str,
+        typer.Option(help="The domain of the bundle that has the threshold, such as capital."),
+    ] = "all",
     form: Annotated[
-        str, typer.Option(help="chat or few-shot; default: the form that the set was found with.")
+        str,
+        typer.Option(
+            help="Prompt form, chat or few-shot; default: the form that the neurons were "
+            "identified with."
+        ),
     ] = "",
     alpha: Annotated[
-        float, typer.Option(min=0, help="Scales the H-Neurons: 0 silences them, 1 leaves them.")
+        float,
+        typer.Option(
+            min=0, help="Factor of the H-Neurons' activations: 0 silences them, 1 changes nothing."
+        ),
     ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of llama.cpp.")] = 2,
-    gpu_layers: Annotated[int, typer.Option(min=-1, help="Layers on a GPU; -1 for all.")] = 0,
-    as_json: Lines = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="The largest length of the answer, in tokens.")
+    ] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of llama.cpp.")] = 2,
+    gpu_layers: Annotated[
+        int, typer.Option(min=-1, help="Number of layers on a GPU; -1 for all.")
+    ] = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print a JSON object per token and one for the verdict."),
+    ] = False,
 ) -> None:
-    """Answer a question, and show at every token whether the H-Neurons see a hallucination.
+    """Answer a question and show after every token whether the H-Neurons signal a hallucination.
 
-    Green tokens speak for a right answer, red ones for a hallucinated one.
+    Green tokens are evidence for a right answer, red ones for a hallucinated one. Example:
+    `hq monitor "What is the capital of Peru?" --gguf smollm2 --bundle bundle`.
     """
     from harness.models.gguf_tokenizer import GGUFTokenizer
     from harness.models.sources import gguf_of
@@ -58,59 +78,60 @@ def monitor(
     from hq.tracing.sampling import StopCriteria
 
     with LlamaBackend(gguf_of(gguf), threads=threads, n_gpu_layers=gpu_layers) as backend:
-        found, threshold = _watched(neurons, bundle, domain, backend.file)
+        neuron_set, threshold = _probe(neurons, bundle, domain, backend.file)
         tokenizer = GGUFTokenizer(backend.file, backend.model)
-        asked = prompts.form(form or str(found.provenance.get("prompt", "chat")))
-        ids = asked.encode(tokenizer, question)
-        stops = asked.stop_ids(tokenizer)
-        ending = StopCriteria(stops, asked.stop_strings, tokenizer.decode)
-        places = [(neuron.layer, neuron.index) for neuron in found.positive]
+        prompt_form = prompts.form(form or str(neuron_set.provenance.get("prompt", "chat")))
+        ids = prompt_form.encode(tokenizer, question)
+        stop = StopCriteria(
+            prompt_form.stop_ids(tokenizer), prompt_form.stop_strings, tokenizer.decode
+        )
+        h_neurons = [(neuron.layer, neuron.index) for neuron in neuron_set.positive]
         with (
-            LlamaMonitor(backend, found, len(ids) + max_new_tokens) as watching,
-            backend.scale(dict.fromkeys(places, alpha) if alpha != 1 else {}),
+            LlamaMonitor(backend, neuron_set, len(ids) + max_new_tokens) as watching,
+            backend.scale(dict.fromkeys(h_neurons, alpha) if alpha != 1 else {}),
         ):
-            steps = watching.answer(ids, ending, max_new_tokens)
-            show = _Lines(tokenizer) if as_json else _Colours(tokenizer)
-            show.answer(steps, threshold)
+            steps = watching.answer(ids, stop, max_new_tokens)
+            view = _JSONLines(tokenizer) if as_json else _ColouredText(tokenizer)
+            view.show(steps, threshold)
 
 
-def _watched(
+def _probe(
     neurons: Path | None, bundle: Path | None, domain: str, file: "GGUFFile"
 ) -> "tuple[NeuronSet, float]":
-    """What to watch, and the threshold: of a set's calibration questions, or a bundle's domain.
+    """The neurons to watch with the threshold, from a NeuronSet file or a bundle's domain.
 
-    Raises HQError where not one of the two is given, or it is of another model, or file.
+    Raises HQError if not exactly one of the two is given, or it does not fit the model file.
     """
     from hq.monitor.bundle import Bundle
     from hq.neurons.neuron_set import NeuronSet
 
     if neurons is not None and bundle is None:
-        found = NeuronSet.load(neurons, file.identity)
-        if not found.thresholds:
-            raise HQError("The neuron set has no threshold: find it with `hq identify`.")
-        return found, next(iter(found.thresholds.values()))
+        neuron_set = NeuronSet.load(neurons, file.identity)
+        if not neuron_set.thresholds:
+            raise HQError(f"{neurons} has no threshold: write it with `hq identify`.")
+        return neuron_set, next(iter(neuron_set.thresholds.values()))
     if bundle is None or neurons is not None:
-        raise HQError("Say what to watch: give either --neurons or --bundle.")
-    sealed = Bundle.load(bundle)
-    sealed.require(file)
-    return sealed.neurons, sealed.domain(domain).threshold
+        raise HQError("There must be one source of neurons: give either --neurons or --bundle.")
+    loaded = Bundle.load(bundle)
+    loaded.require(file)
+    return loaded.neurons, loaded.domain(domain).threshold
 
 
-class _Colours:
-    """Tokens coloured by their score, over a line with the running score and the verdict."""
+class _ColouredText:
+    """Tokens coloured by their score, above a line with the running score and the verdict."""
 
     def __init__(self, tokenizer: "GGUFTokenizer") -> None:
         self._tokenizer = tokenizer
 
-    def answer(self, steps: "Iterator[Step]", threshold: float) -> None:
-        """Shows them as they come."""
+    def show(self, steps: "Iterator[Step]", threshold: float) -> None:
+        """Show the tokens as they are generated."""
         answer, shown, last = Text(), "", None
         ids: list[int] = []
         started = time.perf_counter()
         with Live(answer, console=out, vertical_overflow="visible") as live:
             for last in steps:
                 if not ids:
-                    started = time.perf_counter()  # reading the prompt is another matter
+                    started = time.perf_counter()  # excludes reading the prompt
                 ids.append(last.token)
                 text = self._tokenizer.decode(ids)
                 if not text.endswith("\ufffd"):  # a character may take several tokens
@@ -122,17 +143,17 @@ class _Colours:
             err.print("The model ended its answer before the first token.")
         elif len(ids) > 1:
             speed = (len(ids) - 1) / (time.perf_counter() - started)
-            err.print(f"{len(ids)} tokens, {speed:.0f} a second")
+            err.print(f"{len(ids)} tokens, {speed:.0f} per second")
 
 
-class _Lines:
-    """A JSON object a token, and one for the verdict."""
+class _JSONLines:
+    """A JSON object per token, and one for the verdict."""
 
     def __init__(self, tokenizer: "GGUFTokenizer") -> None:
         self._tokenizer = tokenizer
 
-    def answer(self, steps: "Iterator[Step]", threshold: float) -> None:
-        """Prints each as it comes."""
+    def show(self, steps: "Iterator[Step]", threshold: float) -> None:
+        """Print the objects as tokens are generated."""
         ids, last = [], None
         for last in steps:
             ids.append(last.token)
@@ -169,7 +190,7 @@ def _verdict(step: "Step", threshold: float) -> str:
 
 
 def _style(score: float) -> str:
-    """From green (log odds -2 and below) over grey to red (2 and above)."""
+    """A colour from green (log odds -2 or less) through grey to red (2 or more)."""
     share = min(max(score / 2, -1.0), 1.0)
     grey = 170
     fade = round(grey * (1 - abs(share)))

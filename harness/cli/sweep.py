@@ -1,22 +1,26 @@
 """`hq sweep`: what scaling the H-Neurons does to over-compliance, at each precision."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import AsJson, Quiet, app, err, out, print_json
+from harness.cli.app import AsJson, Quiet, app, out, print_json
 from harness.cli.study import (
     DEFAULT_STUDY,
+    Into,
     Model,
     Name,
+    Overrides,
     Precisions,
     Questions,
     Resume,
+    execute,
     planned,
-    tables_folder,
 )
 from hq.errors import HQError
+
+if TYPE_CHECKING:
+    from harness.studies.study import Study
 
 
 @app.command()
@@ -42,9 +46,8 @@ def sweep(
         typer.Option(help="SCENARIO=FILE, for each scenario that is to read a file or hub id."),
     ] = None,
     questions: Questions = None,
-    into: Annotated[
-        Path | None, typer.Option(help="Folder for the tables; default runs/NAME-sweep.")
-    ] = None,
+    overrides: Overrides = None,
+    into: Into = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many responses it takes, and how long.")
     ] = False,
@@ -52,22 +55,14 @@ def sweep(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Scale the H-Neurons by α, and count how often the model over-complies.
+    """Scale the H-Neurons by α, and count how often the model over-complies: `hq run -e sweep`.
 
-    The study's neurons are found first, if they were not yet. Every response is kept: another α,
-    scenario or precision asks only what was not asked before.
+    The study's neurons are identified first if that was not done. Every response is kept: another
+    α, scenario or precision asks only what was not asked before.
     """
-    from harness.experiments.pipeline import Pipeline
-    from harness.experiments.sweep.forecast import forecast
-    from harness.experiments.sweep.outcome import summary, write
-    from harness.experiments.sweep.steering import Steering
-    from harness.scenarios import BEHAVIOURS
-    from harness.store.places import cache_folder
-    from harness.store.progress import Progress
-    from harness.store.store import Store
-    from harness.studies.study import SweepSection
+    from harness.experiments.run import validate_sections
 
-    plan = planned(study, model, precisions, questions)
+    chosen = planned(study, model, precisions, questions, overrides)
     given = {
         "scenarios": None if scenarios is None else scenarios.split(","),
         "alphas": None if alphas is None else alphas.split(","),
@@ -76,30 +71,38 @@ def sweep(
         "sources": None if source is None else _sources(source),
     }
     changed = {key: value for key, value in given.items() if value is not None}
+    section = chosen.sections.get("sweep", {})
     if scenarios is not None and source is None:  # the study's files of the scenarios left out
-        kept = {*scenarios.split(","), *(set(plan.sweep.sources) - set(BEHAVIOURS))}
-        changed["sources"] = {k: v for k, v in plan.sweep.sources.items() if k in kept}
-    section = SweepSection.of(plan.sweep.model_dump(exclude_unset=True) | changed, "the options")
-    plan = plan.changed(sweep=section)
-    folder = tables_folder(into, f"{plan.name}-sweep")
-    store = Store(cache_folder() / "store", fresh=not resume)
-    with Progress(quiet=quiet) as progress, Pipeline(plan, store, progress) as pipeline:
-        if dry_run:
-            expected = forecast(pipeline)
-            if as_json:
-                print_json(expected.model_dump())
-            else:
-                out.print(str(expected), highlight=False)
-            return
-        steering = Steering(pipeline)
-        tables = steering.tables()
-        facts = write(folder, steering, tables)
-    if as_json:
-        rows = {name: [row.model_dump() for row in table] for name, table in tables.items()}
-        print_json({"folder": str(folder), "tables": rows, "provenance": facts})
+        changed["sources"] = _kept_sources(section.get("sources", {}), scenarios.split(","))
+    sections = chosen.sections | {"sweep": {**section, **changed}}
+    chosen = chosen.changed(sections=sections)
+    validate_sections(chosen)
+    if dry_run:
+        _forecast(chosen, as_json)
     else:
-        out.print(summary(tables))
-        err.print(f"All tables: {folder}/tables.md")
+        execute(chosen, "sweep", into, resume, quiet, as_json)
+
+
+def _forecast(study: "Study", as_json: bool) -> None:
+    from harness.experiments.sweep.forecast import forecast
+    from harness.experiments.sweep.plan import SweepPlan
+    from harness.stages.materials import Materials
+
+    with Materials(study) as m:
+        m.of(SweepPlan).check()
+        m.check()
+        expected = forecast(m)
+    if as_json:
+        print_json(expected.model_dump())
+    else:
+        out.print(str(expected), highlight=False)
+
+
+def _kept_sources(sources: dict[str, str], scenarios: list[str]) -> dict[str, str]:
+    """The files of these scenarios, and of unknown ones, which are reported."""
+    from harness.scenarios.base import SCENARIOS
+
+    return {k: v for k, v in sources.items() if k in scenarios or k not in SCENARIOS}
 
 
 def _sources(given: list[str]) -> dict[str, str]:

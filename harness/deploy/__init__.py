@@ -1,4 +1,4 @@
-"""From a finished run to a bundle that monitors use, with its model card.
+"""Making a bundle from a finished run, for monitors, and writing its model card.
 
-What a bundle holds, and reading one, is in `hq.monitor.bundle`.
+The bundle's format, and loading one, are in `hq.monitor.bundle`.
 """

@@ -1,9 +1,10 @@
-"""From a finished run to a bundle: its answers read in one model file, thresholds, and measures."""
+"""Making a bundle: a finished run's neurons with thresholds and measures for one model file."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,74 +31,88 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a bundle takes of a finished study."""
+class FinishedRun:
+    """The parts of a finished study that a bundle needs."""
 
     provenance: Provenance
     neurons: NeuronSet
     samples: list[Sample]
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
-        """Raises HQError for a folder of another kind, or whose parts are of several runs."""
+    def open(cls, folder: Path) -> Self:
+        """Read a run's folder.
+
+        Raises HQError if it is not a study's, or its files belong to different runs.
+        """
         provenance = read_provenance(folder)
         if provenance["kind"] != "study":
-            raise HQError(f"{folder} is no run of a study: give the folder of `hq study run`.")
+            raise HQError(f"{folder} is not the run of a study: give the folder of `hq study run`.")
         neurons = NeuronSet.load(folder / NEURONS_FILE)
         samples = read_samples(folder / SAMPLES_FILE)
         require_separate(samples)
         if neurons.provenance.get("samples") != samples_digest(samples):
             raise HQError(
-                f"The neurons in {folder} were found on other answers than its {SAMPLES_FILE} "
-                "holds: run the study again."
+                f"The neurons in {folder} were found on other answers than those in its "
+                f"{SAMPLES_FILE}: run the study again."
             )
         return cls(provenance, neurons, samples)
 
     @property
     def study(self) -> str:
-        """The study's name."""
+        """Name of the study."""
         return str(self.provenance["study"])
 
     @property
     def seed(self) -> int:
-        """The study's."""
+        """Seed of the study."""
         return int(self.provenance["definition"]["seed"])
 
     @property
     def replicates(self) -> int:
-        """Of the bootstrap."""
+        """Number of bootstrap replicates."""
         return int(self.provenance["definition"]["compare"]["replicates"])
 
 
-def make(
-    run: Run,
+def make_bundle(
+    run: FinishedRun,
     backend: LlamaBackend,
     false_alarms: float,
     into: Path,
     name: str,
     progress: Progress,
 ) -> None:
-    """Seals the bundle `into`, for the file that the backend runs.
+    """Write a bundle for the file that the backend runs.
 
-    The answers of the calibration and test splits are read there, and every threshold is set on
-    their labels: the promise is about this file, whatever quantizing did to the scores.
-    Raises HQError for a file of another model, for too few calibration answers, and where `into` is
-    there already, all before the answers are read.
+    The answers of the calibration and test splits are read in that file, and thresholds are set on
+    the labels of the calibration split. So the bound on false alarms holds for this file, whatever
+    quantization does to the scores.
+
+    Args:
+        run: The finished run.
+        backend: Runs the model file.
+        false_alarms: The largest share of right answers that may be flagged, between 0 and 1.
+        into: Folder of the bundle.
+        name: Name of the bundle in logs.
+        progress: Shows how many answers were read.
+
+    Raises:
+        HQError: Before any answer is read, if the file is of another model, the calibration
+            answers are too few, the name is invalid, or `into` exists.
     """
     require_free(into)
     if not re.fullmatch(NAME, name):
         raise HQError(
-            f"{name!r} is no name for a bundle: use small letters, digits, dots, dashes and "
-            "underscores."
+            f"{name!r} is not a valid name for a bundle: use small letters, digits, dots, dashes "
+            "and underscores."
         )
     neurons, rows = run.neurons, Rows(run.samples)
     neurons.require(backend.identity, "The run")
-    whole = answers_of(run.samples, rows)
-    require_enough(whole.entities(whole.right), false_alarms)
+    all_answers = answers_of(run.samples, rows)
+    require_enough(all_answers.entities(all_answers.right), false_alarms)
     held_out = np.union1d(rows.calibration, rows.test)
     with progress.task("read the answers", len(held_out), "texts") as task:
         scores = _scores(backend, neurons, run.samples, held_out, task)
-    found = {
+    by_domain = {
         answers.domain: _domain(answers, scores, false_alarms, run.seed)
         for answers in domains(run.samples, rows, false_alarms)
     }
@@ -110,20 +125,20 @@ def make(
         model=model_file(backend.file, storage(backend.audit())),
     )
     validation = _validation(run, rows, scores)
-    card = model_card(facts, neurons, found, validation)
+    card = model_card(facts, neurons, by_domain, validation)
     arrays = {
         "norms": norms_of(neurons, backend.file),
         "scores": np.sort(scores[rows.calibration]),
-        "right": np.sort(scores[whole.right]),
+        "right": np.sort(scores[all_answers.right]),
     }
-    write(into, facts, neurons, found, validation, arrays, card)
+    write(into, facts, neurons, by_domain, validation, arrays, card)
 
 
 def _domain(
     answers: Answers, scores: Float[np.ndarray, " n"], false_alarms: float, seed: int
 ) -> Domain:
     threshold = answers.threshold(scores, false_alarms)
-    right, wrong = (
+    realised, detected = (
         answers.flagged(rows, scores, threshold, seed) if len(rows) else None
         for rows in (answers.test_right, answers.test_wrong)
     )
@@ -131,12 +146,12 @@ def _domain(
         threshold=threshold,
         false_alarms=false_alarms,
         n=answers.entities(answers.right),
-        realised=right,
-        detected=wrong,
+        realised=realised,
+        detected=detected,
     )
 
 
-def _validation(run: Run, rows: Rows, scores: Float[np.ndarray, " n"]) -> Validation:
+def _validation(run: FinishedRun, rows: Rows, scores: Float[np.ndarray, " n"]) -> Validation:
     y, components = rows.y[rows.test], rows.components[rows.test]
     return Validation(
         auroc=bootstrap_auroc(scores[rows.test], y, run.seed, run.replicates, groups=components),
@@ -156,10 +171,10 @@ def _scores(
     chosen: Int[np.ndarray, " chosen"],
     task: Task,
 ) -> Float[np.ndarray, " n"]:
-    """Decision values of the chosen samples, at their places among all; NaN for the others."""
+    """Scores of the chosen samples, indexed as all samples; NaN for the others."""
     scores = np.full(len(samples), np.nan)
-    exchanges = [samples[row].exchange for row in chosen]
-    for batch in backend.trace(exchanges, (neurons.cett,), (neurons.tokens,)):
+    texts = [samples[row].exchange for row in chosen]
+    for batch in backend.trace(texts, (neurons.cett,), (neurons.tokens,)):
         cett = batch.features(neurons.cett, neurons.tokens)
         scores[chosen[batch.rows]] = neurons.score(cett)
         task.advance(len(batch.rows))

@@ -1,4 +1,4 @@
-"""The model card of a bundle: for people who did not make it."""
+"""The model card of a bundle, for readers who did not make it."""
 
 from collections.abc import Mapping
 from textwrap import fill
@@ -19,9 +19,12 @@ _WIDTH = 100
 def model_card(
     facts: BundleFacts, neurons: NeuronSet, domains: Mapping[str, Domain], validation: Validation
 ) -> str:
-    """Markdown: what the bundle is, what it promises, what was measured, and its limits."""
-    model, whole = facts.model, domains[ALL]
-    bound = rate_of_calibration(whole.n, whole.false_alarms)
+    """Return Markdown: what the bundle is, its guarantee, its measures and its limits.
+
+    Committed bundles hold this text, sealed by a digest: a changed wording needs new bundles.
+    """
+    model, overall = facts.model, domains[ALL]
+    bound = rate_of_calibration(overall.n, overall.false_alarms)
     rows = "\n".join(_row(name, domain) for name, domain in domains.items())
     text = f"""# {facts.name}
 
@@ -41,9 +44,9 @@ be hallucinated. It is for one file only:
 ## What it promises
 
 A right answer about a new entity, to a question drawn as those of the study {validation.study}
-were, is flagged with a probability of at most {whole.false_alarms:g} (split conformal prediction
+were, is flagged with a probability of at most {overall.false_alarms:g} (split conformal prediction
 over entities; those that questions link count as one). The promise is on average over calibrations
-and answers; every entity weighs the same. One calibration's own rate differs: with {whole.n}
+and answers; every entity weighs the same. One calibration's own rate differs: with {overall.n}
 entities that have an answer each, 95% of
 calibrations stay below {bound:.2f}.
 
@@ -76,7 +79,7 @@ Made with hq {facts.hq}. `hq bundle verify` checks every byte of this folder.
 
 
 def _filled(block: str) -> str:
-    """A paragraph with its lines of one width; headings, tables and lists as they are."""
+    """A paragraph wrapped to one width; headings, tables and lists unchanged."""
     return block if block.startswith(("#", "|", "- ")) else fill(" ".join(block.split()), _WIDTH)
 
 

@@ -1,14 +1,15 @@
-"""Two judges on the same responses: how often they disagree, and what that does to the labels."""
+"""Comparison of two judges on the same responses: disagreement, and its effect on the labels."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from harness.experiments.pipeline import Pipeline
 from harness.judges.base import Judge, Question, Verdict
+from harness.stages.materials import Materials
 from harness.stages.sample import read_records
 from harness.store.progress import Task
 from hq.errors import HQError
@@ -16,8 +17,8 @@ from hq.stats.bootstrap import Estimate, bootstrap_mean
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedResponses:
-    """One distinct response to a question; responses of one component are not independent."""
+class ComparedResponse:
+    """A distinct response to a question; responses of one component are not independent."""
 
     question: Question
     text: str
@@ -25,8 +26,8 @@ class ComparedResponses:
     component: str
 
 
-class Disagreement(BaseModel):
-    """How two judges differ on the same responses."""
+class JudgeComparison(BaseModel):
+    """How the verdicts of two judges on the same responses differ."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,79 +35,95 @@ class Disagreement(BaseModel):
     second: str
     responses: int
     questions: int
-    rate: Estimate  # of responses with two verdicts; resampled by component
-    kappa: float | None  # Cohen's; None where both judges give one verdict throughout
-    verdicts: dict[str, int]  # "first, second": responses
-    labels_changed: int  # questions that the two would label differently, or only one of them would
-    unclear: int  # responses to which the second judge gave no clear verdict
+    rate: Estimate  # share of responses with different verdicts; resampled by component
+    kappa: float | None  # Cohen's κ; None if both judges always give the same single verdict
+    verdicts: dict[str, int]  # "first, second": number of responses
+    labels_changed: int  # questions that get different labels, or a label by one judge only
+    unclear: int  # responses on which the second judge's reply was not a verdict
 
 
-def said_in(pipeline: Pipeline, questions: int) -> list[ComparedResponses]:
-    """All distinct responses of a study to some of its questions, drawn by the study's seed.
+def distinct_responses(m: Materials, folder: Path, questions: int) -> list[ComparedResponse]:
+    """Return a study's distinct responses to some of its questions.
 
-    Only questions whose responses were all finished, as no others are labelled.
+    Only questions with complete responses are used, as only those are labelled.
+
+    Args:
+        m: The study.
+        folder: The output of stage `sample`.
+        questions: The largest number of questions, drawn by the study's seed.
     """
-    study = pipeline.study
-    records = read_records(pipeline.responses)
-    asked = [p for p in pipeline.prompted if p.question.id in records]
-    finished = [p for p in asked if records[p.question.id].complete]
-    order = np.random.default_rng(study.seed).permutation(len(finished))[:questions]
+    study = m.study
+    records = read_records(folder)
+    sampled = [p for p in m.prompted if p.question.id in records]
+    complete = [p for p in sampled if records[p.question.id].complete]
+    order = np.random.default_rng(study.seed).permutation(len(complete))[:questions]
     longest = study.sampling.max_new_tokens
     return [
-        ComparedResponses(p.question, response.text, len(response.ids) >= longest, p.component)
-        for p in (finished[i] for i in sorted(order.tolist()))
+        ComparedResponse(p.question, response.text, len(response.ids) >= longest, p.component)
+        for p in (complete[i] for i in sorted(order.tolist()))
         for response in records[p.question.id].responses
     ]
 
 
-def compared(
-    first: Judge, second: Judge, said: Sequence[ComparedResponses], seed: int, task: Task
-) -> Disagreement:
-    """Both judges' verdicts on every response. Raises HQError where there is none."""
-    if not said:
+def compare_judges(
+    first: Judge, second: Judge, responses: Sequence[ComparedResponse], seed: int, task: Task
+) -> JudgeComparison:
+    """Return how the two judges' verdicts on the responses differ.
+
+    Args:
+        first: The judge that labels the study.
+        second: The other judge.
+        responses: Distinct responses.
+        seed: Seed of the bootstrap.
+        task: Shows the number of judged responses.
+
+    Raises:
+        HQError: If there is no response.
+    """
+    if not responses:
         raise HQError("There is no finished response to compare two judges on: ask more questions.")
-    pairs = []
-    for one in said:
-        ours = first.judge(one.text, one.question, one.truncated)
-        pairs.append((ours, second.judge(one.text, one.question, one.truncated)))
+    verdicts = []
+    for response in responses:
+        arguments = response.text, response.question, response.truncated
+        verdicts.append((first.judge(*arguments), second.judge(*arguments)))
         task.advance(1)
-    differ = np.array([ours is not theirs for ours, theirs in pairs], dtype=float)
-    groups = np.array([one.component for one in said])
-    return Disagreement(
+    differ = np.array([a is not b for a, b in verdicts], dtype=float)
+    groups = np.array([response.component for response in responses])
+    return JudgeComparison(
         first=first.identity,
         second=second.identity,
-        responses=len(said),
-        questions=len({one.question.id for one in said}),
+        responses=len(responses),
+        questions=len({response.question.id for response in responses}),
         rate=bootstrap_mean(differ, seed, groups=groups),
-        kappa=kappa(pairs),
-        verdicts={f"{a}, {b}": n for (a, b), n in sorted(Counter(pairs).items())},
-        labels_changed=_labels_changed(said, pairs),
+        kappa=cohen_kappa(verdicts),
+        verdicts={f"{a}, {b}": n for (a, b), n in sorted(Counter(verdicts).items())},
+        labels_changed=_labels_changed(responses, verdicts),
         unclear=second.unclear,
     )
 
 
-def kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Cohen's κ; None where chance alone gives full agreement."""
+def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
+    """Return Cohen's κ; None if the agreement expected by chance is 1."""
     n = len(pairs)
-    ours, theirs = (Counter(side) for side in zip(*pairs, strict=True))
-    by_chance = sum(ours[name] * theirs[name] for name in ours) / n**2
+    first, second = (Counter(side) for side in zip(*pairs, strict=True))
+    by_chance = sum(first[name] * second[name] for name in first) / n**2
     if by_chance == 1:
         return None
-    agreed = sum(a == b for a, b in pairs) / n
-    return (agreed - by_chance) / (1 - by_chance)
+    agreement = sum(a == b for a, b in pairs) / n
+    return (agreement - by_chance) / (1 - by_chance)
 
 
 def _labels_changed(
-    said: Sequence[ComparedResponses], pairs: Sequence[tuple[Verdict, Verdict]]
+    responses: Sequence[ComparedResponse], pairs: Sequence[tuple[Verdict, Verdict]]
 ) -> int:
-    verdicts: dict[str, tuple[set[Verdict], set[Verdict]]] = {}
-    for one, (ours, theirs) in zip(said, pairs, strict=True):
-        both = verdicts.setdefault(one.question.id, (set(), set()))
-        both[0].add(ours)
-        both[1].add(theirs)
-    return sum(_label(ours) != _label(theirs) for ours, theirs in verdicts.values())
+    by_question: dict[str, tuple[set[Verdict], set[Verdict]]] = {}
+    for response, (first, second) in zip(responses, pairs, strict=True):
+        both = by_question.setdefault(response.question.id, (set(), set()))
+        both[0].add(first)
+        both[1].add(second)
+    return sum(_label(first) != _label(second) for first, second in by_question.values())
 
 
 def _label(verdicts: set[Verdict]) -> Verdict | None:
-    """What all responses are, right or wrong; None for a question that is set aside."""
+    """The verdict on all responses if it is right or wrong; None if the question is set aside."""
     return next((v for v in (Verdict.RIGHT, Verdict.WRONG) if verdicts == {v}), None)

@@ -1,4 +1,4 @@
-"""Judges of responses, and how text is normalised, read and compared.
+"""Judges of answers, and the text rules that they share: normalisation, names, quantities, phrases.
 
-Which questions are asked, and in what form, is in `harness.scenarios`.
+What is asked, and what compliance means in each scenario, is in `harness.scenarios`.
 """

@@ -1,18 +1,16 @@
-"""What a judge decides and of what: questions, verdicts, and the registry of judges."""
+"""What a judge decides: questions, verdicts and the judge's protocol."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from hq.registry import Registry
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. `entities` are what train and test must not share; `aliases[0]` is the answer.
+    """A question with its accepted answers, of which `aliases[0]` is the canonical one.
 
-    `distractors` are wrong answers of the same type, none of them an alias of the truth.
+    Questions that share one of the `entities` must be in the same split. `distractors` are wrong
+    answers of the same type.
     """
 
     id: str
@@ -24,43 +22,35 @@ class Question:
 
     @property
     def wording(self) -> str:
-        """What is asked."""
+        """The question's text."""
         return self.question
 
 
 class Verdict(StrEnum):
-    """What a judge says of one response."""
+    """A judge's verdict on one response."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    UNCERTAIN = "uncertain"  # no answer, or "I don't know": set aside
-    CUT = "cut"  # the token limit came before an answer: set aside, not wrong
+    UNCERTAIN = "uncertain"  # no answer, or "I don't know": the question is set aside
+    CUT = "cut"  # the token limit came before an answer: the question is set aside
 
 
 class Judge(Protocol):
-    """Gives a verdict on a response; `truncated` says that the token limit ended it.
+    """Decides whether a response is right.
 
-    Labels are kept under `identity`: it must change whenever a verdict may.
+    Labels are stored under `identity`, which must change whenever a verdict can change.
     """
 
     @property
     def identity(self) -> str:
-        """Which judge, in which version."""
+        """Name and version of the judge."""
         ...
 
     @property
     def unclear(self) -> int:
-        """How many responses were set aside because the judge's own reply was not clear."""
+        """Number of responses set aside because the judge's own reply was not a verdict."""
         ...
 
     def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
-        """The verdict on one response."""
+        """Return the verdict; `truncated` says whether the token limit ended the response."""
         ...
-
-
-JUDGES: Registry[Callable[[], Judge]] = Registry("judge")
-
-
-def judge(name: str) -> Judge:
-    """The judge of that name; HQError for an unknown one, or what it lacks in the environment."""
-    return JUDGES[name]()

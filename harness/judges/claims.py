@@ -1,4 +1,4 @@
-"""What a text claims of the names in it: whether it denies them, or offers others too."""
+"""What a text claims about the names in it: whether it asserts, denies or hedges them."""
 
 import re
 from functools import lru_cache
@@ -35,30 +35,31 @@ _KOREAN_NOT = r"(?:이|가)?\s?아니"
 
 
 def asserts(text: str, names: tuple[str, ...], others: tuple[str, ...] = ()) -> bool:
-    """As `mentions`, where the name is not denied: not in "not Lyon" or "Lyon isn't".
+    """Return whether the text mentions one of the names without denying or only reporting it.
 
-    For a talk about what somebody said: a name after "you said" is not asserted either.
+    "Not Lyon" and "Lyon isn't" deny; "you said Lyon" reports what somebody said.
     """
-    return mentions(_without(text, names, said=True), names, others)
+    return mentions(_without_denied(text, names, reported=True), names, others)
 
 
 def without_denied(text: str, names: tuple[str, ...]) -> str:
-    """The text, folded, without the places where it denies or takes back one of the names."""
-    return _without(text, names, said=False)
+    """Return the text, folded, without the passages that deny or retract one of the names."""
+    return _without_denied(text, names, reported=False)
 
 
-def _without(text: str, names: tuple[str, ...], said: bool) -> str:
-    return _denial(names, said).sub(" ", fold(text)) if names else fold(text)
+def _without_denied(text: str, names: tuple[str, ...], reported: bool) -> str:
+    return _denial(names, reported).sub(" ", fold(text)) if names else fold(text)
 
 
 @lru_cache(maxsize=1 << 12)
-def _denial(names: tuple[str, ...], said: bool) -> re.Pattern[str]:
-    name = _named(names)
-    nots = _NOT + (_SAID if said else "")
-    # "not Lyon or Paris", where each of them may be the name
+def _denial(names: tuple[str, ...], reported: bool) -> re.Pattern[str]:
+    """A pattern of passages that deny one of the names or, if `reported`, report it."""
+    name = _name_pattern(names)
+    nots = _NOT + (_SAID if reported else "")
+    # "not Lyon or Paris", where either may be the name
     some = rf"(?:[\w'’.-]+\s+){{0,3}}?[\w'’.-]+{_ALSO}"
     before = rf"(?:{nots})\s+(?:{_DOING})?(?:{_BETWEEN}\s+)*(?:{some})?[\"'“‘«*]*{name}"
-    after = _DENIED if said else rf"(?:{_DENIED}|{_DID_NOT})"
+    after = _DENIED if reported else rf"(?:{_DENIED}|{_DID_NOT})"
     asian = (
         rf"{_CHINESE_NOT}[「“]?{name}|{name}[」”]?(?:{_CHINESE_NOT}|{_JAPANESE_NOT}|{_KOREAN_NOT})"
     )
@@ -66,14 +67,14 @@ def _denial(names: tuple[str, ...], said: bool) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=1 << 12)
-def _named(names: tuple[str, ...]) -> str:
-    """A regex over folded text for the names as they are spelled, on word boundaries."""
+def _name_pattern(names: tuple[str, ...]) -> str:
+    """A regex over folded text for the names as spelled, on word boundaries."""
     longest_first = sorted((fold(name).strip() for name in names), key=len, reverse=True)
-    known = [name for name in longest_first if name]
-    words = [re.escape(name) for name in known if not re.search(f"[{UNSPACED}가-힣]", name)]
-    others = [re.escape(name) for name in known if re.search(f"[{UNSPACED}가-힣]", name)]
+    folded = [name for name in longest_first if name]
+    words = [re.escape(name) for name in folded if not re.search(f"[{UNSPACED}가-힣]", name)]
+    unspaced = [re.escape(name) for name in folded if re.search(f"[{UNSPACED}가-힣]", name)]
     bounded = [rf"(?<!\w)(?:{'|'.join(words)})(?!\w)"] if words else []
-    return rf"(?:{'|'.join([*bounded, *others]) or '(?!)'})"
+    return rf"(?:{'|'.join([*bounded, *unspaced]) or '(?!)'})"
 
 
 _OR = re.compile(
@@ -86,17 +87,17 @@ _FILLER = re.compile(
     r"^[\s,]*(?:(?:maybe|perhaps|possibly|even|the|a|in|is|it's|it)\b[\s,]*)*", re.I
 )
 _ITEM = re.compile(r"\s*[,;、]\s*(?:and\s+|or\s+|&\s*)?|\s+(?:and|&|und|et|y)\s+")
-_SHORT_ITEM = 3  # words of an item of a bare list
+_ITEM_WORDS = 3  # the most words of an item in a bare list
 
 
 def hedges(text: str, names: tuple[str, ...]) -> bool:
-    """Whether the text offers one of the names and another answer beside it.
+    """Return whether the text offers one of the names together with another answer.
 
-    "Lyon or Paris" does; so does a bare list ("Lyon, Nice and Paris"). "Paris, France" does not,
-    nor "the US or United States", where both are names.
+    "Lyon or Paris" does, and a bare list ("Lyon, Nice and Paris"). "Paris, France" does not, nor
+    "the US or United States", where both are names.
     """
-    own = tuple(name for name in names if _OR.search(name) or _ITEM.search(name))
-    if own and mentions(text, own):  # a name that is itself "Laurel and Hardy"
+    compound = tuple(name for name in names if _OR.search(name) or _ITEM.search(name))
+    if compound and mentions(text, compound):  # a name such as "Laurel and Hardy"
         return False
     return _is_choice(text, names) or _is_list(text, names)
 
@@ -106,18 +107,18 @@ def _is_choice(text: str, names: tuple[str, ...]) -> bool:
     for left, right in zip(firsts, parts[1:], strict=True):
         if _NO_OTHER.match(right.lower()):
             continue
-        ended = any(_ends(left, name) for name in names)
-        begun = any(_begins(_FILLER.sub("", right), name) for name in names)
-        if ended != begun and right.strip() and left.strip():
+        before = any(_ends_with(left, name) for name in names)
+        after = any(_begins_with(_FILLER.sub("", right), name) for name in names)
+        if before != after and right.strip() and left.strip():
             return True
     return False
 
 
-def _ends(text: str, name: str) -> bool:
+def _ends_with(text: str, name: str) -> bool:
     return mentions(" ".join(text.split()[-_length(name) :]), (name,))
 
 
-def _begins(text: str, name: str) -> bool:
+def _begins_with(text: str, name: str) -> bool:
     return mentions(" ".join(text.split()[: _length(name)]), (name,))
 
 
@@ -126,11 +127,11 @@ def _length(name: str) -> int:
 
 
 def _is_list(text: str, names: tuple[str, ...]) -> bool:
-    """Whether the whole text is a list of short items, of which some but not all are the names."""
+    """Whether the entire text is a list of short items, of which some but not all are names."""
     line = text.strip(" .!*")
     items = [item for item in _ITEM.split(line) if item.strip()]
     joined = re.search(r"\s(?:and|&|or|und|et|y)\s", line) is not None
-    if len(items) < 2 or not joined or any(len(item.split()) > _SHORT_ITEM for item in items):
+    if len(items) < 2 or not joined or any(len(item.split()) > _ITEM_WORDS for item in items):
         return False
-    named = [is_answer(item, names) for item in items]
-    return any(named) and not all(named)
+    is_name = [is_answer(item, names) for item in items]
+    return any(is_name) and not all(is_name)

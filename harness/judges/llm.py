@@ -1,7 +1,7 @@
-"""The LLM judge: an OpenAI-compatible endpoint, with retries and a cache on disk.
+"""The LLM judge: an OpenAI-compatible endpoint with retries and a cache on disk.
 
-Environment: HQ_JUDGE_URL (base URL, e.g. https://host/v1), HQ_JUDGE_MODEL, HQ_JUDGE_KEY (optional),
-HQ_JUDGE_CACHE (optional, a JSONL file; by default in the cache folder).
+Environment variables: HQ_JUDGE_URL (base URL, for example https://host/v1), HQ_JUDGE_MODEL,
+HQ_JUDGE_KEY (optional), HQ_JUDGE_CACHE (optional, a JSONL file; default: in the cache folder).
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _SHOWN_ALIASES = 20
 
 
 class _Message(BaseModel):
-    content: str | None  # null where the model refuses
+    content: str | None  # null if the model refuses
 
 
 class _Choice(BaseModel):
@@ -64,10 +64,20 @@ class _Entry(BaseModel):
 
 
 class LLMJudge:
-    """Asks a model for the verdict; equal requests are asked once, ever (the cache).
+    """Asks a model for verdicts; a request is sent once, then answered from the cache.
 
-    A reply that is not one of the three words is asked for once more, and then set aside as
-    uncertain: one odd reply ends no study. Raises HQError for a URL that is none.
+    If a reply is not one of the three words, the model is asked once more; a second such reply
+    counts as uncertain, so that an odd reply does not abort a study.
+
+    Args:
+        url: Base URL of the endpoint.
+        model: Name of the model.
+        key: API key, sent as a bearer token.
+        cache: JSONL file of verdicts; None for no cache on disk.
+        sleep: Waits between attempts, in seconds.
+
+    Raises:
+        HQError: If the URL is not an HTTP URL.
     """
 
     def __init__(
@@ -85,7 +95,7 @@ class LLMJudge:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
         self._cache = cache
-        self._known = _read_cache(cache)
+        self._verdicts = _read_cache(cache)
         self._sleep = sleep
 
     def __enter__(self) -> Self:
@@ -96,16 +106,19 @@ class LLMJudge:
 
     @property
     def identity(self) -> str:
-        """Model, host and wording: another of any of them gives other labels."""
+        """Model, host and prompt wording, each of which changes the labels."""
         wording = hashlib.sha256((_INSTRUCTION + _AGAIN).encode()).hexdigest()[:16]
         return f"llm {self._model} at {self._host}, prompt {wording}"
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The judge that the environment names; raises HQError for what is missing there."""
+        """Return the judge set by the environment. Raises HQError if a variable is missing."""
         missing = [name for name in ("HQ_JUDGE_URL", "HQ_JUDGE_MODEL") if not os.environ.get(name)]
         if missing:
-            raise HQError(f"The judge 'llm' needs {' and '.join(missing)} in the environment.")
+            raise HQError(
+                f"The judge 'llm' needs an endpoint: set {' and '.join(missing)} in the "
+                "environment."
+            )
         cache = os.environ.get("HQ_JUDGE_CACHE")
         return cls(
             url=os.environ["HQ_JUDGE_URL"],
@@ -115,9 +128,9 @@ class LLMJudge:
         )
 
     def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
-        """Right, wrong or uncertain as the model says; a wrong but truncated response is cut.
+        """Return the model's verdict; CUT for a truncated response that is not right.
 
-        Raises HQError when the endpoint cannot be reached, or refuses.
+        Raises HQError if the endpoint cannot be reached or rejects the request.
         """
         if not response.strip():
             return Verdict.UNCERTAIN
@@ -126,14 +139,14 @@ class LLMJudge:
 
     def _verdict(self, prompt: str) -> Verdict:
         key = hashlib.sha256(f"{self._url}\n{self._model}\n{prompt}".encode()).hexdigest()
-        if key not in self._known:
-            verdict = self._replied(prompt)
-            self._known[key] = verdict
-            self._remember(_Entry(key=key, verdict=verdict))
-        return self._known[key]
+        if key not in self._verdicts:
+            verdict = self._asked(prompt)
+            self._verdicts[key] = verdict
+            self._append(_Entry(key=key, verdict=verdict))
+        return self._verdicts[key]
 
-    def _replied(self, prompt: str) -> Verdict:
-        """The verdict that the model's reply is, or its reply to being asked once more."""
+    def _asked(self, prompt: str) -> Verdict:
+        """The verdict in the model's first or second reply."""
         messages = [{"role": "user", "content": prompt}]
         reply = self._ask(messages)
         if _parse(reply) is None:
@@ -144,15 +157,15 @@ class LLMJudge:
         self.unclear += verdict is None
         return verdict or Verdict.UNCERTAIN
 
-    def _remember(self, entry: _Entry) -> None:
+    def _append(self, entry: _Entry) -> None:
         if self._cache is not None:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
             with self._cache.open("a", encoding="utf-8") as lines:
                 lines.write(entry.model_dump_json() + "\n")
 
     def _ask(self, messages: list[dict[str, str]]) -> str:
-        """The model's reply. Overload, server errors and lost connections are tried again."""
-        trouble, wait = "", 0.0
+        """The model's reply; overload, server errors and lost connections are retried."""
+        failure, wait = "", 0.0
         for attempt in range(ATTEMPTS):
             if attempt:
                 self._sleep(wait)
@@ -160,16 +173,16 @@ class LLMJudge:
             try:
                 reply = self._client.post(self._url, json=self._request(messages))
             except httpx.RequestError as error:
-                trouble = f"{type(error).__name__}: {error}"
+                failure = f"{type(error).__name__}: {error}"
                 continue
             if reply.is_success:
                 return _content(reply, self._url)
-            trouble = f"HTTP {reply.status_code}"
+            failure = f"HTTP {reply.status_code}"
             if reply.status_code != 429 and reply.status_code < 500:
                 break
             wait = _retry_after(reply) or wait
         raise HQError(
-            f"The judge at {self._url} gave no answer ({trouble}): check HQ_JUDGE_URL, "
+            f"The judge at {self._url} gave no answer ({failure}): check HQ_JUDGE_URL, "
             "HQ_JUDGE_KEY and HQ_JUDGE_MODEL, or use the judge 'rules'."
         )
 
@@ -178,9 +191,9 @@ class LLMJudge:
 
 
 def _retry_after(reply: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait, at most MAX_WAIT_S."""
-    stated = reply.headers.get("Retry-After", "")
-    return min(float(stated), MAX_WAIT_S) if stated.isdigit() else None
+    """Seconds that the server asks the client to wait, at most MAX_WAIT_S."""
+    seconds = reply.headers.get("Retry-After", "")
+    return min(float(seconds), MAX_WAIT_S) if seconds.isdigit() else None
 
 
 def _content(reply: httpx.Response, url: str) -> str:
@@ -202,7 +215,7 @@ def _prompt(response: str, question: Question) -> str:
 
 
 def _parse(reply: str) -> Verdict | None:
-    """The verdict where the reply is one of the words alone: "not right" holds one, and is none."""
+    """The verdict if the reply is exactly one of the words; "not right" is not."""
     return _WORDS.get(_DECORATION.sub(" ", reply).strip().lower())
 
 
@@ -210,14 +223,18 @@ def _host(url: str) -> str:
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise HQError(f"HQ_JUDGE_URL gives {url!r}, which is no URL: {error}.") from error
+        raise HQError(
+            f"HQ_JUDGE_URL gives {url!r}, which is not a URL ({error}): set it to https://HOST/v1."
+        ) from error
     if parts.scheme not in ("http", "https") or not parts.host:
-        raise HQError(f"HQ_JUDGE_URL gives {url!r}, which is no URL: name https://HOST/v1.")
+        raise HQError(
+            f"HQ_JUDGE_URL gives {url!r}, which is not an HTTP URL: set it to https://HOST/v1."
+        )
     return parts.netloc.decode()
 
 
 def _read_cache(path: Path | None) -> dict[str, Verdict]:
-    """The cached verdicts; a last line that a kill cut short is closed, and left out."""
+    """The cached verdicts; a last line that is incomplete after a kill is ended and ignored."""
     if path is None or not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The ways in which one name is spelled: joined or apart, numerals as digits, notes and groups."""
+"""Spellings of one name: compounds joined or apart, numerals as digits, notes, blood groups."""
 
 import re
 from functools import lru_cache
@@ -45,10 +45,10 @@ _SIGNS = (
 
 @lru_cache(maxsize=1 << 16)
 def spellings(text: str) -> tuple[str, str, str]:
-    """The text normalised as it stands, with compounds and initials joined, and with numerals.
+    """Return the text normalised as is, with compounds and initials joined, and with digits.
 
-    Two names are compared in each of the three ways: "Spider-Man" is "Spiderman" in the second,
-    "Louis XIV" is "Louis the Fourteenth" in the third.
+    Two names are equal if they agree in one of the three: "Spider-Man" and "Spiderman" in the
+    second, "Louis XIV" and "Louis the Fourteenth" in the third.
     """
     folded = fold(text)
     return (
@@ -59,13 +59,13 @@ def spellings(text: str) -> tuple[str, str, str]:
 
 
 def _numerals(text: str) -> str:
-    """Roman numerals, words, ordinals and dates as digits; notes and blood groups as signs."""
+    """Write Roman numerals, words, ordinals and dates as digits, notes and groups as symbols."""
     text = _ISO_DATE.sub(lambda d: f"d{int(d[3])}m{int(d[2])} {d[1]}", text)
     text = _DAY_MONTH.sub(lambda d: f"d{int(d[1])}m{_month(d[2])}", text)
     text = _MONTH_DAY.sub(lambda d: f"d{int(d[2])}m{_month(d[1])}", text)
     for spelled, sign in _SIGNS:
         text = spelled.sub(sign, text)
-    text = _CAPITALS.sub(lambda found: _roman(found, text), text)
+    text = _CAPITALS.sub(lambda match: _roman(match, text), text)
     text = _ORDINAL_DIGITS.sub(r"\1", _SEPARATOR.sub(lambda n: re.sub("[,'’]", "", n[0]), text))
     text = _ORDINAL.sub(_ordinal, text)
     return NUMBER_WORDS.sub(lambda words: f"{value_of_words(words[0].lower()):.0f}", text)
@@ -75,16 +75,16 @@ def _month(name: str) -> int:
     return _MONTHS.index(name[:3].lower()) + 1
 
 
-def _ordinal(found: re.Match[str]) -> str:
-    tens = value_of_words(found[1].lower()) if found[1] else 0
-    return f"{tens + _ORDINALS[found[2].lower()]:.0f}"
+def _ordinal(match: re.Match[str]) -> str:
+    tens = value_of_words(match[1].lower()) if match[1] else 0
+    return f"{tens + _ORDINALS[match[2].lower()]:.0f}"
 
 
-def _roman(found: re.Match[str], text: str) -> str:
-    """The digits of a Roman numeral; one letter is a numeral after a name only, as in Henry V."""
-    numeral = found[0]
+def _roman(match: re.Match[str], text: str) -> str:
+    """The digits of a Roman numeral; a single letter is one only after a name, as in Henry V."""
+    numeral = match[0]
     is_letter = len(numeral) == 1 and not (
-        numeral in "IVX" and _AFTER_NAME.search(text[: found.start()])
+        numeral in "IVX" and _AFTER_NAME.search(text[: match.start()])
     )
     if is_letter or not _ROMAN.fullmatch(numeral):
         return numeral

@@ -1,4 +1,4 @@
-"""Quantities in answers: numbers with sign, scale and unit, and whether two are equal."""
+"""Quantities in answers: numbers with sign, scale and unit, and how two of them compare."""
 
 import math
 import re
@@ -11,35 +11,30 @@ from harness.judges.text import fold
 
 
 class Match(IntEnum):
-    """How an accepted quantity and one that was given compare; the larger the closer."""
+    """How a given quantity compares with the accepted one; a larger value is closer."""
 
     OTHER = 0
-    UNCLEAR = 1  # another reading of the digits, a rounding, an era that is not said
+    UNCLEAR = 1  # ambiguous digits, rounded, or the era is missing
     SAME = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number as it was written, and its unit: a dimension and a factor in it.
-
-    `doubtful` is what the digits may stand for as well: "1.234" is 1,234 where a dot separates
-    thousands. `also` is another value that is as good: "+44 207" begins with the code 44. `far` is
-    the other end of a range, or the other side of a ratio such as 2:1.
-    """
+    """A number as written, with its unit."""
 
     value: float
-    also: float | None = None
-    doubtful: float | None = None
+    also: float | None = None  # another value that counts: "+44 207" begins with the code 44
+    doubtful: float | None = None  # a possible reading: "1.234" is 1,234 in some countries
     decimals: int = 0
     dimension: str = ""
-    factor: float = 1.0
-    era: str = ""
-    far: float | None = None
-    joint: str = ""  # what stands between the two: "-" of a range, ":" of a ratio
+    factor: float = 1.0  # of the unit, in units of the dimension
+    era: str = ""  # "bc" or "ad"
+    far: float | None = None  # the other end of a range, or the other side of a ratio
+    joint: str = ""  # "-" for a range, ":" for a ratio
 
 
-def match(accepted: Quantity, given: Quantity) -> Match:
-    """Whether the given quantity is the accepted one."""
+def compare_quantities(accepted: Quantity, given: Quantity) -> Match:
+    """Return whether the given quantity is the accepted one."""
     if accepted.joint or given.joint:
         return _match_joint(accepted, given)
     if accepted.dimension and given.dimension:
@@ -51,8 +46,7 @@ def match(accepted: Quantity, given: Quantity) -> Match:
         accepted.value * accepted.factor, given.value * given.factor
     ):
         return Match.SAME  # 50% and 0.5
-    found = _match_values(accepted, given)
-    return min(found, _match_eras(accepted.era, given.era))
+    return min(_match_values(accepted, given), _match_eras(accepted.era, given.era))
 
 
 def _match_values(accepted: Quantity, given: Quantity) -> Match:
@@ -90,7 +84,7 @@ def _equal(a: float, b: float | None) -> bool:
 
 
 def _units() -> dict[str, tuple[str, float]]:
-    spelled = {
+    spellings = {
         ("length", 1e-3): "mm millimetre millimeter millimetres millimeters",
         ("length", 1e-2): "cm centimetre centimeter centimetres centimeters",
         ("length", 1.0): "m metre meter metres meters",
@@ -125,7 +119,7 @@ def _units() -> dict[str, tuple[str, float]]:
         ("yen", 1.0): "¥ jpy yen",
         ("rupees", 1.0): "₹ inr rupee rupees",
     }
-    return {word: unit for unit, words in spelled.items() for word in words.split()}
+    return {word: unit for unit, words in spellings.items() for word in words.split()}
 
 
 _UNITS = _units()
@@ -142,7 +136,7 @@ _VALUES = {word: float(n) for n, word in enumerate(_ONES)} | {
 }
 _WORD = "|".join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))
 NUMBER_WORDS = re.compile(rf"\b(?:{_WORD})(?:(?:[\s-]+|\s+and\s+)(?:{_WORD}))*\b", re.IGNORECASE)
-"""A number in words, "one" and "hundred" among them."""
+"""Matches a number in words, including "one" and "hundred"."""
 _NUMBER = (
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:['’]\d{3})+(?:\.\d+)?"
     r"|\d{1,3}\.\d{3}(?:,\d+)|\d{1,3}(?:[ ]\d{3})+(?:[.,]\d+)?(?![\d,.]*\d)|\d+[.,]\d+|\d+|\.\d+"
@@ -184,17 +178,17 @@ _AROUND = re.compile(
 
 
 @lru_cache(maxsize=1 << 16)
-def whole(text: str) -> Quantity | None:
-    """The quantity that a text is, apart from words such as "about"; None for any other text.
+def as_quantity(text: str) -> Quantity | None:
+    """Return the quantity if the text is one, apart from words such as "about"; else None.
 
-    A number that begins with a zero is a code ("007"), not a quantity, nor is an ordinal.
+    Ordinals are not quantities, nor are numbers with a leading zero, which are codes ("007").
     """
     plain = _plain(text)
     start = _AROUND.match(plain)
-    found = next(_scan(plain, start.end() if start else 0), None)
-    if found is None:
+    first = next(_scan(plain, start.end() if start else 0), None)
+    if first is None:
         return None
-    quantity, begin, end = found
+    quantity, begin, end = first
     is_all = begin <= (start.end() if start else 0) and _AROUND.fullmatch(plain, end)
     is_code = re.match(r"[-+]?0\d", plain[begin:]) is not None
     is_ordinal = math.isnan(quantity.value)
@@ -203,7 +197,7 @@ def whole(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=1 << 12)
 def quantities(text: str) -> tuple[Quantity, ...]:
-    """Every quantity in a text, in order."""
+    """Return every quantity in a text, in order."""
     return tuple(quantity for quantity, _, _ in _scan(_plain(text), 0))
 
 
@@ -212,42 +206,42 @@ def _plain(text: str) -> str:
 
 
 def _scan(plain: str, start: int) -> Iterator[tuple[Quantity, int, int]]:
-    """Quantities from a place on, and where each begins and ends."""
-    while (found := _QUANTITY.search(plain, start)) is not None:
-        after = _AFTER.match(plain, found.end())
-        assert after is not None  # every part of it is optional
-        start = max(after.end(), found.end())
-        if _is_idiom(plain, found, after):
+    """Yield each quantity after `start` with the indices where it begins and ends."""
+    while (number := _QUANTITY.search(plain, start)) is not None:
+        after = _AFTER.match(plain, number.end())
+        assert after is not None  # every part of the pattern is optional
+        start = max(after.end(), number.end())
+        if _is_idiom(plain, number, after):
             continue
-        if not _is_cut(plain, start):
-            yield _read(found, after), found.start(), start
+        if not _continues_as_name(plain, start):
+            yield _quantity(number, after), number.start(), start
 
 
-def _is_idiom(plain: str, found: re.Match[str], after: re.Match[str]) -> bool:
-    """Whether "one" is no number here: "one of the best", "no one"."""
-    if found["words"] != "one" or after["unit"]:
+def _is_idiom(plain: str, number: re.Match[str], after: re.Match[str]) -> bool:
+    """Whether "one" is not a number here: "one of the best", "no one"."""
+    if number["words"] != "one" or after["unit"]:
         return False
-    alone = plain[: found.start()].strip() == "" or re.search(
-        r"\b(?:is|was|are|only|just|exactly|number)\s+$", plain[: found.start()]
+    alone = plain[: number.start()].strip() == "" or re.search(
+        r"\b(?:is|was|are|only|just|exactly|number)\s+$", plain[: number.start()]
     )
     return not (alone and re.fullmatch(r"\W*", plain[after.end() :]))
 
 
-def _is_cut(plain: str, end: int) -> bool:
-    """Whether the number goes on as a name: "33rpm", "747-400er", "4x4"."""
+def _continues_as_name(plain: str, end: int) -> bool:
+    """Whether the number is the beginning of a name: "33rpm", "747-400er", "4x4"."""
     return re.match(r"\w|[-'’]\w|[.,:/^]\d", plain[end:]) is not None
 
 
-def _read(found: re.Match[str], after: re.Match[str]) -> Quantity:
-    sign = found["sign"] or found["sign1"] or found["sign2"] or ""
+def _quantity(number: re.Match[str], after: re.Match[str]) -> Quantity:
+    sign = number["sign"] or number["sign1"] or number["sign2"] or ""
     below = after["below"] is not None
     negative = -1.0 if below or sign.strip() not in ("", "+") else 1.0
     scale = _SCALES.get(after["scale"] or "", _SHORT_SCALES.get(after["short"] or "", 1.0))
-    value, also, doubtful, decimals = _values(found, sign.startswith("+"))
-    dimension, factor = _unit(found, after)
-    era = after["era"] or found["before"] or found["era1"] or ""
-    far = found["far"]
-    joint = (found["joint"] or "").strip()
+    value, also, doubtful, decimals = _values(number, sign.startswith("+"))
+    dimension, factor = _unit(number, after)
+    era = after["era"] or number["before"] or number["era1"] or ""
+    far = number["far"]
+    joint = (number["joint"] or "").strip()
     scaled = negative * scale
     return Quantity(
         value=scaled * value,
@@ -263,41 +257,41 @@ def _read(found: re.Match[str], after: re.Match[str]) -> Quantity:
 
 
 def _far(near: float, far: str, joint: str) -> float:
-    """The other end: of "1914-18" it is 1918."""
+    """The other end of a range or ratio: 1918 for "1914-18"."""
     end, digits = float(far), len(far)
     if joint != ":" and end < near and digits < len(f"{near:.0f}"):
         return near - near % 10.0**digits + end
     return end
 
 
-def _unit(found: re.Match[str], after: re.Match[str]) -> tuple[str, float]:
-    name = (found["currency"] or found["currency1"] or after["unit"] or "").strip()
+def _unit(number: re.Match[str], after: re.Match[str]) -> tuple[str, float]:
+    name = (number["currency"] or number["currency1"] or after["unit"] or "").strip()
     if after["unit"] in ("c", "f"):
         name = f"°{name}"
     return _UNITS.get(name, ("", 1.0))
 
 
 _Values = tuple[float, float | None, float | None, int]
-"""Value, another one as good, a doubtful one, and the number of decimals."""
+"""`value`, `also`, `doubtful` and `decimals` of a quantity."""
 
 
-def _values(found: re.Match[str], is_code: bool) -> _Values:
-    if found["words"]:
-        return value_of_words(found["words"]), None, None, 0
-    if found["over"]:
-        part = float(found["over"]) / float(found["under"])
-        return float(found["whole"] or 0) + part, None, None, 0
-    value, also, doubtful, decimals = _of_digits(found["number"], is_code)
-    if found["ordinal"]:  # the 33rd is hardly 33
+def _values(number: re.Match[str], is_code: bool) -> _Values:
+    if number["words"]:
+        return value_of_words(number["words"]), None, None, 0
+    if number["over"]:
+        part = float(number["over"]) / float(number["under"])
+        return float(number["whole"] or 0) + part, None, None, 0
+    value, also, doubtful, decimals = _values_of_digits(number["number"], is_code)
+    if number["ordinal"]:  # the 33rd may mean 33
         return math.nan, None, value, 0
-    if found["raised"]:
-        return float(value ** float(found["raised"])), None, None, 0
-    if found["power"]:
-        return value * 10.0 ** float(found["power"]), None, None, 0
+    if number["raised"]:
+        return float(value ** float(number["raised"])), None, None, 0
+    if number["power"]:
+        return value * 10.0 ** float(number["power"]), None, None, 0
     return value, also, doubtful, decimals
 
 
-def _of_digits(number: str, is_code: bool) -> _Values:
+def _values_of_digits(number: str, is_code: bool) -> _Values:
     if " " in number:
         joined, first = float(number.replace(" ", "").replace(",", ".")), float(number.split()[0])
         return joined, first if is_code else None, None, 0
@@ -319,7 +313,7 @@ def _of_digits(number: str, is_code: bool) -> _Values:
 
 
 def value_of_words(text: str) -> float:
-    """The value of number words in lower case: "two hundred and six", "nineteen eighty-four"."""
+    """Return the value of number words in lower case: "two hundred and six", "nineteen ten"."""
     total = part = 0.0
     last = math.inf
     for word in re.findall(rf"\b(?:{_WORD})\b", text):

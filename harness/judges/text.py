@@ -1,4 +1,4 @@
-"""Normalised text: the one way in which answers are compared, anywhere in the harness."""
+"""Text normalisation, which every comparison of answers in the harness uses."""
 
 import html
 import re
@@ -6,35 +6,34 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 
-# Letters that Unicode does not decompose into a plain letter and an accent, and Arabic spellings
-# of one letter.
+# Letters that Unicode does not decompose into a base letter and an accent, and Arabic variants.
 _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ı": "i", "þ": "th", "ß": "ss", "æ": "ae", "œ": "oe"}
     | {"Ø": "O", "Ł": "L", "Đ": "D", "Ð": "D", "Þ": "Th", "Æ": "Ae", "Œ": "Oe", "ẞ": "SS"}
     | {"ى": "ي", "ـ": "", "−": "-", "♯": "#"}
 )
 _POWER = re.compile("(?<=[0-9])(?=[⁻⁺]?[⁰¹²³⁴-⁹])")  # 10⁸ is not 108
-# In these scripts a mark is an accent or a vowel point; in others it makes another letter.
+# In these scripts a combining mark is an accent or a vowel point; in others, part of the letter.
 _ACCENTED = ("LATIN", "GREEK", "CYRILLIC", "ARABIC", "HEBREW")
-_BREVE = "\u0306"  # Cyrillic й is no и with an accent
+_BREVE = "\u0306"  # Cyrillic й is a letter of its own, not и with an accent
 _LETTER_LIKE = "ʻʼʹʽ"  # apostrophes that Unicode counts as letters
-# Symbols that make another name: C# and C++, F♭, AB+ and AB-, Ca2+, Disney+.
+# Symbols that are part of a name: C# and C++, F♭, AB+ and AB-, Ca2+, Disney+.
 _MEANT = (
     r"(?<=[^\W\d_])(?:\+\+|[+#♭])(?![\w+#])|(?<=[^\W\d_]\d)\+(?!\w)"
     r"|(?<=\b[^\W\d_])-(?![\w-])|(?<=\b[^\W\d_][^\W\d_])-(?![\w-])"
 )
 _SYMBOL = re.compile(rf"(?P<meant>{_MEANT})|[^\w\s]|[_{_LETTER_LIKE}]")
 _ARTICLE = re.compile(r"(?<!\S)(?:a|an|the)(?!\S)(?=\s*\S)|(?<!\w)ال(?=\w{3})")
-# Scripts that write no spaces: Thai, Lao, Burmese, Khmer, hiragana, Han. Katakana and Hangul do not
-# belong to them: a run of katakana is a word, and Korean separates words.
+# Scripts without spaces: Thai, Lao, Burmese, Khmer, hiragana, Han. Not katakana, where a run is one
+# word, nor Hangul, as Korean separates words.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u309f\u3005-\u3007\u3400-\u9fff"
 _UNSPACED = re.compile(f"[{UNSPACED}\U00020000-\U0003ffff]")
 
 
 def fold(text: str) -> str:
-    """Text in one spelling: HTML entities, widths, digits and accents resolved; case is kept.
+    """Resolve HTML entities, character widths, digits and accents; case is kept.
 
-    "São Tomé" becomes "Sao Tome", "１２" and "١٢" become "12". Invisible characters go.
+    "São Tomé" becomes "Sao Tome", "１２" and "١٢" become "12". Invisible characters are removed.
     """
     if text.isascii() and "&" not in text:
         return text
@@ -43,7 +42,7 @@ def fold(text: str) -> str:
 
 
 def _bare(marked: str) -> Iterator[str]:
-    """The characters without accents and without format characters, such as a soft hyphen."""
+    """Yield the characters without accents and format characters such as soft hyphens."""
     letter = ""
     for char in marked:
         if unicodedata.combining(char):
@@ -65,12 +64,12 @@ def _is_accented(letter: str) -> bool:
 
 @lru_cache(maxsize=1 << 17)  # the same aliases are compared with every response
 def normalise(text: str) -> str:
-    """TriviaQA's official normalisation, with accents folded, for every script.
+    """Normalise text as TriviaQA does, with accents folded, for every script.
 
-    Lower case, underscores and punctuation to spaces, articles dropped, spaces collapsed
-    (`normalize_answer` in TriviaQA's evaluation script). Unlike there, a final article stays, so
-    that "Vitamin A" is not "vitamin", which "Vitamin C" would contain; a symbol that makes another
-    name stays ("C#", "AB-"); "&" is "and"; and a character of a script without spaces is a word.
+    Lower case, underscores and punctuation to spaces, articles removed, spaces collapsed
+    (`normalize_answer` in TriviaQA's evaluation script). Differences: a final article is kept, as
+    "Vitamin A" would become "vitamin", which "Vitamin C" contains; a symbol that is part of a name
+    is kept ("C#", "AB-"); "&" becomes "and"; every character of a script without spaces is a word.
     """
     folded = fold(text.replace("_", " ")).casefold().replace("&", " and ")
     spaced = _UNSPACED.sub(r" \g<0> ", _SYMBOL.sub(_spaced, folded))
@@ -89,5 +88,5 @@ def _spaced(symbol: re.Match[str]) -> str:
 
 
 def contains(text: str, phrase: str) -> bool:
-    """Whether a normalised text holds a normalised, non-empty phrase as whole words."""
+    """Return whether a normalised text contains a normalised, non-empty phrase as whole words."""
     return bool(phrase) and f" {phrase} " in f" {text} "

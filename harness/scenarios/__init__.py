@@ -1,35 +1,30 @@
-"""Questions to ask a model. Importing this package registers every scenario."""
+"""Scenarios and prompt forms: what a model is asked, and how an outcome is decided.
 
-from harness.judges.base import Question
-from harness.scenarios import (
-    facts,
-    faitheval,
-    falseqa,
-    hallucination,
-    jailbreak,
-    nonexist,
-    qa,
-    sycophancy,
-)
-from harness.scenarios.base import SCENARIOS, Questions, load, register
-from harness.scenarios.trials import BEHAVIOURS, Behaviour, Outcome, Trial
+How text is normalised and answers are judged is in `harness.judges`. This module registers every
+built-in scenario; packages add theirs with `SCENARIOS.add`.
+"""
 
-__all__ = [
-    "BEHAVIOURS",
-    "SCENARIOS",
-    "Behaviour",
-    "Outcome",
-    "Question",
-    "Questions",
-    "Trial",
-    "facts",
-    "faitheval",
-    "falseqa",
-    "hallucination",
-    "jailbreak",
-    "load",
-    "nonexist",
-    "qa",
-    "register",
-    "sycophancy",
-]
+from harness.scenarios.base import SCENARIOS, Scenario, Trial, TrialOutcome
+from harness.scenarios.facts.questions import FACTS
+from harness.scenarios.faitheval import FAITHEVAL
+from harness.scenarios.falseqa import FALSEQA
+from harness.scenarios.jailbreak import JAILBREAK
+from harness.scenarios.nonexist import NONEXIST
+from harness.scenarios.qa import BIOASQ, NQ, TRIVIAQA
+from harness.scenarios.questions import QuestionSet, load_questions
+from harness.scenarios.sycophancy import SYCOPHANCY
+
+for _scenario in (
+    FACTS,
+    TRIVIAQA,
+    NQ,
+    BIOASQ,
+    FAITHEVAL,
+    FALSEQA,
+    JAILBREAK,
+    NONEXIST,
+    SYCOPHANCY,
+):
+    SCENARIOS.add(_scenario.name, _scenario)
+
+__all__ = ["SCENARIOS", "QuestionSet", "Scenario", "Trial", "TrialOutcome", "load_questions"]

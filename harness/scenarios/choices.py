@@ -1,7 +1,7 @@
-"""Multiple-choice questions as MMLU has them: what a model can do, beside what it complies with.
+"""Multiple-choice questions in the form of MMLU: they measure what scaling costs a model.
 
 Embedded: facts with three of their wrong answers. A file has rows `id, question, choices, answer`,
-the answer as a position from 0.
+where `answer` is the index of the right choice, from 0.
 """
 
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from random import Random
 
 from harness.judges.base import Question
 from harness.scenarios import rows
+from harness.scenarios.base import shuffled
+from harness.scenarios.facts.statements import sampled_facts
 from harness.scenarios.rows import SourceRow
-from harness.scenarios.statements import sample
-from harness.scenarios.trials import draw
 from hq.errors import HQError
 
 LETTERS = "ABCD"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A question with four options; `answer` is the position of the right one."""
+class MultipleChoice:
+    """A question with four options; `answer` is the index of the right one."""
 
     id: str
     question: str
@@ -30,63 +30,64 @@ class Choice:
 
     @property
     def wording(self) -> str:
-        """What is asked, without the options."""
+        """The question without its options."""
         return self.question
 
 
-def load(source: str | None = None, seed: int = 0, limit: int | None = None) -> list[Choice]:
-    """Questions in an order drawn by `seed`, cut at `limit`.
+def load_choices(
+    source: str | None = None, seed: int = 0, limit: int | None = None
+) -> list[MultipleChoice]:
+    """Return questions shuffled by `seed`, at most `limit` of them.
 
-    Raises HQError for a bad source, row or limit, and for a source without questions.
+    Raises HQError if the source, a row or the limit cannot be used, or there is no question.
     """
-    found = list(_embedded(seed) if source is None else _read(source))
-    if not found:
+    listed = list(_embedded(seed) if source is None else _read_file(source))
+    if not listed:
         raise HQError(f"{source} holds no questions: give a file with at least one row.")
-    apart = rows.told_apart(found, lambda c: c.id, prompt)
-    return draw((replace(choice, id=id) for id, choice in apart.items()), seed, limit)
+    by_id = rows.by_unique_id(listed, lambda c: c.id, prompt)
+    return shuffled((replace(choice, id=id) for id, choice in by_id.items()), seed, limit)
 
 
-def prompt(choice: Choice) -> str:
-    """The question, its options by letter, and the word that the letter follows."""
-    listed = (f"{letter}. {text}" for letter, text in zip(LETTERS, choice.options, strict=True))
-    return "\n".join((choice.question, *listed, "Answer:"))
+def prompt(choice: MultipleChoice) -> str:
+    """Return the question, its lettered options, and the cue that the letter follows."""
+    options = (f"{letter}. {text}" for letter, text in zip(LETTERS, choice.options, strict=True))
+    return "\n".join((choice.question, *options, "Answer:"))
 
 
-def _embedded(seed: int) -> Iterator[Choice]:
+def _embedded(seed: int) -> Iterator[MultipleChoice]:
     wrong = len(LETTERS) - 1
-    return (_of_fact(fact, seed) for fact in sample(seed) if len(fact.distractors) >= wrong)
+    return (_of_fact(fact, seed) for fact in sampled_facts(seed) if len(fact.distractors) >= wrong)
 
 
-def _of_fact(fact: Question, seed: int) -> Choice:
-    lots = Random(f"{seed}:{fact.id}")
+def _of_fact(fact: Question, seed: int) -> MultipleChoice:
+    random = Random(f"{seed}:{fact.id}")
     right = fact.aliases[0]
-    options = [right, *lots.sample(fact.distractors, len(LETTERS) - 1)]
-    lots.shuffle(options)
-    return Choice(
+    options = [right, *random.sample(fact.distractors, len(LETTERS) - 1)]
+    random.shuffle(options)
+    return MultipleChoice(
         f"choices:{fact.id}", fact.question, tuple(options), options.index(right), fact.entities
     )
 
 
-def _read(source: str) -> Iterator[Choice]:
-    for number, (where, row) in enumerate(rows.read("choices", source)):
-        yield _of_row(where, f"choices:{rows.identity(where, row, number)}", row)
+def _read_file(source: str) -> Iterator[MultipleChoice]:
+    for number, (where, row) in enumerate(rows.read_rows("choices", source)):
+        yield _of_row(where, f"choices:{rows.row_id(where, row, number)}", row)
 
 
 def _options(row: SourceRow) -> Iterator[str]:
-    """The choices, each of them one text."""
-    choices = rows.parsed(row.get("choices"))
+    choices = rows.parse_literal(row.get("choices"))
     for choice in choices if isinstance(choices, list | tuple) else ():
-        yield from list(rows.texts(choice))[:1]
+        yield from list(rows.texts_of(choice))[:1]
 
 
-def _of_row(where: str, id: str, row: SourceRow) -> Choice:
-    question = rows.text(where, row, "question")
-    options = rows.whole(where, _options(row))
+def _of_row(where: str, id: str, row: SourceRow) -> MultipleChoice:
+    question = rows.text_field(where, row, "question")
+    options = rows.require_unicode(where, _options(row))
     if len(options) != len(LETTERS):
         raise HQError(f"{where} has no four choices: every row needs a list of four texts.")
     answer = row.get("answer")
     if not isinstance(answer, int) or answer not in range(len(LETTERS)):
         raise HQError(
-            f"{where} has no answer: every row needs the right choice's position, 0 to 3."
+            f"{where} has no answer: every row needs the index of the right choice, 0 to 3."
         )
-    return Choice(id, question, options, answer, (id,))
+    return MultipleChoice(id, question, options, answer, (id,))

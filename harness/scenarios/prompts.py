@@ -1,4 +1,4 @@
-"""Prompt forms: how a question becomes token ids, and where a response to it ends."""
+"""Prompt forms: how a question becomes token ids, and where the response to it ends."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 Shots = Sequence[tuple[str, str]]
 
-# General, of four types of answer, and no question of a scenario.
+# General knowledge, four types of answer; none is a question of a scenario.
 DEFAULT_SHOTS: Shots = (
     ("What is the largest planet in the Solar System?", "Jupiter"),
     ("Who wrote the play Hamlet?", "William Shakespeare"),
@@ -22,16 +22,16 @@ DEFAULT_SHOTS: Shots = (
 
 
 class PromptForm(Protocol):
-    """One way to ask."""
+    """How a question is put to a model."""
 
     stop_strings: tuple[str, ...]
 
     def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
-        """Token ids of the prompt, special tokens included; `before` is what was said already."""
+        """Return the prompt's token ids with special tokens; `before` has the earlier turns."""
         ...
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
-        """Tokens that end a response."""
+        """Return the tokens that end a response."""
         ...
 
 
@@ -39,15 +39,20 @@ FORMS: Registry[Callable[[Shots], PromptForm]] = Registry("prompt form")
 
 
 def form(name: str, shots: Shots = ()) -> PromptForm:
-    """The form of that name. `shots` are (question, answer) pairs; () stands for the default ones.
+    """Return the prompt form of this name.
 
-    Raises HQError for an unknown form, and for shots given to a form that has none.
+    Args:
+        name: "few-shot" or "chat".
+        shots: (question, answer) pairs; the form's default ones if empty.
+
+    Raises:
+        HQError: If the form is unknown or does not accept shots.
     """
     return FORMS[name](shots)
 
 
 class FewShot:
-    """Solved examples, then the question: for base models too. A response ends with its line."""
+    """Solved examples, then the question; suits base models too. A response is one line."""
 
     stop_strings: tuple[str, ...] = ("\n",)
 
@@ -57,35 +62,39 @@ class FewShot:
     def encode(
         self, tokenizer: "Tokenizer", question: str, before: Shots = (), begun: str = ""
     ) -> list[int]:
-        """Ids after the first token that the tokenizer adds by itself, if it adds one.
+        """Return the prompt's token ids, with the first token that the tokenizer adds, if any.
 
-        `begun` is the beginning of the answer, where there is one to go on with.
+        Args:
+            tokenizer: The model's tokenizer.
+            question: The question.
+            before: Earlier (question, answer) turns.
+            begun: The beginning of the answer, to be continued.
         """
         encoder = Encoder(tokenizer)
-        asked = [(encoder.user(q), encoder.user(a)) for q, a in (*self._shots, *before)]
-        said = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in asked)
+        turns = [(encoder.user(q), encoder.user(a)) for q, a in (*self._shots, *before)]
+        examples = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in turns)
         # The prompt ends without a space: tokenizers join it to the answer's first word.
         answer = f" {encoder.user(begun)}" if begun else ""
-        return encoder.text(f"{said}Q: {encoder.user(question)}\nA:{answer}")
+        return encoder.text(f"{examples}Q: {encoder.user(question)}\nA:{answer}")
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
-        """The end-of-text token."""
+        """Return the end-of-text token."""
         return _end_of_text(tokenizer)
 
 
 class Chat:
-    """The question as a user's message in the tokenizer's own chat template."""
+    """The question as a user message in the tokenizer's chat template."""
 
     stop_strings: tuple[str, ...] = ()
 
     def __init__(self, shots: Shots = ()) -> None:
         if shots:
-            raise HQError("The prompt form 'chat' takes no shots: use 'few-shot', or drop them.")
+            raise HQError("The prompt form 'chat' takes no shots: use 'few-shot' or remove them.")
 
     def encode(self, tokenizer: "Tokenizer", question: str, before: Shots = ()) -> list[int]:
-        """Ids as the template writes them, up to where the assistant answers.
+        """Return the template's token ids, up to where the assistant answers.
 
-        Raises HQError for a tokenizer without a chat template.
+        Raises HQError if the tokenizer has no chat template.
         """
         messages = [
             {"role": role, "content": text}
@@ -96,7 +105,7 @@ class Chat:
         return Encoder(tokenizer).chat(messages, add_generation_prompt=True)
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
-        """The end-of-text token, and the special token that the template puts after an answer."""
+        """Return the end-of-text token and the special token that ends the template's answers."""
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
         _, _, rest = rendered(tokenizer, turn).partition(PROBE)
         special = _special(tokenizer)
@@ -109,7 +118,7 @@ FORMS.add("chat", Chat)
 
 
 def _special(tokenizer: "Tokenizer") -> set[int]:
-    """Special tokens, named ones and those that only the vocabulary marks so (Phi-3's turns)."""
+    """Special tokens: the named ones, and those that only the vocabulary marks (Phi-3's turns)."""
     marked = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)
 

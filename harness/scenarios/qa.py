@@ -1,7 +1,7 @@
 """Scenarios `triviaqa`, `nq` and `bioasq`: question-answer rows from JSONL, parquet or the hub.
 
-A row needs a question and its answers: `aliases`, or `answer` as the hub has it (TriviaQA's
-mapping of aliases, or NQ-open's list).
+A row needs `question`, and its answers as `aliases` or as the hub's `answer` (a mapping with
+aliases in TriviaQA, a list in NQ-open).
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,57 +12,54 @@ from random import Random
 from harness.judges.base import Question
 from harness.judges.text import normalise
 from harness.scenarios import rows
-from harness.scenarios.base import Limit, Questions, register
+from harness.scenarios.base import Scenario
+from harness.scenarios.questions import Limit, QuestionSet, question_scenario
 from harness.scenarios.rows import BadRowError, Hub, SourceRow
 from hq.errors import HQError
 
-HUB: dict[str, Hub] = {
-    "triviaqa": Hub("mandarjoshi/trivia_qa", "rc.nocontext", "validation"),
-    "nq": Hub("google-research-datasets/nq_open", None, "validation"),
-}
+
+def _scenario(name: str, hub: Hub | None = None) -> Scenario:
+    def load(source: str | None = None, seed: int = 0, limit: Limit = None) -> QuestionSet:
+        return _load(name, hub, source, seed, limit)
+
+    return question_scenario(name, load)
 
 
 def _load(
-    dataset: str, source: str | None = None, seed: int = 0, limit: int | None = None
-) -> Questions:
-    """Questions of `source`: a .jsonl or .parquet file, or a hub id (default: the official one).
+    dataset: str, hub: Hub | None, source: str | None, seed: int, limit: int | None
+) -> QuestionSet:
+    """Return the questions of a source, shuffled by `seed`, at most `limit` of them.
 
-    Rows without a question or an answer are set aside, up to 1% of them.
+    A question's entities are its normalised answers, so questions with a common answer are never
+    in different splits. Rows without a question or an answer are set aside, up to 1% of all rows.
 
-    The order is drawn by `seed`, then cut at `limit`. A question's entities are its normalised
-    answers, so no answer is asked for on two sides of a split.
+    Args:
+        dataset: Name of the scenario.
+        hub: The official data set, used if `source` is None.
+        source: A .jsonl or .parquet file, or a hub id.
+        seed: Seed of the order.
+        limit: The largest number of questions; None for all.
     """
-    read = rows.read(dataset, source, HUB.get(dataset))
     name = source or dataset
-    questions, left = rows.usable(name, read, partial(_question, dataset))
+    listed = rows.read_rows(dataset, source, hub)
+    questions, set_aside = rows.usable_rows(name, listed, partial(_question, dataset))
     if not questions:
         raise HQError(f"{name} holds no questions: give a file with at least one row.")
-    # TriviaQA gives one id to up to 176 different questions.
-    apart = rows.told_apart(questions, lambda q: q.id, lambda q: q.question)
-    questions = [replace(question, id=id) for id, question in apart.items()]
+    # TriviaQA assigns one id to up to 176 different questions.
+    by_id = rows.by_unique_id(questions, lambda q: q.id, lambda q: q.question)
+    questions = [replace(question, id=id) for id, question in by_id.items()]
     Random(seed).shuffle(questions)
-    return Questions(questions[:limit], left)
-
-
-def _bind(dataset: str) -> None:
-    def loader(source: str | None = None, seed: int = 0, limit: Limit = None) -> Questions:
-        return _load(dataset, source, seed, limit)
-
-    register(dataset)(loader)
-
-
-for _name in ("triviaqa", "nq", "bioasq"):
-    _bind(_name)
+    return QuestionSet(questions[:limit], set_aside)
 
 
 def _question(dataset: str, number: int, where: str, row: SourceRow) -> Question:
-    text = rows.text(where, row, "question")
-    answers = rows.whole(where, _answers(row))
+    text = rows.text_field(where, row, "question")
+    answers = rows.require_unicode(where, _answers(row))
     aliases = tuple(dict.fromkeys(answer for answer in answers if normalise(answer)))
     if not aliases:
-        raise BadRowError(f"{where} has no answers: every row needs aliases, or an answer.")
+        raise BadRowError(f"{where} has no answers: every row needs aliases or an answer.")
     return Question(
-        id=f"{dataset}:{rows.identity(where, row, number)}",
+        id=f"{dataset}:{rows.row_id(where, row, number)}",
         question=text,
         aliases=aliases,
         relation=dataset,
@@ -71,11 +68,16 @@ def _question(dataset: str, number: int, where: str, row: SourceRow) -> Question
 
 
 def _answers(row: SourceRow) -> Iterator[str]:
-    """The official answer first where the row names one, then its aliases."""
-    answer = rows.parsed(row.get("answer"))
+    """The official answer first, if the row names one, then its aliases."""
+    answer = rows.parse_literal(row.get("answer"))
     if isinstance(answer, Mapping):
         listed = (answer.get("value"), answer.get("aliases"), answer.get("normalized_aliases"))
     else:
         listed = (answer, row.get("aliases"), None)
-    for given in listed:
-        yield from rows.texts(given)
+    for value in listed:
+        yield from rows.texts_of(value)
+
+
+TRIVIAQA = _scenario("triviaqa", Hub("mandarjoshi/trivia_qa", "rc.nocontext", "validation"))
+NQ = _scenario("nq", Hub("google-research-datasets/nq_open", None, "validation"))
+BIOASQ = _scenario("bioasq")

@@ -1,6 +1,6 @@
-"""Rows of a data set: a JSONL or parquet file, or a data set of the hub.
+"""Rows of a JSONL file, a parquet file or a hub data set, and their fields as checked text.
 
-Every row comes with the words that name its place in an error.
+Every row comes with a description of its position ("x.jsonl line 3") for error messages.
 """
 
 import ast
@@ -19,12 +19,12 @@ import polars as pl
 
 from hq.errors import HQError, first_line
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 SourceRow = Mapping[str, Any]
 
 
 class Hub(NamedTuple):
-    """Where a data set lies on the hub."""
+    """A data set on the Hugging Face hub."""
 
     id: str
     config: str | None
@@ -32,20 +32,30 @@ class Hub(NamedTuple):
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_TOLERATED = 0.01  # share of the rows that may be left out
+_MAX_SET_ASIDE = 0.01  # share of the rows
 _BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ID_FIELDS = ("id", "question_id")
 
 
-def read(name: str, source: str | None, hub: Hub | None = None) -> Iterable[tuple[str, SourceRow]]:
-    """Rows of `source`: a .jsonl or .parquet file, or a hub id (default: `hub`).
+def read_rows(
+    name: str, source: str | None, hub: Hub | None = None
+) -> Iterable[tuple[str, SourceRow]]:
+    """Yield the position and the content of every row of a source.
 
-    Raises HQError, about the scenario `name`, for a source that is none of them or is broken.
+    Args:
+        name: Name of the scenario, for error messages.
+        source: A .jsonl or .parquet file, or a hub id; None for `hub`.
+        hub: The scenario's official data set, if it has one.
+
+    Raises:
+        HQError: If the source does not exist, has another format, or cannot be parsed.
     """
     if source is None:
         if hub is None:
-            raise HQError(f"Scenario {name!r} needs a file: set source to a .jsonl or .parquet.")
+            raise HQError(
+                f"The scenario {name!r} needs a file: set source to a .jsonl or .parquet file."
+            )
         return _hub_rows(hub)
     path = Path(source).expanduser()
     reader = _READERS.get(path.suffix)
@@ -59,75 +69,78 @@ def read(name: str, source: str | None, hub: Hub | None = None) -> Iterable[tupl
 
 
 class BadRowError(HQError):
-    """A row that cannot be used."""
+    """A row cannot be used."""
 
 
 class SetAside(NamedTuple):
-    """A row that was left out, and why."""
+    """A row that is not used, and the reason."""
 
     row: str
     reason: str
 
 
-def usable(
-    name: str, found: Iterable[tuple[str, SourceRow]], read: Callable[[int, str, SourceRow], T]
-) -> tuple[list[T], list[SetAside]]:
-    """What `read` makes of each row, and the rows of which it makes nothing (BadRowError).
+def usable_rows(
+    name: str,
+    listed: Iterable[tuple[str, SourceRow]],
+    read: Callable[[int, str, SourceRow], _Item],
+) -> tuple[list[_Item], list[SetAside]]:
+    """Return `read(number, where, row)` for each row, and the rows for which it fails.
 
-    Raises HQError where those are more than 1% of the rows.
+    Raises HQError if `read` raises BadRowError for more than 1% of the rows.
     """
-    kept: list[T] = []
-    left: list[SetAside] = []
+    usable: list[_Item] = []
+    set_aside: list[SetAside] = []
     first = ""
-    for number, (where, row) in enumerate(found):
+    for number, (where, row) in enumerate(listed):
         try:
-            kept.append(read(number, where, row))
+            usable.append(read(number, where, row))
         except BadRowError as error:
             first = first or str(error)
-            place = " ".join(where.split()[-2:])  # a table says nothing of the file's folder
-            left.append(SetAside(place, str(error).removeprefix(f"{where} ")))
-    if len(left) > _TOLERATED * (len(kept) + len(left)):
+            position = " ".join(where.split()[-2:])  # without the file's folder
+            set_aside.append(SetAside(position, str(error).removeprefix(f"{where} ")))
+    total = len(usable) + len(set_aside)
+    if len(set_aside) > _MAX_SET_ASIDE * total:
         raise HQError(
-            f"{len(left)} of the {len(kept) + len(left)} rows of {name} cannot be used, more than "
-            f"{_TOLERATED:.0%}; the first: {first}"
+            f"{len(set_aside)} of the {total} rows of {name} cannot be used, more than "
+            f"{_MAX_SET_ASIDE:.0%}; the first: {first}"
         )
-    return kept, left
+    return usable, set_aside
 
 
-def text(where: str, row: SourceRow, field: str) -> str:
-    """The row's text in `field`; BadRowError where it has none."""
-    given = row.get(field)
-    if not isinstance(given, str) or not given.strip():
+def text_field(where: str, row: SourceRow, field: str) -> str:
+    """Return the row's text in `field`, stripped. Raises BadRowError if there is none."""
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
         raise BadRowError(f"{where} has no {field}: every row needs a text in the field {field}.")
-    return _whole(where, given).strip()
+    return _require_unicode(where, value).strip()
 
 
-def texts(given: object) -> Iterator[str]:
-    """The texts of a field that holds one or a list of them, numbers and booleans as text.
+def texts_of(value: object) -> Iterator[str]:
+    """Yield the texts of a field with one value or a list; numbers and booleans become text.
 
-    A list may itself stand in a text, as JSON or as Python writes it.
+    The list may be written as a text, in JSON or in Python's syntax.
     """
-    given = parsed(given)
-    if isinstance(given, list | tuple):
-        for one in given:
-            yield from _texts_of(one)
+    value = parse_literal(value)
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _as_texts(item)
     else:
-        yield from _texts_of(given)
+        yield from _as_texts(value)
 
 
-def parsed(given: object) -> object:
-    """What a text stands for that is a list or an object in JSON or Python; else what is given."""
-    if not isinstance(given, str) or (given.strip()[:1], given.strip()[-1:]) not in _BRACKETS:
-        return given
+def parse_literal(value: object) -> object:
+    """Parse a text that is a list or an object in JSON or Python; return other values as is."""
+    if not isinstance(value, str) or (value.strip()[:1], value.strip()[-1:]) not in _BRACKETS:
+        return value
     for parse in (json.loads, ast.literal_eval):
         try:
-            return parse(given.strip())
+            return parse(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-    return given
+    return value
 
 
-def _texts_of(value: object) -> Iterator[str]:
+def _as_texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, bool):
@@ -138,41 +151,39 @@ def _texts_of(value: object) -> Iterator[str]:
         yield str(value)
 
 
-def _whole(where: str, text: str) -> str:
-    """The text; BadRowError where half of a surrogate pair stands in it, which no file can hold."""
-    if _SURROGATE.search(text):
+def require_unicode(where: str, texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the texts as a tuple. Raises BadRowError if one of them is not valid Unicode."""
+    return tuple(_require_unicode(where, text) for text in texts)
+
+
+def _require_unicode(where: str, text: str) -> str:
+    if _SURROGATE.search(text):  # half of a pair, which UTF-8 cannot encode
         raise BadRowError(f"{where} has a lone surrogate in {text[:60]!a}: repair its Unicode.")
     return text
 
 
-def whole(where: str, texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts in their order; BadRowError where one of them is broken Unicode."""
-    return tuple(_whole(where, text) for text in texts)
+def row_id(where: str, row: SourceRow, number: int) -> str:
+    """Return the row's own id or, without one, its number.
 
-
-def identity(where: str, row: SourceRow, number: int) -> str:
-    """The row's own id, or its number; BadRowError for an id that is broken Unicode."""
-    own = next((str(row[field]) for field in _ID_FIELDS if _is_given(row.get(field))), str(number))
-    return _whole(where, own)
-
-
-def _is_given(id: object) -> bool:
-    return id is not None and id != ""
-
-
-def told_apart(
-    items: Sequence[T], identity: Callable[[T], str], wording: Callable[[T], str]
-) -> dict[str, T]:
-    """The items by ids of their own, in their order.
-
-    An id that different wordings share gets a digest of the wording behind it; an item that stands
-    twice is kept once.
+    Raises BadRowError if the id is not valid Unicode.
     """
-    kept = {(identity(item), wording(item)): item for item in reversed(items)}
-    count = Counter(id for id, _ in kept)
+    ids = (row.get(field) for field in _ID_FIELDS)
+    own = next((str(id) for id in ids if id is not None and id != ""), str(number))
+    return _require_unicode(where, own)
+
+
+def by_unique_id(
+    items: Sequence[_Item], identity: Callable[[_Item], str], wording: Callable[[_Item], str]
+) -> dict[str, _Item]:
+    """Return the items by unique ids, in order, duplicates removed.
+
+    An id that items of different wording share is extended by a digest of the wording.
+    """
+    distinct = {(identity(item), wording(item)): item for item in reversed(items)}
+    count = Counter(id for id, _ in distinct)
     return {
         f"{id}~{_digest(words)}" if count[id] > 1 else id: item
-        for (id, words), item in reversed(kept.items())
+        for (id, words), item in reversed(distinct.items())
     }
 
 
@@ -190,10 +201,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, SourceRow]]:
 def _parse(line: bytes, where: str) -> SourceRow:
     try:
         row = json.loads(line)
-    except ValueError as error:  # no JSON, or no text
+    except ValueError as error:  # not JSON, or not UTF-8
         raise HQError(f"{where} is not valid JSON ({error}): fix or remove it.") from error
     if not isinstance(row, dict):
-        raise HQError(f"{where} is not a JSON object: write one object a line.")
+        raise HQError(f"{where} is not a JSON object: write one object per line.")
     return row
 
 
@@ -201,7 +212,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, SourceRow]]:
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise HQError(f"{path} cannot be read as parquet ({error}): write it again.") from error
+        raise HQError(f"{path} cannot be read as parquet ({error}): export it again.") from error
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
         yield f"{path} row {number}", row
 

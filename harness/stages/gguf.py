@@ -1,25 +1,48 @@
 """Stage `gguf`: the checkpoint as a GGUF file, dense or quantized."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from harness.store.store import Stage
+from harness.stages.loading import SPELLING
+from harness.store.environment import CONVERT
+from harness.store.node import Node, Stage, Work
 from hq.gguf.quantize import quantize
 from hq.gguf.write import Dtype, write
-from hq.neurons.neuron_set import ModelIdentity
+from hq.models.checkpoint import file_digests
+from hq.precisions.gguf import PREFIX
 
-STAGE = Stage("gguf")
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
 FILE = "model.gguf"
 _WRITTEN: tuple[Dtype, ...] = get_args(Dtype)
 
 
-def make(
-    folder: Path, kind: str, checkpoint: Path, identity: ModelIdentity, dense: Callable[[], Path]
-) -> None:
-    """Writes model.gguf of a kind: from the checkpoint, or by quantizing what `dense` gives."""
+def node(m: "Materials", precision: str) -> Node:
+    """The file of a precision: written from the checkpoint, or quantized from the F16 file."""
+    kind = precision.removeprefix(PREFIX)
+    dense = {} if kind in _WRITTEN else {"dense": node(m, PREFIX + "f16").output()}
+    return Node(
+        STAGE,
+        {
+            "model": m.model.fingerprint,
+            "files": file_digests(m.path, ("config.json", *SPELLING)),
+            "kind": kind,
+        },
+        dense,
+        precision,
+        unit="files",
+        disk=m.weights * 2,
+    )
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write model.gguf."""
+    m, kind = work.materials, work.parameters["kind"]
     for written in _WRITTEN:
         if kind == written:
-            write(checkpoint, folder / FILE, written, identity)
+            write(m.path, work.folder / FILE, written, m.model)
             return
-    quantize(dense(), folder / FILE, kind)
+    quantize(work.inputs["dense"] / FILE, work.folder / FILE, kind)
+
+
+STAGE = Stage("gguf", make, packages=CONVERT)

@@ -2,22 +2,55 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from harness.stages.samples import Sample, samples_digest
-from harness.store.store import Stage
+from harness.stages.sample import SAMPLES_FILE
+from harness.stages.samples import Sample, read_samples, samples_digest
+from harness.store.environment import FIT, machine_class
+from harness.store.node import Node, Stage, Work
 from harness.studies.study import IdentifySection
 from hq.errors import HQError
 from hq.probe.identify import identify
 from hq.stats.thresholds import youden_threshold
 from hq.tracing.traces import Traces, exchanges_digest
 
-STAGE = Stage("identify")
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
 NEURONS_FILE = "neurons.json"
 PATH_FILE = "path.csv"
 THRESHOLD = "youden"
+
+
+def node(m: "Materials", traces: Node, samples: Node) -> Node:
+    """The neurons that separate the samples at the precision of the traces."""
+    return Node(
+        STAGE,
+        {
+            "machine": machine_class(),
+            "identify": m.study.identify.model_dump(),
+            "prompt": m.study.prompt.form,
+            "seed": m.study.seed,
+        },
+        {"traces": traces.output(), "samples": samples.output(SAMPLES_FILE)},
+        about=str(traces.precision),
+        unit="fits",
+        memory=8 * traces.disk,
+    )
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write neurons.json and path.csv."""
+    parameters = work.parameters
+    samples = read_samples(work.inputs["samples"] / SAMPLES_FILE)
+    section = IdentifySection.model_validate(parameters["identify"])
+    with work.task(1, "fits") as task:
+        traces, prompt = Traces.open(work.inputs["traces"]), parameters["prompt"]
+        find_neurons(work.folder, traces, samples, section, parameters["seed"], prompt)
+        task.advance(1)
 
 
 def find_neurons(
@@ -93,3 +126,6 @@ def require_same_tokens(traces: Traces, samples: Sequence[Sample]) -> None:
             f"{traces.folder} holds traces of other token ids than these samples: trace these "
             "samples at that precision."
         )
+
+
+STAGE = Stage("identify", make, packages=FIT)

@@ -1,26 +1,30 @@
 """Stage `map`: whether a precision's neurons are the checkpoint's, told from the loaded weights."""
 
 import csv
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from safetensors.numpy import load_file, save_file
 
+from harness.stages import gguf, pack
+from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
-from harness.store.store import Stage
-from harness.tables.schema import AlignmentRow
+from harness.store.runner import Outputs
 from hq.backends.base import Backend
 from hq.backends.permuted import PermutedBackend
 from hq.errors import HQError
 from hq.models.alignment import ALIGNED, MISSING, LayerMap, map_model
-from hq.models.ffn_weights import FFN
+from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
+from hq.precisions import BACKEND_OF
+from hq.precisions.packed import recipe_of
 
-STAGE = Stage("map", sources=("hq.backends.opening",))
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
 LAYERS_FILE = "layers.csv"
 _ARRAYS_FILE = "neurons.safetensors"
 _NAMED = 3  # layers that a refusal names
@@ -52,14 +56,93 @@ class LayerRow(NamedTuple):
     note: str
 
 
+def node(m: "Materials", precision: str) -> Node:
+    """Where a precision has the checkpoint's neurons."""
+    return Node(
+        STAGE,
+        m.models.parameters(precision),
+        files(m, precision),
+        precision,
+        units=m.model.n_layers,
+        unit="layers",
+        disk=13 * m.model.n_neurons,
+        memory=m.resident(precision),
+    )
+
+
+def files(m: "Materials", precision: str) -> dict[str, Output]:
+    """The GGUF file or packed checkpoint that hq makes for a precision, as an input."""
+    if m.models.given(precision) is not None:
+        return {}
+    if recipe_of(precision):
+        return {"file": pack.node(m, precision).output()}
+    return {} if BACKEND_OF[precision] == "torch" else {"file": gguf.node(m, precision).output()}
+
+
+def model_inputs(m: "Materials", precision: str) -> dict[str, Output]:
+    """What any node that runs the model at a precision takes."""
+    return {"map": node(m, precision).output(), **files(m, precision)}
+
+
+def backend(work: "Work[Materials]") -> Backend:
+    """The model at the node's precision, with its neurons at the indices of the checkpoint."""
+    return at(work.materials, work.inputs, str(work.node.precision))
+
+
+def opened(m: "Materials", outputs: Outputs, precision: str) -> Backend:
+    """The same outside of a node, once `model_inputs` are finished."""
+    inputs = {name: outputs[o.node] for name, o in model_inputs(m, precision).items()}
+    return at(m, inputs, precision)
+
+
+def at(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
+    """The model at a precision, from the folders of `model_inputs`."""
+    return mapped(inputs["map"], _open(m, inputs, precision))
+
+
+def mapped(folder: Path, backend: Backend) -> Backend:
+    """A backend with its neurons at the indices of the checkpoint, by the map in `folder`."""
+    neurons = read(folder)
+    if neurons.identical:
+        return backend
+    return PermutedBackend(backend, neurons.places, neurons.found)
+
+
+def _open(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
+    folder = inputs.get("file")
+    if folder is None:
+        return m.models.open(precision)
+    return m.models.open(precision, folder / (pack.FOLDER if recipe_of(precision) else gguf.FILE))
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write layers.csv, and each neuron's index and factor.
+
+    Raises HQError if the numbers of layers differ.
+    """
+    m, precision = work.materials, str(work.node.precision)
+    with work.task(m.model.n_layers, "layers") as task:
+        variant = _open(m, work.inputs, precision).ffns()
+        build(work.folder, of_checkpoint(m.path), variant, task)
+
+
 def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Task) -> None:
-    """Writes layers.csv, and each neuron's place and factor. HQError for other layers' number."""
+    """Write the files of the stage. Raises HQError if the numbers of layers differ."""
     if len(source) != len(variant):
         raise HQError(f"It has {len(variant)} layers, not {len(source)}: it is another model.")
     maps: list[LayerMap] = []
-    for found in map_model(source, variant):
-        maps.append(found)
+    for layer_map in map_model(source, variant):
+        maps.append(layer_map)
         task.advance(1)
+    _write(folder, maps)
+
+
+def verify(node: Node, folder: Path) -> None:
+    """Raises HQError if neurons of a precision are not the checkpoint's."""
+    require(folder, str(node.precision))
+
+
+def _write(folder: Path, maps: Sequence[LayerMap]) -> None:
     with (folder / LAYERS_FILE).open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(LayerRow._fields)
@@ -71,7 +154,7 @@ def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Tas
 
 
 def _row(one: LayerMap) -> LayerRow:
-    low, high = _quantiles(one.places.numpy(), one.factors.numpy())
+    low, high = quantiles(one.places.numpy(), one.factors.numpy())
     return LayerRow(
         layer=one.layer,
         relation=str(one.relation),
@@ -84,7 +167,7 @@ def _row(one: LayerMap) -> LayerRow:
     )
 
 
-def _quantiles(
+def quantiles(
     places: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
 ) -> tuple[float, float]:
     """5% and 95% of the factors of neurons that have a place."""
@@ -133,30 +216,4 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
         neurons.require_present(frozenset(absent.tolist()), precision)
 
 
-def mapped(folder: Path, backend: Backend) -> Backend:
-    """The backend, its neurons where the source has them."""
-    neurons = read(folder)
-    if neurons.identical:
-        return backend
-    return PermutedBackend(backend, neurons.places, neurons.found)
-
-
-def summary(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> AlignmentRow:
-    """The table's row."""
-    layers, neurons = rows(folder), read(folder)
-    kinds = Counter(row.relation for row in layers)
-    errors = np.array([row.error for row in layers])
-    low, high = _quantiles(neurons.places, neurons.factors)
-    return AlignmentRow(
-        precision=precision,
-        layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
-        bits=min(row.bits for row in layers),
-        error=float(np.median(errors)),
-        error_worst=float(errors.max()),
-        worst=int(errors.argmax()),
-        found=float(neurons.found.mean()),
-        probe=len(probe),
-        probe_found=sum(bool(neurons.found[layer, index]) for layer, index in probe),
-        h_low=low,
-        h_high=high,
-    )
+STAGE = Stage("map", make, sources=("hq.backends.opening",), verify=verify)

@@ -1,46 +1,80 @@
 """Stage `pack`: the checkpoint quantized by GPTQ or AWQ, calibrated on its own questions."""
 
 import shutil
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.store.progress import Task
-from harness.store.store import Stage
-from harness.studies.study import PackSection
-from hq.models.checkpoint import text_config
-from hq.precisions.packed import Recipe
-from hq.precisions.packed_checkpoints.makers import Making
-from hq.precisions.packed_checkpoints.quantize import group_size, make
+from harness.stages.loading import SPELLING
+from harness.store.environment import PACK, versions
+from harness.store.node import Node, Stage, Work
+from harness.store.store import digest
+from hq.errors import HQError
+from hq.models.checkpoint import file_digests, text_config
+from hq.precisions.packed import NATIVE, RECIPES
+from hq.precisions.packed_checkpoints.makers import MAKERS, Making
+from hq.precisions.packed_checkpoints.quantize import group_size
+from hq.precisions.packed_checkpoints.quantize import make as quantize
 
-STAGE = Stage("pack")
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
 FOLDER = "checkpoint"
 
 
-def pack(
-    folder: Path,
-    source: Path,
-    recipe: Recipe,
-    section: PackSection,
-    texts: Sequence[tuple[int, ...]],
-    task: Task,
-) -> None:
-    """Writes the checkpoint."""
+def node(m: "Materials", precision: str) -> Node:
+    """The packed checkpoint of a precision. Raises HQError if hq cannot make one."""
+    name = precision.removesuffix(NATIVE)
+    recipe = RECIPES[name]
+    if not recipe.made:
+        raise HQError(
+            f"{name} is read, never made: name such a checkpoint of the model under "
+            "[checkpoints] in the study."
+        )
+    return Node(
+        STAGE,
+        {
+            "packages": versions(*PACK[recipe.method]),
+            "maker": MAKERS[recipe.method].version,
+            "model": m.model.fingerprint,
+            "files": file_digests(m.path, ("config.json", *SPELLING)),
+            "name": name,
+            "recipe": asdict(recipe),
+            "pack": m.study.pack.model_dump(exclude={"text"}),
+            "texts": digest(m.calibration),
+        },
+        precision=name,
+        units=m.model.n_layers,
+        unit="layers",
+        disk=m.weights * 2,
+        memory=m.weights * 8,
+    )
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write the checkpoint."""
+    m, name = work.materials, work.parameters["name"]
+    recipe, section = RECIPES[name], m.study.pack
     assert recipe.method != "compressed-tensors"
     making = Making(
-        source=source,
+        source=m.path,
         method=recipe.method,
         bits=recipe.bits,
-        group_size=section.group_size or group_size(widths(source)),
+        group_size=section.group_size or group_size(widths(m.path)),
         desc_act=section.desc_act and recipe.method == "gptq",
         sym=section.sym and recipe.method == "gptq",
-        texts=tuple(texts),
+        texts=tuple(m.calibration),
     )
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)  # what a killed run left
-    make(making, folder / FOLDER, lambda: task.advance(1))
+    shutil.rmtree(work.folder / FOLDER, ignore_errors=True)  # what a killed run left
+    with work.task(m.model.n_layers, "layers", f"make {name}") as task:
+        quantize(making, work.folder / FOLDER, lambda: task.advance(1))
 
 
 def widths(source: Path) -> list[int]:
-    """Inputs of the projections inside the layers: the model's width and the FFN's."""
+    """Input widths of the projections inside the layers: the model's, the FFN's, and the heads'."""
     config = text_config(source)
     heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return [config.hidden_size, config.intermediate_size, config.num_attention_heads * heads]
+
+
+STAGE = Stage("pack", make)

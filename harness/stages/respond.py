@@ -1,4 +1,4 @@
-"""Stage `respond`: greedy responses to prompts while some neurons are scaled.
+"""Greedy responses to prompts while some neurons are scaled.
 
 Responses are appended to a log, by prompt and by what is scaled: another α, another draw of neurons
 or another trial asks only what was not asked yet, and a killed run goes on where it was.
@@ -10,18 +10,19 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from harness.store.jsonl import append, read_log
+from harness.store.node import Log
 from harness.store.progress import Task
-from harness.store.store import Stage, digest
+from harness.store.store import digest
 from hq.backends.base import Backend
+from hq.neurons.factors import Factors
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 
-STAGE = Stage("respond", sources=("hq.backends.opening",))
+RESPONSES = Log("replies", sources=("hq.backends.opening",))
 LOG_FILE = "log.jsonl"
 PLAIN = "plain"
 _ROWS = 64  # prompts a batch: more do not decode faster on a CPU
 _TOKENS = 6144  # of a batch, padding counted: what llama.cpp has cells for, and memory stays flat
 
-Factors = Mapping[tuple[int, int], float]
 Prompt = tuple[int, ...]
 
 

@@ -1,31 +1,45 @@
-"""Stage `sample`: n responses a question, kept where all are right or all are wrong.
+"""Stages `sample` and `samples`: n responses a question, and those that are kept and balanced.
 
 A question is given up as soon as two of its finished responses disagree, and sampling ends once the
 quota of pairs is full. Records are appended to a log as they come: a killed run goes on after its
 last whole batch, and a run with another quota or other splits asks only what was not asked yet.
+
+Traces depend on the token ids of the kept samples alone, which are in a file of their own: other
+labels, splits or quotas that keep the same responses keep the traces.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache, partial
 from itertools import groupby, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from harness.judges.base import Judge, Question, Verdict
+from harness.stages import mapping
+from harness.stages.loading import SPELLING
 from harness.stages.pairing import Candidate, pairs
-from harness.stages.samples import Sample, Split
+from harness.stages.samples import Prompted, Sample, write_samples, write_tokens
 from harness.store.jsonl import append, parse, read_log
+from harness.store.node import Log, Node, Stage, Work
 from harness.store.progress import Task
-from harness.store.store import Stage
+from harness.store.store import digest
+from harness.studies.study import SAMPLERS
 from hq.backends.base import Decoding
+from hq.backends.opening import max_rows
 from hq.errors import HQError
 from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 
-RESPONSES = Stage("responses", sources=("hq.backends.opening",))
-STAGE = Stage("sample")
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
+RESPONSES = Log("responses", sources=("hq.backends.opening",))
 RESPONSES_FILE = "responses.jsonl"
 LOG_FILE = "log.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+TOKENS_FILE = "tokens.jsonl"
 CHUNK = 1024  # questions between two looks at the quota
 _BATCH = 64  # prompts a batch: more do not decode faster on a CPU
 
@@ -67,15 +81,76 @@ class QuestionRecord(BaseModel):
         return max(self.responses, key=lambda response: response.count)
 
 
-class Prompted(BaseModel):
-    """A question ready to be asked: its tokens, and the group it is balanced in."""
+def node(m: "Materials") -> Node:
+    """The responses to as many questions as the quota of pairs takes."""
+    study = m.study
+    precision = SAMPLERS[study.sampling.sampler]
+    return Node(
+        STAGE,
+        {
+            "responses": m.models.parameters(precision, SPELLING)
+            | m.stop_criteria.parameters
+            | {
+                "questions": asked_digest(m.prompted),
+                "sampling": asdict(m.sampling),
+                "judge": m.judge.identity,
+            },
+            "quota": study.sampling.quota,
+            "splits": splits_digest(m.prompted),
+        },
+        mapping.model_inputs(m, precision),
+        precision,
+        units=len(m.prompted),
+        unit="questions",
+        memory=m.resident(precision),
+    )
 
-    model_config = ConfigDict(frozen=True)
 
-    question: Question
-    ids: tuple[int, ...]
-    split: Split
-    component: str  # no entity stands in two of them
+def asked_digest(prompted: Sequence[Prompted]) -> str:
+    """Digest of the questions and their token ids, whatever their splits."""
+    return digest([p.model_dump(mode="json", exclude={"split", "component"}) for p in prompted])
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write responses.jsonl: what was asked for this quota in these splits, from the log."""
+    m, parameters = work.materials, dict(work.parameters)
+    key = parameters["responses"] | {"file": work.digests.get("file")}
+    precision = str(work.node.precision)
+    with (
+        work.store.growing(RESPONSES.name, RESPONSES.version, key) as log,
+        work.task(len(m.prompted), "questions", "sample responses") as task,
+    ):
+        records = collect(
+            log / LOG_FILE,
+            lambda: mapping.backend(work).decoding(),
+            m.prompted,
+            m.sampling,
+            m.stop_criteria,
+            m.judge,
+            parameters["quota"],
+            task,
+            max_rows(precision),
+        )
+    write_records(work.folder, records)
+
+
+def samples_node(m: "Materials") -> Node:
+    """The balanced, consistent samples."""
+    parameters = {"quota": m.study.sampling.quota, "splits": splits_digest(m.prompted)}
+    return Node(SAMPLES, parameters, {"responses": node(m).output(RESPONSES_FILE)})
+
+
+def splits_digest(prompted: Sequence[Prompted]) -> str:
+    """Digest of every question's split, component and relation."""
+    return digest([[p.question.id, p.split, p.component, p.question.relation] for p in prompted])
+
+
+def make_samples(work: "Work[Materials]") -> None:
+    """Write samples.jsonl, and tokens.jsonl, their token ids."""
+    m, quota = work.materials, work.parameters["quota"]
+    samples = retain(work.inputs["responses"], m.prompted, quota)
+    write_samples(work.folder / SAMPLES_FILE, samples)
+    write_tokens(work.folder / TOKENS_FILE, [sample.exchange for sample in samples])
 
 
 def collect(
@@ -229,3 +304,7 @@ def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Pro
     for _, group in groupby(by_length, key=lambda p: len(p.ids)):
         while batch := list(islice(group, min(max(limit, 1), _BATCH))):
             yield batch
+
+
+STAGE = Stage("sample", make)
+SAMPLES = Stage("samples", make_samples)

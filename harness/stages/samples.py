@@ -1,4 +1,4 @@
-"""Samples: the responses that were kept, labelled, as token ids. One JSON object a line."""
+"""Questions as they are put, and samples: kept responses, labelled, as token ids."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.judges.base import Question
 from hq.errors import HQError
 from hq.neurons.neuron_set import NeuronSet
 from hq.neurons.prompt_response import PromptResponse
@@ -16,6 +17,17 @@ from hq.tracing.traces import Traces
 
 Split = Literal["train", "calibration", "test"]
 TokenId = Annotated[int, Field(ge=0)]
+
+
+class Prompted(BaseModel):
+    """A question ready to be asked: its token ids, its split, and the component it belongs to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question: Question
+    ids: tuple[int, ...]
+    split: Split
+    component: str  # no entity is in two of them
 
 
 class Sample(BaseModel):
@@ -89,6 +101,18 @@ def require_separate(samples: Sequence[Sample]) -> None:
                 f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) ask "
                 "the same tokens: keep them in one component of one split, or remove one."
             )
+
+
+def write_tokens(path: Path, exchanges: Sequence[PromptResponse]) -> None:
+    """Writes the token ids of prompts and responses, one JSON pair per line."""
+    lines = (json.dumps([e.prompt, e.response]) + "\n" for e in exchanges)
+    write_whole(path, "".join(lines))
+
+
+def read_tokens(path: Path) -> list[PromptResponse]:
+    """The prompts and responses of a file that `write_tokens` wrote."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [PromptResponse(*map(tuple, json.loads(line))) for line in lines]
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

@@ -2,15 +2,57 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness.stages import mapping
+from harness.stages.sample import TOKENS_FILE
+from harness.stages.samples import read_tokens
+from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
-from harness.store.store import Stage
 from hq.backends.base import Backend
 from hq.neurons.cett import Measure, Span
 from hq.neurons.prompt_response import PromptResponse
 from hq.tracing.traces import TraceWriter, describe
 
-STAGE = Stage("trace", sources=("hq.backends.opening",))
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
+
+def node(
+    m: "Materials",
+    precision: str,
+    tokens: Output,
+    n: int,
+    measures: tuple[Measure, ...],
+    spans: tuple[Span, ...],
+    about: str = "",
+) -> Node:
+    """The traces of at most `n` prompts and responses, which another node writes to `tokens`."""
+    arrays = len(measures) * len(spans)
+    return Node(
+        STAGE,
+        m.models.parameters(precision)
+        | {"measures": measures, "spans": spans, "storage": m.study.identify.storage},
+        mapping.model_inputs(m, precision) | {"tokens": tokens},
+        precision,
+        about,
+        units=n,
+        unit="texts",
+        disk=4 * arrays * n * m.model.n_neurons,
+        memory=m.resident(precision),
+    )
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write the traces.
+
+    Without a prompt and response there is nothing to trace, and the folder stays empty.
+    """
+    exchanges = read_tokens(work.inputs["tokens"] / TOKENS_FILE)
+    if exchanges:
+        measures, spans = tuple(work.parameters["measures"]), tuple(work.parameters["spans"])
+        with work.task(len(exchanges), "texts") as task:
+            trace(work.folder, mapping.backend(work), exchanges, measures, spans, task)
 
 
 def trace(
@@ -21,9 +63,12 @@ def trace(
     spans: tuple[Span, ...],
     task: Task,
 ) -> None:
-    """Write a folder of traces, or the batches that it lacks."""
+    """Write a folder that `Traces` opens, continuing after the batches that it has."""
     writer = TraceWriter(folder, describe(backend, exchanges, measures, spans))
     for batch in backend.trace(exchanges, measures, spans, skip=writer.done):
         writer.write(batch)
         task.advance(len(batch.rows))
     writer.close(backend.norms)
+
+
+STAGE = Stage("trace", make, sources=("hq.backends.opening",))

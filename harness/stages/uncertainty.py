@@ -10,22 +10,28 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from pydantic import BaseModel, ConfigDict
 
+from harness.stages import mapping
+from harness.stages.sample import TOKENS_FILE
+from harness.stages.samples import read_tokens
 from harness.store.jsonl import append, read_log
+from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
-from harness.store.store import Stage
 from hq.backends.base import Backend, Predictions
 from hq.backends.batching import shared_prefix
 from hq.models.head import Reference
 from hq.neurons.prompt_response import PromptResponse
 from hq.stats.bootstrap import Estimate, bootstrap
+from hq.tracing.traces import exchanges_digest
 
-STAGE = Stage("uncertainty", sources=("hq.backends.opening",))
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
+
 BATCHES_FILE = "batches.jsonl"
 _ARRAYS_FILE = "uncertainty.npz"
 _SPEED_FILE = "speed.json"
@@ -54,6 +60,35 @@ class UncertaintyBatch(BaseModel):
     nll: tuple[float, ...]
     kl: tuple[float, ...]  # zeros without a reference
     seconds: float
+
+
+def node(m: "Materials", precision: str, tokens: Output, n: int, reference: Node | None) -> Node:
+    """What the logits say of at most `n` answers, and of the study's held-out texts.
+
+    `reference` is the node of the reference precision, None for the reference itself.
+    """
+    inputs = mapping.model_inputs(m, precision) | {"tokens": tokens}
+    if reference is not None:
+        inputs["reference"] = reference.output()
+    return Node(
+        STAGE,
+        m.models.parameters(precision) | {"texts": exchanges_digest(m.texts)},
+        inputs,
+        precision,
+        units=n + len(m.texts),
+        unit="texts",
+        memory=m.resident(precision),
+    )
+
+
+def make(work: "Work[Materials]") -> None:
+    """Write the arrays, and for the reference its hidden states and output head."""
+    m, precision = work.materials, work.node.precision
+    answers = read_tokens(work.inputs["tokens"] / TOKENS_FILE)
+    total = len(answers) + len(m.texts)
+    with work.task(total, "texts", f"logits {precision}") as task:
+        backend, reference = mapping.backend(work), work.inputs.get("reference")
+        measure(work.folder, backend, answers, m.texts, reference, task)
 
 
 def measure(
@@ -185,3 +220,8 @@ def read(folder: Path) -> Uncertainty:
     return Uncertainty(
         arrays["entropy"], arrays["nll"], arrays["kl"], arrays["tokens"], speed["tokens_per_second"]
     )
+
+
+STAGE = Stage(
+    "uncertainty", make, sources=("hq.backends.opening",), volatile=frozenset({_SPEED_FILE})
+)

@@ -1,20 +1,19 @@
 """A study: model × precisions × scenario, from one TOML file. Every figure in it has a default."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
-from harness.studies.section import checked
+from harness.studies.section import Section
 from hq.errors import HQError
 from hq.neurons.cett import Span
 from hq.neurons.neuron_set import NeuronSet
@@ -27,33 +26,23 @@ SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # what the responses are 
 REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
-Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def of(cls, values: Mapping[str, object], where: str) -> Self:
-        """The section with these values; HQError for a key or value that it cannot have."""
-        return checked(cls, values, where)
-
-
-class ScenarioSection(_Section):
+class ScenarioSection(Section):
     """Which questions, and the options of their loader."""
 
     name: str = "facts"
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
 
-class PromptSection(_Section):
+class PromptSection(Section):
     """How a question is put to the model; `shots` are (question, answer) pairs for few-shot."""
 
     form: str = "chat"
     shots: tuple[tuple[str, str], ...] = ()
 
 
-class SamplingSection(_Section):
+class SamplingSection(Section):
     """How many responses a question gets, how they are drawn, and how many pairs are kept."""
 
     responses: Annotated[int, Field(ge=1)] = 10
@@ -77,7 +66,7 @@ class SamplingSection(_Section):
         )
 
 
-class SplitSection(_Section):
+class SplitSection(Section):
     """Shares of the questions that train, calibrate and test."""
 
     train: Fraction = 0.6
@@ -85,7 +74,7 @@ class SplitSection(_Section):
     test: Fraction = 0.25
 
 
-class IdentifySection(_Section):
+class IdentifySection(Section):
     """CETT and the fit."""
 
     cett: Literal["sum", "output"] = "sum"
@@ -117,7 +106,7 @@ class IdentifySection(_Section):
         return cls.of({**settings, **stated}, "the neuron set's provenance")
 
 
-class CompareSection(_Section):
+class CompareSection(Section):
     """Controls, intervals, and the held-out text for perplexity and KL."""
 
     draws: Annotated[int, Field(ge=2)] = 20
@@ -126,7 +115,7 @@ class CompareSection(_Section):
     text_tokens: Annotated[int, Field(ge=16)] = 1024
 
 
-class PackSection(_Section):
+class PackSection(Section):
     """How GPTQ and AWQ checkpoints are made of the model, for `gptq-4`, `awq-4` and their kin."""
 
     group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 where the widths allow it, else 64
@@ -136,60 +125,7 @@ class PackSection(_Section):
     text: str = ""  # a file of plain text to take them from
 
 
-class SweepSection(_Section):
-    """α-suppression: in which scenarios, how far, and beside how many draws of other neurons.
-
-    `sources` are files of scenarios that read one, `choices` one of questions of MMLU's form.
-    `margin` is what two slopes may differ by and count as the same.
-    """
-
-    scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
-    sources: dict[str, str] = {}
-    alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
-    # At which matched draws are scaled. Unsaid, they are 1 and the ends, or all if 1 is an end.
-    control_alphas: Annotated[tuple[Alpha, ...], Field(validate_default=True)] = ()
-    trials: Annotated[int, Field(ge=8)] = 48  # of each kind in a scenario
-    form: str = ""  # the prompts' form; each scenario's own where it is empty
-    max_new_tokens: Annotated[int, Field(ge=1)] = 24
-    draws: Annotated[int, Field(ge=2)] = 5
-    transfer_draws: Annotated[int, Field(ge=2)] = 100
-    margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
-    questions: Annotated[int, Field(ge=8)] = 100  # what it costs is read on, as many choices, texts
-    choices: str = ""  # a file of choices; without one, they are made of facts
-
-    @field_validator("control_alphas", mode="before")
-    @classmethod
-    def _ends_and_one(cls, alphas: object, info: ValidationInfo) -> object:
-        if alphas or "alphas" not in info.data:
-            return alphas
-        swept: tuple[float, ...] = info.data["alphas"]
-        ends = {swept[0], 1.0, swept[-1]}
-        return tuple(ends) if len(ends) == 3 else swept
-
-    @field_validator("alphas", "control_alphas")
-    @classmethod
-    def _around_one(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
-        if 1.0 not in alphas or len(set(alphas)) < 3:
-            raise ValueError("give three α or more, 1 among them: effects are told from α = 1")
-        return tuple(sorted(set(alphas)))
-
-    @field_validator("control_alphas")
-    @classmethod
-    def _among(cls, alphas: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        lacking = set(alphas) - set(info.data.get("alphas", alphas))
-        if lacking:
-            raise ValueError(f"{min(lacking):g} is not among alphas, so nothing compares with it")
-        return alphas
-
-    @field_validator("scenarios")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names:
-            raise ValueError("name one scenario or more")
-        return tuple(dict.fromkeys(names))
-
-
-class Study(_Section):
+class Study(Section):
     """One study."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
@@ -204,8 +140,21 @@ class Study(_Section):
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
     pack: PackSection = PackSection()
-    checkpoints: dict[str, str] = {}  # existing packed checkpoints of the model, by precision
-    sweep: SweepSection = SweepSection()
+    # Existing packed checkpoints of the model, by precision.
+    checkpoints: dict[str, str] = Field(default_factory=dict)
+    experiment: str = "detect"  # which kind of experiment `hq run` runs
+    # Sections of experiments, by their names, as in the file.
+    sections: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_of_experiments(cls, values: Any) -> Any:
+        """Tables of the file that are no section of the study are sections of experiments."""
+        if not isinstance(values, dict):
+            return values
+        own = {k: v for k, v in values.items() if k in cls.model_fields or not isinstance(v, dict)}
+        others = {k: v for k, v in values.items() if k not in own}
+        return own | {"sections": {**own.get("sections", {}), **others}} if others else own
 
     @field_validator("checkpoints")
     @classmethod
@@ -246,8 +195,39 @@ class Study(_Section):
         rest = tuple(p for p in dict.fromkeys(study.precisions) if p != REFERENCE)
         return study.model_copy(update={"precisions": (REFERENCE, *rest)})
 
+    def overridden(self, overrides: Sequence[str]) -> Self:
+        """The study with values replaced: each `KEY=VALUE` as in TOML, with dots in the key.
+
+        Text needs no quotes. Raises HQError for what is no such pair, or for a key or value that no
+        study has.
+        """
+        values = self.model_dump(exclude_unset=True)
+        sections = values.pop("sections", {})
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals or not key:
+                raise HQError(
+                    f"--set {override} changes nothing: write KEY=VALUE, as sampling.quota=100."
+                )
+            *path, last = key.strip().split(".")
+            table = sections if path and path[0] not in type(self).model_fields else values
+            for part in path:
+                table = table.setdefault(part, {})
+                if not isinstance(table, dict):
+                    raise HQError(f"--set {override}: {part} has no keys, as it is no section.")
+            table[last] = _toml_value(text)
+        return type(self).of({**values, **sections}, "the options --set")
+
     def reading(self, source: str) -> Self:
         """The study with its scenario's questions from this file."""
         options = self.scenario.options | {"source": source}
         scenario = ScenarioSection(name=self.scenario.name, options=options)
         return self.model_copy(update={"scenario": scenario})
+
+
+def _toml_value(text: str) -> Any:
+    """A value in TOML; what is none is taken as text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,64 +1,124 @@
-"""Result tables on disk: CSV for machines, Markdown for people, provenance beside them."""
+"""Result tables on disk: CSV for programs, Markdown for people, one results.json, provenance.
+
+The CSV files are what everything else is written from: rows of two runs are joined there, and
+Markdown and JSON are rendered again.
+"""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
-from harness.tables.provenance import PROVENANCE_FILE
-from harness.tables.schema import KINDS, Row
+from harness.tables.provenance import PROVENANCE_FILE, provenance_json
+from harness.tables.schema import Row, Tables
 from hq.errors import HQError
 from hq.stats.bootstrap import Estimate
 from hq.storage.atomic import write_whole
 
-TableRows = Mapping[str, Sequence[Row]]
+RESULTS_FILE = "results.json"
+MARKDOWN_FILE = "tables.md"
+SCHEMA_VERSION = 1
+Frames = Mapping[str, pl.DataFrame]
 
 
-def write_tables(folder: Path, tables: TableRows, provenance: Mapping[str, object]) -> None:
-    """Writes NAME.csv for each table, all of them in tables.md, and provenance.json."""
+def write_tables(
+    folder: Path,
+    tables: Tables,
+    rows: Mapping[str, Sequence[Row]],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes NAME.csv for each table, tables.md, results.json and provenance.json."""
+    write_frames(folder, tables, {n: frame_of(tables[n][0], rows[n]) for n in tables}, provenance)
+
+
+def write_frames(
+    folder: Path, tables: Tables, frames: Frames, provenance: Mapping[str, Any]
+) -> None:
+    """Writes the same files from the columns of the CSV files."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {provenance['study']}\n"]
-    for name, rows in tables.items():
-        kind = KINDS[str(provenance["kind"])][name][0]
-        write_whole(folder / f"{name}.csv", _frame(kind, rows).write_csv())
-        parts.append(f"## {name}\n\n{markdown(rows, kind)}\n\n{_legend(kind)}\n")
-    write_whole(folder / "tables.md", "\n".join(parts))
+    for name, frame in frames.items():
+        write_whole(folder / f"{name}.csv", frame.write_csv())
+    title = f"# {provenance['study']}\n"
+    parts = [section(name, tables[name][0], frame) for name, frame in frames.items()]
+    write_whole(folder / MARKDOWN_FILE, "\n".join([title, *parts]))
+    write_whole(folder / RESULTS_FILE, _results(tables, frames, provenance))
     write_whole(folder / PROVENANCE_FILE, provenance_json(provenance))
 
 
-def provenance_json(provenance: Mapping[str, object]) -> str:
-    """The text of provenance.json."""
-    return json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def frame_of(kind: type[Row], rows: Sequence[Row]) -> pl.DataFrame:
+    """Rows as the columns of their CSV file: three for an estimate, six significant digits."""
+    return pl.DataFrame([_flat(row) for row in rows], schema=_schema(kind), orient="row")
 
 
-def read_table(folder: Path, name: str) -> pl.DataFrame:
-    """A table's CSV. Raises HQError when the folder has none, or when it cannot be read."""
+def read_table(folder: Path, name: str, kind: type[Row] | None = None) -> pl.DataFrame:
+    """A table's CSV; with `kind`, in its columns, those that the file lacks empty.
+
+    Raises HQError if the folder has no such table, or if it cannot be read.
+    """
     path = folder / f"{name}.csv"
     if not path.is_file():
         raise HQError(f"{folder} has no {name}.csv: give the folder of a finished run.")
+    schema = {} if kind is None else _schema(kind)
     try:
-        return pl.read_csv(path, infer_schema_length=None)
+        frame = pl.read_csv(path, infer_schema_length=None, schema_overrides=schema)
     except pl.exceptions.PolarsError as error:
         raise HQError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}.") from error
+    if kind is None:
+        return frame
+    lacking = [pl.lit(None, dtype=t).alias(c) for c, t in schema.items() if c not in frame.columns]
+    return frame.with_columns(lacking).select(list(schema))
 
 
-def markdown(rows: Sequence[Row], kind: type[Row] | None = None) -> str:
-    """A Markdown table of rows of one kind, named where there may be none.
+def section(name: str, kind: type[Row], frame: pl.DataFrame) -> str:
+    """A table as Markdown with its name, and what each column is."""
+    return f"## {name}\n\n{markdown(kind, frame)}\n\n{_legend(kind)}\n"
 
-    Estimates are written as `value [low, high]`.
-    """
-    names = list((kind or type(rows[0])).model_fields)
+
+def markdown(kind: type[Row], frame: pl.DataFrame) -> str:
+    """A Markdown table. Estimates are written as `value [low, high]`, and missing cells as —."""
+    names = list(kind.model_fields)
     lines = [_line(names), _line(["---"] * len(names))]
-    lines += [_line([_cell(getattr(row, name)) for name in names]) for row in rows]
+    for row in frame.iter_rows(named=True):
+        lines.append(_line([_cell([row[c] for c in _columns(kind, name)]) for name in names]))
     return "\n".join(lines)
 
 
-def _frame(kind: type[Row], rows: Sequence[Row]) -> pl.DataFrame:
-    flat = [_flat(row) for row in rows]
-    columns = None if flat else [c for name in kind.model_fields for c in _columns(kind, name)]
-    return pl.DataFrame(flat, schema=columns, infer_schema_length=None)
+def _results(tables: Tables, frames: Frames, provenance: Mapping[str, Any]) -> str:
+    """The text of results.json: every table with the meaning of its columns."""
+    content = {
+        "schema": SCHEMA_VERSION,
+        "kind": provenance["kind"],
+        "study": provenance["study"],
+        "fingerprint": provenance["fingerprint"],
+        "tables": {
+            name: {
+                "keys": list(tables[name][1]),
+                "columns": {f: d.description for f, d in tables[name][0].model_fields.items()},
+                "rows": [_without_nan(row) for row in frame.iter_rows(named=True)],
+            }
+            for name, frame in frames.items()
+        },
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+
+def _schema(kind: type[Row]) -> dict[str, pl.DataType]:
+    return {c: _type(kind, name) for name in kind.model_fields for c in _columns(kind, name)}
+
+
+def _type(kind: type[Row], name: str) -> pl.DataType:
+    annotation = kind.model_fields[name].annotation
+    options = {annotation, *get_args(annotation)}
+    if str in options:
+        return pl.String()
+    return pl.Int64() if int in options and float not in options else pl.Float64()
 
 
 def _columns(kind: type[Row], name: str) -> list[str]:
@@ -67,21 +127,23 @@ def _columns(kind: type[Row], name: str) -> list[str]:
     return [name, f"{name}_low", f"{name}_high"] if estimate else [name]
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    """A row with each estimate as three columns, rounded to six significant digits."""
-    flat: dict[str, Any] = {}
+def _flat(row: Row) -> list[Any]:
+    """A row's cells, each estimate as three, rounded to six significant digits."""
+    cells: list[Any] = []
     for name in type(row).model_fields:
         value = getattr(row, name)
         parts = (value.value, value.low, value.high) if isinstance(value, Estimate) else None
-        columns = _columns(type(row), name)
-        flat |= dict(zip(columns, parts or [value] * len(columns), strict=True))
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in flat.items()}
+        cells += parts or [value] * len(_columns(type(row), name))
+    return [float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in cells]
 
 
-def _cell(value: object) -> str:
-    if value is None:
+def _cell(values: Sequence[object]) -> str:
+    if any(value is None for value in values):
         return "—"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if len(values) == 3:
+        value, low, high = values
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{values[0]:.4g}" if isinstance(values[0], float) else str(values[0])
 
 
 def _line(cells: Sequence[str]) -> str:

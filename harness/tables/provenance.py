@@ -1,23 +1,16 @@
-"""Provenance of tables: read, compared, and put together where only precisions differ."""
+"""Provenance of tables: what each node of a run was made from; compared, and joined."""
 
+import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.tables.schema import KINDS, Tables
 from hq.errors import HQError
 
 PROVENANCE_FILE = "provenance.json"
-CELL_STAGES = (
-    "map",
-    "trace",
-    "identify",
-    "uncertainty",
-    "sweep",
-)  # stages with an artefact a precision
 
 Facts = dict[str, Any]
 
@@ -35,11 +28,11 @@ class _Provenance(BaseModel):
     study: str
     fingerprint: str
     definition: _Definition
-    stages: dict[str, dict[str, Any]] = {}
+    nodes: dict[str, dict[str, Any]] = {}
 
 
 def read_provenance(folder: Path) -> Facts:
-    """What the tables in a folder depend on. Raises HQError where that cannot be read."""
+    """What the tables in a folder depend on. Raises HQError if that cannot be read."""
     try:
         text = (folder / PROVENANCE_FILE).read_text(encoding="utf-8")
         return _Provenance.model_validate_json(text).model_dump()
@@ -49,50 +42,45 @@ def read_provenance(folder: Path) -> Facts:
         ) from error
 
 
-def tables(facts: Facts) -> Tables:
-    """The tables that a run of this kind has. Raises HQError for a kind that is not known."""
-    kind = facts["kind"]
-    if kind not in KINDS:
-        raise HQError(f"{PROVENANCE_FILE} is of a {kind!r}: there are {', '.join(KINDS)}.")
-    return KINDS[kind]
+def provenance_json(provenance: Mapping[str, Any]) -> str:
+    """The text of provenance.json."""
+    return json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def precisions(facts: Facts) -> list[str]:
-    """The precisions that it is of, in the order of the tables."""
-    found: list[str] = facts["definition"]["precisions"]
-    return found
+    """The precisions of its rows, in the order of the tables."""
+    names: list[str] = facts["definition"]["precisions"]
+    return names
 
 
 def definition(facts: Facts) -> Facts:
-    """The study's definition, less its precisions."""
+    """The study's definition, without its precisions."""
     return {key: value for key, value in facts["definition"].items() if key != "precisions"}
 
 
 def of_precisions(facts: Facts, kept: Collection[str]) -> Facts:
-    """All of it but what is of other precisions."""
-    stages = {
-        name: {p: v for p, v in value.items() if p in kept} if name in CELL_STAGES else value
-        for name, value in facts["stages"].items()
-    }
-    return facts | {"definition": definition(facts), "stages": stages}
+    """All of it except nodes of other precisions."""
+    nodes = {n: v for n, v in facts["nodes"].items() if v.get("precision") in (None, *kept)}
+    return facts | {"definition": definition(facts), "nodes": nodes}
 
 
 def merged(ours: Facts, theirs: Facts, order: Sequence[str]) -> Facts:
-    """Ours, and of theirs the precisions that ours does not have."""
-    stages = {
-        name: theirs["stages"].get(name, {}) | value if name in CELL_STAGES else value
-        for name, value in ours["stages"].items()
+    """Ours, with nodes of theirs for the precisions that ours lacks."""
+    added = {
+        name: node
+        for name, node in theirs["nodes"].items()
+        if node.get("precision") not in (None, *precisions(ours))
     }
     return ours | {
         "definition": ours["definition"] | {"precisions": list(order)},
-        "stages": stages,
+        "nodes": added | ours["nodes"],
     }
 
 
 def difference(ours: Facts, theirs: Facts, rounding: float = 0.0) -> str | None:
-    """The first of the values in which two provenances differ, in words; None where none does.
+    """The first value in which two provenances differ, in words; None if none does.
 
-    Fractions may differ by `rounding`, relative to the larger.
+    Floats may differ by `rounding`, relative to the larger.
     """
     return next(_differences(ours, theirs, "", rounding), None)
 

@@ -65,7 +65,7 @@ class Precision(Protocol):
         ...
 
 
-PRECISIONS: Registry[Precision] = Registry("precision")
+PRECISIONS: Registry[Precision] = Registry("precision", "hq.precisions")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -71,6 +71,11 @@ class StopCriteria:
     strings: tuple[str, ...]
     decode: Callable[[Sequence[int]], str]
 
+    @property
+    def parameters(self) -> dict[str, object]:
+        """Its tokens and strings as JSON values: equal criteria have equal ones."""
+        return {"stop_strings": list(self.strings), "stop_tokens": sorted(self.tokens)}
+
     def split(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], str] | None:
         """(ids, text) of the response that `ids` ends, without its end; None if it goes on.
 

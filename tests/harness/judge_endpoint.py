@@ -1,4 +1,4 @@
-"""A tiny HTTP server that speaks OpenAI's chat format, for the LLM judge to ask."""
+"""A local HTTP server with the OpenAI chat API, for tests of the LLM judge."""
 
 import json
 import threading
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Endpoint:
-    """A server that plays a script of (status, reply) and then repeats its last line.
+    """A server that replies from a script of (status, reply), whose last entry repeats.
 
     With `answer`, replies are computed from the message instead.
     """
 
     def __init__(self) -> None:
         self.script: list[tuple[int, str]] = [(200, "RIGHT")]
-        self.answer: Callable[[str], str] | None = None  # from the last message, in place of it
+        self.answer: Callable[[str], str] | None = None  # computes the reply from the last message
         self.headers: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
         endpoint = self

@@ -13,7 +13,7 @@ needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="this machine: Window
 # Imports torch once, then forks a process for each line of stdin. No thread has started yet.
 PROGRAM = """
 import json, os, pkgutil, signal, sys
-import harness.experiments.pipeline
+import harness.experiments.run
 from harness.cli import main
 
 def kill_at(owner, name, call):

@@ -370,7 +370,7 @@ def test_a_full_disk(tiny_study, hq, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")  # as numpy says it, without a file
 
-    monkeypatch.setattr("harness.experiments.pipeline.Pipeline.tables", full)
+    monkeypatch.setattr("harness.store.runner.Runner.run", full)
     is_one_sentence(hq("study", "run", tiny_study), "No space is left")
 
 
@@ -378,7 +378,7 @@ def test_an_error_of_the_system_that_names_no_file(tiny_study, hq, monkeypatch):
     def broken(*_):
         raise OSError("something is wrong")
 
-    monkeypatch.setattr("harness.experiments.pipeline.Pipeline.tables", broken)
+    monkeypatch.setattr("harness.store.runner.Runner.run", broken)
     is_one_sentence(hq("study", "run", tiny_study), "something is wrong")
 
 

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from harness.bench import deploy, logits, monitor, sampling
-from harness.bench.base import BENCHES, BenchRow, report
-from harness.bench.l1 import run
+from harness.bench import BENCHES, deploy, sampling
+from harness.bench.base import BenchRow, report
+from harness.bench.l1 import bench_l1
+from harness.bench.logits import bench_logits
+from harness.bench.monitor import bench_monitor
 from hq.suppress.lora.gguf import write as write_adapter
 
 
@@ -21,7 +23,7 @@ from hq.suppress.lora.gguf import write as write_adapter
         (None, ">= 5", None),
     ],
 )
-def test_a_row_knows_whether_it_reaches_its_goal(value, goal, ok):
+def test_a_row_says_whether_it_meets_its_goal(value, goal, ok):
     assert BenchRow(name="x", value=value, unit="x", goal=goal).ok is ok
 
 
@@ -40,9 +42,11 @@ def test_the_report_is_json_with_machine_and_rows():
     assert "numpy" in again["machine"]["packages"]
 
 
-def test_sampling_saves_tokens_and_keeps_the_same(tiny_study, tmp_path, monkeypatch):
+def test_early_stopping_saves_tokens_and_keeps_the_same_questions(
+    tiny_study, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    rows = {row.name: row for row in sampling.run(str(tiny_study), questions=100)}
+    rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     assert rows["retained_set_equal"].ok
     assert rows["token_saving"].value >= rows["token_saving_same_questions"].value
     assert rows["token_saving_same_questions"].value > rows["token_saving_by_tree_alone"].value > 1
@@ -62,29 +66,29 @@ def test_a_changed_response_is_not_the_same_set(tiny_study, tmp_path, monkeypatc
 
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     monkeypatch.setattr(sampling, "_sample", changed)
-    rows = {row.name: row for row in sampling.run(str(tiny_study), questions=100)}
+    rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     assert rows["retained_set_equal"].ok is False
 
 
 def test_other_pairs_at_the_quota_are_not_the_same_set(tiny_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     monkeypatch.setattr(sampling, "_until_full", lambda records, asked, quota, chunk: asked[:5])
-    rows = {row.name: row for row in sampling.run(str(tiny_study), questions=100)}
+    rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     assert rows["retained_set_equal"].ok is False
 
 
-def test_savings_say_what_is_divided_by_what(tiny_study, tmp_path, monkeypatch):
+def test_notes_of_savings_have_both_token_counts(tiny_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    rows = {row.name: row for row in sampling.run(str(tiny_study), questions=100)}
+    rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     for name in ("token_saving", "token_saving_same_questions"):
         above, below = (int(n) for n in re.findall(r"(\d+) tokens", rows[name].note))
         assert above / below == rows[name].value
 
 
 def test_l1_has_its_rows_at_a_small_size(monkeypatch):
-    assert BENCHES["l1"] is run
+    assert BENCHES["l1"] is bench_l1
     monkeypatch.setattr("harness.bench.l1._SAGA_BUDGET_S", 0.05)
-    rows = {row.name: row for row in run(seed=0, n=200, p=300)}
+    rows = {row.name: row for row in bench_l1(seed=0, n=200, p=300)}
     assert set(rows) == {
         "jit_warmup_s",
         "skglm_s",
@@ -106,7 +110,7 @@ def test_logits_has_its_rows_at_a_small_size_and_little_memory():
         "num_key_value_heads": 1,
         "head_dim": 16,
     }
-    rows = {row.name: row for row in logits.run(texts=texts, shape=shape)}
+    rows = {row.name: row for row in bench_logits(texts=texts, shape=shape)}
     assert list(rows) == [
         "logits_over_trace",
         "logits_over_trace_with_divergence",
@@ -122,7 +126,7 @@ def test_logits_has_its_rows_at_a_small_size_and_little_memory():
 def test_monitor_has_its_rows_at_a_small_size(gguf, tmp_path, monkeypatch):
     pytest.importorskip("llama_cpp")
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    rows = {row.name: row for row in monitor.run(rounds=1, model=str(gguf("llama", "q8_0")))}
+    rows = {row.name: row for row in bench_monitor(rounds=1, model=str(gguf("llama", "q8_0")))}
     assert list(rows) == [
         "decode_ratio_5_layers",
         "decode_ratio_all_layers",
@@ -141,7 +145,7 @@ def test_deploy_compares_four_ways(gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     source = gguf("llama", "q8_0")
     beside = set(source.parent.iterdir())
-    rows = {row.name: row for row in deploy.run(rounds=1, model=str(source))}
+    rows = {row.name: row for row in deploy.bench_deploy(rounds=1, model=str(source))}
     assert list(rows) == [
         "baked_decode_ratio",
         "baked_max_abs_logit_difference",
@@ -173,6 +177,8 @@ def test_an_adapter_of_other_neurons_is_not_the_same_effect(gguf, tmp_path, monk
 
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     monkeypatch.setattr(deploy, "write_adapter", others)
-    rows = {row.name: row for row in deploy.run(rounds=1, model=str(gguf("llama", "q8_0")))}
+    rows = {
+        row.name: row for row in deploy.bench_deploy(rounds=1, model=str(gguf("llama", "q8_0")))
+    }
     assert rows["lora_relative_error_of_effect"].value > 0.1
     assert rows["lora_relative_error_of_effect"].ok is False

@@ -1,4 +1,4 @@
-"""`hq bundle`: from a finished run and a model file to a bundle, what it says, what is refused."""
+"""`hq bundle`: making, verifying and showing a bundle, and rejected input."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from harness.deploy.bundling import SAMPLES_FILE, Run
+from harness.deploy.bundling import SAMPLES_FILE, FinishedRun
 from harness.deploy.model_card import model_card
 from harness.experiments.detect.alarms import alarms
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -67,10 +67,10 @@ def is_one_sentence(outcome, words):
 def test_a_bundle_of_a_run(make, hq, run, files):
     outcome = make("--false-alarms", 0.2)
     assert outcome.code == 0, outcome
-    assert "all: 0.2 promised by" in outcome.out
+    assert "all: at most 0.2 by" in outcome.out
     bundle, file = Bundle.load(Path("bundle")), GGUFFile(files["q8_0"])
     bundle.require(file)
-    found = Run.open(run)
+    found = FinishedRun.open(run)
     assert (bundle.name, bundle.precision, bundle.prompt) == ("tiny", "gguf-source", "few-shot")
     assert bundle.neurons == found.neurons
     assert bundle.facts.model.name == "q8_0.gguf"
@@ -122,7 +122,7 @@ def test_it_is_verified_and_shown(make, hq, files):
     assert said["domains"][ALL]["threshold"] == Bundle.load(Path("bundle")).domain().threshold
 
 
-def test_another_file_and_a_tampered_one_are_refused(make, hq, files):
+def test_another_model_file_and_a_tampered_bundle_are_rejected(make, hq, files):
     assert make().code == 0
     is_one_sentence(
         hq("bundle", "verify", "bundle", "--gguf", files["f32"]), "another file of that model"
@@ -141,7 +141,7 @@ def test_another_file_and_a_tampered_one_are_refused(make, hq, files):
         ({"false-alarms": 0.001}, "needs right answers about 999 entities"),
         ({"false-alarms": 0}, "lies between 0 and 1"),
         ({"false-alarms": "nan"}, "lies between 0 and 1"),
-        ({"name": "../up"}, "is no name"),
+        ({"name": "../up"}, "is not a valid name"),
         ({"precision": "gguf-q4_0"}, "refusing"),
     ],
 )
@@ -150,26 +150,26 @@ def test_bad_input_is_one_sentence(make, changed, words):
     assert not Path("bundle").exists()
 
 
-def test_what_is_there_stays(make):
+def test_an_existing_folder_is_left_alone(make):
     Path("bundle").mkdir()
     is_one_sentence(make(), "is there already")
     assert list(Path("bundle").iterdir()) == []
 
 
-def test_a_model_of_others_is_refused(make, gguf):
+def test_a_file_of_another_model_is_rejected(make, gguf):
     is_one_sentence(make(gguf=gguf("llama")), "The run belongs to")
 
 
-def test_parts_of_several_runs_are_refused(make, run):
+def test_files_of_different_runs_are_rejected(make, run):
     samples = read_samples(run / SAMPLES_FILE)
     write_samples(run / SAMPLES_FILE, samples[:-1])
     is_one_sentence(make(), "found on other answers")
 
 
-def test_a_sweep_is_no_study(make, run):
+def test_a_sweep_is_rejected(make, run):
     facts = json.loads((run / "provenance.json").read_text(encoding="utf-8")) | {"kind": "sweep"}
     (run / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
-    is_one_sentence(make(), "is no run of a study")
+    is_one_sentence(make(), "is not the run of a study")
 
 
 def test_a_kill_leaves_no_bundle(make, monkeypatch):
@@ -182,7 +182,7 @@ def test_a_kill_leaves_no_bundle(make, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.parent.name)
-def test_a_committed_bundle_is_whole_and_of_its_study(folder):
+def test_a_committed_bundle_is_intact_and_of_its_study(folder):
     bundle = Bundle.load(folder)
     assert bundle.name == bundle.validation.study == folder.parent.name
     committed = folder.parent / NEURONS_FILE
@@ -203,7 +203,7 @@ def test_a_committed_bundle_is_for_the_embedded_file(folder, hq):
     assert outcome.code == 0, outcome
 
 
-def test_a_committed_bundle_says_what_its_table_says():
+def test_a_committed_bundle_agrees_with_its_table():
     folder = ROOT / "results" / "smollm2-facts"
     domain = Bundle.load(folder / "bundle").domain()
     row = (
@@ -226,7 +226,7 @@ def test_a_run_without_its_neurons(make, run):
     is_one_sentence(make(), "neurons.json cannot be read")
 
 
-def test_the_card_says_where_the_probe_reads_nothing():
+def test_the_card_warns_if_the_probe_may_be_at_chance():
     bundle = Bundle.load(COMMITTED[0])
     parts = bundle.facts, bundle.neurons, bundle.domains
     assert model_card(*parts, bundle.validation) == bundle.card

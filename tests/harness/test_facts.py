@@ -1,4 +1,4 @@
-"""The scenario `facts`: enough questions, none ambiguous, stale entries filtered by rules."""
+"""The scenario `facts`: enough questions, none ambiguous, stale entries corrected."""
 
 import os
 import subprocess
@@ -10,16 +10,16 @@ import pytest
 from harness.judges.base import Question, Verdict
 from harness.judges.rules import RuleJudge
 from harness.judges.text import normalise
-from harness.scenarios import SCENARIOS, load, register
-from harness.scenarios.facts import unambiguous
-from harness.scenarios.facts_names import CURRENCY_UNITS
-from harness.scenarios.facts_relations import Fact
-from harness.scenarios.facts_rules import RULES
-from harness.scenarios.facts_sources import countries
+from harness.scenarios import SCENARIOS, load_questions
+from harness.scenarios.facts.corrections import CORRECTIONS
+from harness.scenarios.facts.names import CURRENCY_UNITS
+from harness.scenarios.facts.questions import unambiguous
+from harness.scenarios.facts.records import countries
+from harness.scenarios.facts.relations import Fact
 from harness.scenarios.prompts import DEFAULT_SHOTS
 from hq.errors import HQError
 
-# What countryinfo 1.0.1 still has, and what is true.
+# The capital in countryinfo 1.0.1, and the current one.
 CAPITALS = {
     "BI": ("Bujumbura", "Gitega"),
     "KZ": ("Nur-Sultan", "Astana"),
@@ -45,7 +45,7 @@ CURRENCIES = {
 
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
-    return load("facts")
+    return load_questions("facts")
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +95,23 @@ def test_distractors_of_a_name_include_those_that_contain_it(by_id: dict[str, Qu
     assert {"Guinea-Bissau", "Equatorial Guinea", "Papua New Guinea"} <= set(guinea.distractors)
 
 
-def test_no_question_gives_its_answer_away(questions: list[Question]) -> None:
+def test_no_question_contains_its_answer(questions: list[Question]) -> None:
     for question in questions:
         words = f" {normalise(question.question)} "
         assert not any(f" {normalise(a)} " in words for a in question.aliases if len(a) > 2)
 
 
-def test_shots_are_no_questions_of_the_scenario(questions: list[Question]) -> None:
+def test_shots_are_not_questions_of_the_scenario(questions: list[Question]) -> None:
     asked = {normalise(q.question) for q in questions}
     assert asked.isdisjoint(normalise(question) for question, _ in DEFAULT_SHOTS)
 
 
 def test_the_seed_changes_order_and_distractors_but_no_question() -> None:
-    first, again, other = load("facts", seed=1), load("facts", seed=1), load("facts", seed=2)
+    first, again, other = (
+        load_questions("facts", seed=1),
+        load_questions("facts", seed=1),
+        load_questions("facts", seed=2),
+    )
     assert first == again
     assert [q.id for q in first] != [q.id for q in other]
     assert {(q.id, q.question, q.aliases) for q in first} == {
@@ -117,7 +121,7 @@ def test_the_seed_changes_order_and_distractors_but_no_question() -> None:
 
 
 def test_the_limit_takes_the_first_of_the_shuffled_questions() -> None:
-    assert load("facts", seed=3, limit=40) == load("facts", seed=3)[:40]
+    assert load_questions("facts", seed=3, limit=40) == load_questions("facts", seed=3)[:40]
 
 
 @pytest.mark.parametrize("code", CAPITALS)
@@ -149,7 +153,7 @@ def test_units_of_several_currencies_are_not_asked_for() -> None:
     assert {"dollar", "peso", "franc", "pound", "dinar", "rupee", "krone"}.isdisjoint(units)
 
 
-def test_every_country_stands_once() -> None:
+def test_every_country_occurs_once() -> None:
     names = Counter(country.name for country in countries().values())
     assert max(names.values()) == 1
     assert "AN" not in countries()
@@ -158,9 +162,11 @@ def test_every_country_stands_once() -> None:
     assert countries()["PS"].demonym == "Palestinian"
 
 
-def test_every_rule_has_a_reason_and_stands_once() -> None:
-    assert all(rule.reason for rule in RULES)
-    assert max(Counter((rule.field, rule.key) for rule in RULES).values()) == 1
+def test_every_correction_has_a_reason_and_occurs_once() -> None:
+    assert all(correction.reason for correction in CORRECTIONS)
+    assert (
+        max(Counter((correction.field, correction.key) for correction in CORRECTIONS).values()) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,29 +211,34 @@ def test_shared_wordings_and_giveaways_are_dropped() -> None:
 
 def test_an_unknown_scenario_names_the_nearest() -> None:
     with pytest.raises(HQError, match="did you mean 'facts'"):
-        load("factz")
+        load_questions("factz")
 
 
 def test_an_unknown_option_names_the_known_ones() -> None:
     with pytest.raises(HQError, match="its options are seed, limit"):
-        load("facts", sead=1)
+        load_questions("facts", sead=1)
 
 
 def test_a_scenario_cannot_be_registered_twice() -> None:
     with pytest.raises(ValueError, match="'facts' is registered twice"):
-        register("facts")(SCENARIOS["facts"])
+        SCENARIOS.add("facts", SCENARIOS["facts"])
+
+
+def test_a_scenario_without_questions_names_those_that_have_some() -> None:
+    with pytest.raises(HQError, match=r"'falseqa' has no questions.*bioasq, facts, nq, triviaqa"):
+        load_questions("falseqa")
 
 
 @pytest.mark.parametrize("package", ["countryinfo", "airportsdata", "periodictable"])
-def test_without_its_packages_only_this_scenario_is_refused(package):
+def test_without_its_packages_only_this_scenario_fails(package):
     script = f"""
 import sys
-sys.modules[{package!r}] = None  # what an import of a missing package comes to
-from harness.scenarios import SCENARIOS, load
+sys.modules[{package!r}] = None  # makes the import fail
+from harness.scenarios import SCENARIOS, load_questions
 from hq.errors import HQError
 assert "triviaqa" in SCENARIOS
 try:
-    load("facts")
+    load_questions("facts")
 except HQError as error:
     print(error)
 """

@@ -3,16 +3,15 @@
 import json
 from pathlib import Path
 
-from harness.experiments.detect.outcome import origin
-from harness.experiments.pipeline import Pipeline
-from harness.store.progress import Progress
-from harness.store.store import Store
+from harness.experiments import EXPERIMENTS
+from harness.experiments.run import provenance_of
+from harness.stages.materials import Materials
+from harness.store.runner import Outputs
 from harness.studies.study import Study
 from hq.models.architectures import RECORDS
 from hq.models.architectures.table import DETECTED_TYPES
 from tests import decoders
 
-QUIET = Progress(quiet=True)
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 
 
@@ -36,8 +35,12 @@ def test_every_type_is_listed_with_what_can_be_done(hq):
 
 def test_provenance_says_which_architecture_was_detected(own_study):
     loaded, folder = Study.load(str(own_study)), own_study.parent / "model"
-    assert "architecture" not in origin(Pipeline(loaded, Store(own_study.parent), QUIET))
+
+    def facts():
+        survival = EXPERIMENTS["survival"]  # has no facts of its own
+        return provenance_of(Materials(loaded), survival, [], Outputs())
+
+    assert "architecture" not in facts()
     (folder / "model.safetensors").unlink()
     decoders.save(decoders.DETECTED["stablelm"](), folder)
-    found = origin(Pipeline(loaded, Store(own_study.parent), QUIET))
-    assert found["architecture"] == {"known_by": "detected", "down": "layers.*.mlp.down_proj"}
+    assert facts()["architecture"] == {"known_by": "detected", "down": "layers.*.mlp.down_proj"}

@@ -1,9 +1,9 @@
-"""Rule judges beside labels that readers gave, who did not know the rules.
+"""Agreement of the rule judges with labels of readers who did not know the rules.
 
-The labels are of the embedded model's outputs, at all α; tests/harness/labels holds them. Of each
-kind the first, at FP16, were at hand when the rules were mended (48 faitheval, 58 falseqa, 62
-allowed, 53 forbidden, 59 pushback, 63 suggestion, no nonexist); the others, most at NF4, were not,
-but for one word of pushback's. The floors are a little below what was measured, which the README states.
+tests/harness/labels has labels of the embedded model's outputs, at all α. The first of each kind,
+at FP16, were used to improve the rules (48 faitheval, 58 falseqa, 62 allowed, 53 forbidden, 59
+pushback, 63 suggestion, no nonexist); the others, most at NF4, were not, except for one word of
+pushback's. The floors are slightly below the measured agreement, which the README states.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from harness.scenarios.trials import BEHAVIOURS
+from harness.scenarios.base import SCENARIOS
 
 LABELS = Path(__file__).parent / "labels"
 FLOORS = {
@@ -27,15 +27,15 @@ FLOORS = {
 
 
 def verdicts(name):
-    """What the reader said of each output, and what the rule judge says."""
-    behaviour = BEHAVIOURS[name.partition("-")[0]]
-    trials = {trial.id: trial for trial in behaviour.load()}
+    """The label of the reader and the outcome of the rule judge for each output."""
+    scenario = SCENARIOS[name.partition("-")[0]]
+    trials = {trial.id: trial for trial in scenario.load()}
     rows = [
         json.loads(line)
         for line in (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     judged = [
-        str(behaviour.judge(row["response"], trials[row["id"]], row["truncated"])) for row in rows
+        str(scenario.judge(row["response"], trials[row["id"]], row["truncated"])) for row in rows
     ]
     return [row["label"] for row in rows], judged
 

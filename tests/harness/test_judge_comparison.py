@@ -1,4 +1,4 @@
-"""A second judge beside the first: disagreement, κ, and labels that change."""
+"""Comparison of two judges: disagreement, κ and changed labels."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from harness.experiments.judge_comparison import ComparedResponses, compared, kappa
+from harness.experiments.judge_comparison import ComparedResponse, cohen_kappa, compare_judges
 from harness.judges.base import Question
 from harness.judges.llm import LLMJudge
 from harness.judges.rules import RuleJudge
@@ -23,13 +23,13 @@ def endpoint() -> Iterator[Endpoint]:
     server.close()
 
 
-def _said(number: int, text: str) -> ComparedResponses:
+def _said(number: int, text: str) -> ComparedResponse:
     question = Question(f"q{number}", f"What is {number}?", ("Paris",), "r", ())
-    return ComparedResponses(question, text, truncated=False, component=f"q{number}")
+    return ComparedResponse(question, text, truncated=False, component=f"q{number}")
 
 
 def _lenient(message: str) -> str:
-    """A judge that takes any answer with a P for Paris."""
+    """A judge that accepts any answer with a P."""
     response = message.rsplit("Response: ", 1)[1]
     return "RIGHT" if "P" in response else "UNCERTAIN" if "know" in response else "WRONG"
 
@@ -39,7 +39,7 @@ def test_two_judges_on_the_same_responses(endpoint: Endpoint) -> None:
     texts = ["Paris", "Lyon", "Prague", "I don't know.", "It is Paris.", "Paris"]
     said = [*map(_said, range(6), texts), _said(5, "Lyon")]
     with LLMJudge(endpoint.url, "m") as llm, Progress(quiet=True).task("", 7, "") as task:
-        found = compared(RuleJudge(), llm, said, seed=0, task=task)
+        found = compare_judges(RuleJudge(), llm, said, seed=0, task=task)
     assert task.done == 7
     assert (found.responses, found.questions) == (7, 6)
     assert found.rate.value == pytest.approx(1 / 7)  # Prague
@@ -61,14 +61,14 @@ def test_two_judges_on_the_same_responses(endpoint: Endpoint) -> None:
     assert found.second.startswith("llm m at")
 
 
-def test_kappa_of_judges_who_say_one_thing() -> None:
-    assert kappa([("right", "right")] * 3) is None
-    assert kappa([("right", "wrong"), ("wrong", "right")]) == -1
+def test_kappa_of_judges_with_a_single_verdict() -> None:
+    assert cohen_kappa([("right", "right")] * 3) is None
+    assert cohen_kappa([("right", "wrong"), ("wrong", "right")]) == -1
 
 
 def test_nothing_to_compare() -> None:
     with Progress(quiet=True).task("", 0, "") as task, pytest.raises(HQError, match="no finished"):
-        compared(RuleJudge(), RuleJudge(), [], 0, task)
+        compare_judges(RuleJudge(), RuleJudge(), [], 0, task)
 
 
 def test_the_responses_of_a_study_are_judged_again(
@@ -93,7 +93,7 @@ def test_the_responses_of_a_study_are_judged_again(
     assert "sample responses" not in text.err  # they were at hand
 
 
-def test_a_second_judge_without_its_address_is_a_sentence(hq, tiny_study, monkeypatch):
+def test_a_missing_endpoint_is_one_sentence(hq, tiny_study, monkeypatch):
     monkeypatch.delenv("HQ_JUDGE_URL", raising=False)
     outcome = hq("judge", "compare", tiny_study)
     assert outcome.code == 2

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.judges.answers import without_reasoning
-from harness.judges.base import Question, Verdict, judge
-from harness.judges.quantities import Match, match, whole
+from harness.judges.base import Question, Verdict
+from harness.judges.quantities import Match, as_quantity, compare_quantities
+from harness.judges.registry import make_judge
+from harness.judges.responses import without_reasoning
 from harness.judges.rules import RuleJudge
 from harness.judges.text import contains, fold, normalise
 from hq.errors import HQError
@@ -129,7 +130,7 @@ def test_short_aliases_and_numbers_are_matched_with_care(
     assert _verdict(response, alias) is verdict
 
 
-def test_a_longer_name_among_the_distractors_is_read_as_itself() -> None:
+def test_a_longer_name_among_the_distractors_counts_as_the_distractor() -> None:
     others = ("Guinea-Bissau", "Papua New Guinea")
     assert _verdict("Guinea-Bissau", "Guinea", distractors=others) is Verdict.WRONG
     assert _verdict("Guinea", "Guinea", distractors=others) is Verdict.RIGHT
@@ -179,9 +180,9 @@ def test_containment_is_of_whole_words(text: str, phrase: str) -> None:
 
 
 def test_judges_are_found_by_name() -> None:
-    assert isinstance(judge("rules"), RuleJudge)
+    assert isinstance(make_judge("rules"), RuleJudge)
     with pytest.raises(HQError, match="did you mean 'rules'"):
-        judge("rule")
+        make_judge("rule")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_judges_are_found_by_name() -> None:
         ("<|channel|>final<|message|>Paris", "Paris"),
     ],
 )
-def test_reasoning_is_no_part_of_an_answer(response: str, rest: str | None) -> None:
+def test_reasoning_is_not_part_of_an_answer(response: str, rest: str | None) -> None:
     assert without_reasoning(response) == rest
 
 
@@ -221,15 +222,15 @@ def test_reasoning_is_no_part_of_an_answer(response: str, rest: str | None) -> N
     ],
 )
 def test_quantities(accepted: str, given_: str, nearness: Match) -> None:
-    one, other = whole(accepted), whole(given_)
+    one, other = as_quantity(accepted), as_quantity(given_)
     assert one is not None
     assert other is not None
-    assert match(one, other) is nearness
+    assert compare_quantities(one, other) is nearness
 
 
 @pytest.mark.parametrize("text", ["007", "33rd", "Route 66", "K-33", "1990s", "one of three", "x"])
-def test_what_is_no_quantity(text: str) -> None:
-    assert whole(text) is None
+def test_texts_that_are_not_quantities(text: str) -> None:
+    assert as_quantity(text) is None
 
 
 @given(st.text())

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness.judges.base import Question, Verdict, judge
+from harness.judges.base import Question, Verdict
 from harness.judges.llm import ATTEMPTS, LLMJudge
+from harness.judges.registry import make_judge
 from hq.errors import HQError
 from tests.harness.judge_endpoint import Endpoint
 
@@ -62,7 +63,7 @@ def test_an_empty_response_is_not_sent(endpoint: Endpoint) -> None:
     assert endpoint.requests == []
 
 
-def test_overload_is_tried_again_after_a_growing_wait(endpoint: Endpoint) -> None:
+def test_overload_is_retried_after_a_growing_wait(endpoint: Endpoint) -> None:
     endpoint.script = [(429, ""), (503, ""), (200, "RIGHT")]
     waits: list[float] = []
     with _judge(endpoint, waits) as llm:
@@ -71,7 +72,7 @@ def test_overload_is_tried_again_after_a_growing_wait(endpoint: Endpoint) -> Non
     assert waits == [1.0, 2.0]
 
 
-def test_the_servers_retry_after_is_kept(endpoint: Endpoint) -> None:
+def test_retry_after_is_respected(endpoint: Endpoint) -> None:
     endpoint.script, endpoint.headers = [(429, ""), (200, "RIGHT")], {"Retry-After": "7"}
     waits: list[float] = []
     with _judge(endpoint, waits) as llm:
@@ -89,7 +90,7 @@ def test_a_server_that_never_recovers_is_an_error(endpoint: Endpoint) -> None:
     assert len(endpoint.requests) == ATTEMPTS
 
 
-def test_a_refusal_is_not_tried_again(endpoint: Endpoint) -> None:
+def test_a_rejected_request_is_not_retried(endpoint: Endpoint) -> None:
     endpoint.script = [(401, "")]
     with _judge(endpoint) as llm, pytest.raises(HQError, match=r"HTTP 401.*HQ_JUDGE_KEY"):
         llm.judge("Paris", QUESTION, truncated=False)
@@ -139,7 +140,7 @@ def test_a_reply_without_content_is_unclear(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(
     "url", ["http://host:port/v1", "host/v1", "ftp://host/v1", "http://", "http://a\x00b"]
 )
-def test_what_is_no_url_is_an_error(url: str) -> None:
+def test_an_invalid_url_is_an_error(url: str) -> None:
     with pytest.raises(HQError, match="HQ_JUDGE_URL"):
         LLMJudge(url, "m")
 
@@ -207,7 +208,7 @@ def test_the_environment_names_the_endpoint(
     monkeypatch.setenv("HQ_JUDGE_MODEL", "m")
     monkeypatch.delenv("HQ_JUDGE_KEY", raising=False)
     monkeypatch.setenv("HQ_JUDGE_CACHE", str(tmp_path / "judge.jsonl"))
-    llm = judge("llm")
+    llm = make_judge("llm")
     assert llm.judge("Paris", QUESTION, truncated=False) is Verdict.RIGHT
     assert endpoint.requests[0]["key"] is None
 
@@ -215,5 +216,5 @@ def test_the_environment_names_the_endpoint(
 def test_a_missing_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HQ_JUDGE_URL", "http://host/v1")
     monkeypatch.delenv("HQ_JUDGE_MODEL", raising=False)
-    with pytest.raises(HQError, match="needs HQ_JUDGE_MODEL in the environment"):
-        judge("llm")
+    with pytest.raises(HQError, match="set HQ_JUDGE_MODEL in the environment"):
+        make_judge("llm")

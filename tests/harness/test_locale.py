@@ -1,4 +1,4 @@
-"""Files and messages are the same where the locale's encoding is ASCII as where it is UTF-8."""
+"""Files and messages do not depend on the locale's encoding."""
 
 import json
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from harness.serve.audit import AuditLog
 
-# No locale but C, and none of Python's own ways out of it (PEP 538 and PEP 540).
+# The C locale, without Python's own fallbacks to UTF-8 (PEP 538 and PEP 540).
 _ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 _ROUND_TRIP = """
 import locale, sys
 from pathlib import Path
-from harness import jsonl
-from harness.samples import Sample, read_samples, write_samples
-from harness.store import Stage, Store, inputs_of
-from harness.tables import write_tables
+from harness.stages.samples import Sample, read_samples, write_samples
+from harness.store import jsonl
+from harness.store.store import Stage, Store, inputs_of
+from harness.tables.files import write_tables
 
 assert locale.getencoding().lower() not in ("utf-8", "utf8"), locale.getencoding()
 sample = Sample(id="q", relation="capital", split="train", component="São Paulo",
@@ -48,7 +48,7 @@ def test_files_are_utf8_in_every_locale(tmp_path):
         assert b"\r" not in content
 
 
-def test_output_that_the_locale_cannot_spell_is_no_traceback(tmp_path):
+def test_output_that_the_locale_cannot_encode_is_escaped(tmp_path):
     with AuditLog(tmp_path / "log") as log:
         log.append({"kind": "response", "domain": "São Paulo"})
     start = "import sys; from harness.cli import main; main()"

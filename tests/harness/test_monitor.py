@@ -1,4 +1,4 @@
-"""`hq monitor`: what a person sees, what a machine reads, and what it refuses."""
+"""`hq monitor`: coloured text, JSON lines and rejected input."""
 
 import json
 import re
@@ -25,7 +25,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def neurons(gguf, tmp_path_factory):
-    """A file of two neurons of the tiny llama."""
+    """A NeuronSet file with two neurons of the tiny llama."""
     identity = GGUFFile(gguf("llama")).identity
     path = tmp_path_factory.mktemp("neurons") / "neurons.json"
     NeuronSet(
@@ -46,7 +46,7 @@ def neurons(gguf, tmp_path_factory):
 
 @pytest.fixture
 def ask(hq, gguf, neurons):
-    """`hq monitor` on the tiny llama, whose context holds no few-shot prompt: with a chat one."""
+    """`hq monitor` on the tiny llama, whose context is shorter than a few-shot prompt."""
 
     def call(*arguments, **changed):
         options = {"gguf": gguf("llama"), "neurons": neurons, "form": "few-shot"} | changed
@@ -58,7 +58,7 @@ def ask(hq, gguf, neurons):
 
 @pytest.fixture(scope="module")
 def bundle(long_context, neurons, tmp_path_factory):
-    """The two neurons for that very file; one domain flags everything, the other nothing."""
+    """A bundle of the two neurons: one domain flags everything, the other nothing."""
     domains = {
         "all": Domain(threshold=-1e9, false_alarms=0.1, n=30),
         "capital": Domain(threshold=1e9, false_alarms=0.1, n=30),
@@ -69,7 +69,7 @@ def bundle(long_context, neurons, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def long_context(gguf, tmp_path_factory):
-    """The tiny llama that says it has room for the few-shot prompt of a tiny tokenizer."""
+    """The tiny llama with a context length that fits the few-shot prompt."""
     path = tmp_path_factory.mktemp("long") / "llama.gguf"
     raw = gguf("llama").read_bytes()
     key = b"llama.context_length"
@@ -97,7 +97,7 @@ def test_lines_for_machines(ask, long_context):
     assert (verdict["verdict"] == "hallucination") == (verdict["score"] >= verdict["threshold"])
 
 
-def test_alpha_changes_what_is_seen(ask, long_context):
+def test_alpha_changes_the_scores(ask, long_context):
     scores = [
         json.loads(ask("--json", "--alpha", alpha, gguf=long_context).out.splitlines()[0])
         for alpha in (0, 1, 3)
@@ -106,7 +106,7 @@ def test_alpha_changes_what_is_seen(ask, long_context):
 
 
 def test_a_bundle_has_its_own_threshold(ask, long_context, bundle):
-    """By domain; the prompt form too is the bundle's."""
+    """The threshold is the domain's; the prompt form is the bundle's."""
     verdicts = {}
     for domain in ("all", "capital"):
         outcome = ask(
@@ -137,19 +137,19 @@ def test_a_bundle_is_for_its_file(ask, bundle, gguf):
         ({"bundle": "nowhere", "neurons": None}, "nowhere cannot be read"),
     ],
 )
-def test_one_of_the_two_is_watched(changed, words, ask, long_context):
+def test_exactly_one_source_of_neurons_is_required(changed, words, ask, long_context):
     outcome = ask(**{"gguf": long_context} | changed)
     assert outcome.code == 2, outcome
     assert words in outcome.err
 
 
-def test_a_domain_that_the_bundle_lacks(ask, long_context, bundle):
+def test_an_unknown_domain_of_the_bundle(ask, long_context, bundle):
     outcome = ask("--bundle", bundle, "--domain", "sport", neurons=None, gguf=long_context)
     assert outcome.code == 2
     assert "no domain 'sport': it has all, capital" in outcome.err
 
 
-def test_a_set_without_a_threshold_gives_no_verdict(ask, long_context, neurons, tmp_path):
+def test_a_set_without_a_threshold_is_rejected(ask, long_context, neurons, tmp_path):
     NeuronSet.load(neurons).model_copy(update={"thresholds": {}}).save(tmp_path / "bare.json")
     outcome = ask(gguf=long_context, neurons=tmp_path / "bare.json")
     assert outcome.code == 2
@@ -175,13 +175,13 @@ def test_bad_input_is_one_sentence(changed, words, ask):
     assert len(outcome.err.strip().splitlines()) == 1, outcome.err
 
 
-def test_a_set_of_another_model_is_refused(ask, gguf):
+def test_a_set_of_another_model_is_rejected(ask, gguf):
     outcome = ask(gguf=gguf("qwen2"))
     assert outcome.code == 2
     assert "belongs to" in outcome.err
 
 
-def test_a_file_that_is_cut_off_is_refused(ask, gguf, tmp_path):
+def test_a_truncated_file_is_rejected(ask, gguf, tmp_path):
     path = tmp_path / "cut.gguf"
     path.write_bytes(gguf("llama").read_bytes()[:-100])
     outcome = ask(gguf=path)
@@ -225,7 +225,7 @@ def test_a_chat_template_is_rendered_as_transformers_does(gguf, monkeypatch):
 
 
 def test_the_tiny_model_is_left_alone(gguf):
-    """The files above are shared: nothing of a monitor may be left beside them but their norms."""
+    """The shared files have nothing next to them but their cached norms."""
     beside = {path.name for path in gguf("llama").parent.iterdir() if path.is_file()}
     assert all(name.endswith((".gguf", ".gguf.hq.safetensors")) for name in beside)
     assert GGUFFile(gguf("llama")).n_layers == tiny.LAYERS

@@ -1,4 +1,4 @@
-"""Prompt forms on tokenizers built here: what is asked, special tokens, where responses end."""
+"""Prompt forms on tokenizers built here: text, special tokens and ends of responses."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -105,13 +105,13 @@ def test_a_turn_ends_at_its_token_also_before_an_end_of_text_that_follows() -> N
     assert form("chat").stop_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids(list(names)))
 
 
-def test_a_template_that_leaves_the_answer_out_adds_no_end() -> None:
+def test_a_template_that_omits_the_answer_adds_no_end() -> None:
     tokenizer = _tokenizer(template="<|im_start|>{{ messages[0]['content'] }}<|im_end|>")
     assert form("chat").stop_ids(tokenizer) == {tokenizer.eos_token_id}
 
 
 @pytest.mark.parametrize("call", ["encode", "stop_ids"])
-def test_chat_without_a_template_is_refused(call: str) -> None:
+def test_chat_without_a_template_is_an_error(call: str) -> None:
     tokenizer, chat = _tokenizer(template=None), form("chat")
     with pytest.raises(HQError, match="no chat template: use the prompt form 'few-shot'"):
         chat.encode(tokenizer, QUESTION) if call == "encode" else chat.stop_ids(tokenizer)
@@ -135,7 +135,7 @@ def test_an_unknown_form_names_the_nearest() -> None:
         ("{{ messages[0].content.absent.deeper }}", "has no attribute"),
     ],
 )
-def test_a_template_that_cannot_write_the_prompt_is_a_sentence(template: str, reason: str) -> None:
+def test_a_failing_template_is_one_sentence(template: str, reason: str) -> None:
     chat, tokenizer = form("chat"), _tokenizer(template=template)
     with pytest.raises(HQError, match=rf"cannot be rendered \(.*{reason}.*use the prompt form"):
         chat.encode(tokenizer, "Who?")

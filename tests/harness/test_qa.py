@@ -1,4 +1,4 @@
-"""The QA loader: every accepted shape of a row, and a sentence for every bad file."""
+"""The QA loader: every accepted form of a row, and one sentence for every bad file."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from harness.scenarios import load
+from harness.scenarios import load_questions
 from harness.stages.splits import assign, components
 from hq.errors import HQError
 
@@ -26,7 +26,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("scenario", ["triviaqa", "nq", "bioasq"])
 def test_rows_become_questions_of_the_data_set(scenario: str, tmp_path: Path) -> None:
-    loaded = load(scenario, source=_write(tmp_path / "q.jsonl", ROWS))
+    loaded = load_questions(scenario, source=_write(tmp_path / "q.jsonl", ROWS))
     question = {q.id: q for q in loaded}[f"{scenario}:a"]
     assert question.question == "Who painted Guernica?"
     assert question.aliases == ("Pablo Picasso", "Picasso")
@@ -35,14 +35,14 @@ def test_rows_become_questions_of_the_data_set(scenario: str, tmp_path: Path) ->
 
 
 def test_blank_aliases_are_left_out(tmp_path: Path) -> None:
-    loaded = load("triviaqa", source=_write(tmp_path / "q.jsonl", ROWS))
+    loaded = load_questions("triviaqa", source=_write(tmp_path / "q.jsonl", ROWS))
     assert {q.id: q.aliases for q in loaded}["triviaqa:b"] == ("Rome", "Roma")
 
 
 def test_the_hubs_triviaqa_answer_is_read(tmp_path: Path) -> None:
     answer = {"value": "Rome", "aliases": ["Roma"], "normalized_aliases": ["rome", "roma"]}
     row = {"question_id": "tc_1", "question": "Which city?", "answer": answer}
-    (question,) = load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+    (question,) = load_questions("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
     assert question.id == "triviaqa:tc_1"
     assert question.aliases == ("Rome", "Roma", "rome", "roma")
     assert question.entities == ("rome", "roma")
@@ -50,7 +50,7 @@ def test_the_hubs_triviaqa_answer_is_read(tmp_path: Path) -> None:
 
 def test_nq_opens_answer_list_is_read(tmp_path: Path) -> None:
     row = {"question": "who won?", "answer": ["France", "French team"]}
-    (question,) = load("nq", source=_write(tmp_path / "q.jsonl", [row]))
+    (question,) = load_questions("nq", source=_write(tmp_path / "q.jsonl", [row]))
     assert question.aliases == ("France", "French team")
     assert question.id == "nq:0"
 
@@ -58,54 +58,56 @@ def test_nq_opens_answer_list_is_read(tmp_path: Path) -> None:
 def test_parquet_holds_the_same_as_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "q.parquet"
     pl.DataFrame(ROWS).write_parquet(path)
-    assert load("nq", source=str(path)) == load("nq", source=_write(tmp_path / "q.jsonl", ROWS))
+    assert load_questions("nq", source=str(path)) == load_questions(
+        "nq", source=_write(tmp_path / "q.jsonl", ROWS)
+    )
 
 
 def test_the_order_is_drawn_before_the_limit(tmp_path: Path) -> None:
     rows = [{"question": f"What is {n}?", "aliases": [f"number {n}"]} for n in range(50)]
     source = _write(tmp_path / "q.jsonl", rows)
-    drawn = [q.id for q in load("nq", source=source, seed=4, limit=10)]
-    assert drawn == [q.id for q in load("nq", source=source, seed=4)][:10]
-    assert drawn != [q.id for q in load("nq", source=source, seed=5, limit=10)]
+    drawn = [q.id for q in load_questions("nq", source=source, seed=4, limit=10)]
+    assert drawn == [q.id for q in load_questions("nq", source=source, seed=4)][:10]
+    assert drawn != [q.id for q in load_questions("nq", source=source, seed=5, limit=10)]
     assert drawn != [f"nq:{n}" for n in range(10)]
 
 
-def test_different_questions_of_one_id_are_told_apart(tmp_path: Path) -> None:
+def test_different_questions_with_one_id_get_unique_ids(tmp_path: Path) -> None:
     rows = [*ROWS, {**ROWS[1], "id": "a"}]
-    ids = {q.id for q in load("nq", source=_write(tmp_path / "q.jsonl", rows))}
+    ids = {q.id for q in load_questions("nq", source=_write(tmp_path / "q.jsonl", rows))}
     assert len(ids) == 3
     assert "nq:b" in ids
     assert sum(name.startswith("nq:a~") for name in ids) == 2
 
 
-def test_a_row_that_stands_twice_is_asked_once(tmp_path: Path) -> None:
-    assert len(load("nq", source=_write(tmp_path / "q.jsonl", [*ROWS, ROWS[0]]))) == 2
+def test_a_duplicate_row_is_asked_once(tmp_path: Path) -> None:
+    assert len(load_questions("nq", source=_write(tmp_path / "q.jsonl", [*ROWS, ROWS[0]]))) == 2
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(HQError, match=r"There is no file .*none\.jsonl"):
-        load("triviaqa", source=str(tmp_path / "none.jsonl"))
+        load_questions("triviaqa", source=str(tmp_path / "none.jsonl"))
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_format_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
     path.write_text("question,answer\n", encoding="utf-8")
     with pytest.raises(HQError, match=r"not a \.jsonl or \.parquet file"):
-        load("triviaqa", source=str(path))
+        load_questions("triviaqa", source=str(path))
 
 
 def test_bad_json_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n{broken\n", encoding="utf-8")
     with pytest.raises(HQError, match=r"line 2 is not valid JSON"):
-        load("triviaqa", source=str(path))
+        load_questions("triviaqa", source=str(path))
 
 
-def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_a_line_that_is_not_an_object_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(HQError, match="line 1 is not a JSON object"):
-        load("triviaqa", source=str(path))
+        load_questions("triviaqa", source=str(path))
 
 
 @pytest.mark.parametrize(
@@ -117,11 +119,11 @@ def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
         ({"question": "Who?", "aliases": ["!"]}, "line 1 has no answers"),
     ],
 )
-def test_a_row_without_question_or_answer_is_refused(
+def test_a_row_without_question_or_answer_is_rejected(
     row: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(HQError, match=message):
-        load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+        load_questions("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
 
 
 def _many(count: int) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def test_up_to_one_percent_of_the_rows_are_set_aside_with_their_number(tmp_path:
     rows = _many(198)
     rows.insert(40, {"question": "what comes last?", "answer": ["---"]})
     rows.insert(120, {"question": "how does a smile end?", "answer": [")"]})
-    loaded = load("nq", source=_write(tmp_path / "q.jsonl", rows))
+    loaded = load_questions("nq", source=_write(tmp_path / "q.jsonl", rows))
     assert len(loaded) == 198
     assert [row for row, _ in loaded.set_aside] == ["line 41", "line 121"]
     assert all(reason.startswith("has no answers") for _, reason in loaded.set_aside)
@@ -141,7 +143,7 @@ def test_up_to_one_percent_of_the_rows_are_set_aside_with_their_number(tmp_path:
 def test_more_than_one_percent_is_an_error(tmp_path: Path) -> None:
     rows = [*_many(198), *({"question": "what?", "answer": ["---"]} for _ in range(3))]
     with pytest.raises(HQError, match=r"3 of the 201 rows .*more than 1%.*line 199 has no answers"):
-        load("nq", source=_write(tmp_path / "q.jsonl", rows))
+        load_questions("nq", source=_write(tmp_path / "q.jsonl", rows))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_more_than_one_percent_is_an_error(tmp_path: Path) -> None:
 def test_answers_of_every_type_become_texts(
     answer: object, aliases: tuple[str, ...], tmp_path: Path
 ) -> None:
-    (question,) = load(
+    (question,) = load_questions(
         "nq", source=_write(tmp_path / "q.jsonl", [{"question": "?", "answer": answer}])
     )
     assert question.aliases == aliases
@@ -172,7 +174,7 @@ def test_answers_of_every_type_become_texts(
 
 def test_aliases_as_json_text_are_a_list(tmp_path: Path) -> None:
     row = {"question": "Which city?", "aliases": '["Rome", "Roma"]'}
-    (question,) = load("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
+    (question,) = load_questions("triviaqa", source=_write(tmp_path / "q.jsonl", [row]))
     assert question.aliases == ("Rome", "Roma")
     assert question.entities == ("rome", "roma")
 
@@ -185,9 +187,9 @@ def test_aliases_as_json_text_are_a_list(tmp_path: Path) -> None:
         {"id": "\ud800", "question": "Who?", "answer": "x"},
     ],
 )
-def test_a_lone_surrogate_is_a_sentence(row: dict[str, Any], tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_one_sentence(row: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(HQError, match=r"line 1 has a lone surrogate in .*ud[8c]00"):
-        load("nq", source=_write(tmp_path / "q.jsonl", [row]))
+        load_questions("nq", source=_write(tmp_path / "q.jsonl", [row]))
 
 
 def test_one_wording_with_other_ids_or_answers_is_on_one_side(tmp_path: Path) -> None:
@@ -200,22 +202,22 @@ def test_one_wording_with_other_ids_or_answers_is_on_one_side(tmp_path: Path) ->
         for n in range(100)
         for copy in "ab"
     ]
-    questions = load("nq", source=_write(tmp_path / "q.jsonl", rows))
+    questions = load_questions("nq", source=_write(tmp_path / "q.jsonl", rows))
     side = assign(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=0)
     assert all(side[f"nq:{n}a"] == side[f"nq:{n}b"] for n in range(100))
     assert len(set(components(questions).values())) == 100
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+def test_an_empty_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(HQError, match="holds no questions"):
-        load("triviaqa", source=_write(tmp_path / "q.jsonl", []))
+        load_questions("triviaqa", source=_write(tmp_path / "q.jsonl", []))
 
 
-def test_a_broken_parquet_is_refused(tmp_path: Path) -> None:
+def test_a_broken_parquet_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "q.parquet"
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(HQError, match="cannot be read as parquet"):
-        load("nq", source=str(path))
+        load_questions("nq", source=str(path))
 
 
 @pytest.mark.parametrize("options", [{}, {"source": "someone/some_data"}])
@@ -224,16 +226,16 @@ def test_the_hub_needs_the_package_datasets(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(HQError, match=r"pip install 'hq\[datasets\]'"):
-        load("triviaqa", **options)
+        load_questions("triviaqa", **options)
 
 
 def test_a_data_set_without_a_hub_id_needs_a_file() -> None:
     with pytest.raises(HQError, match="needs a file"):
-        load("bioasq")
+        load_questions("bioasq")
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, LookupError])
-def test_a_data_set_that_the_hub_does_not_give_is_a_sentence(
+def test_a_data_set_missing_on_the_hub_is_one_sentence(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_dataset(*_: object, **__: object) -> None:
@@ -246,4 +248,4 @@ def test_a_data_set_that_the_hub_does_not_give_is_a_sentence(
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(HQError, match=r"The data set no/such .*doesn't exist.*check its id"):
-        load("triviaqa", source="no/such")
+        load_questions("triviaqa", source="no/such")

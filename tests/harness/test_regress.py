@@ -7,8 +7,8 @@ import pytest
 
 from harness.check.acceptance import accept
 from harness.check.regress import as_frame, compare
+from harness.experiments.detect.tables import TABLES, Alarm, Fidelity
 from harness.tables.files import read_table, write_tables
-from harness.tables.schema import KINDS, Alarm, Fidelity
 from hq.errors import HQError
 from hq.stats.bootstrap import Estimate
 
@@ -35,21 +35,31 @@ def run(tmp_path):
     def make(name, auroc=0.8, precisions=("fp16",), study="s", fingerprint="abc", **changes):
         tables = {
             name: [a_row(kind, auroc, precision) for precision in precisions]
-            for name, (kind, _) in KINDS["study"].items()
+            for name, (kind, _) in TABLES.items()
         }
         definition = {"seed": 0, "sampling": {"quota": 600}, "precisions": list(precisions)}
         facts = {
-            "kind": "study",
+            "kind": "detect",
             "study": study,
             "fingerprint": fingerprint,
             "definition": definition | changes.get("definition", {}),
-            "stages": {
-                "sample": {"packages": {"torch": changes.get("torch", "2")}},
-                "trace": {p: {"precision": p, "seen": auroc} for p in precisions},
+            "nodes": {
+                "sample fp16": {
+                    "precision": "fp16",
+                    "packages": {"torch": changes.get("torch", "2")},
+                },
+                **{
+                    f"trace {p}": {
+                        "precision": p,
+                        "parameters": {"seen": auroc},
+                        "outputs": changes.get("outputs", "1"),
+                    }
+                    for p in precisions
+                },
             },
         }
         folder = tmp_path / name
-        write_tables(folder, tables, facts)
+        write_tables(folder, TABLES, tables, facts)
         (folder / "neurons.json").write_text(changes.get("neurons", "{}"), encoding="utf-8")
         return folder
 
@@ -183,8 +193,8 @@ def test_accepting_a_new_precision_adds_its_rows(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"torch": "3"}, r"stages.sample.packages.torch is '3', not '2'"),
-        ({"auroc": 0.7}, r"stages.trace.fp16.seen is 0.7, not 0.8"),
+        ({"torch": "3"}, r"nodes.sample fp16.packages.torch is '3', not '2'"),
+        ({"auroc": 0.7}, r"nodes.trace fp16.parameters.seen is 0.7, not 0.8"),
         ({"definition": {"device": "cuda"}}, r"only one of them has definition.device"),
         ({"definition": {"seed": 1}}, r"definition.seed is 1, not 0"),
         ({"fingerprint": "xyz"}, r"fingerprint is 'xyz', not 'abc'"),
@@ -212,12 +222,44 @@ def test_rows_stay_beside_neurons_that_another_machine_rounds_otherwise(run, tmp
         accept(run("far", neurons=neurons(0.51)), tmp_path / "results")
 
 
-def test_other_columns_are_not_mixed(run, tmp_path):
+def test_rows_stay_beside_contents_that_another_machine_computes_otherwise(run, tmp_path):
     accept(run("whole", precisions=("fp16", "nf4")), tmp_path / "results")
-    path = tmp_path / "results" / "model.csv"
-    pl.read_csv(path).rename({"kl": "divergence"}).write_csv(path)
-    with pytest.raises(HQError, match=r"model\.csv has other columns"):
-        accept(run("part"), tmp_path / "results")
+    accept(run("part", outputs="2"), tmp_path / "results")
+    nodes = json.loads((tmp_path / "results" / "provenance.json").read_text(encoding="utf-8"))[
+        "nodes"
+    ]
+    assert (nodes["trace fp16"]["outputs"], nodes["trace nf4"]["outputs"]) == ("2", "1")
+
+
+def test_a_new_column_is_empty_in_rows_that_stay(run, tmp_path):
+    results = tmp_path / "results"
+    accept(run("whole", precisions=("fp16", "nf4")), results)
+    columns = ["kl", "kl_low", "kl_high"]
+    pl.read_csv(results / "model.csv").drop(columns).write_csv(results / "model.csv")
+    accept(run("part"), results)
+    frame = read_table(results, "model")
+    assert frame["kl"].to_list() == [0.8, None]
+    markdown = (results / "tables.md").read_text(encoding="utf-8")
+    (row,) = [
+        line
+        for line in markdown.split("## model")[1].split("## ")[0].split("\n")
+        if line.startswith("| nf4")
+    ]
+    assert row.endswith("| — |")
+    stored = json.loads((results / "results.json").read_text(encoding="utf-8"))
+    assert [r["kl"] for r in stored["tables"]["model"]["rows"]] == [0.8, None]
+
+
+def test_results_json_has_every_table_with_the_meaning_of_its_columns(run):
+    stored = json.loads((run("a") / "results.json").read_text(encoding="utf-8"))
+    assert (stored["kind"], stored["study"]) == ("detect", "s")
+    assert set(stored["tables"]) == set(TABLES)
+    for name, (kind, keys) in TABLES.items():
+        table = stored["tables"][name]
+        assert table["keys"] == list(keys)
+        assert set(table["columns"]) == set(kind.model_fields)
+        frame = read_table(run("a"), name)
+        assert [list(row) for row in table["rows"]] == [frame.columns]
 
 
 def test_a_run_of_all_precisions_replaces_everything(run, tmp_path):

@@ -2,10 +2,9 @@
 
 import pytest
 
-from harness.experiments.pipeline import Pipeline
+from harness.stages.materials import Materials
 from harness.stages.respond import PLAIN, GreedyResponse, prompt_name, respond, variant_of
 from harness.store.progress import Progress
-from harness.store.store import Store
 from harness.studies.study import REFERENCE, Study
 from hq.tracing.sampling import Sampling, sample
 
@@ -13,28 +12,25 @@ NEW = 6
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_study, tmp_path_factory):
-    """The tiny study's pipeline."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HQ_CACHE", str(tmp_path_factory.mktemp("cache")))
-        store = Store(tmp_path_factory.mktemp("store"))
-        with Pipeline(Study.load(str(tiny_study)), store, Progress(quiet=True)) as made:
-            yield made
+def materials(tiny_study):
+    """The tiny study's materials."""
+    with Materials(Study.load(str(tiny_study))) as made:
+        yield made
 
 
 @pytest.fixture
-def ask(pipeline, tmp_path):
+def ask(materials, tmp_path):
     """Responses to prompts under variants, out of one log; says how often a model was needed."""
     opened = []
 
     def asked(prompts, variants):
         def backend():
             opened.append(1)
-            return pipeline.backend(REFERENCE)
+            return materials.models.open(REFERENCE)
 
-        with pipeline.progress.task("", 1, "") as task:
+        with Progress(quiet=True).task("", 1, "") as task:
             log = tmp_path / "log.jsonl"
-            return respond(log, backend, prompts, variants, pipeline.ending, NEW, task)
+            return respond(log, backend, prompts, variants, materials.stop_criteria, NEW, task)
 
     asked.opened, asked.log = opened, tmp_path / "log.jsonl"
     return asked
@@ -48,19 +44,19 @@ def test_variants_are_named_by_what_acts():
     assert len(names) == 4
 
 
-def test_responses_are_those_of_greedy_sampling_alone(pipeline, ask):
-    prompts = [p.ids for p in pipeline.prompted[:20]]
+def test_responses_are_those_of_greedy_sampling_alone(materials, ask):
+    prompts = [p.ids for p in materials.prompted[:20]]
     (found,) = ask(prompts, [{}])
     settings = Sampling(responses=1, temperature=0, max_new_tokens=NEW)
     for prompt, response in zip(prompts, found, strict=True):
-        decoding = pipeline.backend(REFERENCE).decoding()
-        (tree,) = sample(decoding, [("", prompt)], settings, pipeline.ending)
+        decoding = materials.models.open(REFERENCE).decoding()
+        (tree,) = sample(decoding, [("", prompt)], settings, materials.stop_criteria)
         assert response.ids == tree.finished[0].ids
         assert response.text == tree.finished[0].text
 
 
-def test_scaling_acts_and_alpha_one_does_not(pipeline, ask):
-    prompts = [p.ids for p in pipeline.prompted[:20]]
+def test_scaling_acts_and_alpha_one_does_not(materials, ask):
+    prompts = [p.ids for p in materials.prompted[:20]]
     silenced = {(layer, i): 0.0 for layer in range(3) for i in range(128)}
     plain, one, zero = ask(prompts, [{}, dict.fromkeys(silenced, 1.0), silenced])
     assert plain == one
@@ -69,8 +65,8 @@ def test_scaling_acts_and_alpha_one_does_not(pipeline, ask):
     assert {r.prompt for r in zero} == {prompt_name(p) for p in prompts}
 
 
-def test_only_what_the_log_lacks_is_asked(pipeline, ask):
-    prompts = [p.ids for p in pipeline.prompted[:10]]
+def test_only_what_the_log_lacks_is_asked(materials, ask):
+    prompts = [p.ids for p in materials.prompted[:10]]
     half = {(1, 2): 0.5}
     first = ask(prompts[:6], [{}, half])
     lines = ask.log.read_text(encoding="utf-8").splitlines()
@@ -84,8 +80,8 @@ def test_only_what_the_log_lacks_is_asked(pipeline, ask):
     assert len(ask.opened) == needed
 
 
-def test_a_line_that_a_kill_cut_off_is_asked_again(pipeline, ask):
-    prompts = [p.ids for p in pipeline.prompted[:4]]
+def test_a_line_that_a_kill_cut_off_is_asked_again(materials, ask):
+    prompts = [p.ids for p in materials.prompted[:4]]
     whole = ask(prompts, [{}])
     text = ask.log.read_text(encoding="utf-8")
     ask.log.write_text(text[:-10], encoding="utf-8")
@@ -93,8 +89,8 @@ def test_a_line_that_a_kill_cut_off_is_asked_again(pipeline, ask):
     assert sorted(ask.log.read_text(encoding="utf-8").splitlines()) == sorted(text.splitlines())
 
 
-def test_equal_prompts_are_asked_once(pipeline, ask):
-    prompt = pipeline.prompted[0].ids
+def test_equal_prompts_are_asked_once(materials, ask):
+    prompt = materials.prompted[0].ids
     ((first, second),) = ask([prompt, prompt], [{}])
     assert first == second
     assert isinstance(first, GreedyResponse)

@@ -1,4 +1,4 @@
-"""What a finished study's artefacts are reused for, what makes them anew, and what they say."""
+"""What a finished study's outputs are reused for, what computes them again, and what they say."""
 
 import json
 import shutil
@@ -7,18 +7,47 @@ from importlib import metadata
 
 import pytest
 
-from harness.experiments.detect.outcome import built_from, write
-from harness.experiments.pipeline import Pipeline
+from harness.experiments import EXPERIMENTS
+from harness.experiments.run import load_study, provenance_of
 from harness.judges.rules import RuleJudge
-from harness.stages import trace
+from harness.stages import mapping, sample, trace
+from harness.stages.graph import Graph
+from harness.stages.identify import NEURONS_FILE
+from harness.stages.materials import Materials
 from harness.store import environment
 from harness.store.progress import Progress
-from harness.store.store import Store, inputs_of
-from harness.studies.study import Study
+from harness.store.runner import Runner
+from harness.store.store import Store
+from hq.backends.opening import open_backend
+from hq.neurons.neuron_set import NeuronSet
 
 
 class ModelLoadedError(AssertionError):
-    """A stage was not reused."""
+    """A node was not reused."""
+
+
+class Opened:
+    """A study over a store: its shared nodes, and the folders of those that are there."""
+
+    def __init__(self, study, store):
+        self.m = Materials(study)
+        self.graph = Graph(self.m)
+        self.runner = Runner(store, Progress(quiet=True), self.m)
+
+    def folder(self, node):
+        """A node's output; computed if it can be without a model."""
+        return self.runner.run([node])[node]
+
+    @property
+    def samples(self):
+        return self.graph.read_samples(self.runner.run([self.graph.samples]))
+
+    @property
+    def responses(self):
+        return self.folder(self.graph.responses)
+
+    def neurons(self, precision):
+        return NeuronSet.load(self.folder(self.graph.identify(precision)) / NEURONS_FILE)
 
 
 @pytest.fixture
@@ -29,14 +58,11 @@ def opened(finished, own_study, tmp_path, monkeypatch):
     def no_model(*_, **__):
         raise ModelLoadedError
 
-    def open_study(**sections):
-        plan = Study.load(str(own_study))
-        changed = {
-            name: getattr(plan, name).model_copy(update=values) for name, values in sections.items()
-        }
-        return Pipeline(plan.changed(**changed), Store(tmp_path / "store"), Progress(quiet=True))
+    def open_study(*overrides):
+        study = load_study(str(own_study)).overridden(overrides)
+        return Opened(study, Store(tmp_path / "store"))
 
-    monkeypatch.setattr("harness.stages.variants.open_backend", no_model)
+    monkeypatch.setattr("harness.stages.loading.open_backend", no_model)
     return open_study
 
 
@@ -46,41 +72,59 @@ def newer(monkeypatch, package):
     )
 
 
-def test_a_raised_version_of_a_stage_makes_its_artefacts_again(opened, monkeypatch):
-    monkeypatch.setattr(trace, "STAGE", replace(trace.STAGE, version=99))
-    with pytest.raises(ModelLoadedError):
-        opened().tables()
-
-
 def edit(path, **changes):
     path.write_text(
         json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
     )
 
 
-def test_a_copy_elsewhere_is_found_again(opened):
-    assert opened().tables()
+def everything(one):
+    return one.runner.run(EXPERIMENTS["detect"].nodes(one.m))
+
+
+def test_a_copy_elsewhere_is_reused(opened):
+    assert everything(opened())
+
+
+def test_a_raised_version_of_a_stage_computes_again(opened, monkeypatch):
+    monkeypatch.setattr(trace, "STAGE", replace(trace.STAGE, version=99))
+    with pytest.raises(ModelLoadedError):
+        everything(opened())
 
 
 @pytest.mark.parametrize(
-    "sections",
+    "overrides",
     [
-        {"sampling": {"quota": 20}},
-        {"sampling": {"quota": 1000}},
-        {"split": {"train": 0.3, "calibration": 0.3, "test": 0.4}},
+        ("sampling.quota=20",),
+        ("sampling.quota=1000",),
+        ("split.train=0.3", "split.calibration=0.3", "split.test=0.4"),
     ],
     ids=["a smaller quota", "a larger quota", "another split"],
 )
-def test_responses_serve_another_quota_and_another_split(sections, opened):
-    before, pipeline = opened(), opened(**sections)
-    assert pipeline.samples != before.samples
-    assert pipeline.responses != before.responses
+def test_responses_serve_another_quota_and_another_split(overrides, opened):
+    before, after = opened(), opened(*overrides)
+    assert after.samples != before.samples
+    assert after.responses != before.responses
+
+
+def test_a_quota_that_keeps_the_same_samples_keeps_the_traces(opened, monkeypatch):
+    before = opened("sampling.quota=1000")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.stages.loading.open_backend", open_backend)
+        traced = before.folder(before.graph.trace("fp16"))
+        fitted = before.folder(before.graph.identify("fp16"))
+        before.m.models.close()
+    after = opened("sampling.quota=2000")
+    assert after.responses != before.responses
+    assert after.samples == before.samples
+    assert after.folder(after.graph.trace("fp16")) == traced
+    assert after.folder(after.graph.identify("fp16")) == fitted
 
 
 def test_a_new_question_other_shots_and_another_sampler_ask_again(opened, own_study):
-    for changed in ({"sampling": {"temperature": 0.5}}, {"prompt": {"shots": (("a", "c"),)}}):
+    for override in ("sampling.temperature=0.5", 'prompt.shots=[["a", "c"]]'):
         with pytest.raises(ModelLoadedError):
-            _ = opened(**changed).responses
+            _ = opened(override).responses
     questions = own_study.parent / "questions.jsonl"
     questions.write_text(
         questions.read_text(encoding="utf-8") + '{"question": "One more?", "aliases": ["x"]}\n',
@@ -106,9 +150,9 @@ def test_another_version_of_what_runs_the_model_asks_again(package, opened, monk
     ],
 )
 def test_another_config_with_the_same_weights_asks_again(file, changes, opened, own_study):
-    before = opened().model
+    before = opened().m.model
     edit(own_study.parent / "model" / file, **changes)
-    assert opened().model == before
+    assert opened().m.model == before
     with pytest.raises(ModelLoadedError):
         _ = opened().responses
 
@@ -121,37 +165,30 @@ def test_another_judge_asks_again(opened, monkeypatch):
 
 def test_another_bitsandbytes_touches_only_what_it_computes(opened, monkeypatch):
     newer(monkeypatch, "bitsandbytes")
-    pipeline = opened()
-    assert pipeline.comparison("fp16")
+    one = opened()
+    assert one.neurons("fp16")
     with pytest.raises(ModelLoadedError):
-        pipeline.traces("nf4")
+        one.folder(one.graph.trace("nf4"))
 
 
 def test_another_solver_fits_again_on_the_same_traces(opened, monkeypatch):
     before = opened()
-    traced, found, neurons = (
-        of("nf4") for of in (before.traces_folder, before.neurons_folder, before.neurons)
-    )
+    trace_node, fit = before.graph.trace("nf4"), before.graph.identify("nf4")
+    traced, fitted, neurons = before.folder(trace_node), before.folder(fit), before.neurons("nf4")
     newer(monkeypatch, "skglm")
-    pipeline = opened()
-    assert pipeline.traces_folder("nf4") == traced
-    assert pipeline.neurons_folder("nf4") != found
-    assert pipeline.neurons("nf4") == neurons
+    after = opened()
+    assert after.folder(after.graph.trace("nf4")) == traced
+    assert after.folder(after.graph.identify("nf4")) != fitted
+    assert after.neurons("nf4") == neurons
 
 
-def test_other_ids_are_other_samples(opened):
-    """Equal labels and tokens under other ids: the neurons say which samples they are of."""
-    pipeline = opened()
-    before = pipeline.neurons("fp16").provenance["samples"]
-    renamed = [s.model_copy(update={"id": f"x{s.id}"}) for s in pipeline.samples]
-    pipeline.__dict__["samples"] = renamed
-    assert pipeline.neurons("fp16").provenance["samples"] != before
-
-
-def test_provenance_says_what_the_artefacts_were_built_by(opened, tmp_path):
-    pipeline = opened()
-    built = built_from(pipeline)
-    responses = built["sample"]["responses"]
+def test_provenance_says_what_the_outputs_were_made_from(opened):
+    one, detect = opened(), EXPERIMENTS["detect"]
+    nodes = detect.nodes(one.m)
+    outputs = one.runner.run(nodes)
+    facts = provenance_of(one.m, detect, nodes, outputs)
+    made = facts["nodes"]
+    responses = made["sample fp16"]["parameters"]["responses"]
     assert responses["device"] == "cpu"
     assert responses["compute"] == "float32"
     assert responses["packages"]["torch"] == metadata.version("torch")
@@ -159,11 +196,16 @@ def test_provenance_says_what_the_artefacts_were_built_by(opened, tmp_path):
     assert responses["judge"] == RuleJudge.identity
     assert responses["stop_tokens"] == [0]
     assert set(responses["files"]) >= {"config.json", "tokenizer.json"}
-    assert "bitsandbytes" in built["trace"]["nf4"]["packages"]
-    assert built["identify"]["fp16"]["packages"]["skglm"] == metadata.version("skglm")
-    # What is reported was written when the artefact was built, not when it is reported.
-    inputs = pipeline.traces_folder("nf4") / "inputs.json"
-    edit(inputs, machine="the one that traced")
-    facts = write(tmp_path / "run", pipeline, pipeline.tables())
-    assert facts["stages"]["trace"]["nf4"]["machine"] == "the one that traced"
-    assert inputs_of(pipeline.responses) == facts["stages"]["sample"]
+    assert "bitsandbytes" in made["trace nf4"]["parameters"]["packages"]
+    assert made["identify fp16"]["packages"]["skglm"] == metadata.version("skglm")
+    assert made["identify fp16"]["version"] == 1
+    assert made["trace fp16"]["inputs"]["tokens"] == made["trace nf4"]["inputs"]["tokens"]
+    assert {node.get("precision") for node in made.values()} == {"fp16", "nf4"}
+    # What is reported was written when the output was made, not when it is reported.
+    record = outputs[mapping.node(one.m, "nf4")] / "node.json"
+    changed = json.loads(record.read_text(encoding="utf-8"))
+    changed["parameters"]["machine"] = "the one that computed"
+    record.write_text(json.dumps(changed), encoding="utf-8")
+    facts = provenance_of(one.m, detect, nodes, outputs)
+    assert facts["nodes"]["map nf4"]["parameters"]["machine"] == "the one that computed"
+    assert sample.STAGE.name in {node["stage"] for node in facts["nodes"].values()}

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from harness.experiments.pipeline import Pipeline
-from harness.judges.base import Verdict, judge
+from harness.judges.base import Verdict
+from harness.judges.registry import make_judge
 from harness.stages import sample as stage
+from harness.stages.materials import Materials
 from harness.stages.sample import (
     JudgedResponse,
     QuestionRecord,
@@ -16,7 +17,6 @@ from harness.stages.sample import (
     write_records,
 )
 from harness.store.progress import Progress
-from harness.store.store import Store
 from harness.studies.study import REFERENCE, Study
 from hq.tracing.sampling import Sampling
 
@@ -27,8 +27,8 @@ SETTINGS = Sampling(responses=4, temperature=0.03, max_new_tokens=8, seed=3)
 def parts(tiny_study):
     """A decoding, questions half of which the model can answer, and what ends a response."""
     loaded = Study.load(str(tiny_study))
-    with Pipeline(loaded, Store(tiny_study.parent), Progress(quiet=True)) as pipeline:
-        yield pipeline.backend(REFERENCE).decoding(), pipeline.prompted[:200], pipeline.ending
+    with Materials(loaded) as m:
+        yield m.models.open(REFERENCE).decoding(), m.prompted[:200], m.stop_criteria
 
 
 def run(folder, parts, quota=1000, log=None):
@@ -41,7 +41,7 @@ def run(folder, parts, quota=1000, log=None):
         progress.task("sample", len(prompted), "questions") as task,
     ):
         found = collect(
-            log, lambda: decoding, prompted, SETTINGS, ending, judge("rules"), quota, task
+            log, lambda: decoding, prompted, SETTINGS, ending, make_judge("rules"), quota, task
         )
     write_records(folder, found)
     return read_records(folder)

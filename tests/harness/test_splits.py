@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from harness.judges.base import Question
 from harness.judges.text import normalise
-from harness.scenarios import load
+from harness.scenarios import load_questions
 from harness.stages.splits import assign, components
 from hq.errors import HQError
 
@@ -82,7 +82,7 @@ def test_shares_hold_within_each_relation() -> None:
 
 
 def test_facts_split_near_the_asked_for_shares_in_every_relation() -> None:
-    questions = load("facts")
+    questions = load_questions("facts")
     split = assign(questions, FRACTIONS, seed=0)
     for relation in {q.relation for q in questions}:
         sides = Counter(split[q.id] for q in questions if q.relation == relation)
@@ -123,5 +123,5 @@ def test_what_is_no_word_links_nothing() -> None:
 
 def test_no_two_facts_share_a_wording() -> None:
     """So the wording changes no component of the default study."""
-    questions = load("facts")
+    questions = load_questions("facts")
     assert len({normalise(q.wording) for q in questions}) == len(questions)

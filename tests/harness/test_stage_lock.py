@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.stages import lock, trace
+from harness.experiments import lock
+from harness.experiments.sweep import nodes as sweep
+from harness.stages import trace
 
 ROOT = Path(lock.__file__).parents[2]
 
@@ -40,9 +42,12 @@ def test_a_changed_formula_is_named_with_the_stages_that_compute_by_it(copied):
 
 def test_a_stage_is_named_only_for_what_it_imports(copied):
     before = lock.locked(copied)
-    append(copied / "harness" / "stages" / "costs.py", "\nFACTOR = 2\n")
-    (fault,) = lock.differences(before, lock.locked(copied))
-    assert fault.startswith("the source of stage costs changed (harness.stages.costs)")
+    append(copied / "harness" / "experiments" / "sweep" / "costs.py", "\nFACTOR = 2\n")
+    faults = lock.differences(before, lock.locked(copied))
+    named = {fault.split(" changed ")[0].split()[-1] for fault in faults}
+    assert sweep.COSTS.name in named
+    assert "trace" not in named
+    assert all("(harness.experiments.sweep.costs)" in fault for fault in faults)
 
 
 def test_what_no_stage_imports_is_free_to_change(copied):

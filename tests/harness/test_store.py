@@ -1,4 +1,4 @@
-"""The store: built once, found again, resumed after a kill, rebuilt when asked."""
+"""The store: made once and reused, continued after a kill, made again on request."""
 
 import os
 import signal
@@ -8,87 +8,86 @@ import textwrap
 
 import pytest
 
-from harness.store.store import Stage, Store, inputs_of
+from harness.store.store import Store, record_of
 from tests.harness.killing import needs_sigkill
 
-STAGE = Stage("stage")
 
-
-def test_built_once_and_found_again(tmp_path):
+def test_an_output_is_made_once_and_reused(tmp_path):
     calls = []
 
     def make(folder):
         calls.append(folder)
         (folder / "out.txt").write_text("x", encoding="utf-8")
 
-    first = Store(tmp_path).build(STAGE, {"a": 1}, make)
-    second = Store(tmp_path).build(STAGE, {"a": 1}, make)
-    assert first == second
+    first = Store(tmp_path).build("stage-1", {"a": 1}, make)
+    second = Store(tmp_path).build("stage-1", {"a": 1}, make)
+    assert first == second == Store(tmp_path).finished("stage-1")
     assert len(calls) == 1
     assert (first / "out.txt").read_text(encoding="utf-8") == "x"
+    assert Store(tmp_path).finished("stage-2") is None
 
 
-def test_another_input_is_another_artefact(tmp_path):
+def test_the_record_has_what_it_was_made_from_and_digests_of_contents(tmp_path):
+    def make(folder):
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_text("same", encoding="utf-8")
+        (folder / "b").write_text("same", encoding="utf-8")
+        (folder / "speed").write_text(str(os.times()), encoding="utf-8")
+
     store = Store(tmp_path)
-    folders = {store.build(STAGE, {"a": a}, lambda folder: None) for a in (1, 2, "1")}
-    assert len(folders) == 3
-    assert store.build(Stage("other"), {"a": 1}, lambda folder: None) not in folders
+    record = record_of(store.build("stage-1", {"stage": "stage"}, make, frozenset({"speed"})))
+    assert record["stage"] == "stage"
+    assert record["seconds"] >= 0
+    assert set(record["outputs"]) == {"deep/a", "b"}
+    assert record["outputs"]["b"] == record["outputs"]["deep/a"]
+    assert [r["outputs"] for r in store.records("stage")] == [record["outputs"]]
 
 
-def test_another_version_of_a_stage_is_another_artefact(tmp_path):
-    store, calls = Store(tmp_path), []
-    first, again, second = (store.build(Stage("s", v), {}, calls.append) for v in (1, 1, 2))
-    assert first == again != second
-    assert len(calls) == 2
-
-
-def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_goes_on(tmp_path):
+def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_continues(tmp_path):
     def fail(folder):
         (folder / "part").write_text("half", encoding="utf-8")
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        Store(tmp_path).build(STAGE, {}, fail)
-    assert not [p for p in tmp_path.iterdir() if p.is_dir() and p.suffix != ".partial"]
+        Store(tmp_path).build("stage-1", {}, fail)
+    assert Store(tmp_path).finished("stage-1") is None
+    assert not list(Store(tmp_path).records("stage"))
     seen = []
     Store(tmp_path).build(
-        STAGE, {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
+        "stage-1", {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
     )
     assert seen == ["half"]
 
 
-def test_fresh_builds_anew_but_once(tmp_path):
+def test_fresh_makes_again_but_once(tmp_path):
     calls = []
-    Store(tmp_path).build(STAGE, {}, calls.append)
+    Store(tmp_path).build("stage-1", {}, calls.append)
     store = Store(tmp_path, fresh=True)
-    store.build(STAGE, {}, calls.append)
-    store.build(STAGE, {}, calls.append)
+    assert store.finished("stage-1") is None
+    store.build("stage-1", {}, calls.append)
+    store.build("stage-1", {}, calls.append)
+    assert store.finished("stage-1") is not None
     assert len(calls) == 2
 
 
-def test_inputs_are_written_whole_and_found_again(tmp_path):
-    folder = Store(tmp_path).build(STAGE, {"a": 1}, lambda folder: None)
-    assert inputs_of(folder) == {"version": 1, "a": 1}
-    with Store(tmp_path).growing(Stage("log"), {"a": 1}) as growing:
-        assert inputs_of(growing) == {"version": 1, "a": 1}
-
-
-def test_what_grows_goes_on_after_an_error_and_begins_anew_once_if_fresh(tmp_path):
+def test_a_log_continues_after_an_error_and_begins_again_once_if_fresh(tmp_path):
     def grow(store):
         with (
-            store.growing(Stage("log"), {}) as folder,
+            store.growing("log", 1, {}) as folder,
             open(folder / "log", "a", encoding="utf-8") as log,
         ):
             log.write("x")
         return (folder / "log").read_text(encoding="utf-8")
 
-    with pytest.raises(RuntimeError), Store(tmp_path).growing(Stage("log"), {}) as folder:
+    with pytest.raises(RuntimeError), Store(tmp_path).growing("log", 1, {}) as folder:
         (folder / "log").write_text("x", encoding="utf-8")
         raise RuntimeError
     assert grow(Store(tmp_path)) == "xx"
     fresh = Store(tmp_path, fresh=True)
     assert grow(fresh) == "x"
     assert grow(fresh) == "xx"
+    with fresh.growing("log", 2, {}) as another, fresh.growing("log", 1, {"a": 1}) as third:
+        assert len({folder, another, third}) == 3
 
 
 @needs_sigkill
@@ -97,11 +96,11 @@ def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
         """
         import os, signal, sys
         from pathlib import Path
-        from harness.store.store import Stage, Store
+        from harness.store.store import Store
         def make(folder):
             (folder / "part").write_text("half", encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
-        Store(Path(sys.argv[1])).build(Stage("stage"), {}, make)
+        Store(Path(sys.argv[1])).build("stage-1", {}, make)
         """
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -109,6 +108,6 @@ def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
     assert killed.returncode == -signal.SIGKILL
     seen = []
     Store(tmp_path).build(
-        STAGE, {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
+        "stage-1", {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
     )
     assert seen == ["half"]

@@ -9,14 +9,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from harness.experiments.detect.tables import TABLES
 from harness.stages.samples import read_samples
 from harness.tables.files import read_table
-from harness.tables.schema import KINDS
 from hq.neurons.neuron_set import NeuronSet
 from tests.harness.killing import Killer, needs_sigkill
 
-REPEATABLE = [f"{name}.csv" for name in KINDS["study"]] + [
+REPEATABLE = [f"{name}.csv" for name in TABLES] + [
     "tables.md",
+    "results.json",
     "neurons.json",
     "path.csv",
     "samples.jsonl",
@@ -78,13 +79,13 @@ def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
     def no_model(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("harness.stages.variants.open_backend", no_model)
+    monkeypatch.setattr("harness.stages.loading.open_backend", no_model)
     outcome = hq("study", "run", tiny_study, "--into", "again", "--json")
     assert outcome.code == 0
     assert contents(Path("again")) == contents(finished / "runs" / "tiny")
     printed = json.loads(outcome.out)
     assert printed["tables"]["detection"][0]["precision"] == "fp16"
-    for name, (kind, _) in KINDS["study"].items():
+    for name, (kind, _) in TABLES.items():
         assert [kind.model_validate(row, extra="forbid") for row in printed["tables"][name]]
 
 
@@ -108,7 +109,7 @@ KILLS = (
     ("hq.tracing.traces require_finite", 4, "trace-*.partial/batches.txt"),
     ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
     ("harness.stages.uncertainty append", 3, "uncertainty-*.partial/batches.jsonl"),
-    ("os rename", 1, "uncertainty-*.partial/inputs.json"),
+    ("os rename", 1, "uncertainty-*.partial/node.json"),
 )
 
 
@@ -158,7 +159,12 @@ def test_check_refuses_another_study_and_accepts_some_of_its_rows(finished, tiny
     assert hq("study", "run", tiny_study, "--precisions", "fp16", "--into", "fp16").code == 0
     assert hq("check", "fp16", "--against", "results").code == 0
     assert hq("check", "fp16", "--against", "results", "--accept").code == 0
-    for name in (*(f"{name}.csv" for name in KINDS["study"]), "tables.md", "provenance.json"):
+    for name in (
+        *(f"{name}.csv" for name in TABLES),
+        "tables.md",
+        "results.json",
+        "provenance.json",
+    ):
         assert (Path("results") / name).read_bytes() == (run / name).read_bytes()
 
 
@@ -169,11 +175,11 @@ def test_accepting_a_precision_made_anew_keeps_the_others_rows(finished, hq):
     for precision, code in (("nf4", 0), ("fp16", 2)):
         facts = copy.deepcopy(whole)
         facts["definition"]["precisions"] += ["gptq-4"]  # which the run does not have
-        facts["stages"]["trace"][precision]["version"] = 99
+        facts["nodes"][f"trace {precision}"]["version"] = 99
         results.write_text(json.dumps(facts), encoding="utf-8")
         outcome = hq("check", run, "--against", "results", "--accept")
         assert outcome.code == code, outcome
-    assert "stages.trace.fp16.version is" in outcome.err
+    assert "nodes.trace fp16.version is" in outcome.err
 
 
 def test_accepting_draws_a_picture_that_is_there_anew(finished, hq, monkeypatch):
@@ -229,7 +235,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_study, hq, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.experiments.pipeline.Pipeline.tables", interrupt)
+    monkeypatch.setattr("harness.store.runner.Runner.run", interrupt)
     outcome = hq("study", "run", tiny_study)
     assert (outcome.code, outcome.out) == (130, "")
     assert outcome.err == "Interrupted; the same command goes on from here.\n"

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from harness.experiments.survival.tables import TABLES
 from harness.tables.files import read_table
-from harness.tables.schema import KINDS
 from hq.probe.survival import STATISTICS
 
 
@@ -32,7 +32,7 @@ def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
     assert rows["gain"].to_list() == pytest.approx(gain.to_list(), abs=1e-5)
     assert read_table(run, "statistics").height == 2 * len(STATISTICS)
 
-    files = [f"{name}.csv" for name in KINDS["survival"]] + ["tables.md", "provenance.json"]
+    files = [f"{name}.csv" for name in TABLES] + ["tables.md", "provenance.json"]
     before = {name: (run / name).read_bytes() for name in files}
     assert '"survival"' in hq(*options, "--json").out
     assert {name: (run / name).read_bytes() for name in files} == before

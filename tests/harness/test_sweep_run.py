@@ -6,13 +6,13 @@ import signal
 
 import pytest
 
+from harness.experiments.sweep.tables import TABLES
 from harness.studies.study import SweepSection
 from harness.tables.files import read_table
-from harness.tables.schema import KINDS
 from hq.errors import HQError
 from tests.harness.killing import Killer, needs_sigkill
 
-FILES = [f"{name}.csv" for name in KINDS["sweep"]] + ["tables.md", "provenance.json"]
+FILES = [f"{name}.csv" for name in TABLES] + ["tables.md", "provenance.json"]
 SMALL = ("--trials", "8", "--draws", "2", "--alphas", "0,1,3", "--quiet")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from harness.experiments.sweep.rates import JudgedSweep, Swept, rates, slope
 from harness.experiments.sweep.transfer import Target, transfer
-from harness.scenarios.trials import Outcome
+from harness.scenarios.base import TrialOutcome
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 
@@ -15,7 +15,7 @@ ALPHAS, CONTROLS, N = (0.0, 1.0, 2.0), (0.0, 1.0, 2.0), 40
 def judged(complied):
     """Outcomes of a bool array [..., alpha, trial]."""
     complied = np.asarray(complied)
-    outcomes = np.where(complied, Outcome.COMPLIED, Outcome.RESISTED).astype(object)
+    outcomes = np.where(complied, TrialOutcome.COMPLIED, TrialOutcome.RESISTED).astype(object)
     nothing = np.zeros(complied.shape, dtype=bool)
     changed = complied != np.take(complied, [1], axis=-2)
     return JudgedSweep(outcomes, nothing, changed, np.full(complied.shape, 5.0))

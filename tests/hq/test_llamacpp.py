@@ -96,7 +96,7 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
 
 @pytest.mark.slow
 def test_the_embedded_model_computes_what_transformers_does(tmp_path):
-    from harness.bench.cett import exchanges
+    from harness.bench.cett import question_texts
     from harness.models.sources import resolve_model
     from hq.gguf.write import write
     from hq.models.checkpoint import identity
@@ -108,7 +108,7 @@ def test_the_embedded_model_computes_what_transformers_does(tmp_path):
         TorchBackend(path, device="cpu") as theirs,
         LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as ours,
     ):
-        texts = exchanges(theirs, seed=0, count=16)[1]
+        texts = question_texts(theirs, seed=0, count=16)[1]
         for scaled in ({}, factors):
             with theirs.scale(scaled), ours.scale(scaled):
                 expected, found = (

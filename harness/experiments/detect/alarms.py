@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from harness.experiments.detect.tables import Alarm
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
-from harness.tables.schema import Alarm
 from hq.monitor.bundle import ALL
 from hq.stats.bootstrap import Estimate
 from hq.stats.conformal import entities_needed, entity_rate, promised_threshold

@@ -8,16 +8,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from harness.experiments.detect.alarms import alarms
+from harness.experiments.detect.tables import (
+    Alarm,
+    AlignmentRow,
+    ControlRow,
+    Detection,
+    Fidelity,
+    ModelRow,
+)
+from harness.stages import mapping
 from harness.stages.identify import THRESHOLD, Rows, require_same_tokens
 from harness.stages.samples import Sample
 from harness.stages.uncertainty import Uncertainty, perplexity
 from harness.studies.study import CompareSection
-from harness.tables.schema import Alarm, ControlRow, Detection, Fidelity, ModelRow, Row
+from harness.tables.schema import Row
 from hq.errors import HQError
 from hq.models.audit import AuditRow
 from hq.neurons.features import Features
@@ -344,3 +354,24 @@ def storage(audit: Sequence[AuditRow]) -> str:
 
 def _require_model(traces: Traces, neurons: NeuronSet) -> None:
     neurons.require(traces.info.model, f"The neuron set that {traces.folder} is compared by")
+
+
+def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> AlignmentRow:
+    """The row of table `mapping`, from the folder of stage `map`."""
+    layers, neurons = mapping.rows(folder), mapping.read(folder)
+    kinds = Counter(row.relation for row in layers)
+    errors = np.array([row.error for row in layers])
+    low, high = mapping.quantiles(neurons.places, neurons.factors)
+    return AlignmentRow(
+        precision=precision,
+        layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
+        bits=min(row.bits for row in layers),
+        error=float(np.median(errors)),
+        error_worst=float(errors.max()),
+        worst=int(errors.argmax()),
+        found=float(neurons.found.mean()),
+        probe=len(probe),
+        probe_found=sum(bool(neurons.found[layer, index]) for layer, index in probe),
+        h_low=low,
+        h_high=high,
+    )

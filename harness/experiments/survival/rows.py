@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from harness.experiments.survival.tables import OfStatistic, Survival
 from harness.stages.identify import Rows
-from harness.store.progress import Task
-from harness.tables.schema import OfStatistic, Row, Survival
+from harness.tables.schema import Row
 from hq.errors import HQError
 from hq.models.ffn_weights import FFNs
 from hq.neurons.neuron_set import NeuronSet
@@ -63,10 +63,10 @@ class Surviving:
                 "as --precisions fp16,int8,nf4."
             )
 
-    def tables(self, task: Task) -> dict[str, list[Row]]:
-        """All rows, by table; the task advances with each precision that is read."""
+    def tables(self) -> dict[str, list[Row]]:
+        """All rows, by table."""
         found: dict[str, list[Row]] = {"survival": [], "statistics": []}
-        for target, errors in self._errors(task).items():
+        for target, errors in self._errors().items():
             hurt = [
                 DegradedNeurons.of(errors[precision], self._d_ff) for precision in self.variants
             ]
@@ -89,7 +89,7 @@ class Surviving:
         trained = self._contributions(self.reference)[self.rows.train]
         return features(of_weights | activity_statistics(trained), self._d_ff)
 
-    def _errors(self, task: Task) -> dict[str, dict[str, Float[np.ndarray, " p"]]]:
+    def _errors(self) -> dict[str, dict[str, Float[np.ndarray, " p"]]]:
         """Every neuron's error on the test texts, by target and precision."""
         test, everyone = self.rows.test, np.arange(self.neurons.model.n_neurons)
         before = self._contributions(self.reference)[test]
@@ -102,7 +102,6 @@ class Surviving:
                 values = _value(measure, len(test))
                 values[missing] = np.nan  # neither kept nor hurt
                 found[target][precision] = values
-            task.advance(1)
         return found
 
     def _contributions(self, traces: Traces) -> Float[np.ndarray, "n p"]:

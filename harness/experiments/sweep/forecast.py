@@ -7,12 +7,12 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.experiments.pipeline import Pipeline
-from harness.experiments.sweep.steering import Steering
-from harness.scenarios import prompts
-from harness.scenarios.trials import BEHAVIOURS, Trial
+from harness.experiments.sweep.asking import label
+from harness.experiments.sweep.plan import SweepPlan
+from harness.scenarios.base import Trial
+from harness.scenarios.prompts import PromptForm
 from harness.stages import respond
-from harness.stages.asking import label
+from harness.stages.materials import Materials
 from harness.store.progress import Progress
 from harness.studies.study import REFERENCE
 from hq.backends.opening import max_rows
@@ -47,20 +47,20 @@ class Forecast(BaseModel):
         )
 
 
-def forecast(pipeline: Pipeline) -> Forecast:
+def forecast(m: Materials) -> Forecast:
     """Counts trials and variants, and times a few responses of the first scenario."""
-    section, study = pipeline.study.sweep, pipeline.study
-    loaded = Steering(pipeline).offered
+    plan, study = m.of(SweepPlan), m.study
+    section, offered = plan.section, plan.offered
     counts = {
         label(name, kind): min(count, section.trials)
-        for name, trials in loaded.items()
+        for name, trials in offered.items()
         for kind, count in sorted(Counter(trial.kind for trial in trials).items())
     }
     variants = len(section.alphas) + section.draws * (len(section.control_alphas) - 1)
     answers = section.questions * len(section.alphas)
     responses = len(study.precisions) * (sum(counts.values()) * variants + answers)
     name = section.scenarios[0]
-    seconds = _timed(pipeline, section.form or BEHAVIOURS[name].form, loaded[name][:_TRIED])
+    seconds = _timed(m, plan.form(name), offered[name][:_TRIED])
     return Forecast(
         trials=counts,
         variants=variants,
@@ -71,15 +71,14 @@ def forecast(pipeline: Pipeline) -> Forecast:
     )
 
 
-def _timed(pipeline: Pipeline, form_name: str, trials: list[Trial]) -> float:
-    """Seconds that a response to one of the trials took, all of them side by side."""
-    form = prompts.form(form_name)
-    ids = [tuple(form.encode(pipeline.tokenizer, trial.prompt)) for trial in trials]
-    ending = pipeline.ending_of(form)
-    backend = pipeline.backend(REFERENCE)
-    new = pipeline.study.sweep.max_new_tokens
+def _timed(m: Materials, form: PromptForm, trials: list[Trial]) -> float:
+    """Seconds that a response to one of the trials took, all of them in one batch."""
+    ids = [tuple(form.encode(m.tokenizer, trial.prompt)) for trial in trials]
+    criteria = m.stop_criteria_of(form)
+    backend = m.models.open(REFERENCE)
+    new = m.of(SweepPlan).section.max_new_tokens
     with TemporaryDirectory() as folder, Progress(quiet=True).task("", len(ids), "") as task:
         log = Path(folder) / respond.LOG_FILE
         started = time.perf_counter()
-        respond.respond(log, lambda: backend, ids, [{}], ending, new, task, max_rows(REFERENCE))
+        respond.respond(log, lambda: backend, ids, [{}], criteria, new, task, max_rows(REFERENCE))
         return (time.perf_counter() - started) / len(ids)

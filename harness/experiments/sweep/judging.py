@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from harness.experiments.sweep.asking import AskedTrial
 from harness.experiments.sweep.rates import JudgedSweep
 from harness.judges.phrases import REFUSAL
 from harness.judges.text import normalise
-from harness.scenarios.trials import Outcome, Trial
-from harness.stages.asking import AskedTrial
+from harness.scenarios.base import Trial, TrialOutcome
 from harness.stages.respond import GreedyResponse
 
 
@@ -16,11 +16,11 @@ class TrialJudge:
     """The judge of a scenario, for its trials."""
 
     def __init__(
-        self, judge: Callable[[str, Trial, bool], Outcome], trials: Sequence[AskedTrial]
+        self, judge: Callable[[str, Trial, bool], TrialOutcome], trials: Sequence[AskedTrial]
     ) -> None:
         self._judge = judge
         self._trials = [one.trial for one in trials]
-        self._known: dict[tuple[str, str, bool], Outcome] = {}
+        self._known: dict[tuple[str, str, bool], TrialOutcome] = {}
 
     def judged(
         self, replies: Sequence[Sequence[GreedyResponse]], plain: Sequence[GreedyResponse]
@@ -35,7 +35,7 @@ class TrialJudge:
             tokens=np.array([[len(reply.ids) for reply in row] for row in replies], dtype=float),
         )
 
-    def _outcome(self, reply: GreedyResponse, trial: Trial) -> Outcome:
+    def _outcome(self, reply: GreedyResponse, trial: Trial) -> TrialOutcome:
         key = trial.id, reply.text, reply.truncated
         if key not in self._known:
             self._known[key] = self._judge(reply.text, trial, reply.truncated)

@@ -1,4 +1,4 @@
-"""Stage `sweep`: from judged responses at every α to rates, slopes, and what is left of an effect.
+"""From judged responses at every α to rates, slopes, and what is left of an effect.
 
 Matched draws of neurons are scaled on the same trials as the H-Neurons, so that all differences are
 paired.
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from harness.scenarios.trials import Outcome
-from harness.tables.schema import Rate, Slope
+from harness.experiments.sweep.tables import Rate, Slope
+from harness.scenarios.base import TrialOutcome
 from hq.stats.bootstrap import Estimate
 from hq.stats.dose_response import (
     bootstrap_rates,
@@ -39,7 +39,7 @@ class JudgedSweep(NamedTuple):
     @property
     def complied(self) -> Bool[np.ndarray, "*draws alpha trial"]:
         """Whether they complied; an unclear response did not."""
-        found: Bool[np.ndarray, "*draws alpha trial"] = self.outcomes == Outcome.COMPLIED
+        found: Bool[np.ndarray, "*draws alpha trial"] = self.outcomes == TrialOutcome.COMPLIED
         return found
 
 
@@ -117,7 +117,7 @@ def _rate(
         draws=draws,
         seed=swept.seed,
         rate=rate,
-        unclear=float((judged.outcomes == Outcome.UNCLEAR).mean()),
+        unclear=float((judged.outcomes == TrialOutcome.UNCLEAR).mean()),
         changed=float(judged.changed.mean()),
         tokens=float(judged.tokens.mean()),
         reduction=reduction,

@@ -1,4 +1,4 @@
-"""Stage `transfer`: the probe found on one set of questions, read in other scenarios."""
+"""Transfer: the probe found on one set of questions, evaluated in other scenarios."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from harness.tables.schema import Transfer
+from harness.experiments.sweep.tables import Transfer
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.controls import fit_draws, read_control

@@ -131,7 +131,9 @@ class Architecture:
         return bool(self.gate) or self.fused
 
 
-RECORDS: Registry[Architecture] = Registry("model architecture")  # by the text config's model_type
+RECORDS: Registry[Architecture] = Registry("model architecture", "hq.families")
+"""By the `model_type` of the language model's config."""
+
 GGUF_LAYOUTS: Registry[Layout] = Registry("GGUF architecture")  # by llama.cpp's name
 
 

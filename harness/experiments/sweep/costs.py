@@ -1,4 +1,4 @@
-"""Stage `costs`: what scaling neurons does to four-way choices and to the loss on held-out text."""
+"""What scaling neurons does to four-way choices and to the loss on held-out text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.store.progress import Task
-from harness.store.store import Stage
 from hq.backends.base import Backend
 from hq.neurons.prompt_response import PromptResponse
 
-STAGE = Stage("costs", sources=("hq.backends.opening",))
 _FILE = "costs.npz"
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from harness.judges.base import Verdict
 from harness.judges.rules import RuleJudge
+from harness.scenarios.base import Trial, as_question
 from harness.scenarios.prompts import PromptForm
-from harness.scenarios.trials import Trial, as_question
 from harness.stages import splits
 from harness.stages.respond import GreedyResponse
 from hq.errors import HQError

@@ -1,13 +1,11 @@
-"""Memory of tracing at a 7B model's layer count and width, on a model that costs almost nothing.
+"""Memory of tracing at the layer count and width of Llama-2 7B, on a cheap low-rank model.
 
-Its projections have rank 16, so it needs neither 26 GB nor hours.
-What a trace allocates depends on shapes alone, and those are Llama-2 7B's.
+What a trace allocates depends on shapes alone. The model has those of Llama-2 7B, but its
+projections have rank 16, so that it does not need 26 GB.
 """
 
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from harness.bench.base import in_new_process, random_texts
 from hq.backends.transformers.backend import TorchBackend
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
@@ -28,7 +27,7 @@ from hq.tracing.traces import TraceWriter, describe
 
 _RANK = 16
 _TEXTS = 256
-_LONG = 8  # of them, 8 × 256 tokens, a whole batch
+_LONG = 8  # of these; 8 × 256 tokens fill a batch
 _MEASURES: tuple[Measure, ...] = ("sum", "contribution")
 _SPANS: tuple[Span, ...] = ("answer", "other")
 _CONFIG = {
@@ -40,46 +39,40 @@ _CONFIG = {
 }
 NOTE = (
     f"32 layers of 11008, {_TEXTS} texts, {'+'.join(_MEASURES)} over {'+'.join(_SPANS)}, to disk: "
-    "peak of resident memory less what the loaded model has"
+    "peak resident memory minus that of the loaded model"
 )
 
 
 def peak_extra_mib(seed: int, config: dict[str, int] = _CONFIG, texts: int = _TEXTS) -> float:
-    """MiB that a process of its own gains while it streams traces to disk."""
-    spawned = get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawned) as pool:
-        return pool.submit(_stream, seed, config, texts).result()
+    """Return the MiB that a new process allocates while it streams traces to disk."""
+    return in_new_process(_extra_mib_of_trace, seed, config, texts)
 
 
-def _stream(seed: int, config: dict[str, int], texts: int) -> float:
+def _extra_mib_of_trace(seed: int, config: dict[str, int], texts: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         backend = _backend(folder, config)
         before: float = psutil.Process().memory_info().rss / 2**20
-        exchanges = _exchanges(seed, texts, config["vocab_size"])
-        info = describe(backend, exchanges, _MEASURES, _SPANS)
+        pairs = _texts(seed, texts, config["vocab_size"])
+        info = describe(backend, pairs, _MEASURES, _SPANS)
         writer = TraceWriter(folder / "traces", info)
-        for batch in backend.trace(exchanges, _MEASURES, _SPANS):
+        for batch in backend.trace(pairs, _MEASURES, _SPANS):
             writer.write(batch)
         writer.close(backend.norms)
         return _peak_mib() - before
 
 
-def _exchanges(seed: int, count: int, vocabulary: int) -> list[PromptResponse]:
-    """Random texts: short ones fill batches by their rows, the long ones by their tokens."""
+def _texts(seed: int, count: int, vocabulary: int) -> list[PromptResponse]:
+    """Random texts: short ones fill batches by rows, long ones by tokens."""
     rng = np.random.default_rng(seed)
-
-    def draw(low: int, high: int) -> tuple[int, ...]:
-        return tuple(rng.integers(vocabulary, size=rng.integers(low, high)).tolist())
-
-    long = [PromptResponse(draw(200, 210), draw(40, 46)) for _ in range(_LONG)]
-    return [PromptResponse(draw(8, 14), draw(2, 6)) for _ in range(count - _LONG)] + long
+    long = random_texts(rng, _LONG, vocabulary, (200, 210), (40, 46))
+    return random_texts(rng, count - _LONG, vocabulary, (8, 14), (2, 6)) + long
 
 
 def _peak_mib() -> float:
-    """The most memory that this process has had so far."""
+    """The peak resident memory of this process."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose ru_maxrss begins with that of the parent process
+    if status.exists():  # Linux, where ru_maxrss starts at the parent process's value
         (line,) = (
             row
             for row in status.read_text(encoding="utf-8").splitlines()
@@ -94,7 +87,7 @@ def _peak_mib() -> float:
 
 
 def _backend(folder: Path, config: dict[str, int]) -> TorchBackend:
-    """The real backend; only the loading of weights is replaced."""
+    """The torch backend; only the loading of weights is replaced."""
     LlamaConfig(**config).save_pretrained(folder)
     PRECISIONS.add(LowRank.name, LowRank())
     identity = ModelIdentity(
@@ -107,28 +100,28 @@ def _backend(folder: Path, config: dict[str, int]) -> TorchBackend:
     return TorchBackend(folder, LowRank.name, device="cpu", model_identity=identity)
 
 
-class Product(nn.Module):
-    """x ↦ x · A · B, in place of a linear map of the same shape."""
+class LowRankLinear(nn.Module):
+    """x ↦ x · A · B, which replaces a linear layer of the same shape."""
 
     def __init__(self, first: Float[Tensor, "inputs rank"], last: Float[Tensor, "rank outputs"]):
         super().__init__()
         self.factors = first, last
-        # Tells the shape to whoever audits, and takes no memory.
+        # Has the shape that an audit reads, without memory.
         self.weight = first.new_zeros(()).expand(last.shape[1], first.shape[0])
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
-        """Two thin products."""
+        """Multiply by both factors."""
         first, last = self.factors
         return x @ first @ last
 
 
 class LowRank(FP16):
-    """A precision, as far as the backend can tell: random factors in place of weights."""
+    """A precision that loads random low-rank factors instead of weights."""
 
     name = "low-rank"
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """A Llama of the shape that config.json in `path` tells."""
+        """Return a Llama of the shape in `path`/config.json."""
         config = LlamaConfig.from_pretrained(path)
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
@@ -136,7 +129,7 @@ class LowRank(FP16):
             for part in (layer.self_attn, layer.mlp):
                 for name, linear in list(part.named_children()):
                     if isinstance(linear, nn.Linear):
-                        setattr(part, name, _product(linear, device))
+                        setattr(part, name, _low_rank(linear, device))
         model.to_empty(device=device)  # norms and embeddings
         for parameter in model.parameters():
             nn.init.normal_(parameter, mean=1.0)
@@ -145,22 +138,22 @@ class LowRank(FP16):
         return loaded
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether it is one of its own."""
-        return isinstance(module, Product)
+        """Return whether the module is a low-rank layer."""
+        return isinstance(module, LowRankLinear)
 
     def dense(self, module: nn.Module) -> Float[Tensor, "outputs inputs"]:
-        """The whole matrix, as a quantized weight would be dequantized."""
-        assert isinstance(module, Product)
+        """Return the matrix of a low-rank layer."""
+        assert isinstance(module, LowRankLinear)
         first, last = module.factors
         dense: Tensor = (first @ last).T
         return dense
 
 
-def _product(linear: nn.Linear, device: torch.device) -> Product:
+def _low_rank(linear: nn.Linear, device: torch.device) -> LowRankLinear:
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(rows: int, columns: int) -> Tensor:
         drawn = torch.randn(rows, columns, generator=generator, device=device)
         return drawn.div_(rows**0.5)
 
-    return Product(draw(linear.in_features, _RANK), draw(_RANK, linear.out_features))
+    return LowRankLinear(draw(linear.in_features, _RANK), draw(_RANK, linear.out_features))

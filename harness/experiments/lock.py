@@ -1,13 +1,14 @@
 """stages.lock: which source code the versions of the stages stand for.
 
-The store does not hash code: a stage's version is part of the keys of its artefacts. The lock holds
-a digest of every module that a stage imports, directly or not. When such a module changes, the
-check fails until someone declares what that means:
+The store does not hash code: a stage's version is part of the keys of its outputs. The lock holds a
+digest of every module that a stage imports, directly or not. When such a module changes, the check
+fails until someone declares what that means:
 
-    the output can change      raise `version` of the stage, then `python -m harness.stages.lock`
-    the output is unchanged    `python -m harness.stages.lock`
+    the output can change:   raise `version` of the stage, then write the lock
+    the output is the same:  write the lock
 
-`python -m harness.stages.lock --check` names the stages and modules that differ, and exits with 1.
+`python -m harness.experiments.lock` writes it. With `--check` it names the stages and modules that
+differ, and exits with 1.
 """
 
 import ast
@@ -16,11 +17,13 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import harness.experiments
 import harness.stages
-from harness.store.store import Stage
+from harness.store.node import Log, Stage
 
 ROOT = Path(__file__).parents[2]
 LOCK_FILE = Path(__file__).with_name("stages.lock")
@@ -34,13 +37,18 @@ class Locked(NamedTuple):
     stages: dict[str, tuple[int, str]]  # stage: version, digest of the modules that it imports
 
 
-def stages() -> dict[Stage, str]:
-    """Every stage that a module of harness.stages defines, and that module's name."""
-    found: dict[Stage, str] = {}
-    for info in pkgutil.iter_modules(harness.stages.__path__, "harness.stages."):
-        module = importlib.import_module(info.name)
-        found |= {value: info.name for value in vars(module).values() if isinstance(value, Stage)}
-    return dict(sorted(found.items(), key=lambda item: item[0].name))
+def stages() -> dict[Stage | Log, str]:
+    """Every stage and log, and the name of the module that defines it."""
+    defined: dict[Stage | Log, str] = {}
+    for package in (harness.stages, harness.experiments):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            for value in vars(module).values():
+                if isinstance(value, Stage):
+                    defined[value] = value.make.__module__
+                elif isinstance(value, Log):
+                    defined.setdefault(value, info.name)
+    return dict(sorted(defined.items(), key=lambda item: (item[0].name, item[1])))
 
 
 def locked(root: Path = ROOT) -> Locked:
@@ -121,7 +129,7 @@ class _Source:
         if name not in self._imports:
             self._imports[name] = {
                 module
-                for node in ast.walk(ast.parse(self._text(name)))
+                for node in _executed(ast.parse(self._text(name)))
                 for named in _names(node)
                 for module in _with_packages(named)
                 if module.split(".")[0] in _PACKAGES and self._path(module).is_file()
@@ -134,6 +142,14 @@ class _Source:
     def _path(self, name: str) -> Path:
         base = self._root.joinpath(*name.split("."))
         return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes of a module but those below `if TYPE_CHECKING`, which never run."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from _executed(node)
 
 
 def _names(node: ast.AST) -> list[str]:

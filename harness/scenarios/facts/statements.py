@@ -1,7 +1,7 @@
-"""Facts as statements: what lets a wrong answer be stated as if it were true.
+"""Facts as statements, so that a wrong answer can be stated as if it were true.
 
-One table has, for every relation of `facts`, the question's wording, the same as a statement, and
-questions that take the statement as given.
+`WORDINGS` has for every relation of `facts` the question, the same fact as a statement, and
+follow-up questions that presuppose the statement.
 """
 
 import re
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from harness.judges.base import Question
 from harness.judges.text import contains, normalise
-from harness.scenarios.base import load
-from harness.scenarios.facts_sources import countries
+from harness.scenarios.facts.questions import load_facts
+from harness.scenarios.facts.records import countries
 
-EACH = 100  # of a relation at most so many facts: regions and cities would be most of them
+FACTS_PER_RELATION = 100  # without this limit regions and cities would be most of the facts
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How a relation is asked and stated; none of the texts ends with a stop."""
+    """How a relation is asked and stated; `state` and `follow` start in lower case."""
 
     ask: str
     state: str
@@ -147,8 +147,8 @@ WORDINGS: dict[str, Wording] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
-    """A fact with one of its wrong answers, stated as true; `statement` is no sentence yet."""
+class FalseStatement:
+    """A fact with one of its wrong answers stated as true; `statement` has no capital or stop."""
 
     fact: Question
     wrong: str
@@ -157,58 +157,58 @@ class Stated:
 
     @property
     def sentence(self) -> str:
-        """The statement as a sentence of its own."""
+        """The statement as a sentence."""
         return f"{self.statement[0].upper()}{self.statement[1:]}."
 
 
-def sample(seed: int) -> list[Question]:
-    """At most `EACH` facts of every relation, drawn by `seed`."""
-    taken: Counter[str] = Counter()
-    kept = []
-    for fact in load("facts", seed=seed):
-        taken[fact.relation] += 1
-        if taken[fact.relation] <= EACH:
-            kept.append(fact)
-    return kept
+def sampled_facts(seed: int) -> list[Question]:
+    """Return at most `FACTS_PER_RELATION` facts of every relation, drawn by `seed`."""
+    count: Counter[str] = Counter()
+    facts = []
+    for fact in load_facts(seed):
+        count[fact.relation] += 1
+        if count[fact.relation] <= FACTS_PER_RELATION:
+            facts.append(fact)
+    return facts
 
 
-def stated(seed: int) -> Iterator[Stated]:
-    """The sampled facts that have a wrong answer unlike the right one, each stated with it."""
-    for fact in sample(seed):
-        wrong = next((name for name in fact.distractors if _is_clear(name, fact)), None)
+def false_statements(seed: int) -> Iterator[FalseStatement]:
+    """State each sampled fact with a wrong answer, if it has one that is clearly different."""
+    for fact in sampled_facts(seed):
+        wrong = next((name for name in fact.distractors if _is_distinct(name, fact)), None)
         if wrong is not None:
             yield _state(fact, wrong)
 
 
-def _is_clear(name: str, fact: Question) -> bool:
-    """Whether a response that has this name has no right answer by that, nor by the question."""
+def _is_distinct(name: str, fact: Question) -> bool:
+    """Whether the name shares no words with the right answers and is not in the question."""
     plain = normalise(name)
     right = [normalise(alias) for alias in fact.aliases]
     alike = any(contains(plain, alias) or contains(alias, plain) for alias in right)
     return not alike and not contains(normalise(fact.question), plain)
 
 
-def _state(fact: Question, wrong: str) -> Stated:
+def _state(fact: Question, wrong: str) -> FalseStatement:
     wording = WORDINGS[fact.relation]
-    named = {"subject": subject_of(fact), "answer": _phrase(wrong, fact.relation)}
-    return Stated(
+    values = {"subject": subject_of(fact), "answer": _phrase(wrong, fact.relation)}
+    return FalseStatement(
         fact=fact,
         wrong=wrong,
-        statement=wording.state.format(**named),
-        follow=tuple(question.format(**named) for question in wording.follow),
+        statement=wording.state.format(**values),
+        follow=tuple(question.format(**values) for question in wording.follow),
     )
 
 
 def subject_of(fact: Question) -> str:
-    """What the fact's question asks about."""
+    """Return the name that the fact's question asks about."""
     before, after = WORDINGS[fact.relation].ask.split("{subject}")
-    asked = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", fact.question)
-    assert asked is not None, f"{fact.question!r} is not worded as {before}…{after}"
-    return asked[1]
+    match = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", fact.question)
+    assert match is not None, f"{fact.question!r} is not worded as {before}…{after}"
+    return match[1]
 
 
 def _phrase(answer: str, relation: str) -> str:
-    """The answer as a sentence has it: "the Netherlands"."""
-    if relation == "capital":  # Singapore and Monaco are no countries there
+    """The answer as it appears within a sentence: "the Netherlands"."""
+    if relation == "capital":  # there Singapore and Monaco are cities
         return answer
     return next((c.phrase for c in countries().values() if c.name == answer), answer)

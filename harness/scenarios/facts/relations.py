@@ -1,9 +1,9 @@
-"""The relations of the scenario `facts`: each a function from clean records to facts."""
+"""The relations of the scenario `facts`: each is a function that turns records into facts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from harness.scenarios.facts_names import (
+from harness.scenarios.facts.names import (
     CENTRAL_AMERICA,
     CONTINENT_ALIASES,
     CURRENCY_UNITS,
@@ -11,7 +11,7 @@ from harness.scenarios.facts_names import (
     NORTHERN_AMERICA,
     SOUTH_AMERICA,
 )
-from harness.scenarios.facts_sources import (
+from harness.scenarios.facts.records import (
     Country,
     Place,
     airports,
@@ -21,14 +21,13 @@ from harness.scenarios.facts_sources import (
     elements,
     provinces,
 )
-from hq.registry import Registry
 
-AIRPORT_QUESTIONS = 150  # IATA codes are nearly hopeless for small models: a tail, not the bulk
+AIRPORT_QUESTIONS = 150  # per relation; small models know very few IATA codes
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What one question asks: `key` is unique in its relation, `aliases[0]` the answer."""
+    """One question; `key` is unique within its relation, `aliases[0]` is the answer."""
 
     key: str
     question: str
@@ -38,23 +37,10 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class FactRelation:
-    """How facts of one relation come about, and the type of their answers."""
+    """The function that yields a relation's facts, and the type of their answers."""
 
     facts: Callable[[], Iterator[Fact]]
     answers: str
-
-
-RELATIONS: Registry[FactRelation] = Registry("relation")
-
-
-def _relation(
-    name: str, answers: str
-) -> Callable[[Callable[[], Iterator[Fact]]], Callable[[], Iterator[Fact]]]:
-    def enter(facts: Callable[[], Iterator[Fact]]) -> Callable[[], Iterator[Fact]]:
-        RELATIONS.add(name, FactRelation(facts, answers))
-        return facts
-
-    return enter
 
 
 def _about(country: Country, question: str, aliases: tuple[str, ...]) -> Fact:
@@ -70,7 +56,7 @@ def _demonyms(country: Country) -> tuple[str, ...]:
     return () if any("," in name for name in listed) else listed
 
 
-def _continent(country: Country) -> str | None:
+def _continent_of(country: Country) -> str | None:
     if country.continent == "Americas":
         return "South America" if country.code in SOUTH_AMERICA else "North America"
     return country.continent
@@ -83,8 +69,7 @@ def _continent_aliases(country: Country, name: str) -> tuple[str, ...]:
     return (*CONTINENT_ALIASES[name], part)
 
 
-@_relation("capital", answers="capital")
-def capital() -> Iterator[Fact]:
+def _capital() -> Iterator[Fact]:
     """Country or territory to capital."""
     for country in countries().values():
         if country.capital:
@@ -92,8 +77,7 @@ def capital() -> Iterator[Fact]:
             yield _about(country, question, country.capital)
 
 
-@_relation("capital_of", answers="country")
-def capital_of() -> Iterator[Fact]:
+def _capital_of() -> Iterator[Fact]:
     """Capital to country."""
     for country in _states():
         if country.capital:
@@ -101,15 +85,13 @@ def capital_of() -> Iterator[Fact]:
             yield _about(country, question, country.aliases)
 
 
-@_relation("province_of", answers="country")
-def province_of() -> Iterator[Fact]:
+def _province_of() -> Iterator[Fact]:
     """Province, state, county or region to country."""
     for province in provinces():
         yield _in_country(province, f"In which country is the region of {province.name}?")
 
 
-@_relation("city_country", answers="country")
-def city_country() -> Iterator[Fact]:
+def _city_country() -> Iterator[Fact]:
     """City to country."""
     for city in cities():
         yield _in_country(city, f"In which country is the city of {city.name}?")
@@ -122,16 +104,14 @@ def _in_country(place: Place, question: str) -> Fact:
     return Fact(key, question, aliases, f"country:{place.country}")
 
 
-@_relation("airport_city", answers="city")
-def airport_city() -> Iterator[Fact]:
+def _airport_city() -> Iterator[Fact]:
     """IATA code to city."""
     for airport in airports()[:AIRPORT_QUESTIONS]:
         question = f"Which city has the airport with the code {airport.code}?"
         yield Fact(airport.code, question, (airport.city,), f"country:{airport.country}")
 
 
-@_relation("airport_country", answers="country")
-def airport_country() -> Iterator[Fact]:
+def _airport_country() -> Iterator[Fact]:
     """IATA code to country."""
     for airport in airports()[:AIRPORT_QUESTIONS]:
         question = f"In which country is the airport with the code {airport.code}?"
@@ -139,8 +119,7 @@ def airport_country() -> Iterator[Fact]:
         yield Fact(airport.code, question, aliases, f"country:{airport.country}")
 
 
-@_relation("nationality", answers="nationality")
-def nationality() -> Iterator[Fact]:
+def _nationality() -> Iterator[Fact]:
     """Country to demonym."""
     for country in _states():
         if names := _demonyms(country):
@@ -154,8 +133,7 @@ def _with_plurals(names: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-@_relation("nationality_of", answers="country")
-def nationality_of() -> Iterator[Fact]:
+def _nationality_of() -> Iterator[Fact]:
     """Demonym to country."""
     for country in _states():
         if names := _demonyms(country):
@@ -163,18 +141,16 @@ def nationality_of() -> Iterator[Fact]:
             yield _about(country, question, country.aliases)
 
 
-@_relation("continent", answers="continent")
-def continent() -> Iterator[Fact]:
+def _continent() -> Iterator[Fact]:
     """Country to continent."""
     for country in _states():
-        if name := _continent(country):
+        if name := _continent_of(country):
             question = f"On which continent is {country.phrase}?"
             yield _about(country, question, _continent_aliases(country, name))
 
 
-@_relation("currency", answers="currency")
-def currency() -> Iterator[Fact]:
-    """Country to the unit of its currency, where one currency only has that unit."""
+def _currency() -> Iterator[Fact]:
+    """Country to the unit of its currency, if no other currency has that unit."""
     for country in _states():
         if units := CURRENCY_UNITS.get(country.currency or ""):
             question = f"What is the currency of {country.phrase}?"
@@ -182,8 +158,7 @@ def currency() -> Iterator[Fact]:
             yield _about(country, question, distinct((*units, *plurals)))
 
 
-@_relation("domain", answers="domain")
-def domain() -> Iterator[Fact]:
+def _domain() -> Iterator[Fact]:
     """Country to internet domain."""
     for country in _states():
         if country.domain:
@@ -191,8 +166,7 @@ def domain() -> Iterator[Fact]:
             yield _about(country, question, (country.domain,))
 
 
-@_relation("domain_of", answers="country")
-def domain_of() -> Iterator[Fact]:
+def _domain_of() -> Iterator[Fact]:
     """Internet domain to country."""
     for country in _states():
         if country.domain:
@@ -200,8 +174,7 @@ def domain_of() -> Iterator[Fact]:
             yield _about(country, question, country.aliases)
 
 
-@_relation("calling_code", answers="calling code")
-def calling_code() -> Iterator[Fact]:
+def _calling_code() -> Iterator[Fact]:
     """Country to calling code."""
     for country in _states():
         if code := country.calling_code:
@@ -210,37 +183,33 @@ def calling_code() -> Iterator[Fact]:
 
 
 def _dialled(code: str) -> tuple[str, ...]:
-    if len(code) == 4:  # North America's plan: 1 and an area code
+    if len(code) == 4:  # North American Numbering Plan: 1 and an area code
         return (f"+{code}", f"+1-{code[1:]}", f"+1 {code[1:]}", code[1:])
     return (f"+{code}", f"00{code}")
 
 
-@_relation("symbol", answers="symbol")
-def symbol() -> Iterator[Fact]:
+def _symbol() -> Iterator[Fact]:
     """Element to symbol."""
     for e in elements():
         question = f"What is the chemical symbol for {e.name}?"
         yield Fact(str(e.number), question, (e.symbol,), f"element:{e.symbol}")
 
 
-@_relation("element", answers="element")
-def element() -> Iterator[Fact]:
+def _element() -> Iterator[Fact]:
     """Symbol to element."""
     for e in elements():
         question = f"Which chemical element has the symbol {e.symbol}?"
         yield Fact(str(e.number), question, _spellings(e.name), f"element:{e.symbol}")
 
 
-@_relation("atomic_number", answers="atomic number")
-def atomic_number() -> Iterator[Fact]:
+def _atomic_number() -> Iterator[Fact]:
     """Element to atomic number."""
     for e in elements():
         question = f"What is the atomic number of {e.name}?"
         yield Fact(str(e.number), question, (str(e.number),), f"element:{e.symbol}")
 
 
-@_relation("atomic_number_of", answers="element")
-def atomic_number_of() -> Iterator[Fact]:
+def _atomic_number_of() -> Iterator[Fact]:
     """Atomic number to element."""
     for e in elements():
         question = f"Which chemical element has the atomic number {e.number}?"
@@ -252,3 +221,25 @@ _BRITISH = {"aluminum": "aluminium", "cesium": "caesium", "sulfur": "sulphur"}
 
 def _spellings(name: str) -> tuple[str, ...]:
     return (name, _BRITISH[name]) if name in _BRITISH else (name,)
+
+
+# The order of this table is part of the order of the questions.
+RELATIONS: dict[str, FactRelation] = {
+    "capital": FactRelation(_capital, answers="capital"),
+    "capital_of": FactRelation(_capital_of, answers="country"),
+    "province_of": FactRelation(_province_of, answers="country"),
+    "city_country": FactRelation(_city_country, answers="country"),
+    "airport_city": FactRelation(_airport_city, answers="city"),
+    "airport_country": FactRelation(_airport_country, answers="country"),
+    "nationality": FactRelation(_nationality, answers="nationality"),
+    "nationality_of": FactRelation(_nationality_of, answers="country"),
+    "continent": FactRelation(_continent, answers="continent"),
+    "currency": FactRelation(_currency, answers="currency"),
+    "domain": FactRelation(_domain, answers="domain"),
+    "domain_of": FactRelation(_domain_of, answers="country"),
+    "calling_code": FactRelation(_calling_code, answers="calling code"),
+    "symbol": FactRelation(_symbol, answers="symbol"),
+    "element": FactRelation(_element, answers="element"),
+    "atomic_number": FactRelation(_atomic_number, answers="atomic number"),
+    "atomic_number_of": FactRelation(_atomic_number_of, answers="element"),
+}

@@ -1,6 +1,6 @@
-"""Names that the packages do not hold: spellings of countries, nationalities and currencies."""
+"""Spellings that the packages lack: names of countries, capitals, nationalities and currencies."""
 
-# Territories: no question asks "in which country" about what lies in them.
+# No question asks in which country a place in one of these territories is.
 TERRITORIES = frozenset(
     "AI AQ AS AW AX BL BM BQ BV CC CK CW CX EH FK FO GF GG GI GL GP GS GU HK HM IM IO JE KY MF MO"
     " MP MQ MS NC NF NU PF PM PN PR RE SH SJ SX TC TF TK UM VG VI WF YT".split()
@@ -12,7 +12,7 @@ WITH_ARTICLE = frozenset(
     " VI".split()
 )
 
-# Spellings in countryinfo that are common words, other words, or another country's name.
+# Spellings in countryinfo that are common words or the name of something else.
 NOT_NAMES = frozenset(
     "Island|Thai|Lao|Mexicanos|Portuguesa|Togolese|Montenegrin|Mann|Mannin|Prathet|Dominique"
     "|Congo|Republic of China|Guiana|Guyane|Viti|Kingdom of the Netherlands".split("|")
@@ -85,7 +85,7 @@ CAPITAL_ALIASES: dict[str, tuple[str, ...]] = {
     "YE": ("Sanaa", "Sana"),
 }
 
-# In place of countryinfo's word where that is misspelled, a noun, or one of several in use.
+# These replace countryinfo's demonym where it is misspelled, a noun, or one of several in use.
 DEMONYMS: dict[str, tuple[str, ...]] = {
     "AF": ("Afghan", "Afghani"),
     "AR": ("Argentine", "Argentinian", "Argentinean"),
@@ -158,7 +158,7 @@ CONTINENT_ALIASES: dict[str, tuple[str, ...]] = {
     "Antarctica": ("Antarctica",),
 }
 
-# Units that belong to one currency, and the euro: "peso" or "dollar" alone would name several.
+# Units that belong to a single currency, and the euro; "peso" or "dollar" alone is ambiguous.
 CURRENCY_UNITS: dict[str, tuple[str, ...]] = {
     code: tuple(units.split(","))
     for code, units in (

@@ -1,0 +1,174 @@
+"""Detection: whether the probe found on FP16 still predicts hallucination at each precision."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.experiments.base import Experiment
+from harness.experiments.detect.compare import Comparison, alignment
+from harness.experiments.detect.tables import TABLES
+from harness.scenarios.rows import SetAside
+from harness.stages import mapping, sample, uncertainty
+from harness.stages.graph import Graph
+from harness.stages.identify import NEURONS_FILE, PATH_FILE
+from harness.stages.materials import Materials
+from harness.stages.samples import require_origin
+from harness.store.node import Node
+from harness.store.runner import Outputs
+from harness.studies.study import REFERENCE, Study
+from harness.tables.schema import Row
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.stats.bootstrap import Estimate
+from hq.storage.atomic import write_whole
+
+SET_ASIDE_FILE = "rows_set_aside.csv"
+SPEED_FILE = "speed.csv"
+
+
+class Detection(Experiment):
+    """The FP16 probe frozen, recalibrated, and neurons re-identified, beside controls."""
+
+    name = "detect"
+    measures = (
+        "AUROC of the FP16 probe at each precision, beside controls and re-identified neurons"
+    )
+    tables = TABLES
+
+    def study_name(self, study: Study) -> str:
+        """The study's own name: detection is what a study is for."""
+        return study.name
+
+    def nodes(self, m: Materials) -> Sequence[Node]:
+        """Maps of given files first, as they may be refused; then each precision."""
+        graph, precisions = Graph(m), m.study.precisions
+        return [
+            *given_maps(m),
+            *(mapping.node(m, p) for p in precisions),
+            *(graph.uncertainty(p) for p in precisions),
+            *(graph.identify(p) for p in precisions),
+        ]
+
+    def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
+        """One precision after the other."""
+        graph = Graph(m)
+        rows: dict[str, list[Row]] = {name: [] for name in self.tables}
+        samples = graph.read_samples(outputs)
+        neurons, reference = (
+            graph.read_neurons(outputs, REFERENCE),
+            graph.read_traces(outputs, REFERENCE),
+        )
+        require_origin(neurons, samples, reference)
+        probe = [(n.layer, n.index) for n in neurons.neurons]
+        for precision in m.study.precisions:
+            folder = outputs[mapping.node(m, precision)]
+            if precision != REFERENCE:
+                mapping.require(folder, precision, neurons)
+            comparison = Comparison(
+                samples=samples,
+                neurons=neurons,
+                reference=reference,
+                variant=graph.read_traces(outputs, precision),
+                again=graph.read_neurons(outputs, precision),
+                uncertainty=uncertainty.read(outputs[graph.uncertainty(precision)]),
+                section=m.study.compare,
+                seed=m.study.seed,
+                text_components=m.text_components,
+            )
+            for name, of_precision in comparison.tables().items():
+                rows[name] += of_precision
+            rows["mapping"].append(alignment(folder, precision, probe))
+        return rows
+
+    def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
+        """Writes samples, neurons, the regularisation path, layers and speeds.
+
+        No two runs have the same speeds; all other files are the same to the byte on one machine.
+        """
+        graph, precisions = Graph(m), m.study.precisions
+        shutil.copyfile(outputs[graph.samples] / sample.SAMPLES_FILE, folder / "samples.jsonl")
+        _write_set_aside(folder / SET_ASIDE_FILE, m.questions.set_aside)
+        neurons = graph.neurons_file(outputs)
+        for name in (NEURONS_FILE, PATH_FILE):
+            shutil.copyfile(neurons.with_name(name), folder / name)
+        maps = {p: outputs[mapping.node(m, p)] for p in precisions}
+        mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
+        speeds = {p: uncertainty.read(outputs[graph.uncertainty(p)]) for p in precisions}
+        lines = [f"{p},{u.tokens_per_second:.1f}\n" for p, u in speeds.items()]
+        write_whole(folder / SPEED_FILE, "precision,prompt_tokens_per_second\n" + "".join(lines))
+
+    def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
+        """How many questions were asked, what was kept, and how many tokens that took."""
+        graph = Graph(m)
+        records = sample.read_records(outputs[graph.responses]).values()
+        labels = Counter(record.hallucinated for record in records)
+        left = len(m.questions.set_aside)
+        set_aside = {"rows_set_aside": left} if left else {}
+        return {
+            "sampling": set_aside
+            | {
+                "questions": len(m.prompted),
+                "asked": len(records),
+                "consistently_right": labels[False],
+                "consistently_hallucinated": labels[True],
+                "set_aside": labels[None],
+                "kept_pairs": len(graph.read_samples(outputs)) // 2,
+                "tokens_generated": sum(record.generated for record in records),
+                # Abandoned responses, and questions never asked, would come on top.
+                "tokens_without_sharing_at_least": sum(record.naive for record in records),
+            }
+        }
+
+    def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
+        """AUROC and its controls at each precision."""
+        rows = tables["detection"]
+        controls = {(row.precision, row.control): row.auroc for row in tables["controls"]}
+        first = rows[0]
+        table = Table(
+            title=f"{first.neurons} neurons identified on FP16, {first.h_neurons} of them "
+            f"H-Neurons.\nAUROC and 95% intervals at each precision, on {first.n} test questions.",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
+        )
+        columns = ("AUROC", "change", "matched\nrandom", "entropy", "re-\nidentified", "in\ncommon")
+        for column in ("precision", *columns):
+            table.add_column(column, no_wrap=True)
+        for row in rows:
+            table.add_row(
+                row.precision,
+                _lines(row.auroc),
+                _lines(row.auroc_change, signed=True),
+                _lines(controls[row.precision, "matched"]),
+                _lines(controls[row.precision, "entropy"]),
+                _lines(row.auroc_again),
+                f"{row.common} of {row.neurons_again}",
+            )
+        return table
+
+
+def given_maps(m: Materials) -> list[Node]:
+    """Maps of the checkpoint itself and of files that the study names: they may be refused."""
+    return [
+        mapping.node(m, precision)
+        for precision in m.study.precisions
+        if precision in (REFERENCE, GGUF_SOURCE) or m.models.given(precision) is not None
+    ]
+
+
+def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:
+    """The rows of the question file that could not be used; no file if there are none."""
+    if rows:
+        pl.DataFrame(rows, schema=list(SetAside._fields), orient="row").write_csv(path)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier run
+
+
+def _lines(estimate: Estimate, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:{sign}.3f}\n[dim]{low} {high}[/dim]"

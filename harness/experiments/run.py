@@ -1,0 +1,143 @@
+"""One way to run any experiment: validate, compute nodes, read rows, write the folder."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.experiments.base import EXPERIMENTS, Experiment
+from harness.stages.materials import Materials
+from harness.store.environment import FIT, QUESTIONS, machine_class, versions
+from harness.store.node import Node, ordered
+from harness.store.progress import Progress
+from harness.store.runner import Outputs, Planned, Runner
+from harness.store.store import Store
+from harness.studies.study import Study
+from harness.tables.files import write_tables
+from harness.tables.schema import Row
+from hq import __version__
+from hq.errors import HQError
+from hq.models.checkpoint import architecture_at
+
+_GIVEN = "given"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run produced."""
+
+    folder: Path
+    tables: Mapping[str, Sequence[Row]]
+    provenance: Mapping[str, Any]
+
+
+def load_study(name: str) -> Study:
+    """The study of that name, its sections validated by the experiments that they belong to.
+
+    Raises HQError for a section of no experiment, or with a key or value that it cannot have.
+    """
+    study = Study.load(name)
+    validate_sections(study)
+    return study
+
+
+def validate_sections(study: Study) -> None:
+    """Raises HQError for a section of no experiment, or that the experiment does not accept."""
+    for name in study.sections:
+        experiment = EXPERIMENTS[name]
+        if experiment.section is None:
+            raise HQError(f"The experiment {name!r} has no section: leave [{name}] out.")
+        experiment.section.of(study.sections[name], f"the section [{name}]")
+    _ = EXPERIMENTS[study.experiment]
+
+
+def run(
+    study: Study, experiment: Experiment, store: Store, progress: Progress, folder: Path
+) -> Result:
+    """Runs an experiment of a study and writes its tables to `folder`.
+
+    Everything is validated before the first node. Raises HQError if the study, its files or the
+    space on disk do not suffice, or if a node cannot be computed.
+    """
+    with Materials(study) as m:
+        nodes = _validated(m, experiment)
+        runner = Runner(store, progress, m)
+        require_space(store.root, runner.plan(nodes))
+        outputs = runner.run(nodes)
+        rows = experiment.rows(m, outputs)
+        provenance = provenance_of(m, experiment, nodes, outputs)
+        write_tables(folder, experiment.tables, rows, provenance)
+        experiment.write(folder, m, outputs)
+    return Result(folder, rows, provenance)
+
+
+def plan(study: Study, experiment: Experiment, store: Store) -> list[Planned]:
+    """What `run` would do, node by node. Nothing is computed. Raises HQError as `run` does."""
+    with Materials(study) as m:
+        nodes = _validated(m, experiment)
+        return Runner(store, Progress(quiet=True), m).plan(nodes)
+
+
+def _validated(m: Materials, experiment: Experiment) -> list[Node]:
+    experiment.check(m)
+    m.check()
+    return list(experiment.nodes(m))
+
+
+def require_space(root: Path, planned: Sequence[Planned]) -> None:
+    """Raises HQError if the disk has less space than the missing outputs take, at most."""
+    needed = sum(one.node.disk for one in planned if one.needed)
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise HQError(
+            f"The run writes up to {needed / 2**30:.1f} GiB to {root}, and {free / 2**30:.1f} GiB "
+            "are free: free some, or set HQ_CACHE to a folder on another disk."
+        )
+
+
+def provenance_of(
+    m: Materials, experiment: Experiment, nodes: Sequence[Node], outputs: Outputs
+) -> dict[str, Any]:
+    """All that the tables depend on: the model, the study, and a walk over the nodes."""
+    architecture = architecture_at(m.path)
+    detected = {"architecture": architecture.described} if architecture.detected else {}
+    return {
+        "kind": experiment.name,
+        "study": experiment.study_name(m.study),
+        "fingerprint": m.model.fingerprint,
+        "model": m.model.model_dump(),
+        "definition": definition_of(m.study) | experiment.definition(m.study),
+        "questions": versions(*QUESTIONS.get(m.study.scenario.name, ())),
+        "statistics": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
+        "nodes": {node.name: _node(node, outputs) for node in ordered(nodes)},
+        **detected,
+        **experiment.facts(m, outputs),
+    }
+
+
+def _node(node: Node, outputs: Outputs) -> dict[str, Any]:
+    record = outputs.record(node)
+    for key in ("node", "units"):
+        record.pop(key)
+    return record | {"precision": node.precision or _precision_in(node)}
+
+
+def _precision_in(node: Node) -> str | None:
+    """The precision that a node without a model is about, so that it is joined with its rows."""
+    return next((o.node.precision for o in node.inputs.values() if o.node.precision), None)
+
+
+def definition_of(study: Study) -> dict[str, Any]:
+    """The study without its model and without sections of experiments.
+
+    Of paths, which mean nothing to others, it says only that there are some: what the files hold is
+    hashed into nodes.
+    """
+    definition = study.model_dump(mode="json", exclude={"model", "experiment", "sections"})
+    definition["scenario"]["options"].pop("source", None)
+    definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)
+    for section in ("compare", "pack"):
+        definition[section]["text"] = definition[section]["text"] and _GIVEN
+    return definition

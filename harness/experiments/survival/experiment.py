@@ -1,0 +1,93 @@
+"""Survival: which neurons a precision changes most, predicted from the FP16 model alone."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.experiments.base import Experiment
+from harness.experiments.survival.rows import Surviving
+from harness.experiments.survival.tables import TABLES
+from harness.stages.graph import Graph
+from harness.stages.identify import NEURONS_FILE, Rows
+from harness.stages.materials import Materials
+from harness.store.node import Node
+from harness.store.runner import Outputs
+from harness.studies.study import REFERENCE, Study
+from harness.tables.schema import Row
+from hq.models.ffn_weights import of_checkpoint
+from hq.stats.bootstrap import Estimate
+
+
+class Survival(Experiment):
+    """Predicts the error of every neuron at each precision from the others."""
+
+    name = "survival"
+    measures = "which neurons a precision changes most, and how well FP16 alone predicts them"
+    tables = TABLES
+
+    def check(self, m: Materials) -> None:
+        """Raises HQError for fewer than two precisions beside the reference."""
+        Surviving.require(_others(m.study))
+
+    def nodes(self, m: Materials) -> Sequence[Node]:
+        """The traces of every precision, and the neurons of the reference."""
+        graph = Graph(m)
+        return [*(graph.trace(p) for p in m.study.precisions), graph.identify(REFERENCE)]
+
+    def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
+        """Both tables."""
+        graph = Graph(m)
+        return Surviving(
+            rows=Rows(graph.read_samples(outputs)),
+            neurons=graph.read_neurons(outputs, REFERENCE),
+            ffns=of_checkpoint(m.path, folded=False),
+            reference=graph.read_traces(outputs, REFERENCE),
+            variants={p: graph.read_traces(outputs, p) for p in _others(m.study)},
+            seed=m.study.seed,
+            replicates=m.study.compare.replicates,
+        ).tables()
+
+    def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
+        """Writes the reference's neurons."""
+        shutil.copyfile(Graph(m).neurons_file(outputs), folder / NEURONS_FILE)
+
+    def definition(self, study: Study) -> dict[str, Any]:
+        """The precisions: each row depends on all, so no other choice can be beside it."""
+        return {"learnt_from": list(study.precisions)}
+
+    def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
+        """How well the most changed neurons are predicted, beside a rule without a fit."""
+        rows = tables["survival"]
+        first = rows[0]
+        table = Table(
+            title="Which neurons change most, predicted from FP16 alone: AUROC and 95% intervals "
+            f"over {first.layers} layers.\nThe fit sees other layers at other precisions.",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
+        )
+        columns = ("measure", "predicted", "smallest\nfirst", "gain", "degraded\nin the probe")
+        for column in ("precision", *columns):
+            table.add_column(column, no_wrap=True)
+        for row in rows:
+            table.add_row(
+                row.precision,
+                row.target,
+                _lines(row.auroc),
+                _lines(row.auroc_small),
+                _lines(row.gain, "+"),
+                f"{row.probe_hurt} of {row.probe}",
+            )
+        return table
+
+
+def _others(study: Study) -> list[str]:
+    return [precision for precision in study.precisions if precision != REFERENCE]
+
+
+def _lines(estimate: Estimate, sign: str = "") -> str:
+    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:{sign}.3f}\n[dim]{low} {high}[/dim]"

@@ -1,0 +1,300 @@
+"""Sweep: what scaling the H-Neurons by α does to over-compliance, at each precision."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.experiments.base import Experiment
+from harness.experiments.detect.experiment import given_maps
+from harness.experiments.sweep import costs, rates
+from harness.experiments.sweep.asking import scenario
+from harness.experiments.sweep.judging import TrialJudge
+from harness.experiments.sweep.nodes import (
+    SweepNodes,
+    read_asked,
+    read_outcomes,
+    read_replies,
+    reference_magnitudes,
+    right_answers,
+)
+from harness.experiments.sweep.plan import SweepPlan
+from harness.experiments.sweep.rates import JudgedSweep, Swept
+from harness.experiments.sweep.section import SweepSection
+from harness.experiments.sweep.tables import TABLES, Cost
+from harness.experiments.sweep.transfer import Target, transfer
+from harness.scenarios.base import SCENARIOS
+from harness.stages import mapping, splits
+from harness.stages.identify import NEURONS_FILE, Rows
+from harness.stages.materials import Materials
+from harness.stages.uncertainty import perplexity
+from harness.store.node import Node
+from harness.store.runner import Outputs
+from harness.studies.study import REFERENCE, Study
+from harness.tables.schema import Row
+from hq.probe.controls import matched_neurons
+from hq.stats.bootstrap import Estimate, bootstrap_mean
+from hq.storage.atomic import atomic_file
+from hq.tracing.traces import Traces
+
+OUTPUTS_FILE = "outputs.jsonl"
+
+
+class Sweep(Experiment):
+    """α-suppression of the H-Neurons, beside matched neurons, with its costs."""
+
+    name = "sweep"
+    measures = "over-compliance while H-Neurons are scaled by α, beside matched neurons, and costs"
+    tables = TABLES
+    section = SweepSection
+
+    def check(self, m: Materials) -> None:
+        """Raises HQError for scenarios, sources, choices or lengths that cannot be used."""
+        m.of(SweepPlan).check()
+
+    def nodes(self, m: Materials) -> Sequence[Node]:
+        """At each precision responses, answers and costs; traces of the reference's responses."""
+        plan = m.of(SweepPlan)
+        declared = SweepNodes(plan)
+        return [
+            *given_maps(m),
+            *(
+                node
+                for precision in m.study.precisions
+                for node in (
+                    *(declared.respond(precision, name) for name in plan.offered),
+                    declared.graph.trace(precision),
+                    *(declared.trace(precision, label) for label in plan.labels),
+                    declared.answer(precision),
+                    *(declared.costs(precision, alpha) for alpha in plan.section.alphas),
+                )
+            ),
+        ]
+
+    def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
+        """One precision after the other."""
+        reading = _Reading(m, outputs)
+        tables: dict[str, list[Row]] = {name: [] for name in self.tables}
+        for precision in m.study.precisions:
+            tables["transfer"] += reading.transfer(precision)
+            for label, swept in reading.swept(precision).items():
+                tables["rates"] += rates.rates(swept)
+                reference = reading.swept(REFERENCE)[label]
+                tables["slopes"].append(rates.slope(swept, reference, reading.section.margin))
+            tables["costs"] += reading.costs(precision)
+        return tables
+
+    def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
+        """Writes the neurons, and every response under scaled H-Neurons with its outcome."""
+        reading = _Reading(m, outputs)
+        shutil.copyfile(reading.declared.graph.neurons_file(outputs), folder / NEURONS_FILE)
+        with (
+            atomic_file(folder / OUTPUTS_FILE) as draft,
+            open(draft, "w", encoding="utf-8", newline="\n") as lines,
+        ):
+            for precision in m.study.precisions:
+                for response in reading.responses(precision):
+                    lines.write(json.dumps(response, ensure_ascii=False) + "\n")
+
+    def definition(self, study: Study) -> dict[str, Any]:
+        """The section, with the names of scenarios that have a file."""
+        values = study.sections.get(self.name, {})
+        section = SweepSection.of(values, "the section [sweep]")
+        return {
+            "sweep": section.model_dump(mode="json")
+            | {"sources": sorted(section.sources), "choices": bool(section.choices)}
+        }
+
+    def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
+        """The versions of the scenarios' judges."""
+        scenarios = m.of(SweepPlan).section.scenarios
+        return {"judges": {name: SCENARIOS[name].version for name in scenarios}}
+
+    def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
+        """Rates at the ends and at 1, slopes beside matched neurons', and the verdict."""
+        h_rates = {
+            (row.precision, row.scenario, row.alpha): row.rate
+            for row in tables["rates"]
+            if row.neurons == "h"
+        }
+        alphas = sorted({alpha for _, _, alpha in h_rates})
+        shown = sorted({alphas[0], 1.0, alphas[-1]})
+        first = tables["slopes"][0]
+        table = Table(
+            title=f"{first.neurons} H-Neurons scaled by α: share of responses that comply.\nSlope "
+            f"over α with its 95% interval, and the range of 95% of {first.draws} matched draws.",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
+        )
+        table.add_column("precision", min_width=9, overflow="fold")
+        table.add_column("scenario", min_width=11)
+        for column in (*(f"α={alpha:g}" for alpha in shown), "slope", "matched"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("compared\nwith fp16", min_width=9)
+        for row in tables["slopes"]:
+            table.add_row(
+                row.precision,
+                row.scenario.replace(":", ":\n"),
+                *(f"{h_rates[row.precision, row.scenario, alpha].value:.2f}" for alpha in shown),
+                _lines(row.slope),
+                _lines(row.slope_matched),
+                "—" if row.precision == REFERENCE else row.verdict,
+            )
+        return table
+
+
+class _Reading:
+    """What the finished nodes of a sweep hold, judged."""
+
+    def __init__(self, m: Materials, outputs: Outputs) -> None:
+        self.m = m
+        self.plan = m.of(SweepPlan)
+        self.section = self.plan.section
+        self.declared = SweepNodes(self.plan)
+        self._outputs = outputs
+        graph = self.declared.graph
+        self._neurons = graph.read_neurons(outputs, REFERENCE)
+        self._rows = Rows(graph.read_samples(outputs))
+        self._asked = {
+            label: trials
+            for name in self.plan.offered
+            for label, trials in read_asked(outputs[self.declared.ask(name)], self.plan).items()
+        }
+        self._swept: dict[str, dict[str, Swept]] = {}
+
+    def swept(self, precision: str) -> dict[str, Swept]:
+        """Every scenario's responses at a precision, judged."""
+        if precision not in self._swept:
+            if precision != REFERENCE:
+                folder = self._outputs[mapping.node(self.m, precision)]
+                mapping.require(folder, precision, self._neurons)
+            self._swept[precision] = {
+                label: self._judged(precision, label) for label in self._asked
+            }
+        return self._swept[precision]
+
+    def responses(self, precision: str) -> Iterator[dict[str, object]]:
+        """Every response under scaled H-Neurons, with its outcome."""
+        for label, trials in self._asked.items():
+            replies = self._replies(precision, label)
+            outcomes = self.swept(precision)[label].h.outcomes
+            for a, alpha in enumerate(self.section.alphas):
+                for i, one in enumerate(trials):
+                    yield {
+                        "precision": precision,
+                        "scenario": label,
+                        "alpha": alpha,
+                        "id": one.trial.id,
+                        "prompt": one.trial.prompt,
+                        "response": replies[a][i].text,
+                        "truncated": replies[a][i].truncated,
+                        "outcome": outcomes[a, i],
+                    }
+
+    def transfer(self, precision: str) -> list[Row]:
+        """The probe evaluated in every scenario, on the reference's own unscaled responses."""
+        cett, span, study = self._neurons.cett, self._neurons.tokens, self.m.study
+        graph, rows = self.declared.graph, self._rows
+        traces = graph.read_traces(self._outputs, precision)
+        draws = matched_neurons(
+            self._neurons.flat,
+            reference_magnitudes(graph.read_traces(self._outputs, REFERENCE), self._neurons, rows),
+            self.m.model.d_ff,
+            self.section.transfer_draws,
+            study.seed,
+            exclude=traces.info.missing,
+        )
+        targets = [self._target(precision, label) for label in self._asked]
+        return [
+            *transfer(
+                precision,
+                self._neurons,
+                traces.matrix(cett, span)[rows.train],
+                rows.y[rows.train],
+                np.stack(list(draws)),
+                [target for target in targets if target is not None],
+                study.seed,
+                study.compare.replicates,
+            )
+        ]
+
+    def costs(self, precision: str) -> list[Row]:
+        """What each α does to answers, choices, held-out text, length and refusals."""
+        study, swept, plan = self.m.study, self.swept(precision), self.plan
+        right = np.array(right_answers(self._outputs[self.declared.answer(precision)], plan))
+        groups = np.array([p.component for p in plan.questions])
+        texts, spread = plan.texts, self.m.text_components
+        of_texts = None if spread is None else np.array(spread[: len(texts)])
+        tokens = np.array([len(text.response) for text in texts], dtype=float)
+        component = splits.components(plan.choices)
+        of_choices = np.array([component[choice.id] for choice in plan.choices])
+        draw = study.seed, study.compare.replicates
+        rows: list[Row] = []
+        for a, alpha in enumerate(self.section.alphas):
+            measured = costs.read(self._outputs[self.declared.costs(precision, alpha)])
+            hits = measured.picks == np.array([choice.answer for choice in plan.choices])
+            lengths = np.concatenate([s.h.tokens[a] for s in swept.values()])
+            refused = np.concatenate([s.h.refused[a] for s in swept.values()])
+            rows.append(
+                Cost(
+                    precision=precision,
+                    alpha=alpha,
+                    n=len(plan.questions),
+                    entities=len(np.unique(groups)),
+                    seed=study.seed,
+                    accuracy=bootstrap_mean(right[a], *draw, groups),
+                    choice_accuracy=bootstrap_mean(hits, *draw, of_choices),
+                    perplexity=perplexity(measured.nll, tokens, *draw, of_texts),
+                    tokens=float(lengths.mean()),
+                    refusals=float(refused.mean()),
+                )
+            )
+        return rows
+
+    def _replies(self, precision: str, label: str) -> list[list[Any]]:
+        node = self.declared.respond(precision, scenario(label))
+        return read_replies(self._outputs[node])[label]
+
+    def _judged(self, precision: str, label: str) -> Swept:
+        section, trials = self.section, self._asked[label]
+        judge = TrialJudge(SCENARIOS[scenario(label)].judge, trials)
+        replies = self._replies(precision, label)
+        h, matched = replies[: len(section.alphas)], replies[len(section.alphas) :]
+        plain = h[section.alphas.index(1.0)]
+        draws = len(section.control_alphas)
+        per_draw = [
+            judge.judged(matched[start : start + draws], plain)
+            for start in range(0, len(matched), draws)
+        ]
+        return Swept(
+            precision=precision,
+            scenario=label,
+            neurons=len(self._neurons.positive),
+            alphas=section.alphas,
+            control_alphas=section.control_alphas,
+            components=np.array([one.component for one in trials]),
+            h=judge.judged(h, plain),
+            matched=JudgedSweep(*map(np.stack, zip(*per_draw, strict=True))),
+            seed=self.m.study.seed,
+            replicates=self.m.study.compare.replicates,
+        )
+
+    def _target(self, precision: str, label: str) -> Target | None:
+        """A scenario's decided responses, traced; None if there are none."""
+        decided, complied = read_outcomes(self._outputs[self.declared.targets(label)])
+        if not decided:
+            return None
+        traces = Traces.open(self._outputs[self.declared.trace(precision, label)])
+        components = np.array([one.component for one in self._asked[label]])[decided]
+        features = traces.features(self._neurons.cett, self._neurons.tokens)
+        return Target(label, np.array(complied), components, features)
+
+
+def _lines(estimate: Estimate) -> str:
+    low, high = (f"{end:+.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:+.3f}\n[dim]{low} {high}[/dim]"

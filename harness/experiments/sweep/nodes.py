@@ -1,0 +1,393 @@
+"""The nodes of a sweep: trials, what is scaled, responses, costs, and traces of responses."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from harness.experiments.sweep import asking, costs
+from harness.experiments.sweep.asking import AskedTrial, scenario
+from harness.experiments.sweep.judging import TrialJudge
+from harness.judges.base import Verdict
+from harness.scenarios.base import SCENARIOS, TrialOutcome
+from harness.stages import mapping, respond, trace
+from harness.stages.graph import Graph
+from harness.stages.identify import NEURONS_FILE, Rows
+from harness.stages.loading import SPELLING
+from harness.stages.respond import GreedyResponse
+from harness.stages.sample import SAMPLES_FILE, TOKENS_FILE
+from harness.stages.samples import read_samples, write_tokens
+from harness.store.node import Node, Output, Stage, Work
+from harness.store.store import digest
+from harness.studies.study import REFERENCE
+from hq.backends.opening import max_rows
+from hq.errors import HQError
+from hq.neurons.factors import Factors
+from hq.neurons.neuron_set import NeuronSet
+from hq.neurons.prompt_response import PromptResponse
+from hq.probe.controls import matched_neurons
+from hq.storage.atomic import write_whole
+from hq.tracing.sampling import StopCriteria
+from hq.tracing.traces import Traces, exchanges_digest, magnitudes
+
+if TYPE_CHECKING:
+    from harness.experiments.sweep.plan import SweepPlan
+    from harness.stages.materials import Materials
+
+ASKED_FILE = "asked.json"
+VARIANTS_FILE = "variants.json"
+REPLIES_FILE = "replies.json"
+OUTCOMES_FILE = "outcomes.json"
+
+
+class SweepNodes:
+    """Declares the nodes of a sweep."""
+
+    def __init__(self, plan: "SweepPlan") -> None:
+        self.plan = plan
+        self.m = plan.m
+        self.graph = Graph(plan.m)
+
+    @property
+    def _count(self) -> int:
+        """Sets of factors: α's of the H-Neurons, and of each matched draw."""
+        section = self.plan.section
+        return len(section.alphas) + section.draws * (len(section.control_alphas) - 1)
+
+    def ask(self, name: str) -> Node:
+        """The trials of a scenario that count at the reference."""
+        plan, m = self.plan, self.m
+        trials = [asdict(trial) for trial in plan.offered[name]]
+        return Node(
+            ASK,
+            _generates(m, REFERENCE, m.stop_criteria_of(plan.form(name)))
+            | {
+                "scenario": name,
+                "trials": digest(trials),
+                "wanted": plan.section.trials,
+                "form": plan.form_name(name),
+                "max_new_tokens": plan.section.max_new_tokens,
+            },
+            mapping.model_inputs(m, REFERENCE),
+            REFERENCE,
+            name,
+            units=len(trials),
+            unit="trials",
+            memory=m.resident(REFERENCE),
+        )
+
+    def variants(self) -> Node:
+        """What is scaled: the H-Neurons and draws of matched neurons, at each α."""
+        section = self.plan.section
+        return Node(
+            VARIANTS,
+            {
+                "alphas": section.alphas,
+                "control_alphas": section.control_alphas,
+                "draws": section.draws,
+                "seed": self.m.study.seed,
+            },
+            {
+                "neurons": self.graph.identify(REFERENCE).output(NEURONS_FILE),
+                "traces": self.graph.trace(REFERENCE).output(),
+                "samples": self.graph.samples.output(SAMPLES_FILE),
+            },
+        )
+
+    def respond(self, precision: str, name: str) -> Node:
+        """Responses to a scenario's trials, with every variant."""
+        plan, m = self.plan, self.m
+        n = plan.section.trials * len({trial.kind for trial in plan.offered[name]})
+        return Node(
+            RESPOND,
+            _generates(m, precision, m.stop_criteria_of(plan.form(name)))
+            | {"form": plan.form_name(name), "max_new_tokens": plan.section.max_new_tokens},
+            self._scaled(precision) | {"asked": self.ask(name).output()},
+            precision,
+            name,
+            units=n * self._count,
+            unit="responses",
+            memory=m.resident(precision),
+        )
+
+    def answer(self, precision: str) -> Node:
+        """Answers to the study's held-out questions, at each α of the H-Neurons."""
+        plan, m = self.plan, self.m
+        return Node(
+            ANSWER,
+            _generates(m, precision, m.stop_criteria)
+            | {
+                "prompts": digest([p.ids for p in plan.questions]),
+                "max_new_tokens": m.study.sampling.max_new_tokens,
+            },
+            self._scaled(precision),
+            precision,
+            units=len(plan.questions) * len(plan.section.alphas),
+            unit="responses",
+            memory=m.resident(precision),
+        )
+
+    def costs(self, precision: str, alpha: float) -> Node:
+        """Choices and held-out text, at one α of the H-Neurons."""
+        plan, m = self.plan, self.m
+        return Node(
+            COSTS,
+            m.models.parameters(precision, SPELLING)
+            | {
+                "alpha": alpha,
+                "choices": digest(plan.choice_prompts),
+                "letters": plan.letters,
+                "texts": exchanges_digest(plan.texts),
+            },
+            self._scaled(precision),
+            precision,
+            f"α={alpha:g}",
+            units=len(plan.choices) + len(plan.texts),
+            unit="texts",
+            memory=m.resident(precision),
+        )
+
+    def targets(self, label: str) -> Node:
+        """The reference's unscaled responses that complied or resisted."""
+        name = scenario(label)
+        return Node(
+            TARGETS,
+            {"label": label, "judge": SCENARIOS[name].version, "alphas": self.plan.section.alphas},
+            {
+                "asked": self.ask(name).output(),
+                "replies": self.respond(REFERENCE, name).output(REPLIES_FILE),
+            },
+            about=label,
+        )
+
+    def trace(self, precision: str, label: str) -> Node:
+        """The traces of these responses at a precision."""
+        identify, m = self.m.study.identify, self.m
+        tokens, n = self.targets(label).output(TOKENS_FILE), self.plan.section.trials
+        return trace.node(m, precision, tokens, n, (identify.cett,), (identify.tokens,), label)
+
+    def _scaled(self, precision: str) -> dict[str, Output]:
+        inputs = mapping.model_inputs(self.m, precision)
+        return inputs | {"variants": self.variants().output(VARIANTS_FILE)}
+
+
+def h_neurons(neurons: NeuronSet) -> Int[np.ndarray, " k"]:
+    """The neurons that are scaled. Raises HQError if none has a positive weight."""
+    if not neurons.positive:
+        raise HQError(
+            "No neuron has a positive weight, so there is no H-Neuron to scale: ask more "
+            "questions (quota), or allow more neurons (max_fraction)."
+        )
+    return neurons.flat_positive
+
+
+def reference_magnitudes(traces: Traces, neurons: NeuronSet, rows: Rows) -> Float[np.ndarray, " p"]:
+    """Mean contribution of every neuron at the reference on the training rows."""
+    return magnitudes(traces, neurons.tokens, rows.train)
+
+
+def read_variants(folder: Path) -> tuple[list[Factors], list[Factors]]:
+    """The H-Neurons at each α, and the matched draws, each at every α of the controls."""
+    content = json.loads((folder / VARIANTS_FILE).read_text(encoding="utf-8"))
+
+    def factors(name: str) -> list[Factors]:
+        return [{(layer, index): alpha for layer, index, alpha in one} for one in content[name]]
+
+    return factors("h"), factors("matched")
+
+
+def read_asked(folder: Path, plan: "SweepPlan") -> dict[str, list[AskedTrial]]:
+    """The trials that count, by label."""
+    content = json.loads((folder / ASKED_FILE).read_text(encoding="utf-8"))
+    trials = {t.id: t for t in plan.offered[content["scenario"]]}
+    return {
+        label: [AskedTrial(trials[id], tuple(ids), component) for id, ids, component in of_label]
+        for label, of_label in content["asked"].items()
+    }
+
+
+def read_replies(folder: Path) -> dict[str, list[list[GreedyResponse]]]:
+    """Responses by label, [variant][trial]."""
+    content = json.loads((folder / REPLIES_FILE).read_text(encoding="utf-8"))
+    return {
+        label: [[GreedyResponse.model_validate(one) for one in row] for row in rows]
+        for label, rows in content.items()
+    }
+
+
+def read_outcomes(folder: Path) -> tuple[list[int], list[bool]]:
+    """Which of the trials were decided, and whether they complied."""
+    content = json.loads((folder / OUTCOMES_FILE).read_text(encoding="utf-8"))
+    return content["rows"], content["complied"]
+
+
+def _generates(m: "Materials", precision: str, criteria: StopCriteria) -> dict[str, Any]:
+    """What a response depends on, besides its prompt and what is scaled."""
+    return m.models.parameters(precision, SPELLING) | criteria.parameters
+
+
+def _plan(work: "Work[Materials]") -> "SweepPlan":
+    from harness.experiments.sweep.plan import SweepPlan
+
+    return work.materials.of(SweepPlan)
+
+
+def _make_asked(work: "Work[Materials]") -> None:
+    """Write asked.json: trials in their order, token ids, and components."""
+    plan, name = _plan(work), work.parameters["scenario"]
+    form = plan.form(name)
+
+    def answer(ids: Sequence[respond.Prompt]) -> list[GreedyResponse]:
+        if not ids:
+            return []
+        new = work.parameters["max_new_tokens"]
+        criteria = work.materials.stop_criteria_of(form)
+        return _responses(work, criteria, ids, [{}], new, "first questions")[0]
+
+    trials, wanted = plan.offered[name], work.parameters["wanted"]
+    asked = asking.asked(name, trials, form, work.materials.tokenizer, answer, wanted)
+    of_labels = {
+        label: [[one.trial.id, one.ids, one.component] for one in counted]
+        for label, counted in asked.items()
+    }
+    _write(work.folder / ASKED_FILE, {"scenario": name, "asked": of_labels})
+
+
+def _make_variants(work: "Work[Materials]") -> None:
+    """Write variants.json: for each variant, [layer, index, α] of each neuron."""
+    parameters, m = work.parameters, work.materials
+    neurons = NeuronSet.load(work.inputs["neurons"] / NEURONS_FILE, m.model)
+    chosen = h_neurons(neurons)
+    rows = Rows(read_samples(work.inputs["samples"] / SAMPLES_FILE))
+    size = reference_magnitudes(Traces.open(work.inputs["traces"]), neurons, rows)
+    draws = matched_neurons(chosen, size, m.model.d_ff, parameters["draws"], parameters["seed"])
+
+    def factors(flat: Int[np.ndarray, " k"], alpha: float) -> list[list[float]]:
+        pairs = zip(*(part.tolist() for part in np.divmod(flat, m.model.d_ff)), strict=True)
+        return [[layer, index, alpha] for layer, index in pairs]
+
+    h = [factors(chosen, alpha) for alpha in parameters["alphas"]]
+    matched = [factors(draw, alpha) for draw in draws for alpha in parameters["control_alphas"]]
+    _write(work.folder / VARIANTS_FILE, {"h": h, "matched": matched})
+
+
+def _make_replies(work: "Work[Materials]") -> None:
+    """Write replies.json: by label, responses [variant][trial]."""
+    asked = read_asked(work.inputs["asked"], _plan(work))
+    h, matched = read_variants(work.inputs["variants"])
+    form = _plan(work).form(next(iter(asked)))
+    criteria, new = work.materials.stop_criteria_of(form), work.parameters["max_new_tokens"]
+    _write_replies(
+        work,
+        {
+            label: _responses(work, criteria, [t.ids for t in trials], [*h, *matched], new, label)
+            for label, trials in asked.items()
+        },
+    )
+
+
+def _make_answers(work: "Work[Materials]") -> None:
+    """Write replies.json: responses [α][question]."""
+    plan = _plan(work)
+    h, _ = read_variants(work.inputs["variants"])
+    ids, new = [p.ids for p in plan.questions], work.parameters["max_new_tokens"]
+    criteria, name = work.materials.stop_criteria, f"answers {work.node.precision}"
+    _write_replies(work, {"": _responses(work, criteria, ids, h, new, name)})
+
+
+def _responses(
+    work: "Work[Materials]",
+    criteria: StopCriteria,
+    ids: Sequence[respond.Prompt],
+    variants: Sequence[Factors],
+    max_new_tokens: int,
+    about: str,
+) -> list[list[GreedyResponse]]:
+    """Responses to prompts under each variant, from the log of all of them."""
+    m, precision = work.materials, str(work.node.precision)
+    for prompt in ids:
+        m.require_length("A prompt", prompt, max_new_tokens)
+    key = _generates(m, precision, criteria) | {
+        "max_new_tokens": max_new_tokens,
+        "file": work.digests.get("file"),
+    }
+    log = respond.RESPONSES
+    name = about if " " in about else f"sweep {precision} {about}"
+    with (
+        work.store.growing(log.name, log.version, key) as folder,
+        work.task(len(ids) * len(variants), "responses", name) as task,
+    ):
+        return respond.respond(
+            folder / respond.LOG_FILE,
+            partial(mapping.backend, work),
+            ids,
+            variants,
+            criteria,
+            max_new_tokens,
+            task,
+            max_rows(precision),
+        )
+
+
+def _make_costs(work: "Work[Materials]") -> None:
+    """Write the picks and losses at one α."""
+    plan, alpha = _plan(work), work.parameters["alpha"]
+    h, _ = read_variants(work.inputs["variants"])
+    factors = h[plan.section.alphas.index(alpha)]
+    total = len(plan.choices) + len(plan.texts)
+    backend = mapping.backend(work)
+    with work.task(total, "texts") as task, backend.scale(factors):
+        costs.measure(work.folder, backend, plan.choice_prompts, plan.letters, plan.texts, task)
+
+
+def _make_targets(work: "Work[Materials]") -> None:
+    """Write tokens.jsonl and outcomes.json of the decided responses."""
+    plan, label = _plan(work), work.parameters["label"]
+    at_one = plan.section.alphas.index(1.0)
+    asked = read_asked(work.inputs["asked"], plan)[label]
+    replies = read_replies(work.inputs["replies"])[label][at_one]
+    judged = TrialJudge(SCENARIOS[scenario(label)].judge, asked).judged([replies], replies)
+    outcomes = judged.outcomes[0]
+    rows = [i for i, r in enumerate(replies) if r.ids and outcomes[i] != TrialOutcome.UNCLEAR]
+    complied = [bool(outcomes[i] == TrialOutcome.COMPLIED) for i in rows]
+    exchanges = [PromptResponse(asked[i].ids, replies[i].ids) for i in rows]
+    write_tokens(work.folder / TOKENS_FILE, exchanges)
+    _write(work.folder / OUTCOMES_FILE, {"rows": rows, "complied": complied})
+
+
+def right_answers(folder: Path, plan: "SweepPlan") -> list[list[bool]]:
+    """Whether each held-out question is answered rightly, [α][question]."""
+    judge = plan.m.judge
+    return [
+        [
+            judge.judge(reply.text, p.question, reply.truncated) is Verdict.RIGHT
+            for reply, p in zip(row, plan.questions, strict=True)
+        ]
+        for row in read_replies(folder)[""]
+    ]
+
+
+def _write_replies(work: "Work[Materials]", replies: dict[str, list[list[GreedyResponse]]]) -> None:
+    content = {
+        label: [[one.model_dump() for one in row] for row in rows]
+        for label, rows in replies.items()
+    }
+    _write(work.folder / REPLIES_FILE, content)
+
+
+def _write(path: Path, content: Any) -> None:
+    write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+
+_RUNS = ("hq.backends.opening",)
+ASK = Stage("ask", _make_asked, sources=_RUNS)
+VARIANTS = Stage("variants", _make_variants)
+RESPOND = Stage("respond", _make_replies, sources=_RUNS)
+ANSWER = Stage("answer", _make_answers, sources=_RUNS)
+COSTS = Stage("costs", _make_costs, sources=_RUNS)
+TARGETS = Stage("targets", _make_targets)

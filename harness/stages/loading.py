@@ -1,0 +1,78 @@
+"""The study's checkpoint, loaded at one precision at a time, and what its results depend on."""
+
+from pathlib import Path
+
+from harness.models.sources import gguf_of
+from harness.store.environment import engine
+from harness.store.store import digest
+from harness.studies.study import Study
+from hq.backends.base import Backend
+from hq.backends.opening import open_backend
+from hq.gguf.file import GGUFFile
+from hq.models.checkpoint import file_digests, fingerprint, resolve
+from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
+from hq.precisions import BACKEND_OF
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.packed import NATIVE, recipe_of
+from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
+
+SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+"""Files that decide what tokens are as text."""
+
+
+class Models:
+    """The checkpoint `path` at any precision. Opening one frees the one that was open."""
+
+    def __init__(self, study: Study, path: Path, identity: ModelIdentity) -> None:
+        self.study = study
+        self.path = path
+        self.identity = identity
+        self._loaded: Backend | None = None
+        self._fingerprints: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Frees the open model."""
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    def open(self, precision: str, made: Path | None = None) -> Backend:
+        """The model at a precision, from the file or folder that hq made for it, if it made one."""
+        if self._loaded is None or self._loaded.precision != precision:
+            self.close()
+            source = made or self.given(precision) or self.path
+            self._loaded = open_backend(source, precision, self.study.device, self.identity)
+        return self._loaded
+
+    def given(self, precision: str) -> Path | None:
+        """The file or folder that the study names for a precision; None if it names none."""
+        if precision == GGUF_SOURCE:
+            return gguf_of(self.study.model)
+        name = precision.removesuffix(NATIVE)
+        if recipe_of(precision) and name in self.study.checkpoints:
+            return resolve(self.study.checkpoints[name])
+        return None
+
+    def parameters(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
+        """What a result at a precision depends on, with digests of the files `also`.
+
+        What hq makes for the precision, a GGUF file or packed checkpoint, is an input of the node.
+        """
+        return engine(precision, self.study.device) | {
+            "model": self.identity.fingerprint,
+            "files": file_digests(self.path, ("config.json", *also)),
+            "precision": precision,
+            **self._given_digest(precision),
+        }
+
+    def _given_digest(self, precision: str) -> dict[str, str]:
+        given = self.given(precision)
+        if given is None:
+            return {}
+        if precision not in self._fingerprints:  # all bytes are read: once
+            if BACKEND_OF[precision] == "torch":  # its config says what the packed bytes mean
+                whole = [fingerprint(given), file_digests(given, CONFIG_FILES)]
+                self._fingerprints[precision] = digest(whole)
+            else:
+                self._fingerprints[precision] = GGUF_ORIGIN + GGUFFile(given).fingerprint
+        return {"given": self._fingerprints[precision]}

@@ -1,0 +1,228 @@
+"""What the nodes of a study are made from: all that is known of it before anything is computed."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from harness.judges.base import Judge
+from harness.judges.registry import make_judge
+from harness.models.requirements import makes, require
+from harness.models.sources import gguf_of, resolve_model
+from harness.scenarios import prompts
+from harness.scenarios.questions import QuestionSet, load_questions
+from harness.stages import splits
+from harness.stages.loading import Models
+from harness.stages.samples import Prompted
+from harness.studies.study import SAMPLERS, Study
+from hq.backends.base import require_length
+from hq.errors import HQError
+from hq.models.auto import context_length
+from hq.models.checkpoint import end_tokens, identity, resolve, weight_files, whole_config
+from hq.models.tokenizer import load_tokenizer
+from hq.neurons.cett import Measure, Span
+from hq.neurons.neuron_set import ModelIdentity
+from hq.neurons.prompt_response import PromptResponse
+from hq.precisions import BACKEND_OF
+from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.packed import NATIVE, recipe_of
+from hq.tracing.sampling import Sampling, StopCriteria
+
+T = TypeVar("T")
+
+
+class Materials:
+    """The model, questions, prompts and texts of a study. Properties are computed on first use."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._added: dict[Callable[..., Any], Any] = {}
+
+    def __enter__(self) -> "Materials":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "models" in vars(self):
+            self.models.close()
+
+    def of(self, kind: Callable[["Materials"], T]) -> T:
+        """The materials of one experiment: `kind(self)`, made once."""
+        if kind not in self._added:
+            self._added[kind] = kind(self)
+        added: T = self._added[kind]
+        return added
+
+    def check(self) -> None:
+        """Validates the study, before hours of work.
+
+        Questions, prompt form, template, held-out and calibration text, lengths, judge, and what
+        each precision needs: its packages, and the files that the study names for it. Raises
+        HQError, naming what is wrong.
+        """
+        study = self.study
+        made = {p.removesuffix(NATIVE) for p in study.precisions if makes(p)}
+        require((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
+        for name in made & set(study.checkpoints):
+            resolve(study.checkpoints[name])
+        if GGUF_SOURCE in study.precisions:
+            gguf_of(study.model)
+        _ = self.judge, self.stop_criteria
+        self._require_room()
+        for number, text in enumerate(self.texts):
+            self.require_length(f"Held-out text {number}", text.ids)
+        if study.pack.text and any(recipe_of(p) for p in made - set(study.checkpoints)):
+            _ = self.calibration
+
+    @cached_property
+    def path(self) -> Path:
+        """The checkpoint's folder."""
+        return resolve_model(self.study.model)
+
+    @cached_property
+    def model(self) -> ModelIdentity:
+        """Name, fingerprint and shape of the checkpoint."""
+        return identity(self.path)
+
+    @cached_property
+    def weights(self) -> int:
+        """How many weights the checkpoint has, by the size of its files in 16 bits."""
+        return sum(file.stat().st_size for file in weight_files(self.path)) // 2
+
+    def resident(self, precision: str) -> int:
+        """Bytes that the loaded model takes, about: float32 on a CPU, 16 bits elsewhere."""
+        dense = BACKEND_OF[precision] == "torch" and self.study.device != "cuda"
+        return self.weights * (4 if dense else 2)
+
+    @cached_property
+    def models(self) -> Models:
+        """The checkpoint at each precision, one loaded at a time."""
+        return Models(self.study, self.path, self.model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer. Raises HQError if the checkpoint has none."""
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def form(self) -> prompts.PromptForm:
+        """The form in which a question is put."""
+        return prompts.form(self.study.prompt.form, self.study.prompt.shots)
+
+    @cached_property
+    def questions(self) -> QuestionSet:
+        """The scenario's questions in their fixed order."""
+        section = self.study.scenario
+        return load_questions(section.name, seed=self.study.seed, **section.options)
+
+    @cached_property
+    def prompted(self) -> list[Prompted]:
+        """Every question of the scenario in its fixed order, as token ids, with its split."""
+        questions = self.questions
+        side = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
+        component = splits.components(questions)
+        return [
+            Prompted(
+                question=question,
+                ids=tuple(self.form.encode(self.tokenizer, question.question)),
+                split=side[question.id],
+                component=component[question.id],
+            )
+            for question in questions
+        ]
+
+    def held_out(self, count: int) -> list[Prompted]:
+        """The first `count` test questions."""
+        return [p for p in self.prompted if p.split == "test"][:count]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How responses are drawn."""
+        return self.study.sampling.settings(self.study.seed)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge whose verdicts label the responses."""
+        return make_judge(self.study.sampling.judge)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The CETT that identifies neurons, and the contribution that is compared."""
+        return (self.study.identify.cett, "contribution")
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The token spans that are traced."""
+        section = self.study.identify
+        return (section.tokens, "other") if section.labels == "3-vs-1" else (section.tokens,)
+
+    @cached_property
+    def texts(self) -> list[PromptResponse]:
+        """Held-out text for perplexity and KL: pieces of a file, or test questions and answers."""
+        section = self.study.compare
+        texts = self._file_texts(section.text) if section.text else self._true_answers()
+        ends = np.cumsum([len(text.response) for text in texts])
+        return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
+
+    @property
+    def text_components(self) -> list[str] | None:
+        """The component of each text; None for pieces of a file, which are independent."""
+        if self.study.compare.text:
+            return None
+        return [p.component for p in self.prompted if p.split == "test"][: len(self.texts)]
+
+    @cached_property
+    def calibration(self) -> list[tuple[int, ...]]:
+        """Texts that quantizers are calibrated on: training questions, never of the test split."""
+        section = self.study.pack
+        if section.text:
+            return [e.ids for e in self._file_texts(section.text)][: section.texts]
+        trained = [p for p in self.prompted if p.split == "train"][: section.texts]
+        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in trained]
+
+    @cached_property
+    def stop_criteria(self) -> StopCriteria:
+        """What ends a response in the study's own prompt form."""
+        return self.stop_criteria_of(self.form)
+
+    def stop_criteria_of(self, form: prompts.PromptForm) -> StopCriteria:
+        """What ends a response: the prompt form's tokens and strings, and the model's tokens."""
+        stops = form.stop_ids(self.tokenizer) | end_tokens(self.path)
+        return StopCriteria(stops, form.stop_strings, self._decode)
+
+    def require_length(self, text: str, ids: Sequence[int], new: int = 0) -> None:
+        """Raises HQError, naming the text, if it and `new` tokens exceed the model's limit."""
+        require_length(text, len(ids), self._context_length, self.path.name, new)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text's token ids, without special tokens around them."""
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _require_room(self) -> None:
+        """Raises HQError if the longest question leaves no room for a response."""
+        for longest in sorted(self.prompted, key=lambda p: -len(p.ids))[:1]:
+            question, new = f"Question {longest.question.id!r}", self.study.sampling.max_new_tokens
+            self.require_length(question, longest.ids, new)
+
+    @cached_property
+    def _context_length(self) -> int | None:
+        return context_length(whole_config(self.path))
+
+    def _true_answers(self) -> list[PromptResponse]:
+        tests = [p for p in self.prompted if p.split == "test"]
+        return [PromptResponse(p.ids, self.encode(f" {p.question.aliases[0]}")) for p in tests]
+
+    def _file_texts(self, path: str, length: int = 256) -> list[PromptResponse]:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
+        ids = self.encode(text)
+        if len(ids) < 2:
+            raise HQError(f"The held-out text {path} is empty: name a file with some prose.")
+        pieces = [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
+        return [PromptResponse(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
