@@ -28,9 +28,9 @@ from hq.backends.transformers.backend import TorchBackend
 from hq.gguf.write import write as write_gguf
 from hq.llamacpp.model import Context
 from hq.neurons.prompt_response import PromptResponse
+from hq.storage.copying import copy_to_disk
 from hq.suppress.bake import bake
-from hq.suppress.bake.copying import copy_to_disk
-from hq.suppress.lora.gguf import write as write_adapter
+from hq.suppress.lora.gguf import write_gguf_adapter as write_adapter
 
 _LAYERS = 5
 _NEURONS = 4  # per layer

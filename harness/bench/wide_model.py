@@ -137,7 +137,7 @@ class LowRank(FP16):
         loaded: PreTrainedModel = model.eval().requires_grad_(False)
         return loaded
 
-    def holds(self, module: nn.Module) -> bool:
+    def is_precision_of(self, module: nn.Module) -> bool:
         """Return whether the module is a low-rank layer."""
         return isinstance(module, LowRankLinear)
 

@@ -8,6 +8,7 @@ from hq.registry import Registry
 
 
 def _llm_judge() -> Judge:
+    """A language model behind an OpenAI-compatible endpoint."""
     from harness.judges.llm import LLMJudge  # the rule judge does not need httpx
 
     return LLMJudge.from_environment()

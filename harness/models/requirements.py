@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hq.errors import HQError
 from hq.precisions import BACKEND_OF, PRECISIONS
-from hq.precisions.gguf import SOURCE
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.precisions.packed import NATIVE, recipe_of
-from hq.precisions.packed_checkpoints.makers import MAKERS
+from hq.precisions.packed_checkpoints.quantizers import QUANTIZERS
 
 EXTRAS = {
     "bnb": ("bitsandbytes",),
@@ -40,9 +40,9 @@ def runs(precision: str) -> tuple[str, ...]:
 def makes(precision: str) -> tuple[str, ...]:
     """The packages that make the file or checkpoint that a precision runs."""
     if BACKEND_OF[precision] == "llamacpp":
-        return () if precision == SOURCE else ("gguf",)
+        return () if precision == GGUF_SOURCE else ("gguf",)
     recipe = recipe_of(precision)
-    return (MAKERS[recipe.method].name,) if recipe and recipe.made else ()
+    return (QUANTIZERS[recipe.method].name,) if recipe and recipe.has_quantizer else ()
 
 
 def missing(packages: Collection[str]) -> list[str]:

@@ -8,7 +8,7 @@ from harness.store.node import Node, Stage, Work
 from hq.gguf.quantize import quantize
 from hq.gguf.write import Dtype, write
 from hq.models.checkpoint import file_digests
-from hq.precisions.gguf import PREFIX
+from hq.precisions.gguf import GGUF_PREFIX
 
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
@@ -19,8 +19,8 @@ _WRITTEN: tuple[Dtype, ...] = get_args(Dtype)
 
 def node(m: "Materials", precision: str) -> Node:
     """The file of a precision: written from the checkpoint, or quantized from the F16 file."""
-    kind = precision.removeprefix(PREFIX)
-    dense = {} if kind in _WRITTEN else {"dense": node(m, PREFIX + "f16").output()}
+    kind = precision.removeprefix(GGUF_PREFIX)
+    dense = {} if kind in _WRITTEN else {"dense": node(m, GGUF_PREFIX + "f16").output()}
     return Node(
         STAGE,
         {

@@ -12,7 +12,7 @@ from hq.gguf.file import GGUFFile
 from hq.models.checkpoint import file_digests, fingerprint, resolve
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.precisions.packed import NATIVE, recipe_of
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
 

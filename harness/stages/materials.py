@@ -26,7 +26,7 @@ from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.precisions.packed import NATIVE, recipe_of
 from hq.tracing.sampling import Sampling, StopCriteria
 

@@ -12,9 +12,8 @@ from harness.store.store import digest
 from hq.errors import HQError
 from hq.models.checkpoint import file_digests, text_config
 from hq.precisions.packed import NATIVE, RECIPES
-from hq.precisions.packed_checkpoints.makers import MAKERS, Making
-from hq.precisions.packed_checkpoints.quantize import group_size
-from hq.precisions.packed_checkpoints.quantize import make as quantize
+from hq.precisions.packed_checkpoints.quantize import group_size, quantize_checkpoint
+from hq.precisions.packed_checkpoints.quantizers import QUANTIZERS, QuantizationJob
 
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
@@ -26,7 +25,7 @@ def node(m: "Materials", precision: str) -> Node:
     """The packed checkpoint of a precision. Raises HQError if hq cannot make one."""
     name = precision.removesuffix(NATIVE)
     recipe = RECIPES[name]
-    if not recipe.made:
+    if not recipe.has_quantizer:
         raise HQError(
             f"{name} is read, never made: name such a checkpoint of the model under "
             "[checkpoints] in the study."
@@ -35,7 +34,7 @@ def node(m: "Materials", precision: str) -> Node:
         STAGE,
         {
             "packages": versions(*PACK[recipe.method]),
-            "maker": MAKERS[recipe.method].version,
+            "maker": QUANTIZERS[recipe.method].version,
             "model": m.model.fingerprint,
             "files": file_digests(m.path, ("config.json", *SPELLING)),
             "name": name,
@@ -56,7 +55,7 @@ def make(work: "Work[Materials]") -> None:
     m, name = work.materials, work.parameters["name"]
     recipe, section = RECIPES[name], m.study.pack
     assert recipe.method != "compressed-tensors"
-    making = Making(
+    job = QuantizationJob(
         source=m.path,
         method=recipe.method,
         bits=recipe.bits,
@@ -67,7 +66,7 @@ def make(work: "Work[Materials]") -> None:
     )
     shutil.rmtree(work.folder / FOLDER, ignore_errors=True)  # what a killed run left
     with work.task(m.model.n_layers, "layers", f"make {name}") as task:
-        quantize(making, work.folder / FOLDER, lambda: task.advance(1))
+        quantize_checkpoint(job, work.folder / FOLDER, lambda: task.advance(1))
 
 
 def widths(source: Path) -> list[int]:

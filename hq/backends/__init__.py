@@ -1,4 +1,4 @@
-"""What runs a model: one protocol, `Backend`, and one package for each engine behind it.
+"""Backends, which run models: one protocol, `Backend`, and one package for each engine.
 
-What a precision is, and how it is loaded and verified, is in `hq.precisions`.
+How a precision is loaded and verified is in `hq.precisions`.
 """

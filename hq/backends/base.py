@@ -1,4 +1,4 @@
-"""What every backend can do, whatever runs the model: the one protocol, and the data it speaks."""
+"""The protocol that every backend implements, its data types, and checks that backends share."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TraceBatch:
-    """The traces of some exchanges: `rows` are their places in the list that was asked for."""
+    """The traces of one batch of exchanges; `rows` are their indices in the traced list."""
 
-    number: int  # which batch of the plan
-
+    number: int  # of the batch in the plan
     rows: Int[np.ndarray, " batch"]
     values: Float[np.ndarray, "batch measure span layer d_ff"]
     measures: tuple[Measure, ...]
@@ -38,7 +37,10 @@ class TraceBatch:
     missing: frozenset[int] = frozenset()  # as Backend.missing
 
     def features(self, measure: Measure, span: Span) -> Features:
-        """One measure over one span, as a NeuronSet scores it. Raises HQError if not traced."""
+        """One measure over one span, as features that a NeuronSet scores.
+
+        Raises HQError if it was not traced.
+        """
         if measure not in self.measures or span not in self.spans:
             raise HQError(f"The batch has no {measure} over the {span} span: trace it.")
         values = self.values[:, self.measures.index(measure), self.spans.index(span)]
@@ -48,39 +50,39 @@ class TraceBatch:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """How a batch of exchanges' response tokens are predicted, in nats.
+    """How well the model predicts the response tokens of a batch of exchanges, in nats.
 
     Arrays have one row per response token, exchange after exchange in the order of `rows`.
     """
 
-    number: int  # which batch of the plan
-    rows: Int[np.ndarray, " batch"]  # indices into the list that was asked for
+    number: int  # of the batch in the plan
+    rows: Int[np.ndarray, " batch"]  # indices into the list of exchanges
     ends: Int[np.ndarray, " batch"]  # index after the last token of each exchange
     entropy: Float[np.ndarray, " token"]
-    log_prob: Float[np.ndarray, " token"]  # of the response token itself
+    log_prob: Float[np.ndarray, " token"]  # of the response token
     kl: Float[np.ndarray, " token"] | None  # KL(reference ‖ this); None without a reference
     hidden: Float[np.ndarray, "token hidden"] | None  # None where the backend has no access
 
     def means(self, values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " batch"]:
-        """Mean over each exchange's tokens."""
+        """Mean over the tokens of each exchange."""
         return np.array([part.mean() for part in np.split(values, self.ends[:-1])])
 
 
 class Decoding(Protocol):
-    """Prompts being continued side by side, a row a continuation."""
+    """Continuations of prompts in parallel, one row per continuation."""
 
     def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Computes, once, the prefix that all `prompts`, of any length, share."""
+        """Compute the prefix that all `prompts` share, once for every later `start`."""
         ...
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[Tensor, "row vocab"]:
-        """Reads prompts; logits of the token after each."""
+        """Process prompts, and return the logits of the token after each."""
         ...
 
     def step(
         self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
     ) -> Float[Tensor, "row vocab"]:
-        """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
+        """Append tokens[r] to row parents[r] of the last call, and return the next logits."""
         ...
 
 
@@ -89,12 +91,12 @@ class Backend(Protocol):
 
     identity: ModelIdentity
     precision: str
-    missing: frozenset[int]  # flat indices of neurons that it lacks: traced as zero, never scaled
-    unmatched: frozenset[int]  # these, and neurons that are known by their place alone
+    missing: frozenset[int]  # flat indices of missing neurons: traced as zero, never scaled
+    unmatched: frozenset[int]  # missing neurons, and those that weights did not identify
 
     @property
     def compute(self) -> str:
-        """What the arithmetic runs in."""
+        """The type of the arithmetic."""
         ...
 
     @property
@@ -103,15 +105,15 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the weights."""
+        """Free the weights."""
         ...
 
     def audit(self) -> list[AuditRow]:
-        """What is loaded, as found in the modules; HQError when it is not what was asked for."""
+        """How the loaded modules store weights. Raises HQError if that is another precision."""
         ...
 
     def weight_bytes(self) -> int:
-        """Bytes that the weights take in memory, embeddings and scales included."""
+        """Bytes of the weights as they ship, embeddings and scales included."""
         ...
 
     def ffns(self) -> "FFNs":
@@ -125,13 +127,13 @@ class Backend(Protocol):
         spans: tuple[Span, ...],
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[TraceBatch]:
-        """CETT of every neuron, batch by batch; batches whose number is in `skip` are left out."""
+        """CETT of every neuron, batch by batch, without the batches whose number is in `skip`."""
         ...
 
     def logits(
         self, exchanges: Sequence[PromptResponse]
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
-        """(row, logits that predict each token of its response), shortest exchanges first."""
+        """(row, logits that predict its response tokens), shortest exchanges first."""
         ...
 
     def predictions(
@@ -140,15 +142,16 @@ class Backend(Protocol):
         reference: "Reference | None" = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
-        """How each response token is predicted, batch by batch, without the `skip`ped batches.
+        """Entropy, log-probability and KL of each response token, batch by batch.
 
-        Memory does not grow with the vocabulary. Raises HQError for logits that are not finite.
+        Batches whose number is in `skip` are left out. Memory does not grow with the vocabulary.
+        Raises HQError for logits that are not finite.
         """
         ...
 
     @property
     def head(self) -> "Head":
-        """The map from last hidden states to logits; HQError where the backend has no access."""
+        """The map from last hidden states to logits. Raises HQError if the backend has none."""
         ...
 
     def decoding(self) -> Decoding:
@@ -156,22 +159,22 @@ class Backend(Protocol):
         ...
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        """Multiply h_i by α for each (layer, index) and its α, while the context lasts."""
         ...
 
 
 def require_known(exchanges: Sequence[PromptResponse], vocabulary: int, name: str) -> None:
-    """Raises HQError for token ids that the model lacks."""
+    """Raises HQError for token ids outside of the model's vocabulary."""
     for exchange in exchanges:
         if not 0 <= min(exchange.ids) <= max(exchange.ids) < vocabulary:
             raise HQError(
-                f"An exchange has a token id outside the {vocabulary} of {name}: trace with the "
-                "model that wrote the samples."
+                f"An exchange has a token id outside the {vocabulary} tokens of {name}: trace it "
+                "with the model that wrote the samples."
             )
 
 
 def require_length(text: str, length: int, limit: int | None, model: str, new: int = 0) -> None:
-    """Raises HQError, naming the text, where its tokens and `new` ones exceed the model's limit."""
+    """Raises HQError, which names the text, if it and `new` tokens exceed the model's limit."""
     if limit is not None and length + new > limit:
         after = f" and room for {new} new ones" if new else ""
         raise HQError(
@@ -180,7 +183,7 @@ def require_length(text: str, length: int, limit: int | None, model: str, new: i
         )
 
 
-def predicted(
+def join_predictions(
     number: int,
     rows: Int[np.ndarray, " batch"],
     batch: Sequence[PromptResponse],
@@ -188,7 +191,7 @@ def predicted(
     hidden: Float[Tensor, "token hidden"] | None,
     precision: str,
 ) -> Predictions:
-    """The predictions of a batch, whose tokens came in `parts`, one after the other.
+    """The predictions of a batch, from the distributions of consecutive parts of its tokens.
 
     Raises HQError for logits that are NaN or infinite.
     """
@@ -214,3 +217,11 @@ def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:
             f"The activations at {precision} are not finite: the model overflows or its weights "
             "are damaged."
         )
+
+
+def scales_changed() -> HQError:
+    """The error for factors that change between the prefix and a batch of one reading."""
+    return HQError(
+        "The scales changed while texts were read: end the reading before entering or leaving "
+        "`scale`."
+    )

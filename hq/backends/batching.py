@@ -1,4 +1,4 @@
-"""How exchanges are laid into batches: one shared prefix computed once, the rest by length."""
+"""Batches of exchanges: a shared prefix, computed once, and the other tokens sorted by length."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from hq.neurons.prompt_response import PromptResponse
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The prefix that all prompts share, and the rows of each batch, shortest first."""
+    """The prefix that all prompts share, and the rows of each batch, shortest texts first."""
 
     prefix: tuple[int, ...]
     batches: tuple[Int[np.ndarray, " batch"], ...]
@@ -22,7 +22,7 @@ class Plan:
 
 def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The longest token prefix of all prompts that leaves each at least one token of its own."""
-    first, last = min(prompts), max(prompts)  # the two that differ soonest
+    first, last = min(prompts), max(prompts)  # the two with the shortest common prefix
     limit = min(len(prompt) for prompt in prompts) - 1
     length = 0
     while length < limit and first[length] == last[length]:
@@ -33,10 +33,10 @@ def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 def plan(
     exchanges: Sequence[PromptResponse], token_budget: int, max_rows: float = math.inf
 ) -> Plan:
-    """Batches of at most `max_rows`, and `token_budget` tokens after the prefix, padding counted.
+    """Batches of at most `max_rows` rows and `token_budget` tokens after the prefix.
 
-    A batch has one row at least. The order depends on lengths and positions alone, so a resumed
-    trace meets the same batches and a variant is compared with its reference on equal shapes.
+    Padding counts, and a batch has at least one row. The order depends on lengths and positions
+    only, so a resumed trace has the same batches, and variants are compared on equal shapes.
     """
     if not exchanges:
         return Plan((), ())
@@ -57,9 +57,9 @@ def plan(
 def span_weights(
     batch: Sequence[PromptResponse], start: int, length: int, spans: tuple[Span, ...]
 ) -> Float[np.ndarray, "batch span seq"]:
-    """Weights over the tokens after `start` that turn sums into means over each span.
+    """Weights of the tokens after `start`, with which weighted sums are means over each span.
 
-    Raises HQError for a span that there is not, or that comes twice.
+    Raises HQError for a span that does not exist or is named twice.
     """
     if not set(spans) <= set(SPANS) or len(set(spans)) < len(spans):
         raise HQError(f"The spans are {', '.join(SPANS)}, each at most once, not {spans}.")

@@ -1,4 +1,4 @@
-"""From the name of a precision to the backend that runs it, and the device that it runs on."""
+"""Open the backend of a precision by name, and choose its device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hq.llamacpp.library import library
 from hq.neurons.neuron_set import ModelIdentity
 from hq.precisions import BACKEND_OF
 
-_CUDA = ("CUDA", "ROCm")  # what llama.cpp calls the devices that torch calls cuda
+_CUDA = ("CUDA", "ROCm")  # llama.cpp's names of the devices that torch calls cuda
 
 
 def open_backend(
@@ -23,25 +23,25 @@ def open_backend(
     device: str | None = None,
     model_identity: ModelIdentity | None = None,
 ) -> Backend:
-    """The model in `source` at `precision`: a checkpoint folder, or a file for a `gguf-` one.
+    """Open the model in `source`, a checkpoint folder or a GGUF file, at a precision.
 
-    Without a `device` it runs where `device_of` says. Raises HQError for an unknown precision, a
-    device that the precision's backend does not have here, and what the backend raises.
+    `device_of` chooses the device if none is named. Raises HQError for an unknown precision, a
+    device that its backend cannot use here, and if the backend does.
     """
     runner = _RUNNERS[BACKEND_OF[precision]]
     return runner.open(source, precision, runner.device(device), model_identity)
 
 
 def device_of(precision: str, device: str | None) -> str:
-    """The device that `precision` runs on if `device` is asked for; None is CUDA, else the CPU.
+    """The device on which a precision runs; `None` selects CUDA if it is available, else the CPU.
 
-    Raises HQError for an unknown precision, and a device that its backend does not have here.
+    Raises HQError for an unknown precision, and for a device that its backend cannot use here.
     """
     return _RUNNERS[BACKEND_OF[precision]].device(device)
 
 
 def max_rows(precision: str) -> int:
-    """How many rows a decoding at this precision may continue side by side."""
+    """The most rows that a decoding at this precision continues in parallel."""
     return _RUNNERS[BACKEND_OF[precision]].max_rows
 
 
@@ -72,23 +72,22 @@ def _llamacpp(
 def _llamacpp_device(device: str | None) -> str:
     if device not in (None, "cpu", "cuda"):
         raise HQError(
-            f"llama.cpp runs on cpu or cuda, not on {device!r}: name one of these, or leave out "
-            "`device`."
+            f"llama.cpp runs on cpu or cuda, not on {device!r}: use one of these, or omit `device`."
         )
     if device == "cpu" or (device is None and not torch.cuda.is_available()):
         return "cpu"
     has_cuda = any(name.startswith(_CUDA) for name in library().gpus)
     if device == "cuda" and not has_cuda:
         raise HQError(
-            "There is no CUDA device that this build of llama-cpp-python can use here: rebuild it "
-            "with CMAKE_ARGS=-DGGML_CUDA=on, or leave out `device`."
+            "This build of llama-cpp-python finds no CUDA device here: rebuild it with "
+            "CMAKE_ARGS=-DGGML_CUDA=on, or omit `device`."
         )
     return "cuda" if has_cuda else "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """What runs precisions: how it opens one, which device it takes, and its widest decoding."""
+    """A backend: how it opens a model, the device it uses, and its maximal rows."""
 
     open: Callable[[Path, str, str, ModelIdentity | None], Backend]
     device: Callable[[str | None], str]
@@ -96,6 +95,6 @@ class _Runner:
 
 
 _RUNNERS = {
-    "torch": _Runner(_torch, _torch_device, 1 << 16),  # bounded by memory, and later
+    "torch": _Runner(_torch, _torch_device, 1 << 16),  # memory limits them earlier
     "llamacpp": _Runner(_llamacpp, _llamacpp_device, MAX_ROWS),
 }

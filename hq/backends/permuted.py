@@ -1,4 +1,4 @@
-"""A backend whose neurons lie elsewhere, read and scaled by the places they have in the source."""
+"""A backend with permuted neurons, traced and scaled by their indices in the source model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,10 +17,10 @@ from hq.neurons.prompt_response import PromptResponse
 
 
 class PermutedBackend:
-    """`inner`, with neuron (layer, i) of the source at `places[layer, i]`; all else is as it is.
+    """`inner`, which has neuron (layer, i) of the source model at index `places[layer, i]`.
 
-    Neurons whose place is `MISSING` are traced as zero and listed in `missing`. `found` says which
-    neurons were recognised by their weights; the others are listed in `unmatched`.
+    Neurons with the index `MISSING` are traced as zero and listed in `missing`. `found` marks the
+    neurons that were identified by their weights; the others are listed in `unmatched`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PermutedBackend:
 
     @property
     def norms(self) -> Float[np.ndarray, "layer d_ff"]:
-        """‖W_down[:, i]‖₂ in the source's order; zero for missing neurons."""
+        """‖W_down[:, i]‖₂ in the order of the source; zero for missing neurons."""
         return self._placed(self._inner.norms)
 
     def trace(
@@ -51,18 +51,18 @@ class PermutedBackend:
         spans: tuple[Span, ...] = ("answer",),
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[TraceBatch]:
-        """Traces in the source's order."""
+        """Traces in the order of the source."""
         for batch in self._inner.trace(exchanges, measures, spans, skip):
             yield replace(batch, values=self._placed(batch.values), missing=self.missing)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """h_i ← α·h_i of the source's neuron i. Raises HQError for one that is missing."""
+        """Multiply h_i of the source's neuron i by α. Raises HQError for a missing neuron."""
         check_factors(factors, *self._places.shape)
         for layer, index in factors:
             if not self._present[layer, index]:
                 raise HQError(
-                    f"Neuron ({layer}, {index}) is not in {self._inner.precision}: it was pruned "
-                    "or replaced there, so there is nothing to scale; leave it out."
+                    f"Neuron ({layer}, {index}) is not in {self._inner.precision}, which pruned or "
+                    "replaced it, so it cannot be scaled: leave it out."
                 )
         moved = {(layer, int(self._places[layer, i])): a for (layer, i), a in factors.items()}
         return self._inner.scale(moved)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from hq.errors import HQError
 from hq.llamacpp.graph import GraphNodes
 from hq.llamacpp.state import DTYPES, WRITTEN, CallbackMode, Fault, Field
-from hq.neurons.cett import Measure
+from hq.neurons.cett import Measure, require_measures
 from hq.neurons.factors import check_factors
 
 _NAME_BYTES = 63  # of a node's name at most: GGML_MAX_NAME, less the zero that ends it
@@ -170,9 +170,7 @@ class GraphObserver:
             raise HQError(
                 "This context is being read already: end that reading, or open another context."
             )
-        for measure in measures:
-            _require(measure in _FIELDS, f"a measure {measure!r} beside {', '.join(_FIELDS)}")
-        _require(len(set(measures)) == len(measures), f"a measure twice in {measures}")
+        require_measures(measures)
         self._measure(measures)
         try:
             yield

@@ -15,10 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hq.errors import HQError
+
 Measure = Literal["sum", "output", "contribution"]
 Span = Literal["answer", "prompt", "other"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 SPANS: tuple[Span, ...] = get_args(Span)
+
+
+def require_measures(measures: tuple[Measure, ...]) -> None:
+    """Raises HQError for a measure that does not exist or is named twice."""
+    if not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
+        raise HQError(f"The measures are {', '.join(MEASURES)}, each at most once, not {measures}.")
 
 
 def column_norms(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, " d_ff"]:

@@ -1,8 +1,22 @@
-"""Named ways to run one source checkpoint; importing this package registers them all."""
+"""Named ways to run one source checkpoint: FP16, bitsandbytes, packed checkpoints, torchao, GGUF.
+
+What executes a model at a precision is in `hq.backends`; GGUF files themselves are in `hq.gguf`.
+"""
 
 from hq.precisions import bitsandbytes, dense, gguf, packed, torchao
 from hq.precisions.base import PRECISIONS, Precision
 from hq.registry import Registry
+
+_TORCH: tuple[Precision, ...] = (
+    bitsandbytes.Int8(),
+    bitsandbytes.FourBit("nf4"),
+    bitsandbytes.FourBit("fp4"),
+    dense.FP16(),
+    *packed.packed_precisions(),
+    torchao.TorchAOInt8(),
+    torchao.TorchAOInt4(),
+    torchao.HQQ(),
+)
 
 
 def _on_torch(name: str, _: object) -> str:
@@ -13,9 +27,10 @@ def _on_torch(name: str, _: object) -> str:
 
 BACKEND_OF: Registry[str] = Registry("precision", "hq.precisions", adopt=_on_torch)
 """Every precision, and the backend that runs it."""
-for _name in PRECISIONS:
-    BACKEND_OF.add(_name, "torch")
-for _name in gguf.NAMES:
+for _precision in _TORCH:
+    PRECISIONS.add(_precision.name, _precision)
+    BACKEND_OF.add(_precision.name, "torch")
+for _name in gguf.GGUF_PRECISIONS:
     BACKEND_OF.add(_name, "llamacpp")
 
 __all__ = [

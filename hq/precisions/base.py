@@ -1,4 +1,4 @@
-"""What a precision is to the torch backend: how it loads, is proven, and is dequantized."""
+"""The interface of a precision: how it loads, verifies and dequantizes weights for torch."""
 
 import math
 import re
@@ -20,29 +20,29 @@ from hq.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """How a projection's weight is stored."""
+class StoredWeight:
+    """How the weight of a projection is stored."""
 
-    storage: str  # a dtype, or a scheme of packing
-    nbytes: int  # codes, scales and zero points
-    weights: int  # how many numbers that stands for
-    packed: int = 0  # bytes with the codes packed, where each is held in more bits than it has
-    explained: float = math.inf  # relative error of weights that the scales stored here explain
+    storage: str  # a dtype, or the scheme of packed weights
+    nbytes: int  # of codes, scales and zero points in memory
+    weights: int  # number of weights
+    packed_nbytes: int = 0  # with codes packed, if memory holds each in more bits than it has
+    explained: float = math.inf  # relative error of the weights that their scales explain
 
     @property
-    def ships(self) -> int:
-        """Bytes that it ships in: a CPU holds in FP32 what ships in FP16, 4 bits in a byte."""
+    def shipped_nbytes(self) -> int:
+        """Bytes in a file: floats ship in FP16 (a CPU holds FP32), and codes ship packed."""
         if self.storage.startswith(("float", "bfloat")):
             return 2 * self.weights
-        return self.packed or self.nbytes
+        return self.packed_nbytes or self.nbytes
 
 
 class Precision(Protocol):
-    """A named way to run one source checkpoint."""
+    """A named way to run a checkpoint on torch."""
 
     name: str
-    packages: tuple[str, ...]  # what computes it, beside torch and transformers
-    settings: Mapping[str, object]  # what it is quantized with, where its name does not say
+    packages: tuple[str, ...]  # that compute it, besides torch and transformers
+    settings: Mapping[str, object]  # of quantization that the name does not state
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model at this precision, on `device`."""
@@ -52,16 +52,16 @@ class Precision(Protocol):
         """One projection with this weight, quantized on the weight's device."""
         ...
 
-    def holds(self, module: nn.Module) -> bool:
-        """Whether this projection really is stored at this precision."""
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether the weight of this projection is stored at this precision."""
         ...
 
     def dense(self, module: nn.Module) -> Float[Tensor, "stored_rows stored_columns"]:
-        """The projection's dequantized weight, laid out as the module lays it out."""
+        """The dequantized weight of the projection, in the module's own layout."""
         ...
 
-    def stored(self, module: nn.Module) -> "Stored":
-        """How the projection's weight is stored, its scales counted."""
+    def stored(self, module: nn.Module) -> StoredWeight:
+        """How the weight of the projection is stored, scales included."""
         ...
 
 
@@ -69,15 +69,15 @@ PRECISIONS: Registry[Precision] = Registry("precision", "hq.precisions")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """FP32 on a CPU, which has no FP16 arithmetic of its own, and FP16 elsewhere."""
+    """FP32 on a CPU, which has no FP16 arithmetic, and FP16 elsewhere."""
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
 def require_dense(path: Path, precision: str) -> None:
-    """Raises HQError for a checkpoint that is quantized, by its config or by its weights' types.
+    """Raises HQError for a quantized checkpoint, by its config or by the types of its weights.
 
-    On a CPU transformers dequantizes some of them (FP8) while loading, and the model then looks
-    like any dense one; without the config it reads the codes as if they were weights.
+    On a CPU, transformers dequantizes some formats (FP8) while it loads them, so the model looks
+    dense; without the config, it reads codes as weights.
     """
     method = quantization_of(path)
     if method is not None:
@@ -89,7 +89,7 @@ def require_dense(path: Path, precision: str) -> None:
     for tensor in tensors_of(path).values():
         if tensor.name.endswith(_WEIGHTS) and tensor.dtype not in _DENSE:
             raise HQError(
-                f"{path} holds {tensor.name} as {tensor.dtype}, so it is quantized, and its config "
+                f"{path} has {tensor.name} in {tensor.dtype}, so it is quantized, and its config "
                 f"does not say how: it does not run as {precision}; name its source."
             )
 
@@ -99,22 +99,29 @@ _WEIGHTS = (".weight", ".qweight", ".weight_packed")
 
 
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
-    """Transformers' loading with hq's terms: safetensors only, every weight found, on `device`."""
-    placed = {"use_safetensors": True, "device_map": {"": device}}
-    return whole(path, model_class(whole_config(path)), path, **placed, **options)
+    """Load a checkpoint with transformers: safetensors only, every weight found, on `device`."""
+    options = {"use_safetensors": True, "device_map": {"": device}, **options}
+    return load_complete(path, model_class(whole_config(path)), path, **options)
 
 
-# Buffers that old checkpoints carry and that are computed today, and towers of other modalities.
-_HARMLESS = re.compile(
+# Buffers of old checkpoints that are computed today, and towers of other modalities.
+_UNUSED = re.compile(
     r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.position_ids$"
     r"|(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|embed_vision)\."
 )
 
 
-def whole(path: Path, kind: Any, source: Path | None, **options: object) -> PreTrainedModel:
-    """A model of a transformers class, frozen. HQError where `path` does not fill all of it."""
+def load_complete(
+    path: Path, transformers_class: Any, source: Path | None, **options: object
+) -> PreTrainedModel:
+    """A frozen model of a transformers class, loaded from `source` or from options.
+
+    Raises HQError, which names `path`, if weights are missing or not used.
+    """
     try:
-        model, info = kind.from_pretrained(source, output_loading_info=True, **options)
+        model, info = transformers_class.from_pretrained(
+            source, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise HQError(f"{path} cannot be loaded: {first_line(error)}.") from error
     if info["missing_keys"]:
@@ -123,7 +130,7 @@ def whole(path: Path, kind: Any, source: Path | None, **options: object) -> PreT
             f"{path} lacks {len(info['missing_keys'])} weights of its architecture, {first} first: "
             "the checkpoint is incomplete."
         )
-    unexpected = sorted(key for key in info["unexpected_keys"] if not _HARMLESS.search(key))
+    unexpected = sorted(key for key in info["unexpected_keys"] if not _UNUSED.search(key))
     if unexpected:
         raise HQError(
             f"{path} has {len(unexpected)} weights that its architecture does not use, "

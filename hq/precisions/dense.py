@@ -1,4 +1,4 @@
-"""fp16: the reference. Weights rounded to FP16; arithmetic in FP32 on a CPU, FP16 on a GPU."""
+"""fp16, the reference: weights rounded to FP16; arithmetic in FP32 on a CPU, in FP16 on a GPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hq.precisions.base import PRECISIONS, Stored, compute_dtype, from_pretrained, require_dense
+from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_dense
 
 
 class FP16:
@@ -18,19 +18,19 @@ class FP16:
     settings: Mapping[str, object] = {}
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """Loads in FP16 first, so that a wider checkpoint is rounded as it would ship."""
+        """The model, loaded in FP16 first, so that wider weights are rounded as they would ship."""
         require_dense(path, self.name)
         model = from_pretrained(path, device, dtype=torch.float16)
         return model.to(compute_dtype(device))
 
     def layer(self, weight: Tensor) -> nn.Module:
-        """The weight, rounded to FP16."""
+        """A linear with this weight, rounded to FP16."""
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
         linear.weight = nn.Parameter(weight.half().to(compute_dtype(weight.device)))
         return linear
 
-    def holds(self, module: nn.Module) -> bool:
-        """Dense and floating, and of no class that packs."""
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether the weight is a dense floating-point matrix."""
         weight = getattr(module, "weight", None)
         return isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2
 
@@ -40,11 +40,9 @@ class FP16:
         assert isinstance(weight, Tensor)
         return weight
 
-    def stored(self, module: nn.Module) -> Stored:
-        """As it is held: a CPU computes in FP32."""
+    def stored(self, module: nn.Module) -> StoredWeight:
+        """The weight in memory, which is FP32 on a CPU."""
         weight = module.weight
         assert isinstance(weight, Tensor)
-        return Stored(str(weight.dtype).removeprefix("torch."), weight.nbytes, weight.numel())
-
-
-PRECISIONS.add(FP16.name, FP16())
+        dtype = str(weight.dtype).removeprefix("torch.")
+        return StoredWeight(dtype, weight.nbytes, weight.numel())

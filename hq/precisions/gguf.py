@@ -1,4 +1,4 @@
-"""GGUF files as precisions: `gguf-q4_k_m` and its kin, run by llama.cpp."""
+"""GGUF files as precisions, such as `gguf-q4_k_m`, which llama.cpp runs."""
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
@@ -6,20 +6,20 @@ from hq.gguf.quantize import KINDS
 from hq.gguf.write import FILE_TYPE
 from hq.llamacpp.library import library
 
-PREFIX = "gguf-"
-SOURCE = "gguf-source"  # the file that a study's model was given as, whatever is in it
-NAMES = (SOURCE, *(PREFIX + kind for kind in (*FILE_TYPE, *KINDS)))
+GGUF_PREFIX = "gguf-"
+GGUF_SOURCE = "gguf-source"  # the file that a study's model was given as, of any type
+GGUF_PRECISIONS = (GGUF_SOURCE, *(GGUF_PREFIX + kind for kind in (*FILE_TYPE, *KINDS)))
 
 
 def require_kind(file: GGUFFile, precision: str) -> None:
-    """Raises HQError where a file says that it is of another kind than `precision`."""
-    if precision == SOURCE:
+    """Raises HQError if a file states another type than `precision`."""
+    if precision == GGUF_SOURCE:
         return
-    kind = precision.removeprefix(PREFIX)
-    wanted = FILE_TYPE[kind] if kind in FILE_TYPE else getattr(library().llama, KINDS[kind])
-    found = file.metadata.get("general.file_type")
-    if found != wanted:
+    kind = precision.removeprefix(GGUF_PREFIX)
+    expected = FILE_TYPE[kind] if kind in FILE_TYPE else getattr(library().llama, KINDS[kind])
+    stated = file.metadata.get("general.file_type")
+    if stated != expected:
         raise HQError(
-            f"{file.path} is of file type {found}, not {wanted} ({kind}): refusing to report "
-            f"another precision under the name {precision}."
+            f"{file.path} is of file type {stated}, not {expected} ({kind}): name the precision "
+            f"that it has, not {precision}."
         )

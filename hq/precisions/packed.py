@@ -1,7 +1,7 @@
-"""gptq-4, awq-4, compressed-4 and their kin: packed checkpoints, run exactly or by kernels.
+"""gptq-4, awq-4, compressed-4 and the like: packed checkpoints, run exactly or by native kernels.
 
-Exact (`gptq-4`) is a dense float32 model of the very weights that are packed: what the format does
-to a model, and no kernel's rounding. Native (`gptq-4-native`) is gptqmodel's own kernel.
+An exact precision (`gptq-4`) is a dense float32 model of the packed weights: the effect of the
+format, without the rounding of a kernel. A native one (`gptq-4-native`) runs gptqmodel's kernel.
 """
 
 import copy
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -18,31 +19,30 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hq.errors import HQError
 from hq.models.auto import model_class
-from hq.precisions.base import PRECISIONS, Stored, compute_dtype, whole
+from hq.precisions.base import Precision, StoredWeight, compute_dtype, load_complete
 from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
 from hq.precisions.packed_checkpoints.layer import PackedLayer
-from hq.precisions.packed_checkpoints.rounding import rounded
 
 NATIVE = "-native"
-_KERNEL_ERROR = 0.02  # what BF16 arithmetic may be off by, of a product's norm
-_PROBES = 8
-# How far weights may be from their source's, in errors of plain rounding. GPTQ and AWQ spend more
-# on a weight to err less in the product: 1.1 to 1.3 of it on a real model, 1.5 in the worst layer.
-# A zero point that is off by one step is 3.6.
-_SPENT = 2.0
 UNCHECKED = "not compared with its source"
+_MAX_KERNEL_ERROR = 0.02  # of BF16 arithmetic, relative to the norm of a product
+_KERNEL_INPUTS = 8  # random inputs on which a kernel is checked
+# Error of weights that the format explains, relative to that of rounding to the nearest. GPTQ and
+# AWQ raise the error of weights to lower that of products: 1.1 to 1.3 on a real model, 1.5 in the
+# worst layer. A zero point that is off by one step gives 3.6.
+_EXPLAINED = 2.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a packed precision is made by."""
+    """The quantization method and bits of a packed precision."""
 
     method: Literal["gptq", "awq", "compressed-tensors"]
     bits: int
 
     @property
-    def made(self) -> bool:
-        """Whether hq makes such checkpoints, and gptqmodel runs them; others are read only."""
+    def has_quantizer(self) -> bool:
+        """Whether hq quantizes to it, and gptqmodel runs it; other formats are only read."""
         return self.method != "compressed-tensors"
 
 
@@ -61,36 +61,71 @@ def recipe_of(precision: str) -> Recipe | None:
     return RECIPES.get(precision.removesuffix(NATIVE))
 
 
+def packed_precisions() -> list[Precision]:
+    """The exact precision of each recipe, and the native one if gptqmodel runs it."""
+    precisions: list[Precision] = []
+    for name, recipe in RECIPES.items():
+        precisions.append(Exact(name, recipe))
+        if recipe.has_quantizer:
+            precisions.append(Native(name + NATIVE, recipe))
+    return precisions
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """The weight of a projection as a packed checkpoint stores it."""
+
+    stored: StoredWeight
+    dense: Float[Tensor, "d_out d_in"] | None  # FP16, for kernels, which repack their weights
+
+
+_WEIGHTS: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
+
+
+def packed_weight(module: nn.Module) -> PackedWeight | None:
+    """The packed weight that a projection was loaded from; None for all other modules."""
+    return _WEIGHTS.get(module)
+
+
+def mark_unchecked(model: nn.Module) -> None:
+    """State in the audit that the packed weights of a model were not compared with their source."""
+    for module in model.modules():
+        weight = packed_weight(module)
+        if weight is not None:
+            storage = f"{weight.stored.storage}, {UNCHECKED}"
+            _WEIGHTS[module] = replace(weight, stored=replace(weight.stored, storage=storage))
+
+
 class _Packed:
-    """What was read from a packed checkpoint: each projection carries how it is stored there."""
+    """A model that was loaded from a packed checkpoint."""
 
     settings: Mapping[str, object] = {}
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name = name
-        self.method = recipe.method  # what such a checkpoint's config calls it
+        self.method = recipe.method  # `quant_method` in the config of such a checkpoint
         self._recipe = recipe
 
-    def holds(self, module: nn.Module) -> bool:
-        """Filled from packed codes."""
-        return isinstance(getattr(module, "packed", None), Stored)
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether the projection was loaded from packed codes."""
+        return packed_weight(module) is not None
 
-    def stored(self, module: nn.Module) -> Stored:
-        """As the checkpoint packs it, whatever it takes here."""
-        found: Any = module.packed
-        assert isinstance(found, Stored)
-        return found
+    def stored(self, module: nn.Module) -> StoredWeight:
+        """How the checkpoint packs the weight; in memory it may be larger."""
+        weight = packed_weight(module)
+        assert weight is not None
+        return weight.stored
 
 
 class Exact(_Packed):
-    """The packed weights, dequantized once into dense linears."""
+    """Packed weights, dequantized once into dense linears."""
 
     packages: tuple[str, ...] = ()
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """A dense model of what the checkpoint's codes stand for."""
+        """A dense model of the weights that the checkpoint's codes represent."""
         checkpoint = load_packed(path, self.name, self._recipe)
-        stored: dict[str, Stored] = {}
+        stored: dict[str, StoredWeight] = {}
         state = checkpoint.others()
         for layer in checkpoint.layers():
             dense = state[f"{layer.name}.weight"] = layer.dense()
@@ -98,13 +133,13 @@ class Exact(_Packed):
         model = _dense_model(path, state).to(device, compute_dtype(device))
         for name, module in model.named_modules():
             if name in stored:
-                module.packed = stored[name]
+                _WEIGHTS[module] = PackedWeight(stored[name], dense=None)
         return model
 
     def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
-        """The weight, rounded to the nearest code of its group: without calibration."""
+        """A linear with each weight rounded to the nearest code of its group, not calibrated."""
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
-        dense = rounded(weight.float(), self._recipe.bits, group=64, sym=True)
+        dense = round_to_nearest(weight.float(), self._recipe.bits, group=64, sym=True)
         linear.weight = nn.Parameter(dense.to(compute_dtype(weight.device)))
         return linear
 
@@ -116,88 +151,81 @@ class Exact(_Packed):
 
 
 class Native(_Packed):
-    """The packed weights, multiplied by the kernel that gptqmodel chooses here."""
+    """Packed weights, multiplied by the kernel that gptqmodel selects on this machine."""
 
     packages: tuple[str, ...] = ("gptqmodel",)
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """Gptqmodel's model, each kernel checked against the weights it holds."""
+        """The model of gptqmodel, with each kernel checked against its weights."""
         checkpoint = load_packed(path, self.name, self._recipe)
-        library = gptqmodel(self.name)
-        loaded = library.GPTQModel.load(str(path), device=str(device), dtype=torch.float16)
+        gptqmodel = import_gptqmodel(self.name)
+        loaded = gptqmodel.GPTQModel.load(str(path), device=str(device), dtype=torch.float16)
         model: PreTrainedModel = loaded.model.eval().requires_grad_(False)
         modules = dict(model.named_modules())
         for layer in checkpoint.layers():
             module = modules[layer.name]
             dense = layer.dense()
-            # Kernels repack their weights at the first product, after which no one can read them.
-            module.recovered = dense.half()
-            module.packed = _stored(layer, dense)
-            require_right(module, layer, dense, model.dtype)
+            # Kernels repack their weights at the first product, so a copy is read later.
+            _WEIGHTS[module] = PackedWeight(_stored(layer, dense), dense.half())
+            require_correct_kernel(module, layer, dense, model.dtype)
         return model
 
     def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
-        """Not to be had: HQError. The library's kernels run checkpoints."""
+        """Raises HQError: the kernels of the library run whole checkpoints."""
         raise HQError(f"{self.name} runs checkpoints only, so no single layer can be tried.")
 
-    def holds(self, module: nn.Module) -> bool:
-        """Filled from packed codes, with what they stand for kept beside the kernel's own form."""
-        return super().holds(module) and hasattr(module, "recovered")
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether the projection is a kernel that was loaded from packed codes."""
+        weight = packed_weight(module)
+        return weight is not None and weight.dense is not None
 
     def dense(self, module: nn.Module) -> Tensor:
         """The weight as it was read from the checkpoint."""
-        dense: Any = module.recovered
-        assert isinstance(dense, Tensor)
-        return dense.float()
+        weight = packed_weight(module)
+        assert weight is not None
+        assert weight.dense is not None
+        return weight.dense.float()
 
 
-def _stored(layer: PackedLayer, dense: Float[Tensor, "d_out d_in"]) -> Stored:
-    size = layer.d_in * layer.d_out
-    return Stored(str(layer.scheme), layer.nbytes, size, explained=_SPENT * layer.rounding(dense))
+def _stored(layer: PackedLayer, dense: Float[Tensor, "d_out d_in"]) -> StoredWeight:
+    explained = _EXPLAINED * layer.rounding_error(dense)
+    return StoredWeight(
+        str(layer.scheme), layer.nbytes, layer.d_in * layer.d_out, explained=explained
+    )
 
 
-def mark_unchecked(model: nn.Module) -> None:
-    """Has every table say that these packed weights were compared with no source."""
-    for module in model.modules():
-        found = getattr(module, "packed", None)
-        if isinstance(found, Stored):
-            holder: Any = module
-            holder.packed = replace(found, storage=f"{found.storage}, {UNCHECKED}")
-
-
-def require_right(
+def require_correct_kernel(
     module: nn.Module, layer: PackedLayer, dense: Float[Tensor, "d_out d_in"], dtype: torch.dtype
 ) -> None:
-    """Raises HQError for a kernel whose product is not that of the weights it holds."""
-    x = torch.randn(_PROBES, layer.d_in, generator=torch.Generator().manual_seed(0)).to(dtype)
+    """Raises HQError for a kernel that does not multiply by the weights it has."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_KERNEL_INPUTS, layer.d_in, generator=generator).to(dtype)
     device = next(module.buffers()).device
     with torch.inference_mode():
         product = module(x.to(device)).float().cpu()
     bias = getattr(module, "bias", None)
-    right = x.float() @ dense.T + (0 if bias is None else bias.float().cpu())
-    error = float((product - right).norm() / right.norm())
-    if not error <= _KERNEL_ERROR:
+    expected = x.float() @ dense.T + (0 if bias is None else bias.float().cpu())
+    error = float((product - expected).norm() / expected.norm())
+    if not error <= _MAX_KERNEL_ERROR:
         raise HQError(
-            f"The kernel {type(module).__name__} gives {layer.name} a product that is off by "
-            f"{error:.0%}: it does not compute {layer.scheme}. Use the exact precision, without "
-            f"{NATIVE!r}."
+            f"The product of kernel {type(module).__name__} in {layer.name} is off by {error:.0%}, "
+            f"so it does not compute {layer.scheme}: use the exact precision, without {NATIVE!r}."
         )
 
 
 def load_packed(path: Path, precision: str, recipe: Recipe) -> PackedCheckpoint:
-    """The checkpoint. Raises HQError where it is of another method or another number of bits."""
+    """The checkpoint. Raises HQError if its method or number of bits is not the recipe's."""
     checkpoint = PackedCheckpoint(path)
-    found = checkpoint.scheme
-    if (found.method, found.bits) != (recipe.method, recipe.bits):
+    scheme = checkpoint.scheme
+    if (scheme.method, scheme.bits) != (recipe.method, recipe.bits):
         raise HQError(
-            f"{path} is {found}, not {precision}: refusing to report another precision under that "
-            "name."
+            f"{path} is {scheme}, not {precision}: name the precision that the checkpoint has."
         )
     return checkpoint
 
 
-def gptqmodel(precision: str) -> Any:
-    """The package. Raises HQError when it is not installed."""
+def import_gptqmodel(precision: str) -> Any:
+    """The package gptqmodel. Raises HQError if it is not installed."""
     for name in ("gptqmodel", "tokenicer", "logbar"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -209,17 +237,35 @@ def gptqmodel(precision: str) -> Any:
     return gptqmodel
 
 
+def round_to_nearest(
+    weight: Float[Tensor, "d_out d_in"], bits: int, group: int, sym: bool
+) -> Float[Tensor, "d_out d_in"]:
+    """Weights rounded to the nearest of the 2^bits levels of their row and group of inputs.
+
+    With `sym` the levels are symmetric around zero; otherwise they span the range of the group.
+    Raises HQError if `group` does not divide the number of inputs.
+    """
+    if weight.shape[1] % group:
+        raise HQError(f"Groups of {group} do not divide {weight.shape[1]} inputs.")
+    groups = weight.view(len(weight), -1, group)
+    high, top = groups.amax(-1, keepdim=True), (1 << bits) - 1
+    low = groups.amin(-1, keepdim=True)
+    if sym:
+        high = torch.maximum(high.abs(), low.abs())
+        low = -high
+    low, high = low.clamp(max=0), high.clamp(min=0)  # so that zero is a level
+    scale = ((high - low) / top).clamp(min=torch.finfo(weight.dtype).tiny)
+    zero = (top + 1) / 2 * torch.ones_like(low) if sym else (-low / scale).round()
+    codes = (groups / scale + zero).round().clamp(0, top)
+    dense: Tensor = (scale * (codes - zero)).flatten(1)
+    return dense
+
+
 def _dense_model(path: Path, state: dict[str, Tensor]) -> PreTrainedModel:
-    """A model with exactly these weights. HQError where some are missing or of another shape."""
+    """A model with exactly these weights. Raises HQError if some are missing or do not fit."""
     config = copy.deepcopy(AutoConfig.from_pretrained(path))
     for part in (config, config.get_text_config()):
         vars(part).pop("quantization_config", None)
-    return whole(
+    return load_complete(
         path, model_class(config), None, config=config, state_dict=state, dtype=torch.float32
     )
-
-
-for _name, _recipe in RECIPES.items():
-    PRECISIONS.add(_name, Exact(_name, _recipe))
-    if _recipe.made:
-        PRECISIONS.add(_name + NATIVE, Native(_name + NATIVE, _recipe))

@@ -1,7 +1,7 @@
 """torchao-int8, torchao-int4 and hqq-4: weights quantized by torchao at load, without calibration.
 
-Activations and sums stay in the compute type. A code of 4 bits is held in a byte, as torchao's
-kernels of 4 bits for a CPU either round to BF16 or take 70 times as long in FP32.
+Activations and sums stay in the compute type. Memory holds each 4-bit code in a byte, as torchao's
+4-bit CPU kernels either round to BF16 or take 70 times as long in FP32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hq.errors import HQError
-from hq.precisions.base import PRECISIONS, Stored
+from hq.precisions.base import StoredWeight
 from hq.precisions.dense import FP16
 
-GROUP = 64  # inputs that share a scale, in 4 bits; it divides the widths of most models
+GROUP = 64  # inputs that share a scale at 4 bits; divides the widths of most models
 
 
 class TorchAO:
-    """What the three share: an FP16 model, loaded, whose linears then get torchao's weights."""
+    """Base class: an FP16 model is loaded, then its linears get weights quantized by torchao."""
 
     name: str
     packages: tuple[str, ...] = ("torchao",)
@@ -29,8 +29,8 @@ class TorchAO:
     _storage: str
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """Quantizes every linear of the body, after loading."""
-        library(self.name)
+        """The model, with every linear of its body quantized after loading."""
+        import_torchao(self.name)
         model = FP16().load(path, device)
         for name, linear in _linears(model.get_decoder()):
             linear.weight = nn.Parameter(self._quantized(name, linear.weight), requires_grad=False)
@@ -38,55 +38,59 @@ class TorchAO:
 
     def layer(self, weight: Tensor) -> nn.Module:
         """A linear with this weight, quantized."""
-        library(self.name)
+        import_torchao(self.name)
         linear: Any = FP16().layer(weight)
         linear.weight = nn.Parameter(self._quantized("weight", linear.weight), requires_grad=False)
         module: nn.Module = linear
         return module
 
-    def holds(self, module: nn.Module) -> bool:
-        """A plain linear whose weight is torchao's, quantized as this precision says."""
-        return type(module) is nn.Linear and self._is_own(module.weight)
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether it is a plain linear with a weight that torchao quantized at this precision."""
+        return type(module) is nn.Linear and self._is_quantized(module.weight)
 
     def dense(self, module: nn.Module) -> Tensor:
-        """Torchao's own dequantization."""
+        """W, dequantized by torchao."""
         weight: Any = module.weight
         dense: Tensor = weight.dequantize()
         return dense
 
-    def stored(self, module: nn.Module) -> Stored:
+    def stored(self, module: nn.Module) -> StoredWeight:
         """Codes, scales and zero points."""
         weight: Any = module.weight
         count = weight.qdata.numel()
-        rest = weight.scale.nbytes + weight.zero_point.nbytes
-        held, packed = weight.qdata.nbytes + rest, count * self._bits // 8 + rest
-        return Stored(self._storage, held, count, packed)
+        scale_bytes = weight.scale.nbytes + weight.zero_point.nbytes
+        nbytes = weight.qdata.nbytes + scale_bytes
+        packed_nbytes = count * self._bits // 8 + scale_bytes
+        return StoredWeight(self._storage, nbytes, count, packed_nbytes)
 
     def _quantized(self, name: str, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _is_own(self, weight: Any) -> bool:
+    def _is_quantized(self, weight: Any) -> bool:
         raise NotImplementedError
 
 
-class Int8(TorchAO):
-    """8 bits, symmetric, a scale a row."""
+class TorchAOInt8(TorchAO):
+    """8 bits, symmetric, one scale per row."""
 
     name = "torchao-int8"
     _bits = 8
     _storage = "int8"
 
     def _quantized(self, name: str, weight: Tensor) -> Tensor:
-        torchao = library(self.name)
-        made: Tensor = torchao.Int8Tensor.from_hp(weight, torchao.PerRow())
-        return made
+        torchao = import_torchao(self.name)
+        quantized: Tensor = torchao.Int8Tensor.from_hp(weight, torchao.PerRow())
+        return quantized
 
-    def _is_own(self, weight: Any) -> bool:
-        return isinstance(weight, library(self.name).Int8Tensor) and weight.act_quant_kwargs is None
+    def _is_quantized(self, weight: Any) -> bool:
+        return (
+            isinstance(weight, import_torchao(self.name).Int8Tensor)
+            and weight.act_quant_kwargs is None
+        )
 
 
-class Int4(TorchAO):
-    """4 bits, symmetric, a scale for each group of inputs: rounded to the nearest code."""
+class TorchAOInt4(TorchAO):
+    """4 bits, symmetric, one scale per group of inputs, rounded to the nearest code."""
 
     name = "torchao-int4"
     settings: Mapping[str, object] = {"group_size": GROUP}
@@ -103,13 +107,13 @@ class Int4(TorchAO):
         return self._in_groups(weight)
 
     def _in_groups(self, weight: Tensor) -> Tensor:
-        kind = library(self.name).IntxUnpackedToInt8Tensor
-        made: Tensor = kind.from_hp(weight, (1, GROUP), _int4())
-        return made
+        tensor_class = import_torchao(self.name).IntxUnpackedToInt8Tensor
+        quantized: Tensor = tensor_class.from_hp(weight, (1, GROUP), _int4())
+        return quantized
 
-    def _is_own(self, weight: Any) -> bool:
+    def _is_quantized(self, weight: Any) -> bool:
         return (
-            isinstance(weight, library(self.name).IntxUnpackedToInt8Tensor)
+            isinstance(weight, import_torchao(self.name).IntxUnpackedToInt8Tensor)
             and weight.target_dtype == _int4()
             and tuple(weight.block_size) == (1, GROUP)
             and weight.activation_quantization is None
@@ -117,10 +121,10 @@ class Int4(TorchAO):
         )
 
 
-class HQQ(Int4):
-    """4 bits by half-quadratic quantization: zero points fitted so that few weights are far off.
+class HQQ(TorchAOInt4):
+    """4 bits by half-quadratic quantization, which fits zero points so that few errors are large.
 
-    By torchao's fit; the package hqq has had no release since October 2025.
+    torchao does the fit; the package hqq has had no release since October 2025.
     """
 
     name = "hqq-4"
@@ -138,8 +142,8 @@ class HQQ(Int4):
             device=str(weight.device),
             raw_output=True,
         )
-        middle = 1 << self._bits - 1  # HQQ's codes begin at zero, torchao's signed ones below it
-        made: Tensor = library(self.name).IntxUnpackedToInt8Tensor(
+        middle = 1 << self._bits - 1  # HQQ's codes begin at 0, torchao's signed codes at -middle
+        quantized: Tensor = import_torchao(self.name).IntxUnpackedToInt8Tensor(
             qdata=(codes.to(torch.int8) - middle).contiguous(),
             scale=scale,
             zero_point=zero - middle,
@@ -148,7 +152,7 @@ class HQQ(Int4):
             dtype=weight.dtype,
             activation_quantization=None,
         )
-        return made
+        return quantized
 
 
 def _linears(body: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -156,21 +160,17 @@ def _linears(body: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _int4() -> torch.dtype:
-    """torch.int4, of which torch's own types do not tell."""
+    """torch.int4, which is missing in the type stubs of torch."""
     dtype: torch.dtype = vars(torch)["int4"]
     return dtype
 
 
-def library(precision: str) -> Any:
-    """torchao.quantization. Raises HQError when it is not installed."""
+def import_torchao(precision: str) -> Any:
+    """The package torchao.quantization. Raises HQError if it is not installed."""
     try:
         import torchao.quantization
     except ImportError as error:
-        raise HQError(f"Precision {precision!r} needs torchao: pip install 'hq[torchao]'.") from (
-            error
-        )
+        raise HQError(
+            f"Precision {precision!r} needs torchao: pip install 'hq[torchao]'."
+        ) from error
     return torchao.quantization
-
-
-for _kind in (Int8, Int4, HQQ):
-    PRECISIONS.add(_kind.name, _kind())

@@ -56,17 +56,17 @@ def test_baked_verified_and_undone(hq, model, neurons):
     assert "Logits differ from scaling at run time by 0 at most" in outcome.out
     outcome = hq("bake", "--undo", "out.gguf", "again.gguf")
     assert outcome.code == 0, outcome
-    assert outcome.out == "Restored, as its SHA-256 proves: again.gguf\n"
+    assert outcome.out == "Restored, with the SHA-256 of the original: again.gguf\n"
     assert Path("again.gguf").read_bytes() == model.read_bytes()
 
 
 def test_for_another_alpha_the_nearest_that_is_exact_is_named(hq, model, neurons):
     outcome = hq("bake", "--alpha", 0.3, "--neurons", neurons, model, "out.gguf")
     assert outcome.code == 0, outcome
-    assert "The nearest α that is exact: 0.25.\n" in outcome.out
+    assert "The nearest exact α: 0.25.\n" in outcome.out
     outcome = hq("bake", "--verify", "out.gguf", "--against", model, "--neurons", neurons)
     assert outcome.code == 0, outcome
-    assert "α = 0.3 had to be rounded; the nearest that is exact: 0.25." in outcome.out
+    assert "α = 0.3 had to be rounded; the nearest exact α: 0.25." in outcome.out
 
 
 def test_json_for_machines(hq, model, neurons):
@@ -135,17 +135,17 @@ def test_a_source_where_norms_do_not_tell(hq, checkpoint, tmp_path):
         (("--alpha", 0.5, "IN", "out.gguf"), "--neurons is missing"),
         (("--neurons", "N", "IN", "out.gguf"), "--alpha is missing"),
         (("--undo", "IN"), "OUT, the file or folder to write, is missing"),
-        (("--undo", "IN", "out.gguf"), "carries no record of baking"),
+        (("--undo", "IN", "out.gguf"), "has no baking record"),
         (("--undo", "--verify", "IN", "out.gguf"), "one at a time"),
         (("--verify", "IN", "--neurons", "N"), "--against, the model that it was baked from"),
-        (("--verify", "IN", "--neurons", "N", "--against", "IN"), "carries no record"),
+        (("--verify", "IN", "--neurons", "N", "--against", "IN"), "has no baking record"),
         (("--alpha", 0.5, "--neurons", "N", "nowhere.gguf", "out.gguf"), "nowhere.gguf"),
         (("--alpha", 0.5, "--neurons", "none.json", "IN", "out.gguf"), "none.json"),
         (("--alpha", "inf", "--neurons", "N", "IN", "out.gguf"), "must be 0 or more"),
         (("--alpha", "1e9", "--neurons", "N", "IN", "out.gguf"), "use at most"),
         (("--alpha", 0.5, "--neurons", "OTHER", "IN", "out.gguf"), "belongs to qwen2"),
         (("--alpha", 0.5, "--neurons", "EMPTY", "IN", "out.gguf"), "has no H-Neuron"),
-        (("--alpha", 0.5, "--neurons", "N", "IN", "IN"), "is there already"),
+        (("--alpha", 0.5, "--neurons", "N", "IN", "IN"), "exists already"),
     ],
 )
 def test_bad_input_is_one_sentence(command, words, hq, model, neurons, gguf):

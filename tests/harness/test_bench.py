@@ -10,7 +10,7 @@ from harness.bench.base import BenchRow, report
 from harness.bench.l1 import bench_l1
 from harness.bench.logits import bench_logits
 from harness.bench.monitor import bench_monitor
-from hq.suppress.lora.gguf import write as write_adapter
+from hq.suppress.lora.gguf import write_gguf_adapter as write_adapter
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_model_is_never_overwritten(lora, gguf, tmp_path):
     copy = shutil.copy(gguf("llama"), tmp_path / "model.gguf")
     outcome = lora(model=copy, into=copy)
     assert outcome.code == 2
-    assert "is there already" in outcome.err
+    assert "exists already" in outcome.err
     assert copy.read_bytes() == gguf("llama").read_bytes()
 
 

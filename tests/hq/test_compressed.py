@@ -133,7 +133,7 @@ def test_a_scheme_that_does_not_fit_is_refused(case, damaged):
 UP = "model.layers.1.mlp.up_proj"
 EDITS = {
     "no scales": (lambda t: t.pop(f"{UP}.weight_scale"), f"lacks {UP}.weight_scale"),
-    "another shape": (lambda t: t[f"{UP}.weight_shape"].add_(1), "does not fill whole words"),
+    "another shape": (lambda t: t[f"{UP}.weight_shape"].add_(1), "does not fill complete words"),
     "no codes": (lambda t: t.pop(f"{UP}.weight_packed"), "lacks 1 weights|are not compressed-4"),
     "another order": (
         lambda t: t.update({f"{UP}.weight_g_idx": torch.ones(64, dtype=torch.int32)}),

@@ -19,7 +19,7 @@ from hq.llamacpp.library import library
 from hq.llamacpp.model import Context
 from hq.models.checkpoint import identity
 from hq.suppress.lora import gguf as module
-from hq.suppress.lora.gguf import write
+from hq.suppress.lora.gguf import write_gguf_adapter
 from tests import tiny, tiny_tokenizers
 from tests.hq import gguf_files
 from tests.hq.test_gguf_file import relative
@@ -88,7 +88,7 @@ GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 def test_at_zero_the_logits_are_those_of_the_callback_to_the_bit(family, kind, gguf, tmp_path):
     with LlamaBackend(gguf(family, kind)) as backend:
         factors = dict.fromkeys(NEURONS, 0.0)
-        write(backend.file, factors, tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, factors, tmp_path / "a.gguf")
         silenced = adapted(backend, tmp_path / "a.gguf", 1.0)
         np.testing.assert_array_equal(silenced, scaled(backend, factors))
         np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def test_so_it_is_in_types_that_llama_cpp_s_recipes_mix(kind, tmp_path):
     path = gguf_files.write(tmp_path / "model.gguf", kind)
     with LlamaBackend(path) as backend:
         factors = dict.fromkeys(NEURONS, 0.0)
-        write(backend.file, factors, tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, factors, tmp_path / "a.gguf")
         assert header(tmp_path / "a.gguf").tensors["blk.0.ffn_up.weight.lora_a"].type.name == kind
         found = adapted(backend, tmp_path / "a.gguf", 1.0)
         np.testing.assert_array_equal(found, scaled(backend, factors))
@@ -111,7 +111,7 @@ def test_so_it_is_in_types_that_llama_cpp_s_recipes_mix(kind, tmp_path):
 def test_a_fused_gate_and_up(tmp_path):
     with LlamaBackend(fused(tmp_path / "model.gguf")) as backend:
         factors = dict.fromkeys(NEURONS, 0.0)
-        write(backend.file, factors, tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, factors, tmp_path / "a.gguf")
         found = adapted(backend, tmp_path / "a.gguf", 1.0)
         np.testing.assert_array_equal(found, scaled(backend, factors))
         assert np.abs(found - scaled(backend, {})).max() > 1e-3
@@ -121,7 +121,7 @@ def test_a_fused_gate_and_up(tmp_path):
 def test_and_in_k_quants(kind, tmp_path):
     with LlamaBackend(wide(tmp_path, kind)) as backend:
         factors = dict.fromkeys(NEURONS, 0.0)
-        write(backend.file, factors, tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, factors, tmp_path / "a.gguf")
         found = adapted(backend, tmp_path / "a.gguf", 1.0)
         np.testing.assert_array_equal(found, scaled(backend, factors))
 
@@ -130,7 +130,7 @@ def test_and_in_k_quants(kind, tmp_path):
 @pytest.mark.parametrize("start", [0.0, 0.3, 1.4])
 def test_a_scale_moves_alpha_on_a_line(start, scale, gguf, tmp_path):
     with LlamaBackend(gguf("llama", "f32")) as backend:
-        write(backend.file, dict.fromkeys(NEURONS, start), tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, dict.fromkeys(NEURONS, start), tmp_path / "a.gguf")
         found = adapted(backend, tmp_path / "a.gguf", scale)
         expected = scaled(backend, dict.fromkeys(NEURONS, 1 + scale * (start - 1)))
         np.testing.assert_allclose(found, expected, atol=5e-6)
@@ -139,14 +139,14 @@ def test_a_scale_moves_alpha_on_a_line(start, scale, gguf, tmp_path):
 def test_every_neuron_has_its_own_alpha(gguf, tmp_path):
     factors = dict(zip(NEURONS, (0.0, 0.5, 2.0, 3.0), strict=True))
     with LlamaBackend(gguf("llama", "f32")) as backend:
-        write(backend.file, factors, tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, factors, tmp_path / "a.gguf")
         found = adapted(backend, tmp_path / "a.gguf", 1.0)
         np.testing.assert_allclose(found, scaled(backend, factors), atol=2e-6)
 
 
 def test_a_holds_the_file_s_own_bytes_and_b_one_number_a_neuron(tmp_path):
     base, adapter = GGUFFile(fused(tmp_path / "model.gguf")), tmp_path / "a.gguf"
-    write(base, dict.fromkeys(NEURONS, 0.25), adapter)
+    write_gguf_adapter(base, dict.fromkeys(NEURONS, 0.25), adapter)
     found, raw = header(adapter), adapter.read_bytes()
     assert list(found.tensors) == [
         f"blk.{layer}.ffn_up.weight.{part}" for layer in (0, 2) for part in ("lora_a", "lora_b")
@@ -161,15 +161,15 @@ def test_a_holds_the_file_s_own_bytes_and_b_one_number_a_neuron(tmp_path):
 
 def test_the_file_says_what_it_is(gguf, tmp_path):
     base = GGUFFile(gguf("llama", "f16"))
-    write(base, {(2, 7): 0.25, (0, 3): 0.0, (1, 1): 1.0}, tmp_path / "a.gguf")
+    write_gguf_adapter(base, {(2, 7): 0.25, (0, 3): 0.0, (1, 1): 1.0}, tmp_path / "a.gguf")
     said = header(tmp_path / "a.gguf").metadata
     assert said["general.type"] == "adapter"
     assert said["general.architecture"] == "llama"
     assert said["adapter.type"] == "lora"
     assert said["adapter.lora.alpha"] == 0.0
     assert said["general.base_model.0.name"] == base.identity.name
-    assert said["hq.suppress.lora.base"] == base.fingerprint
-    lists = [said[f"hq.suppress.lora.{key}"].tolist() for key in ("layers", "neurons", "alphas")]
+    assert said["hq.lora.base"] == base.fingerprint
+    lists = [said[f"hq.lora.{key}"].tolist() for key in ("layers", "neurons", "alphas")]
     assert lists == [[0, 2], [3, 7], [0.0, 0.25]]
     with pytest.raises(HQError, match="is of type 'adapter', not a model"):
         GGUFFile(tmp_path / "a.gguf")
@@ -185,7 +185,7 @@ def test_on_the_embedded_model_every_alpha_is_right_to_the_bit(start, tmp_path):
     found = NeuronSet.load(Path(__file__).parents[2] / "results/smollm2-triviaqa/neurons.json")
     factors = {(neuron.layer, neuron.index): start for neuron in found.positive}
     with LlamaBackend(packaged_gguf()) as backend:
-        write(backend.file, factors, tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, factors, tmp_path / "a.gguf")
         silenced = adapted(backend, tmp_path / "a.gguf", 1.0)
         np.testing.assert_array_equal(silenced, scaled(backend, factors))
         assert np.abs(silenced - scaled(backend, {})).max() > 0.1
@@ -206,7 +206,7 @@ def test_a_bias_on_up_is_scaled_too(tmp_path):
     bias = np.random.default_rng(1).standard_normal(gguf_files.D_FF)
     with LlamaBackend(biased(tmp_path / "model.gguf", bias)) as backend:
         for start, scale in ((0.0, 1.0), (0.3, 0.5)):
-            write(backend.file, dict.fromkeys(NEURONS, start), tmp_path / "a.gguf")
+            write_gguf_adapter(backend.file, dict.fromkeys(NEURONS, start), tmp_path / "a.gguf")
             assert "blk.0.ffn_down.weight.lora_a" in header(tmp_path / "a.gguf").tensors
             found = adapted(backend, tmp_path / "a.gguf", scale)
             factors = dict.fromkeys(NEURONS, 1 + scale * (start - 1))
@@ -217,7 +217,7 @@ def test_a_bias_that_is_zero_for_the_neurons_is_none(tmp_path):
     bias = np.ones(gguf_files.D_FF)
     bias[[index for _, index in NEURONS]] = 0
     with LlamaBackend(biased(tmp_path / "model.gguf", bias, "Q8_0")) as backend:
-        write(backend.file, dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
         found = adapted(backend, tmp_path / "a.gguf", 1.0)
         expected = scaled(backend, dict.fromkeys(NEURONS, 0.0))
         np.testing.assert_array_equal(found, expected)
@@ -237,7 +237,7 @@ def test_without_a_gate_columns_of_down_are_used(kind, start, scale, limit, tmp_
     weights = relative("gpt2")
     path = gguf_files.write(tmp_path / "model.gguf", kind, weights=weights, architecture="gpt2")
     with LlamaBackend(path) as backend:
-        write(backend.file, dict.fromkeys(NEURONS, start), tmp_path / "a.gguf")
+        write_gguf_adapter(backend.file, dict.fromkeys(NEURONS, start), tmp_path / "a.gguf")
         assert "blk.0.ffn_down.weight.lora_a" in header(tmp_path / "a.gguf").tensors
         found, plain = adapted(backend, tmp_path / "a.gguf", scale), scaled(backend, {})
         expected = scaled(backend, dict.fromkeys(NEURONS, 1 + scale * (start - 1)))
@@ -249,7 +249,7 @@ def test_without_a_gate_columns_of_down_are_used(kind, start, scale, limit, tmp_
 
 
 def test_an_adapter_of_another_architecture_is_refused(gguf, tmp_path):
-    write(GGUFFile(gguf("qwen2")), dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
+    write_gguf_adapter(GGUFFile(gguf("qwen2")), dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
     with LlamaBackend(gguf("llama")) as backend:
         with pytest.raises(HQError, match=r"cannot load the adapter .*a\.gguf: .*mismatch"):
             backend.model.adapter(tmp_path / "a.gguf")
@@ -260,7 +260,7 @@ def test_an_adapter_of_another_architecture_is_refused(gguf, tmp_path):
 def test_a_failure_leaves_nothing_behind(gguf, tmp_path, monkeypatch):
     base, into = GGUFFile(gguf("llama", "q8_0")), tmp_path / "new" / "a.gguf"
     with pytest.raises(HQError, match="would change nothing"):
-        write(base, {(0, 3): 1.0}, into)
+        write_gguf_adapter(base, {(0, 3): 1.0}, into)
     real = module.gguf_package()
 
     def unknown(number: int) -> None:
@@ -269,12 +269,12 @@ def test_a_failure_leaves_nothing_behind(gguf, tmp_path, monkeypatch):
     old = SimpleNamespace(**vars(real) | {"GGMLQuantizationType": unknown})
     monkeypatch.setattr(module, "gguf_package", lambda: old)
     with pytest.raises(HQError, match="does not write Q8_0: upgrade it"):
-        write(base, {(0, 3): 0.0}, into)
+        write_gguf_adapter(base, {(0, 3): 0.0}, into)
     assert not list(tmp_path.glob("**/*.gguf")) + list(tmp_path.glob("**/*.draft"))
 
 
 def test_an_adapter_that_is_not_set_is_an_error(gguf, tmp_path, monkeypatch):
-    write(GGUFFile(gguf("llama")), dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
+    write_gguf_adapter(GGUFFile(gguf("llama")), dict.fromkeys(NEURONS, 0.0), tmp_path / "a.gguf")
     with LlamaBackend(gguf("llama")) as backend:
         adapter = backend.model.adapter(tmp_path / "a.gguf")
         context = backend.model.context(None, tokens=32, batch=8)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.checkpoint import identity
-from hq.suppress.lora.peft import CONFIG_FILE, WEIGHTS_FILE, write
+from hq.suppress.lora.peft import CONFIG_FILE, WEIGHTS_FILE, write_peft_adapter
 from tests import tiny
 
 peft = pytest.importorskip("peft")
@@ -26,7 +26,7 @@ IDS = torch.randint(5, tiny.VOCABULARY, (2, 17), generator=torch.Generator().man
 
 def made(path: Path, factors: Mapping[tuple[int, int], float], into: Path) -> Path:
     """The adapter of a checkpoint."""
-    write(path, identity(path), factors, into)
+    write_peft_adapter(path, identity(path), factors, into)
     return into
 
 

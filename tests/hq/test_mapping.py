@@ -15,8 +15,7 @@ from hq.gguf.file import GGUFFile
 from hq.models.alignment import MISSING, LayerRelation, explained, map_layer, map_model
 from hq.models.architectures import architecture_of
 from hq.models.ffn_weights import FFN, of_checkpoint, of_modules
-from hq.precisions.packed import recipe_of
-from hq.precisions.packed_checkpoints.rounding import rounded
+from hq.precisions.packed import recipe_of, round_to_nearest
 from tests import tiny
 
 D, WIDTH, GROUP = 128, 384, 64
@@ -38,7 +37,7 @@ def every(ffn: FFN, change: Callable[[Tensor], Tensor]) -> FFN:
 
 
 def quantized(ffn: FFN, bits: int) -> FFN:
-    return every(ffn, lambda w: rounded(w, bits, GROUP, sym=False))
+    return every(ffn, lambda w: round_to_nearest(w, bits, GROUP, sym=False))
 
 
 def claimed(ffn: FFN, bits: float) -> FFN:

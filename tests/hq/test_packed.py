@@ -1,7 +1,9 @@
-"""Packed checkpoints are read exactly, and refused in a sentence where they are damaged."""
+"""Packed checkpoints are read exactly, and rejected with one sentence if they are damaged."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
-from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint, packing_scheme
-from hq.precisions.packed_checkpoints.compressed import METHOD, flat
+from hq.precisions.packed import UNCHECKED, mark_unchecked, packed_weight, round_to_nearest
+from hq.precisions.packed_checkpoints.checkpoint import (
+    COMPRESSED,
+    PackedCheckpoint,
+    compressed_settings,
+    packing_scheme,
+)
 from hq.precisions.packed_checkpoints.layer import CompressedLayer, PackedLayer, PackingScheme
 from hq.precisions.packed_checkpoints.layout import unpack
-from hq.precisions.packed_checkpoints.quantize import Making, group_size, make
-from hq.precisions.packed_checkpoints.rounding import rounded
+from hq.precisions.packed_checkpoints.quantize import group_size, quantize_checkpoint
+from hq.precisions.packed_checkpoints.quantizers import QuantizationJob
 from tests import packed_files
 from tests.packed_files import ASYMMETRIC, PACKINGS, Packing
 
@@ -27,9 +34,9 @@ def layer(weight: torch.Tensor, packing: Packing) -> tuple[PackedLayer, torch.Te
     """A packed projection, and what it stands for."""
     parts, dense = packed_files.tensors(weight, packing)
     config = packing.config
-    if packing.method == METHOD:
+    if packing.method == COMPRESSED:
         return CompressedLayer(
-            "l", PackingScheme.model_validate(flat(Path("c"), config)), parts
+            "l", PackingScheme.model_validate(compressed_settings(Path("c"), config)), parts
         ), dense
     return PackedLayer("l", PackingScheme.model_validate(config), parts), dense
 
@@ -212,6 +219,25 @@ def test_packed_weights_count_as_they_ship(precision, bits, packed):
         assert 0 <= backend.weight_bytes() - rest - sum(one.nbytes for one in layers) < 1024
 
 
+def test_packed_weights_are_recorded_beside_the_model(packed, checkpoint):
+    """Modules get no attributes, and the records go with the model."""
+    with TorchBackend(checkpoint("llama"), device="cpu") as dense:
+        attributes = set(vars(dense.downs[0]))
+    with TorchBackend(packed("gptq-4"), "gptq-4", device="cpu") as backend:
+        known = {m for m in backend.model.modules() if packed_weight(m) is not None}
+        names = {name for name, m in backend.model.named_modules() if m in known}
+        assert names == set(PackedCheckpoint(packed("gptq-4")).names)
+        assert {name for m in known for name in vars(m)} == attributes
+        with TorchBackend(packed("gptq-4"), "gptq-4", device="cpu") as other:
+            mark_unchecked(other.model)
+            assert {row.storage for row in other.audit()} == {f"gptq 4 bit g64 sym, {UNCHECKED}"}
+            assert {row.storage for row in backend.audit()} == {"gptq 4 bit g64 sym"}
+        weights = [weakref.ref(m) for m in known]
+        del known
+    gc.collect()
+    assert all(weight() is None for weight in weights)
+
+
 def test_group_sizes():
     assert group_size([4096, 11008]) == 128
     assert group_size([576, 1536]) == 64
@@ -222,20 +248,23 @@ def test_group_sizes():
 @pytest.mark.parametrize("sym", [True, False])
 def test_rounding_is_nearest(sym):
     weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
-    errors = [float((rounded(weight, bits, 64, sym) - weight).abs().max()) for bits in (2, 3, 4, 8)]
+    errors = [
+        float((round_to_nearest(weight, bits, 64, sym) - weight).abs().max())
+        for bits in (2, 3, 4, 8)
+    ]
     assert errors == sorted(errors, reverse=True)
     groups = weight.view(8, 2, 64)
     spread = (2 * groups.abs().amax(-1) if sym else groups.amax(-1) - groups.amin(-1)).max() / 255
     assert errors[-1] <= float(spread) * (1 if sym else 0.75)
     with pytest.raises(HQError, match="do not divide"):
-        rounded(weight, 4, 60, sym)
+        round_to_nearest(weight, 4, 60, sym)
 
 
 def test_making_without_the_library_names_the_extra(monkeypatch, checkpoint, tmp_path):
     monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
-    making = Making(
+    job = QuantizationJob(
         source=checkpoint("llama"), method="gptq", bits=4, group_size=64, sym=True, texts=((1, 2),)
     )
     with pytest.raises(HQError, match=r"pip install 'hq\[gptq\]'"):
-        make(making, tmp_path / "made")
+        quantize_checkpoint(job, tmp_path / "made")
     assert not (tmp_path / "made").exists()

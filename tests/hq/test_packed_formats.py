@@ -109,7 +109,10 @@ LOST = {
     "missing": (lambda t: t.pop(f"{UP}.g_idx"), r"g_idx is missing"),
     "all zero": (lambda t: t[f"{UP}.g_idx"].zero_(), "puts 64 inputs into group 0, not 32"),
     "one moved": (lambda t: t[f"{UP}.g_idx"][:1].add_(1).remainder_(2), "g_idx puts"),
-    "as without": (lambda t: t[f"{UP}.g_idx"].copy_(torch.arange(64) // 32), "in their own order"),
+    "as without": (
+        lambda t: t[f"{UP}.g_idx"].copy_(torch.arange(64) // 32),
+        "in their original order",
+    ),
 }
 
 
@@ -155,8 +158,8 @@ def test_a_layer_of_other_bits_is_called_that(packing, source, pack):
 @pytest.mark.parametrize(
     ("stated", "words"),
     [
-        ({"dynamic": {"+:.*up_proj": {"bits": 8}}}, "in another way than the rest"),
-        ({"extra_config": {UP: {"bits": 8}}}, "in another way than the rest"),
+        ({"dynamic": {"+:.*up_proj": {"bits": 8}}}, "differently from the rest"),
+        ({"extra_config": {UP: {"bits": 8}}}, "differently from the rest"),
         ({"dynamic": {"-:lm_head": {}}}, ""),
         ({"extra_config": {"lm_head": {"bits": 16}}}, ""),
     ],
@@ -180,7 +183,7 @@ def test_what_rounding_explains_is_close_to_the_error_that_there_is(packing, sou
     layer = PackedCheckpoint(folder).layer(UP)
     dense = layer.dense()
     error = float((dense - own).norm() / own.norm())
-    assert 0.85 < error / layer.rounding(dense) < 1.1
+    assert 0.85 < error / layer.rounding_error(dense) < 1.1
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -117,9 +117,9 @@ def test_a_compiled_model_is_not_scaled(model, neurons, compile, ran):
     watched = monitor
     if changed is not model:
         watched = TorchMonitor(changed, neurons)
-    with pytest.raises(HQError, match=r"is compiled|was not met"), watched.scale(30):
+    with pytest.raises(HQError, match=r"is compiled|was not called"), watched.scale(30):
         run(changed)
-    with watched, pytest.raises(HQError, match=r"is compiled|was not met"):
+    with watched, pytest.raises(HQError, match=r"is compiled|was not called"):
         changed.generate(**asked(PROMPT))
 
 
@@ -171,9 +171,9 @@ class Fused(nn.Module):
 def test_a_kernel_that_bypasses_the_projection_is_noticed(model, neurons):
     model.model.layers[LAYER].mlp = Fused(model.model.layers[LAYER].mlp)
     monitor = TorchMonitor(model, neurons)
-    with pytest.raises(HQError, match="layer 2 was not met"), monitor.scale(30):
+    with pytest.raises(HQError, match="layer 2 was not called"), monitor.scale(30):
         run(model)
-    with monitor, pytest.raises(HQError, match="layer 2 was not met"):
+    with monitor, pytest.raises(HQError, match="layer 2 was not called"):
         model.generate(**asked(PROMPT))
 
 
@@ -215,5 +215,5 @@ def test_a_trace_needs_every_layer_once(checkpoint):
     with TorchBackend(checkpoint("llama"), device="cpu") as backend:
         layers = backend.decoder.layers
         layers[1].mlp = Fused(layers[1].mlp)
-        with pytest.raises(HQError, match="layer 1 was not met"):
+        with pytest.raises(HQError, match="layer 1 was not called"):
             list(backend.trace(tiny.exchanges(2)))

@@ -463,7 +463,7 @@ def test_one_call_at_a_time(model, neurons):
 
 def test_a_layer_that_is_not_met_is_said(model, neurons, monkeypatch):
     monkeypatch.setattr(model.model.layers[2].mlp, "forward", lambda x: x)
-    with TorchMonitor(model, neurons), pytest.raises(HQError, match="layer 2 was not met"):
+    with TorchMonitor(model, neurons), pytest.raises(HQError, match="layer 2 was not called"):
         model.generate(**asked(PROMPT))
 
 

@@ -10,7 +10,7 @@ from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.precisions import PRECISIONS
 from hq.precisions.dense import FP16
-from hq.precisions.torchao import GROUP, HQQ, Int4, Int8
+from hq.precisions.torchao import GROUP, HQQ, TorchAOInt4, TorchAOInt8
 from tests import tiny
 
 NAMES = ("torchao-int8", "torchao-int4", "hqq-4")
@@ -63,16 +63,18 @@ def test_bits_are_those_that_are_held_and_those_that_ship(name, held, shipped):
     """A byte a code; FP32 scales and a byte of zero point, or FP16 both, for each group."""
     stored = PRECISIONS[name].stored(PRECISIONS[name].layer(weight()))
     assert 8 * stored.nbytes / stored.weights == held
-    assert 8 * stored.ships / stored.weights == shipped
+    assert 8 * stored.shipped_nbytes / stored.weights == shipped
     assert name == "torchao-int8" or f"g{GROUP}" in stored.storage
 
 
 def test_only_its_own_weights_are_held():
     for one in NAMES:
         layer = PRECISIONS[one].layer(weight())
-        assert [PRECISIONS[other].holds(layer) for other in NAMES] == [one == o for o in NAMES]
-        assert not PRECISIONS[one].holds(FP16().layer(weight()))
-        assert not PRECISIONS[one].holds(nn.Identity())
+        assert [PRECISIONS[other].is_precision_of(layer) for other in NAMES] == [
+            one == o for o in NAMES
+        ]
+        assert not PRECISIONS[one].is_precision_of(FP16().layer(weight()))
+        assert not PRECISIONS[one].is_precision_of(nn.Identity())
 
 
 def test_other_groups_are_not_held():
@@ -80,10 +82,10 @@ def test_other_groups_are_not_held():
 
     layer = FP16().layer(weight())
     ao.quantize_(layer, ao.IntxWeightOnlyConfig(torch.int4, ao.PerGroup(32)))
-    assert not Int4().holds(layer)
+    assert not TorchAOInt4().is_precision_of(layer)
 
 
-@pytest.mark.parametrize("kind", [Int8, Int4, HQQ])
+@pytest.mark.parametrize("kind", [TorchAOInt8, TorchAOInt4, HQQ])
 def test_a_model_loaded_dense_is_refused_under_another_name(kind, checkpoint, monkeypatch):
     monkeypatch.setattr(kind, "load", lambda self, *args: FP16().load(*args))
     with pytest.raises(HQError, match=f"21 of 21 projections are not {kind.name}"):

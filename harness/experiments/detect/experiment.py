@@ -23,7 +23,7 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
-from hq.precisions.gguf import SOURCE as GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.stats.bootstrap import Estimate
 from hq.storage.atomic import write_whole
 

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from hq.backends.base import Predictions, TraceBatch, predicted, require_finite, require_known
+from hq.backends.base import (
+    Predictions,
+    TraceBatch,
+    join_predictions,
+    require_finite,
+    require_known,
+    scales_changed,
+)
 from hq.backends.batching import Plan, plan, span_weights
 from hq.backends.llamacpp.decoding import LlamaDecoding
 from hq.backends.llamacpp.packed_batch import MAX_ROWS, PackedBatch, read_prefix
@@ -210,7 +217,7 @@ class LlamaBackend:
                 here = slice(begin, begin + len(logits))
                 theirs = None if reference is None else reference.blocks(rows, tokens=here)
                 found.append(distributions(blocks_of(logits), chosen[here], theirs))
-            yield predicted(number, rows, batch, found, None, self.precision)
+            yield join_predictions(number, rows, batch, found, None, self.precision)
 
     @property
     def head(self) -> Head:
@@ -285,10 +292,7 @@ class LlamaBackend:
     def _require_unchanged(self, factors: Factors) -> None:
         """Raises HQError if other scales are in force: the prefix was computed under the first."""
         if self.scales.factors != factors:
-            raise HQError(
-                "The scales changed while texts were read: end the reading before entering or "
-                "leaving `scale`."
-            )
+            raise scales_changed()
 
     def _context_for(
         self, layout: Plan, exchanges: Sequence[PromptResponse]

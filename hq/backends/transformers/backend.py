@@ -1,4 +1,4 @@
-"""The torch backend: any transformers checkpoint, at any precision that torch runs."""
+"""The torch backend: any transformers checkpoint, at every precision that torch runs."""
 
 import gc
 import re
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from hq.backends.base import (
     Predictions,
     TraceBatch,
-    predicted,
+    join_predictions,
     require_finite,
     require_known,
     require_length,
@@ -42,16 +42,15 @@ from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import PRECISIONS
 
-TOKEN_BUDGET = 2048  # tokens a batch: past it a CPU gains nothing, and memory stays flat
-VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, of which two are alive
+_TOKEN_BUDGET = 2048  # tokens per batch; larger batches are not faster on a CPU
+_VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, two of which exist at once
 
 
 class TorchBackend:
     """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
 
-    Raises HQError for a model without known neurons, an unknown precision, an incomplete
-    checkpoint, a device that is
-    not there, or modules that turn out not to hold the precision that was asked for.
+    Raises HQError for an unknown family or precision, an incomplete checkpoint, a device that torch
+    does not have, and if the loaded modules do not have the requested precision.
     """
 
     missing: frozenset[int] = frozenset()
@@ -62,7 +61,7 @@ class TorchBackend:
         path: str | Path,
         precision: str = "fp16",
         device: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int = _TOKEN_BUDGET,
         model_identity: ModelIdentity | None = None,
     ) -> None:
         path = Path(path)
@@ -86,7 +85,7 @@ class TorchBackend:
         self.close()
 
     def close(self) -> None:
-        """Frees the weights."""
+        """Free the weights."""
         self.model = self.decoder = self.downs = None  # type: ignore[assignment]
         gc.collect()
         if self.device.type == "cuda":
@@ -94,7 +93,7 @@ class TorchBackend:
 
     @property
     def compute(self) -> str:
-        """What the arithmetic runs in."""
+        """The type of the arithmetic."""
         return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
     @cached_property
@@ -115,15 +114,15 @@ class TorchBackend:
         return int(self.model.get_input_embeddings().num_embeddings)
 
     def audit(self) -> list[AuditRow]:
-        """The projections inside the layers, counted by how they are really stored."""
+        """The projections inside the layers, counted by how their weights are stored."""
         layers = self.decoder.get_submodule(self._family.layers)
         downs = set(self.downs)
         projections = {n: m for n, m in layers.named_modules() if _projects(m) or m in downs}
-        wrong = [name for name, m in projections.items() if not self._precision.holds(m)]
+        wrong = [name for name, m in projections.items() if not self._precision.is_precision_of(m)]
         if wrong:
             raise HQError(
                 f"{len(wrong)} of {len(projections)} projections are not {self.precision}, "
-                f"{wrong[0]} first: refusing to report another precision under that name."
+                f"{wrong[0]} first: results would be those of another precision."
             )
         kinds = Counter(self._kind(m) for m in projections.values())
         return [
@@ -132,15 +131,15 @@ class TorchBackend:
         ]
 
     def _kind(self, module: nn.Module) -> tuple[str, str, float, int]:
-        """Class, storage type, bits a weight, size."""
+        """Class, storage type, bits per weight, number of weights."""
         stored = self._precision.stored(module)
         bits = round(8 * stored.nbytes / stored.weights, 3)
         return type(module).__name__, stored.storage, bits, stored.weights
 
     def weight_bytes(self) -> int:
-        """Bytes that the weights ship in: packed ones with their scales, all others in FP16.
+        """Bytes of the weights as they ship: packed ones with their scales, all others in FP16.
 
-        A CPU holds the latter in FP32 to compute with; tied weights count once.
+        A CPU holds the latter in FP32 for its arithmetic; tied weights count once.
         """
         projections = [m for m in self.decoder.modules() if _projects(m)]
         held = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -154,14 +153,14 @@ class TorchBackend:
         of_rest: Iterator[int] = (
             2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
         )
-        return sum(of_rest) + sum(self._precision.stored(m).ships for m in projections)
+        return sum(of_rest) + sum(self._precision.stored(m).shipped_nbytes for m in projections)
 
     def ffns(self) -> FFNs:
         """The weights of each layer's FFN, dequantized."""
 
         def bits(module: nn.Module) -> float:
             stored = self._precision.stored(module)
-            return 8 * stored.ships / stored.weights
+            return 8 * stored.shipped_nbytes / stored.weights
 
         def explained(module: nn.Module) -> float:
             return self._precision.stored(module).explained
@@ -180,14 +179,14 @@ class TorchBackend:
         """Means of each measure over each span, for every neuron, in one pass over the body.
 
         A prefix that all prompts share is computed once; its tokens still count in `other`.
-        Raises HQError for token ids that the model lacks, for texts longer than it allows, for
-        activations that are not finite, and for a compiled model, which calls no hooks.
+        Raises HQError for token ids outside of the vocabulary, texts that are too long, activations
+        that are not finite, and a compiled model, which does not call hooks.
         """
         self._require_fitting(exchanges)
         width = len(measures) * len(spans) * self.identity.n_layers * self.identity.d_ff
-        layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
+        layout = plan(exchanges, self.token_budget, max_rows=_VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
-        # Nothing stays switched on at a yield: between batches the model is the caller's.
+        # No hook stays on the model at a yield, as the caller may use it between batches.
         with torch.inference_mode(), eager(self.model, self.downs), hooks:
             prefix = PrefixCache(self.decoder, layout.prefix, self.device, hooks)
         for number, rows in enumerate(layout.batches):
@@ -223,9 +222,9 @@ class TorchBackend:
     def logits(
         self, exchanges: Sequence[PromptResponse]
     ) -> Iterator[tuple[int, Float[np.ndarray, "token vocab"]]]:
-        """(row, logits that predict each token of its response), in batches by length.
+        """(row, logits that predict its response tokens), in batches by length.
 
-        Raises HQError for token ids that the model lacks, and for texts longer than it allows.
+        Raises HQError for token ids outside of the vocabulary, and for texts that are too long.
         """
         for _, rows, batch, hidden in self._last_hidden(exchanges, frozenset()):
             parts = torch.split_with_sizes(hidden, [len(exchange.response) for exchange in batch])
@@ -240,16 +239,16 @@ class TorchBackend:
         reference: Reference | None = None,
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[Predictions]:
-        """How each response token is predicted, in blocks of the vocabulary.
+        """Entropy, log-probability and KL of each response token, by blocks of the vocabulary.
 
-        Raises HQError for token ids that the model lacks, and for logits that are not finite.
+        Raises HQError for token ids outside of the vocabulary, and for logits that are not finite.
         """
         for number, rows, batch, hidden in self._last_hidden(exchanges, skip):
             chosen = torch.tensor([token for e in batch for token in e.response])
             with torch.inference_mode():
-                theirs = None if reference is None else reference.blocks(rows, self.device)
-                part = distributions(self.head.blocks(hidden), chosen, theirs)
-            yield predicted(number, rows, batch, [part], hidden, self.precision)
+                blocks = None if reference is None else reference.blocks(rows, self.device)
+                part = distributions(self.head.blocks(hidden), chosen, blocks)
+            yield join_predictions(number, rows, batch, [part], hidden, self.precision)
 
     @cached_property
     def head(self) -> Head:
@@ -261,7 +260,7 @@ class TorchBackend:
     ) -> Iterator[
         tuple[int, Int[np.ndarray, " batch"], list[PromptResponse], Float[Tensor, "token hidden"]]
     ]:
-        """(number, rows, exchanges, states that predict their response tokens) of each batch."""
+        """(number, rows, exchanges, states that predict the response tokens) of each batch."""
         self._require_fitting(exchanges)
         layout, body = plan(exchanges, self.token_budget), body_of(self.decoder)
         with torch.inference_mode():
@@ -284,45 +283,44 @@ class TorchBackend:
         return TorchDecoding(self.model, self.device, self.identity.name)
 
     def _require_fitting(self, exchanges: Sequence[PromptResponse]) -> None:
-        """Raises HQError for token ids that the model lacks, and for texts that are too long."""
+        """Raises HQError for token ids outside of the vocabulary and texts that are too long."""
         require_known(exchanges, self._vocabulary, self.identity.name)
         limit, name = context_length(self.model.config), self.identity.name
         for row, exchange in enumerate(exchanges):
             require_length(f"Text {row}", len(exchange), limit, name)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        """Multiply h_i by α for each (layer, index) and its α, while the context lasts."""
         return scaled(self.model, self.downs, factors, self.identity.d_ff)
 
     def padded(self, batch: list[PromptResponse], start: int) -> Int[Tensor, "batch seq"]:
         """Token ids after the prefix, padded on the right, where causality hides the padding."""
-        tails = [torch.tensor(exchange.ids[start:]) for exchange in batch]
-        return nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.device)
+        suffixes = [torch.tensor(exchange.ids[start:]) for exchange in batch]
+        return nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(self.device)
 
 
 def usable_device(device: str | None) -> torch.device:
-    """The device of that name, `cpu`, `cuda` or `cuda:N`; None is CUDA if torch has it.
+    """The device of that name, `cpu`, `cuda` or `cuda:N`; `None` selects CUDA if torch has it.
 
-    Raises HQError for another name, and for a device that torch does not have here.
+    Raises HQError for other names, and for a device that torch does not have here.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         return torch.device("cuda" if count else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise HQError(
-            f"torch models run on cpu or cuda (cuda:1 is the second GPU), not on {device!r}: name "
-            "one of these, or leave out `device`."
+            f"torch models run on cpu or cuda (cuda:1 is the second GPU), not on {device!r}: use "
+            "one of these, or omit `device`."
         )
-    found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= count:
-        has = f"{count} CUDA devices" if count else "no CUDA device"
+    requested = torch.device(device)
+    if requested.type == "cuda" and (requested.index or 0) >= count:
+        available = f"{count} CUDA devices" if count else "no CUDA device"
         raise HQError(
-            f"{device} was asked for, and torch has {has} here: name another device, or leave out "
-            "`device`."
+            f"torch has {available} here, not {device}: use another device, or omit `device`."
         )
-    return found
+    return requested
 
 
 def _projects(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix: Linear and its kin, GPT-2's Conv1D, packed ones."""
+    """Whether a module multiplies by a matrix: Linear, GPT-2's Conv1D, packed kernels."""
     return isinstance(module, (nn.Linear, Conv1D)) or hasattr(module, "qweight")

@@ -1,4 +1,4 @@
-"""Continuations on torch: rows that branch and end, over one key-value cache."""
+"""Continuations in torch: rows that branch and end, with one key-value cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from hq.models.auto import context_length, is_wrapper
 
 
 class TorchDecoding:
-    """Prompts being continued side by side.
+    """Continuations of prompts in parallel.
 
-    Prompts of one length are not padded, so a row's logits do not depend on its neighbours. Those
-    of several end at the same slot: shorter ones are padded before their first token, and what is
-    padding is masked. The prefix that prompts share is kept for the next `start`.
+    Prompts of equal length are not padded, so the logits of a row do not depend on other rows.
+    Prompts of several lengths end at the same cache slot: shorter ones are padded on the left, and
+    the padding is masked. The shared prefix is kept for the next `start`.
     """
 
     def __init__(self, model: Any, device: torch.device, name: str = "the model") -> None:
@@ -33,15 +33,15 @@ class TorchDecoding:
         self._slots = 0
 
     def share(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Computes the prefix that all `prompts`, of any length, share."""
+        """Compute the prefix that all `prompts` share."""
         with torch.inference_mode():
             self._prefix_ids = shared_prefix(prompts)
             self._prefix = PrefixCache(self._model.get_decoder(), self._prefix_ids, self._device)
 
     def start(self, prompts: Sequence[tuple[int, ...]]) -> Float[torch.Tensor, "row vocab"]:
-        """Reads prompts; logits of the token after each.
+        """Process prompts, and return the logits of the token after each.
 
-        A prefix that was computed under other scales is computed again.
+        A prefix that was computed with other scales is computed again.
         """
         current = self._prefix is not None and self._prefix.is_current
         if not current or not all(self._continues(p) for p in prompts):
@@ -62,7 +62,7 @@ class TorchDecoding:
     def step(
         self, parents: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]
     ) -> Float[torch.Tensor, "row vocab"]:
-        """Continues row parents[r] of the last call by tokens[r]; logits of the token after."""
+        """Append tokens[r] to row parents[r] of the last call, and return the next logits."""
         if not np.array_equal(parents, np.arange(self._rows)):
             rows = torch.from_numpy(parents).to(self._device)
             self._cache.batch_select_indices(rows)
@@ -70,7 +70,7 @@ class TorchDecoding:
         return self._advance(torch.from_numpy(tokens)[:, None])
 
     def _continues(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt goes on, by a token at least, after the prefix."""
+        """Whether a prompt begins with the prefix and has more tokens."""
         length = len(self._prefix_ids)
         return len(prompt) > length and tuple(prompt[:length]) == self._prefix_ids
 
@@ -84,17 +84,17 @@ class TorchDecoding:
                 cache=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
-                **self._places(ids.shape[1]),
+                **self._position_inputs(ids.shape[1]),
             )
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
-    def _places(self, new: int) -> dict[str, torch.Tensor]:
-        """Positions, and what masks the padding; nothing where neither is needed."""
+    def _position_inputs(self, new: int) -> dict[str, torch.Tensor]:
+        """Positions and the mask of the padding; empty if the model needs neither."""
         if self._pads is None:
             if not is_wrapper(self._model):
                 return {}
-            # A wrapper may count positions in its own way, and the prefix was read by the decoder.
+            # Wrappers may count positions differently from the decoder, which read the prefix.
             slots = torch.arange(self._slots - new, self._slots, device=self._device)
             return {"position_ids": slots.expand(self._rows, -1)}
         slots = torch.arange(self._slots, device=self._device) - self._pads[:, None]

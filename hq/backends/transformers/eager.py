@@ -1,6 +1,6 @@
-"""Modules whose hooks run: compiled code does not call hooks that were added after it was compiled.
+"""Detect compiled models: compiled code does not call hooks that were added after compilation.
 
-A hook that is not called reads nothing and scales nothing, without an error of its own.
+A hook that is not called reads and scales nothing, without an error.
 """
 
 import threading
@@ -19,17 +19,17 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def eager(model: Any, hooked: Iterable[nn.Module]) -> Iterator[None]:
-    """Refuse compiled code around the `hooked` modules of `model` while the context lasts.
+    """Reject compiled code around the `hooked` modules of `model` while the context lasts.
 
-    Raises HQError on entry if the model or a part of it that holds such a module is compiled, and
-    inside the context when `generate` is about to compile its decoding (static caches on a GPU).
+    Raises HQError on entry if the model, or a part of it that contains such a module, is compiled,
+    and inside the context if `generate` is about to compile its decoding (static caches on a GPU).
     """
     _require_eager(model, frozenset(hooked))
-    standin = _NoCompiledCall.enter(model)
+    replacement = _NoCompiledCall.enter(model)
     try:
         yield
     finally:
-        standin.leave()
+        replacement.leave()
 
 
 def anything_compiled() -> bool:
@@ -43,7 +43,7 @@ def _require_eager(model: nn.Module, hooked: frozenset[nn.Module]) -> None:
             where = f"Its module {name}" if name else "The model"
             raise HQError(
                 f"{where} is compiled, and compiled code does not call the hooks that read and "
-                "scale neurons: pass the model as it was before torch.compile or torch.jit."
+                "scale neurons: pass the model without torch.compile or torch.jit."
             )
 
 
@@ -59,7 +59,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 class _NoCompiledCall:
-    """Stands in for the method that `generate` gets its compiled decoding from."""
+    """Replaces the method from which `generate` gets its compiled decoding."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -75,16 +75,16 @@ class _NoCompiledCall:
 
     @classmethod
     def enter(cls, model: Any) -> "_NoCompiledCall":
-        """The model's stand-in, which several contexts may share."""
+        """The replacement on this model, which several contexts may share."""
         with _LOCK:
-            standin = vars(model).get("get_compiled_call")
-            if not isinstance(standin, cls):
-                standin = model.get_compiled_call = cls(model)
-            standin._users += 1
-        return standin
+            replacement = vars(model).get("get_compiled_call")
+            if not isinstance(replacement, cls):
+                replacement = model.get_compiled_call = cls(model)
+            replacement._users += 1
+        return replacement
 
     def leave(self) -> None:
-        """Restore the model's own method when the last context ends."""
+        """Restore the method of the model when the last context ends."""
         with _LOCK:
             self._users -= 1
             if not self._users:

@@ -1,6 +1,6 @@
-"""The one hook point in torch: the input of each down projection, read or scaled.
+"""Hooks on the input of each down projection, which read or scale it.
 
-Handles are owned by context managers, so no hook outlives its use.
+Context managers own the handles, so no hook outlives its use.
 """
 
 from collections import defaultdict
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from hq.backends.transformers.eager import anything_compiled, eager
 from hq.errors import HQError
-from hq.neurons.cett import MEASURES, Measure, span_means, whole
+from hq.neurons.cett import Measure, require_measures, span_means, whole
 from hq.neurons.factors import check_factors
 
 
 class DownHooks:
-    """Reads h at every layer of a forward pass and keeps only its span means.
+    """Read h at every layer of a forward pass, and keep only its span means.
 
-    `expect` takes the token weights of a pass before it, `collect` gives its means after it.
-    Hooks are on the model only inside `with`, which may be entered again and again.
+    `expect` sets the token weights before a pass, and `collect` returns the means after it. Hooks
+    are on the model only inside `with`, which may be entered repeatedly.
     """
 
     def __init__(
@@ -37,15 +37,12 @@ class DownHooks:
     ) -> None:
         self._downs = downs
         self._norms = norms
-        if not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
-            raise HQError(
-                f"The measures are {', '.join(MEASURES)}, each at most once, not {measures}."
-            )
+        require_measures(measures)
         self._measures = measures
         self._stack = ExitStack()
         self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
         self._means: Float[Tensor, "batch measure span layer d_ff"] = torch.empty(0)
-        self._met: list[int] = []  # layers of this pass
+        self._met: list[int] = []  # layers that this pass has reached
 
     def __enter__(self) -> "DownHooks":
         for layer, down in enumerate(self._downs):
@@ -58,7 +55,7 @@ class DownHooks:
         self._stack.close()
 
     def expect(self, weights: Float[Tensor, "batch span seq"]) -> None:
-        """The weight that each token of the next pass has in each span."""
+        """Set the weight of each token of the next pass in each span."""
         batch, spans, _ = weights.shape
         shape = (batch, len(self._measures), spans, len(self._downs), len(self._norms[0]))
         self._weights = weights
@@ -66,9 +63,9 @@ class DownHooks:
         self._met = []
 
     def collect(self) -> Float[Tensor, "batch measure span layer d_ff"]:
-        """The means of the pass, which are then forgotten.
+        """The means of the pass, which are then dropped.
 
-        Raises HQError unless every layer was met exactly once.
+        Raises HQError unless the pass reached every layer exactly once.
         """
         for layer in range(len(self._downs)):
             _require_met(layer, self._met.count(layer))
@@ -90,19 +87,19 @@ class DownHooks:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """One layer of which some neurons are read."""
+    """A layer of which some neurons are read."""
 
     layer: int
     down: nn.Module
-    norms: Float[Tensor, " d_ff"]  # on the device that computes
+    norms: Float[Tensor, " d_ff"]  # on the device of the computation
     indices: Int[Tensor, " k"]
 
 
 class ShareHooks:
-    """Reads the CETT of some neurons at every token, and hooks no layer that has none of them.
+    """Read the CETT of some neurons at every token, with hooks on the layers of these neurons only.
 
-    Hooks are on the model only inside `with`. A pass leaves |h_i| of these neurons and their
-    layers' denominators, and little is done until `collect`, as a hook delays its layer.
+    Hooks are on the model only inside `with`. A pass stores |h_i| of these neurons and the
+    denominators of their layers; `collect` computes the rest, as hooks delay their layer.
     """
 
     def __init__(self, layers: Sequence[Watched], measure: Measure) -> None:
@@ -110,10 +107,10 @@ class ShareHooks:
         self._measure = measure
         self._stack = ExitStack()
         self._passes: list[_Passes] = []
-        self.reading = True  # off for tokens that are counted, and whose CETT is not needed
+        self.reading = True  # False: tokens are counted, and their CETT is not read
         counts = np.array([len(watched.indices) for watched in layers])
-        ends = np.cumsum(counts + 1) - 1  # each layer's denominator follows its neurons
-        self._wholes = np.repeat(ends, counts)
+        ends = np.cumsum(counts + 1) - 1  # the denominator of a layer follows its neurons
+        self._denominators = np.repeat(ends, counts)
         self._values = np.delete(np.arange(int(counts.sum()) + len(layers)), ends)
         self._norms = np.concatenate([w.norms[w.indices].cpu().numpy() for w in layers])
 
@@ -131,30 +128,30 @@ class ShareHooks:
     def passes(self) -> list[int]:
         """Tokens of all rows in each pass since the last `collect` or `forget`, read or not.
 
-        Raises HQError for a layer that was not met, or not in every pass.
+        Raises HQError if a pass did not reach a layer.
         """
-        found = [passes.tokens for passes in self._passes]
-        for watched, tokens in zip(self._layers, found, strict=True):
-            _require_met(watched.layer, len(tokens), max(map(len, (*found, [0]))))
-        return found[0]
+        counts = [passes.tokens for passes in self._passes]
+        for watched, tokens in zip(self._layers, counts, strict=True):
+            _require_met(watched.layer, len(tokens), max(map(len, (*counts, [0]))))
+        return counts[0]
 
     def collect(self, batch: int) -> Float[np.ndarray, "batch seq all_k"]:
-        """CETT at the tokens of the passes that were read, which are then forgotten."""
+        """CETT at the tokens of the passes that were read, which are then dropped."""
         device = self._passes[0].read[0].device
         tensors = [
             torch.cat([part.reshape(batch, -1, part.shape[-1]) for part in passes.read], dim=1)
             for passes in self._passes
         ]
-        found = torch.cat([tensor.to(device) for tensor in tensors], dim=-1).cpu().numpy()
+        columns = torch.cat([tensor.to(device) for tensor in tensors], dim=-1).cpu().numpy()
         self.forget()
-        values, wholes = found[..., self._values], found[..., self._wholes]
+        values, denominators = columns[..., self._values], columns[..., self._denominators]
         shares = np.zeros_like(values)
-        with np.errstate(invalid="ignore"):  # what is not finite is for the reader to refuse
-            np.divide(values * self._norms, wholes, out=shares, where=wholes != 0)
+        with np.errstate(invalid="ignore"):  # the caller rejects values that are not finite
+            np.divide(values * self._norms, denominators, out=shares, where=denominators != 0)
         return shares
 
     def forget(self) -> None:
-        """Drop what the passes left."""
+        """Drop the values of all passes."""
         for passes in self._passes:
             passes.tokens.clear()
             passes.read.clear()
@@ -168,26 +165,26 @@ class ShareHooks:
             return
         magnitude = h.abs().float()
         product = _product(module, output) if self._measure == "output" else output
-        wholes = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
-        passes.read.append(torch.cat([magnitude[:, watched.indices], wholes[:, None]], dim=1))
+        denominators = whole(self._measure, magnitude, product.flatten(0, -2), watched.norms)
+        passes.read.append(torch.cat([magnitude[:, watched.indices], denominators[:, None]], dim=1))
 
 
 @dataclass(frozen=True, slots=True)
 class _Passes:
-    """What forward passes left at one layer."""
+    """Values of forward passes at one layer."""
 
     tokens: list[int] = field(default_factory=list)  # of all rows, one entry per pass
     read: list[Float[Tensor, "token k_plus_1"]] = field(default_factory=list)
 
 
-def _require_met(layer: int, times: int, wanted: int = 1) -> None:
-    """Raises HQError unless a layer's hook was called as often as forward passes ran."""
-    if times != wanted:
+def _require_met(layer: int, times: int, expected: int = 1) -> None:
+    """Raises HQError unless the hook of a layer was called once per forward pass."""
+    if times != expected:
         raise HQError(
             f"The down projection of layer {layer} was "
-            f"{f'met {times} times, not {wanted},' if times else 'not met'} in this forward pass: "
-            "run one pass at a time, on the model as it was before it was compiled, without "
-            "kernels that replace its FFN."
+            f"{f'called {times} times, not {expected},' if times else 'not called'} in this "
+            "forward pass: run one pass at a time, on the model without compilation or kernels "
+            "that replace its FFN."
         )
 
 
@@ -201,7 +198,7 @@ _SCALES: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
 
 
 def scales_of(decoder: nn.Module) -> tuple[object, ...]:
-    """The `scaled` contexts that act on a decoder now: keys and values are valid under these."""
+    """The `scaled` contexts that act on a decoder now; cached keys and values depend on them."""
     return _SCALES.get(decoder, ())
 
 
@@ -219,12 +216,11 @@ def _counted(decoder: nn.Module) -> Iterator[None]:
 def scaled(
     model: Any, downs: Sequence[nn.Module], factors: Mapping[tuple[int, int], float], d_ff: int
 ) -> Iterator[None]:
-    """Scales chosen coordinates of h while the context lasts; weights are never touched.
+    """Scale chosen coordinates of h while the context lasts; weights do not change.
 
-    Raises HQError for a neuron that the model does not have, for an α that is negative or not a
-    number, and for a model whose hooks are not called: on entry where it is compiled, after a
-    forward pass that did not meet a scaled layer, and at the end where code that was compiled
-    earlier ran instead of the model.
+    Raises HQError for a neuron that the model lacks, for an α that is negative or not finite, and
+    for a model that does not call hooks: on entry if it is compiled, after a forward pass that did
+    not reach a scaled layer, and at the end if code that was compiled earlier ran instead.
     """
     check_factors(factors, len(downs), d_ff)
     by_layer: dict[int, dict[int, float]] = defaultdict(dict)

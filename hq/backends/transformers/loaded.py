@@ -1,4 +1,4 @@
-"""A model that the user loaded: who it is, and what its down projections hold."""
+"""A model that the user loaded: its identity, and the weights of its down projections."""
 
 import copy
 from pathlib import Path
@@ -18,33 +18,33 @@ _BITSANDBYTES = ("int8", "nf4", "fp4")
 
 
 def loaded_identity(model: Any) -> ModelIdentity:
-    """Name, shape and norm digest of a model in memory, whose files' fingerprint is not known.
+    """Name, shape and norm digest of a model in memory; the fingerprint of its files is unknown.
 
-    Raises HQError for an unknown family, or a model that has no norms to be recognised by.
+    Raises HQError for an unknown family, and for a model without a norm digest.
     """
     config = model.config.get_text_config()
     architecture = architecture_of(model.config)
-    found = _kin(model.get_decoder(), architecture, config.num_hidden_layers)
+    digest = _digest(model.get_decoder(), architecture, config.num_hidden_layers)
     name = Path(model.name_or_path).name or type(model).__name__
-    if not found:
+    if not digest:
         raise HQError(
-            f"{name} cannot be recognised by its norms ({config.model_type}): say who it is, "
-            "model_identity=hq.models.checkpoint.identity(the folder of its checkpoint)."
+            f"{name} cannot be recognised by its norms ({config.model_type}): pass "
+            "model_identity=hq.models.checkpoint.identity(folder of its checkpoint)."
         )
     return ModelIdentity(
         name=name,
-        fingerprint=LOADED_ORIGIN + found,
+        fingerprint=LOADED_ORIGIN + digest,
         architecture=config.model_type,
         n_layers=config.num_hidden_layers,
         d_ff=architecture.width(config),
-        kin=found,
+        kin=digest,
     )
 
 
 def dense_weight(projection: nn.Module, where: str) -> Float[Tensor, "d_out d_in"]:
-    """What a projection multiplies by, dequantized: dense ones, and those of bitsandbytes.
+    """The dequantized weight of a projection that is dense or of bitsandbytes.
 
-    Raises HQError, with `where` in it, for any other kind: its norms would be a guess.
+    Raises HQError, which names `where`, for other modules, of which norms would be a guess.
     """
     kind, weight = type(projection), getattr(projection, "weight", None)
     if kind in (nn.Linear, Conv1D) and type(weight) in (nn.Parameter, Tensor):
@@ -53,32 +53,32 @@ def dense_weight(projection: nn.Module, where: str) -> Float[Tensor, "d_out d_in
             return weight.detach().T if kind is Conv1D else weight.detach()
     elif kind.__module__.startswith("bitsandbytes."):
         for precision in map(PRECISIONS.__getitem__, _BITSANDBYTES):
-            if precision.holds(projection):
+            if precision.is_precision_of(projection):
                 return precision.dense(_as_loaded(projection))
     raise HQError(
-        f"The down projection of {where} is a {kind.__module__}.{kind.__name__} whose weights hq "
-        "cannot read: use dense weights that are not offloaded, or bitsandbytes', with adapters "
-        "merged; packed checkpoints open with hq.backends.transformers.backend.TorchBackend."
+        f"hq cannot read the weights of {kind.__module__}.{kind.__name__}, the down projection of "
+        f"{where}: use dense weights that are not offloaded, or bitsandbytes, with adapters "
+        "merged; open packed checkpoints with hq.backends.transformers.backend.TorchBackend."
     )
 
 
 def _as_loaded(projection: Any) -> Any:
-    """The projection as it was before its first product, which repacks 4-bit codes on some CPUs.
+    """A copy of the projection before its first product, which repacks 4-bit codes on some CPUs.
 
-    The block scales stay rounded to bfloat16, as the repacked ones are.
+    The block scales stay rounded to bfloat16, as the repacked scales are.
     """
     if not getattr(getattr(projection.weight, "quant_state", None), "packing_format_for_cpu", 0):
         return projection
     module = copy.deepcopy(projection)
-    module.state_dict()  # bitsandbytes unpacks the codes of what it saves, in place
+    module.state_dict()  # bitsandbytes unpacks the codes in place when it saves them
     state = module.weight.quant_state
-    if state.absmax.ndim == 2:  # still as the kernel wants them: [block of a row, row]
+    if state.absmax.ndim == 2:  # still in the layout of the kernel: [block of a row, row]
         state.absmax = state.absmax.T.reshape(-1).float()
     return module
 
 
-def _kin(decoder: nn.Module, architecture: Architecture, n_layers: int) -> str:
-    """Norm digest of a decoder; empty where no norms are known, or one is not in memory."""
+def _digest(decoder: nn.Module, architecture: Architecture, n_layers: int) -> str:
+    """Norm digest of a decoder; empty if its norms are unknown or not in memory."""
     names = architecture.norms
     if names is None:
         return ""
@@ -87,5 +87,5 @@ def _kin(decoder: nn.Module, architecture: Architecture, n_layers: int) -> str:
         for name, weight in decoder.named_parameters()
         if (canonical := names.canonical(name)) is not None and not weight.is_meta
     }
-    wanted = list(names.ordered(n_layers))
-    return norm_digest(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
+    ordered = list(names.ordered(n_layers))
+    return norm_digest(norms[name] for name in ordered) if norms.keys() >= set(ordered) else ""

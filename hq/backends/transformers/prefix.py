@@ -1,4 +1,4 @@
-"""A token prefix that all prompts share: its keys and values once, for every batch after it."""
+"""The keys and values of a prefix that all prompts share, computed once for all batches."""
 
 import copy
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from hq.backends.base import scales_changed
 from hq.backends.transformers.hooks import DownHooks, scales_of
-from hq.errors import HQError
 
 
 class PrefixCache:
-    """Keys and values of a prefix, and, where hooks are given, the sums of its tokens' CETT.
+    """Keys and values of a prefix, and, if hooks are given, the sums of CETT over its tokens.
 
-    An empty prefix is a valid one: its batches then run without a cache.
+    With an empty prefix, batches run without a cache.
     """
 
     def __init__(
@@ -49,21 +49,18 @@ class PrefixCache:
         return scales_of(self._decoder) == self._scales
 
     def inputs(self, batch: int) -> dict[str, Any]:
-        """Keyword arguments that let a batch of this many rows go on after the prefix.
+        """Keyword arguments with which a batch of this many rows continues the prefix.
 
-        Raises HQError if the scales of the model have changed since.
+        Raises HQError if the scales of the model have changed since the prefix was computed.
         """
         if not self.is_current:
-            raise HQError(
-                "The scales changed while texts were read: end the reading before entering or "
-                "leaving `scale`."
-            )
+            raise scales_changed()
         if not self._length:
             return {"use_cache": False}
         return {"cache": self.expanded(batch), "use_cache": True}
 
     def expanded(self, batch: int) -> DynamicCache:
-        """A cache of its own for `batch` rows; the prefix in it is a view until it grows."""
+        """A new cache for `batch` rows; the prefix in it is a view until the cache grows."""
         cache = copy.deepcopy(self._cache)
         for layer in _filled(cache):
             layer.keys = layer.keys.expand(batch, -1, -1, -1)
@@ -71,23 +68,23 @@ class PrefixCache:
         return cache
 
     def shifted(self, pads: Int[Tensor, " row"]) -> tuple[DynamicCache, int]:
-        """A cache of its own for rows of which each begins `pads` slots late, and its slots.
+        """A new cache for rows that are padded by `pads` slots each, and its number of slots.
 
-        A row has less of the prefix the later it begins: the rest is to be computed with what comes
-        after. Layers with a sliding window keep no more than that of a prefix, so with any such the
-        cache is empty, and the whole of each row is to be computed.
+        The prefix is shifted by the padding, so the cache has less of it: the caller computes the
+        other tokens. Layers with a sliding window keep only the end of the prefix, so with any of
+        them the cache is empty, and the caller computes each row completely.
         """
         cache = copy.deepcopy(self._cache)
         if not self._length or any(layer.is_sliding for layer in cache.layers):
             return DynamicCache(config=self._config), 0
         slots = torch.arange(self._length) - pads[:, None]
         for layer in _filled(cache):
-            places = slots.clamp(min=0).to(layer.keys.device)
-            layer.keys = layer.keys[0][:, places].transpose(0, 1)
-            layer.values = layer.values[0][:, places].transpose(0, 1)
+            positions = slots.clamp(min=0).to(layer.keys.device)
+            layer.keys = layer.keys[0][:, positions].transpose(0, 1)
+            layer.values = layer.values[0][:, positions].transpose(0, 1)
         return cache, self._length
 
 
 def _filled(cache: DynamicCache) -> list[Any]:
-    """The cache's layers that hold keys; those that read another layer's keep none of their own."""
+    """The layers of the cache that have keys; layers that share those of another have none."""
     return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]

@@ -1,1 +1,4 @@
-"""Checkpoints of packed integers, as GPTQ and AWQ write them: read exactly, and made."""
+"""Checkpoints of packed integers (GPTQ, AWQ, compressed-tensors): exact reading, and quantization.
+
+How a model runs with packed weights is in `hq.precisions.packed`.
+"""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hq.errors import HQError, first_line
 from hq.models.checkpoint import read_tensor, tensor_files
-from hq.precisions.packed_checkpoints import compressed
 from hq.precisions.packed_checkpoints.layer import (
     ZERO_OFFSET,
     CompressedLayer,
@@ -21,120 +20,171 @@ from hq.precisions.packed_checkpoints.layer import (
 )
 
 CONFIG_FILES = ("config.json", "quantize_config.json", "quant_config.json")
-_LOOKED_AT = 8  # projections from which the format is derived
+COMPRESSED = "compressed-tensors"
+_COMPRESSED_FORMAT = "pack-quantized"
+_GROUP_SIZE = {"group": None, "channel": -1}  # by strategy; -1: one group per row
+_SAMPLED = 8  # projections from which the format of zero points is derived
 
-
-_LAYERS = {"gptq": PackedLayer, "awq": PackedLayer, compressed.METHOD: CompressedLayer}
+_LAYERS = {"gptq": PackedLayer, "awq": PackedLayer, COMPRESSED: CompressedLayer}
 
 
 class PackedCheckpoint:
-    """A folder of packed weights. HQError for one that is none, or that this cannot read."""
+    """A folder of packed weights. Raises HQError for a checkpoint that hq cannot read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.scheme = packing_scheme(path)
-        self._kind = _LAYERS[self.scheme.method]
-        self._places = tensor_files(path)
+        self._layer_class = _LAYERS[self.scheme.method]
+        self._files = tensor_files(path)
 
     @cached_property
     def names(self) -> list[str]:
-        """The quantized projections."""
-        codes = f".{self._kind.PARTS[0]}"
-        found = [n.removesuffix(codes) for n in self._places if n.endswith(codes)]
-        if not found:
+        """Names of the quantized projections."""
+        codes = f".{self._layer_class.PARTS[0]}"
+        names = [name.removesuffix(codes) for name in self._files if name.endswith(codes)]
+        if not names:
             raise HQError(
-                f"{self.path} says {self.scheme}, but no tensor in it is packed: it is another "
-                "checkpoint's config."
+                f"{self.path} says {self.scheme}, but no tensor in it is packed: its config is "
+                "that of another checkpoint."
             )
-        return found
+        return names
 
     def layer(self, name: str) -> PackedLayer:
-        """One projection. HQError where a part of it is missing."""
-        return self._kind(name, self.scheme, self._parts(name), self._zero_offset)
+        """One projection. Raises HQError if a part of it is missing."""
+        return self._layer_class(name, self.scheme, self._parts(name), self._zero_offset)
+
+    def layers(self) -> Iterator[PackedLayer]:
+        """All quantized projections, one at a time."""
+        return map(self.layer, self.names)
+
+    def others(self) -> dict[str, Tensor]:
+        """All tensors that are not part of a packed projection: embeddings, norms, biases."""
+        packed = {f"{name}.{part}" for name in self.names for part in self._layer_class.PARTS}
+        return {name: self._tensor(name) for name in self._files if name not in packed}
 
     def _parts(self, name: str) -> dict[str, Tensor]:
-        for part in self._kind.PARTS[: self._kind.NEEDED[self.scheme.sym]]:
-            if f"{name}.{part}" not in self._places:
+        parts = self._layer_class.PARTS
+        for part in parts[: self._layer_class.REQUIRED[self.scheme.sym]]:
+            if f"{name}.{part}" not in self._files:
                 raise HQError(f"{self.path} lacks {name}.{part}: the checkpoint is incomplete.")
-        places = {part: f"{name}.{part}" for part in self._kind.PARTS}
-        return {p: self._tensor(place) for p, place in places.items() if place in self._places}
+        return {
+            part: self._tensor(f"{name}.{part}")
+            for part in parts
+            if f"{name}.{part}" in self._files
+        }
+
+    def _tensor(self, name: str) -> Tensor:
+        return read_tensor(self._files[name], name)
 
     @cached_property
     def _zero_offset(self) -> int | None:
-        """How GPTQ's zero points are to be read, derived from the weights; None for others.
+        """The offset of GPTQ's zero points, derived from the weights; None for other methods.
 
-        Symmetric ones all are the middle code. Of others the codes' mean tells. HQError where the
-        weights contradict the format that the config states.
+        Symmetric zero points are all the middle code; the mean code decides for others. Raises
+        HQError if the weights contradict the format that the config states.
         """
         if self.scheme.method != "gptq":
             return None
-        some = self.names[:: -(-len(self.names) // _LOOKED_AT)]
-        layers = [self._kind(name, self.scheme, self._parts(name)) for name in some]
+        sampled = self.names[:: -(-len(self.names) // _SAMPLED)]
+        layers = [self._layer_class(name, self.scheme, self._parts(name)) for name in sampled]
         for layer in layers:
-            layer.require_fit()
-        found = self._offset_of(layers)
+            layer.require_shapes()
+        derived = self._derived_offset(layers)
         stated = ZERO_OFFSET.get(self.scheme.format)
-        if stated is not None and found is not None and found != stated:
-            name = next(name for name, offset in ZERO_OFFSET.items() if offset == found)
+        if stated is not None and derived is not None and derived != stated:
+            name = next(name for name, offset in ZERO_OFFSET.items() if offset == derived)
             raise HQError(
                 f"{self.path} says checkpoint_format {self.scheme.format!r}, but its zero points "
                 f"are those of {name!r}: correct its config, or every weight is off by one step."
             )
-        return stated if found is None else found
+        return derived if stated is None else stated
 
-    def _offset_of(self, layers: Sequence[PackedLayer]) -> int | None:
-        """The offset that the layers' weights fit; None where they fit none clearly."""
+    def _derived_offset(self, layers: Sequence[PackedLayer]) -> int | None:
+        """The offset that fits the weights of the layers; None if neither fits clearly."""
         offsets = sorted(ZERO_OFFSET.values(), reverse=True)  # v1 first
-        fitting = [o for o in offsets if all(layer.zeros_fit(o) for layer in layers)]
-        if fitting:
-            return fitting[0]
+        symmetric = [o for o in offsets if all(layer.zeros_are_symmetric(o) for layer in layers)]
+        if symmetric:
+            return symmetric[0]
         if self.scheme.sym and "sym" in self.scheme.model_fields_set:
-            odd = next(
-                (x.name for x in layers if not any(map(x.zeros_fit, offsets))), "some layers"
+            asymmetric = next(
+                (
+                    layer.name
+                    for layer in layers
+                    if not any(map(layer.zeros_are_symmetric, offsets))
+                ),
+                "some layers",
             )
             raise HQError(
-                f"{self.path} says sym, but the zero points of {odd} are not the middle code: "
-                "correct its config."
+                f"{self.path} says sym, but the zero points of {asymmetric} are not the middle "
+                "code: correct its config."
             )
-        off = {o: median(abs(layer.mean_code(o)) for layer in layers) for o in offsets}
-        best, other = sorted(offsets, key=lambda o: off[o])
-        return best if off[best] + 0.5 < off[other] else None
-
-    def layers(self) -> Iterator[PackedLayer]:
-        """All of them, one at a time."""
-        return map(self.layer, self.names)
-
-    def others(self) -> dict[str, Tensor]:
-        """Every tensor that belongs to no packed projection: embeddings, norms, biases."""
-        packed = {f"{name}.{part}" for name in self.names for part in self._kind.PARTS}
-        return {name: self._tensor(name) for name in self._places if name not in packed}
-
-    def _tensor(self, name: str) -> Tensor:
-        return read_tensor(self._places[name], name)
+        distance = {o: median(abs(layer.mean_code(o)) for layer in layers) for o in offsets}
+        best, other = sorted(offsets, key=lambda o: distance[o])
+        return best if distance[best] + 0.5 < distance[other] else None
 
 
 def packing_scheme(path: Path) -> PackingScheme:
-    """What a folder says of how it is quantized: in config.json, or in a file of its own.
+    """How a checkpoint is quantized, as stated in config.json or in a file of its own.
 
-    auto-gptq writes quantize_config.json alone, of which transformers takes no notice: it would
-    load a random model. Raises HQError where nothing is said, or something that hq cannot read.
+    auto-gptq writes only quantize_config.json, which transformers does not read: it would load a
+    random model. Raises HQError if nothing is stated, or something that hq cannot read.
     """
     stated = _stated(path)
     if stated is None:
-        raise HQError(f"{path} does not say that it is quantized: it is no packed checkpoint.")
-    if str(stated.get("quant_method")).lower() == compressed.METHOD:
-        stated = compressed.flat(path, stated)
+        raise HQError(f"{path} does not say that it is quantized: name a packed checkpoint.")
+    if str(stated.get("quant_method")).lower() == COMPRESSED:
+        stated = compressed_settings(path, stated)
     _require_uniform(path, stated)
     try:
         scheme = PackingScheme.model_validate(stated)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"]))
         raise HQError(
-            f"The quantization config of {path} cannot be used: {where}: {first['msg']}."
+            f"The quantization config of {path} cannot be used: {field}: {first['msg']}."
         ) from error
     _require_readable(path, scheme)
     return scheme
+
+
+def compressed_settings(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Method, bits, group size and symmetry of a compressed-tensors config (llm-compressor).
+
+    Such a config can state more than packed integers: activations in 8 bits, floats, rotations at
+    run time. Raises HQError for these, as a model without them would be another model.
+    """
+    groups = stated.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        count = len(groups) if isinstance(groups, dict) else "no"
+        raise _unreadable(path, f"has {count} groups of layers with schemes of their own")
+    (group,) = groups.values()
+    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
+        raise _unreadable(path, f"names the scheme {group!r} only")
+    stated_format = group.get("format") or stated.get("format")
+    if stated_format != _COMPRESSED_FORMAT:
+        raise _unreadable(path, f"is in the format {stated_format!r}, not {_COMPRESSED_FORMAT!r}")
+    for key in ("input_activations", "output_activations"):
+        if group.get(key):
+            raise _unreadable(path, f"quantizes {key.replace('_', ' ')}")
+    for key in ("transform_config", "kv_cache_scheme", "sparsity_config"):
+        value = stated.get(key)
+        is_dense = isinstance(value, dict) and value.get("format") == "dense"
+        if value and not is_dense:
+            raise _unreadable(path, f"has a {key}")
+    weights = group["weights"]
+    strategy, number_type = weights.get("strategy"), weights.get("type", "int")
+    if strategy not in _GROUP_SIZE or number_type != "int":
+        raise _unreadable(path, f"has {number_type} weights by {strategy}")
+    return {
+        "method": COMPRESSED,
+        "bits": weights.get("num_bits"),
+        "group_size": _GROUP_SIZE[strategy] or weights.get("group_size"),
+        "sym": weights.get("symmetric", True),
+    }
+
+
+def _unreadable(path: Path, reason: str) -> HQError:
+    return HQError(f"{path} {reason}, which hq does not read: use W4A16 or W8A16.")
 
 
 def _stated(path: Path) -> dict[str, Any] | None:
@@ -146,34 +196,34 @@ def _stated(path: Path) -> dict[str, Any] | None:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise HQError(f"{file} cannot be read: {first_line(error)}.") from error
-        found = values.get("quantization_config") if name == "config.json" else values
-        if isinstance(found, dict):
-            return {"quant_method": "awq"} | found if name == "quant_config.json" else found
+        stated = values.get("quantization_config") if name == "config.json" else values
+        if isinstance(stated, dict):
+            return {"quant_method": "awq"} | stated if name == "quant_config.json" else stated
     return None
 
 
 def _require_uniform(path: Path, stated: Mapping[str, Any]) -> None:
-    """Raises HQError where some layers have bits or groups of their own.
+    """Raises HQError if some layers have other bits or groups than the rest.
 
-    gptqmodel says so under `dynamic`, where a pattern that begins with "-:" is of a layer left
-    dense, and auto-round under `extra_config`.
+    gptqmodel states them under `dynamic`, in which the pattern of a layer that is left dense begins
+    with "-:", and auto-round under `extra_config`.
     """
     dynamic, extra = (stated.get(key) or {} for key in ("dynamic", "extra_config"))
-    own = [name for name in dynamic if not name.startswith("-:")]
-    own += [
+    different = [name for name in dynamic if not name.startswith("-:")]
+    different += [
         name
         for name, scheme in extra.items()
         if isinstance(scheme, dict) and scheme.get("bits", 16) not in (16, 32, stated.get("bits"))
     ]
-    if own:
+    if different:
         raise HQError(
-            f"{path} quantizes some layers in another way than the rest ({own[0]} first): hq reads "
-            "checkpoints of one number of bits only."
+            f"{path} quantizes some layers differently from the rest ({different[0]} first): hq "
+            "reads checkpoints with one number of bits only."
         )
 
 
 def _require_readable(path: Path, scheme: PackingScheme) -> None:
-    if scheme.method == compressed.METHOD:
+    if scheme.method == COMPRESSED:
         return
     formats = ("", "gemm") if scheme.method == "awq" else ("", *ZERO_OFFSET)
     if scheme.format.lower() not in formats:
@@ -182,4 +232,6 @@ def _require_readable(path: Path, scheme: PackingScheme) -> None:
             f"save it as {formats[1]!r}."
         )
     if scheme.method == "awq" and scheme.bits != 4:
-        raise HQError(f"{path} is AWQ of {scheme.bits} bits, which hq does not read: save 4.")
+        raise HQError(
+            f"{path} is AWQ with {scheme.bits} bits, which hq does not read: save it with 4 bits."
+        )

@@ -1,8 +1,8 @@
-"""How weights are packed into 32-bit words, and what weights those words stand for.
+"""The layout of codes in 32-bit words, and the weights that the words represent.
 
 A weight is s·(q − z), with a scale s and a zero point z for each group of inputs and each output.
-GPTQ and AWQ store the transpose of what a linear layer holds, inputs as rows; compressed-tensors
-does not.
+GPTQ and AWQ store the transpose of a linear layer's weight, with inputs as rows; compressed-tensors
+stores outputs as rows.
 """
 
 import torch
@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 WORD = 32
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # in which nibble of a word each of eight columns stands
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word that holds each of eight columns
 
 
 def unpack(words: Int[Tensor, "word n"], bits: int, count: int) -> Int[Tensor, "count n"]:
     """The first `count` codes of a stream of `bits`-bit codes, lowest bits first.
 
-    With 3 bits a code may begin in one word and end in the next.
+    With 3 bits, a code may begin in one word and end in the next.
     """
     if WORD % bits == 0:
         shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words.device)
@@ -39,7 +39,7 @@ def gptq_dense(
 ) -> Float[Tensor, "d_out d_in"]:
     """W of a GPTQ layer, float32: s[g]·(q − z[g]), with g = g_idx of the input.
 
-    `zero_offset` is 1 for format v1, which stores zero points less one, and 0 for v2.
+    `zero_offset` is 1 for format v1, which stores zero points minus one, and 0 for v2.
     """
     d_in, d_out = len(g_idx), scales.shape[1]
     codes = unpack(qweight, bits, d_in)
@@ -74,7 +74,7 @@ def compressed_dense(
     zeros: Int[Tensor, "zero_word group"] | None,
     bits: int,
 ) -> Float[Tensor, "d_out d_in"]:
-    """W of a layer of compressed-tensors, float32: s·(q − z), with z half of the codes for None."""
+    """W of a compressed-tensors layer, float32: s·(q − z); without `zeros`, z is 2^(bits − 1)."""
     d_out, groups = scales.shape
     size = packed.shape[1] * WORD // bits // groups
     codes = unpack(packed.T.contiguous(), bits, groups * size).T.reshape(d_out, groups, size)
@@ -91,10 +91,10 @@ def _awq_codes(words: Int[Tensor, "row word"]) -> Int[Tensor, "row column"]:
 def _zeros(
     words: Int[Tensor, "word group"], bits: int, count: int, offset: int
 ) -> Int[Tensor, "count group"]:
-    """Zero points, the offset added as it was subtracted.
+    """Zero points, with the offset added in the way in which it was subtracted.
 
-    That was from whole words, so that a zero point of 0 borrows from its neighbour; but from each
-    zero point alone, and round the clock, with 3 bits, which go across words.
+    With 3 bits, which cross words, it was subtracted from each zero point modulo 8. Otherwise it
+    was subtracted from 32-bit words, so that a zero point of 0 borrows from its neighbour.
     """
     if WORD % bits:
         return unpack(words, bits, count) + offset & (1 << bits) - 1
@@ -103,5 +103,5 @@ def _zeros(
 
 
 def _signed(words: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """The lowest 32 bits of each as int32, as they are stored."""
+    """The lowest 32 bits of each number as int32."""
     return ((words + (1 << 31) & 0xFFFFFFFF) - (1 << 31)).int()

@@ -1,7 +1,7 @@
-"""Makes GPTQ and AWQ checkpoints with other libraries, in a process of its own.
+"""Quantize checkpoints to GPTQ and AWQ with other libraries, in a child process.
 
-They set environment variables, patch what they import and print a good deal: none of that reaches
-the caller, and Ctrl-C or a crash leaves nothing behind but a folder that is not finished.
+These libraries set environment variables, patch modules and print a lot, none of which reaches the
+caller. After Ctrl-C or a crash only an incomplete folder is left.
 """
 
 import os
@@ -13,43 +13,37 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hq.errors import HQError
-from hq.precisions.packed_checkpoints.makers import DONE, MAKERS, Making
+from hq.precisions.packed_checkpoints.quantizers import LAYER_DONE, QUANTIZERS, QuantizationJob
 
-_ROOT = Path(__file__).parents[3]  # where the child finds this very package
-_SHOWN = 1  # last lines of a failed run's log that are said
+_ROOT = Path(__file__).parents[3]  # from which the child imports this package
 
 
-def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: None) -> None:
-    """Writes the checkpoint to `into`; `layer_done` is called after each layer.
+def quantize_checkpoint(
+    job: QuantizationJob, into: Path, layer_done: Callable[[], None] = lambda: None
+) -> None:
+    """Write the quantized checkpoint to `into`; `layer_done` is called after each layer.
 
-    Raises HQError without the method's library, or with the last line of what it said where it
-    fails.
+    Raises HQError if the library of the method is not installed, and, with the last line of its
+    log, if it fails.
     """
-    maker = MAKERS[making.method]
-    if find_spec(maker.module) is None:
-        raise HQError(
-            f"Making a checkpoint by {making.method} needs {maker.name}: pip install 'hq[gptq]'."
-        )
+    quantizer = QUANTIZERS[job.method]
+    if find_spec(quantizer.module) is None:
+        raise HQError(f"Quantizing to {job.method} needs {quantizer.name}: pip install 'hq[gptq]'.")
     with tempfile.TemporaryDirectory() as scratch:
-        spec, log = Path(scratch) / "making.json", Path(scratch) / "log.txt"
-        whole = making.model_copy(update={"source": making.source.absolute()})
-        spec.write_text(whole.model_dump_json(), encoding="utf-8")
+        spec, log = Path(scratch) / "job.json", Path(scratch) / "log.txt"
+        absolute = job.model_copy(update={"source": job.source.absolute()})
+        spec.write_text(absolute.model_dump_json(), encoding="utf-8")
         environment = os.environ | {
-            "GPTQMODEL_CPU_WORKERS": "2",  # it refuses fewer, and on two cores its own default
+            "GPTQMODEL_CPU_WORKERS": "2",  # the minimum; its default fails on two cores
             "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",  # sums in another order give other codes
-            "TMPDIR": scratch,  # where it offloads to
+            "TMPDIR": scratch,  # for offloaded weights
         }
-        command = [
-            sys.executable,
-            "-m",
-            "hq.precisions.packed_checkpoints.makers",
-            str(spec),
-            str(into.absolute()),
-        ]
+        module = "hq.precisions.packed_checkpoints.quantizers"
+        command = [sys.executable, "-m", module, str(spec), str(into.absolute())]
         with (
             log.open("w", encoding="utf-8") as errors,
-            subprocess.Popen(  # noqa: S603 (this very Python and module)
+            subprocess.Popen(  # noqa: S603 (this Python, and a module of this package)
                 command,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -62,27 +56,24 @@ def make(making: Making, into: Path, layer_done: Callable[[], None] = lambda: No
             assert child.stdout is not None
             try:
                 for line in child.stdout:
-                    if line.strip() == DONE:
+                    if line.strip() == LAYER_DONE:
                         layer_done()
             except BaseException:
                 child.kill()
                 raise
         if child.returncode:
-            said = [
-                line
-                for line in log.read_text(errors="replace", encoding="utf-8").splitlines()
-                if line.strip()
-            ]
-            last = " ".join(said[-_SHOWN:]) or f"exit code {child.returncode}"
+            lines = log.read_text(errors="replace", encoding="utf-8").splitlines()
+            messages = [line for line in lines if line.strip()]
+            reason = messages[-1] if messages else f"exit code {child.returncode}"
             raise HQError(
-                f"{maker.name} could not make {making.method} of {making.source}: {last}."
+                f"{quantizer.name} could not quantize {job.source} to {job.method}: {reason}."
             )
 
 
 def group_size(widths: Sequence[int]) -> int:
-    """128 where that divides the inputs of every projection, else 64. HQError where neither does.
+    """128 if it divides the inputs of every projection, else 64: kernels need complete groups.
 
-    Kernels want whole groups.
+    Raises HQError if neither does.
     """
     for size in (128, 64):
         if all(width % size == 0 for width in widths):

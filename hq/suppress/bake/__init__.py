@@ -1,9 +1,12 @@
-"""α folded into the weights that a model is stored in: no callback, no overhead, and a way back."""
+"""α baked into the stored weights of a model: suppression without a callback, which can be undone.
+
+Scaling in a running model is `Backend.scale` in `hq.backends`; adapters are in `hq.suppress.lora`.
+"""
 
 from hq.suppress.bake.baking import bake, nearest_factors, read_record, undo
 from hq.suppress.bake.compatibility import require_owner
 from hq.suppress.bake.record import BakeRecord
-from hq.suppress.bake.verification import Verification, verify
+from hq.suppress.bake.verification import Verification, verify_baked
 
 __all__ = [
     "BakeRecord",
@@ -13,5 +16,5 @@ __all__ = [
     "read_record",
     "require_owner",
     "undo",
-    "verify",
+    "verify_baked",
 ]

@@ -1,85 +1,95 @@
-"""α folded into stored weights, and taken out again."""
+"""Bake α into the stored weights of a model, and restore the original."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from hq import __version__
 from hq.errors import HQError
-from hq.neurons.factors import check_factors
+from hq.neurons.factors import Factors, check_factors
 from hq.suppress.bake.checkpoint import CheckpointModel
 from hq.suppress.bake.gguf import GGUFModel
-from hq.suppress.bake.model import BakeTarget, Factors
-from hq.suppress.bake.numbers import Numbers, largest_alpha, nearest_exact
-from hq.suppress.bake.record import BakeRecord, ReplacedBytes, Scaled
-from hq.suppress.bake.strided_scales import Patch, StridedScales
+from hq.suppress.bake.record import BakeRecord, ReplacedBytes, ScaledNeuron
+from hq.suppress.bake.strided_scales import (
+    Patch,
+    StoredNumbers,
+    StridedScales,
+    largest_alpha,
+    nearest_exact,
+)
+from hq.suppress.bake.target import BakeTarget
 
 
 def bake(source: Path, target: Path, factors: Factors) -> BakeRecord:
-    """Writes the model in `source` to `target` with h_i scaled by α for each (layer, index).
+    """Write the model in `source` to `target` with h_i scaled by α for each (layer, index).
 
-    Only the numbers that scale those neurons change, and the record is added. `target` appears when
-    it is whole and on disk.
+    Only the numbers that scale those neurons change, and the record is added. `target` appears
+    when it is complete and synced to disk.
 
-    Raises HQError for a neuron that the model lacks, a negative α or one under which a number
-    overflows, weights whose format has no number that scales one neuron alone, a model that is
-    baked already, and a target that is there.
+    Raises HQError for a neuron that the model lacks, an α that is negative or makes a number
+    overflow, weights that have no numbers which scale one neuron alone, a model that is baked
+    already, and a target that exists.
     """
     model = open_target(source)
     check_factors(factors, model.n_layers, model.d_ff)
     if not factors:
-        raise HQError("No neuron is named, so there is nothing to bake: give a set of H-Neurons.")
+        raise HQError("No neuron is named, so there is nothing to bake: name H-Neurons.")
     if model.record is not None:
         raise HQError(
-            f"{source} is baked already, and a record is of one baking: bake its original, which "
+            f"{source} is baked already, and a model is baked once: bake its original, which "
             "`hq bake --undo` restores."
         )
     _require_new(target, source)
-    planned = [
-        _planned(model, strip, alpha)
+    edits = [
+        _edit(model, scales, alpha)
         for (layer, index), alpha in sorted(factors.items())
-        for strip in model.strips(layer, index)
+        for scales in model.strided_scales(layer, index)
     ]
-    _require_finite(source, planned)
+    _require_finite(source, edits)
     record = BakeRecord(
         hq=__version__,
-        neurons=tuple(Scaled(layer=n[0], index=n[1], alpha=factors[n]) for n in sorted(factors)),
-        exact=all(p.exact for p in planned),
+        neurons=tuple(
+            ScaledNeuron(layer=layer, index=index, alpha=alpha)
+            for (layer, index), alpha in sorted(factors.items())
+        ),
+        exact=all(edit.is_exact for edit in edits),
         sha256={},
         kept=tuple(
-            ReplacedBytes.of(p.strip, p.strip.bytes_in(model.stored(p.strip.tensor)))
-            for p in planned
+            ReplacedBytes.of(
+                edit.scales, edit.scales.bytes_in(model.tensor_bytes(edit.scales.tensor))
+            )
+            for edit in edits
         ),
     )
-    return model.bake(target, [p.patch for p in planned], record)
+    return model.bake(target, [edit.patch for edit in edits], record)
 
 
 def undo(baked: Path, target: Path) -> BakeRecord:
-    """Writes the original of a baked model to `target`, byte for byte; gives the record.
+    """Write the original of a baked model to `target`, byte for byte, and return the record.
 
-    Raises HQError for a model that is not baked, or was changed since, and a target that is there.
+    Raises HQError for a model that is not baked or was changed since, and a target that exists.
     """
     model = open_target(baked)
-    record = record_of(model)
+    record = require_record(model)
     _require_new(target, baked)
-    patches = kept_patches(model, record)
-    model.restore(target, patches, record)
+    model.restore(target, undo_patches(model, record), record)
     return record
 
 
 def nearest_factors(source: Path, factors: Factors) -> dict[float, float]:
-    """For each α among the factors, the nearest that is stored without rounding."""
+    """For each α of the factors, the nearest α for which no stored number has to be rounded."""
     model = open_target(source)
     return {
         alpha: nearest_exact(
             alpha,
             [
-                (strip.form, strip.read(model.stored(strip.tensor)))
+                (scales.number_format, scales.read(model.tensor_bytes(scales.tensor)))
                 for neuron, own in factors.items()
                 if own == alpha
-                for strip in model.strips(*neuron)
+                for scales in model.strided_scales(*neuron)
             ],
         )
         for alpha in sorted(set(factors.values()))
@@ -87,81 +97,81 @@ def nearest_factors(source: Path, factors: Factors) -> dict[float, float]:
 
 
 def read_record(path: Path) -> BakeRecord:
-    """What was baked into a model. HQError where nothing was."""
-    return record_of(open_target(path))
+    """The record of a baked model. Raises HQError if it is not baked."""
+    return require_record(open_target(path))
 
 
 def open_target(path: Path) -> BakeTarget:
-    """The model in a GGUF file or a checkpoint's folder. HQError for what is neither."""
+    """The model in a GGUF file or in the folder of a checkpoint. Raises HQError for others."""
     return CheckpointModel(path) if path.is_dir() else GGUFModel(path)
 
 
-def record_of(model: BakeTarget) -> BakeRecord:
-    """What was baked into a model. HQError where nothing was."""
+def require_record(model: BakeTarget) -> BakeRecord:
+    """The record of a baked model. Raises HQError if it is not baked."""
     record = model.record
     if record is None:
-        raise HQError(f"{model.path} carries no record of baking: name what `hq bake` wrote.")
+        raise HQError(f"{model.path} has no baking record: name a model that `hq bake` wrote.")
     return record
 
 
-def kept_patches(model: BakeTarget, record: BakeRecord) -> list[Patch]:
-    """What undoes the record. HQError where it does not fit the model's tensors."""
-    patches = [kept.patch for kept in record.kept]
+def undo_patches(model: BakeTarget, record: BakeRecord) -> list[Patch]:
+    """The patches that undo a record. Raises HQError if one does not fit the model's tensors."""
+    patches = [replaced.patch for replaced in record.kept]
     for patch in patches:
-        if patch.strip.end > len(model.stored(patch.strip.tensor)):
+        if patch.scales.end > len(model.tensor_bytes(patch.scales.tensor)):
             raise HQError(
-                f"The record of {model.path} does not fit its tensor {patch.strip.tensor}: use the "
-                "file that `hq bake` wrote."
+                f"The record of {model.path} does not fit its tensor {patch.scales.tensor}: use "
+                "the model that `hq bake` wrote."
             )
     return patches
 
 
 def _require_new(target: Path, source: Path) -> None:
-    """HQError for a target that is there, as nobody wants a model overwritten, or in the source."""
+    """Raises HQError if the target exists, as no model is overwritten, or lies in the source."""
     if target.exists():
-        raise HQError(f"{target} is there already: name another, or remove it.")
+        raise HQError(f"{target} exists already: name another path, or remove it.")
     if source.resolve() in target.resolve().parents:
-        raise HQError(f"{target} lies inside {source}, which is copied: name another place.")
+        raise HQError(f"{target} is inside {source}, which is copied: name another path.")
 
 
-class _Planned(NamedTuple):
-    """A strip before and after."""
+class _ScaleEdit(NamedTuple):
+    """Strided scales before and after they are multiplied by α."""
 
-    strip: StridedScales
+    scales: StridedScales
     alpha: float
-    before: np.ndarray
-    after: np.ndarray
+    before: Float[np.ndarray, " n"]
+    after: Float[np.ndarray, " n"]
 
     @property
-    def exact(self) -> bool:
-        """Whether nothing is rounded."""
+    def is_exact(self) -> bool:
+        """Whether no product is rounded."""
         return bool((self.after == self.alpha * self.before).all())
 
     @property
     def patch(self) -> Patch:
-        """What makes it so."""
-        return Patch(self.strip, self.strip.form.write(self.after))
+        """The patch that writes the products."""
+        return Patch(self.scales, self.scales.number_format.write(self.after))
 
     @property
-    def numbers(self) -> Numbers:
-        """As they were."""
-        return self.strip.form, self.before
+    def numbers(self) -> StoredNumbers:
+        """The numbers before, with their format."""
+        return self.scales.number_format, self.before
 
 
-def _planned(model: BakeTarget, strip: StridedScales, alpha: float) -> _Planned:
-    before = strip.read(model.stored(strip.tensor))
+def _edit(model: BakeTarget, scales: StridedScales, alpha: float) -> _ScaleEdit:
+    before = scales.read(model.tensor_bytes(scales.tensor))
     if not np.isfinite(before).all():
         raise HQError(
-            f"{model.path} has scales in {strip.tensor} that are not finite: quantize it again."
+            f"{model.path} has scales in {scales.tensor} that are not finite: quantize it again."
         )
-    return _Planned(strip, alpha, before, strip.form.rounded(alpha * before))
+    return _ScaleEdit(scales, alpha, before, scales.number_format.rounded(alpha * before))
 
 
-def _require_finite(source: Path, planned: Sequence[_Planned]) -> None:
-    over = next((p for p in planned if not np.isfinite(p.after).all()), None)
-    if over is not None:
-        numbers = [p.numbers for p in planned]
-        raise HQError(
-            f"α = {over.alpha:g} takes {over.strip.tensor} of {source} beyond what "
-            f"{over.strip.form.name} holds: use at most {largest_alpha(numbers):g}."
-        )
+def _require_finite(source: Path, edits: Sequence[_ScaleEdit]) -> None:
+    for edit in edits:
+        if not np.isfinite(edit.after).all():
+            limit = largest_alpha([each.numbers for each in edits])
+            raise HQError(
+                f"α = {edit.alpha:g} makes {edit.scales.tensor} of {source} overflow "
+                f"{edit.scales.number_format.name}: use at most {limit:g}."
+            )

@@ -1,8 +1,8 @@
-"""Whether a set of neurons is of a model on disk: a neuron of another model must not be scaled.
+"""Check that a set of neurons belongs to a model on disk, so that no other neurons are scaled.
 
-A quantized checkpoint does not say what it was made from. It is known by its norms
-(`hq.models.norm_digest`), as a
-GGUF file of unknown origin is; AWQ changes those, and then weights are compared with the source's.
+A quantized checkpoint does not state its source. It is recognised by its norm digest
+(`hq.models.norm_digest`), as a GGUF file of unknown origin is. AWQ changes the norms; weights are
+then compared with those of the source.
 """
 
 from collections.abc import Mapping
@@ -21,20 +21,20 @@ from hq.models.ffn_weights import FFNs, of_checkpoint, of_modules
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import PRECISIONS
 from hq.precisions.base import Precision
+from hq.precisions.packed import packed_weight
 from hq.suppress.bake.baking import open_target
-from hq.suppress.bake.checkpoint import CheckpointModel
+from hq.suppress.bake.checkpoint import CheckpointModel, load_float32
 from hq.suppress.bake.gguf import GGUFModel
-from hq.suppress.bake.model import BakeTarget
-from hq.suppress.bake.running import loaded
+from hq.suppress.bake.target import BakeTarget
 
 
 def require_owner(
     neurons: NeuronSet, path: Path, source: Path | None = None, name: str = "The neuron set"
 ) -> None:
-    """HQError, with `name` in it, unless the set is of the model in `path`.
+    """Raises HQError, which names the set `name`, if it does not belong to the model in `path`.
 
-    Where what a model was made of does not show, `source` names it: then the set has to be of that
-    checkpoint, and each of its neurons has to be found at its place in the model.
+    `source` names the checkpoint that a model was made from, if the model does not show it: the set
+    must belong to that checkpoint, and the model must have all its neurons at the same indices.
     """
     model = open_target(path)
     if source is not None:
@@ -42,7 +42,7 @@ def require_owner(
         _require_same(model, source)
         return
     found = model.identity
-    packed = isinstance(model, CheckpointModel) and model.quantized
+    packed = isinstance(model, CheckpointModel) and model.is_quantized
     if packed and found.fingerprint != neurons.model.fingerprint:
         if found.kin != neurons.model.kin or not found.kin:
             raise HQError(
@@ -55,11 +55,11 @@ def require_owner(
 
 
 def _require_same(model: BakeTarget, source: Path) -> None:
-    """HQError where a layer of the model does not have the source's neurons at their places."""
-    ours, theirs = of_checkpoint(source), _ffns(model)
-    if len(ours) != len(theirs):
-        raise HQError(f"{model.path} has {len(theirs)} layers, {source} has {len(ours)}.")
-    for layer in map_model(ours, theirs):
+    """Raises HQError if a layer of the model does not have the source's neurons in order."""
+    source_ffns, ffns = of_checkpoint(source), _ffns(model)
+    if len(source_ffns) != len(ffns):
+        raise HQError(f"{model.path} has {len(ffns)} layers, {source} has {len(source_ffns)}.")
+    for layer in map_model(source_ffns, ffns):
         moved = not torch.equal(layer.places, torch.arange(len(layer.places)))
         if not layer.holds or moved:
             raise HQError(
@@ -72,22 +72,23 @@ def _ffns(model: BakeTarget) -> FFNs:
     if isinstance(model, GGUFModel):
         return of_gguf(model.file)
     family = architecture_at(model.path)
-    layers: Any = loaded(model.path).get_decoder().get_submodule(family.layers)
+    layers: Any = load_float32(model.path).get_decoder().get_submodule(family.layers)
 
     def dense(module: nn.Module) -> torch.Tensor:
         weight = _precision(module).dense(module)
         return weight.T if isinstance(module, Conv1D) else weight
 
     def bits(module: nn.Module) -> float:
-        stored = getattr(module, "packed", None) or _precision(module).stored(module)
-        return 8 * float(stored.ships) / float(stored.weights)
+        packed = packed_weight(module)
+        stored = _precision(module).stored(module) if packed is None else packed.stored
+        return 8 * float(stored.shipped_nbytes) / float(stored.weights)
 
     return of_modules(list(layers), family, dense, bits)
 
 
 def _precision(module: nn.Module) -> Precision:
-    """What reads a projection's weight."""
-    return PRECISIONS[_READERS.get(type(module).__name__, "fp16")]
+    """The precision that reads the weight of a projection; dense ones are read as fp16."""
+    return PRECISIONS[_PRECISION_OF.get(type(module).__name__, "fp16")]
 
 
-_READERS: Mapping[str, str] = {"Linear8bitLt": "int8", "Linear4bit": "nf4"}
+_PRECISION_OF: Mapping[str, str] = {"Linear8bitLt": "int8", "Linear4bit": "nf4"}

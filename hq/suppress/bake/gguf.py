@@ -1,14 +1,15 @@
-"""Baking into a GGUF file: the scales of a row's blocks are multiplied, nothing is quantized again.
+"""Baking into a GGUF file: block scales of rows are multiplied, and nothing is requantized.
 
-The record travels inside the file, as the last of its metadata: one key more, which every reader
-of GGUF shows and none minds. That makes the header longer, so the tensors' bytes move as a whole
-to the next aligned place; they stay the same but for what was scaled. A record beside the file
-would be lost when the file is copied, and bytes behind the tensors would be no metadata to anyone.
+The record is the last entry of the file's metadata, which every reader of GGUF accepts. It
+lengthens the header, so all tensors move to the next aligned offset; only scaled bytes change. A
+record in a second file would be lost when the file is copied, and readers of metadata would not
+see bytes after the tensors.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,24 +20,55 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import Tensor, padded
 from hq.gguf.layout import ARCHITECTURES
+from hq.gguf.types import GGMLType, dequantized
+from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
+from hq.registry import Registry
 from hq.storage.atomic import atomic_file
-from hq.suppress.bake.copying import changed, copy_from, patch, sha256
-from hq.suppress.bake.gguf_types import SCALES, block_weights
-from hq.suppress.bake.model import Factors, NeuronWeights
-from hq.suppress.bake.record import BakeRecord
-from hq.suppress.bake.strided_scales import Patch, StridedScales
+from hq.storage.copying import copy_from
+from hq.storage.verified_folder import sha256_of
+from hq.suppress.bake.record import BakeRecord, changed_since_baked
+from hq.suppress.bake.strided_scales import FORMATS, Patch, StridedScales, apply_patches
+from hq.suppress.bake.target import NeuronWeights
 
-KEY = "hq.suppress.bake.record"
+KEY = "hq.bake.record"
 
 _STRING = 8  # GGUF's number of the type
-_COUNT = slice(16, 24)  # where a file says how many metadata it has
-_NO_DIGEST = "0" * 64  # holds the place until the digest is known
+_ENTRY_COUNT = slice(16, 24)  # bytes that hold the number of metadata entries
+_DIGEST_PLACEHOLDER = "0" * 64  # has the length of the digest, which is known later
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScales:
+    """The numbers of a block to which all its weights are proportional: format, byte offsets.
+
+    A weight is a sum of such scales, each times a code or a smaller scale, so all of them times α
+    is the weight times α.
+    """
+
+    format: str
+    offsets: tuple[int, ...]
+
+
+BLOCK_SCALES: Registry[BlockScales] = Registry("GGUF type that can be baked")
+for _name in ("F32", "F16", "BF16"):
+    BLOCK_SCALES.add(_name, BlockScales(_name, (0,)))  # the weight itself
+BLOCK_SCALES.add("Q4_0", BlockScales("F16", (0,)))
+BLOCK_SCALES.add("Q4_1", BlockScales("F16", (0, 2)))  # and the minimum of the block
+BLOCK_SCALES.add("Q5_0", BlockScales("F16", (0,)))
+BLOCK_SCALES.add("Q5_1", BlockScales("F16", (0, 2)))
+BLOCK_SCALES.add("Q8_0", BlockScales("F16", (0,)))
+BLOCK_SCALES.add("Q2_K", BlockScales("F16", (80, 82)))  # K-quants: scales of the sub-block scales
+BLOCK_SCALES.add("Q3_K", BlockScales("F16", (108,)))
+BLOCK_SCALES.add("Q4_K", BlockScales("F16", (0, 2)))
+BLOCK_SCALES.add("Q5_K", BlockScales("F16", (0, 2)))
+BLOCK_SCALES.add("Q6_K", BlockScales("F16", (208,)))
+BLOCK_SCALES.add("IQ4_NL", BlockScales("F16", (0,)))
 
 
 class GGUFModel:
-    """One GGUF file. Raises HQError for one that hq cannot read, and for a split one."""
+    """One GGUF file. Raises HQError for a file that hq cannot read, and for a split one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,19 +79,19 @@ class GGUFModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """The file's own."""
+        """The identity of the file."""
         return self.file.identity
 
     @cached_property
     def record(self) -> BakeRecord | None:
-        """The record among the metadata."""
+        """The record in the metadata."""
         text = self.file.metadata.get(KEY)
         return None if text is None else BakeRecord.parse(str(text), str(self.path))
 
-    def strips(self, layer: int, index: int) -> list[StridedScales]:
+    def strided_scales(self, layer: int, index: int) -> list[StridedScales]:
         """Scales of the neuron's row of W_up, and its bias.
 
-        Without a gate GELU stands between that row and h: then of its column of W_down.
+        Without a gate, h is not linear in that row (GELU): then of its column of W_down.
         """
         prefix = f"blk.{layer}."
         up = self.file.tensors[f"{prefix}ffn_up.weight"]
@@ -68,151 +100,150 @@ class GGUFModel:
         if not gated and not fused:
             return [_column(self.path, self.file.tensors[f"{prefix}ffn_down.weight"], index)]
         row = self.d_ff + index if fused else index
+        scales = _row(self.path, up, row)
         bias = self.file.tensors.get(f"{prefix}ffn_up.bias")
-        found = _row(self.path, up, row)
-        return found if bias is None else [*found, _number(bias, row)]
+        return scales if bias is None else [*scales, _bias(bias, row)]
 
-    def stored(self, tensor: str) -> UInt8[np.ndarray, " byte"]:
-        """A tensor's bytes. HQError where there is no such tensor."""
+    def tensor_bytes(self, tensor: str) -> UInt8[np.ndarray, " byte"]:
+        """The bytes of a tensor. Raises HQError if there is no such tensor."""
         if tensor not in self.file.tensors:
             raise HQError(f"{self.path} has no tensor {tensor!r}, which its record names.")
         return self.file.rows(tensor).reshape(-1)
 
     def parts(self) -> Mapping[str, UInt8[np.ndarray, " byte"]]:
-        """The header, without the record, and all after it."""
+        """The header without the record, and all bytes after it."""
         header = self.file.raw[: self.file.header.data_start]
         if self.record is not None:
-            header = memoryview(self._header_before(self.record))
+            header = memoryview(self._original_header(self.record))
         tensors = self.file.raw[self.file.header.data_start :]
         return {
             "header": np.frombuffer(header, np.uint8),
             "tensors": np.frombuffer(tensors, np.uint8),
         }
 
-    def place(self, tensor: str) -> tuple[str, int]:
-        """Behind the header."""
+    def location(self, tensor: str) -> tuple[str, int]:
+        """The offset of a tensor after the header."""
         return "tensors", self.file.tensors[tensor].offset - self.file.header.data_start
 
-    def weights(self, layer: int, index: int) -> NeuronWeights:
-        """By the package gguf: the row's blocks as they are, and with one scale at a time."""
-        return NeuronWeights.joined([self._weights(own) for own in self._by_tensor(layer, index)])
+    def neuron_weights(self, layer: int, index: int) -> NeuronWeights:
+        """The blocks that the neuron's scales multiply, dequantized by the package gguf."""
+        by_tensor: dict[str, list[StridedScales]] = {}
+        for scales in self.strided_scales(layer, index):
+            by_tensor.setdefault(scales.tensor, []).append(scales)
+        return NeuronWeights.concatenated([self._weights(of) for of in by_tensor.values()])
 
     def logits(
         self, exchanges: Sequence[PromptResponse], scalings: Sequence[Factors]
     ) -> list[Float[np.ndarray, "token vocab"]]:
-        """As llama.cpp computes them, on one thread."""
+        """Logits as llama.cpp computes them on one thread."""
         from hq.backends.llamacpp.backend import LlamaBackend  # llama-cpp-python is an extra
 
-        found = []
+        logits = []
         with LlamaBackend(self.path) as backend:
             for factors in scalings:
                 with backend.scale(factors):
-                    rows = dict(backend.logits(exchanges))
-                found.append(np.concatenate([rows[row] for row in range(len(exchanges))]))
-        return found
+                    by_row = dict(backend.logits(exchanges))
+                logits.append(np.concatenate([by_row[row] for row in range(len(exchanges))]))
+        return logits
 
     def bake(self, target: Path, patches: Sequence[Patch], record: BakeRecord) -> BakeRecord:
-        """Writes the patched file; the original is hashed while it is copied."""
+        """Write the patched file; the original is hashed while it is copied."""
         header = self.file.header
         padding = bytes(self.file.raw[header.end : header.data_start]).hex()
         name = self.path.name
 
-        def finished(digest: str) -> BakeRecord:
+        def with_digest(digest: str) -> BakeRecord:
             return record.model_copy(update={"sha256": {name: digest}, "padding": padding})
 
-        end = header.end + len(_entry(finished(_NO_DIGEST).model_dump_json()))
-        data_start = padded(end, header.alignment)
-        with atomic_file(target) as path, ThreadPoolExecutor(1) as other:
-            digest = other.submit(sha256, self.path)
+        entry = _metadata_entry(with_digest(_DIGEST_PLACEHOLDER).model_dump_json())
+        data_start = padded(header.end + len(entry), header.alignment)
+        with atomic_file(target) as path, ThreadPoolExecutor(1) as executor:
+            digest = executor.submit(sha256_of, self.path)
             with open(self.path, "rb") as original, open(path, "wb") as out:
                 out.write(bytes(data_start))
                 copy_from(original, header.data_start, out)
-                whole = finished(digest.result())
+                complete = with_digest(digest.result())
                 out.seek(0)
-                out.write(self._longer(_entry(whole.model_dump_json())))
-            patch(path, self._placed(patches, data_start - header.data_start))
-        return whole
+                out.write(self._extended_header(_metadata_entry(complete.model_dump_json())))
+            apply_patches(path, self._with_offsets(patches, data_start - header.data_start))
+        return complete
 
     def restore(self, target: Path, patches: Sequence[Patch], record: BakeRecord) -> None:
-        """Writes the file as it was. HQError where its digest is not the original's."""
-        header = self._header_before(record)
+        """Write the original file. Raises HQError if its digest is not that of the record."""
+        header = self._original_header(record)
         data_start = self.file.header.data_start
         with atomic_file(target) as path:
             with open(self.path, "rb") as baked, open(path, "wb") as out:
                 out.write(header)
                 copy_from(baked, data_start, out)
-            patch(path, self._placed(patches, len(header) - data_start))
-            if [sha256(path)] != list(record.sha256.values()):
-                raise changed(self.path)
+            apply_patches(path, self._with_offsets(patches, len(header) - data_start))
+            if [sha256_of(path)] != list(record.sha256.values()):
+                raise changed_since_baked(self.path)
 
-    def _longer(self, entry: bytes) -> bytes:
-        """The header with one metadata entry more."""
+    def _extended_header(self, entry: bytes) -> bytes:
+        """The header with one more metadata entry."""
         header, raw = self.file.header, self.file.raw
-        (count,) = struct.unpack("<Q", raw[_COUNT])
+        (count,) = struct.unpack("<Q", raw[_ENTRY_COUNT])
         return b"".join(
             [
-                raw[: _COUNT.start],
+                raw[: _ENTRY_COUNT.start],
                 struct.pack("<Q", count + 1),
-                raw[_COUNT.stop : header.tensors_start],
+                raw[_ENTRY_COUNT.stop : header.tensors_start],
                 entry,
                 raw[header.tensors_start : header.end],
             ]
         )
 
-    def _header_before(self, record: BakeRecord) -> bytes:
-        """The header as it was, to the first tensor. HQError where the record is not last in it."""
+    def _original_header(self, record: BakeRecord) -> bytes:
+        """The header before baking, up to the first tensor.
+
+        Raises HQError if the record is not the last metadata entry.
+        """
         header, raw = self.file.header, self.file.raw
-        entry = _entry(str(self.file.metadata[KEY]))
+        entry = _metadata_entry(str(self.file.metadata[KEY]))
         start = header.tensors_start - len(entry)
         if raw[start : header.tensors_start] != entry:
-            raise changed(self.path)
-        (count,) = struct.unpack("<Q", raw[_COUNT])
+            raise changed_since_baked(self.path)
+        (count,) = struct.unpack("<Q", raw[_ENTRY_COUNT])
         return b"".join(
             [
-                raw[: _COUNT.start],
+                raw[: _ENTRY_COUNT.start],
                 struct.pack("<Q", count - 1),
-                raw[_COUNT.stop : start],
+                raw[_ENTRY_COUNT.stop : start],
                 raw[header.tensors_start : header.end],
                 bytes.fromhex(record.padding),
             ]
         )
 
-    def _by_tensor(self, layer: int, index: int) -> list[list[StridedScales]]:
-        """The neuron's strips, those of one tensor together."""
-        found: dict[str, list[StridedScales]] = {}
-        for strip in self.strips(layer, index):
-            found.setdefault(strip.tensor, []).append(strip)
-        return list(found.values())
-
-    def _weights(self, strips: Sequence[StridedScales]) -> NeuronWeights:
-        """Of one tensor's strips, whose blocks stand at equal distances."""
-        first, kind = strips[0], self.file.tensors[strips[0].tensor].type
-        shape, strides = (first.count, kind.nbytes), (first.step, 1)
+    def _weights(self, scales: Sequence[StridedScales]) -> NeuronWeights:
+        """The weights of blocks at equal distances, which scales of one tensor multiply."""
+        first, kind = scales[0], self.file.tensors[scales[0].tensor].type
+        shape, strides = (first.count, kind.nbytes), (first.stride, 1)
         start = first.start - first.start % kind.nbytes
-        stored = self.stored(first.tensor)[start:]
-        return block_weights(np.lib.stride_tricks.as_strided(stored, shape, strides), kind)
+        stored = self.tensor_bytes(first.tensor)[start:]
+        return _block_weights(np.lib.stride_tricks.as_strided(stored, shape, strides), kind)
 
-    def _placed(self, patches: Sequence[Patch], moved: int) -> list[tuple[int, Patch]]:
-        """Patches with the start of their tensor in a file whose tensors lie `moved` further."""
-        return [(self.file.tensors[p.strip.tensor].offset + moved, p) for p in patches]
+    def _with_offsets(self, patches: Sequence[Patch], shift: int) -> list[tuple[int, Patch]]:
+        """Patches with the start of their tensor in a file whose tensors lie `shift` further."""
+        return [(self.file.tensors[p.scales.tensor].offset + shift, p) for p in patches]
 
 
-def _entry(text: str) -> bytes:
-    """The record as an entry of GGUF's metadata."""
+def _metadata_entry(text: str) -> bytes:
+    """The record as an entry of GGUF metadata."""
     key, value = KEY.encode(), text.encode()
     lengths = (struct.pack("<Q", len(part)) for part in (key, value))
     return next(lengths) + key + struct.pack("<I", _STRING) + next(lengths) + value
 
 
 def _row(path: Path, tensor: Tensor, row: int) -> list[StridedScales]:
-    """Every scale of a row's blocks."""
+    """The scales of all blocks of a row."""
     kind = tensor.type
-    if kind.name not in SCALES:
+    if kind.name not in BLOCK_SCALES:
         raise HQError(
             f"{path} has {tensor.name} in {kind.name}, into which α cannot be baked: use a file in "
-            f"one of {', '.join(SCALES)}."
+            f"one of {', '.join(BLOCK_SCALES)}."
         )
-    scales, blocks = SCALES[kind.name], tensor.shape[0] // kind.weights
+    scales, blocks = BLOCK_SCALES[kind.name], tensor.shape[0] // kind.weights
     start = row * blocks * kind.nbytes
     return [
         StridedScales(tensor.name, scales.format, start + offset, kind.nbytes, blocks)
@@ -220,17 +251,17 @@ def _row(path: Path, tensor: Tensor, row: int) -> list[StridedScales]:
     ]
 
 
-def _number(bias: Tensor, row: int) -> StridedScales:
-    """One number of a vector, whose type is always a plain one."""
+def _bias(bias: Tensor, row: int) -> StridedScales:
+    """One number of a bias, which always has a plain type."""
     size = bias.type.nbytes
     return StridedScales(bias.name, bias.type.name, row * size, size, 1)
 
 
 def _column(path: Path, down: Tensor, index: int) -> StridedScales:
-    """A column of W_down, which is apart from others only where weights are plain numbers."""
+    """A column of W_down. Raises HQError if blocks of weights share scales with other columns."""
     if down.type.weights != 1:
         raise HQError(
-            f"{path} has no gate, so a neuron is scaled by its column of {down.name}; in "
+            f"{path} has no gate, so a neuron is scaled by its column of {down.name}, but in "
             f"{down.type.name} {down.type.weights} columns share a block's scale: bake into a file "
             "in F32, F16 or BF16."
         )
@@ -238,3 +269,38 @@ def _column(path: Path, down: Tensor, index: int) -> StridedScales:
     return StridedScales(
         down.name, down.type.name, index * size, down.shape[0] * size, down.shape[1]
     )
+
+
+def _block_weights(blocks: UInt8[np.ndarray, "block nbytes"], kind: GGMLType) -> NeuronWeights:
+    """Dequantized weights of blocks, and what each of their scales contributes."""
+    scales = BLOCK_SCALES[kind.name]
+    number_format = FORMATS[scales.format]
+    magnitudes = ulps = np.zeros(len(blocks) * kind.weights)
+    for offset in scales.offsets:
+        numbers = number_format.read(blocks[:, offset : offset + number_format.nbytes])
+        ulp = number_format.ulp(numbers)
+        magnitudes = magnitudes + np.abs(_contribution(blocks, kind, offset, numbers))
+        ulps = ulps + np.abs(_contribution(blocks, kind, offset, ulp))
+    return NeuronWeights(_dense(blocks, kind), magnitudes, ulps)
+
+
+def _contribution(
+    blocks: UInt8[np.ndarray, "block nbytes"],
+    kind: GGMLType,
+    offset: int,
+    numbers: Float[np.ndarray, " block"],
+) -> Float[np.ndarray, " weight"]:
+    """The weights with these numbers as the scale at `offset`, and zero for all other scales."""
+    scales, edited = BLOCK_SCALES[kind.name], blocks.copy()
+    number_format = FORMATS[scales.format]
+    for other in scales.offsets:
+        edited[:, other : other + number_format.nbytes] = 0
+    edited[:, offset : offset + number_format.nbytes] = number_format.write(numbers)
+    return _dense(edited, kind)
+
+
+def _dense(
+    blocks: UInt8[np.ndarray, "block nbytes"], kind: GGMLType
+) -> Float[np.ndarray, " weight"]:
+    row: Float[np.ndarray, "1 weight"] = dequantized(blocks.reshape(1, -1), kind)
+    return row.ravel().astype(np.float64)

@@ -1,192 +1,193 @@
-"""Whether a baked model is its original with neurons scaled: by its bytes, weights and logits."""
+"""Verify that a baked model is its original with scaled neurons: by bytes, weights and logits."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from hq.neurons.factors import Factors
 from hq.neurons.prompt_response import PromptResponse
-from hq.suppress.bake.baking import kept_patches, open_target, record_of
-from hq.suppress.bake.model import BakeTarget, Factors
-from hq.suppress.bake.numbers import Numbers, nearest_exact
+from hq.suppress.bake.baking import open_target, require_record, undo_patches
 from hq.suppress.bake.record import BakeRecord
-from hq.suppress.bake.strided_scales import StridedScales
+from hq.suppress.bake.strided_scales import StoredNumbers, StridedScales, nearest_exact
+from hq.suppress.bake.target import BakeTarget
 
-_UNIT = 0.5  # rounding to the nearest is off by no more
+_MAX_ULPS = 0.5  # error of rounding to the nearest number
 _CHUNK = 1 << 24
-_TEXTS, _TOKENS = 4, 24  # random ones, where none are given
+_TEXTS, _TOKENS = 4, 24  # of random token ids, if no texts are given
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verification:
-    """What was measured, and each `problem` as a clause; without any, the baking is verified.
+    """The measured differences, and each problem as a clause; without problems it is verified.
 
-    `units` is the largest distance of a stored number from α times what it was, in units of its
-    format; `rows` that of dequantized weights, as a share of what one unit of their scales is.
-    `logits` is the largest difference from scaling at run time, `effect` the largest that scaling
-    makes. `exact` says that no stored number had to be rounded; where α is 0 or a power of two
-    besides, nothing in between is either, and logits have to be equal. `nearest` names for each α
-    that was rounded the nearest that is exact.
+    `exact` is true if no stored number had to be rounded. If each α is 0 or a power of two as
+    well, no intermediate result is rounded either, so the logits must be equal.
     """
 
     exact: bool = False
-    units: float = 0.0
-    rows: float = 0.0
-    logits: float | None = None  # not measured where bytes are wrong
-    effect: float | None = None
-    nearest: dict[float, float] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    units: float = 0.0  # largest error of a stored number, in units in the last place (ULP)
+    rows: float = 0.0  # largest error of a dequantized weight, relative to one ULP of its scales
+    logits: float | None = None  # largest difference from scaling at run time; None: not measured
+    effect: float | None = None  # largest change of a logit that scaling makes
+    nearest: Mapping[float, float] = field(
+        default_factory=dict
+    )  # α that was rounded: nearest exact
+    problems: tuple[str, ...] = ()
 
     @property
-    def holds(self) -> bool:
-        """Whether it is verified."""
+    def is_verified(self) -> bool:
+        """Whether there is no problem."""
         return not self.problems
 
 
-def verify(
+def verify_baked(
     baked: Path, source: Path, factors: Factors, exchanges: Sequence[PromptResponse] = ()
 ) -> Verification:
-    """Compares a baked model with its original, in which these neurons are scaled at run time.
+    """Compare a baked model with its original, in which these neurons are scaled at run time.
 
-    Without `exchanges` the logits are those of random tokens.
+    Logits are compared on random token ids if no `exchanges` are given.
 
-    Raises HQError for a model that cannot be read or run, or is not baked.
+    Raises HQError for a model that cannot be read or run, and for one that is not baked.
     """
-    ours, theirs = open_target(baked), open_target(source)
-    record, found = record_of(ours), Verification()
+    model, original = open_target(baked), open_target(source)
+    record = require_record(model)
     if record.factors != dict(factors):
-        found.problems.append(
-            f"it scales {_told(record.factors)}, and {_told(factors)} was to be scaled"
+        return Verification(
+            problems=(
+                f"it scales {_summary(record.factors)}, and {_summary(factors)} was to be scaled",
+            )
         )
-        return found
-    strips = {neuron: theirs.strips(*neuron) for neuron in sorted(factors)}
-    _compare_bytes(found, ours, theirs, record, [s for each in strips.values() for s in each])
-    if found.holds:
-        _compare_numbers(found, ours, theirs, strips, factors)
-    if found.holds:
-        _compare_logits(found, ours, theirs, factors, exchanges)
-    return found
+    scales = {neuron: original.strided_scales(*neuron) for neuron in sorted(factors)}
+    problems = _byte_problems(
+        model, original, record, [s for each in scales.values() for s in each]
+    )
+    if problems:
+        return Verification(problems=problems)
+    verification = _compare_numbers(model, original, scales, factors)
+    if not verification.is_verified:
+        return verification
+    error, effect = _logit_differences(model, original, factors, exchanges)
+    if verification.exact and all(map(_rounds_nothing, factors.values())) and error != 0:
+        problems = (f"its logits are off by up to {error:.2g} although nothing was rounded",)
+    return replace(verification, logits=error, effect=effect, problems=problems)
 
 
-def _told(factors: Factors) -> str:
+def _summary(factors: Factors) -> str:
     alphas = ", ".join(f"{alpha:g}" for alpha in sorted(set(factors.values())))
     return f"{len(factors)} neurons by {alphas}"
 
 
-def _compare_bytes(
-    found: Verification,
-    ours: BakeTarget,
-    theirs: BakeTarget,
-    record: BakeRecord,
-    strips: Sequence[StridedScales],
-) -> None:
-    """Nothing but the strips differs, and the record holds what they were."""
-    parts, originals = dict(ours.parts()), dict(theirs.parts())
-    if {n: len(p) for n, p in parts.items()} != {n: len(p) for n, p in originals.items()}:
-        found.problems.append("it was made of another file")
-        return
-    may: dict[str, list[Int[np.ndarray, " byte"]]] = {name: [] for name in parts}
-    for strip in strips:
-        name, start = theirs.place(strip.tensor)
-        may[name].append(start + _bytes_of(strip))
+def _byte_problems(
+    model: BakeTarget, original: BakeTarget, record: BakeRecord, scales: Sequence[StridedScales]
+) -> tuple[str, ...]:
+    """Differences outside of the scales, and entries of the record that are not the original."""
+    parts, original_parts = dict(model.parts()), dict(original.parts())
+    if {n: len(p) for n, p in parts.items()} != {n: len(p) for n, p in original_parts.items()}:
+        return ("it was made from another file",)
+    scaled_bytes: dict[str, list[Int[np.ndarray, " byte"]]] = {name: [] for name in parts}
+    for each in scales:
+        name, start = original.location(each.tensor)
+        scaled_bytes[name].append(start + _byte_offsets(each))
+    problems = []
     for name in parts:
-        differ = _differing(parts[name], originals[name])
-        outside = np.setdiff1d(differ, np.concatenate([np.empty(0, np.int64), *may[name]]))
+        different = _different_bytes(parts[name], original_parts[name])
+        outside = np.setdiff1d(different, np.concatenate([_NO_OFFSETS, *scaled_bytes[name]]))
         if outside.size:
-            found.problems.append(
+            problems.append(
                 f"{outside.size} bytes of its {name} differ that scale none of these neurons, the "
                 f"first at {outside[0]}"
             )
-    for patch in kept_patches(ours, record):
-        original = patch.strip.bytes_in(theirs.stored(patch.strip.tensor))
-        if not np.array_equal(original, patch.content):
-            found.problems.append(f"its record does not hold what {patch.strip.tensor} was")
+    for patch in undo_patches(model, record):
+        tensor = patch.scales.tensor
+        if not np.array_equal(patch.scales.bytes_in(original.tensor_bytes(tensor)), patch.content):
+            problems.append(f"its record does not have the original bytes of {tensor}")
+    return tuple(problems)
 
 
-def _bytes_of(strip: StridedScales) -> Int[np.ndarray, " byte"]:
-    """Places of a strip's bytes in its tensor."""
-    firsts = strip.start + strip.step * np.arange(strip.count)
-    return (firsts[:, None] + np.arange(strip.form.nbytes)).ravel()
+_NO_OFFSETS = np.empty(0, np.int64)
 
 
-def _differing(
+def _byte_offsets(scales: StridedScales) -> Int[np.ndarray, " byte"]:
+    """Offsets of the scales' bytes in their tensor."""
+    starts = scales.start + scales.stride * np.arange(scales.count)
+    return (starts[:, None] + np.arange(scales.number_format.nbytes)).ravel()
+
+
+def _different_bytes(
     one: UInt8[np.ndarray, " byte"], other: UInt8[np.ndarray, " byte"]
-) -> Int[np.ndarray, " place"]:
-    places = [
+) -> Int[np.ndarray, " different"]:
+    offsets = [
         start + np.flatnonzero(one[start : start + _CHUNK] != other[start : start + _CHUNK])
         for start in range(0, len(one), _CHUNK)
     ]
-    return np.concatenate([np.empty(0, np.int64), *places])
+    return np.concatenate([_NO_OFFSETS, *offsets])
 
 
 def _compare_numbers(
-    found: Verification,
-    ours: BakeTarget,
-    theirs: BakeTarget,
-    strips: Mapping[tuple[int, int], Sequence[StridedScales]],
+    model: BakeTarget,
+    original: BakeTarget,
+    scales: Mapping[tuple[int, int], Sequence[StridedScales]],
     factors: Factors,
-) -> None:
-    """Every number is the nearest to α times what it was, and weights follow."""
-    by_alpha: dict[float, list[Numbers]] = {}
+) -> Verification:
+    """Compare each stored number with α times its original, then the dequantized weights."""
+    units = rows = 0.0
+    by_alpha: dict[float, list[StoredNumbers]] = {}
     rounded: set[float] = set()
     for neuron, alpha in factors.items():
-        for strip in strips[neuron]:
-            before, after = (strip.read(model.stored(strip.tensor)) for model in (theirs, ours))
-            with np.errstate(invalid="ignore"):  # what is not finite is off
-                off = np.abs(after - alpha * before)
-            found.units = float(np.maximum(found.units, (off / strip.form.unit(after)).max()))
-            by_alpha.setdefault(alpha, []).append((strip.form, before))
-            if off.any():
+        for each in scales[neuron]:
+            before, after = (each.read(m.tensor_bytes(each.tensor)) for m in (original, model))
+            with np.errstate(invalid="ignore"):  # numbers that are not finite fail the comparison
+                error = np.abs(after - alpha * before)
+            units = float(np.maximum(units, (error / each.number_format.ulp(after)).max()))
+            by_alpha.setdefault(alpha, []).append((each.number_format, before))
+            if error.any():
                 rounded.add(alpha)
-        found.rows = float(np.maximum(found.rows, _row_error(ours, theirs, neuron, alpha)))
-    found.exact = not rounded
-    found.nearest = {alpha: nearest_exact(alpha, by_alpha[alpha]) for alpha in sorted(rounded)}
-    if not found.units <= _UNIT:
-        found.problems.append(f"its numbers are off by up to {found.units:.2g} units")
-    if not found.rows <= 1:
-        found.problems.append(f"its weights are off by {found.rows:.2g} times a unit of scale")
-
-
-def _row_error(
-    ours: BakeTarget, theirs: BakeTarget, neuron: tuple[int, int], alpha: float
-) -> float:
-    """How far the dequantized weights are from α times the original's, of what is allowed."""
-    before, after = (model.weights(*neuron) for model in (theirs, ours))
-    with np.errstate(invalid="ignore"):
-        off = np.abs(after.values - alpha * before.values)
-    arithmetic = 4 * np.finfo(np.float32).eps * alpha * before.size  # of dequantizing itself
-    allowed = after.unit + arithmetic
-    return float(np.divide(off, allowed, out=np.zeros_like(off), where=off > 0).max())
-
-
-def _compare_logits(
-    found: Verification,
-    ours: BakeTarget,
-    theirs: BakeTarget,
-    factors: Factors,
-    exchanges: Sequence[PromptResponse],
-) -> None:
-    """The baked model computes what the original does with neurons scaled at run time."""
-    texts = exchanges or list(_random_texts(theirs.vocabulary))
-    plain, scaled = theirs.logits(texts, [{}, factors])
-    (baked,) = ours.logits(texts, [{}])
-    found.logits = float(np.abs(baked - scaled).max())
-    found.effect = float(np.abs(plain - scaled).max())
-    if found.exact and all(map(_shifts, factors.values())) and found.logits != 0:
-        found.problems.append(
-            f"its logits are off by up to {found.logits:.2g} although nothing was rounded"
+        rows = float(np.maximum(rows, _weight_error(model, original, neuron, alpha)))
+    nearest = {alpha: nearest_exact(alpha, by_alpha[alpha]) for alpha in sorted(rounded)}
+    problems = []
+    if not units <= _MAX_ULPS:  # true for NaN as well
+        problems.append(f"its numbers are off by up to {units:.2g} units in the last place")
+    if not rows <= 1:
+        problems.append(
+            f"its weights are off by {rows:.2g} times a unit in the last place of their scales"
         )
+    return Verification(
+        exact=not rounded, units=units, rows=rows, nearest=nearest, problems=tuple(problems)
+    )
 
 
-def _shifts(alpha: float) -> bool:
-    """Whether multiplying by α rounds no number: it is 0, or a power of two."""
+def _weight_error(
+    model: BakeTarget, original: BakeTarget, neuron: tuple[int, int], alpha: float
+) -> float:
+    """Largest error of a dequantized weight, relative to the error that is allowed for it."""
+    before, after = (each.neuron_weights(*neuron) for each in (original, model))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(after.values - alpha * before.values)
+    rounding = 4 * np.finfo(np.float32).eps * alpha * before.magnitudes  # of dequantization
+    allowed = after.ulps + rounding
+    return float(np.divide(error, allowed, out=np.zeros_like(error), where=error > 0).max())
+
+
+def _logit_differences(
+    model: BakeTarget, original: BakeTarget, factors: Factors, exchanges: Sequence[PromptResponse]
+) -> tuple[float, float]:
+    """(largest difference from the original scaled at run time, largest effect of that scaling)."""
+    texts = exchanges or list(_random_texts(original.vocabulary))
+    plain, scaled = original.logits(texts, [{}, factors])
+    (baked,) = model.logits(texts, [{}])
+    return float(np.abs(baked - scaled).max()), float(np.abs(plain - scaled).max())
+
+
+def _rounds_nothing(alpha: float) -> bool:
+    """Whether no product with α is rounded: α is 0 or a power of two."""
     return alpha == 0 or math.frexp(alpha)[0] == 0.5
 
 
 def _random_texts(vocabulary: int) -> Iterator[PromptResponse]:
-    draw = np.random.default_rng(0)
-    for ids in draw.integers(vocabulary, size=(_TEXTS, _TOKENS)).tolist():
+    generator = np.random.default_rng(0)
+    for ids in generator.integers(vocabulary, size=(_TEXTS, _TOKENS)).tolist():
         yield PromptResponse((ids[0],), tuple(ids[1:]))

@@ -1,18 +1,16 @@
-"""A GGUF adapter for stock llama.cpp, exact on the very file that it is made for.
+"""A GGUF adapter for stock llama.cpp, exact on the file that it is made for.
 
-In a gated FFN h_i is linear in row i of the up projection: ΔW_up = (α₀ − 1)·E·W_up[H]. A holds
-these rows as the base file stores them, so that llama.cpp computes up_i from A by the arithmetic
-that it uses for the base, and B, one-hot, adds (α₀ − 1)·up_i to up_i. Rows in another type would
-meet activations of another precision, and what is left of up_i would show in the logits. Where
-llama.cpp repacks the base's rows for the processor (Q4_0), which it does not do to A, the last bit
-of up_i can differ.
+In a gated FFN, h_i is linear in row i of the up projection: ΔW_up = (α₀ − 1)·E·W_up[H]. A has these
+rows as the base file stores them, so that llama.cpp computes up_i from A with the same arithmetic
+as from the base, and B, one-hot, adds (α₀ − 1)·up_i to up_i. With another type, activations would
+have another precision, and the difference would show in the logits. If llama.cpp repacks the rows
+of the base for the processor (Q4_0), which it does not do with A, the last bit of up_i can differ.
 
-Without a gate, or with a bias on up, h_i is not linear in that row. What it writes is linear in
-h_i: ΔW_down = (α₀ − 1)·W_down[:, H]·Eᵀ, with dequantized columns in B. That is right up to
-rounding; a quantized base's own product rounds h to 8 bits, and the adapter's does not.
+Without a gate, or with a bias on up, h_i is not linear in that row, but the output is linear in
+h_i: ΔW_down = (α₀ − 1)·W_down[:, H]·Eᵀ, with dequantized columns in B. This is correct up to
+rounding: the product of a quantized base rounds h to 8 bits, and that of the adapter does not.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,16 +23,17 @@ from hq.gguf.file import GGUFFile
 from hq.gguf.header import Tensor
 from hq.gguf.types import TYPES, GGMLType
 from hq.gguf.write import gguf_package
+from hq.neurons.factors import Factors
 from hq.storage.atomic import atomic_file
 from hq.suppress.lora.delta import LoraDelta, lora_deltas
 
 _F32 = TYPES[0]
-_TILE = 4  # llama.cpp multiplies dense matrices in tiles of rows; a rest is summed in another order
-_NO_DIVISION = 0.0  # as adapter.lora.alpha: llama.cpp then does not divide by the rank
+_TILE = 4  # rows that llama.cpp multiplies together; others are summed in another order
+_NO_DIVISION = 0.0  # of adapter.lora.alpha: llama.cpp then does not divide by the rank
 
 
 class _Product(NamedTuple):
-    """ΔW = B·A of one tensor. A is rows of whole blocks of a type; B is float32."""
+    """ΔW = B·A of one tensor; the rows of A are blocks of a GGUF type, and B is float32."""
 
     tensor: str
     kind: GGMLType
@@ -42,20 +41,20 @@ class _Product(NamedTuple):
     b: Float[np.ndarray, "d_out rank"]
 
 
-def write(base: GGUFFile, factors: Mapping[tuple[int, int], float], into: Path) -> None:
-    """Writes the adapter that, at scale 1, makes h_i of each (layer, index) its α₀·h_i.
+def write_gguf_adapter(base: GGUFFile, factors: Factors, into: Path) -> None:
+    """Write the adapter that multiplies h_i of each (layer, index) by α₀ at scale 1.
 
-    `into` appears when it is whole. Raises HQError for what `lora_deltas` refuses, a type of
-    weights that the installed `gguf` does not know, and where that is missing.
+    `into` appears when it is complete. Raises HQError if `lora_deltas` does, for a type of weights
+    that the installed package `gguf` does not know, and if that package is missing.
     """
     package = gguf_package()
-    found = lora_deltas(factors, base.n_layers, base.d_ff)
+    deltas = lora_deltas(factors, base.n_layers, base.d_ff)
     with atomic_file(into) as path:
         writer = package.GGUFWriter(path, base.architecture)
         try:
-            _describe(package, writer, base, found)
-            for change in found:
-                _add(package, writer, _product(base, change))
+            _describe(package, writer, base, deltas)
+            for delta in deltas:
+                _add(package, writer, _product(base, delta))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -63,8 +62,8 @@ def write(base: GGUFFile, factors: Mapping[tuple[int, int], float], into: Path) 
             writer.close()
 
 
-def _describe(package: ModuleType, writer: Any, base: GGUFFile, found: list[LoraDelta]) -> None:
-    """What llama.cpp asks of an adapter, and what people may ask of this one."""
+def _describe(package: ModuleType, writer: Any, base: GGUFFile, deltas: list[LoraDelta]) -> None:
+    """Write the metadata that llama.cpp requires, and what the adapter scales."""
     keys, model = package.Keys, base.identity
     writer.add_type(package.GGUFType.ADAPTER)
     writer.add_string(keys.Adapter.TYPE, "lora")
@@ -72,36 +71,36 @@ def _describe(package: ModuleType, writer: Any, base: GGUFFile, found: list[Lora
     writer.add_name(f"{model.name} with scaled neurons")
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, model.name)
-    writer.add_string("hq.suppress.lora.base", base.fingerprint)
-    writer.add_array("hq.suppress.lora.layers", [c.layer for c in found for _ in c.neurons])
-    writer.add_array("hq.suppress.lora.neurons", [i for c in found for i in c.neurons])
-    writer.add_array("hq.suppress.lora.alphas", [1 + gain for c in found for gain in c.gains])
+    writer.add_string("hq.lora.base", base.fingerprint)
+    writer.add_array("hq.lora.layers", [d.layer for d in deltas for _ in d.neurons])
+    writer.add_array("hq.lora.neurons", [index for d in deltas for index in d.neurons])
+    writer.add_array("hq.lora.alphas", [1 + c for d in deltas for c in d.coefficients])
 
 
-def _product(base: GGUFFile, change: LoraDelta) -> _Product:
-    up = base.tensors[f"blk.{change.layer}.ffn_up.weight"]
+def _product(base: GGUFFile, delta: LoraDelta) -> _Product:
+    up = base.tensors[f"blk.{delta.layer}.ffn_up.weight"]
     offset = up.shape[1] - base.d_ff  # a fused gate comes first
-    rows = np.array(change.neurons) + offset
-    if not _linear(base, up, rows):
-        return _of_down(base, change)
-    spare = -change.rank % _TILE if up.type.weights == 1 else 0
-    a = np.pad(base.rows(up.name)[rows], ((0, spare), (0, 0)))
-    b = np.pad(change.one_hot(up.shape[1], offset), ((0, spare), (0, 0))).T
+    rows = np.array(delta.neurons) + offset
+    if not _is_linear(base, up, rows):
+        return _down_product(base, delta)
+    padding = -delta.rank % _TILE if up.type.weights == 1 else 0
+    a = np.pad(base.rows(up.name)[rows], ((0, padding), (0, 0)))
+    b = np.pad(delta.one_hot(up.shape[1], offset), ((0, padding), (0, 0))).T
     return _Product(up.name, up.type, a, np.ascontiguousarray(b))
 
 
-def _linear(base: GGUFFile, up: Tensor, rows: Int[np.ndarray, " rank"]) -> bool:
-    """Whether the products of these rows of the up projection are linear in them."""
+def _is_linear(base: GGUFFile, up: Tensor, rows: Int[np.ndarray, " rank"]) -> bool:
+    """Whether h is linear in these rows of the up projection."""
     bias = up.name.replace("weight", "bias")
     biased = bias in base.tensors and base.dense(bias)[0, rows].any()
     gated = up.shape[1] > base.d_ff or up.name.replace("up", "gate") in base.tensors
     return gated and not biased
 
 
-def _of_down(base: GGUFFile, change: LoraDelta) -> _Product:
-    name = f"blk.{change.layer}.ffn_down.weight"
-    columns = np.ascontiguousarray(base.dense(name)[:, change.neurons])
-    return _Product(name, _F32, change.one_hot(base.d_ff).view(np.uint8), columns)
+def _down_product(base: GGUFFile, delta: LoraDelta) -> _Product:
+    name = f"blk.{delta.layer}.ffn_down.weight"
+    columns = np.ascontiguousarray(base.dense(name)[:, delta.neurons])
+    return _Product(name, _F32, delta.one_hot(base.d_ff).view(np.uint8), columns)
 
 
 def _add(package: ModuleType, writer: Any, product: _Product) -> None:

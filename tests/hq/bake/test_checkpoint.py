@@ -1,4 +1,4 @@
-"""Baking into checkpoints' folders, beside what the libraries that wrote them read."""
+"""Baking into checkpoint folders, compared with the libraries that wrote them."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from hq.errors import HQError
 from hq.precisions import PRECISIONS
 from hq.precisions.base import from_pretrained
 from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
-from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify
+from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify_baked
 from hq.suppress.bake.checkpoint import RECORD_FILE, CheckpointModel
 from tests import packed_files, tiny
 from tests.packed_files import ASYMMETRIC, PACKINGS
@@ -53,32 +53,30 @@ def changed_tensors(one: Path, other: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
-def test_of_every_family_the_neuron_is_scaled_and_all_else_stays(
-    family, alpha, checkpoint, tmp_path
-):
+def test_only_the_neuron_changes_in_every_family(family, alpha, checkpoint, tmp_path):
     source, baked = checkpoint(family), tmp_path / "baked"
     factors = dict.fromkeys(NEURONS, alpha)
     record = bake(source, baked, factors)
     assert record.exact == (alpha == 2)  # half of a number below 2^-14 may be none of FP16
     for name in changed_tensors(source, baked):
         assert re.search(r"(up_proj|gate_up_proj|fc1|mlp\.c_proj)\.(weight|bias)$", name), name
-    found = verify(baked, source, factors)
-    assert found.holds, found.problems
-    if found.exact:
-        assert found.logits == 0
-    assert found.effect > 1e-3
-    assert found.logits < 1e-2 * found.effect
+    verification = verify_baked(baked, source, factors)
+    assert verification.is_verified, verification.problems
+    if verification.exact:
+        assert verification.logits == 0
+    assert verification.effect > 1e-3
+    assert verification.logits < 1e-2 * verification.effect
     with TorchBackend(source) as original, TorchBackend(baked) as edited:
         with original.scale(factors):
             expected = dict(original.logits(tiny.exchanges()))
         for row, logits in edited.logits(tiny.exchanges()):
             error = np.abs(logits - expected[row]).max()
-            assert error == 0 if found.exact else error < 2e-3
+            assert error == 0 if verification.exact else error < 2e-3
     undo(baked, tmp_path / "again")
     same_files(tmp_path / "again", source)
 
 
-def test_of_a_fused_projection_only_the_half_that_is_up(checkpoint, tmp_path):
+def test_only_the_up_half_of_a_fused_projection_changes(checkpoint, tmp_path):
     bake(checkpoint("phi3"), tmp_path / "baked", {(1, 5): 0.0})
     name = "model.layers.1.mlp.gate_up_proj.weight"
     assert changed_tensors(checkpoint("phi3"), tmp_path / "baked") == [name]
@@ -90,7 +88,7 @@ def test_of_a_fused_projection_only_the_half_that_is_up(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "weight"), [("opt", "fc2"), ("gpt2", "mlp.c_proj")])
-def test_behind_gelu_it_is_what_the_neuron_writes(family, weight, checkpoint, tmp_path):
+def test_with_gelu_and_no_gate_the_column_of_down_is_scaled(family, weight, checkpoint, tmp_path):
     source = Path(shutil.copytree(checkpoint(family), tmp_path / "source"))
     if family == "opt":
         config = source / "config.json"
@@ -100,10 +98,10 @@ def test_behind_gelu_it_is_what_the_neuron_writes(family, weight, checkpoint, tm
     bake(source, tmp_path / "baked", {(1, 5): 2.0})
     (name,) = changed_tensors(source, tmp_path / "baked")
     assert name.endswith(f".1.{weight}.weight")
-    assert verify(tmp_path / "baked", source, {(1, 5): 2.0}).logits == 0
+    assert verify_baked(tmp_path / "baked", source, {(1, 5): 2.0}).logits == 0
 
 
-def test_a_gpt2_with_relu_is_scaled_by_what_the_neuron_reads(checkpoint, tmp_path):
+def test_with_relu_and_no_gate_the_row_of_up_is_scaled(checkpoint, tmp_path):
     source = Path(shutil.copytree(checkpoint("gpt2"), tmp_path / "source"))
     config = source / "config.json"
     config.write_text(
@@ -112,7 +110,7 @@ def test_a_gpt2_with_relu_is_scaled_by_what_the_neuron_reads(checkpoint, tmp_pat
     bake(source, tmp_path / "baked", {(1, 5): 0.25})
     names = changed_tensors(source, tmp_path / "baked")
     assert names == [f"transformer.h.1.mlp.c_fc.{part}" for part in ("bias", "weight")]
-    assert verify(tmp_path / "baked", source, {(1, 5): 0.25}).holds
+    assert verify_baked(tmp_path / "baked", source, {(1, 5): 0.25}).is_verified
 
 
 def test_an_alpha_that_is_exact_and_no_power_of_two_is_verified(checkpoint, tmp_path):
@@ -124,10 +122,10 @@ def test_an_alpha_that_is_exact_and_no_power_of_two_is_verified(checkpoint, tmp_
     assert alpha not in (0, 0.25, 0.5)
     factors = dict.fromkeys(NEURONS, alpha)
     assert bake(source, tmp_path / "baked", factors).exact
-    found = verify(tmp_path / "baked", source, factors)
-    assert found.holds, found.problems
-    assert found.exact
-    assert 0 < found.logits < 1e-4
+    verification = verify_baked(tmp_path / "baked", source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.exact
+    assert 0 < verification.logits < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,12 +137,12 @@ def test_other_floats(dtype, checkpoint, tmp_path):
     for alpha in (0.5, 0.3):
         factors, baked = dict.fromkeys(NEURONS, alpha), tmp_path / f"{alpha}"
         bake(source, baked, factors)
-        found = verify(baked, source, factors)
-        assert found.holds, found.problems
-        assert found.exact == (alpha == 0.5)
+        verification = verify_baked(baked, source, factors)
+        assert verification.is_verified, verification.problems
+        assert verification.exact == (alpha == 0.5)
 
 
-def test_shards_that_are_not_touched_stay_and_each_digest_is_kept(tmp_path):
+def test_only_changed_shards_have_a_digest(tmp_path):
     source = tmp_path / "source"
     tiny.model("llama").half().save_pretrained(source, max_shard_size="60KB")
     shards = sorted(file.name for file in source.glob("*.safetensors"))
@@ -153,7 +151,7 @@ def test_shards_that_are_not_touched_stay_and_each_digest_is_kept(tmp_path):
     (source / "sub" / "empty.txt").touch()
     record = bake(source, tmp_path / "baked", {(0, 3): 0.5, (2, 5): 0.5})
     assert 1 <= len(record.sha256) < len(shards)
-    assert verify(tmp_path / "baked", source, record.factors).holds
+    assert verify_baked(tmp_path / "baked", source, record.factors).is_verified
     undo(tmp_path / "baked", tmp_path / "again")
     same_files(tmp_path / "again", source)
 
@@ -165,7 +163,9 @@ def test_shards_that_are_not_touched_stay_and_each_digest_is_kept(tmp_path):
     precision=st.sampled_from(["gptq-4", "gptq-3", "awq-4"]),
 )
 @settings(max_examples=15)
-def test_any_alphas_of_any_neurons_come_and_go(alphas, precision, packed, tmp_path_factory):
+def test_any_alphas_of_any_neurons_are_baked_and_undone(
+    alphas, precision, packed, tmp_path_factory
+):
     folder = tmp_path_factory.mktemp("any")
     source = packed(precision)
     record = bake(source, folder / "baked", alphas)
@@ -198,7 +198,7 @@ def test_packed_rows_are_scaled_and_all_others_stay(packing, tmp_path):
         old[rows] *= 0.5
         assert torch.equal(old, new)
         for row in rows:
-            found = CheckpointModel(baked).weights(layer, row)
+            found = CheckpointModel(baked).neuron_weights(layer, row)
             np.testing.assert_allclose(found.values, new[row].numpy(), rtol=1e-6)
 
 
@@ -207,14 +207,14 @@ def test_packed_rows_are_scaled_and_all_others_stay(packing, tmp_path):
 def test_packed_checkpoints_compute_what_hooks_do(precision, alpha, packed, tmp_path):
     source, baked, factors = packed(precision), tmp_path / "baked", dict.fromkeys(NEURONS, alpha)
     bake(source, baked, factors)
-    found = verify(baked, source, factors)
-    assert found.holds, found.problems
-    assert found.exact == (alpha != 0.3)
-    assert found.effect > 0.1
-    assert found.logits == 0 if found.exact else 0 < found.logits < 1e-3
+    verification = verify_baked(baked, source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.exact == (alpha != 0.3)
+    assert verification.effect > 0.1
+    assert verification.logits == 0 if verification.exact else 0 < verification.logits < 1e-3
 
 
-def test_formats_whose_scales_stand_in_another_order_are_refused(packed, tmp_path):
+def test_formats_with_permuted_scales_are_rejected(packed, tmp_path):
     source = Path(shutil.copytree(packed("gptq-4"), tmp_path / "source"))
     config = source / "config.json"
     stated = json.loads(config.read_text(encoding="utf-8"))
@@ -237,7 +237,7 @@ def test_bitsandbytes_reads_scaled_rows_and_all_others_as_they_were(family, kind
     models = [from_pretrained(path, CPU, dtype=torch.float32) for path in (source, baked)]
     offset = tiny.D_FF if family == "phi3" else 0
     for (name, old), (_, new) in zip(*(m.named_modules() for m in models), strict=True):
-        if not (hasattr(old, "weight") and PRECISIONS[kind].holds(old)):
+        if not (hasattr(old, "weight") and PRECISIONS[kind].is_precision_of(old)):
             continue
         dense = PRECISIONS[kind].dense(old).clone()
         if name.endswith(UPS.get(family, "mlp.up_proj")):
@@ -254,10 +254,10 @@ def test_bitsandbytes_computes_what_hooks_do(kind, alpha, saved, tmp_path):
     pytest.importorskip("bitsandbytes")
     source, factors = saved("llama", kind), dict.fromkeys(NEURONS, alpha)
     bake(source, tmp_path / "baked", factors)
-    found = verify(tmp_path / "baked", source, factors)
-    assert found.holds, found.problems
-    assert found.effect > 0.1
-    assert found.logits == 0 if found.exact else found.logits < 1e-4
+    verification = verify_baked(tmp_path / "baked", source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.effect > 0.1
+    assert verification.logits == 0 if verification.exact else verification.logits < 1e-4
 
 
 def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
@@ -265,8 +265,8 @@ def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
     for kind in ("int8", "nf4", "fp4"):
         model = from_pretrained(saved("llama", kind), CPU, dtype=torch.float32)
         dense = PRECISIONS[kind].dense(model.get_submodule("model.layers.1.mlp.up_proj"))
-        ours = CheckpointModel(saved("llama", kind)).weights(1, 9).values
-        np.testing.assert_allclose(ours, dense[9].numpy(), rtol=1e-6)
+        values = CheckpointModel(saved("llama", kind)).neuron_weights(1, 9).values
+        np.testing.assert_allclose(values, dense[9].numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_the_vectors_that_are_verified_are_those_of_bitsandbytes(saved):
         ("gpt2", "int8", "not known to be linear in its row of W_up.*into the dense checkpoint"),
     ],
 )
-def test_what_has_no_scale_for_one_neuron_is_refused_with_the_reason(
+def test_formats_without_a_scale_for_one_neuron_are_rejected_with_the_reason(
     family, kind, words, saved, tmp_path
 ):
     pytest.importorskip("bitsandbytes")
@@ -286,18 +286,18 @@ def test_what_has_no_scale_for_one_neuron_is_refused_with_the_reason(
 
 
 def edit_state(source: Path, into: Path, **changes: object) -> Path:
-    """A saved nf4 checkpoint that says something else of its first up projection."""
+    """A saved nf4 checkpoint with another quantization state of its first up projection."""
     shutil.copytree(source, into)
     tensors = load_file(into / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"
-    said = json.loads(bytes(tensors[name].numpy())) | changes
-    text = json.dumps({key: value for key, value in said.items() if value is not None})
+    state = json.loads(bytes(tensors[name].numpy())) | changes
+    text = json.dumps({key: value for key, value in state.items() if value is not None})
     tensors[name] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
     return into
 
 
-def test_blocks_that_reach_into_another_row_are_refused(saved, tmp_path):
+def test_blocks_that_extend_into_another_row_are_rejected(saved, tmp_path):
     pytest.importorskip("bitsandbytes")
     source = edit_state(saved("llama", "nf4"), tmp_path / "a", blocksize=128)
     with pytest.raises(HQError, match="blocks of 128 weights and rows of 64"):
@@ -306,11 +306,11 @@ def test_blocks_that_reach_into_another_row_are_refused(saved, tmp_path):
     with pytest.raises(HQError, match=r"has a damaged .*bitsandbytes__nf4: save it again"):
         bake(source, tmp_path / "b", {(0, 0): 0.5})
     source = without(saved("llama", "nf4"), tmp_path / "d", "quant_state")
-    with pytest.raises(HQError, match=r"does not say how .*up_proj is quantized: save it again"):
+    with pytest.raises(HQError, match=r"lacks the quantization state of .*up_proj: save"):
         bake(source, tmp_path / "b", {(0, 0): 0.5})
 
 
-# What is refused
+# Bad input
 
 
 def without(source: Path, into: Path, part: str) -> Path:
@@ -344,25 +344,25 @@ def test_incomplete_and_unknown_checkpoints_are_refused(checkpoint, saved, tmp_p
 
 
 def test_overflow_is_refused_with_the_largest_alpha(checkpoint, tmp_path):
-    with pytest.raises(HQError, match="beyond what F16 holds: use at most") as refused:
+    with pytest.raises(HQError, match="overflow F16: use at most") as refused:
         bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): 1e9})
     most = float(str(refused.value).split("use at most ")[1].rstrip("."))
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): most})
 
 
-def test_what_is_baked_is_not_baked_again_and_what_is_not_is_not_undone(checkpoint, tmp_path):
+def test_a_baked_model_is_not_baked_again_and_others_are_not_undone(checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): 0.5})
     with pytest.raises(HQError, match="baked already"):
         bake(tmp_path / "baked", tmp_path / "more", {(0, 1): 0.5})
-    with pytest.raises(HQError, match="is there already"):
+    with pytest.raises(HQError, match="exists already"):
         bake(checkpoint("llama"), tmp_path / "baked", {(0, 1): 0.5})
-    with pytest.raises(HQError, match="lies inside"):
+    with pytest.raises(HQError, match="is inside"):
         undo(tmp_path / "baked", tmp_path / "baked" / "sub" / "again")
-    with pytest.raises(HQError, match="carries no record"):
+    with pytest.raises(HQError, match="has no baking record"):
         undo(checkpoint("llama"), tmp_path / "more")
 
 
-def test_a_folder_that_was_changed_is_neither_undone_nor_verified(checkpoint, tmp_path):
+def test_a_changed_folder_is_neither_undone_nor_verified(checkpoint, tmp_path):
     baked, factors = tmp_path / "baked", {(0, 3): 0.5}
     bake(checkpoint("llama"), baked, factors)
     file = baked / "model.safetensors"
@@ -371,15 +371,15 @@ def test_a_folder_that_was_changed_is_neither_undone_nor_verified(checkpoint, tm
     file.write_bytes(raw)
     with pytest.raises(HQError, match="was changed after it was baked"):
         undo(baked, tmp_path / "again")
-    (problem,) = verify(baked, checkpoint("llama"), factors).problems
+    (problem,) = verify_baked(baked, checkpoint("llama"), factors).problems
     assert "1 bytes of its model.safetensors differ" in problem
     (baked / RECORD_FILE).write_text("[", encoding="utf-8")
-    with pytest.raises(HQError, match=r"hq-bake\.json holds a record .* cannot read: .*JSON"):
+    with pytest.raises(HQError, match=r"hq-bake\.json has a baking record .* cannot read: .*JSON"):
         read_record(baked)
     assert [path.name for path in tmp_path.iterdir()] == ["baked"]
 
 
-def test_a_record_that_names_files_outside_is_refused(checkpoint, tmp_path):
+def test_a_record_that_names_files_outside_is_rejected(checkpoint, tmp_path):
     bake(checkpoint("llama"), tmp_path / "baked", {(0, 3): 0.5})
     record = tmp_path / "baked" / RECORD_FILE
     record.write_text(
@@ -406,18 +406,18 @@ def test_a_record_of_another_model_is_refused(pattern, new, words, checkpoint, t
         undo(tmp_path / "baked", tmp_path / "again")
 
 
-# Killed, and out of room
+# A killed process, and a full disk
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import hq.suppress.bake.checkpoint as module
-from hq.bake import bake
+from hq.suppress.bake import bake
 
 def half(path, patches):
     os.kill(os.getpid(), signal.SIGKILL)
 
-module.patch = half
+module.apply_patches = half
 bake(Path(sys.argv[1]), Path(sys.argv[2]), {(0, 0): 0.5})
 """
 
@@ -436,7 +436,7 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hq.suppress.bake.checkpoint.patch", full)
+    monkeypatch.setattr("hq.suppress.bake.checkpoint.apply_patches", full)
     with pytest.raises(OSError, match="No space"):
         bake(checkpoint("llama"), tmp_path / "baked", {(0, 0): 0.5})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Baking into GGUF files of every type, beside an independent reader and llama.cpp's callback."""
+"""Baking into GGUF files of every type, compared with another reader and llama.cpp's callback."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
-from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify
+from hq.suppress.bake import bake, nearest_factors, read_record, undo, verify_baked
 from hq.suppress.bake.gguf import KEY, GGUFModel
 from tests.hq import gguf_files as tiny
 from tests.hq.bake.models import FILE_TYPES
@@ -79,17 +79,17 @@ def test_undone_it_is_the_original(kind, typed, tmp_path):
 def test_llama_cpp_computes_what_its_callback_does(kind, alpha, typed, tmp_path):
     source, factors = typed(kind), dict.fromkeys(NEURONS, alpha)
     bake(source, tmp_path / "baked.gguf", factors)
-    found = verify(tmp_path / "baked.gguf", source, factors)
-    assert found.holds, found.problems
-    assert found.effect > 0.05
-    if found.exact:
-        assert found.logits == 0
-        assert found.units == found.rows == 0
+    verification = verify_baked(tmp_path / "baked.gguf", source, factors)
+    assert verification.is_verified, verification.problems
+    assert verification.effect > 0.05
+    if verification.exact:
+        assert verification.logits == 0
+        assert verification.units == verification.rows == 0
     else:
-        assert found.logits < found.effect
-        assert 0 < found.units <= 0.5
-        assert 0 < found.rows <= 1
-        assert set(found.nearest) == {alpha}
+        assert verification.logits < verification.effect
+        assert 0 < verification.units <= 0.5
+        assert 0 < verification.rows <= 1
+        assert set(verification.nearest) == {alpha}
 
 
 @given(
@@ -104,7 +104,7 @@ def test_llama_cpp_computes_what_its_callback_does(kind, alpha, typed, tmp_path)
     trailing=st.binary(max_size=50),
 )
 @settings(max_examples=40)
-def test_any_alphas_of_any_neurons_come_and_go(alphas, kind, alignment, trailing):
+def test_any_alphas_of_any_neurons_are_baked_and_undone(alphas, kind, alignment, trailing):
     with tempfile.TemporaryDirectory() as folder:
         source, baked, again = (Path(folder) / name for name in ("a.gguf", "b.gguf", "c.gguf"))
         tiny.write(source, kind, alignment=alignment)
@@ -128,6 +128,11 @@ def test_any_alphas_of_any_neurons_come_and_go(alphas, kind, alignment, trailing
         assert again.read_bytes() == source.read_bytes()
 
 
+def test_the_key_of_the_record_does_not_change_between_versions():
+    """Files that an earlier hq baked have it."""
+    assert KEY == "hq.bake.record"
+
+
 def test_a_file_that_names_its_source_still_does(typed, tmp_path):
     bake(typed("Q4_0"), tmp_path / "baked.gguf", {(0, 3): 0.5})
     assert GGUFFile(tmp_path / "baked.gguf").identity == GGUFFile(typed("Q4_0")).identity
@@ -136,7 +141,7 @@ def test_a_file_that_names_its_source_still_does(typed, tmp_path):
 # Other architectures
 
 
-def test_of_a_fused_projection_only_the_half_that_is_up(tmp_path):
+def test_only_the_up_half_of_a_fused_projection_changes(tmp_path):
     source = tiny.write(tmp_path / "a.gguf", "Q8_0", weights=relative("phi3"), architecture="phi3")
     bake(source, tmp_path / "b.gguf", {(1, 5): 0.5})
     old, new = (
@@ -147,7 +152,7 @@ def test_of_a_fused_projection_only_the_half_that_is_up(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-def test_behind_gelu_it_is_the_column_that_the_neuron_writes(kind, tmp_path):
+def test_with_gelu_the_column_of_down_is_scaled(kind, tmp_path):
     source = tiny.write(tmp_path / "a.gguf", kind, weights=relative("gpt2"), architecture="gpt2")
     bake(source, tmp_path / "b.gguf", {(1, 5): 0.5})
     before, after = tensors(source), tensors(tmp_path / "b.gguf")
@@ -158,14 +163,14 @@ def test_behind_gelu_it_is_the_column_that_the_neuron_writes(kind, tmp_path):
     np.testing.assert_array_equal(new[:, 5], 0.5 * old[:, 5])
 
 
-def test_behind_gelu_a_quantized_column_is_refused_with_the_reason(tmp_path):
+def test_with_gelu_a_quantized_column_is_rejected_with_the_reason(tmp_path):
     source = tiny.write(tmp_path / "a.gguf", "Q8_0", weights=relative("gpt2"), architecture="gpt2")
     with pytest.raises(HQError, match=r"no gate.*Q8_0 32 columns share a block's scale.*F32, F16"):
         bake(source, tmp_path / "b.gguf", {(1, 5): 0.5})
     assert not (tmp_path / "b.gguf").exists()
 
 
-# What is refused
+# Bad input
 
 
 def test_a_type_whose_scales_are_not_known_is_named(typed, tmp_path):
@@ -181,7 +186,7 @@ def test_a_type_whose_scales_are_not_known_is_named(typed, tmp_path):
         ({(3, 0): 0.5}, r"Neuron \(3, 0\) is not in this model"),
         ({(0, 0): -0.5}, "must be 0 or more"),
         ({(0, 0): float("nan")}, "must be 0 or more"),
-        ({(0, 0): 1e9}, r"α = 1e\+09 takes blk\.0\.ffn_up\.weight .*beyond what F16 holds"),
+        ({(0, 0): 1e9}, r"α = 1e\+09 makes blk\.0\.ffn_up\.weight .*overflow F16"),
     ],
 )
 def test_bad_factors_are_refused_before_anything_is_written(factors, words, whole, tmp_path):
@@ -207,10 +212,10 @@ def test_what_is_baked_is_not_baked_again(whole, tmp_path):
 
 def test_a_target_that_is_there_stays(whole, tmp_path):
     (tmp_path / "b.gguf").write_text("mine", encoding="utf-8")
-    with pytest.raises(HQError, match="is there already"):
+    with pytest.raises(HQError, match="exists already"):
         bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
     bake(whole, tmp_path / "c.gguf", {(0, 0): 0.5})
-    with pytest.raises(HQError, match="is there already"):
+    with pytest.raises(HQError, match="exists already"):
         undo(tmp_path / "c.gguf", tmp_path / "b.gguf")
     assert (tmp_path / "b.gguf").read_text(encoding="utf-8") == "mine"
 
@@ -225,7 +230,7 @@ def test_scales_that_are_not_finite_are_refused(tmp_path):
 
 def test_what_was_not_baked_cannot_be_undone(whole, tmp_path):
     for ask in (read_record, lambda path: undo(path, tmp_path / "b.gguf")):
-        with pytest.raises(HQError, match="carries no record of baking"):
+        with pytest.raises(HQError, match="has no baking record"):
             ask(whole)
 
 
@@ -248,8 +253,8 @@ def test_a_baked_file_that_was_changed_is_not_undone(whole, tmp_path):
 
 def test_a_record_that_another_tool_moved_is_not_undone(whole, tmp_path):
     record = bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
-    said = {KEY: record.model_dump_json(), "another.key": 1}
-    moved = tiny.write(tmp_path / "c.gguf", "F16", said=said)
+    metadata = {KEY: record.model_dump_json(), "another.key": 1}
+    moved = tiny.write(tmp_path / "c.gguf", "F16", said=metadata)
     with pytest.raises(HQError, match="was changed after it was baked"):
         undo(moved, tmp_path / "d.gguf")
 
@@ -261,7 +266,7 @@ def test_a_record_that_another_tool_moved_is_not_undone(whole, tmp_path):
         (b'"tensor":"blk.0', b'"tensor":"blk.9', "no tensor 'blk.9"),
         (b'"start":0', b'"start":9', "was changed after"),
         (b'"step":2', b'"step":9', "was changed after|not fit"),
-        (b'"count":64', b'"count":63', "are not whole"),
+        (b'"count":64', b'"count":63', "need 126 bytes, not 128"),
         (b'"original":"', b'"original":"!', "kept.0"),
         (b'"padding":"00', b'"padding":"xx', "padding"),
         (b'{"schema', b'["schema', "Invalid JSON"),
@@ -290,37 +295,37 @@ def test_a_flipped_bit_anywhere_is_not_verified(whole, tmp_path):
     bake(whole, baked, factors)
     file = GGUFFile(baked)
     up = file.tensors["blk.0.ffn_up.weight"]
-    places = {
+    offsets = {
         "of its tensors differ": up.offset + 2 * up.shape[0] + 1,  # in another row
         "of its header differ": baked.read_bytes().index(b"tiny llama"),
         "off by up to": up.offset + 3 * 2 * up.shape[0] + 1,  # in the row itself
     }
     raw = baked.read_bytes()
-    for words, place in places.items():
+    for words, offset in offsets.items():
         wrong = bytearray(raw)
-        wrong[place] ^= 1
+        wrong[offset] ^= 1
         baked.write_bytes(wrong)
-        assert words in verify(baked, whole, factors).problems[0]
+        assert words in verify_baked(baked, whole, factors).problems[0]
     for scale in (np.inf, np.nan):
         wrong = bytearray(raw)
         row = up.offset + 3 * 2 * up.shape[0]
         wrong[row : row + 2] = np.float16(scale).tobytes()
         baked.write_bytes(wrong)
-        assert "off by up to" in verify(baked, whole, factors).problems[0]
+        assert "off by up to" in verify_baked(baked, whole, factors).problems[0]
 
 
 def test_other_neurons_or_another_model_are_not_verified(whole, tmp_path):
     baked, factors = tmp_path / "b.gguf", {(0, 3): 0.5, (1, 4): 0.5}
     bake(whole, baked, factors)
     for other in ({(0, 3): 0.5}, {(0, 3): 0.25, (1, 4): 0.5}):
-        (problem,) = verify(baked, whole, other).problems
+        (problem,) = verify_baked(baked, whole, other).problems
         assert "was to be scaled" in problem
-    (problem,) = verify(baked, tiny.write(tmp_path / "q.gguf", "Q8_0"), factors).problems
+    (problem,) = verify_baked(baked, tiny.write(tmp_path / "q.gguf", "Q8_0"), factors).problems
     assert "another file" in problem
     stranger = tiny.write(tmp_path / "s.gguf", "F16", seed=1)
-    problems = verify(baked, stranger, factors).problems
+    problems = verify_baked(baked, stranger, factors).problems
     assert any("of its tensors differ" in problem for problem in problems)
-    assert any("does not hold what" in problem for problem in problems)
+    assert any("does not have the original bytes" in problem for problem in problems)
 
 
 def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
@@ -334,7 +339,7 @@ def test_logits_that_differ_although_nothing_was_rounded_are_not_verified(
         "logits",
         lambda self, *args: [found + (self.record is not None) for found in right(self, *args)],
     )
-    (problem,) = verify(tmp_path / "b.gguf", whole, {(0, 3): 0.0}).problems
+    (problem,) = verify_baked(tmp_path / "b.gguf", whole, {(0, 3): 0.0}).problems
     assert problem == "its logits are off by up to 1 although nothing was rounded"
 
 
@@ -345,13 +350,13 @@ def test_the_nearest_exact_alpha_is_exact_when_it_is_baked(typed, tmp_path):
         assert bake(typed(kind), tmp_path / kind, dict.fromkeys(NEURONS, alpha)).exact
 
 
-# Killed, and out of room
+# A killed process, and a full disk
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import hq.suppress.bake.gguf as module
-from hq.bake import bake
+from hq.suppress.bake import bake
 
 def half(source, start, out):
     out.write(source.read(1000))

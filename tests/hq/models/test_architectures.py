@@ -21,7 +21,7 @@ from hq.models.checkpoint import architecture_at, identity
 from hq.models.ffn_weights import of_checkpoint
 from hq.neurons.prompt_response import PromptResponse
 from hq.suppress.bake import bake
-from hq.suppress.lora.peft import write as write_adapter
+from hq.suppress.lora.peft import write_peft_adapter as write_adapter
 from tests import decoders, tiny
 
 ALL = decoders.RECORDED | decoders.DETECTED

@@ -1,4 +1,4 @@
-"""Whose neurons a model on disk has, quantized ones too."""
+"""Whether a neuron set belongs to a model on disk, also to a quantized one."""
 
 import shutil
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_a_set_of_the_quantized_checkpoint_itself(packed):
     require_owner(neurons_of(packed("gptq-4")), packed("gptq-4"))
 
 
-def test_neurons_that_moved_are_not_those_of_the_set(checkpoint, tmp_path):
+def test_permuted_neurons_are_not_those_of_the_set(checkpoint, tmp_path):
     source = checkpoint("llama")
 
     def turn(name: str, tensor: torch.Tensor) -> torch.Tensor:

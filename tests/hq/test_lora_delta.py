@@ -1,4 +1,4 @@
-"""The algebra of a LoRA that scales neurons: what a layer gains, and at which scale."""
+"""The algebra of a LoRA that scales neurons, and its scale."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ factors = st.dictionaries(
 def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
     """W·h + s·B·A·h = W·(α(s) ⊙ h) with α(s) = 1 + s(α₀ − 1), and so for rows of up."""
     draw = np.random.default_rng(seed)
-    for change in lora_deltas(found, LAYERS, D_FF):
+    for delta in lora_deltas(found, LAYERS, D_FF):
         down, h = draw.standard_normal((D_MODEL, D_FF)), draw.standard_normal(D_FF)
-        alphas = np.array([found.get((change.layer, i), 1.0) for i in range(D_FF)])
+        alphas = np.array([found.get((delta.layer, i), 1.0) for i in range(D_FF)])
         moved = 1 + scale * (alphas - 1)
-        hot, chosen = change.one_hot(D_FF), list(change.neurons)
+        hot, chosen = delta.one_hot(D_FF), list(delta.neurons)
         through_down = down @ h + scale * down[:, chosen] @ (hot @ h)
         np.testing.assert_allclose(through_down, down @ (moved * h), atol=1e-5)
         up, x = draw.standard_normal((D_FF, D_MODEL)), draw.standard_normal(D_MODEL)
@@ -36,9 +36,9 @@ def test_a_scale_moves_alpha_on_a_line(found, scale, seed):
 @given(factors)
 def test_layers_and_neurons_come_in_order_and_only_where_something_changes(found):
     made = lora_deltas(dict(reversed(found.items())), LAYERS, D_FF)
-    places = [(change.layer, i) for change in made for i in change.neurons]
-    assert places == sorted(place for place, alpha in found.items() if alpha != 1)
-    assert all(change.rank == len(change.neurons) == len(change.gains) > 0 for change in made)
+    indices = [(delta.layer, i) for delta in made for i in delta.neurons]
+    assert indices == sorted(neuron for neuron, alpha in found.items() if alpha != 1)
+    assert all(delta.rank == len(delta.neurons) == len(delta.coefficients) > 0 for delta in made)
 
 
 def test_an_offset_is_where_a_fused_projection_has_its_second_half():
@@ -60,6 +60,6 @@ def test_an_offset_is_where_a_fused_projection_has_its_second_half():
         ({(0, 0): float("inf")}, "must be 0 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(found, words):
+def test_bad_factors_are_rejected(found, words):
     with pytest.raises(HQError, match=words):
         lora_deltas(found, LAYERS, D_FF)

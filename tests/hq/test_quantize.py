@@ -1,4 +1,4 @@
-"""What gptqmodel and auto-round, which are an extra, make: near its source, read and run by hq."""
+"""Checkpoints that gptqmodel and auto-round (an extra) quantize: close to the source, run by hq."""
 
 import pytest
 from safetensors.torch import load_file
@@ -7,8 +7,8 @@ from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.precisions.packed import NATIVE
 from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
-from hq.precisions.packed_checkpoints.makers import MAKERS, Making
-from hq.precisions.packed_checkpoints.quantize import make
+from hq.precisions.packed_checkpoints.quantize import quantize_checkpoint
+from hq.precisions.packed_checkpoints.quantizers import QUANTIZERS, QuantizationJob
 from tests import tiny, tiny_tokenizers
 
 TEXTS = tuple(tuple((7 * i + 3 * j) % 120 + 5 for j in range(60 + i)) for i in range(8))
@@ -27,15 +27,15 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [GPTQ, ACT_ORDER, AWQ], ids=str)
-def test_what_a_library_makes_is_near_the_source(settings, source, tmp_path, monkeypatch):
+def test_a_quantized_checkpoint_is_close_to_its_source(settings, source, tmp_path, monkeypatch):
     """GPTQ errs more than rounding on weights alone, as it spends the error where inputs are small."""
     method = settings["method"]
-    pytest.importorskip(MAKERS[method].module)
+    pytest.importorskip(QUANTIZERS[method].module)
     done = []
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    making = Making(source=source, texts=TEXTS, bits=4, group_size=64, **settings)
-    make(making, tmp_path / "made", lambda: done.append(1))
+    job = QuantizationJob(source=source, texts=TEXTS, bits=4, group_size=64, **settings)
+    quantize_checkpoint(job, tmp_path / "made", lambda: done.append(1))
     assert len(done) == tiny.LAYERS
     assert not list((tmp_path / "here").iterdir())  # the libraries' logs go elsewhere
     assert all(path.is_file() for path in (tmp_path / "made").iterdir())
@@ -62,19 +62,23 @@ def test_what_a_library_makes_is_near_the_source(settings, source, tmp_path, mon
 
 
 @pytest.mark.parametrize("settings", [GPTQ, AWQ], ids=str)
-def test_what_a_library_cannot_make_is_said(settings, tmp_path):
-    maker = MAKERS[settings["method"]]
-    pytest.importorskip(maker.module)
-    making = Making(source=tmp_path / "nowhere", bits=4, group_size=64, texts=((1, 2),), **settings)
-    with pytest.raises(HQError, match=f"{maker.name} could not make {settings['method']}"):
-        make(making, tmp_path / "made")
+def test_a_library_that_fails_is_named(settings, tmp_path):
+    quantizer = QUANTIZERS[settings["method"]]
+    pytest.importorskip(quantizer.module)
+    job = QuantizationJob(
+        source=tmp_path / "nowhere", bits=4, group_size=64, texts=((1, 2),), **settings
+    )
+    with pytest.raises(
+        HQError, match=f"{quantizer.name} could not quantize .* to {settings['method']}"
+    ):
+        quantize_checkpoint(job, tmp_path / "made")
 
 
 @pytest.mark.parametrize("settings", [GPTQ, AWQ], ids=str)
-def test_a_library_that_is_missing_is_said(settings, tmp_path, monkeypatch):
+def test_a_missing_library_is_named(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("hq.precisions.packed_checkpoints.quantize.find_spec", lambda _: None)
-    making = Making(source=tmp_path, bits=4, group_size=64, texts=((1, 2),), **settings)
+    job = QuantizationJob(source=tmp_path, bits=4, group_size=64, texts=((1, 2),), **settings)
     with pytest.raises(
-        HQError, match=rf"needs {MAKERS[making.method].name}: pip install 'hq\[gptq\]'"
+        HQError, match=rf"needs {QUANTIZERS[job.method].name}: pip install 'hq\[gptq\]'"
     ):
-        make(making, tmp_path / "made")
+        quantize_checkpoint(job, tmp_path / "made")

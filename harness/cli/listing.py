@@ -1,0 +1,94 @@
+"""`hq list`: what there is of each kind that packages can add to, and where it comes from."""
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from inspect import getdoc
+from typing import NamedTuple
+
+from rich.table import Table
+
+from harness.cli.app import AsJson, app, out, print_json
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    PRECISIONS = "precisions"
+    SCENARIOS = "scenarios"
+    JUDGES = "judges"
+    EXPERIMENTS = "experiments"
+    FAMILIES = "families"
+
+
+class Listed(NamedTuple):
+    """One entry of a registry."""
+
+    name: str
+    about: str
+    package: str
+
+
+@app.command("list")
+def list_command(kind: Kind, as_json: AsJson = False) -> None:
+    """List precisions, scenarios, judges, experiments or families, and the package of each.
+
+    Installed packages add to them by the entry-point groups hq.precisions, hq.scenarios, hq.judges,
+    hq.experiments and hq.families: see CONTRIBUTING.md.
+    """
+    entries = sorted(_LISTED[kind]())
+    if as_json:
+        print_json([entry._asdict() for entry in entries])
+        return
+    table = Table("name", "what it is", "package")
+    for entry in entries:
+        table.add_row(*entry)
+    out.print(table)
+
+
+def _precisions() -> Iterator[Listed]:
+    from hq.precisions import BACKEND_OF
+
+    for name in BACKEND_OF:
+        yield Listed(name, f"run by {BACKEND_OF[name]}", BACKEND_OF.package(name))
+
+
+def _scenarios() -> Iterator[Listed]:
+    from harness.scenarios import SCENARIOS
+
+    for name in SCENARIOS:
+        yield Listed(name, SCENARIOS[name].measures, SCENARIOS.package(name))
+
+
+def _judges() -> Iterator[Listed]:
+    from harness.judges.registry import JUDGES
+
+    for name in JUDGES:
+        yield Listed(name, _first_line(JUDGES[name]), JUDGES.package(name))
+
+
+def _experiments() -> Iterator[Listed]:
+    from harness.experiments import EXPERIMENTS
+
+    for name in EXPERIMENTS:
+        yield Listed(name, EXPERIMENTS[name].measures, EXPERIMENTS.package(name))
+
+
+def _families() -> Iterator[Listed]:
+    from hq.models.architectures import RECORDS
+
+    for name in RECORDS:
+        written = "traced, written as GGUF" if RECORDS[name].conversion else "traced"
+        yield Listed(name, written, RECORDS.package(name))
+
+
+def _first_line(thing: object) -> str:
+    return (getdoc(thing) or "").partition("\n")[0]
+
+
+_LISTED: dict[Kind, Callable[[], Iterator[Listed]]] = {
+    Kind.PRECISIONS: _precisions,
+    Kind.SCENARIOS: _scenarios,
+    Kind.JUDGES: _judges,
+    Kind.EXPERIMENTS: _experiments,
+    Kind.FAMILIES: _families,
+}
