@@ -32,6 +32,7 @@ for line in sys.stdin:
     owner, name, call, *arguments = json.loads(line)
     child = os.fork()
     if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         kill_at(pkgutil.resolve_name(owner), name, call)
         sys.argv = ["hq", *arguments]
         try:
