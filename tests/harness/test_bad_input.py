@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from harness.cli import main
 from harness.models import requirements
 
 
@@ -284,12 +286,24 @@ def test_tokens_that_no_model_has(ids, words, finished, tiny_study, hq):
     is_one_sentence(outcome, words)
 
 
-@pytest.fixture
-def traces(finished, tiny_study, hq):
-    """A folder of FP16 traces, with the options that name them and their samples."""
+@pytest.fixture(scope="module")
+def traced(finished, tiny_study, tmp_path_factory):
+    """A folder of FP16 traces, read only, and the samples that it holds."""
+    folder = tmp_path_factory.mktemp("traced") / "fp16"
     samples = finished / "runs" / "tiny" / "samples.jsonl"
-    model = tiny_study.parent / "model"
-    assert hq("trace", "--samples", samples, "--into", "fp16", "--model", model).code == 0
+    options = ("--samples", samples, "--into", folder, "--model", tiny_study.parent / "model")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, "argv", ["hq", "trace", *map(str, options), "--quiet"])
+        main()
+    assert not stop.value.code
+    return folder, samples
+
+
+@pytest.fixture
+def traces(traced, hq):
+    """The samples, where the current folder holds their traces in `fp16`."""
+    folder, samples = traced
+    shutil.copytree(folder, "fp16")
     return samples
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.experiments.detect import compare
 from harness.experiments.detect.compare import Comparison
 from harness.stages.identify import THRESHOLD
 from harness.stages.samples import Sample
@@ -178,15 +179,36 @@ def lacking(folder: Path, **lists: tuple[int, ...]) -> Comparison:
     return replace(made, variant=Traces(made.variant.folder, info))
 
 
-def test_missing_neurons_are_in_no_row(tmp_path):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The neurons of each draw of controls, by the function that draws them."""
+    sets = {"random_neurons": [], "matched_neurons": []}
+
+    def recording(name):
+        draw = getattr(compare, name)
+
+        def recorded(*arguments, **options):
+            neurons = draw(*arguments, **options)
+            sets[name].append(set(neurons.ravel().tolist()))
+            return neurons
+
+        return recorded
+
+    for name in sets:
+        monkeypatch.setattr(compare, name, recording(name))
+    return sets
+
+
+def test_missing_neurons_are_in_no_row(tmp_path, drawn):
     """A neuron near in magnitude to the probe's is drawn, unless the variant lacks it."""
     whole = comparison(tmp_path / "whole", 1)
-    drawn = set(whole._draws["matched"].ravel()) | set(whole._draws["random"].ravel())
-    missing = tuple(sorted(map(int, drawn))[:20])
-    made = lacking(tmp_path / "lacking", missing=missing, unmatched=missing)
-    tables = made.tables()
-    for draws in made._draws.values():
-        assert not set(missing) & set(draws.ravel())
+    whole.tables()
+    missing = tuple(sorted(set.union(*drawn["matched_neurons"]))[:20])
+    for sets in drawn.values():
+        sets.clear()
+    tables = lacking(tmp_path / "lacking", missing=missing, unmatched=missing).tables()
+    for sets in drawn.values():
+        assert not set(missing) & set.union(*sets)
     (everyone,) = (row for row in tables["fidelity"] if row.group == "any")
     assert everyone.neurons == P - len(missing)
     assert everyone.relative_error.value < 0.5  # that of a missing neuron is 1

@@ -225,7 +225,7 @@ def test_the_hub_needs_the_package_datasets(
     options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(HQError, match="pip install datasets"):
+    with pytest.raises(HQError, match=r"pip install 'hq\[datasets\]'"):
         load_questions("triviaqa", **options)
 
 

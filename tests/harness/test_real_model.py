@@ -1,17 +1,16 @@
-"""What tiny models cannot show: the embedded model itself, through the default study's own parts."""
+"""Properties that tiny models cannot show, on the embedded model and the default study."""
 
 import numpy as np
 import pytest
-from harness.experiments.pipeline import Pipeline
 
 from harness.models.sources import resolve_model
 from harness.stages import mapping
+from harness.stages.materials import Materials
 from harness.stages.sample import batches
-from harness.store.places import cache_folder
 from harness.store.progress import Progress
-from harness.store.store import Store
 from harness.studies.study import Study
 from hq.backends.transformers.backend import TorchBackend
+from hq.models.ffn_weights import of_checkpoint
 from hq.neurons.prompt_response import PromptResponse
 from hq.tracing.sampling import sample
 
@@ -19,51 +18,52 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    store = Store(cache_folder() / "store")
-    with Pipeline(Study.load("smollm2-facts"), store, Progress(quiet=True)) as opened:
+def materials():
+    """The model, questions and prompts of the default study."""
+    with Materials(Study.load("smollm2-facts")) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def asked(pipeline):
+def asked(materials):
     """Questions of one prompt length, so that they make one batch."""
-    return max(batches(pipeline.prompted[:200]), key=len)[:12]
+    return max(batches(materials.prompted[:200]), key=len)[:12]
 
 
-def responses(pipeline, asked, wanted=lambda tree: True):
-    decoding = pipeline.backend("fp16").decoding()
-    decoding.share([p.ids for p in pipeline.prompted])
-    settings = pipeline.study.sampling.settings(pipeline.study.seed)
+def responses(materials, asked, wanted=lambda tree: True):
+    decoding = materials.models.open("fp16").decoding()
+    decoding.share([p.ids for p in materials.prompted])
     prompts = [(p.question.id, p.ids) for p in asked]
-    trees = sample(decoding, prompts, settings, pipeline.ending, wanted)
+    trees = sample(decoding, prompts, materials.sampling, materials.stop_criteria, wanted)
     return {tree.key: tree.finished for tree in trees}
 
 
-def test_a_response_does_not_depend_on_what_is_sampled_beside_it(pipeline, asked):
-    together = responses(pipeline, asked)
+def test_a_response_does_not_depend_on_what_is_sampled_beside_it(materials, asked):
+    together = responses(materials, asked)
     alone = {}
     for question in asked[:4]:
-        alone |= responses(pipeline, [question])
+        alone |= responses(materials, [question])
     dropped = {p.question.id for p in asked[4:]}
-    beside_dropped = responses(pipeline, asked, lambda tree: tree.key not in dropped)
+    beside_dropped = responses(materials, asked, lambda tree: tree.key not in dropped)
     for key, finished in alone.items():
         assert together[key] == finished == beside_dropped[key]
 
 
-def test_four_shots_make_it_answer(pipeline, asked):
-    finished = [r for trees in responses(pipeline, asked).values() for r in trees]
+def test_four_shots_make_it_answer(materials, asked):
+    finished = [r for trees in responses(materials, asked).values() for r in trees]
     assert np.mean([not r.truncated and bool(r.text.strip()) for r in finished]) > 0.8
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp16", 0), ("int8", 0.02), ("nf4", 0.15)])
-def test_each_precision_reads_the_same_tokens(precision, error, pipeline, asked):
+def test_each_precision_reads_the_same_tokens(precision, error, materials, asked):
     texts = [PromptResponse(p.ids, p.ids[-3:]) for p in asked]
-    with TorchBackend(resolve_model("smollm2"), "fp16", model_identity=pipeline.model) as reference:
+    with TorchBackend(
+        resolve_model("smollm2"), "fp16", model_identity=materials.model
+    ) as reference:
         norms = reference.norms
         before = np.concatenate([b.values for b in reference.trace(texts, ("contribution",))])
     with TorchBackend(
-        resolve_model("smollm2"), precision, model_identity=pipeline.model
+        resolve_model("smollm2"), precision, model_identity=materials.model
     ) as variant:
         off = np.linalg.norm(variant.norms - norms) / np.linalg.norm(norms)
         after = np.concatenate([b.values for b in variant.trace(texts, ("contribution",))])
@@ -75,8 +75,11 @@ def test_each_precision_reads_the_same_tokens(precision, error, pipeline, asked)
     ("precision", "low", "high"), [("int8", 0.004, 0.02), ("nf4", 0.08, 0.12), ("fp4", 0.1, 0.16)]
 )
 def test_a_precision_maps_onto_the_model_with_the_error_of_its_format(
-    precision, low, high, pipeline
+    precision, low, high, materials, tmp_path
 ):
-    layers = mapping.rows(pipeline.variants.mapping(precision))
+    variant = materials.models.open(precision).ffns()
+    with Progress(quiet=True) as progress, progress.task("map", len(variant), "layers") as task:
+        mapping.build(tmp_path, of_checkpoint(materials.path), variant, task)
+    layers = mapping.rows(tmp_path)
     assert {row.relation for row in layers} == {"identical"}
     assert all(low < row.error < high and row.found == 1 for row in layers)

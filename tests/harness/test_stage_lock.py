@@ -24,6 +24,7 @@ def copied(tmp_path):
 
 
 def append(path, text):
+    assert path.is_file()
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
 

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from harness.store.store import Store, read_record
+from tests.harness.killing import needs_sigkill
 
 
 def test_an_output_is_made_once_and_reused(tmp_path):
@@ -89,6 +90,7 @@ def test_a_log_continues_after_an_error_and_begins_again_once_if_fresh(tmp_path)
         assert len({folder, another, third}) == 3
 
 
+@needs_sigkill
 def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
     script = textwrap.dedent(
         """

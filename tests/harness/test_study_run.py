@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +13,7 @@ from harness.experiments.detect.tables import TABLES
 from harness.stages.samples import read_samples
 from harness.tables.files import read_table
 from hq.neurons.neuron_set import NeuronSet
+from tests.harness.killing import Killer, needs_sigkill
 
 REPEATABLE = [f"{name}.csv" for name in TABLES] + [
     "tables.md",
@@ -25,26 +23,6 @@ REPEATABLE = [f"{name}.csv" for name in TABLES] + [
     "samples.jsonl",
     "provenance.json",
 ]
-
-
-# Kills its own process with SIGKILL when a function is called for the nth time.
-KILLED = """
-import os, pkgutil, signal, sys
-owner, name, left = pkgutil.resolve_name(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-original = getattr(owner, name)
-
-def fatal(*arguments, **options):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
-
-setattr(owner, name, fatal)
-sys.argv = ["hq", *sys.argv[4:]]
-from harness.cli import main
-main()
-"""
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -129,24 +107,24 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
 KILLS = (
     ("harness.stages.sample append", 4, "responses-*/log.jsonl"),
     ("hq.tracing.traces require_finite", 4, "trace-*.partial/batches.txt"),
-    ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
     ("harness.stages.uncertainty append", 3, "uncertainty-*.partial/batches.jsonl"),
     ("os rename", 1, "uncertainty-*.partial/node.json"),
+    ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
 )
 
 
+@needs_sigkill
 def test_killed_at_every_stage_in_turn_it_ends_with_the_same_bytes(
     finished, tiny_study, hq, tmp_path
 ):
     """Each process goes on from where the one before was killed; the last one ends the study."""
     cache = tmp_path / "cache" / "store"
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for function, call, left in KILLS:
-        command = [sys.executable, "-c", KILLED, *function.split(), str(call), "study", "run"]
-        killed = subprocess.run([*command, str(tiny_study), "--quiet"], env=env, cwd=tmp_path)
-        assert killed.returncode == -signal.SIGKILL, function
-        assert list(cache.glob(left)), function
-        assert not (tmp_path / "runs").exists()
+    with Killer(tmp_path) as killer:
+        for function, call, left in KILLS:
+            code = killer.run(function, call, "study", "run", tiny_study, "--quiet")
+            assert code == -signal.SIGKILL, function
+            assert list(cache.glob(left)), function
+            assert not (tmp_path / "runs").exists()
     assert hq("study", "run", tiny_study).code == 0
     assert contents(tmp_path / "runs" / "tiny") == contents(finished / "runs" / "tiny")
     assert stages(cache) == stages(finished / "cache" / "store")

@@ -1,11 +1,8 @@
 """`hq sweep` on the tiny study: its tables, its log, kills, and what it refuses."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +10,7 @@ from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES
 from harness.tables.files import read_table
 from hq.errors import HQError
-from tests.harness.test_study_run import KILLED
+from tests.harness.killing import Killer, needs_sigkill
 
 FILES = [f"{name}.csv" for name in TABLES] + ["tables.md", "provenance.json"]
 SMALL = ("--trials", "8", "--draws", "2", "--alphas", "0,1,3", "--quiet")
@@ -95,6 +92,7 @@ def finished_study(folder):
     return other
 
 
+@needs_sigkill
 def test_a_killed_sweep_goes_on_and_asks_nothing_twice(
     hq, few_shot, sources, tmp_path, monkeypatch
 ):
@@ -102,10 +100,9 @@ def test_a_killed_sweep_goes_on_and_asks_nothing_twice(
     command = ["sweep", str(few_shot), *sources, *SMALL, "--precisions", "fp16", "--into"]
     other, whole, killed = (tmp_path / name for name in ("other", "whole", "killed"))
     shutil.copytree(tmp_path / "cache", other)
-    program = [sys.executable, "-c", KILLED, "harness.stages.respond", "append", "4"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    ran = subprocess.run([*program, *command, str(killed)], env=env, cwd=tmp_path)
-    assert ran.returncode == -signal.SIGKILL
+    with Killer(tmp_path) as killer:
+        code = killer.run("harness.stages.respond append", 4, *command, killed)
+    assert code == -signal.SIGKILL
     assert not killed.exists()
     assert hq(*command, killed).code == 0
     monkeypatch.setenv("HQ_CACHE", str(other))
