@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from harness.check.regress import as_frame
-from harness.check.regress import compare as differences_between
 from harness.cli.app import AsJson, app, err, out, print_json
 
 
@@ -33,7 +31,9 @@ def check(
         err.print(f"{against} now holds the tables of {run}.")
         _redraw(against)
         return
-    differences = differences_between(run, against)
+    from harness.check.regress import as_frame, compare
+
+    differences = compare(run, against)
     frame = as_frame(differences)
     bad = frame.filter(frame["regressed"])
     if as_json:
