@@ -1,11 +1,13 @@
 """README's commands exist, imports are light, sessions have descriptions, dependencies are pinned."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,31 @@ def test_text_is_read_and_written_as_utf8():
                 text = named in ("read_text", "write_text", "fdopen") or "text" in keywords
                 if text and named in ("read_text", "write_text", "fdopen", "run", "Popen"):
                     assert "encoding" in keywords, f"{path}:{node.lineno}"
+
+
+def test_what_contributing_names_exists():
+    """Paths, modules and names in CONTRIBUTING.md are those of the tree."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    package = ROOT / "tests" / "outside_package" / "pyproject.toml"
+    toys = tomllib.loads(package.read_text(encoding="utf-8"))["project"]["entry-points"]
+    assert set(re.findall(r"entry-point group\s+`(hq\.\w+)`", text)) == set(toys)
+    names = set(re.findall(r"`((?:hq|harness|tests)[/.][\w./]+)`", text)) - set(toys)
+    assert len(names) > 15
+    for name in names:
+        if "/" in name:
+            assert (ROOT / name).exists(), name
+            continue
+        module, attributes = name, []
+        while find_spec_or_none(module) is None:
+            module, _, attribute = module.rpartition(".")
+            attributes.insert(0, attribute)
+        thing = importlib.import_module(module)
+        for attribute in attributes:
+            thing = getattr(thing, attribute)
+
+
+def find_spec_or_none(module):
+    try:
+        return find_spec(module)
+    except ModuleNotFoundError:
+        return None
