@@ -164,7 +164,7 @@ def test_a_gguf_file_has_its_own_precision(gguf):
         assert (own.precision, named.precision) == ("gguf-source", "gguf-q8_0")
     with pytest.raises(hq.HQError, match="does not run at nf4: leave out `precision`"):
         hq.load(path, "nf4")
-    with pytest.raises(hq.HQError, match="under the name gguf-q4_0"):
+    with pytest.raises(hq.HQError, match="name the precision that it has, not gguf-q4_0"):
         hq.load(path, "gguf-q4_0", device="cpu")
 
 

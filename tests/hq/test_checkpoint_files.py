@@ -178,7 +178,7 @@ def test_fine_grained_fp8_is_no_dense_precision(precision, copied):
 
 def test_fp8_codes_without_their_config_are_not_read_as_weights(copied):
     fp8(copied)
-    with pytest.raises(HQError, match="as F8_E4M3, so it is quantized, and its config"):
+    with pytest.raises(HQError, match="in F8_E4M3, so it is quantized, and its config"):
         TorchBackend(copied, device="cpu")
 
 

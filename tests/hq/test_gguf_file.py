@@ -261,7 +261,7 @@ def test_a_file_that_names_its_source_has_its_identity(tmp_path):
         d_ff=tiny.D_FF,
         norm_digest="fedcba9876543210",
     )
-    without = tiny.write(tmp_path / "b.gguf", changes=SOURCE | {"hq.source.norm_digest": None})
+    without = tiny.write(tmp_path / "b.gguf", changes=SOURCE | {"hq.source.kin": None})
     assert GGUFFile(without).identity == actual.model_copy(update={"norm_digest": ""})
 
 

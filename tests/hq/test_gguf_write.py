@@ -190,7 +190,7 @@ def test_the_file_says_what_it_was_made_of(llama: Path) -> None:
     actual = keys(written(llama))
     for field in ("name", "fingerprint", "architecture"):
         assert actual[f"hq.source.{field}"] == getattr(who, field)
-    assert actual.get("hq.source.norm_digest", "") == who.norm_digest
+    assert actual.get("hq.source.kin", "") == who.norm_digest
     assert GGUFFile(written(llama)).identity == who
 
 

@@ -254,7 +254,7 @@ def test_a_baked_file_that_was_changed_is_not_undone(whole, tmp_path):
 def test_a_record_that_another_tool_moved_is_not_undone(whole, tmp_path):
     record = bake(whole, tmp_path / "b.gguf", {(0, 0): 0.5})
     metadata = {KEY: record.model_dump_json(), "another.key": 1}
-    moved = tiny.write(tmp_path / "c.gguf", "F16", said=metadata)
+    moved = tiny.write(tmp_path / "c.gguf", "F16", changes=metadata)
     with pytest.raises(HQError, match="was changed after it was baked"):
         undo(moved, tmp_path / "d.gguf")
 
