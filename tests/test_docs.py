@@ -59,6 +59,7 @@ def names(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 # How many blocks a document has at least, and names that they leave.
 DOCUMENTS = {
     "docs/api.md": (12, {"scores", "at_nf4", "at_gguf", "scaled", "silenced", "steps"}),
+    "README.md": (1, {"scores", "text"}),
 }
 
 
