@@ -83,7 +83,7 @@ def test_the_page_without_chromium_fails(tmp_path):
     file = str(ROOT / "tests" / "harness" / "serve" / "test_page.py")
     failed = pytest_run(ROOT, *options, file, HQ_NO_SKIPS="1", PATH=str(tmp_path))
     assert failed.returncode == 1, failed.stdout
-    assert "There is no chromium here" in failed.stdout
+    assert "Chromium is not installed" in failed.stdout
 
 
 @pytest.mark.parametrize("kind", ALLOWED)

@@ -70,7 +70,7 @@ def main() -> None:
         app()
     except HQError as error:
         node = failed_node(error)
-        _refuse(f"{error} (node: {node})" if node else str(error))
+        _refuse(f"{node}: {error}" if node else str(error))
     except OSError as error:
         _refuse(_system_says(error))
     except SystemExit as stop:

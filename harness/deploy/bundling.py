@@ -53,7 +53,7 @@ class FinishedRun:
         Raises HQError if it is not a study's, or its files belong to different runs.
         """
         provenance = read_provenance(folder)
-        if provenance["kind"] != "study":
+        if provenance["kind"] != "detect":
             raise HQError(f"{folder} is not the run of a study: give the folder of `hq study run`.")
         neurons = NeuronSet.load(folder / NEURONS_FILE)
         samples = read_samples(folder / SAMPLES_FILE)

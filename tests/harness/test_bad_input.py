@@ -272,7 +272,12 @@ def test_bad_samples(content, words, tiny_study, hq):
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"), [([-1], "response_ids"), ([99999], "outside the"), ([], "one of response")]
+    ("ids", "words"),
+    [
+        ([-1], "response_ids"),
+        ([99999], "outside the"),
+        ([], "a prompt and a response need a token each"),
+    ],
 )
 def test_tokens_that_no_model_has(ids, words, finished, tiny_study, hq):
     first = (
@@ -318,7 +323,7 @@ def compare(hq, samples, neurons):
     ("old", "new", "words"),
     [
         ('"fingerprint": "', '"fingerprint": "0', "fingerprint"),
-        ('"schema_version": 1', '"schema_version": 9', "schema version 9"),
+        ('"schema_version": 2', '"schema_version": 9', "schema version 9"),
         ('"intercept": ', '"intercept": x', "not valid JSON"),
     ],
 )

@@ -57,8 +57,8 @@ def test_early_stopping_saves_tokens_and_keeps_the_same_questions(
 def test_a_changed_response_is_not_the_same_set(tiny_study, tmp_path, monkeypatch):
     sampled = sampling._sample
 
-    def changed(pipeline, asked, wanted, *precision):
-        records, seconds = sampled(pipeline, asked, wanted, *precision)
+    def changed(materials, runner, prompted, wanted, *precision):
+        records, seconds = sampled(materials, runner, prompted, wanted, *precision)
         if wanted.__name__ == "consistent":
             record = next(r for r in records.values() if r.hallucinated is not None)
             records[record.id] = record.model_copy(update={"responses": record.responses[1:]})

@@ -62,7 +62,7 @@ def test_two_files_that_name_the_same_source_are_two_models(monkeypatch, tmp_pat
 def test_a_tokenizer_that_is_not_known_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
     file = gguf_files.write(tmp_path / "model.gguf", changes={"tokenizer.ggml.pre": "viking"})
-    with pytest.raises(HQError, match="splits as viking, and hq knows gpt-2"):
+    with pytest.raises(HQError, match="splits as viking, but hq knows gpt-2"):
         resolve_model(str(file))
     assert not list((tmp_path / "models").glob("*/*/config.json"))
 

@@ -15,7 +15,7 @@ import locale, sys
 from pathlib import Path
 from harness.stages.samples import Sample, read_samples, write_samples
 from harness.store import jsonl
-from harness.store.store import Stage, Store, inputs_of
+from harness.store.store import Store, read_record
 from harness.tables.files import write_tables
 
 assert locale.getencoding().lower() not in ("utf-8", "utf8"), locale.getencoding()
@@ -25,9 +25,10 @@ write_samples(Path("samples.jsonl"), [sample])
 assert read_samples(Path("samples.jsonl")) == [sample]
 jsonl.append(Path("log.jsonl"), [sample])
 assert jsonl.read_log(Path("log.jsonl"), Sample) == [sample]
-folder = Store(Path("store")).build(Stage("one"), {"city": "São Paulo"}, lambda folder: None)
-assert inputs_of(folder)["city"] == "São Paulo"
-write_tables(Path("tables"), {}, {"study": "São Paulo", "kind": "study"})
+folder = Store(Path("store")).build("one-1", {"city": "São Paulo"}, lambda folder: None)
+assert read_record(folder)["city"] == "São Paulo"
+facts = {"study": "São Paulo", "kind": "detect", "fingerprint": ""}
+write_tables(Path("tables"), {}, {}, facts)
 """
 
 
@@ -42,7 +43,7 @@ def test_files_are_utf8_in_every_locale(tmp_path):
     (tmp_path / "round_trip.py").write_text(_ROUND_TRIP, encoding="utf-8")
     done = run(tmp_path, sys.executable, "round_trip.py")
     assert done.returncode == 0, done.stderr.decode()
-    for name in ("samples.jsonl", "log.jsonl", "tables/tables.md", "tables/provenance.json"):
+    for name in ("samples.jsonl", "log.jsonl", "tables/tables.md", "tables/results.json"):
         content = (tmp_path / name).read_bytes()
         assert "São Paulo" in content.decode("utf-8")
         assert b"\r" not in content

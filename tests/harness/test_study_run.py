@@ -107,9 +107,9 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
 KILLS = (
     ("harness.stages.sample append", 4, "responses-*/log.jsonl"),
     ("hq.tracing.traces require_finite", 4, "trace-*.partial/batches.txt"),
+    ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
     ("harness.stages.uncertainty append", 3, "uncertainty-*.partial/batches.jsonl"),
     ("os rename", 1, "uncertainty-*.partial/node.json"),
-    ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
 )
 
 

@@ -19,7 +19,7 @@ def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
     options = ("survival", tiny_study, "--precisions", "fp16,int8,nf4", "--quiet")
     ran = hq(*options)
     assert ran.code == 0, ran.err
-    assert "told from FP16 alone" in ran.out
+    assert "predicted from FP16 alone" in ran.out
     run = tmp_path / "runs" / "tiny-survival"
     rows = read_table(run, "survival")
     assert rows.select("target", "precision").rows() == [

@@ -51,8 +51,7 @@ class DetectExperiment(Experiment):
         return [
             *given_maps(m),
             *(mapping.node(m, p) for p in precisions),
-            *(graph.uncertainty(p) for p in precisions),
-            *(graph.identify(p) for p in precisions),
+            *(node for p in precisions for node in (graph.identify(p), graph.uncertainty(p))),
         ]
 
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
