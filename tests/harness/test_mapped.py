@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from harness.experiments.detect.compare import alignment
 from harness.stages import mapping
 from harness.store.progress import Progress
 from hq.backends.permuted import PermutedBackend
@@ -143,7 +144,7 @@ def test_traces_on_disk_know_what_is_missing(mapped, tmp_path):
 
 
 def test_tables_leave_missing_neurons_out(folder):
-    summary = mapping.summary(folder, "gptq-4", [(LAYER, PRUNED), (LAYER, MOVED)])
+    summary = alignment(folder, "gptq-4", [(LAYER, PRUNED), (LAYER, MOVED)])
     assert summary.probe_found == 1
     assert np.isfinite([summary.h_low, summary.h_high]).all()
     with (folder / mapping.LAYERS_FILE).open(encoding="utf-8") as file:
