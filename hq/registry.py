@@ -91,13 +91,14 @@ class Registry(Generic[T]):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
         try:
             thing = point.load()
-        except Exception as error:  # whatever the module of another package raises
+            if not self._accepts(thing):
+                self._others.add(point.name)
+                return
+            if point.name not in self._things:  # loading may have registered it
+                self.add(point.name, self._adopt(point.name, thing))
+        except Exception as error:  # the code of another package may raise anything
             raise HQError(
                 f"The {self.kind} {point.name!r} of {package} cannot be loaded "
-                f"({first_line(error)}): reinstall or remove that package."
+                f"({first_line(error)}): update, correct or remove that package."
             ) from error
-        if not self._accepts(thing):
-            self._others.add(point.name)
-        elif point.name not in self._things:  # loading may have registered it
-            self.add(point.name, self._adopt(point.name, thing))
         self._packages[point.name] = package

@@ -50,7 +50,9 @@ def accept(run: Path, into: Path) -> None:
         if kept:
             order = _order(facts, committed)
             frames = {
-                name: _joined(frame, read_table(into, name, experiment.tables[name][0]), order)
+                name: _joined(
+                    frame, read_table(into, name, experiment.tables[name][0]), kept, order
+                )
                 for name, frame in frames.items()
             }
             facts = merged(facts, committed, order)
@@ -112,12 +114,13 @@ def _order(ours: Facts, theirs: Facts) -> list[str]:
     return list(dict.fromkeys([*precisions(theirs), *precisions(ours)]))
 
 
-def _joined(ours: pl.DataFrame, theirs: pl.DataFrame, order: list[str]) -> pl.DataFrame:
-    """Our rows, and theirs of precisions that ours lack, precision by precision."""
-    if "precision" not in ours.columns:
-        return ours
-    theirs = theirs.filter(~pl.col("precision").is_in(ours["precision"].unique().to_list()))
+def _joined(
+    new: pl.DataFrame, committed: pl.DataFrame, kept: list[str], order: list[str]
+) -> pl.DataFrame:
+    """The new rows, and committed rows of the precisions `kept`, precision by precision."""
+    if "precision" not in new.columns:
+        return new
     position: dict[Any, int] = {name: i for i, name in enumerate(order)}
-    both = pl.concat([ours, theirs])
+    both = pl.concat([new, committed.filter(pl.col("precision").is_in(kept))])
     rank = both["precision"].replace_strict(position, return_dtype=pl.Int64)
     return both.with_columns(rank.alias("_rank")).sort("_rank", maintain_order=True).drop("_rank")

@@ -69,10 +69,9 @@ def main() -> None:
     try:
         app()
     except HQError as error:
-        node = failed_node(error)
-        _refuse(f"{node}: {error}" if node else str(error))
+        _refuse(error, str(error))
     except OSError as error:
-        _refuse(_system_says(error))
+        _refuse(error, _system_says(error))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             err.print("Interrupted; the same command goes on from here.")
@@ -88,6 +87,10 @@ def _system_says(error: OSError) -> str:
     return f"{error.filename or 'A file'} cannot be used: {reason}."
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _refuse(error: Exception, sentence: str) -> NoReturn:
+    """Print what is wrong, and in which node if it was in one; exit with code 2."""
+    node = failed_node(error)
+    if node:
+        sentence = f"{sentence.removesuffix('.')} (node: {node})."
     err.print(f"[red]hq:[/red] {escape(sentence)}", soft_wrap=True)
     sys.exit(BAD_INPUT)

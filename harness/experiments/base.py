@@ -43,8 +43,14 @@ class Experiment(ABC):
 
     def tolerances(self) -> str:
         """The text of the tolerances.toml that a new folder of committed tables gets."""
-        package = type(self).__module__.rpartition(".")[0]
-        return (files(package) / "tolerances.toml").read_text(encoding="utf-8")
+        module = type(self).__module__
+        file = files(module.rpartition(".")[0] or module) / "tolerances.toml"
+        if not file.is_file():
+            raise HQError(
+                f"The experiment {self.name!r} has no tolerances.toml beside its module {module}: "
+                "add one, or override `tolerances`."
+            )
+        return file.read_text(encoding="utf-8")
 
     def check(self, m: Materials) -> None:  # noqa: B027
         """Validates what this experiment reads of the study. Raises HQError.
@@ -80,10 +86,18 @@ class Experiment(ABC):
 
 
 def _instance(name: str, thing: Any) -> Experiment:
-    """An experiment, or the class of one. Raises HQError for another name or type."""
+    """Return the experiment that an entry point names, itself or by its class.
+
+    Raises HQError if it is not a complete Experiment of that name.
+    """
     experiment = thing() if isinstance(thing, type) else thing
-    if not isinstance(experiment, Experiment) or experiment.name != name:
-        raise HQError(f"The entry point {name!r} is no Experiment of that name: correct it.")
+    if not isinstance(experiment, Experiment):
+        raise HQError(f"{thing!r} is not an Experiment")
+    missing = [a for a in ("name", "measures", "tables") if not hasattr(experiment, a)]
+    if missing:
+        raise HQError(f"{type(experiment).__name__} has no {missing[0]!r}")
+    if experiment.name != name:
+        raise HQError(f"{type(experiment).__name__} is named {experiment.name!r}")
     return experiment
 
 

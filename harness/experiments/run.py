@@ -67,8 +67,9 @@ def run(
         outputs = runner.run(nodes)
         rows = experiment.rows(m, outputs)
         provenance = provenance_of(m, experiment, nodes, outputs)
-        write_tables(folder, experiment.tables, rows, provenance)
+        folder.mkdir(parents=True, exist_ok=True)
         experiment.write(folder, m, outputs)
+        write_tables(folder, experiment.tables, rows, provenance)  # provenance.json comes last
     return Result(folder, rows, provenance)
 
 

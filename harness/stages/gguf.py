@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, get_args
 
-from harness.stages.loading import SPELLING
 from harness.store.environment import CONVERT
 from harness.store.node import Node, Stage, Work
 from hq.gguf.quantize import quantize
@@ -14,6 +13,19 @@ if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
 FILE = "model.gguf"
+_COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""Files of the checkpoint, beside the weights, whose content is written to the GGUF file."""
 _WRITTEN: tuple[Dtype, ...] = get_args(Dtype)
 
 
@@ -25,7 +37,7 @@ def node(m: "Materials", precision: str) -> Node:
         STAGE,
         {
             "model": m.model.fingerprint,
-            "files": file_digests(m.path, ("config.json", *SPELLING)),
+            "files": file_digests(m.path, _COPIED),
             "kind": kind,
         },
         dense,

@@ -17,7 +17,7 @@ from hq.backends.base import Backend
 from hq.neurons.factors import Factors
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 
-RESPONSES = GrowingLog("replies", sources=("hq.backends.opening",))
+RESPONSES = GrowingLog("replies", sources=("hq.backends.opening", "harness.stages.mapping"))
 LOG_FILE = "log.jsonl"
 PLAIN = "plain"
 _ROWS = 64  # prompts a batch: more do not decode faster on a CPU

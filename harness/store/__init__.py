@@ -1,4 +1,4 @@
-"""Artefacts by the digest of what made them, logs, progress, and the computing environment.
+"""The store of outputs, the runner that fills it, logs, progress, and the computing environment.
 
-Stages, which say what an artefact depends on, are in `harness.stages`.
+The stages that compute outputs are in `harness.stages`.
 """

@@ -1,4 +1,4 @@
-"""What computes a stage here: versions of packages, device, machine. Hashed into its artefact."""
+"""The computing environment: versions of packages, device and machine, for keys of nodes."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,16 +9,16 @@ from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 
 FIT = ("numba", "numpy", "scikit-learn", "scipy", "skglm")
-"""What fits and what the tables' statistics are computed by."""
+"""Packages that fit probes and compute the statistics of tables."""
 CONVERT = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "transformers")
-"""What writes and quantizes GGUF files."""
+"""Packages that write and quantize GGUF files."""
 PACK = {
     "gptq": ("gptqmodel", "torch", "transformers"),
     "awq": ("auto-round", "torch", "transformers"),
 }
-"""What makes a packed checkpoint, by method."""
+"""Packages that make packed checkpoints, by method."""
 QUESTIONS = {"facts": ("airportsdata", "countryinfo", "periodictable")}
-"""Packages that a scenario's questions come from."""
+"""Packages that the questions of a scenario come from."""
 _RUNS = {
     "torch": ("numpy", "tokenizers", "torch", "transformers"),
     "llamacpp": ("llama-cpp-python", "numba", "numpy", "tokenizers", "transformers"),
@@ -26,34 +26,34 @@ _RUNS = {
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The installed version of each package."""
+    """Return the installed version of each package, "not installed" if there is none."""
     return {package: _version(package) for package in sorted(packages)}
 
 
 def engine(precision: str, device: str | None) -> dict[str, object]:
-    """What runs a model at a precision: packages, device, arithmetic, and the class of machine.
+    """Return what runs a model at a precision: packages, device, arithmetic, class of machine.
 
-    Raises HQError for an unknown precision, or a device that is not here.
+    Raises HQError if the precision is unknown, or if this machine lacks the device.
     """
     backend = BACKEND_OF[precision]
-    if backend != "torch":  # what its arithmetic runs in follows from the file
+    if backend != "torch":  # the type of the arithmetic follows from the file
         return {
             "packages": versions(*_RUNS[backend]),
             "device": device_of(precision, device),
             "machine": machine_class(),
         }
-    place = usable_device(device)
+    torch_device = usable_device(device)
     return {
         "packages": versions(*_RUNS[backend], *PRECISIONS[precision].packages),
-        "device": place.type,
-        "compute": str(compute_dtype(place)).removeprefix("torch."),
+        "device": torch_device.type,
+        "compute": str(compute_dtype(torch_device)).removeprefix("torch."),
         "machine": machine_class(),
         **PRECISIONS[precision].settings,
     }
 
 
 def machine_class() -> str:
-    """Operating system, processor architecture and Python, which float results can depend on."""
+    """Return operating system, processor architecture and Python: floats can depend on them."""
     return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 

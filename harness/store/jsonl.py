@@ -1,4 +1,4 @@
-"""Logs: a JSON record a line, appended as it comes, so that a kill costs the last line at most."""
+"""Logs with one JSON record per line, appended at once: a kill loses at most the last line."""
 
 import os
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def append(path: Path, records: Sequence[BaseModel]) -> None:
-    """Adds records at the end of a log."""
+    """Append records to a log."""
     with open(path, "a", encoding="utf-8", newline="\n") as stream:
         stream.write("".join(record.model_dump_json() + "\n" for record in records))
 
 
 def read_log(path: Path, kind: type[Record]) -> list[Record]:
-    """The records of a log; a last line that a kill cut off is taken off the file."""
+    """Return the records of a log, after removing a last line that a kill left incomplete."""
     if not path.exists():
         return []
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return parse(content[:whole].decode(), kind)
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        os.truncate(path, complete)
+    return parse(content[:complete].decode(), kind)
 
 
 def parse(text: str, kind: type[Record]) -> list[Record]:
-    """The records of whole lines."""
+    """Return the records of complete lines."""
     return [kind.model_validate_json(line) for line in text.split("\n")[:-1]]

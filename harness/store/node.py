@@ -1,8 +1,8 @@
-"""Stages and nodes: what one step computes, and one such step with all that its output depends on.
+"""Stages and nodes: kinds of steps, and single steps with everything their output depends on.
 
 A node's key is a digest of its stage's name and version, the versions of the packages that compute
-it, its parameters, and the content digests of its inputs. The store keeps outputs under these keys,
-so a node is computed once, and computed again as soon as anything in its key changes.
+it, its parameters, and the content digests of its inputs. The store names outputs by these keys, so
+a node is computed once, and computed again if anything in its key changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from harness.store.store import digest
+from hq.errors import HQError
 
 if TYPE_CHECKING:
     from harness.store.progress import Progress, Task
@@ -24,9 +25,9 @@ _NODE = "In node: "
 
 @dataclass(frozen=True)
 class GrowingLog:
-    """A file that grows: one record per line, kept across runs under what the records depend on.
+    """A log that several nodes and runs append to, with a key of what its records depend on.
 
-    Raise `version` whenever a change of the code can change a record. `sources` are as in `Stage`.
+    Raise `version` when a change of the code can change a record. `sources` are those of `Stage`.
     """
 
     name: str
@@ -39,16 +40,16 @@ class Stage:
     """One kind of step, from files to files.
 
     Args:
-        name: of the stage; folders in the store begin with it.
-        make: writes the output of a node into a folder. It may use the materials of the study, but
-            whatever changes the output has to be in the node's parameters or inputs.
-        version: part of the key of every node. Raise it whenever a change of the code can change
-            the output.
-        packages: distributions whose versions are part of the key.
-        sources: modules where the computation starts, beside the one that defines the stage;
-            `harness.experiments.lock` digests them and all that they import.
-        volatile: files that differ from run to run, such as speeds: not part of content digests.
-        verify: raises HQError if a finished output forbids what follows.
+        name: The name, with which folders in the store begin.
+        make: Writes the output of a node into a folder. It may read the materials of the study, but
+            everything that can change the output must be in the node's parameters or inputs.
+        version: Part of the key of every node. Raise it when a change of the code can change the
+            output.
+        packages: Distributions with versions that are part of the key.
+        sources: Modules in which the computation starts, in addition to the module that defines
+            the stage; `harness.experiments.lock` digests them and all modules that they import.
+        volatile: Files that differ between runs, such as speeds; they have no content digest.
+        verify: Raises HQError if later nodes must not use a finished output.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Output:
-    """What a node takes from another: all of its output, or only some files of it."""
+    """An input of a node: the output of another node, or only some of its files."""
 
     node: "Node"
     files: tuple[str, ...] = ()
@@ -74,11 +75,12 @@ class Node:
 
     Args:
         parameters: JSON values that the output depends on.
-        inputs: outputs of other nodes, by the name that `make` knows them under.
-        precision: which model has to be loaded; None if no model is.
-        about: what distinguishes this node from others of its stage and precision.
-        units: how much work there is, at most, for estimates of time; `unit` names it.
-        disk: bytes that the output takes, at most; `memory`: bytes that computing it takes.
+        inputs: Outputs of other nodes, by the names that `make` uses.
+        precision: The precision at which the model is loaded; None if no model is loaded.
+        about: What distinguishes this node from others of its stage and precision.
+        units: The largest amount of work, for estimates of time; `unit` is the name of one unit.
+        disk: The largest size of the output in bytes.
+        memory: Bytes of memory that the computation takes.
     """
 
     stage: Stage
@@ -93,23 +95,26 @@ class Node:
 
     @cached_property
     def name(self) -> str:
-        """Stage, precision, and what distinguishes it: unique in a study."""
+        """Stage, precision and `about`; unique in an experiment."""
         return " ".join(part for part in (self.stage.name, self.precision, self.about) if part)
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the declaration: equal for two nodes that were declared alike."""
-        inputs = {k: [o.node.identity, sorted(o.files)] for k, o in self.inputs.items()}
+        """A digest of the declaration: two equal declarations have the same identity."""
+        inputs = {
+            name: [output.node.identity, sorted(output.files)]
+            for name, output in self.inputs.items()
+        }
         return digest([self.stage.name, self.stage.version, dict(self.parameters), inputs])
 
     def output(self, *files: str) -> Output:
-        """All of the output, or these files, as an input of another node."""
+        """Return the output, or only these files of it, as an input of another node."""
         return Output(self, files)
 
 
 @dataclass(frozen=True)
 class Work(Generic[M]):
-    """What `Stage.make` is given: a node, the folder for its output, and what it may use."""
+    """The argument of `Stage.make`: a node, the folder for its output, and what it may use."""
 
     node: Node
     folder: Path
@@ -121,21 +126,30 @@ class Work(Generic[M]):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Those of the node."""
+        """The parameters of the node."""
         return self.node.parameters
 
     def task(
         self, total: int, unit: str, name: str | None = None
     ) -> "AbstractContextManager[Task]":
-        """A progress bar of `total` units, called after the node unless named."""
+        """Start a progress bar of `total` units, with the name of the node by default."""
         return self.progress.task(name or self.node.name, total, unit)
 
 
 def ordered(wanted: Sequence[Node]) -> list[Node]:
-    """All nodes that `wanted` depend on, and these, each once and after its inputs."""
+    """Return `wanted` and all nodes that they depend on, each once and after its inputs.
+
+    Raises HQError if two different nodes have the same name.
+    """
     seen: set[str] = set()
+    names: dict[str, str] = {}
 
     def walk(node: Node) -> Iterator[Node]:
+        if names.setdefault(node.name, node.identity) != node.identity:
+            raise HQError(
+                f"Two different nodes are called {node.name!r}: the experiment has to tell them "
+                "apart by `about`."
+            )
         if node.identity in seen:
             return
         seen.add(node.identity)
@@ -147,11 +161,11 @@ def ordered(wanted: Sequence[Node]) -> list[Node]:
 
 
 def note_node(error: BaseException, node: Node) -> None:
-    """Notes in an error which node it comes from."""
+    """Add to an error the name of the node in which it was raised."""
     error.add_note(f"{_NODE}{node.name}")
 
 
 def failed_node(error: BaseException) -> str:
-    """The name of the node that an error came from; empty if it came from none."""
+    """Return the name of the node in which an error was raised; empty if there is none."""
     notes = [n for n in getattr(error, "__notes__", ()) if n.startswith(_NODE)]
     return notes[0].removeprefix(_NODE) if notes else ""

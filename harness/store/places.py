@@ -1,4 +1,4 @@
-"""Where hq keeps what it can make again."""
+"""The folder for files that hq can compute again."""
 
 import os
 from pathlib import Path
@@ -7,5 +7,5 @@ from platformdirs import user_cache_path
 
 
 def cache_folder() -> Path:
-    """The cache: $HQ_CACHE, or the platform's own place for caches."""
+    """Return $HQ_CACHE, or the platform's folder for caches."""
     return Path(os.environ.get("HQ_CACHE") or user_cache_path("hq"))

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Progress of long tasks: bars on a terminal, lines elsewhere, nothing if quiet."""
 
 import os
 import time
@@ -17,11 +17,11 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-EVERY_S = 60.0  # between two lines in a log
+EVERY_S = 60.0  # seconds between two lines
 
 
 class Task:
-    """One piece of long work, `done` of `total` units."""
+    """A long task, of which `done` of `total` units are finished."""
 
     def __init__(self, bars: Bars | None, description: str, total: int, unit: str) -> None:
         self._bars = bars
@@ -35,37 +35,37 @@ class Task:
             self._id = bars.add_task(description, total=total, rate="", note="")
 
     def advance(self, n: int) -> None:
-        """`n` more units are done."""
+        """Count `n` more finished units."""
         self.done += n
         if self._bars is not None:
             rate = f"{self.done / max(self.seconds, 1e-9):.1f} {self._unit}/s"
             self._bars.update(self._id, advance=n, rate=rate)
 
     def note(self, text: str) -> None:
-        """Says how the work stands, beside the bar."""
+        """Show a remark beside the bar."""
         self._note = text
         if self._bars is not None:
             self._bars.update(self._id, note=text)
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def __str__(self) -> str:
         return f"{self.done} {self._unit} in {self.seconds:.1f} s{self._noted}"
 
-    def standing(self) -> str:
-        """How much is done, and how long the rest takes at the rate since the last call.
+    def status(self) -> str:
+        """Return what is finished, and the time left at the rate since the last call.
 
-        That rate is of this run: what an earlier one left is counted as done at once.
+        Units that an earlier run finished are counted at the start, so they do not affect the rate.
         """
         now, done = time.monotonic(), self.done
-        passed, gained = now - self._seen_at, done - self._seen
+        seconds, gained = now - self._seen_at, done - self._seen
         self._seen_at, self._seen = now, done
         left = ""
         if gained:
-            left = f", about {_duration(passed * (self.total - done) / gained)} left"
+            left = f", about {_duration(seconds * (self.total - done) / gained)} left"
         return f"{done} of {self.total} {self._unit}{left}{self._noted}"
 
     @property
@@ -83,7 +83,7 @@ def _duration(seconds: float) -> str:
 class Progress:
     """Shows tasks on stderr: bars on a terminal, lines elsewhere.
 
-    A task gets a line at its start and end, and one every minute between them.
+    A task has a line at its start, at its end, and every `every` seconds between them.
     """
 
     def __init__(self, quiet: bool = False, every: float = EVERY_S) -> None:
@@ -114,13 +114,13 @@ class Progress:
 
     @contextmanager
     def task(self, description: str, total: int, unit: str) -> Iterator[Task]:
-        """A task: advance it as the work goes."""
+        """Show a task; the caller advances it."""
         task = Task(self._bars, description, total, unit)
         if self._bars is not None or self._quiet:
             yield task
             return
         self._line(f"{description}: {total} {unit} …")
-        with _repeated(self._every, lambda: self._line(f"{description}: {task.standing()}")):
+        with _repeated(self._every, lambda: self._line(f"{description}: {task.status()}")):
             yield task
         self._line(f"{description}: {task}")
 
@@ -130,7 +130,7 @@ class Progress:
 
 @contextmanager
 def _repeated(every: float, action: Callable[[], None]) -> Iterator[None]:
-    """Calls an action in a thread every so many seconds, however long a step of the work takes."""
+    """Call an action in a thread every `every` seconds, however long a step of the task takes."""
     ended = Event()
 
     def repeat() -> None:
@@ -147,7 +147,7 @@ def _repeated(every: float, action: Callable[[], None]) -> Iterator[None]:
 
 
 def silence_transformers() -> None:
-    """Turns transformers' progress bars off, that of its GGUF reader too, which has no switch."""
+    """Turn off the progress bars of transformers, including those of its GGUF reader."""
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging  # takes a second to import
 

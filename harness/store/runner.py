@@ -1,4 +1,4 @@
-"""Runs declared nodes: inputs first, one loaded model at a time, finished outputs reused."""
+"""Runner of declared nodes: inputs first, one loaded model at a time, finished outputs reused."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ class Outputs:
         return node.identity in self._folders
 
     def add(self, node: Node, folder: Path) -> None:
-        """Notes where a node's output is."""
+        """Add the folder of a finished node."""
         self._folders[node.identity] = folder
 
     def digest(self, output: Output) -> str:
-        """The content digest of an output, or of some of its files."""
+        """Return the content digest of an output, or of some of its files."""
         files: Mapping[str, str] = read_record(self[output.node])["outputs"]
         return digest([files[name] for name in output.files] if output.files else dict(files))
 
     def record(self, node: Node) -> dict[str, Any]:
-        """What a node was made from, and the content digest of all that it made."""
+        """Return everything a node was computed from, and the content digest of its output."""
         record = read_record(self[node])
         record.pop("seconds")
         return record | {"outputs": digest(record["outputs"])}
@@ -43,21 +43,21 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a run would do about one node."""
+    """What a run would do with one node."""
 
     node: Node
     state: State
     why: str = ""
-    seconds: float | None = None  # of computing it, by earlier nodes of the stage; None: not known
+    seconds: float | None = None  # estimated from earlier nodes of the stage; None if unknown
 
     @property
     def needed(self) -> bool:
-        """Whether it would be computed."""
+        """Whether a run would compute it."""
         return self.state != "there"
 
 
 class Runner:
-    """Runs the nodes of one study in a store."""
+    """Runs the nodes of one study and keeps their outputs in a store."""
 
     def __init__(self, store: Store, progress: Progress, materials: Any) -> None:
         self._store = store
@@ -67,26 +67,29 @@ class Runner:
         self._keys: dict[str, dict[str, Any]] = {}
 
     def run(self, wanted: Sequence[Node]) -> Outputs:
-        """Computes what is missing of `wanted` and of all that they depend on.
+        """Compute the missing ones of `wanted` and of all nodes that they depend on.
 
-        Of the nodes whose inputs are finished, those at the precision that ran last come first, so
+        Among nodes with finished inputs, those at the precision of the loaded model come first, so
         that each model is loaded once. Raises HQError, naming the node, if one cannot be computed.
         """
         pending = [node for node in ordered(wanted) if node not in self._outputs]
-        resident: str | None = None
+        loaded: str | None = None
         while pending:
             ready = [n for n in pending if self._is_ready(n)]
             finished = next((n for n in ready if self._finished(n)), None)
-            same = next((n for n in ready if n.precision in (None, resident)), None)
-            node = finished or same or ready[0]
+            same_model = next((n for n in ready if n.precision in (None, loaded)), None)
+            node = finished or same_model or ready[0]
             self._outputs.add(node, self._build(node))
             if finished is None:
-                resident = node.precision or resident
+                loaded = node.precision or loaded
             pending.remove(node)
         return self._outputs
 
     def plan(self, wanted: Sequence[Node]) -> list[Planned]:
-        """What `run` would do, node by node. Nothing is computed."""
+        """Return what `run` would do with each node, without computing anything.
+
+        Raises HQError if later nodes must not use a finished output.
+        """
         return [self._planned(node) for node in ordered(wanted)]
 
     def _planned(self, node: Node) -> Planned:
@@ -96,6 +99,7 @@ class Runner:
             return Planned(node, "waits", f"for {', '.join(dict.fromkeys(waiting))}", seconds)
         folder = self._finished(node)
         if folder is not None:
+            _verify(node, folder)
             self._outputs.add(node, folder)
             return Planned(node, "there")
         change = self._change(node)
@@ -109,7 +113,7 @@ class Runner:
         return all(output.node in self._outputs for output in node.inputs.values())
 
     def _key(self, node: Node) -> dict[str, Any]:
-        """All that a node's output depends on, once its inputs are finished."""
+        """Everything a node's output depends on; its inputs must be finished."""
         if node.identity not in self._keys:
             self._keys[node.identity] = self._new_key(node)
         return self._keys[node.identity]
@@ -148,24 +152,23 @@ class Runner:
         record = key | {"node": node.name, "units": node.units}
         try:
             folder = self._store.build(self._folder_name(node), record, make, node.stage.volatile)
-            if node.stage.verify is not None:
-                node.stage.verify(node, folder)
         except Exception as error:
             note_node(error, node)
             raise
+        _verify(node, folder)
         return folder
 
     def _expected(self, node: Node) -> float | None:
-        """Seconds by the last node of the same stage and precision, in proportion to its units."""
+        """Estimate the seconds from the last node of the same stage and precision, by its units."""
         for record in self._store.records(node.stage.name):
-            words = record["node"].split(" ")
-            if node.precision is None or node.precision in words:
+            name_parts = record["node"].split(" ")
+            if node.precision is None or node.precision in name_parts:
                 seconds: float = record["seconds"]
                 return seconds * node.units / max(int(record["units"]), 1)
         return None
 
     def _change(self, node: Node) -> str:
-        """How a finished node of this name, with other inputs, differs; empty if there is none."""
+        """How the most similar finished node of this name differs; empty if there is none."""
         key = self._key(node)
         changes = (
             list(_differences(key, {name: record[name] for name in key}))
@@ -177,8 +180,19 @@ class Runner:
         return f"{nearest[0]}{more}" if nearest else ""
 
 
+def _verify(node: Node, folder: Path) -> None:
+    """Raises HQError, naming the node, if later nodes must not use its finished output."""
+    if node.stage.verify is None:
+        return
+    try:
+        node.stage.verify(node, folder)
+    except Exception as error:
+        note_node(error, node)
+        raise
+
+
 def _differences(now: Any, before: Any, where: str = "") -> Iterator[str]:
-    """Which values differ, innermost first."""
+    """Describe each value that differs, at any depth."""
     if isinstance(now, dict) and isinstance(before, dict):
         for key in sorted(now.keys() | before.keys()):
             yield from _differences(now.get(key), before.get(key), f"{where}.{key}".lstrip("."))
@@ -187,7 +201,7 @@ def _differences(now: Any, before: Any, where: str = "") -> Iterator[str]:
 
 
 def _plain(value: object) -> object:
-    """As JSON has it: tuples are lists."""
+    """The value as JSON represents it, with lists in place of tuples."""
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 

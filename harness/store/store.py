@@ -1,8 +1,8 @@
-"""The store: outputs of nodes, each in a folder named by the digest of all that it depends on.
+"""The store: outputs of nodes, each in a folder named by a digest of everything it depends on.
 
-A node that was killed leaves a partial folder and is continued in it. A finished one is renamed, so
-a folder under its final name is complete, and its node.json says what it was made from and the
-content digest of every file in it.
+A killed node leaves a folder NAME.partial, in which it is continued. A finished folder is renamed,
+so a folder NAME is complete; its node.json records what the output was computed from and the
+content digest of each file.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,18 @@ from hq.storage.atomic import remove_drafts, write_whole
 
 RECORD_FILE = "node.json"
 LOG_RECORD_FILE = "log.json"
+_DIGEST_PATTERN = "[0-9a-f]" * 16
 _BLOCK = 1 << 22
 
 
 def digest(value: object) -> str:
-    """BLAKE2b of a JSON value: 16 hex digits."""
+    """Return the BLAKE2b digest of a JSON value, 16 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes: 16 hex digits."""
+    """Return the BLAKE2b digest of a file, 16 hex digits."""
     state = hashlib.blake2b(digest_size=8)
     with open(path, "rb") as stream:
         while block := stream.read(_BLOCK):
@@ -40,24 +41,24 @@ def file_digest(path: Path) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a finished output was made from, and the digests of its files."""
+    """Return what a finished output was computed from, and the digests of its files."""
     record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     return record
 
 
 class Store:
-    """Outputs below one folder; with `fresh`, those found at first sight are made again."""
+    """Outputs in one folder. With `fresh`, each is removed at its first use and computed again."""
 
     def __init__(self, root: Path, fresh: bool = False) -> None:
         self.root = root
         self._fresh = fresh
-        self._met: set[str] = set()
+        self._used: set[str] = set()
 
     def finished(self, name: str) -> Path | None:
-        """The folder of a finished output, unless it is to be made again."""
+        """Return the folder of a finished output; None if there is none or it is computed again."""
         folder = self.root / name
-        stale = self._fresh and name not in self._met
-        return folder if not stale and (folder / RECORD_FILE).is_file() else None
+        outdated = self._fresh and name not in self._used
+        return folder if not outdated and (folder / RECORD_FILE).is_file() else None
 
     def build(
         self,
@@ -66,9 +67,9 @@ class Store:
         make: Callable[[Path], None],
         volatile: frozenset[str] = frozenset(),
     ) -> Path:
-        """The folder of an output, made by `make(folder)` unless it is finished.
+        """Return the folder of an output; `make(folder)` writes it unless it is finished.
 
-        `record` is what `name` was derived from. Files in `volatile` get no content digest.
+        `record` holds what `name` was derived from. Files in `volatile` have no content digest.
         """
         with self._locked(name):
             final, partial = self.root / name, self.root / f"{name}.partial"
@@ -88,31 +89,43 @@ class Store:
 
     @contextmanager
     def growing(self, name: str, version: int, record: Mapping[str, object]) -> Iterator[Path]:
-        """A folder that is never finished: its one holder at a time appends to what it has."""
-        whole = {"version": version, **record}
-        folder = f"{name}-{digest([name, whole])}"
+        """Lock the folder of a log, so that one process at a time appends to it."""
+        key = {"version": version, **record}
+        folder = f"{name}-{digest([name, key])}"
         with self._locked(folder):
             (self.root / folder).mkdir(exist_ok=True)
-            write_whole(self.root / folder / LOG_RECORD_FILE, json.dumps(whole, indent=1))
+            write_whole(self.root / folder / LOG_RECORD_FILE, json.dumps(key, indent=1))
             yield self.root / folder
 
     def records(self, stage: str) -> Iterator[dict[str, Any]]:
-        """The records of all finished outputs of a stage, newest first."""
-        files = self.root.glob(f"{stage}-*/{RECORD_FILE}") if self.root.is_dir() else ()
-        for path in sorted(files, key=lambda path: -path.stat().st_mtime):
-            if not path.parent.name.endswith(".partial"):
+        """Yield the records of all finished outputs of a stage, newest first."""
+        times: dict[Path, float] = {}
+        for path in self.root.glob(f"{stage}-{_DIGEST_PATTERN}/{RECORD_FILE}"):
+            with suppress(FileNotFoundError):  # another process may remove it
+                times[path] = path.stat().st_mtime
+        for path in sorted(times, key=times.__getitem__, reverse=True):
+            with suppress(FileNotFoundError):
                 yield json.loads(path.read_text(encoding="utf-8"))
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Holds a name; at first sight its folders are removed if the store is `fresh`."""
+        """Lock a name; a `fresh` store removes its folders at the first use."""
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f"{name}.lock"):
-            if self._fresh and name not in self._met:
+            if self._fresh and name not in self._used:
                 for folder in (name, f"{name}.partial"):
-                    shutil.rmtree(self.root / folder, ignore_errors=True)
-            self._met.add(name)
+                    self._remove(folder)
+            self._used.add(name)
             yield
+
+    def _remove(self, name: str) -> None:
+        """Remove a folder if it exists, so that a kill leaves no incomplete folder of that name."""
+        folder, removed = self.root / name, self.root / f"{name}.removed"
+        if removed.exists():  # by a process that was killed
+            shutil.rmtree(removed)
+        if folder.exists():
+            os.rename(folder, removed)
+            shutil.rmtree(removed)
 
 
 def _digests(folder: Path, volatile: frozenset[str]) -> dict[str, str]:

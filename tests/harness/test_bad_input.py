@@ -482,3 +482,11 @@ def test_a_picture_of_nothing_and_in_no_format(finished, hq):
 
 def test_an_unknown_bench(hq):
     is_one_sentence(hq("bench", "cetts"), "did you mean 'cett'")
+
+
+def test_an_error_of_the_system_names_the_node(tiny_study, hq, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harness.stages.mapping.build", full)
+    is_one_sentence(hq("study", "run", tiny_study), "another disk's folder (node: map fp16)")

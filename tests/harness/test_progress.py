@@ -57,10 +57,10 @@ def test_the_forecast_is_of_the_last_interval(monkeypatch):
     task = Task(None, "sample", 1000, "questions")
     task.advance(500)  # found in the log of an earlier run
     now[0] = 60.0
-    task.standing()
+    task.status()
     task.advance(50)
     now[0] = 120.0
-    assert task.standing() == "550 of 1000 questions, about 9 min left"
+    assert task.status() == "550 of 1000 questions, about 9 min left"
 
 
 def test_transformers_shows_no_bar_of_its_own_when_it_reads_a_gguf_file():

@@ -280,3 +280,14 @@ def test_a_run_of_all_precisions_replaces_everything(run, tmp_path):
 
 def test_provenance_is_json(run):
     assert json.loads((run("a") / "provenance.json").read_text(encoding="utf-8"))["study"] == "s"
+
+
+def test_rows_that_a_precision_no_longer_has_do_not_stay(run, tmp_path):
+    results = tmp_path / "results"
+    accept(run("whole", precisions=("fp16", "int8", "nf4")), results)
+    part = run("part", precisions=("fp16", "nf4"))
+    alarms = read_table(part, "alarms", Alarm)
+    alarms.filter(pl.col("precision") != "nf4").write_csv(part / "alarms.csv")
+    accept(part, results)
+    assert read_table(results, "alarms")["precision"].to_list() == ["fp16", "int8"]
+    assert read_table(results, "controls")["precision"].to_list() == ["fp16", "int8", "nf4"]

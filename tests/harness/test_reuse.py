@@ -9,8 +9,10 @@ import pytest
 
 from harness.experiments import EXPERIMENTS
 from harness.experiments.run import load_study, provenance_of
+from harness.experiments.sweep.nodes import SweepNodes
+from harness.experiments.sweep.plan import SweepPlan
 from harness.judges.rules import RuleJudge
-from harness.stages import mapping, sample, trace
+from harness.stages import gguf, mapping, sample, trace
 from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE
 from harness.stages.materials import Materials
@@ -209,3 +211,47 @@ def test_provenance_says_what_the_outputs_were_made_from(opened):
     facts = provenance_of(one.m, detect, nodes, outputs)
     assert facts["nodes"]["map nf4"]["parameters"]["machine"] == "the one that computed"
     assert sample.STAGE.name in {node["stage"] for node in facts["nodes"].values()}
+
+
+@pytest.fixture
+def sweep(opened, own_study):
+    """Declares the nodes of a sweep of the study with a trial of a false premise and a dialogue."""
+    rows = [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)]
+    path = own_study.parent / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def declare(form="few-shot"):
+        section = {"scenarios": ["falseqa"], "sources": {"falseqa": str(path)}, "form": form}
+        study = load_study(str(own_study)).changed(sections={"sweep": section})
+        return SweepNodes(Materials(study).of(SweepPlan))
+
+    return declare
+
+
+def test_another_answer_to_a_trial_judges_again_and_asks_again(sweep):
+    before, after = sweep(), sweep()
+    trials = after.plan.offered["falseqa"]
+    trials[0] = replace(trials[0], aliases=("another",))
+    for node in ("ask", "targets"):
+        assert getattr(before, node)("falseqa").identity != getattr(after, node)("falseqa").identity
+    # The same trials count, in the same words: their record alone would not tell.
+    parameters = [nodes.targets("falseqa").parameters for nodes in (before, after)]
+    assert parameters[0] != parameters[1]
+    assert sweep().targets("falseqa").identity == before.targets("falseqa").identity
+
+
+def test_another_chat_template_asks_again(sweep, own_study):
+    identities = []
+    for words in ("", "Please. "):
+        template = f"{{% for m in messages %}}{words}{{{{ m.content }}}}{{% endfor %}}"
+        path = own_study.parent / "model" / "chat_template.jinja"
+        path.write_text(template, encoding="utf-8")
+        identities.append(sweep("chat").ask("falseqa").identity)
+    assert identities[0] != identities[1]
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "chat_template.jinja", "merges.txt"])
+def test_every_file_that_is_written_to_a_gguf_file_is_in_its_key(file, opened, own_study):
+    before = gguf.node(opened().m, "gguf-q4_k_m").identity
+    (own_study.parent / "model" / file).write_text('{"eos_token_id": 1}', encoding="utf-8")
+    assert gguf.node(opened().m, "gguf-q4_k_m").identity != before

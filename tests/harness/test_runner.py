@@ -114,12 +114,39 @@ def test_a_plan_says_what_is_there_missing_or_stale_and_why(run, tmp_path):
     assert before["step first"].seconds is None
     run(node("b", first, about="last"))
     assert [p.state for p in plan(node("b", first, about="last")).values()] == ["there", "there"]
-    changed = plan(
-        node("c", node("b", first, about="last"), about="more"), node("x", about="first")
-    )
+    changed = plan(node("c", node("b", first, about="last"), about="more"))
     assert changed["step more"].state == "missing"
     assert changed["step more"].seconds is not None
     stale = plan(node("x", about="first"))["step first"]
     assert (stale.state, stale.why) == ("stale", "parameters.value was a, is x")
     raised = plan(node("a", about="first", stage=replace(STAGE, version=3)))["step first"]
     assert raised.why == "version was 1, is 3"
+
+
+def test_a_plan_and_the_run_after_it_stop_at_an_output_that_forbids_what_follows(run, tmp_path):
+    def reject(node, folder):
+        raise HQError("Not this one.")
+
+    run(node("a", about="first"))
+    first = node("a", about="first", stage=replace(STAGE, verify=reject))
+    runner = Runner(Store(tmp_path), QUIET, Ran())
+    for call in (runner.plan, runner.run):
+        with pytest.raises(HQError, match="Not this one") as error:
+            call([node("b", first, about="last")])
+        assert failed_node(error.value) == "step first"
+
+
+def test_two_nodes_of_one_name_are_rejected(run):
+    with pytest.raises(HQError, match="Two different nodes are called 'step same'"):
+        run(node("a", about="same"), node("b", about="same"))
+
+
+def test_fresh_computes_each_node_once(run, tmp_path):
+    first = node("a", about="first")
+    last = node("c", node("b", first, about="second"), first, about="last")
+    run(last)
+    ran = Ran()
+    runner = Runner(Store(tmp_path, fresh=True), QUIET, ran)
+    assert [planned.state for planned in runner.plan([last])] == ["missing", "waits", "waits"]
+    runner.run([last])
+    assert ran == ["step first", "step second", "step last"]

@@ -11,6 +11,8 @@ import pytest
 from harness.store.store import Store, read_record
 from tests.harness.killing import needs_sigkill
 
+NAME = f"stage-{'1' * 16}"
+
 
 def test_an_output_is_made_once_and_reused(tmp_path):
     calls = []
@@ -35,7 +37,7 @@ def test_the_record_has_what_it_was_made_from_and_digests_of_contents(tmp_path):
         (folder / "speed").write_text(str(os.times()), encoding="utf-8")
 
     store = Store(tmp_path)
-    record = read_record(store.build("stage-1", {"stage": "stage"}, make, frozenset({"speed"})))
+    record = read_record(store.build(NAME, {"stage": "stage"}, make, frozenset({"speed"})))
     assert record["stage"] == "stage"
     assert record["seconds"] >= 0
     assert set(record["outputs"]) == {"deep/a", "b"}
@@ -111,3 +113,30 @@ def test_kill_minus_nine_leaves_the_partial_folder_for_the_next_run(tmp_path):
         "stage-1", {}, lambda folder: seen.append((folder / "part").read_text(encoding="utf-8"))
     )
     assert seen == ["half"]
+
+
+def test_an_interrupted_removal_leaves_nothing_that_looks_finished(tmp_path, monkeypatch):
+    def make(folder):
+        (folder / "out").write_text("x", encoding="utf-8")
+
+    name = f"stage-{'0' * 16}"
+    Store(tmp_path).build(name, {"a": 1}, make)
+
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", interrupted)
+        Store(tmp_path, fresh=True).build(name, {"a": 1}, make)
+    assert Store(tmp_path).finished(name) is None
+    assert not list(Store(tmp_path).records("stage"))
+    for fresh in (False, True):
+        assert (Store(tmp_path, fresh).build(name, {"a": 1}, make) / "out").is_file()
+    assert len(list(Store(tmp_path).records("stage"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [name]
+
+
+def test_records_are_those_of_the_stage_alone(tmp_path):
+    for stage in ("toy", "toy-count"):
+        Store(tmp_path).build(f"{stage}-{'a' * 16}", {"stage": stage}, lambda folder: None)
+    assert [record["stage"] for record in Store(tmp_path).records("toy")] == ["toy"]

@@ -1,5 +1,7 @@
 """The table of named things: lookups that fail say what to do."""
 
+from importlib.metadata import EntryPoint
+
 import pytest
 
 from hq.errors import HQError
@@ -44,3 +46,18 @@ def test_a_near_miss_is_answered_with_the_name_meant(fruit: Registry[int]) -> No
 def test_a_far_miss_is_answered_with_all_names(fruit: Registry[int]) -> None:
     with pytest.raises(HQError, match=r"no fruit 'xyz': known are apple, banana\.$"):
         fruit["xyz"]
+
+
+def test_an_entry_of_a_package_that_cannot_be_adopted_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def adopt(name: str, thing: object) -> int:
+        raise TypeError("it has no stone\nand more")
+
+    points = (EntryPoint("cherry", "math:pi", "toy.fruit"),)
+    monkeypatch.setattr("hq.registry.entry_points", lambda group: points)
+    registry: Registry[int] = Registry("fruit", "toy.fruit", adopt=adopt)
+    sentence = r"fruit 'cherry' of math:pi cannot be loaded \(it has no stone\): update, correct"
+    for call in (list, lambda entries: entries["cherry"]):
+        with pytest.raises(HQError, match=sentence):
+            call(registry)

@@ -69,6 +69,7 @@ class SweepNodes:
             | {
                 "scenario": name,
                 "trials": digest(trials),
+                "prompts": digest(plan.prompts(name)),
                 "wanted": plan.section.trials,
                 "form": plan.form_name(name),
                 "max_new_tokens": plan.section.max_new_tokens,
@@ -157,7 +158,12 @@ class SweepNodes:
         name = scenario(label)
         return Node(
             TARGETS,
-            {"label": label, "judge": SCENARIOS[name].version, "alphas": self.plan.section.alphas},
+            {
+                "label": label,
+                "judge": SCENARIOS[name].version,
+                "trials": digest([asdict(trial) for trial in self.plan.offered[name]]),
+                "alphas": self.plan.section.alphas,
+            },
             {
                 "asked": self.ask(name).output(),
                 "replies": self.respond(REFERENCE, name).output(REPLIES_FILE),
@@ -387,7 +393,7 @@ def _write(path: Path, content: Any) -> None:
 
 _RUNS = ("hq.backends.opening",)
 ASK = Stage("ask", _make_asked, sources=_RUNS)
-VARIANTS = Stage("variants", _make_variants)
+VARIANTS = Stage("variants", _make_variants, packages=("numpy",))
 RESPOND = Stage("respond", _make_replies, sources=_RUNS)
 ANSWER = Stage("answer", _make_answers, sources=_RUNS)
 COSTS = Stage("costs", _make_costs, sources=_RUNS)

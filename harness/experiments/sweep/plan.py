@@ -19,6 +19,7 @@ class SweepPlan:
 
     def __init__(self, m: Materials) -> None:
         self.m = m
+        self._prompts: dict[str, list[tuple[int, ...]]] = {}
         values = m.study.sections.get("sweep", {})
         self.section = SweepSection.of(values, "the section [sweep]")
 
@@ -63,6 +64,15 @@ class SweepPlan:
         """The name of that form."""
         return self.section.form or SCENARIOS[scenario(name)].form
 
+    def prompts(self, name: str) -> list[tuple[int, ...]]:
+        """Token ids of a scenario's trials, as they are asked without an earlier dialogue."""
+        if name not in self._prompts:
+            form, tokenizer = self.form(name), self.m.tokenizer
+            self._prompts[name] = [
+                tuple(form.encode(tokenizer, trial.prompt)) for trial in self.offered[name]
+            ]
+        return self._prompts[name]
+
     @cached_property
     def questions(self) -> list[Prompted]:
         """The study's held-out questions that costs are measured on."""
@@ -94,9 +104,7 @@ class SweepPlan:
 
         What a dialogue adds depends on the first answer, and is checked when it is asked.
         """
+        new = self.section.max_new_tokens
         for name, trials in self.offered.items():
-            form, tokenizer = self.form(name), self.m.tokenizer
-            for trial in trials:
-                ids = form.encode(tokenizer, trial.prompt)
-                new = self.section.max_new_tokens
+            for trial, ids in zip(trials, self.prompts(name), strict=True):
                 self.m.require_length(f"Trial {trial.id!r} of {name}", ids, new)
