@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Find the neurons that predict when a model hallucinates, and see whether they survive "
-    "quantization.\n\nStart with [bold]hq study run[/bold]; [bold]hq doctor[/bold] says what this "
+    "quantization.\n\nStart with [bold]hq run[/bold]; [bold]hq doctor[/bold] says what this "
     "machine can run.",
 )
 

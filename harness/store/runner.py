@@ -78,7 +78,8 @@ class Runner:
             ready = [n for n in pending if self._is_ready(n)]
             finished = next((n for n in ready if self._finished(n)), None)
             same_model = next((n for n in ready if n.precision in (None, loaded)), None)
-            node = finished or same_model or ready[0]
+            early = next((n for n in ready if n.early), None)
+            node = finished or early or same_model or ready[0]
             self._outputs.add(node, self._build(node))
             if finished is None:
                 loaded = node.precision or loaded

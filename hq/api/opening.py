@@ -85,7 +85,7 @@ def wrap(
         model: A causal language model of transformers, in eval mode.
         tokenizer: Its tokenizer; not needed where only token ids are used.
         model_identity: Which model it is, if its norms are not known:
-            `hq.models.checkpoint.identity(folder)`.
+            `hq.models.checkpoint.checkpoint_identity(folder)`.
 
     Raises:
         HQError: The model is in training mode, on several devices, or has no neurons or weights

@@ -61,6 +61,12 @@ def test_each_precision_is_run_at_one_stretch(run):
     assert [name.split()[1] for name in ran] == ["x", "x", "y", "y"]
 
 
+def test_what_may_be_rejected_is_computed_early(run):
+    nodes = [node(i, precision=p, about=str(i)) for i, p in enumerate(["x", "x", "y"])]
+    _, ran = run(*nodes[:2], replace(nodes[2], early=True))
+    assert ran == ["step y 2", "step x 0", "step x 1"]
+
+
 def test_an_input_that_comes_out_the_same_keeps_what_follows(run):
     _, ran = run(node("z", node(1, about="one"), about="last"))
     assert ran == ["step one", "step last"]

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class DetectExperiment(Experiment):
 def given_maps(m: Materials) -> list[Node]:
     """Maps of the checkpoint itself and of files that the study names: they may be refused."""
     return [
-        mapping.node(m, precision)
+        replace(mapping.node(m, precision), early=True)
         for precision in m.study.precisions
         if precision in (REFERENCE, GGUF_SOURCE) or m.models.given(precision) is not None
     ]
