@@ -129,7 +129,7 @@ STUDIES = {
     ),
     "labels against themselves": (
         lambda s: edit(s, "folds = 2", 'folds = 2, tokens = "other", labels = "3-vs-1"'),
-        "labels: 3-vs-1 sets the chosen tokens against",
+        "labels: 3-vs-1 compares the chosen tokens with",
     ),
     "too many folds": (lambda s: edit(s, "folds = 2", "folds = 99"), "99 folds"),
 }
