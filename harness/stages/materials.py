@@ -166,7 +166,7 @@ class Materials:
     def texts(self) -> list[PromptResponse]:
         """Held-out texts for perplexity and KL: pieces of a file, or test questions and answers."""
         section = self.study.compare
-        texts = self._file_texts(section.text) if section.text else self._true_answers()
+        texts = self._file_texts("held-out", section.text) if section.text else self._true_answers()
         ends = np.cumsum([len(text.response) for text in texts])
         return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
 
@@ -182,7 +182,7 @@ class Materials:
         """Texts for the calibration of quantizers: pieces of a file, or training questions."""
         section = self.study.pack
         if section.text:
-            return [e.ids for e in self._file_texts(section.text)][: section.texts]
+            return [e.ids for e in self._file_texts("calibration", section.text)][: section.texts]
         training = [p for p in self.prompted if p.split == "train"][: section.texts]
         return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in training]
 
@@ -218,14 +218,14 @@ class Materials:
         tests = [p for p in self.prompted if p.split == "test"]
         return [PromptResponse(p.ids, self.encode(f" {p.question.aliases[0]}")) for p in tests]
 
-    def _file_texts(self, path: str, length: int = 256) -> list[PromptResponse]:
+    def _file_texts(self, use: str, path: str, length: int = 256) -> list[PromptResponse]:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
+            raise HQError(f"The {use} text {path} cannot be read: {error}.") from error
         ids = self.encode(text)
         if len(ids) < 2:
-            raise HQError(f"The held-out text {path} is empty: name a file with some prose.")
+            raise HQError(f"The {use} text {path} is empty: give a file with some prose.")
         pieces = [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
         return [PromptResponse(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
 

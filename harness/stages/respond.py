@@ -17,8 +17,7 @@ from hq.backends.base import Backend
 from hq.neurons.factors import Factors
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 
-RESPONSES = GrowingLog("replies", sources=("hq.backends.opening", "harness.stages.mapping"))
-LOG_FILE = "log.jsonl"
+GREEDY_LOG = GrowingLog("replies", sources=("hq.backends.opening", "harness.stages.mapping"))
 PLAIN = "plain"
 _ROWS = 64  # prompts per batch: larger batches are not faster on a CPU
 _TOKENS = 6144  # per batch, with padding: the cells of llama.cpp, and a limit of memory

@@ -29,7 +29,7 @@ from harness.stages.samples import (
     write_samples,
     write_tokens,
 )
-from harness.store.jsonl import append, parse, read_log
+from harness.store.jsonl import LOG_FILE, append, parse, read_log
 from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
 from harness.store.store import digest
@@ -42,9 +42,8 @@ from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
-RESPONSES = GrowingLog("responses", sources=("hq.backends.opening",))
+RESPONSE_LOG = GrowingLog("responses", sources=("hq.backends.opening",))
 RESPONSES_FILE = "responses.jsonl"
-LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TOKENS_FILE = "tokens.jsonl"
 CHUNK = 1024  # questions between two checks of the quota
@@ -124,7 +123,7 @@ def make(work: "Work[Materials]") -> None:
     key = parameters["responses"] | {"file": work.digests.get("file")}
     precision = str(work.node.precision)
     with (
-        work.store.growing(RESPONSES.name, RESPONSES.version, key) as log,
+        work.store.growing(RESPONSE_LOG.name, RESPONSE_LOG.version, key) as log,
         work.task(len(m.prompted), "questions", "sample responses") as task,
     ):
         records = collect(

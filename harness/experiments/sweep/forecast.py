@@ -13,6 +13,7 @@ from harness.scenarios.base import Trial
 from harness.scenarios.prompts import PromptForm
 from harness.stages import respond
 from harness.stages.materials import Materials
+from harness.store.jsonl import LOG_FILE
 from harness.store.progress import Progress
 from harness.studies.study import REFERENCE
 from hq.backends.opening import max_rows
@@ -78,7 +79,7 @@ def _timed(m: Materials, form: PromptForm, trials: list[Trial]) -> float:
     backend = m.models.open(REFERENCE)
     new = m.of(SweepPlan).section.max_new_tokens
     with TemporaryDirectory() as folder, Progress(quiet=True).task("", len(ids), "") as task:
-        log = Path(folder) / respond.LOG_FILE
+        log = Path(folder) / LOG_FILE
         started = time.perf_counter()
         respond.respond(log, lambda: backend, ids, [{}], criteria, new, task, max_rows(REFERENCE))
         return (time.perf_counter() - started) / len(ids)

@@ -21,6 +21,7 @@ from harness.stages.loading import SPELLING
 from harness.stages.respond import GreedyResponse
 from harness.stages.sample import SAMPLES_FILE, TOKENS_FILE
 from harness.stages.samples import read_samples, write_tokens
+from harness.store.jsonl import LOG_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.store import digest
 from harness.studies.study import REFERENCE
@@ -324,14 +325,14 @@ def _responses(
         "max_new_tokens": max_new_tokens,
         "file": work.digests.get("file"),
     }
-    log = respond.RESPONSES
+    log = respond.GREEDY_LOG
     name = about if " " in about else f"sweep {precision} {about}"
     with (
         work.store.growing(log.name, log.version, key) as folder,
         work.task(len(ids) * len(variants), "responses", name) as task,
     ):
         return respond.respond(
-            folder / respond.LOG_FILE,
+            folder / LOG_FILE,
             partial(mapping.backend, work),
             ids,
             variants,
