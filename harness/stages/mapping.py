@@ -13,6 +13,7 @@ from harness.stages import gguf, pack
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
 from harness.store.runner import Outputs
+from harness.studies.study import REFERENCE
 from hq.backends.base import Backend
 from hq.backends.permuted import PermutedBackend
 from hq.errors import HQError
@@ -20,6 +21,7 @@ from hq.models.alignment import ALIGNED, MISSING, LayerMap, map_model
 from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import BACKEND_OF
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.precisions.packed import recipe_of
 
 if TYPE_CHECKING:
@@ -61,7 +63,11 @@ class LayerRow(NamedTuple):
 
 
 def node(m: "Materials", precision: str) -> Node:
-    """Declare the map of the checkpoint's neurons to those of a precision."""
+    """Declare the map of the checkpoint's neurons to those of a precision.
+
+    Maps of the checkpoint and of given files run first, as they may reject the study.
+    """
+    given = m.models.given(precision) is not None
     return Node(
         STAGE,
         m.models.parameters(precision),
@@ -71,6 +77,7 @@ def node(m: "Materials", precision: str) -> Node:
         unit="layers",
         disk=13 * m.model.n_neurons,
         memory=m.resident(precision),
+        first=given or precision in (REFERENCE, GGUF_SOURCE),
     )
 
 

@@ -27,8 +27,8 @@ def test_gguf_precisions_are_cells_like_any_other(hq, tiny_study):
     model = pl.read_csv("runs/tiny/model.csv")
     assert model["storage"].to_list() == ["float32", "f16", "q8_0"]
     assert model["bits_per_weight"].to_list() == [32, 16, 8.5]
-    stages = json.loads(Path("runs/tiny/provenance.json").read_text(encoding="utf-8"))["stages"]
-    assert "llama-cpp-python" in stages["trace"]["gguf-q8_0"]["packages"]
+    nodes = json.loads(Path("runs/tiny/provenance.json").read_text(encoding="utf-8"))["nodes"]
+    assert "llama-cpp-python" in nodes["trace gguf-q8_0"]["parameters"]["packages"]
     # A second run finds everything.
     again = hq("study", "run", tiny_study, "--precisions", "fp16,gguf-f16,gguf-q8_0", "--json")
     assert again.code == 0
@@ -49,10 +49,9 @@ def test_sampling_in_llamacpp(hq, tiny_study):
         *("study", "run", tiny_study, "--sampler", "llamacpp", "--precisions", "fp16", "--quiet")
     )
     assert outcome.code == 0, outcome
-    sampled = json.loads(Path("runs/tiny/provenance.json").read_text(encoding="utf-8"))["stages"][
-        "sample"
-    ]
-    assert sampled["responses"]["precision"] == "gguf-q8_0"
+    nodes = json.loads(Path("runs/tiny/provenance.json").read_text(encoding="utf-8"))["nodes"]
+    responses = nodes["sample gguf-q8_0"]["parameters"]["responses"]
+    assert responses["precision"] == "gguf-q8_0"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_provenance_names_the_checkpoint_by_what_is_in_it(hq, tiny_study, tmp_pa
     assert str(tmp_path) not in text
     facts = json.loads(text)
     assert facts["definition"]["checkpoints"] == {"gptq-8": "given"}
-    traced = facts["stages"]["trace"]["gptq-8"]["packed"]
+    traced = facts["nodes"]["trace gptq-8"]["parameters"]["given"]
     config = tmp_path / "packed" / "config.json"
     config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     again = hq(
@@ -105,7 +105,8 @@ def test_provenance_names_the_checkpoint_by_what_is_in_it(hq, tiny_study, tmp_pa
         *("--precisions", "fp16,gptq-8", "--json"),
     )
     assert again.code == 0
-    assert json.loads(again.out)["provenance"]["stages"]["trace"]["gptq-8"]["packed"] != traced
+    nodes = json.loads(again.out)["provenance"]["nodes"]
+    assert nodes["trace gptq-8"]["parameters"]["given"] != traced
 
 
 def test_neurons_are_read_where_they_went(hq, tiny_study, tmp_path):
@@ -166,10 +167,10 @@ def test_a_group_size_is_part_of_what_a_run_depends_on(hq, tiny_study):
     pytest.importorskip("torchao")
     outcome = hq("study", "run", tiny_study, "--precisions", "fp16,torchao-int4", "--json")
     assert outcome.code == 0, outcome
-    stages = json.loads(outcome.out)["provenance"]["stages"]
-    assert stages["trace"]["torchao-int4"]["group_size"] == 64
-    assert "torchao" in stages["trace"]["torchao-int4"]["packages"]
-    assert "group_size" not in stages["trace"]["fp16"]
+    nodes = json.loads(outcome.out)["provenance"]["nodes"]
+    assert nodes["trace torchao-int4"]["parameters"]["group_size"] == 64
+    assert "torchao" in nodes["trace torchao-int4"]["parameters"]["packages"]
+    assert "group_size" not in nodes["trace fp16"]["parameters"]
     assert table("mapping", "torchao-int4")["layers"] == "3 identical"
 
 

@@ -61,6 +61,13 @@ def test_each_precision_is_run_at_one_stretch(run):
     assert [name.split()[1] for name in ran] == ["x", "x", "y", "y"]
 
 
+def test_what_may_forbid_the_rest_runs_first(run):
+    given = replace(node("g", precision="y", about="given"), first=True)
+    nodes = [node(i, precision="x", about=str(i)) for i in range(2)]
+    _, ran = run(*nodes, node("z", given, precision="y", about="last"))
+    assert ran[0] == "step y given"
+
+
 def test_an_input_that_comes_out_the_same_keeps_what_follows(run):
     _, ran = run(node("z", node(1, about="one"), about="last"))
     assert ran == ["step one", "step last"]

@@ -23,7 +23,6 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
-from hq.precisions.gguf import GGUF_SOURCE
 from hq.stats.bootstrap import Estimate
 from hq.storage.atomic import write_whole
 
@@ -44,10 +43,9 @@ class DetectExperiment(Experiment):
         return study.name
 
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """Declare maps of given files first, as they may be rejected; then each precision."""
+        """Declare maps, uncertainty and neurons at each precision."""
         graph, precisions = Graph(m), m.study.precisions
         return [
-            *given_maps(m),
             *(mapping.node(m, p) for p in precisions),
             *(graph.uncertainty(p) for p in precisions),
             *(graph.identify(p) for p in precisions),
@@ -148,15 +146,6 @@ class DetectExperiment(Experiment):
                 f"{row.common} of {row.neurons_again}",
             )
         return table
-
-
-def given_maps(m: Materials) -> list[Node]:
-    """Declare the maps of the checkpoint and of given files, which may be rejected."""
-    return [
-        mapping.node(m, precision)
-        for precision in m.study.precisions
-        if precision in (REFERENCE, GGUF_SOURCE) or m.models.given(precision) is not None
-    ]
 
 
 def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:

@@ -11,7 +11,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from harness.experiments.base import Experiment
-from harness.experiments.detect.experiment import given_maps
 from harness.experiments.sweep import costs, rates
 from harness.experiments.sweep.nodes import (
     SweepNodes,
@@ -58,11 +57,11 @@ class SweepExperiment(Experiment):
         m.of(SweepPlan).check()
 
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """Declare responses, answers and costs at each precision, and traces of responses."""
+        """Declare maps, responses, answers and costs at each precision, and traces of responses."""
         plan = m.of(SweepPlan)
         declared = SweepNodes(plan)
         return [
-            *given_maps(m),
+            *(mapping.node(m, precision) for precision in m.study.precisions),
             *(
                 node
                 for precision in m.study.precisions
