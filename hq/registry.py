@@ -1,4 +1,4 @@
-"""Tables of named things, which other installed packages extend by entry points."""
+"""Registries of named entries, which installed packages extend by entry points."""
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -12,17 +12,17 @@ OWN = "hq"
 
 
 class Registry(Generic[T]):
-    """Names and what they stand for, all of one kind.
+    """Entries of one kind by name.
 
-    A name that is not registered is looked up among the entry points of installed packages: the
-    object of the entry point becomes the entry of that name. hq's own names cannot be replaced.
+    A name that is not registered is looked up among the entry points of installed packages, and the
+    object of the entry point becomes the entry. Names of hq itself cannot be replaced.
 
     Args:
-        kind: what messages call an entry.
-        group: the group of entry points that extend the registry; none if empty.
-        accepts: whether the object of an entry point is for this registry; several registries may
-            share a group.
-        adopt: makes the entry of an accepted object, given its name.
+        kind: The word for an entry in messages.
+        group: The group of entry points that extend the registry; empty if there is none.
+        accepts: Whether the object of an entry point belongs to this registry; several registries
+            may share a group.
+        adopt: Returns the entry for the name and object of an entry point.
     """
 
     def __init__(
@@ -36,53 +36,53 @@ class Registry(Generic[T]):
         self._group = group
         self._accepts = accepts
         self._adopt = adopt
-        self._things: dict[str, T] = {}
+        self._entries: dict[str, T] = {}
         self._packages: dict[str, str] = {}
-        self._others: set[str] = set()  # entry points of the group that are for another registry
+        self._others: set[str] = set()  # entry points that belong to another registry of the group
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorate a function or class to enter it under `name`."""
+        """Return a decorator that registers a function or class as `name`."""
 
-        def enter(thing: T) -> T:
-            self.add(name, thing)
-            return thing
+        def decorate(entry: T) -> T:
+            self.add(name, entry)
+            return entry
 
-        return enter
+        return decorate
 
-    def add(self, name: str, thing: T) -> None:
-        """Enter `thing` under `name`. Raises ValueError if the name is taken."""
-        if name in self._things:
+    def add(self, name: str, entry: T) -> None:
+        """Register an entry. Raises ValueError if the name is already registered."""
+        if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
-        self._things[name] = thing
+        self._entries[name] = entry
 
     def package(self, name: str) -> str:
-        """The distribution and version that an entry comes from."""
+        """Return the distribution that provides an entry, with its version."""
         _ = self[name]
         return self._packages.get(name) or f"{OWN} {version(OWN)}"
 
     def __getitem__(self, name: str) -> T:
-        """The entry of a name. Raises HQError, with the nearest known name, if there is none."""
+        """Return an entry. Raises HQError, with the most similar known name, if there is none."""
         if name in self:
-            return self._things[name]
+            return self._entries[name]
         known = sorted(self)
         near = get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise HQError(f"There is no {self.kind} {name!r}: {hint}known are {', '.join(known)}.")
 
     def __contains__(self, name: str) -> bool:
-        if name not in self._things and name not in self._others:
+        if name not in self._entries and name not in self._others:
             for point in self._points():
                 if point.name == name:
                     self._load(point)
                     break
-        return name in self._things
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        """All names: hq's own in the order of their registration, then those of other packages."""
+        """Iterate over all names: those of hq in the order of registration, then of packages."""
         for point in self._points():
-            if point.name not in self._things and point.name not in self._others:
+            if point.name not in self._entries and point.name not in self._others:
                 self._load(point)
-        return iter(list(self._things))
+        return iter(list(self._entries))
 
     def _points(self) -> Iterator[EntryPoint]:
         return iter(entry_points(group=self._group) if self._group else ())
@@ -94,7 +94,7 @@ class Registry(Generic[T]):
             if not self._accepts(thing):
                 self._others.add(point.name)
                 return
-            if point.name not in self._things:  # loading may have registered it
+            if point.name not in self._entries:  # loading may have registered it
                 self.add(point.name, self._adopt(point.name, thing))
         except Exception as error:  # the code of another package may raise anything
             raise HQError(

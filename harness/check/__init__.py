@@ -1,4 +1,4 @@
-"""The regression gate: a run compared with committed tables, and its rows accepted.
+"""The regression check: comparison of a run with committed tables, and acceptance of its tables.
 
-Tolerances of an experiment's columns are beside the experiment.
+Default tolerances of an experiment are in its folder in `harness.experiments`.
 """

@@ -1,4 +1,4 @@
-"""Acceptance: a run's tables become the committed ones, beside rows that only those have."""
+"""Acceptance of a run: its tables become the committed ones, merged by precision."""
 
 import json
 import shutil
@@ -24,16 +24,15 @@ from harness.tables.provenance import (
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
-_ROUNDING = 1e-3  # of a fitted number, relative: the order of sums is the processor's
+_ROUNDING = 1e-3  # relative difference of fitted numbers between processors
 
 
 def accept(run: Path, into: Path) -> None:
-    """Makes a run's tables the committed ones; tolerances that exist stay.
+    """Make a run's tables the committed ones; existing tolerances are kept.
 
-    Committed rows of precisions that the run does not have stay too: rows are joined by column, and
-    a column that only the run has is empty in rows that stay. Markdown and JSON are written again
-    from the joined rows. Raises HQError if the run is not finished, if the tables are another
-    study's, and if rows that should stay depend on anything that changed.
+    Committed rows of precisions that the run lacks are kept. A new column is empty in these rows.
+    Markdown and JSON are rendered from the merged rows. Raises HQError if the run is not finished,
+    if the committed tables are of another study, or if something that kept rows depend on changed.
     """
     facts = read_provenance(run)
     experiment = EXPERIMENTS[facts["kind"]]
@@ -43,7 +42,7 @@ def accept(run: Path, into: Path) -> None:
     frames: Frames = {
         name: read_table(run, name, kind) for name, (kind, _) in experiment.tables.items()
     }
-    kept = []
+    kept: list[str] = []
     if (into / PROVENANCE_FILE).exists():
         committed = read_provenance(into)
         kept = _kept(facts, committed, run, into)
@@ -57,40 +56,40 @@ def accept(run: Path, into: Path) -> None:
             }
             facts = merged(facts, committed, order)
     write_frames(into, experiment.tables, frames, facts)
-    if not kept:  # the neurons of rows that stay are the same but for the last digits
+    if not kept:  # else the committed neurons are equal up to rounding
         for name in experiment.committed:
             shutil.copyfile(run / name, into / name)
     if not (into / TOLERANCES_FILE).exists():
         write_whole(into / TOLERANCES_FILE, experiment.tolerances())
 
 
-def _kept(ours: Facts, theirs: Facts, run: Path, into: Path) -> list[str]:
-    """The committed precisions that the run does not have. Raises HQError if they cannot stay."""
-    if (ours["kind"], ours["study"]) != (theirs["kind"], theirs["study"]):
+def _kept(new: Facts, committed: Facts, run: Path, into: Path) -> list[str]:
+    """Return the committed precisions that the run lacks. Raises HQError if they cannot be kept."""
+    if (new["kind"], new["study"]) != (committed["kind"], committed["study"]):
         raise HQError(
-            f"{into} holds tables of the study {theirs['study']}, not of {ours['study']}: name "
+            f"{into} holds tables of the study {committed['study']}, not of {new['study']}: name "
             "another folder."
         )
-    kept = [p for p in precisions(theirs) if p not in precisions(ours)]
+    kept = [p for p in precisions(committed) if p not in precisions(new)]
     if not kept:
         return []
-    # What stays is compared with the reference alone: another precision may be made again.
-    changed = difference(_declared(ours), _declared(theirs))
-    has_neurons = NEURONS_FILE in EXPERIMENTS[ours["kind"]].committed
+    # Kept rows depend only on the reference: other precisions may be computed again.
+    changed = difference(_declared(new), _declared(committed))
+    has_neurons = NEURONS_FILE in EXPERIMENTS[new["kind"]].committed
     if has_neurons and difference(_neurons(run), _neurons(into), _ROUNDING) is not None:
-        changed = changed or "the neurons are others"
+        changed = changed or "the neurons differ"
     if changed is not None:
         raise HQError(
-            f"{run} lacks rows of {', '.join(kept)}, and those in {into} cannot stay beside it "
-            f"({changed}): run the study with --precisions {','.join(_order(ours, theirs))}."
+            f"{run} lacks rows of {', '.join(kept)}, and those in {into} cannot be kept "
+            f"({changed}): run the study with --precisions {','.join(_order(new, committed))}."
         )
     return kept
 
 
 def _declared(facts: Facts) -> Facts:
-    """What the reference's rows depend on, without content digests.
+    """Return what the reference's rows depend on, without content digests.
 
-    Contents differ in their last digits between processors; the neurons are compared instead.
+    Contents differ by rounding between processors; the neurons are compared instead.
     """
     reference = of_precisions(facts, {REFERENCE})
     nodes = {
@@ -101,7 +100,7 @@ def _declared(facts: Facts) -> Facts:
 
 
 def _neurons(folder: Path) -> Facts:
-    """The content of a NeuronSet's file, the same for schema 1 and 2."""
+    """Read the file of a NeuronSet, with equal results for schemas 1 and 2."""
     text = (folder / NEURONS_FILE).read_text(encoding="utf-8")
     facts = json.loads(text.replace('"kin":', '"norm_digest":'))
     if isinstance(facts, dict):
@@ -109,15 +108,15 @@ def _neurons(folder: Path) -> Facts:
     return {NEURONS_FILE: facts}
 
 
-def _order(ours: Facts, theirs: Facts) -> list[str]:
-    """All precisions: the committed ones, then new ones."""
-    return list(dict.fromkeys([*precisions(theirs), *precisions(ours)]))
+def _order(new: Facts, committed: Facts) -> list[str]:
+    """Return all precisions: the committed ones, then new ones."""
+    return list(dict.fromkeys([*precisions(committed), *precisions(new)]))
 
 
 def _joined(
     new: pl.DataFrame, committed: pl.DataFrame, kept: list[str], order: list[str]
 ) -> pl.DataFrame:
-    """The new rows, and committed rows of the precisions `kept`, precision by precision."""
+    """Merge the new rows with committed rows of the precisions `kept`, in this order."""
     if "precision" not in new.columns:
         return new
     position: dict[Any, int] = {name: i for i, name in enumerate(order)}

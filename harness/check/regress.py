@@ -1,13 +1,13 @@
-"""The regression check: a run's tables against committed ones, column by column.
+"""The regression check: comparison of a run's tables with committed ones, by column.
 
-Tolerances stand in `tolerances.toml` beside the committed tables:
+Tolerances are in `tolerances.toml` beside the committed tables:
 
     [detection]
     auroc = {within = 0.03, worse = "lower"}
 
 A number regresses when it is worse by more than `within`; `worse` is "lower", "higher" or "either".
-With `relative = true`, `within` is a share of the committed number; with `only = "matched"`, rows
-with that key are compared, and no others. Columns without a line are not compared.
+With `relative = true`, `within` is a share of the committed number; with `only = "matched"`, only
+rows with that key are compared. Columns without a tolerance are not compared.
 """
 
 import tomllib
@@ -41,25 +41,25 @@ class Difference:
 
     @property
     def regressed(self) -> bool:
-        """Whether it is out of tolerance."""
+        """Whether the change exceeds the tolerance."""
         return self.tolerance.exceeded(self.expected, self.found)
 
 
 def compare(run: Path, against: Path) -> list[Difference]:
-    """Every compared number of the rows that the run has.
+    """Return every compared number of the run's rows.
 
-    Raises HQError when either folder lacks tables, tolerances are malformed, models or studies
-    differ, or no row of the run is in the committed tables.
+    Raises HQError if a folder lacks tables, if tolerances are malformed, if models or studies
+    differ, or if no row of the run is in the committed tables.
     """
-    known = _require_same_study(run, against)
-    tolerances = _tolerances(against, known)
+    tables = _require_same_study(run, against)
+    tolerances = _tolerances(against, tables)
     differences = [
         d
-        for name, (_, keys) in known.items()
+        for name, (_, keys) in tables.items()
         for d in _differences(name, list(keys), run, against, tolerances)
     ]
     if not differences:
-        raise HQError(f"{run} and {against} have no row in common: check another study's results.")
+        raise HQError(f"{run} and {against} have no row in common: give results of the same study.")
     return differences
 
 
@@ -73,17 +73,17 @@ def _differences(
     columns = tolerances.get(name, {})
     expected, found = read_table(against, name), read_table(run, name)
     for side, where in ((expected, against), (found, run)):
-        lacking = [c for c in [*keys, *columns] if c not in side.columns]
-        if lacking:
-            raise HQError(f"{where / name}.csv has no column {lacking[0]!r}: run the study again.")
+        missing = [c for c in [*keys, *columns] if c not in side.columns]
+        if missing:
+            raise HQError(f"{where / name}.csv has no column {missing[0]!r}: run the study again.")
     if expected.is_empty() or found.is_empty():
-        return  # without a value, a CSV's columns have no type to be joined by
+        return  # columns of a CSV without rows have no type for the join
     for column, tolerance in columns.items():
         rows = expected.select(keys).iter_rows()
         if tolerance.only is not None and not any(map(tolerance.covers, rows)):
             raise HQError(
                 f"{against / TOLERANCES_FILE}: {name}.{column} is for {tolerance.only!r} only, "
-                "which no row has."
+                "which no row has: correct it."
             )
     both = expected.join(found, on=keys, suffix=".found", how="inner", maintain_order="left")
     for row in both.iter_rows(named=True):
@@ -100,12 +100,12 @@ def _number(value: object, folder: Path, table: str, column: str) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise HQError(
-            f"{folder / table}.csv has {value!r} in column {column!r}, which is no number: "
-            "run the study again, or drop the column's tolerance."
+            f"{folder / table}.csv has {value!r} in column {column!r}, which is not a number: "
+            "run the study again, or remove the tolerance of that column."
         ) from error
 
 
-def _tolerances(folder: Path, known: Tables) -> dict[str, dict[str, Tolerance]]:
+def _tolerances(folder: Path, tables: Tables) -> dict[str, dict[str, Tolerance]]:
     path = folder / TOLERANCES_FILE
     if not path.is_file():
         raise HQError(f"{folder} has no {TOLERANCES_FILE}: `hq check --accept` writes one.")
@@ -118,34 +118,34 @@ def _tolerances(folder: Path, known: Tables) -> dict[str, dict[str, Tolerance]]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise HQError(f"{path}: {where}: {first['msg']}.") from error
-    unknown = [name for name in tolerances if name not in known]
+    unknown = [name for name in tolerances if name not in tables]
     if unknown:
-        raise HQError(f"{path} names a table {unknown[0]!r}: there are {', '.join(known)}.")
+        raise HQError(f"{path} has an unknown table {unknown[0]!r}: known are {', '.join(tables)}.")
     return tolerances
 
 
 def _require_same_study(run: Path, against: Path) -> Tables:
-    """The tables that both have."""
-    ours, theirs = read_provenance(run), read_provenance(against)
-    models = ours["fingerprint"], theirs["fingerprint"]
+    """Return the tables of both. Raises HQError if they are of other models or studies."""
+    new, committed = read_provenance(run), read_provenance(against)
+    models = new["fingerprint"], committed["fingerprint"]
     if models[0] != models[1]:
         raise HQError(
             f"{run} is of model {models[0]}, {against} of model {models[1]}: "
             "check a run of the same model."
         )
     changed = difference(
-        {key: ours[key] for key in ("kind", "study")} | {"definition": definition(ours)},
-        {key: theirs[key] for key in ("kind", "study")} | {"definition": definition(theirs)},
+        {key: new[key] for key in ("kind", "study")} | {"definition": definition(new)},
+        {key: committed[key] for key in ("kind", "study")} | {"definition": definition(committed)},
     )
     if changed:
         raise HQError(
             f"{run} and {against} are of other studies ({changed}): check a run of the same study."
         )
-    return EXPERIMENTS[ours["kind"]].tables
+    return EXPERIMENTS[new["kind"]].tables
 
 
 def as_frame(differences: list[Difference]) -> pl.DataFrame:
-    """The differences as a table, regressions first."""
+    """Return the differences as a table, regressions first."""
     rows = [
         {
             "table": d.table,

@@ -1,4 +1,4 @@
-"""How far a compared number may move before it counts as a regression."""
+"""The largest change of a compared number that is no regression."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Tolerance(BaseModel):
-    """How far a column may move, which direction is a regression, and in which rows.
+    """The allowed change of a column, its bad direction, and the compared rows.
 
-    `within` is in the column's own unit, or a share of the expected value where `relative`. With
-    `only`, rows are compared that have this value among their keys, and no others.
+    `within` is in the unit of the column, or a share of the expected value if `relative`. With
+    `only`, only rows with this value among their keys are compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,15 +21,15 @@ class Tolerance(BaseModel):
     only: str | None = None
 
     def allowed(self, expected: float) -> float:
-        """How far the value may move, in the column's own unit."""
+        """Return the allowed change in the unit of the column."""
         return self.within * abs(expected) if self.relative else self.within
 
     def exceeded(self, expected: float, found: float) -> bool:
-        """Whether the change is a regression."""
+        """Return whether the change is a regression."""
         change = found - expected
         bad = {"lower": -change, "higher": change, "either": abs(change)}[self.worse]
         return not bad <= self.allowed(expected)  # NaN regresses
 
     def covers(self, keys: Iterable[object]) -> bool:
-        """Whether the row with these keys is compared."""
+        """Return whether the row with these keys is compared."""
         return self.only is None or self.only in map(str, keys)

@@ -1,4 +1,4 @@
-"""The application itself: its help, its output, and what becomes of errors."""
+"""The application: its help, its output, and its handling of errors."""
 
 import codecs
 import json
@@ -19,7 +19,7 @@ from hq.errors import HQError
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-_CHATTY = ("torchao", "torch.utils._pytree")  # what they lack is nothing that hq uses
+_CHATTY = ("torchao", "torch.utils._pytree")  # they warn about features that hq does not use
 
 out = Console()
 err = Console(stderr=True)
@@ -34,7 +34,7 @@ app = typer.Typer(
     "machine can run.",
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")]
 
 
@@ -42,52 +42,52 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on 
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """Handle the options before a command."""
     if version:
         out.print(__version__)
         raise typer.Exit
 
 
 def print_json(value: object) -> None:
-    """One JSON object on stdout, unwrapped and uncoloured."""
+    """Print JSON on stdout, without wrapping and colours."""
     sys.stdout.write(json_text(value, indent=1) + "\n")
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """JSON that stdout can encode: letters outside ASCII are escaped unless it is UTF-8."""
+    """Return JSON that stdout can encode: non-ASCII characters are escaped unless it is UTF-8."""
     escape_all = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     return json.dumps(value, indent=indent, ensure_ascii=escape_all)
 
 
 def main() -> None:
-    """Runs a command. Bad input is one sentence and exit code 2; Ctrl-C is exit code 130."""
+    """Run a command: bad input is one sentence and exit code 2, Ctrl-C is exit code 130."""
     for library in _CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a letter that the locale lacks stops no command
+        if isinstance(stream, TextIOWrapper):  # characters that the locale lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except HQError as error:
-        _refuse(error, str(error))
+        _exit(error, str(error))
     except OSError as error:
-        _refuse(error, _system_says(error))
+        _exit(error, _system_error(error))
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            err.print("Interrupted; the same command goes on from here.")
+        if stop.code == INTERRUPTED:  # typer's exit code for Ctrl-C
+            err.print("Interrupted; the same command continues from here.")
         raise
 
 
-def _system_says(error: OSError) -> str:
-    """A sentence of an error that often names no file, as when the disk is full."""
+def _system_error(error: OSError) -> str:
+    """Describe an error of the system, which may name no file."""
     if error.errno == ENOSPC:
-        where = error.filename or "what hq writes"
+        where = error.filename or "the output"
         return f"No space is left for {where}: free some, or set HQ_CACHE to another disk's folder."
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename or 'A file'} cannot be used: {reason}."
 
 
-def _refuse(error: Exception, sentence: str) -> NoReturn:
+def _exit(error: Exception, sentence: str) -> NoReturn:
     """Print what is wrong, and in which node if it was in one; exit with code 2."""
     node = failed_node(error)
     if node:

@@ -1,4 +1,4 @@
-"""`hq check`: a run's tables against committed ones."""
+"""`hq check`: comparison of a run's tables with committed ones."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +19,10 @@ def check(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a run with committed tables; exit 1 when a number regressed.
+    """Compare a run with committed tables; exit with code 1 if a number regressed.
 
-    Each column's tolerance stands in tolerances.toml beside the committed tables. --accept keeps
-    committed rows of precisions that the run does not have, where all else is the same.
+    Tolerances of columns are in tolerances.toml beside the committed tables. --accept keeps
+    committed rows of precisions that the run lacks, if nothing that they depend on changed.
     """
     if accepting:
         from harness.check.acceptance import accept
@@ -47,7 +47,7 @@ def check(
 
 
 def _redraw(folder: Path) -> None:
-    """Draws a picture that is there anew, or says how to: it shows the tables from before."""
+    """Draw an existing picture again, or print how to if matplotlib is missing."""
     from harness.tables.picture import PICTURE_FILE, draw
 
     picture = folder / PICTURE_FILE

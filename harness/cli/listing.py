@@ -1,4 +1,4 @@
-"""`hq list`: what there is of each kind that packages can add to, and where it comes from."""
+"""`hq list`: the entries of each registry that packages can extend, and their packages."""
 
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -11,7 +11,7 @@ from harness.cli.app import AsJson, app, out, print_json
 
 
 class ListedKind(StrEnum):
-    """What can be listed."""
+    """The registries."""
 
     PRECISIONS = "precisions"
     SCENARIOS = "scenarios"

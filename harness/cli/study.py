@@ -1,4 +1,4 @@
-"""`hq run`, `hq plan`, `hq study run`: any kind of experiment, from questions to tables."""
+"""`hq run`, `hq plan` and `hq study run`: experiments of a study, from questions to tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,31 +25,31 @@ ExperimentOption = Annotated[
     typer.Option(
         "--experiment",
         "-e",
-        help="detect, sweep or survival (`hq list experiments`); default: "
-        "what the study says, else detect.",
+        help="detect, sweep or survival (see `hq list experiments`); default: the experiment "
+        "in the study's file, else detect.",
     ),
 ]
 ModelOption = Annotated[str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")]
 Precisions = Annotated[
     str | None,
-    typer.Option(help="Comma-separated, in place of the study's: fp16,nf4,gguf-q4_k_m."),
+    typer.Option(help="Comma-separated, instead of those of the study: fp16,nf4,gguf-q4_k_m."),
 ]
 Questions = Annotated[
-    Path | None, typer.Option(help="The question file of the study's scenario, if it reads one.")
+    Path | None,
+    typer.Option(help="Question file of the scenario, if the scenario reads one."),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         help="KEY=VALUE for any key of the study's file, with dots: --set sampling.quota=100. "
-        "May be given several times.",
+        "Can be given several times.",
     ),
 ]
-Into = Annotated[
-    Path | None, typer.Option(help="Folder for the tables; default runs/ and the run's name.")
-]
+Into = Annotated[Path | None, typer.Option(help="Folder for the tables; default: runs/NAME.")]
 Resume = Annotated[
-    bool, typer.Option("--resume/--fresh", help="Reuse finished nodes, or compute all again.")
+    bool,
+    typer.Option("--resume/--fresh", help="Reuse finished nodes, or compute all of them again."),
 ]
 
 
@@ -60,7 +60,7 @@ def planned(
     questions: Path | None,
     overrides: Sequence[str] | None = None,
 ) -> "Study":
-    """The study of that name with the options that commands share."""
+    """Load a study, and apply the options that commands share."""
     from harness.experiments.run import load_study, validate_sections
 
     study = load_study(name)
@@ -76,7 +76,7 @@ def planned(
 def execute(
     study: "Study", experiment: str, into: Path | None, resume: bool, quiet: bool, as_json: bool
 ) -> None:
-    """Runs an experiment of a study and prints its summary. Raises HQError as `run` does."""
+    """Run an experiment of a study, and print its summary. Raises HQError as `run`."""
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import run as run_experiment
     from harness.store.places import cache_folder
@@ -113,8 +113,8 @@ def run_command(
 ) -> None:
     """Run an experiment of a study, and write its tables.
 
-    A killed run continues with the same command: the output of every node is kept under the digest
-    of all that it depends on, code included, and only what a change affects is computed again.
+    After a kill, the same command continues. The output of each node is stored under a digest of
+    everything it depends on, so after a change only affected nodes are computed again.
     """
     chosen = planned(study, model, precisions, questions, overrides)
     execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json)
@@ -130,10 +130,10 @@ def plan_command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what `hq run` would compute, node by node, and why. Nothing runs.
+    """Show what `hq run` would compute, by node, and why, without running it.
 
-    Times are those of earlier nodes of the same stage on this machine, in proportion to the work;
-    — means that there was none. Memory and disk are upper bounds.
+    Times are estimated from earlier nodes of the same stage on this machine; — means that there
+    are none. Disk space is an upper bound, memory an estimate.
     """
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import plan as plan_experiment
@@ -142,52 +142,52 @@ def plan_command(
 
     chosen = planned(study, model, precisions, questions, overrides)
     kind = EXPERIMENTS[experiment or chosen.experiment]
-    nodes = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
+    steps = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
     if as_json:
-        print_json([_as_json(one) for one in nodes])
+        print_json([_as_json(step) for step in steps])
         return
-    out.print(_plan_table(nodes))
-    missing = [one for one in nodes if one.needed]
-    known = [one.seconds for one in missing if one.seconds is not None]
+    out.print(_plan_table(steps))
+    missing = [step for step in steps if step.needed]
+    known = [step.seconds for step in missing if step.seconds is not None]
     unknown = len(missing) - len(known)
     out.print(
-        f"{len(nodes) - len(missing)} of {len(nodes)} nodes are there. Missing: "
+        f"{len(steps) - len(missing)} of {len(steps)} nodes are finished. Missing: "
         f"{_duration(sum(known))}"
         + (f", and {unknown} nodes of unknown time" if unknown else "")
-        + f"; {_size(sum(one.node.disk for one in missing))} on disk, "
-        f"{_size(max((one.node.memory for one in missing), default=0))} of memory.",
+        + f"; {_size(sum(step.node.disk for step in missing))} on disk, "
+        f"{_size(max((step.node.memory for step in missing), default=0))} of memory.",
         highlight=False,
     )
 
 
-def _plan_table(nodes: "Sequence[Planned]") -> Table:
+def _plan_table(steps: "Sequence[Planned]") -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("node", "state", "work", "time", "disk", "why"):
         table.add_column(column, no_wrap=column != "why")
     styles = {"there": "green", "missing": "yellow", "stale": "red", "waits": "dim"}
-    for one in nodes:
-        node = one.node
+    for step in steps:
+        node = step.node
         table.add_row(
             node.name,
-            f"[{styles[one.state]}]{one.state}[/]",
-            f"≤ {node.units:,} {node.unit}" if one.needed else "",
-            ("—" if one.seconds is None else _duration(one.seconds)) if one.needed else "",
-            _size(node.disk) if one.needed and node.disk else "",
-            one.why,
+            f"[{styles[step.state]}]{step.state}[/]",
+            f"≤ {node.units:,} {node.unit}" if step.needed else "",
+            ("—" if step.seconds is None else _duration(step.seconds)) if step.needed else "",
+            _size(node.disk) if step.needed and node.disk else "",
+            step.why,
         )
     return table
 
 
-def _as_json(one: "Planned") -> dict[str, object]:
+def _as_json(step: "Planned") -> dict[str, object]:
     return {
-        "node": one.node.name,
-        "state": one.state,
-        "why": one.why,
-        "units": one.node.units,
-        "unit": one.node.unit,
-        "seconds": one.seconds,
-        "disk_bytes": one.node.disk,
-        "memory_bytes": one.node.memory,
+        "node": step.node.name,
+        "state": step.state,
+        "why": step.why,
+        "units": step.node.units,
+        "unit": step.node.unit,
+        "seconds": step.seconds,
+        "disk_bytes": step.node.disk,
+        "memory_bytes": step.node.memory,
     }
 
 
@@ -205,7 +205,8 @@ def study_run(
     model: ModelOption = None,
     precisions: Precisions = None,
     sampler: Annotated[
-        str | None, typer.Option(help="What draws the responses: torch, or llamacpp at Q8_0.")
+        str | None,
+        typer.Option(help="Sampler of responses: torch, or llamacpp at Q8_0."),
     ] = None,
     questions: Questions = None,
     overrides: Overrides = None,
@@ -214,7 +215,7 @@ def study_run(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find H-Neurons on FP16 and evaluate them at each precision: `hq run -e detect`."""
+    """Identify H-Neurons on FP16 and evaluate them at each precision; same as hq run -e detect."""
     chosen = planned(study, model, precisions, questions, overrides)
     if sampler is not None:
         chosen = chosen.overridden([f"sampling.sampler={sampler}"])

@@ -1,4 +1,4 @@
-"""`hq survival`: which neurons a precision changes most, predicted from the FP16 model alone."""
+"""`hq survival`: prediction from FP16 alone of the neurons that a precision degrades."""
 
 from harness.cli.app import AsJson, Quiet, app
 from harness.cli.study import (
@@ -27,10 +27,10 @@ def survival(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict from FP16 alone which neurons each precision changes most: `hq run -e survival`.
+    """Predict from FP16 alone which neurons a precision degrades; same as hq run -e survival.
 
     Weights and activity at FP16 predict the error of each neuron's contribution, and the change of
-    its rank. Every prediction is for a layer and a precision that the fit has not seen.
+    its rank. Each layer and precision is predicted by a fit on other layers and precisions.
     """
     chosen = planned(study, model, precisions, questions, overrides)
     execute(chosen, "survival", into, resume, quiet, as_json)

@@ -1,4 +1,4 @@
-"""`hq sweep`: what scaling the H-Neurons does to over-compliance, at each precision."""
+"""`hq sweep`: over-compliance while the H-Neurons are scaled, at each precision."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,32 +33,32 @@ def sweep(
         typer.Option(help="Comma-separated: falseqa,faitheval,sycophancy,jailbreak,nonexist,…"),
     ] = None,
     alphas: Annotated[
-        str | None, typer.Option(help="Comma-separated, 1 among them: 0,0.5,1,2.")
+        str | None, typer.Option(help="Comma-separated values of α, including 1: 0,0.5,1,2.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=8, help="Trials of each kind in a scenario.")
+        int | None, typer.Option(min=8, help="Trials per kind of each scenario.")
     ] = None,
     draws: Annotated[
         int | None, typer.Option(min=2, help="Draws of matched neurons, scaled for comparison.")
     ] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="SCENARIO=FILE, for each scenario that is to read a file or hub id."),
+        typer.Option(help="SCENARIO=FILE, a file or hub id; can be given several times."),
     ] = None,
     questions: Questions = None,
     overrides: Overrides = None,
     into: Into = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how many responses it takes, and how long.")
+        bool, typer.Option("--dry-run", help="Show the number of responses and the expected time.")
     ] = False,
     resume: Resume = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Scale the H-Neurons by α, and count how often the model over-complies: `hq run -e sweep`.
+    """Measure over-compliance while the H-Neurons are scaled by α; same as hq run -e sweep.
 
-    The study's neurons are identified first if that was not done. Every response is kept: another
-    α, scenario or precision asks only what was not asked before.
+    The study's neurons are identified first, if necessary. All responses are stored: another α,
+    scenario or precision generates only new responses.
     """
     from harness.experiments.run import validate_sections
 
@@ -72,7 +72,7 @@ def sweep(
     }
     changed = {key: value for key, value in given.items() if value is not None}
     section = chosen.sections.get("sweep", {})
-    if scenarios is not None and source is None:  # the study's files of the scenarios left out
+    if scenarios is not None and source is None:  # only files of swept scenarios
         changed["sources"] = _kept_sources(section.get("sources", {}), scenarios.split(","))
     sections = chosen.sections | {"sweep": {**section, **changed}}
     chosen = chosen.changed(sections=sections)
@@ -99,14 +99,14 @@ def _forecast(study: "Study", as_json: bool) -> None:
 
 
 def _kept_sources(sources: dict[str, str], scenarios: list[str]) -> dict[str, str]:
-    """The files of these scenarios, and of unknown ones, which are reported."""
+    """Return the files of these scenarios, and of unknown ones, which are rejected later."""
     from harness.scenarios.base import SCENARIOS
 
     return {k: v for k, v in sources.items() if k in scenarios or k not in SCENARIOS}
 
 
 def _sources(given: list[str]) -> dict[str, str]:
-    """The file of each scenario. Raises HQError for one that is named twice."""
+    """Return the file of each scenario. Raises HQError if a scenario has two."""
     sources: dict[str, str] = {}
     for name, path in map(_pair, given):
         if name in sources:

@@ -1,6 +1,6 @@
-"""Kinds of experiment, one folder each: what it computes, its tables, and its summary.
+"""Kinds of experiments, one folder each: nodes, tables and summary of detect, sweep and survival.
 
-Single steps that several experiments share are in `harness.stages`.
+Stages that several experiments share are in `harness.stages`.
 """
 
 from harness.experiments.base import EXPERIMENTS

@@ -1,4 +1,4 @@
-"""What an experiment is: a kind of study, with its nodes, tables and summary."""
+"""The base class of experiments, and their registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,30 @@ from hq.registry import Registry
 
 
 class Experiment(ABC):
-    """One kind of experiment. Subclasses are registered in EXPERIMENTS, one folder each.
+    """One kind of experiment, registered in EXPERIMENTS.
 
-    A run validates everything (`check`), computes the nodes that are missing, and then reads rows
-    from their outputs: `rows` and `write` load no model.
+    A run validates everything (`check`), computes the missing nodes, and reads rows from their
+    outputs: `rows` and `write` load no model.
     """
 
     name: ClassVar[str]
-    """The name for `hq run --experiment`, and of its section in a study's file."""
+    """Name for `hq run --experiment`, and of its section in the file of a study."""
     measures: ClassVar[str]
-    """What it measures, in one sentence."""
+    """What the experiment measures, in one sentence."""
     tables: ClassVar[Tables]
-    """Table name: row type, and the columns that tell rows apart."""
+    """Row type and key columns of each table."""
     section: ClassVar[type[Section] | None] = None
-    """The section of a study's file that it reads."""
+    """Type of its section in the file of a study; None if it has none."""
 
     committed: ClassVar[tuple[str, ...]] = ()
-    """Files beside the tables that are committed with them."""
+    """Files that are committed with the tables."""
 
     def study_name(self, study: Study) -> str:
-        """The name of a run of a study: of its folder and in its provenance."""
+        """Return the name of a run, for its folder and provenance."""
         return f"{study.name}-{self.name}"
 
     def tolerances(self) -> str:
-        """The text of the tolerances.toml that a new folder of committed tables gets."""
+        """Return the text of tolerances.toml for a new folder of committed tables."""
         module = type(self).__module__
         file = files(module.rpartition(".")[0] or module) / "tolerances.toml"
         if not file.is_file():
@@ -53,36 +53,36 @@ class Experiment(ABC):
         return file.read_text(encoding="utf-8")
 
     def check(self, m: Materials) -> None:  # noqa: B027
-        """Validates what this experiment reads of the study. Raises HQError.
+        """Validate what this experiment reads from the study. Raises HQError.
 
-        The materials themselves are validated before.
+        The study's own sections are validated by `Materials.check`.
         """
 
     @abstractmethod
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """What has to be computed; inputs of these nodes are found by themselves."""
+        """Declare the nodes to read; the runner adds the nodes that they depend on."""
 
     @abstractmethod
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
-        """The rows of each table."""
+        """Return the rows of each table."""
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:  # noqa: B027
-        """Writes files beside the tables, if there are any."""
+        """Write further files into the folder of the tables."""
 
     def definition(self, study: Study) -> dict[str, Any]:
-        """What the definition of a run has beside the study's own sections.
+        """Return what the definition of a run contains in addition to the study's own sections.
 
-        Of paths, which mean nothing to others, it says only that there are some.
+        Paths have no meaning on other machines, so it only contains whether they are given.
         """
         return {}
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
-        """What provenance has beside model, definition and nodes."""
+        """Return what provenance contains in addition to model, definition and nodes."""
         return {}
 
     @abstractmethod
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> RenderableType:
-        """The columns that answer the question, at most 80 characters wide."""
+        """Return the most important columns, at most 80 characters wide."""
 
 
 def _instance(name: str, thing: Any) -> Experiment:

@@ -1,14 +1,14 @@
-"""stages.lock: which source code the versions of the stages stand for.
+"""stages.lock: the source code of each stage at its present version.
 
 The store does not hash code: a stage's version is part of the keys of its outputs. The lock holds a
-digest of every module that a stage imports, directly or not. When such a module changes, the check
-fails until someone declares what that means:
+digest of every module that a stage imports, directly or not. After a change of such a module, the
+check fails until a developer declares its effect:
 
-    the output can change:   raise `version` of the stage, then write the lock
-    the output is the same:  write the lock
+    the output can change:        raise `version` of the stage, then write the lock
+    the output does not change:   write the lock
 
-`python -m harness.experiments.lock` writes it. With `--check` it names the stages and modules that
-differ, and exits with 1.
+`python -m harness.experiments.lock` writes the lock. With `--check` it lists the stages and modules
+that differ, and exits with code 1.
 """
 
 import ast
@@ -38,7 +38,7 @@ class Locked(NamedTuple):
 
 
 def stages() -> dict[Stage | GrowingLog, str]:
-    """Every stage and log, and the name of the module that defines it."""
+    """Return every stage and log, with the module that defines it."""
     defined: dict[Stage | GrowingLog, str] = {}
     for package in (harness.stages, harness.experiments):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -52,7 +52,7 @@ def stages() -> dict[Stage | GrowingLog, str]:
 
 
 def locked(root: Path = ROOT) -> Locked:
-    """What the lock of the source below `root` says."""
+    """Compute the lock of the source code in `root`."""
     source = _Source(root)
     closures = {s: source.closure((module, *s.sources)) for s, module in stages().items()}
     modules = {name: source.digest(name) for name in sorted(set().union(*closures.values()))}
@@ -66,7 +66,7 @@ def locked(root: Path = ROOT) -> Locked:
 
 
 def read(path: Path = LOCK_FILE) -> Locked:
-    """What a lock file says."""
+    """Read a lock file."""
     content = json.loads(path.read_text(encoding="utf-8"))
     return Locked(
         content["modules"], {name: tuple(value) for name, value in content["stages"].items()}
@@ -74,18 +74,18 @@ def read(path: Path = LOCK_FILE) -> Locked:
 
 
 def write(lock: Locked, path: Path = LOCK_FILE) -> None:
-    """Writes a lock file."""
+    """Write a lock file."""
     path.write_text(json.dumps(lock._asdict(), indent=1) + "\n", encoding="utf-8")
 
 
 def differences(lock: Locked, now: Locked) -> list[str]:
-    """One sentence per stage whose version or source is not the locked one."""
+    """Return one sentence per stage with another version or source than the lock has."""
     changed = sorted(
         name
         for name in lock.modules.keys() | now.modules.keys()
         if lock.modules.get(name) != now.modules.get(name)
     )
-    named = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+    listed = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
     faults = []
     for name in sorted(lock.stages.keys() | now.stages.keys()):
         before, after = lock.stages.get(name), now.stages.get(name)
@@ -97,21 +97,21 @@ def differences(lock: Locked, now: Locked) -> list[str]:
             )
         elif before != after:
             faults.append(
-                f"the source of stage {name} changed ({named}): raise its version if its output "
+                f"the source of stage {name} changed ({listed}): raise its version if its output "
                 "can change; then write the lock."
             )
     return faults
 
 
 class _Source:
-    """Modules of the project below a folder, and what they import."""
+    """The modules of the project in a folder, and their imports."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._imports: dict[str, set[str]] = {}
 
     def closure(self, starts: tuple[str, ...]) -> frozenset[str]:
-        """The modules `starts` and all of the project that they import, directly or not."""
+        """Return the modules `starts` and all project modules that they import, directly or not."""
         reached: set[str] = set()
         waiting = list(starts)
         while waiting:
@@ -122,7 +122,7 @@ class _Source:
         return frozenset(reached)
 
     def digest(self, name: str) -> str:
-        """Digest of a module's source, the same on every system."""
+        """Return the digest of a module's source, the same on every system."""
         return _digest(self._text(name))
 
     def _imported(self, name: str) -> set[str]:
@@ -145,7 +145,7 @@ class _Source:
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes of a module but those below `if TYPE_CHECKING`, which never run."""
+    """Yield the syntax nodes of a module except those in `if TYPE_CHECKING`, which never run."""
     for node in ast.iter_child_nodes(tree):
         if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
             yield node
@@ -153,7 +153,7 @@ def _executed(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _names(node: ast.AST) -> list[str]:
-    """Modules that a statement may import: `from a import b` may import a.b."""
+    """Return the modules that a statement may import: `from a import b` may import a.b."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom) and node.module:
@@ -162,7 +162,7 @@ def _names(node: ast.AST) -> list[str]:
 
 
 def _with_packages(name: str) -> list[str]:
-    """A module and the packages that it lies in: their __init__ runs too."""
+    """Return a module and the packages that contain it, whose __init__ is imported too."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 

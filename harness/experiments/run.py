@@ -1,4 +1,4 @@
-"""One way to run any experiment: validate, compute nodes, read rows, write the folder."""
+"""Runs of experiments: validation, nodes, rows, and the folder of results."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from hq import __version__
 from hq.errors import HQError
 from hq.models.checkpoint import architecture_at
 
-_GIVEN = "given"
+_GIVEN = "given"  # in place of a path
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run produced."""
+    """The results of a run."""
 
     folder: Path
     tables: Mapping[str, Sequence[Row]]
@@ -33,9 +33,9 @@ class Result:
 
 
 def load_study(name: str) -> Study:
-    """The study of that name, its sections validated by the experiments that they belong to.
+    """Load a study by name, and validate its sections of experiments.
 
-    Raises HQError for a section of no experiment, or with a key or value that it cannot have.
+    Raises HQError if a section belongs to no experiment, or has an unknown key or a wrong value.
     """
     study = Study.load(name)
     validate_sections(study)
@@ -43,7 +43,7 @@ def load_study(name: str) -> Study:
 
 
 def validate_sections(study: Study) -> None:
-    """Raises HQError for a section of no experiment, or that the experiment does not accept."""
+    """Raises HQError if a section belongs to no experiment, or the experiment rejects it."""
     for name in study.sections:
         experiment = EXPERIMENTS[name]
         if experiment.section is None:
@@ -55,10 +55,10 @@ def validate_sections(study: Study) -> None:
 def run(
     study: Study, experiment: Experiment, store: Store, progress: Progress, folder: Path
 ) -> Result:
-    """Runs an experiment of a study and writes its tables to `folder`.
+    """Run an experiment of a study, and write its tables to `folder`.
 
-    Everything is validated before the first node. Raises HQError if the study, its files or the
-    space on disk do not suffice, or if a node cannot be computed.
+    Everything is validated before the first node. Raises HQError if the study or its files are
+    wrong, if the disk has too little space, or if a node cannot be computed.
     """
     with Materials(study) as m:
         nodes = _validated(m, experiment)
@@ -74,7 +74,7 @@ def run(
 
 
 def plan(study: Study, experiment: Experiment, store: Store) -> list[Planned]:
-    """What `run` would do, node by node. Nothing is computed. Raises HQError as `run` does."""
+    """Return what `run` would do with each node, without computing it. Raises HQError as `run`."""
     with Materials(study) as m:
         nodes = _validated(m, experiment)
         return Runner(store, Progress(quiet=True), m).plan(nodes)
@@ -87,21 +87,21 @@ def _validated(m: Materials, experiment: Experiment) -> list[Node]:
 
 
 def require_space(root: Path, planned: Sequence[Planned]) -> None:
-    """Raises HQError if the disk has less space than the missing outputs take, at most."""
-    needed = sum(one.node.disk for one in planned if one.needed)
+    """Raises HQError if the disk has less space than the missing outputs may take."""
+    needed = sum(step.node.disk for step in planned if step.needed)
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise HQError(
             f"The run writes up to {needed / 2**30:.1f} GiB to {root}, and {free / 2**30:.1f} GiB "
-            "are free: free some, or set HQ_CACHE to a folder on another disk."
+            "are free: free more, or set HQ_CACHE to a folder on another disk."
         )
 
 
 def provenance_of(
     m: Materials, experiment: Experiment, nodes: Sequence[Node], outputs: Outputs
 ) -> dict[str, Any]:
-    """All that the tables depend on: the model, the study, and a walk over the nodes."""
+    """Return everything the tables depend on: the model, the study, and all nodes."""
     architecture = architecture_at(m.path)
     detected = {"architecture": architecture.described} if architecture.detected else {}
     return {
@@ -126,15 +126,15 @@ def _node(node: Node, outputs: Outputs) -> dict[str, Any]:
 
 
 def _precision_in(node: Node) -> str | None:
-    """The precision that a node without a model is about, so that it is joined with its rows."""
+    """The precision of a node without a model, by its inputs; its rows are merged by precision."""
     return next((o.node.precision for o in node.inputs.values() if o.node.precision), None)
 
 
 def definition_of(study: Study) -> dict[str, Any]:
-    """The study without its model and without sections of experiments.
+    """Return the study without its model and without sections of experiments.
 
-    Of paths, which mean nothing to others, it says only that there are some: what the files hold is
-    hashed into nodes.
+    Paths have no meaning on other machines, so it only contains whether they are given; nodes have
+    digests of the files.
     """
     definition = study.model_dump(mode="json", exclude={"model", "experiment", "sections"})
     definition["scenario"]["options"].pop("source", None)

@@ -1,1 +1,4 @@
-"""The stages of a study: each a function from files to files."""
+"""The stages that experiments share, one per file, and the nodes and materials of a study.
+
+Stages of a single experiment are in its folder in `harness.experiments`.
+"""

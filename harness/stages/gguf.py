@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
 FILE = "model.gguf"
-_COPIED = (
+_SOURCES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -30,14 +30,14 @@ _WRITTEN: tuple[Dtype, ...] = get_args(Dtype)
 
 
 def node(m: "Materials", precision: str) -> Node:
-    """The file of a precision: written from the checkpoint, or quantized from the F16 file."""
+    """Declare the file of a precision: from the checkpoint, or quantized from the F16 file."""
     kind = precision.removeprefix(GGUF_PREFIX)
     dense = {} if kind in _WRITTEN else {"dense": node(m, GGUF_PREFIX + "f16").output()}
     return Node(
         STAGE,
         {
             "model": m.model.fingerprint,
-            "files": file_digests(m.path, _COPIED),
+            "files": file_digests(m.path, _SOURCES),
             "kind": kind,
         },
         dense,
@@ -50,9 +50,9 @@ def node(m: "Materials", precision: str) -> Node:
 def make(work: "Work[Materials]") -> None:
     """Write model.gguf."""
     m, kind = work.materials, work.parameters["kind"]
-    for written in _WRITTEN:
-        if kind == written:
-            write_gguf(m.path, work.folder / FILE, written, m.model)
+    for dtype in _WRITTEN:
+        if kind == dtype:
+            write_gguf(m.path, work.folder / FILE, dtype, m.model)
             return
     quantize(work.inputs["dense"] / FILE, work.folder / FILE, kind)
 

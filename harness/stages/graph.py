@@ -1,4 +1,4 @@
-"""The nodes that most experiments share: samples, and at each precision traces and neurons."""
+"""The nodes that most experiments share: samples, and traces and neurons at each precision."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hq.tracing.traces import Traces
 
 
 class Graph:
-    """Declares the shared nodes of a study, and reads what they hold once they are finished."""
+    """Declares the shared nodes of a study, and reads their outputs once they are finished."""
 
     def __init__(self, m: Materials) -> None:
         self.m = m
@@ -27,32 +27,32 @@ class Graph:
         return 2 * self.m.study.sampling.quota
 
     def trace(self, precision: str) -> Node:
-        """The samples' traces."""
+        """Declare the traces of the samples at a precision."""
         tokens, m = self.samples.output(TOKENS_FILE), self.m
         return trace.node(m, precision, tokens, self._n, m.measures, m.spans)
 
     def identify(self, precision: str) -> Node:
-        """The neurons that separate the samples at a precision."""
+        """Declare the neurons identified at a precision."""
         return identify.node(self.m, self.trace(precision), self.samples)
 
     def uncertainty(self, precision: str) -> Node:
-        """Entropy of the samples' answers, and the loss on held-out text."""
+        """Declare the entropy of the samples' answers, and the loss on held-out text."""
         reference = None if precision == REFERENCE else self.uncertainty(REFERENCE)
         tokens = self.samples.output(TOKENS_FILE)
         return uncertainty.node(self.m, precision, tokens, self._n, reference)
 
     def read_samples(self, outputs: Outputs) -> list[Sample]:
-        """The balanced, consistent samples."""
+        """Return the balanced, consistent samples."""
         return read_samples(outputs[self.samples] / SAMPLES_FILE)
 
     def read_traces(self, outputs: Outputs, precision: str) -> Traces:
-        """The samples' traces at a precision."""
+        """Return the samples' traces at a precision."""
         return Traces.open(outputs[self.trace(precision)])
 
     def read_neurons(self, outputs: Outputs, precision: str) -> NeuronSet:
-        """The neurons that were identified at a precision."""
+        """Return the neurons identified at a precision."""
         return NeuronSet.load(self.neurons_file(outputs, precision), self.m.model)
 
     def neurons_file(self, outputs: Outputs, precision: str = REFERENCE) -> Path:
-        """The file of these neurons."""
+        """Return the file of the neurons identified at a precision."""
         return outputs[self.identify(precision)] / NEURONS_FILE

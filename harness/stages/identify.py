@@ -26,7 +26,7 @@ THRESHOLD = "youden"
 
 
 def node(m: "Materials", traces: Node, samples: Node) -> Node:
-    """The neurons that separate the samples at the precision of the traces."""
+    """Declare the neurons that separate the samples at the precision of the traces."""
     return Node(
         STAGE,
         {
@@ -61,11 +61,20 @@ def find_neurons(
     seed: int,
     prompt: str = "",
 ) -> None:
-    """Writes neurons.json and the regularisation path, path.csv.
+    """Write neurons.json and the regularisation path, path.csv.
 
-    `prompt` is the form that the questions were asked in, where it is known: a monitor asks so too.
-    The fit sees the train split only, the threshold the calibration split only. Raises HQError when
-    the traces are not those of the samples, or a split lacks one of the labels.
+    The probe is fitted on the train split only, its threshold on the calibration split only.
+
+    Args:
+        folder: Where the files are written.
+        traces: Traces of the samples.
+        samples: The labelled samples.
+        section: Settings of CETT and the fit.
+        seed: Seed of the folds.
+        prompt: Form of the prompts, if known; a monitor uses the same form.
+
+    Raises:
+        HQError: If the traces are not of these samples, or if a split lacks one of the labels.
     """
     require_same_tokens(traces, samples)
     rows = Rows(samples)
@@ -96,9 +105,9 @@ def find_neurons(
 
 
 class Rows:
-    """Where each split's samples stand, with labels and components, as arrays.
+    """Rows of the samples of each split, with labels and components, as arrays.
 
-    Raises HQError when a split holds one label only.
+    Raises HQError if a split has samples of one label only.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -113,14 +122,14 @@ class Rows:
         rows = np.flatnonzero(split == name)
         if len(np.unique(self.y[rows])) < 2:
             raise HQError(
-                f"The {name} split has {len(rows)} samples of one label: both right and "
-                "hallucinated answers are needed; ask more questions, or enlarge the split."
+                f"The {name} split has {len(rows)} samples of one label, but both right and "
+                "hallucinated answers are needed: ask more questions, or enlarge the split."
             )
         return rows
 
 
 def require_same_tokens(traces: Traces, samples: Sequence[Sample]) -> None:
-    """Raises HQError when the traces were made of other token ids than the samples'."""
+    """Raises HQError if the traces are of other token ids than the samples."""
     if traces.info.exchanges != exchanges_digest([sample.exchange for sample in samples]):
         raise HQError(
             f"{traces.folder} holds traces of other token ids than these samples: trace these "

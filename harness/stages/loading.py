@@ -1,4 +1,4 @@
-"""The study's checkpoint, loaded at one precision at a time, and what its results depend on."""
+"""The study's checkpoint at each precision, and what results of a loaded model depend on."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from hq.precisions.packed import NATIVE, recipe_of
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
 
 SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-"""Files that decide what tokens are as text."""
+"""Files that define the text of tokens."""
 
 
 class Models:
-    """The checkpoint `path` at any precision. Opening one frees the one that was open."""
+    """The checkpoint `path` at any precision, with at most one loaded model."""
 
     def __init__(self, study: Study, path: Path, identity: ModelIdentity) -> None:
         self.study = study
@@ -31,13 +31,16 @@ class Models:
         self._fingerprints: dict[str, str] = {}
 
     def close(self) -> None:
-        """Frees the open model."""
+        """Free the loaded model."""
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
 
     def open(self, precision: str, made: Path | None = None) -> Backend:
-        """The model at a precision, from the file or folder that hq made for it, if it made one."""
+        """Load the model at a precision, after freeing another one.
+
+        `made` is the GGUF file or packed checkpoint that hq made for the precision, if any.
+        """
         if self._loaded is None or self._loaded.precision != precision:
             self.close()
             source = made or self.given(precision) or self.path
@@ -45,7 +48,7 @@ class Models:
         return self._loaded
 
     def given(self, precision: str) -> Path | None:
-        """The file or folder that the study names for a precision; None if it names none."""
+        """Return the file or folder that the study gives for a precision; None if it gives none."""
         if precision == GGUF_SOURCE:
             return gguf_of(self.study.model)
         name = precision.removesuffix(NATIVE)
@@ -54,9 +57,9 @@ class Models:
         return None
 
     def parameters(self, precision: str, also: tuple[str, ...] = ()) -> dict[str, object]:
-        """What a result at a precision depends on, with digests of the files `also`.
+        """Return what a result at a precision depends on, with digests of the files `also`.
 
-        What hq makes for the precision, a GGUF file or packed checkpoint, is an input of the node.
+        A GGUF file or packed checkpoint that hq makes is not included: it is an input of the node.
         """
         return engine(precision, self.study.device) | {
             "model": self.identity.fingerprint,
@@ -69,10 +72,10 @@ class Models:
         given = self.given(precision)
         if given is None:
             return {}
-        if precision not in self._fingerprints:  # all bytes are read: once
-            if BACKEND_OF[precision] == "torch":  # its config says what the packed bytes mean
-                whole = [fingerprint(given), file_digests(given, CONFIG_FILES)]
-                self._fingerprints[precision] = digest(whole)
+        if precision not in self._fingerprints:  # reads the whole file, so only once
+            if BACKEND_OF[precision] == "torch":  # its config defines the packed format
+                parts = [fingerprint(given), file_digests(given, CONFIG_FILES)]
+                self._fingerprints[precision] = digest(parts)
             else:
                 self._fingerprints[precision] = GGUF_ORIGIN + GGUFFile(given).fingerprint
         return {"given": self._fingerprints[precision]}

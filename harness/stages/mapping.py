@@ -1,4 +1,4 @@
-"""Stage `map`: whether a precision's neurons are the checkpoint's, told from the loaded weights."""
+"""Stage `map`: which neuron of the checkpoint each neuron of a precision is, from its weights."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from harness.stages import gguf, pack
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
 from harness.store.runner import Outputs
+from harness.studies.study import REFERENCE
 from hq.backends.base import Backend
 from hq.backends.permuted import PermutedBackend
 from hq.errors import HQError
@@ -20,6 +21,7 @@ from hq.models.alignment import ALIGNED, MISSING, LayerMap, map_model
 from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import BACKEND_OF
+from hq.precisions.gguf import GGUF_SOURCE
 from hq.precisions.packed import recipe_of
 
 if TYPE_CHECKING:
@@ -27,15 +29,15 @@ if TYPE_CHECKING:
 
 LAYERS_FILE = "layers.csv"
 _ARRAYS_FILE = "neurons.safetensors"
-_NAMED = 3  # layers that a refusal names
+_NAMED = 3  # layers that a message lists
 
 
 class NeuronMap(NamedTuple):
-    """Where a precision has each neuron of the source."""
+    """The index of each neuron of the source at a precision."""
 
-    permutation: Int[np.ndarray, "layer d_ff"]  # MISSING for a neuron that is nowhere
+    permutation: Int[np.ndarray, "layer d_ff"]  # index of each source neuron, or MISSING
     matched: Bool[np.ndarray, "layer d_ff"]
-    factors: Float[np.ndarray, "layer d_ff"]  # this precision's h over the source's
+    factors: Float[np.ndarray, "layer d_ff"]  # h at this precision ÷ h of the source
 
     @property
     def identical(self) -> bool:
@@ -44,7 +46,7 @@ class NeuronMap(NamedTuple):
         return bool(self.matched.all() and (self.permutation == indices).all())
 
 
-_KEYS = {"permutation": "places", "matched": "found", "factors": "factors"}  # in the file
+_KEYS = {"permutation": "places", "matched": "found", "factors": "factors"}  # keys in the file
 
 
 class LayerRow(NamedTuple):
@@ -61,7 +63,11 @@ class LayerRow(NamedTuple):
 
 
 def node(m: "Materials", precision: str) -> Node:
-    """Where a precision has the checkpoint's neurons."""
+    """Declare the map of the checkpoint's neurons to those of a precision.
+
+    Maps of the checkpoint and of given files run first, as they may reject the study.
+    """
+    given = m.models.given(precision) is not None
     return Node(
         STAGE,
         m.models.parameters(precision),
@@ -71,11 +77,12 @@ def node(m: "Materials", precision: str) -> Node:
         unit="layers",
         disk=13 * m.model.n_neurons,
         memory=m.resident(precision),
+        first=given or precision in (REFERENCE, GGUF_SOURCE),
     )
 
 
 def files(m: "Materials", precision: str) -> dict[str, Output]:
-    """The GGUF file or packed checkpoint that hq makes for a precision, as an input."""
+    """Return the GGUF file or packed checkpoint that hq makes for a precision, as an input."""
     if m.models.given(precision) is not None:
         return {}
     if recipe_of(precision):
@@ -84,28 +91,28 @@ def files(m: "Materials", precision: str) -> dict[str, Output]:
 
 
 def model_inputs(m: "Materials", precision: str) -> dict[str, Output]:
-    """What any node that runs the model at a precision takes."""
+    """Return the inputs of every node that runs the model at a precision."""
     return {"map": node(m, precision).output(), **files(m, precision)}
 
 
 def backend(work: "Work[Materials]") -> Backend:
-    """The model at the node's precision, with its neurons at the indices of the checkpoint."""
+    """Load the model at the node's precision, with the neuron indices of the checkpoint."""
     return at(work.materials, work.inputs, str(work.node.precision))
 
 
 def opened(m: "Materials", outputs: Outputs, precision: str) -> Backend:
-    """The same outside of a node, once `model_inputs` are finished."""
+    """Load the same model outside of a node; its `model_inputs` must be finished."""
     inputs = {name: outputs[o.node] for name, o in model_inputs(m, precision).items()}
     return at(m, inputs, precision)
 
 
 def at(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
-    """The model at a precision, from the folders of `model_inputs`."""
+    """Load the model at a precision from the folders of `model_inputs`."""
     return mapped(inputs["map"], _open(m, inputs, precision))
 
 
 def mapped(folder: Path, backend: Backend) -> Backend:
-    """A backend with its neurons at the indices of the checkpoint, by the map in `folder`."""
+    """Return a backend with the neuron indices of the checkpoint, by the map in `folder`."""
     neurons = read(folder)
     if neurons.identical:
         return backend
@@ -142,7 +149,7 @@ def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Tas
 
 
 def verify(node: Node, folder: Path) -> None:
-    """Raises HQError if neurons of a precision are not the checkpoint's."""
+    """Raises HQError if neurons of a precision do not correspond to the checkpoint's."""
     require(folder, str(node.precision))
 
 
@@ -174,19 +181,19 @@ def _row(one: LayerMap) -> LayerRow:
 def quantiles(
     permutation: Int[np.ndarray, "*layer d_ff"], factors: Float[np.ndarray, "*layer d_ff"]
 ) -> tuple[float, float]:
-    """5% and 95% of the factors of neurons that are not missing."""
+    """Return the 5% and 95% quantiles of the factors, without missing neurons."""
     low, high = np.quantile(factors[permutation != MISSING], [0.05, 0.95])
     return float(low), float(high)
 
 
 def read(folder: Path) -> NeuronMap:
-    """What a finished stage holds."""
+    """Read the map of a finished node."""
     arrays = load_file(folder / _ARRAYS_FILE)
     return NeuronMap(**{field: arrays[key] for field, key in _KEYS.items()})
 
 
 def rows(folder: Path) -> list[LayerRow]:
-    """A line a layer."""
+    """Read one row per layer."""
     with (folder / LAYERS_FILE).open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         kinds = LayerRow.__annotations__
@@ -194,7 +201,7 @@ def rows(folder: Path) -> list[LayerRow]:
 
 
 def write_layers(into: Path, folders: Mapping[str, Path]) -> None:
-    """The lines of several precisions in one file."""
+    """Write the rows of several precisions to one file."""
     with into.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(("precision", *LayerRow._fields))
@@ -203,18 +210,18 @@ def write_layers(into: Path, folders: Mapping[str, Path]) -> None:
 
 
 def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> None:
-    """Raises HQError where some layer's neurons are not the source's, naming the layers.
+    """Raises HQError, naming the layers, if a layer's neurons do not correspond to the source's.
 
-    With `neurons`, each of that set has to be found too: elsewhere, a few may have been pruned.
+    With `neurons`, every neuron of the set must match; others may be missing, as after pruning.
     """
-    refused = [row for row in rows(folder) if row.relation not in ALIGNED]
-    if refused:
-        named = ", ".join(f"{row.layer} ({row.note})" for row in refused[:_NAMED])
-        more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    unaligned = [row for row in rows(folder) if row.relation not in ALIGNED]
+    if unaligned:
+        listed = ", ".join(f"{row.layer} ({row.note})" for row in unaligned[:_NAMED])
+        more = f" and {len(unaligned) - _NAMED} more" if len(unaligned) > _NAMED else ""
         raise HQError(
-            f"At {precision} neurons are not those of the source in {len(refused)} layers: "
-            f"{refused[0].relation}; layers {named}{more}. Indices found on the source mean "
-            "nothing there: identify neurons on that checkpoint itself."
+            f"At {precision} neurons are not those of the source in {len(unaligned)} layers: "
+            f"{unaligned[0].relation}; layers {listed}{more}. Neuron indices of the source have no "
+            "meaning there: identify neurons on that checkpoint itself."
         )
     if neurons is not None:
         absent = np.flatnonzero(~read(folder).matched)

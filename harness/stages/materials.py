@@ -1,4 +1,4 @@
-"""What the nodes of a study are made from: all that is known of it before anything is computed."""
+"""The model, questions, prompts and texts of a study: everything known before a node runs."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -54,18 +54,17 @@ class Materials:
             self.models.close()
 
     def of(self, kind: Callable[["Materials"], T]) -> T:
-        """The materials of one experiment: `kind(self)`, made once."""
+        """Return the materials of one experiment, `kind(self)`, which is called once."""
         if kind not in self._added:
             self._added[kind] = kind(self)
         added: T = self._added[kind]
         return added
 
     def check(self) -> None:
-        """Validates the study, before hours of work.
+        """Validate the study before the first node runs.
 
-        Questions, prompt form, template, held-out and calibration text, lengths, judge, and what
-        each precision needs: its packages, and the files that the study names for it. Raises
-        HQError, naming what is wrong.
+        This covers questions, prompt form, template, held-out and calibration text, lengths, judge,
+        and for each precision its packages and the files that the study gives. Raises HQError.
         """
         study = self.study
         made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
@@ -93,17 +92,17 @@ class Materials:
 
     @cached_property
     def weights(self) -> int:
-        """How many weights the checkpoint has, by the size of its files in 16 bits."""
+        """Number of weights of the checkpoint, by the size of its files at 16 bits per weight."""
         return sum(file.stat().st_size for file in weight_files(self.path)) // 2
 
     def resident(self, precision: str) -> int:
-        """Bytes that the loaded model takes, about: float32 on a CPU, 16 bits elsewhere."""
+        """Estimate the bytes of the loaded model: float32 on a CPU, 16 bits elsewhere."""
         dense = BACKEND_OF[precision] == "torch" and self.study.device != "cuda"
         return self.weights * (4 if dense else 2)
 
     @cached_property
     def models(self) -> Models:
-        """The checkpoint at each precision, one loaded at a time."""
+        """The checkpoint at each precision, with at most one loaded model."""
         return Models(self.study, self.path, self.model)
 
     @cached_property
@@ -113,43 +112,43 @@ class Materials:
 
     @cached_property
     def form(self) -> prompts.PromptForm:
-        """The form in which a question is put."""
+        """The form of the prompts."""
         return prompts.form(self.study.prompt.form, self.study.prompt.shots)
 
     @cached_property
     def questions(self) -> QuestionSet:
-        """The scenario's questions in their fixed order."""
+        """The questions of the scenario, in a fixed order."""
         section = self.study.scenario
         return load_questions(section.name, seed=self.study.seed, **section.options)
 
     @cached_property
     def prompted(self) -> list[Prompted]:
-        """Every question of the scenario in its fixed order, as token ids, with its split."""
+        """Every question of the scenario, in a fixed order, as token ids, with its split."""
         questions = self.questions
-        side = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
+        split_of = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
         component = splits.components(questions)
         return [
             Prompted(
                 question=question,
                 ids=tuple(self.form.encode(self.tokenizer, question.question)),
-                split=side[question.id],
+                split=split_of[question.id],
                 component=component[question.id],
             )
             for question in questions
         ]
 
     def held_out(self, count: int) -> list[Prompted]:
-        """The first `count` test questions."""
+        """Return the first `count` test questions."""
         return [p for p in self.prompted if p.split == "test"][:count]
 
     @property
     def sampling(self) -> Sampling:
-        """How responses are drawn."""
+        """Settings of the sampler."""
         return self.study.sampling.settings(self.study.seed)
 
     @cached_property
     def judge(self) -> Judge:
-        """The judge whose verdicts label the responses."""
+        """The judge that labels the responses."""
         return make_judge(self.study.sampling.judge)
 
     @property
@@ -165,9 +164,9 @@ class Materials:
 
     @cached_property
     def texts(self) -> list[PromptResponse]:
-        """Held-out text for perplexity and KL: pieces of a file, or test questions and answers."""
+        """Held-out texts for perplexity and KL: pieces of a file, or test questions and answers."""
         section = self.study.compare
-        texts = self._file_texts(section.text) if section.text else self._true_answers()
+        texts = self._file_texts("held-out", section.text) if section.text else self._true_answers()
         ends = np.cumsum([len(text.response) for text in texts])
         return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
 
@@ -180,20 +179,20 @@ class Materials:
 
     @cached_property
     def calibration(self) -> list[tuple[int, ...]]:
-        """Texts that quantizers are calibrated on: training questions, never of the test split."""
+        """Texts for the calibration of quantizers: pieces of a file, or training questions."""
         section = self.study.pack
         if section.text:
-            return [e.ids for e in self._file_texts(section.text)][: section.texts]
-        trained = [p for p in self.prompted if p.split == "train"][: section.texts]
-        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in trained]
+            return [e.ids for e in self._file_texts("calibration", section.text)][: section.texts]
+        training = [p for p in self.prompted if p.split == "train"][: section.texts]
+        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in training]
 
     @cached_property
     def stop_criteria(self) -> StopCriteria:
-        """What ends a response in the study's own prompt form."""
+        """Stop criteria of responses in the study's own prompt form."""
         return self.stop_criteria_of(self.form)
 
     def stop_criteria_of(self, form: prompts.PromptForm) -> StopCriteria:
-        """What ends a response: the prompt form's tokens and strings, and the model's tokens."""
+        """Return the stop criteria: tokens and strings of the prompt form, tokens of the model."""
         stops = form.stop_ids(self.tokenizer) | end_tokens(self.path)
         return StopCriteria(stops, form.stop_strings, self._decode)
 
@@ -202,7 +201,7 @@ class Materials:
         require_length(text, len(ids), self._context_length, self.path.name, new)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A text's token ids, without special tokens around them."""
+        """Return the token ids of a text, without special tokens around them."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _require_room(self) -> None:
@@ -219,14 +218,14 @@ class Materials:
         tests = [p for p in self.prompted if p.split == "test"]
         return [PromptResponse(p.ids, self.encode(f" {p.question.aliases[0]}")) for p in tests]
 
-    def _file_texts(self, path: str, length: int = 256) -> list[PromptResponse]:
+    def _file_texts(self, use: str, path: str, length: int = 256) -> list[PromptResponse]:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise HQError(f"The held-out text {path} cannot be read: {error}.") from error
+            raise HQError(f"The {use} text {path} cannot be read: {error}.") from error
         ids = self.encode(text)
         if len(ids) < 2:
-            raise HQError(f"The held-out text {path} is empty: name a file with some prose.")
+            raise HQError(f"The {use} text {path} is empty: give a file with some prose.")
         pieces = [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
         return [PromptResponse(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
 

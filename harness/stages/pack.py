@@ -22,12 +22,12 @@ FOLDER = "checkpoint"
 
 
 def node(m: "Materials", precision: str) -> Node:
-    """The packed checkpoint of a precision. Raises HQError if hq cannot make one."""
+    """Declare the packed checkpoint of a precision. Raises HQError if hq cannot make one."""
     name = precision.removesuffix(NATIVE)
     recipe = RECIPES[name]
     if not recipe.has_quantizer:
         raise HQError(
-            f"{name} is read, never made: name such a checkpoint of the model under "
+            f"hq reads {name} but cannot make it: give such a checkpoint of the model under "
             "[checkpoints] in the study."
         )
     return Node(
@@ -64,13 +64,13 @@ def make(work: "Work[Materials]") -> None:
         sym=section.sym and recipe.method == "gptq",
         texts=tuple(m.calibration),
     )
-    shutil.rmtree(work.folder / FOLDER, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(work.folder / FOLDER, ignore_errors=True)  # left by a killed run
     with work.task(m.model.n_layers, "layers", f"make {name}") as task:
         quantize_checkpoint(job, work.folder / FOLDER, lambda: task.advance(1))
 
 
 def widths(source: Path) -> list[int]:
-    """Input widths of the projections inside the layers: the model's, the FFN's, and the heads'."""
+    """Return the input widths of projections inside layers: of the model, the FFN and the heads."""
     config = text_config(source)
     heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return [config.hidden_size, config.intermediate_size, config.num_attention_heads * heads]

@@ -1,7 +1,7 @@
 """Greedy responses to prompts while some neurons are scaled.
 
-Responses are appended to a log, by prompt and by what is scaled: another α, another draw of neurons
-or another trial asks only what was not asked yet, and a killed run goes on where it was.
+Responses are appended to a log, with their prompt and the scaled neurons: another α, draw or trial
+generates only missing responses, and a killed run continues after the last batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,17 +17,16 @@ from hq.backends.base import Backend
 from hq.neurons.factors import Factors
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 
-RESPONSES = GrowingLog("replies", sources=("hq.backends.opening", "harness.stages.mapping"))
-LOG_FILE = "log.jsonl"
+GREEDY_LOG = GrowingLog("replies", sources=("hq.backends.opening", "harness.stages.mapping"))
 PLAIN = "plain"
-_ROWS = 64  # prompts a batch: more do not decode faster on a CPU
-_TOKENS = 6144  # of a batch, padding counted: what llama.cpp has cells for, and memory stays flat
+_ROWS = 64  # prompts per batch: larger batches are not faster on a CPU
+_TOKENS = 6144  # per batch, with padding: the cells of llama.cpp, and a limit of memory
 
 Prompt = tuple[int, ...]
 
 
 class GreedyResponse(BaseModel):
-    """One greedy response: to which prompt, and what was scaled meanwhile."""
+    """One greedy response, with its prompt and the scaled neurons."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,13 +38,13 @@ class GreedyResponse(BaseModel):
 
 
 def variant_of(factors: Factors) -> str:
-    """A name for what is scaled: equal for equal factors, `plain` where every α is 1."""
+    """Return a digest of the factors other than 1; `plain` if there is none."""
     acting = sorted((*neuron, alpha) for neuron, alpha in factors.items() if alpha != 1)
     return digest(acting) if acting else PLAIN
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """A name for a prompt: a digest of its token ids."""
+    """Return a digest of a prompt's token ids."""
     return digest(prompt)
 
 
@@ -54,30 +53,40 @@ def respond(
     open_backend: Callable[[], Backend],
     prompts: Sequence[Prompt],
     variants: Sequence[Factors],
-    ending: StopCriteria,
+    criteria: StopCriteria,
     max_new_tokens: int,
     task: Task,
     max_rows: int = 1 << 16,
 ) -> list[list[GreedyResponse]]:
-    """The response to each prompt under each variant, in the order in which they are given.
+    """Return the greedy responses [variant][prompt].
 
-    Those that `log` lacks are generated and appended to it; `open_backend` is called if any is.
+    Missing responses are generated and appended to the log.
+
+    Args:
+        log: The file of finished responses.
+        open_backend: Loads the model; called only if a response is missing.
+        prompts: Prompts as token ids.
+        variants: Factors of the scaled neurons; empty factors scale nothing.
+        criteria: What ends a response.
+        max_new_tokens: The largest number of tokens of a response.
+        task: Shows the number of responses.
+        max_rows: The largest number of prompts in a batch.
     """
     known = {(r.variant, r.prompt): r for r in read_log(log, GreedyResponse)}
     names = {prompt_name(prompt): prompt for prompt in prompts}
     settings = Sampling(responses=1, temperature=0, max_new_tokens=max_new_tokens)
     for factors in variants:
         variant = variant_of(factors)
-        lacking = [name for name in names if (variant, name) not in known]
-        task.advance(len(names) - len(lacking))
-        if not lacking:
+        missing = [name for name in names if (variant, name) not in known]
+        task.advance(len(names) - len(missing))
+        if not missing:
             continue
         backend = open_backend()
         decoding = backend.decoding()
         with backend.scale({n: a for n, a in factors.items() if a != 1}):
-            decoding.share([names[name] for name in lacking])
-            for batch in _batches(lacking, names, max_new_tokens, max_rows):
-                trees = sample(decoding, [(n, names[n]) for n in batch], settings, ending)
+            decoding.share([names[name] for name in missing])
+            for batch in _batches(missing, names, max_new_tokens, max_rows):
+                trees = sample(decoding, [(n, names[n]) for n in batch], settings, criteria)
                 new = [
                     GreedyResponse(
                         variant=variant,
@@ -98,7 +107,7 @@ def respond(
 def _batches(
     names: Sequence[str], prompts: Mapping[str, Prompt], new: int, max_rows: int
 ) -> Iterator[list[str]]:
-    """Prompts of like length together, within a limit of rows and of tokens."""
+    """Yield prompts of similar length together, within the limits of rows and tokens."""
     batch: list[str] = []
     for name in sorted(names, key=lambda name: len(prompts[name])):
         size = (len(batch) + 1) * (len(prompts[name]) + new)

@@ -1,11 +1,12 @@
-"""Stages `sample` and `samples`: n responses a question, and those that are kept and balanced.
+"""Stages `sample` and `samples`: n responses per question, and the balanced, consistent ones.
 
-A question is given up as soon as two of its finished responses disagree, and sampling ends once the
-quota of pairs is full. Records are appended to a log as they come: a killed run goes on after its
-last whole batch, and a run with another quota or other splits asks only what was not asked yet.
+Sampling of a question stops when two of its finished responses have different verdicts, and all
+sampling stops when the quota of pairs is reached. Records are appended to a log: a killed run
+continues after its last complete batch, and a run with another quota or other splits asks only new
+questions.
 
-Traces depend on the token ids of the kept samples alone, which are in a file of their own: other
-labels, splits or quotas that keep the same responses keep the traces.
+Traces depend only on the token ids of the samples, which are in a separate file: other labels,
+splits or quotas that select the same responses keep the traces.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +21,15 @@ from pydantic import BaseModel, ConfigDict
 from harness.judges.base import Judge, Question, Verdict
 from harness.stages import mapping
 from harness.stages.loading import SPELLING
-from harness.stages.pairing import Candidate, pairs
-from harness.stages.samples import Prompted, Sample, write_samples, write_tokens
-from harness.store.jsonl import append, parse, read_log
+from harness.stages.samples import (
+    Candidate,
+    Prompted,
+    Sample,
+    pairs,
+    write_samples,
+    write_tokens,
+)
+from harness.store.jsonl import LOG_FILE, append, parse, read_log
 from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
 from harness.store.store import digest
@@ -35,17 +42,16 @@ from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
-RESPONSES = GrowingLog("responses", sources=("hq.backends.opening",))
+RESPONSE_LOG = GrowingLog("responses", sources=("hq.backends.opening",))
 RESPONSES_FILE = "responses.jsonl"
-LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TOKENS_FILE = "tokens.jsonl"
-CHUNK = 1024  # questions between two looks at the quota
-_BATCH = 64  # prompts a batch: more do not decode faster on a CPU
+CHUNK = 1024  # questions between two checks of the quota
+_BATCH = 64  # prompts per batch: larger batches are not faster on a CPU
 
 
 class JudgedResponse(BaseModel):
-    """One distinct response, its verdict, and how many of the n samples gave it."""
+    """One distinct response, its verdict, and its number among the n responses."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,7 +62,7 @@ class JudgedResponse(BaseModel):
 
 
 class QuestionRecord(BaseModel):
-    """All that was sampled for one question."""
+    """Everything sampled for one question."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,12 +70,12 @@ class QuestionRecord(BaseModel):
     prompt: tuple[int, ...]
     responses: tuple[JudgedResponse, ...]
     complete: bool  # all n responses were finished
-    generated: int  # tokens computed
-    naive: int  # tokens of the finished samples, each counted by itself
+    generated: int  # computed tokens
+    naive: int  # tokens of the finished responses, without sharing of prefixes
 
     @property
     def hallucinated(self) -> bool | None:
-        """True or False where all n responses are wrong or right; None otherwise."""
+        """Whether all n responses are wrong (True) or right (False); None otherwise."""
         verdicts = {response.verdict for response in self.responses}
         if not self.complete or verdicts not in ({Verdict.RIGHT}, {Verdict.WRONG}):
             return None
@@ -77,12 +83,12 @@ class QuestionRecord(BaseModel):
 
     @property
     def typical(self) -> JudgedResponse:
-        """The response that most samples gave, the first of them."""
+        """The most frequent response, the first one if several are."""
         return max(self.responses, key=lambda response: response.count)
 
 
 def node(m: "Materials") -> Node:
-    """The responses to as many questions as the quota of pairs takes."""
+    """Declare the responses to as many questions as the quota of pairs takes."""
     study = m.study
     precision = SAMPLERS[study.sampling.sampler]
     return Node(
@@ -107,17 +113,17 @@ def node(m: "Materials") -> Node:
 
 
 def asked_digest(prompted: Sequence[Prompted]) -> str:
-    """Digest of the questions and their token ids, whatever their splits."""
+    """Return a digest of the questions and their token ids, without their splits."""
     return digest([p.model_dump(mode="json", exclude={"split", "component"}) for p in prompted])
 
 
 def make(work: "Work[Materials]") -> None:
-    """Write responses.jsonl: what was asked for this quota in these splits, from the log."""
+    """Write responses.jsonl: the records from the log for this quota and these splits."""
     m, parameters = work.materials, dict(work.parameters)
     key = parameters["responses"] | {"file": work.digests.get("file")}
     precision = str(work.node.precision)
     with (
-        work.store.growing(RESPONSES.name, RESPONSES.version, key) as log,
+        work.store.growing(RESPONSE_LOG.name, RESPONSE_LOG.version, key) as log,
         work.task(len(m.prompted), "questions", "sample responses") as task,
     ):
         records = collect(
@@ -135,18 +141,18 @@ def make(work: "Work[Materials]") -> None:
 
 
 def samples_node(m: "Materials") -> Node:
-    """The balanced, consistent samples."""
+    """Declare the balanced, consistent samples."""
     parameters = {"quota": m.study.sampling.quota, "splits": splits_digest(m.prompted)}
     return Node(SAMPLES, parameters, {"responses": node(m).output(RESPONSES_FILE)})
 
 
 def splits_digest(prompted: Sequence[Prompted]) -> str:
-    """Digest of every question's split, component and relation."""
+    """Return a digest of every question's split, component and relation."""
     return digest([[p.question.id, p.split, p.component, p.question.relation] for p in prompted])
 
 
 def make_samples(work: "Work[Materials]") -> None:
-    """Write samples.jsonl, and tokens.jsonl, their token ids."""
+    """Write samples.jsonl, and tokens.jsonl with their token ids."""
     m, quota = work.materials, work.parameters["quota"]
     samples = retain(work.inputs["responses"], m.prompted, quota)
     write_samples(work.folder / SAMPLES_FILE, samples)
@@ -158,65 +164,75 @@ def collect(
     decoding: Callable[[], Decoding],
     prompted: Sequence[Prompted],
     settings: Sampling,
-    ending: StopCriteria,
+    criteria: StopCriteria,
     judge: Judge,
     quota: int,
     task: Task,
     max_rows: int = 1 << 16,
 ) -> list[QuestionRecord]:
-    """The records of all questions that are asked for the quota, in the order of the questions.
+    """Return the records of all questions that are asked for the quota, in their order.
 
-    Those that `log` lacks are sampled, at most `max_rows` rows at a time, and appended to it. What
-    stands there does not depend on quota and splits, so that other ones go on from it; `decoding`
-    is called if anything is missing.
+    Missing records are sampled and appended to the log. Records do not depend on the quota and the
+    splits, so runs with other ones share the log.
+
+    Args:
+        log: The file of finished records.
+        decoding: Loads the model; called only if a record is missing.
+        prompted: The questions, in a fixed order.
+        settings: Settings of the sampler.
+        criteria: What ends a response.
+        judge: Gives the verdicts.
+        quota: The number of pairs at which sampling stops.
+        task: Shows the number of questions.
+        max_rows: The largest number of responses that are decoded together.
     """
     records = {record.id: record for record in read_log(log, QuestionRecord)}
     questions = {p.question.id: p for p in prompted}
-    wanted = consistency(prompted, judge)
+    consistent = consistency(prompted, judge)
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
-    met: list[Prompted] = []
+    asked: list[Prompted] = []
     for chunk in _chunks(prompted):
         for batch in batches(chunk, max_rows // settings.responses):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
-                trees = sample(shared(), prompts, settings, ending, wanted)
+                trees = sample(shared(), prompts, settings, criteria, consistent)
                 new = [record_of(t, questions[t.key].question, judge, settings) for t in trees]
                 append(log, new)
                 records |= {record.id: record for record in new}
             task.advance(len(batch))
-        met += chunk
-        kept = pairs(candidates(met, records), quota)
+        asked += chunk
+        closed = pairs(candidates(asked, records), quota)
         unclear = f", {judge.unclear} replies of the judge unclear" if judge.unclear else ""
-        asked = [records[p.question.id] for p in met]
-        task.note(f"{len(kept)} of {quota} pairs, {savings(asked)}{unclear}")
-        if len(kept) == quota:
+        saved = savings(records[p.question.id] for p in asked)
+        task.note(f"{len(closed)} of {quota} pairs, {saved}{unclear}")
+        if len(closed) == quota:
             break
-    return [records[p.question.id] for p in met]
+    return [records[p.question.id] for p in asked]
 
 
 def _sharing(decoding: Callable[[], Decoding], prompts: Sequence[tuple[int, ...]]) -> Decoding:
-    """A decoding that has read the prefix that all prompts share."""
-    made = decoding()
-    made.share(prompts)
-    return made
+    """Return a decoding that has computed the common prefix of all prompts."""
+    opened = decoding()
+    opened.share(prompts)
+    return opened
 
 
 def write_records(folder: Path, records: Sequence[QuestionRecord]) -> None:
-    """Writes responses.jsonl."""
+    """Write responses.jsonl."""
     lines = (record.model_dump_json() + "\n" for record in records)
     (folder / RESPONSES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def savings(records: Iterable[QuestionRecord]) -> str:
-    """How many tokens were computed, and for how many that the finished samples have."""
+    """Return in words how many tokens were computed, and how many the finished responses have."""
     generated = naive = 0
     for record in records:
         generated, naive = generated + record.generated, naive + record.naive
-    return f"{generated:,} tokens computed in place of {naive:,} or more"
+    return f"{generated:,} tokens computed instead of {naive:,} or more"
 
 
 def consistency(prompted: Iterable[Prompted], judge: Judge) -> Callable[[Tree], bool]:
-    """A test of a tree: whether its finished responses are all right, or all wrong."""
+    """Return a function that tests whether finished responses are all right or all wrong."""
     questions = {p.question.id: p.question for p in prompted}
 
     def consistent(tree: Tree) -> bool:
@@ -230,7 +246,7 @@ def consistency(prompted: Iterable[Prompted], judge: Judge) -> Callable[[Tree], 
 def candidates(
     prompted: Iterable[Prompted], records: dict[str, QuestionRecord]
 ) -> Iterator[Candidate]:
-    """The consistent questions, in order, each in the group of its relation and split."""
+    """Yield the consistent questions in order, each in the group of its relation and split."""
     for p in prompted:
         record = records.get(p.question.id)
         if record is not None and record.hallucinated is not None:
@@ -238,22 +254,22 @@ def candidates(
 
 
 def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sample]:
-    """The balanced samples of a finished responses.jsonl, in the order of the questions.
+    """Return the balanced samples of a finished responses.jsonl, in the order of the questions.
 
-    Raises HQError when no pair of right and hallucinated answers was found.
+    Raises HQError if there is no pair of right and hallucinated answers.
     """
     records = read_records(folder)
-    kept = {id for pair in pairs(candidates(prompted, records), quota) for id in pair}
-    if not kept:
+    selected = {id for pair in pairs(candidates(prompted, records), quota) for id in pair}
+    if not selected:
         raise HQError(
             "No relation has both consistently right and consistently wrong answers: ask more "
             "questions, lower the temperature, or choose a scenario that suits the model."
         )
-    return [_as_sample(p, records[p.question.id]) for p in prompted if p.question.id in kept]
+    return [_as_sample(p, records[p.question.id]) for p in prompted if p.question.id in selected]
 
 
 def read_records(folder: Path) -> dict[str, QuestionRecord]:
-    """The records of a finished stage by question id."""
+    """Return the records of a finished node by question id."""
     records = parse((folder / RESPONSES_FILE).read_text(encoding="utf-8"), QuestionRecord)
     return {record.id: record for record in records}
 
@@ -272,7 +288,7 @@ def _as_sample(prompted: Prompted, record: QuestionRecord) -> Sample:
 
 
 def record_of(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> QuestionRecord:
-    """What stays of a tree: its distinct responses, judged."""
+    """Return the record of a tree: its distinct responses with verdicts."""
     judged = tuple(
         JudgedResponse(
             text=r.text,
@@ -299,7 +315,7 @@ def _chunks(prompted: Sequence[Prompted]) -> Iterator[list[Prompted]]:
 
 
 def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Prompted]]:
-    """Batches of prompts of one length, so that none is padded."""
+    """Yield batches of prompts of equal length, so that none is padded."""
     by_length = sorted(chunk, key=lambda p: len(p.ids))
     for _, group in groupby(by_length, key=lambda p: len(p.ids)):
         while batch := list(islice(group, min(max(limit, 1), _BATCH))):

@@ -1,10 +1,12 @@
-"""Questions as they are put, and samples: kept responses, labelled, as token ids."""
+"""Prompted questions, and samples: labelled responses as token ids, balanced within each group."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,25 +22,25 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 class Prompted(BaseModel):
-    """A question ready to be asked: its token ids, its split, and the component it belongs to."""
+    """A question with the token ids of its prompt, its split and its component."""
 
     model_config = ConfigDict(frozen=True)
 
     question: Question
     ids: tuple[int, ...]
     split: Split
-    component: str  # no entity is in two of them
+    component: str  # questions of different components share no entity
 
 
 class Sample(BaseModel):
-    """One response to one question, whose samples all got the same verdict."""
+    """The most frequent response to a question, all responses to which got one verdict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     relation: str
     split: Split
-    component: str  # samples of one component share an entity: never on two sides of a fold
+    component: str  # a component is never divided between splits or folds
     hallucinated: bool
     text: str
     prompt_ids: tuple[TokenId, ...]
@@ -50,78 +52,109 @@ class Sample(BaseModel):
         return PromptResponse(self.prompt_ids, self.response_ids)
 
 
+class Candidate(NamedTuple):
+    """A question with consistent responses, the group in which it is balanced, and its label."""
+
+    id: str
+    group: Hashable
+    hallucinated: bool
+
+
+def pairs(candidates: Iterable[Candidate], quota: int) -> list[tuple[str, str]]:
+    """Return the ids of the first `quota` (right, hallucinated) pairs, in the order of completion.
+
+    Candidates come in a fixed order, and each is paired with the first waiting candidate of the
+    same group and the opposite label. The first k pairs depend only on the candidates up to the
+    k-th pair, so sampling may stop at the quota without changing which samples are kept.
+    """
+    return list(islice(_pairs(candidates), quota))
+
+
+def _pairs(candidates: Iterable[Candidate]) -> Iterator[tuple[str, str]]:
+    waiting: dict[tuple[Hashable, bool], deque[str]] = defaultdict(deque)
+    for candidate in candidates:
+        opposite = waiting[candidate.group, not candidate.hallucinated]
+        if not opposite:
+            waiting[candidate.group, candidate.hallucinated].append(candidate.id)
+        elif candidate.hallucinated:
+            yield opposite.popleft(), candidate.id
+        else:
+            yield candidate.id, opposite.popleft()
+
+
 def samples_digest(samples: Sequence[Sample]) -> str:
-    """BLAKE2b of ids, relations, splits, labels and token ids: 16 hex digits."""
+    """Return the BLAKE2b digest of ids, relations, splits, labels and token ids, 16 hex digits."""
     facts = [sample.model_dump(exclude={"text"}) for sample in samples]
     text = json.dumps(facts, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Traces) -> None:
-    """Raises HQError unless the neurons were found on these samples, at the reference's precision.
+    """Raises HQError unless the neurons are from these samples at the reference's precision.
 
-    On samples split in another way, what is reported as held out may have been trained on.
+    With other splits, results on held-out samples could be results on training samples.
     """
     stated = neurons.provenance
     if stated.get("samples") != samples_digest(samples):
         raise HQError(
-            "The neuron set was found on other samples, or on the same in other splits "
-            f"({stated.get('samples', 'it does not say which')}): give the samples that "
-            "`hq identify` was given."
+            "The neuron set was identified on other samples, or on the same in other splits "
+            f"({stated.get('samples', 'it does not say which')}): give the samples that were "
+            "given to `hq identify`."
         )
     if stated.get("precision") != reference.info.precision:
         raise HQError(
-            f"The neuron set was found at {stated.get('precision', 'no stated precision')}, but "
-            f"{reference.folder} holds traces at {reference.info.precision}: give traces of the "
-            "precision that it was found at as the reference."
+            "The neuron set was identified at "
+            f"{stated.get('precision', 'an unknown precision')}, but {reference.folder} holds "
+            f"traces at {reference.info.precision}: give traces at the precision of the neuron set "
+            "as the reference."
         )
 
 
 def require_separate(samples: Sequence[Sample]) -> None:
-    """Raises HQError where one question or entity stands in two splits or two folds.
+    """Raises HQError if a question or entity could appear in two splits or two folds.
 
-    An id stands once; a component, and a prompt, in one split; a prompt in one component.
+    Each id must appear once, each component in one split, each prompt in one split and component.
     """
     ids: set[str] = set()
     split_of: dict[str, Sample] = {}
-    asked: dict[tuple[int, ...], Sample] = {}
+    by_prompt: dict[tuple[int, ...], Sample] = {}
     for sample in samples:
         if sample.id in ids:
-            raise HQError(f"The sample {sample.id!r} stands twice in the samples: keep it once.")
+            raise HQError(f"The sample {sample.id!r} appears twice in the samples: keep it once.")
         ids.add(sample.id)
         related = split_of.setdefault(sample.component, sample)
         if related.split != sample.split:
             raise HQError(
-                f"The component {sample.component!r} stands in the splits {related.split} "
+                f"The component {sample.component!r} appears in the splits {related.split} "
                 f"({related.id!r}) and {sample.split} ({sample.id!r}): keep it in one of them."
             )
-        same = asked.setdefault(sample.prompt_ids, sample)
+        same = by_prompt.setdefault(sample.prompt_ids, sample)
         if (same.split, same.component) != (sample.split, sample.component):
             raise HQError(
-                f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) ask "
-                "the same tokens: keep them in one component of one split, or remove one."
+                f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) have "
+                "the same prompt: keep them in one component of one split, or remove one."
             )
 
 
 def write_tokens(path: Path, exchanges: Sequence[PromptResponse]) -> None:
-    """Writes the token ids of prompts and responses, one JSON pair per line."""
+    """Write the token ids of prompts and responses, one JSON pair per line."""
     lines = (json.dumps([e.prompt, e.response]) + "\n" for e in exchanges)
     write_whole(path, "".join(lines))
 
 
 def read_tokens(path: Path) -> list[PromptResponse]:
-    """The prompts and responses of a file that `write_tokens` wrote."""
+    """Read the prompts and responses of a file that `write_tokens` wrote."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [PromptResponse(*map(tuple, json.loads(line))) for line in lines]
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Writes one line a sample."""
+    """Write one sample per line."""
     write_whole(path, "".join(sample.model_dump_json() + "\n" for sample in samples))
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Raises HQError for a missing or empty file, or a line that is no sample."""
+    """Read samples. Raises HQError if the file is missing or empty, or a line is not a sample."""
     if not path.is_file():
         raise HQError(f"There is no samples file {path}: `hq study run` writes one.")
     samples: list[Sample] = []
@@ -133,8 +166,8 @@ def read_samples(path: Path) -> list[Sample]:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "the line"
                 raise HQError(
-                    f"Line {number} of {path} is no sample: {where}: {first['msg']}."
+                    f"Line {number} of {path} is not a sample: {where}: {first['msg']}."
                 ) from error
     if not samples:
-        raise HQError(f"{path} is empty: it must hold at least one sample.")
+        raise HQError(f"{path} is empty: give a file with at least one sample.")
     return samples

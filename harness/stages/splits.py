@@ -1,4 +1,4 @@
-"""Train, calibration and test, split so that no entity stands on two sides."""
+"""Splits into train, calibration and test, with no entity in two splits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -14,30 +14,29 @@ from hq.errors import HQError
 
 
 class Item(Protocol):
-    """What a component is made of: a question, a trial or a choice."""
+    """A member of a component: a question, a trial or a choice."""
 
     @property
     def id(self) -> str:
-        """Unique among them."""
+        """The unique id."""
         ...
 
     @property
     def entities(self) -> tuple[str, ...]:
-        """What two sides of a split must not share."""
+        """Entities that must not be in two splits."""
         ...
 
     @property
     def wording(self) -> str:
-        """What is asked; two items of one wording are never on two sides either."""
+        """The text that is asked; items of the same wording are in one component too."""
         ...
 
 
 def components(questions: Sequence[Item]) -> dict[str, str]:
-    """Question id to component: questions that share an entity, directly or through others.
+    """Map each question id to its component: questions linked by shared entities.
 
-    The normalised wording counts as an entity: a question that a file has twice, with other ids or
-    answers, is in one component. A component is named by its smallest id, so the names do not
-    depend on the order.
+    The normalised wording counts as an entity, so copies of a question with other ids or answers
+    are in one component. The name of a component is its smallest id, whatever the order.
     """
     if not questions:
         return {}
@@ -49,10 +48,10 @@ def components(questions: Sequence[Item]) -> dict[str, str]:
 
 
 def _labels(questions: Sequence[Item]) -> Int[np.ndarray, " question"]:
-    """Connected components of the graph whose nodes are the questions and their entities."""
+    """Connected components of the bipartite graph of questions and entities."""
     shared = [_shared(question) for question in questions]
-    entities = {e: i for i, e in enumerate(dict.fromkeys(e for named in shared for e in named))}
-    links = [(row, entities[e]) for row, named in enumerate(shared) for e in named]
+    entities = {e: i for i, e in enumerate(dict.fromkeys(e for keys in shared for e in keys))}
+    links = [(row, entities[e]) for row, keys in enumerate(shared) for e in keys]
     rows, columns = np.array(links, dtype=np.int64).reshape(-1, 2).T
     n = len(questions)
     size = n + len(entities)
@@ -62,20 +61,21 @@ def _labels(questions: Sequence[Item]) -> Int[np.ndarray, " question"]:
 
 
 def _shared(question: Item) -> list[tuple[str, str]]:
-    """What links a question to others: its entities and its wording, told apart."""
+    """What links a question to others: its entities and its wording, as two kinds of keys."""
     wording = normalise(question.wording)
-    named = [("entity", entity) for entity in question.entities]
-    return [*named, ("wording", wording)] if wording else named
+    keys = [("entity", entity) for entity in question.entities]
+    return [*keys, ("wording", wording)] if wording else keys
 
 
 def assign(
     questions: Sequence[Question], fractions: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """Question id to split, whole components at a time, near `fractions` within each relation.
+    """Map each question id to a split; components are not divided.
 
-    Components are shuffled by `seed`, the large ones placed first, each where its relations lack
-    most. The order of `questions` has no influence. Raises HQError for fractions that are not
-    positive or do not add up to 1, and for an id that stands twice.
+    The shares of each relation are close to `fractions`. Components are shuffled by `seed`, then
+    assigned from the largest to the smallest, each to the split in which its relations are furthest
+    below their share. The order of `questions` has no effect. Raises HQError if fractions are not
+    positive or do not add up to 1, or if an id appears twice.
     """
     _check(questions, fractions)
     ordered = sorted(questions, key=lambda q: q.id)
@@ -84,8 +84,8 @@ def assign(
     counts = _counts(ordered, component_of, names)
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-counts.sum(axis=1)[order], kind="stable")]
-    places = _place(counts, np.array(list(fractions.values())), order)
-    splits = dict(zip(names, (list(fractions)[place] for place in places), strict=True))
+    assigned = _place(counts, np.array(list(fractions.values())), order)
+    splits = dict(zip(names, (list(fractions)[split] for split in assigned), strict=True))
     return {q.id: splits[component_of[q.id]] for q in questions}
 
 
@@ -105,26 +105,26 @@ def _place(
     fractions: Float[np.ndarray, " split"],
     order: Int[np.ndarray, " component"],
 ) -> list[int]:
-    """For each component the split whose relations lack most of their share (greedy)."""
+    """Return the index of each component's split, by greedy assignment."""
     total = counts.sum(axis=0)
-    lacking = np.outer(fractions, total)
-    # A relation weighs the same whatever its size, a split whatever its share.
+    missing = np.outer(fractions, total)
+    # Relations of every size, and splits of every share, have equal weight.
     weight = 1 / np.outer(fractions, total)
-    places = [0] * len(order)
+    assigned = [0] * len(order)
     for component in order.tolist():
-        need = (weight * lacking) @ (counts[component] / total)
-        places[component] = int(np.argmax(need))
-        lacking[places[component]] -= counts[component]
-    return places
+        need = (weight * missing) @ (counts[component] / total)
+        assigned[component] = int(np.argmax(need))
+        missing[assigned[component]] -= counts[component]
+    return assigned
 
 
 def _check(questions: Sequence[Question], fractions: Mapping[str, float]) -> None:
     shares = list(fractions.values())
     if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         stated = ", ".join(f"{name} {share:g}" for name, share in fractions.items()) or "none"
-        raise HQError(f"Split fractions must be positive and add up to 1; these are: {stated}.")
+        raise HQError(f"The split fractions are {stated}: give positive ones that add up to 1.")
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise HQError(f"Question id {question.id!r} stands twice: make the ids unique.")
+            raise HQError(f"Question id {question.id!r} appears twice: make the ids unique.")
         seen.add(question.id)

@@ -27,7 +27,7 @@ def node(
     spans: tuple[Span, ...],
     about: str = "",
 ) -> Node:
-    """The traces of at most `n` prompts and responses, which another node writes to `tokens`."""
+    """Declare the traces of at most `n` prompts and responses, which are in the file `tokens`."""
     arrays = len(measures) * len(spans)
     return Node(
         STAGE,
@@ -46,7 +46,7 @@ def node(
 def make(work: "Work[Materials]") -> None:
     """Write the traces.
 
-    Without a prompt and response there is nothing to trace, and the folder stays empty.
+    If there is no prompt and response, the folder stays empty.
     """
     exchanges = read_tokens(work.inputs["tokens"] / TOKENS_FILE)
     if exchanges:
@@ -63,7 +63,7 @@ def trace(
     spans: tuple[Span, ...],
     task: Task,
 ) -> None:
-    """Write a folder that `Traces` opens, continuing after the batches that it has."""
+    """Write a folder that `Traces` opens, after the batches of a killed run."""
     writer = TraceWriter(folder, describe(backend, exchanges, measures, spans))
     for batch in backend.trace(exchanges, measures, spans, skip=writer.done):
         writer.write(batch)

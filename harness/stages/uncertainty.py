@@ -1,9 +1,8 @@
-"""Stage `uncertainty`: what the logits alone say, at one precision.
+"""Stage `uncertainty`: entropy of answers, and loss and divergence on held-out text.
 
-Entropy of the answers' tokens, which is a baseline for detection; and on held-out text the loss,
-and the divergence from the reference precision. The reference keeps the last hidden states of the
-held-out text and its output head, from which its logits are computed again: the divergence is
-exact, and less is stored than the log-probabilities of a wide vocabulary.
+The entropy of the answers' tokens is a baseline of detection. The reference precision stores the
+last hidden states of the held-out text and its output head, from which its logits are recomputed:
+the divergence is exact, and less is stored than log-probabilities of the whole vocabulary.
 """
 
 import json
@@ -39,17 +38,17 @@ _Part = Literal["answers", "texts"]
 
 
 class Uncertainty(NamedTuple):
-    """What a finished stage holds."""
+    """The output of the stage."""
 
     entropy: Float[np.ndarray, " sample"]  # mean over the answer's tokens, in nats
     nll: Float[np.ndarray, " text"]  # mean over the text's tokens, in nats
     kl: Float[np.ndarray, " text"]  # mean KL(reference ‖ this) over the text's tokens, in nats
-    tokens: Float[np.ndarray, " text"]  # how many tokens each text has
-    tokens_per_second: float  # prompt tokens read, on this machine
+    tokens: Float[np.ndarray, " text"]  # number of tokens of each text
+    tokens_per_second: float  # of prompts, on this machine
 
 
 class UncertaintyBatch(BaseModel):
-    """The results of one batch, as they stand in the log of a stage that is not finished."""
+    """The results of one batch, a record of the log of an unfinished node."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,9 +62,9 @@ class UncertaintyBatch(BaseModel):
 
 
 def node(m: "Materials", precision: str, tokens: Output, n: int, reference: Node | None) -> Node:
-    """What the logits say of at most `n` answers, and of the study's held-out texts.
+    """Declare the uncertainty of at most `n` answers and of the study's held-out texts.
 
-    `reference` is the node of the reference precision, None for the reference itself.
+    `reference` is the node of the reference precision; None for the reference itself.
     """
     inputs = mapping.model_inputs(m, precision) | {"tokens": tokens}
     if reference is not None:
@@ -99,16 +98,16 @@ def measure(
     reference: Path | None,
     task: Task,
 ) -> None:
-    """Writes the stage's arrays; goes on after the batches that a killed run has logged.
+    """Write the arrays of the stage, after the batches in the log of a killed run.
 
-    `reference` is the folder of the reference precision's stage, None for the reference itself.
+    `reference` is the output folder of the reference precision; None for the reference itself.
     """
     lengths = [len(text.response) for text in texts]
-    theirs = None if reference is None else ReferenceLogits.load(reference, lengths)
+    reference_logits = None if reference is None else ReferenceLogits.load(reference, lengths)
     of_answers = _read(folder, "answers", backend, answers, None, task)
-    of_texts = _read(folder, "texts", backend, texts, theirs, task)
+    of_texts = _read(folder, "texts", backend, texts, reference_logits, task)
     if reference is None:
-        _keep_reference(folder, backend, of_texts, lengths)
+        _write_reference(folder, backend, of_texts, lengths)
     np.savez(
         folder / _ARRAYS_FILE,
         entropy=_by_row(of_answers, "entropy"),
@@ -116,11 +115,11 @@ def measure(
         kl=_by_row(of_texts, "kl"),
         tokens=np.array(lengths, dtype=float),
     )
-    prefix = len(shared_prefix([answer.prompt for answer in answers]))  # read once
-    read = prefix + sum(len(answer) - prefix for answer in answers)
-    speed = {"tokens_per_second": read / sum(batch.seconds for batch in of_answers)}
+    prefix = len(shared_prefix([answer.prompt for answer in answers]))  # computed once
+    computed = prefix + sum(len(answer) - prefix for answer in answers)
+    speed = {"tokens_per_second": computed / sum(batch.seconds for batch in of_answers)}
     (folder / _SPEED_FILE).write_text(json.dumps(speed), encoding="utf-8")
-    # The log goes first: without it a run that is killed here begins again.
+    # The log is removed first: a run that is killed after that starts again.
     (folder / BATCHES_FILE).unlink()
     for batch in of_texts:
         _hidden_file(folder, batch.number).unlink(missing_ok=True)
@@ -134,7 +133,7 @@ def _read(
     reference: ReferenceLogits | None,
     task: Task,
 ) -> list[UncertaintyBatch]:
-    """Every batch of the exchanges: those that the log has, and the others, which it then gets."""
+    """Return every batch of the exchanges; missing ones are computed and appended to the log."""
     log = folder / BATCHES_FILE
     batches = [batch for batch in read_log(log, UncertaintyBatch) if batch.part == part]
     task.advance(sum(len(batch.rows) for batch in batches))
@@ -151,14 +150,18 @@ def _read(
     return sorted(batches, key=lambda batch: batch.number)
 
 
-def _batch(part: _Part, found: Predictions, seconds: float) -> UncertaintyBatch:
-    kl = np.zeros(len(found.rows)) if found.kl is None else found.means(found.kl)
+def _batch(part: _Part, predictions: Predictions, seconds: float) -> UncertaintyBatch:
+    kl = (
+        np.zeros(len(predictions.rows))
+        if predictions.kl is None
+        else predictions.means(predictions.kl)
+    )
     return UncertaintyBatch(
         part=part,
-        number=found.number,
-        rows=tuple(found.rows.tolist()),
-        entropy=tuple(found.means(found.entropy).tolist()),
-        nll=tuple((-found.means(found.log_prob)).tolist()),
+        number=predictions.number,
+        rows=tuple(predictions.rows.tolist()),
+        entropy=tuple(predictions.means(predictions.entropy).tolist()),
+        nll=tuple((-predictions.means(predictions.log_prob)).tolist()),
         kl=tuple(kl.tolist()),
         seconds=seconds,
     )
@@ -167,7 +170,7 @@ def _batch(part: _Part, found: Predictions, seconds: float) -> UncertaintyBatch:
 def _by_row(
     batches: Sequence[UncertaintyBatch], name: Literal["entropy", "nll", "kl"]
 ) -> Float[np.ndarray, " row"]:
-    """One value of every row, in the order of the rows."""
+    """Return one value per row, in the order of the rows."""
     values = np.zeros(sum(len(batch.rows) for batch in batches))
     for batch in batches:
         values[list(batch.rows)] = getattr(batch, name)
@@ -178,10 +181,10 @@ def _hidden_file(folder: Path, number: int) -> Path:
     return folder / f"hidden-{number}.npy"
 
 
-def _keep_reference(
+def _write_reference(
     folder: Path, backend: Backend, batches: Sequence[UncertaintyBatch], lengths: Sequence[int]
 ) -> None:
-    """Puts the batches' hidden states in the order of the texts, and the head beside them."""
+    """Write the hidden states in the order of the texts, and the output head."""
     starts = np.cumsum([0, *lengths]).tolist()
     parts = [np.load(_hidden_file(folder, batch.number)) for batch in batches]
     hidden = np.empty((starts[-1], parts[0].shape[1]), dtype=np.float32)
@@ -201,7 +204,7 @@ def perplexity(
     replicates: int,
     groups: Shaped[np.ndarray, " text"] | None,
 ) -> Estimate:
-    """Exp of the mean loss per token, from each text's mean; resamples texts, or groups of them."""
+    """Return exp of the mean loss per token; the bootstrap resamples texts, or groups of texts."""
     share = tokens / tokens.sum()
     return bootstrap(
         lambda w: np.exp(w @ (nll * share) / (w @ share)),
@@ -214,7 +217,7 @@ def perplexity(
 
 
 def read(folder: Path) -> Uncertainty:
-    """The arrays of a finished stage."""
+    """Read the output of a finished node."""
     arrays = np.load(folder / _ARRAYS_FILE, allow_pickle=False)
     speed = json.loads((folder / _SPEED_FILE).read_text(encoding="utf-8"))
     return Uncertainty(

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+LOG_FILE = "log.jsonl"  # in the folder of a growing log
 Record = TypeVar("Record", bound=BaseModel)
 
 

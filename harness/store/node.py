@@ -81,7 +81,7 @@ class Node:
         units: The largest amount of work, for estimates of time; `unit` is the name of one unit.
         disk: The largest size of the output in bytes.
         memory: Bytes of memory that the computation takes.
-        early: Whether it is computed before other nodes, because its output may be rejected.
+        first: Whether it runs before other nodes, because its output may forbid everything else.
     """
 
     stage: Stage
@@ -93,7 +93,7 @@ class Node:
     unit: str = "steps"
     disk: int = 0
     memory: int = 0
-    early: bool = False
+    first: bool = False
 
     @cached_property
     def name(self) -> str:

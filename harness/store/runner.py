@@ -69,8 +69,9 @@ class Runner:
     def run(self, wanted: Sequence[Node]) -> Outputs:
         """Compute the missing ones of `wanted` and of all nodes that they depend on.
 
-        Among nodes with finished inputs, those at the precision of the loaded model come first, so
-        that each model is loaded once. Raises HQError, naming the node, if one cannot be computed.
+        Among nodes with finished inputs, those marked `first` come first, then those at the
+        precision of the loaded model, so that each model is loaded once. Raises HQError, naming the
+        node, if one cannot be computed.
         """
         pending = [node for node in ordered(wanted) if node not in self._outputs]
         loaded: str | None = None
@@ -78,7 +79,7 @@ class Runner:
             ready = [n for n in pending if self._is_ready(n)]
             finished = next((n for n in ready if self._finished(n)), None)
             same_model = next((n for n in ready if n.precision in (None, loaded)), None)
-            early = next((n for n in ready if n.early), None)
+            early = next((n for n in ready if n.first), None)
             node = finished or early or same_model or ready[0]
             self._outputs.add(node, self._build(node))
             if finished is None:

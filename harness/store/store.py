@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from hq.storage.atomic import remove_drafts, write_whole
 
-RECORD_FILE = "node.json"
+NODE_FILE = "node.json"
 LOG_RECORD_FILE = "log.json"
 _DIGEST_PATTERN = "[0-9a-f]" * 16
 _BLOCK = 1 << 22
@@ -42,7 +42,7 @@ def file_digest(path: Path) -> str:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return what a finished output was computed from, and the digests of its files."""
-    record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads((folder / NODE_FILE).read_text(encoding="utf-8"))
     return record
 
 
@@ -58,7 +58,7 @@ class Store:
         """Return the folder of a finished output; None if there is none or it is computed again."""
         folder = self.root / name
         outdated = self._fresh and name not in self._used
-        return folder if not outdated and (folder / RECORD_FILE).is_file() else None
+        return folder if not outdated and (folder / NODE_FILE).is_file() else None
 
     def build(
         self,
@@ -79,11 +79,11 @@ class Store:
                 started = time.monotonic()
                 make(partial)
                 seconds = round(time.monotonic() - started, 3)
-                outputs = _digests(partial, volatile | {RECORD_FILE})
+                outputs = _digests(partial, volatile | {NODE_FILE})
                 text = json.dumps(
                     {**record, "outputs": outputs, "seconds": seconds}, indent=1, sort_keys=True
                 )
-                write_whole(partial / RECORD_FILE, text)
+                write_whole(partial / NODE_FILE, text)
                 os.rename(partial, final)
         return final
 
@@ -100,7 +100,7 @@ class Store:
     def records(self, stage: str) -> Iterator[dict[str, Any]]:
         """Yield the records of all finished outputs of a stage, newest first."""
         times: dict[Path, float] = {}
-        for path in self.root.glob(f"{stage}-{_DIGEST_PATTERN}/{RECORD_FILE}"):
+        for path in self.root.glob(f"{stage}-{_DIGEST_PATTERN}/{NODE_FILE}"):
             with suppress(FileNotFoundError):  # another process may remove it
                 times[path] = path.stat().st_mtime
         for path in sorted(times, key=times.__getitem__, reverse=True):

@@ -1,4 +1,4 @@
-"""Studies: the sections of a TOML file, and the packaged ones.
+"""Studies: the sections of their TOML files, and the packaged studies.
 
-What a study computes is in `harness.experiments`.
+The experiments that run a study are in `harness.experiments`.
 """

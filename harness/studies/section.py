@@ -1,4 +1,4 @@
-"""A section of a TOML file, validated: a wrong key or value is named."""
+"""Validated sections of TOML files."""
 
 from collections.abc import Mapping
 from typing import Self, TypeVar
@@ -11,7 +11,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def checked(kind: type[S], values: Mapping[str, object], where: str) -> S:
-    """The section with these values. Raises HQError for a key or value that it cannot have."""
+    """Return the section with these values. Raises HQError, naming a wrong key or value."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -22,11 +22,11 @@ def checked(kind: type[S], values: Mapping[str, object], where: str) -> S:
 
 
 class Section(BaseModel):
-    """A section that cannot be changed and has no other keys than its own."""
+    """An immutable section, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def of(cls, values: Mapping[str, object], where: str) -> Self:
-        """The section with these values. Raises HQError for a key or value that it cannot have."""
+        """Return the section with these values. Raises HQError, naming a wrong key or value."""
         return checked(cls, values, where)

@@ -1,4 +1,4 @@
-"""A study: model × precisions × scenario, from one TOML file. Every figure in it has a default."""
+"""Studies: model × precisions × scenario, in one TOML file; every setting has a default."""
 
 import tomllib
 from collections.abc import Sequence
@@ -22,40 +22,40 @@ from hq.precisions.packed import RECIPES
 from hq.tracing.sampling import Sampling
 from hq.tracing.traces import StorageType
 
-SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # what the responses are drawn at
-REFERENCE = "fp16"  # the precision that is sampled, identified on, and compared with
+SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # precision at which responses are sampled
+REFERENCE = "fp16"  # precision of the probe, with which others are compared
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of all random generators
 
 
 class ScenarioSection(Section):
-    """Which questions, and the options of their loader."""
+    """The scenario, and the options of its loader of questions."""
 
     name: str = "facts"
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
 
 class PromptSection(Section):
-    """How a question is put to the model; `shots` are (question, answer) pairs for few-shot."""
+    """The form of prompts; `shots` are (question, answer) pairs for few-shot."""
 
     form: str = "chat"
     shots: tuple[tuple[str, str], ...] = ()
 
 
 class SamplingSection(Section):
-    """How many responses a question gets, how they are drawn, and how many pairs are kept."""
+    """Number of responses per question, settings of the sampler, and number of pairs."""
 
     responses: Annotated[int, Field(ge=1)] = 10
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 50
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
-    quota: Annotated[int, Field(ge=1)] = 1000  # right, and as many hallucinated
+    quota: Annotated[int, Field(ge=1)] = 1000  # pairs of a right and a hallucinated answer
     judge: str = "rules"
     sampler: Literal["torch", "llamacpp"] = "torch"
 
     def settings(self, seed: int) -> Sampling:
-        """What the sampler needs of it."""
+        """Return the settings of the sampler."""
         return Sampling(
             self.responses,
             self.temperature,
@@ -67,7 +67,7 @@ class SamplingSection(Section):
 
 
 class SplitSection(Section):
-    """Shares of the questions that train, calibrate and test."""
+    """Shares of the questions in the splits."""
 
     train: Fraction = 0.6
     calibration: Fraction = 0.15
@@ -75,58 +75,58 @@ class SplitSection(Section):
 
 
 class IdentifySection(Section):
-    """CETT and the fit."""
+    """Settings of CETT and the fit of the probe."""
 
     cett: Literal["sum", "output"] = "sum"
     tokens: Span = "answer"
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
     folds: Annotated[int, Field(ge=2)] = 5
     max_fraction: Fraction = 1e-3
-    storage: StorageType = "float32"  # of traces: the only type, as committed definitions say
+    storage: StorageType = "float32"  # type of stored traces
 
     @field_validator("labels")
     @classmethod
     def _not_against_itself(cls, labels: str, info: ValidationInfo) -> str:
         if labels == "3-vs-1" and info.data.get("tokens") == "other":
             raise ValueError(
-                "3-vs-1 sets the chosen tokens against the other ones, so tokens cannot be 'other'"
+                "3-vs-1 compares the chosen tokens with the other ones, so tokens cannot be 'other'"
             )
         return labels
 
     @classmethod
     def like(cls, neurons: NeuronSet) -> Self:
-        """How a NeuronSet was identified, so that another can be found in the same way."""
+        """Return the settings with which a NeuronSet was identified, to re-identify neurons."""
         stated = {k: v for k, v in neurons.provenance.items() if k in ("folds", "max_fraction")}
         if len(stated) < 2:
             raise HQError(
-                "The neuron set does not say with which folds and max_fraction it was found: "
-                "find it with `hq identify`."
+                "The neuron set does not say with which folds and max_fraction it was identified: "
+                "identify it with `hq identify`."
             )
         settings = {"cett": neurons.cett, "tokens": neurons.tokens, "labels": neurons.labels}
         return cls.of({**settings, **stated}, "the neuron set's provenance")
 
 
 class CompareSection(Section):
-    """Controls, intervals, and the held-out text for perplexity and KL."""
+    """Controls, intervals, and held-out text for perplexity and KL."""
 
     draws: Annotated[int, Field(ge=2)] = 20
     replicates: Annotated[int, Field(ge=100)] = 2000
-    text: str = ""  # a file of plain text; without one, the test questions with true answers
+    text: str = ""  # file of plain text; if empty, test questions with true answers
     text_tokens: Annotated[int, Field(ge=16)] = 1024
 
 
 class PackSection(Section):
-    """How GPTQ and AWQ checkpoints are made of the model, for `gptq-4`, `awq-4` and their kin."""
+    """Settings of the quantizers that make GPTQ and AWQ checkpoints."""
 
-    group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 where the widths allow it, else 64
-    desc_act: bool = False  # columns in order of activation; GPTQ alone
+    group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 if all widths are multiples of it, else 64
+    desc_act: bool = False  # columns in order of activation; only for GPTQ
     sym: bool = True  # AWQ is always asymmetric
-    texts: Annotated[int, Field(ge=1)] = 128  # to calibrate with: training questions and answers
-    text: str = ""  # a file of plain text to take them from
+    texts: Annotated[int, Field(ge=1)] = 128  # for calibration: training questions with answers
+    text: str = ""  # file of plain text to use instead
 
 
 class Study(Section):
-    """One study."""
+    """One study: a model, precisions, questions, and settings of every step."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
     model: str = "smollm2"
@@ -142,14 +142,14 @@ class Study(Section):
     pack: PackSection = PackSection()
     # Existing packed checkpoints of the model, by precision.
     checkpoints: dict[str, str] = Field(default_factory=dict)
-    experiment: str = "detect"  # which kind of experiment `hq run` runs
+    experiment: str = "detect"  # experiment that `hq run` runs
     # Sections of experiments, by their names, as in the file.
     sections: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _sections_of_experiments(cls, values: Any) -> Any:
-        """Tables of the file that are no section of the study are sections of experiments."""
+        """Move tables of the file that are not sections of the study to `sections`."""
         if not isinstance(values, dict):
             return values
         own = {k: v for k, v in values.items() if k in cls.model_fields or not isinstance(v, dict)}
@@ -161,14 +161,15 @@ class Study(Section):
     def _packed(cls, given: dict[str, str]) -> dict[str, str]:
         for name in given:
             if name not in RECIPES:
-                raise ValueError(f"{name} is not read from a checkpoint: {', '.join(RECIPES)} are")
+                raise ValueError(f"{name} is not read from a checkpoint, only {', '.join(RECIPES)}")
         return given
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """The study in a TOML file, or the packaged one of that name.
+        """Load the study in a TOML file, or the packaged study of that name.
 
-        Raises HQError for a missing file, broken TOML, or a key or value that no study has.
+        Raises HQError if there is no such file, if it is not valid TOML, or if a key or value is
+        wrong.
         """
         path = Path(source)
         packaged = files("harness") / "studies" / f"{source}.toml"
@@ -184,22 +185,23 @@ class Study(Section):
         return cls.of(values, f"the study {source}")
 
     def changed(self, **changes: object) -> Self:
-        """The study with some top-level values replaced, where they are given (not None).
+        """Return the study with other top-level values; None leaves a value as it is.
 
-        Raises HQError for an unknown precision. The reference is always run, and first.
+        The reference precision is always included, as the first. Raises HQError if a precision is
+        unknown.
         """
         given = {key: value for key, value in changes.items() if value is not None}
         study = self.model_copy(update=given)
         for precision in study.precisions:
-            BACKEND_OF[precision]  # an unknown name is said before anything runs
+            BACKEND_OF[precision]  # raises HQError if the name is unknown
         rest = tuple(p for p in dict.fromkeys(study.precisions) if p != REFERENCE)
         return study.model_copy(update={"precisions": (REFERENCE, *rest)})
 
     def overridden(self, overrides: Sequence[str]) -> Self:
-        """The study with values replaced: each `KEY=VALUE` as in TOML, with dots in the key.
+        """Return the study with other values, each given as `KEY=VALUE` with dots in the key.
 
-        Text needs no quotes. Raises HQError for what is no such pair, or for a key or value that no
-        study has.
+        Values are TOML; text needs no quotes. Raises HQError if an override is malformed, or if a
+        key or value is wrong.
         """
         values = self.model_dump(exclude_unset=True)
         sections = values.pop("sections", {})
@@ -207,26 +209,26 @@ class Study(Section):
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise HQError(
-                    f"--set {override} changes nothing: write KEY=VALUE, as sampling.quota=100."
+                    f"--set {override} has no key or value: write KEY=VALUE, as sampling.quota=100."
                 )
             *path, last = key.strip().split(".")
             table = sections if path and path[0] not in type(self).model_fields else values
             for part in path:
                 table = table.setdefault(part, {})
                 if not isinstance(table, dict):
-                    raise HQError(f"--set {override}: {part} has no keys, as it is no section.")
+                    raise HQError(f"--set {override}: {part} is not a section, so it has no keys.")
             table[last] = _toml_value(text)
         return type(self).of({**values, **sections}, "the options --set")
 
     def reading(self, source: str) -> Self:
-        """The study with its scenario's questions from this file."""
+        """Return the study with the questions in this file."""
         options = self.scenario.options | {"source": source}
         scenario = ScenarioSection(name=self.scenario.name, options=options)
         return self.model_copy(update={"scenario": scenario})
 
 
 def _toml_value(text: str) -> Any:
-    """A value in TOML; what is none is taken as text."""
+    """Parse a value as TOML; return the text itself if it is not TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
 """Result tables: their columns, files, provenance, and pictures.
 
-Comparing a run's tables with committed ones is in `harness.check`.
+Comparison with committed tables is in `harness.check`.
 """

@@ -1,7 +1,6 @@
 """Result tables on disk: CSV for programs, Markdown for people, one results.json, provenance.
 
-The CSV files are what everything else is written from: rows of two runs are joined there, and
-Markdown and JSON are rendered again.
+Rows of two runs are merged in the CSV files, from which Markdown and JSON are rendered.
 """
 
 import json
@@ -30,14 +29,14 @@ def write_tables(
     rows: Mapping[str, Sequence[Row]],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes NAME.csv for each table, tables.md, results.json and provenance.json."""
+    """Write NAME.csv for each table, tables.md, results.json and provenance.json."""
     write_frames(folder, tables, {n: frame_of(tables[n][0], rows[n]) for n in tables}, provenance)
 
 
 def write_frames(
     folder: Path, tables: Tables, frames: Frames, provenance: Mapping[str, Any]
 ) -> None:
-    """Writes the same files from the columns of the CSV files."""
+    """Write the same files, given the columns of the CSV files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
         write_whole(folder / f"{name}.csv", frame.write_csv())
@@ -49,13 +48,14 @@ def write_frames(
 
 
 def frame_of(kind: type[Row], rows: Sequence[Row]) -> pl.DataFrame:
-    """Rows as the columns of their CSV file: three for an estimate, six significant digits."""
+    """Return the columns of a CSV file: three per estimate, with six significant digits."""
     return pl.DataFrame([_flat(row) for row in rows], schema=_schema(kind), orient="row")
 
 
 def read_table(folder: Path, name: str, kind: type[Row] | None = None) -> pl.DataFrame:
-    """A table's CSV; with `kind`, in its columns, those that the file lacks empty.
+    """Read the CSV file of a table.
 
+    With `kind`, the columns are those of this row type; columns that the file lacks are empty.
     Raises HQError if the folder has no such table, or if it cannot be read.
     """
     path = folder / f"{name}.csv"
@@ -68,17 +68,17 @@ def read_table(folder: Path, name: str, kind: type[Row] | None = None) -> pl.Dat
         raise HQError(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}.") from error
     if kind is None:
         return frame
-    lacking = [pl.lit(None, dtype=t).alias(c) for c, t in schema.items() if c not in frame.columns]
-    return frame.with_columns(lacking).select(list(schema))
+    missing = [pl.lit(None, dtype=t).alias(c) for c, t in schema.items() if c not in frame.columns]
+    return frame.with_columns(missing).select(list(schema))
 
 
 def section(name: str, kind: type[Row], frame: pl.DataFrame) -> str:
-    """A table as Markdown with its name, and what each column is."""
+    """Return a table as Markdown, with its name and a description of each column."""
     return f"## {name}\n\n{markdown(kind, frame)}\n\n{_legend(kind)}\n"
 
 
 def markdown(kind: type[Row], frame: pl.DataFrame) -> str:
-    """A Markdown table. Estimates are written as `value [low, high]`, and missing cells as —."""
+    """Return a Markdown table, with estimates as `value [low, high]` and missing cells as —."""
     names = list(kind.model_fields)
     lines = [_line(names), _line(["---"] * len(names))]
     for row in frame.iter_rows(named=True):
@@ -87,7 +87,7 @@ def markdown(kind: type[Row], frame: pl.DataFrame) -> str:
 
 
 def _results(tables: Tables, frames: Frames, provenance: Mapping[str, Any]) -> str:
-    """The text of results.json: every table with the meaning of its columns."""
+    """Return the text of results.json: every table with descriptions of its columns."""
     content = {
         "schema": SCHEMA_VERSION,
         "kind": provenance["kind"],
@@ -122,13 +122,13 @@ def _type(kind: type[Row], name: str) -> pl.DataType:
 
 
 def _columns(kind: type[Row], name: str) -> list[str]:
-    """A field's columns: three for an estimate."""
+    """Return the columns of a field: three for an estimate."""
     estimate = kind.model_fields[name].annotation in (Estimate, Estimate | None)
     return [name, f"{name}_low", f"{name}_high"] if estimate else [name]
 
 
 def _flat(row: Row) -> list[Any]:
-    """A row's cells, each estimate as three, rounded to six significant digits."""
+    """Return the cells of a row: three per estimate, with six significant digits."""
     cells: list[Any] = []
     for name in type(row).model_fields:
         value = getattr(row, name)

@@ -1,4 +1,4 @@
-"""One picture of a run: AUROC at each precision, the probe beside its controls."""
+"""Picture of a run: AUROC of the probe and its controls at each precision."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ _CONTROLS = {
     "length": "answer length",
     "relation": "relation",
 }
-# Colour-blind safe (Okabe & Ito), with shapes that tell them apart in grey too.
+# Colour-blind safe (Okabe & Ito); the shapes differ too, for greyscale.
 _STYLES = {
-    "probe found on FP16, frozen": ("#0072B2", "o"),
-    "identified afresh": ("#56B4E9", "D"),
+    "probe identified on FP16, frozen": ("#0072B2", "o"),
+    "re-identified neurons": ("#56B4E9", "D"),
     "matched random neurons*": ("#D55E00", "s"),
     "random neurons*": ("#E69F00", "^"),
     "token entropy": ("#009E73", "v"),
@@ -29,12 +29,13 @@ _STYLES = {
 
 
 def draw(run: Path, into: Path) -> None:
-    """Draws the AUROCs of a run's tables with their intervals; the file's ending is its format.
+    """Draw the AUROCs of a run with their intervals; the suffix of the file is its format.
 
-    Raises HQError without matplotlib, for another format, or for a folder that holds no tables.
+    Raises HQError if matplotlib is missing, if the format is unknown, or if the folder has no
+    tables.
     """
     if into.suffix not in _FORMATS:
-        raise HQError(f"{into} ends in no known format: name a file in {', '.join(_FORMATS)}.")
+        raise HQError(f"{into} has no known format: end its name in {', '.join(_FORMATS)}.")
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -42,15 +43,15 @@ def draw(run: Path, into: Path) -> None:
         raise HQError("Pictures need matplotlib: pip install 'hq[report]'.") from error
     points = _points(run)
     precisions = points["precision"].unique(maintain_order=True).to_list()
-    # Text stays text and ids stay the same, so that the file can be read and compared.
+    # Text remains text and ids are constant, so that files can be read and compared.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
         figure = Figure(figsize=(8, 1.6 + 0.8 * len(precisions)), layout="constrained")
         axes = figure.subplots()
         for i, (name, (colour, marker)) in enumerate(_STYLES.items()):
-            mine = points.filter(pl.col("name") == name)
-            value = mine["value"].to_numpy()
-            spread = abs(mine.select("low", "high").to_numpy().T - value)
-            y = [precisions.index(p) + 0.11 * (i - 3) for p in mine["precision"]]
+            series = points.filter(pl.col("name") == name)
+            value = series["value"].to_numpy()
+            spread = abs(series.select("low", "high").to_numpy().T - value)
+            y = [precisions.index(p) + 0.11 * (i - 3) for p in series["precision"]]
             axes.errorbar(
                 value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5
             )
@@ -68,13 +69,13 @@ def draw(run: Path, into: Path) -> None:
 
 
 def _points(run: Path) -> pl.DataFrame:
-    """name, precision, n, entities, value, low, high of everything that is drawn."""
+    """Return name, precision, n, entities, value, low and high of every drawn point."""
     detection, controls = read_table(run, "detection"), read_table(run, "controls")
-    probe, afresh = list(_STYLES)[:2]
+    probe, reidentified = list(_STYLES)[:2]
     return pl.concat(
         [
             _columns(detection, pl.lit(probe), "auroc"),
-            _columns(detection, pl.lit(afresh), "auroc_again"),
+            _columns(detection, pl.lit(reidentified), "auroc_again"),
             _columns(controls, pl.col("control").replace(_CONTROLS), "auroc"),
         ]
     )

@@ -1,4 +1,4 @@
-"""Provenance of tables: what each node of a run was made from; compared, and joined."""
+"""Provenance of tables: what each node was computed from; comparison and merging."""
 
 import json
 import math
@@ -32,75 +32,75 @@ class _Provenance(BaseModel):
 
 
 def read_provenance(folder: Path) -> Facts:
-    """What the tables in a folder depend on. Raises HQError if that cannot be read."""
+    """Read what the tables in a folder depend on. Raises HQError if it cannot be read."""
     try:
         text = (folder / PROVENANCE_FILE).read_text(encoding="utf-8")
         return _Provenance.model_validate_json(text).model_dump()
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise HQError(
-            f"{folder} has no readable {PROVENANCE_FILE}: give a finished run."
+            f"{folder} has no readable {PROVENANCE_FILE}: give the folder of a finished run."
         ) from error
 
 
 def provenance_json(provenance: Mapping[str, Any]) -> str:
-    """The text of provenance.json."""
+    """Return the text of provenance.json."""
     return json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def precisions(facts: Facts) -> list[str]:
-    """The precisions of its rows, in the order of the tables."""
+    """Return the precisions of the rows, in the order of the tables."""
     names: list[str] = facts["definition"]["precisions"]
     return names
 
 
 def definition(facts: Facts) -> Facts:
-    """The study's definition, without its precisions."""
+    """Return the definition of the study, without its precisions."""
     return {key: value for key, value in facts["definition"].items() if key != "precisions"}
 
 
 def of_precisions(facts: Facts, kept: Collection[str]) -> Facts:
-    """All of it except nodes of other precisions."""
+    """Return a provenance without nodes of other precisions."""
     nodes = {n: v for n, v in facts["nodes"].items() if v.get("precision") in (None, *kept)}
     return facts | {"definition": definition(facts), "nodes": nodes}
 
 
-def merged(ours: Facts, theirs: Facts, order: Sequence[str]) -> Facts:
-    """Ours, with nodes of theirs for the precisions that ours lacks."""
+def merged(new: Facts, committed: Facts, order: Sequence[str]) -> Facts:
+    """Return the new provenance with committed nodes of the precisions that it lacks."""
     added = {
         name: node
-        for name, node in theirs["nodes"].items()
-        if node.get("precision") not in (None, *precisions(ours))
+        for name, node in committed["nodes"].items()
+        if node.get("precision") not in (None, *precisions(new))
     }
-    return ours | {
-        "definition": ours["definition"] | {"precisions": list(order)},
-        "nodes": added | ours["nodes"],
+    return new | {
+        "definition": new["definition"] | {"precisions": list(order)},
+        "nodes": added | new["nodes"],
     }
 
 
-def difference(ours: Facts, theirs: Facts, rounding: float = 0.0) -> str | None:
-    """The first value in which two provenances differ, in words; None if none does.
+def difference(new: Facts, committed: Facts, rounding: float = 0.0) -> str | None:
+    """Describe the first value in which two provenances differ; None if there is none.
 
-    Floats may differ by `rounding`, relative to the larger.
+    Floats may differ by `rounding`, relative to the larger one.
     """
-    return next(_differences(ours, theirs, "", rounding), None)
+    return next(_differences(new, committed, "", rounding), None)
 
 
-def _differences(ours: object, theirs: object, where: str, rounding: float) -> Iterator[str]:
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted(ours.keys() | theirs.keys()):
-            place = f"{where}.{key}" if where else key
-            if key in ours and key in theirs:
-                yield from _differences(ours[key], theirs[key], place, rounding)
+def _differences(new: object, committed: object, key: str, rounding: float) -> Iterator[str]:
+    if isinstance(new, dict) and isinstance(committed, dict):
+        for name in sorted(new.keys() | committed.keys()):
+            dotted = f"{key}.{name}" if key else name
+            if name in new and name in committed:
+                yield from _differences(new[name], committed[name], dotted, rounding)
             else:
-                yield f"only one of them has {place}"
-    elif not _alike(ours, theirs, rounding):
-        yield f"{where} is {ours!r}, not {theirs!r}"
+                yield f"only one of them has {dotted}"
+    elif not _is_equal(new, committed, rounding):
+        yield f"{key} is {new!r}, not {committed!r}"
 
 
-def _alike(ours: object, theirs: object, rounding: float) -> bool:
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return math.isclose(ours, theirs, rel_tol=rounding)
-    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        pairs = zip(ours, theirs, strict=True)
+def _is_equal(new: object, committed: object, rounding: float) -> bool:
+    if isinstance(new, float) and isinstance(committed, float):
+        return math.isclose(new, committed, rel_tol=rounding)
+    if isinstance(new, list) and isinstance(committed, list) and len(new) == len(committed):
+        pairs = zip(new, committed, strict=True)
         return all(next(_differences(a, b, "", rounding), None) is None for a, b in pairs)
-    return bool(ours == theirs)
+    return bool(new == committed)

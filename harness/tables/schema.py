@@ -1,8 +1,8 @@
-"""What a row of a result table is. Each experiment documents its own columns, in one place.
+"""Rows of result tables. Each experiment describes its columns in its own module `tables`.
 
-An estimate becomes three columns: NAME, NAME_low and NAME_high, its 95% interval. Intervals are
-percentile bootstraps unless a column says otherwise. They resample entities, not questions: what a
-model knows about one entity is not independent between questions.
+An estimate has three columns: NAME, NAME_low and NAME_high, its 95% interval. Intervals are
+percentile bootstraps unless the description of a column says otherwise. They resample entities, not
+questions, because answers to questions about one entity are not independent.
 """
 
 from pydantic import BaseModel, ConfigDict
@@ -13,10 +13,10 @@ ENTITIES = (
 
 
 class Row(BaseModel):
-    """A row of a table. `Tables` says which columns identify it."""
+    """A row of a table."""
 
     model_config = ConfigDict(frozen=True)
 
 
 Tables = dict[str, tuple[type[Row], tuple[str, ...]]]
-"""Table name: its row type, and the columns that identify a row."""
+"""Row type and key columns of each table, by name."""

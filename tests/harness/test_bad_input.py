@@ -129,13 +129,21 @@ STUDIES = {
     ),
     "labels against themselves": (
         lambda s: edit(s, "folds = 2", 'folds = 2, tokens = "other", labels = "3-vs-1"'),
-        "labels: 3-vs-1 sets the chosen tokens against",
+        "labels: 3-vs-1 compares the chosen tokens with",
     ),
     "too many folds": (lambda s: edit(s, "folds = 2", "folds = 99"), "99 folds"),
 }
 
 
-PROGRESS = ("map fp16", "sample responses", "trace fp16", "trace nf4", "identify fp16")
+PROGRESS = (
+    "map fp16",
+    "sample responses",
+    "logits fp16",
+    "logits nf4",
+    "trace fp16",
+    "trace nf4",
+    "identify fp16",
+)
 
 
 def is_one_sentence(outcome, words: str) -> None:
@@ -193,7 +201,7 @@ def test_a_bad_sweep_is_refused_before_anything_is_sampled(case, dry, tiny_study
 LATE = {
     "no text to calibrate with": (
         '"fp16", "gptq-4"]\npack = {text = "nowhere.txt"}',
-        "nowhere.txt",
+        "calibration text nowhere.txt cannot be read",
     ),
     "no checkpoint": ('"fp16", "gptq-4"]\ncheckpoints = {gptq-4 = "nowhere"}', "nowhere"),
     "no GGUF file": ('"fp16", "gguf-source"]', "not a GGUF file"),
@@ -272,12 +280,7 @@ def test_bad_samples(content, words, tiny_study, hq):
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"),
-    [
-        ([-1], "response_ids"),
-        ([99999], "outside the"),
-        ([], "a prompt and a response need a token each"),
-    ],
+    ("ids", "words"), [([-1], "response_ids"), ([99999], "outside the"), ([], "a token each")]
 )
 def test_tokens_that_no_model_has(ids, words, finished, tiny_study, hq):
     first = (

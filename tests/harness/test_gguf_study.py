@@ -51,8 +51,8 @@ def test_sampling_in_llamacpp(hq, tiny_study):
     )
     assert outcome.code == 0, outcome
     nodes = json.loads(Path("runs/tiny/provenance.json").read_text(encoding="utf-8"))["nodes"]
-    sampled = nodes["sample gguf-q8_0"]["parameters"]
-    assert sampled["responses"]["precision"] == "gguf-q8_0"
+    responses = nodes["sample gguf-q8_0"]["parameters"]["responses"]
+    assert responses["precision"] == "gguf-q8_0"
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(hq, tiny_study, tmp_path):
 
 def test_what_is_only_read_has_to_be_named(hq, tiny_study):
     outcome = hq("study", "run", tiny_study, "--precisions", "fp16,compressed-4", "--quiet")
-    is_one_sentence(outcome, "compressed-4 is read, never made: name such a checkpoint")
+    is_one_sentence(outcome, "hq reads compressed-4 but cannot make it: give such a checkpoint")
     assert not Path("runs").exists()
 
 

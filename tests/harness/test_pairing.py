@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.stages.pairing import Candidate, pairs
+from harness.stages.samples import Candidate, pairs
 
 streams = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60).map(
     lambda rows: [Candidate(str(i), group, label) for i, (group, label) in enumerate(rows)]

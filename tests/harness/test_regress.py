@@ -198,7 +198,7 @@ def test_accepting_a_new_precision_adds_its_rows(run, tmp_path):
         ({"definition": {"device": "cuda"}}, r"only one of them has definition.device"),
         ({"definition": {"seed": 1}}, r"definition.seed is 1, not 0"),
         ({"fingerprint": "xyz"}, r"fingerprint is 'xyz', not 'abc'"),
-        ({"neurons": "[]"}, r"the neurons are others"),
+        ({"neurons": "[]"}, r"the neurons differ"),
         ({"study": "t"}, r"of the study s, not of t"),
     ],
 )
@@ -218,7 +218,7 @@ def test_rows_stay_beside_neurons_that_another_machine_rounds_otherwise(run, tmp
     accept(run("whole", precisions=("fp16", "nf4"), neurons=neurons(0.5)), tmp_path / "results")
     accept(run("near", neurons=neurons(0.50001)), tmp_path / "results")
     assert (tmp_path / "results" / "neurons.json").read_text(encoding="utf-8") == neurons(0.5)
-    with pytest.raises(HQError, match="the neurons are others"):
+    with pytest.raises(HQError, match="the neurons differ"):
         accept(run("far", neurons=neurons(0.51)), tmp_path / "results")
 
 
@@ -227,7 +227,7 @@ def test_rows_stay_beside_the_same_neurons_of_schema_1(run, tmp_path):
     new = json.dumps({"schema_version": 2, "model": {"norm_digest": "0a"}, "neurons": []})
     accept(run("whole", precisions=("fp16", "nf4"), neurons=old), tmp_path / "results")
     accept(run("new", neurons=new), tmp_path / "results")
-    with pytest.raises(HQError, match="the neurons are others"):
+    with pytest.raises(HQError, match="the neurons differ"):
         accept(run("other", neurons=new.replace("0a", "0b")), tmp_path / "results")
 
 

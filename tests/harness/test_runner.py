@@ -61,10 +61,11 @@ def test_each_precision_is_run_at_one_stretch(run):
     assert [name.split()[1] for name in ran] == ["x", "x", "y", "y"]
 
 
-def test_what_may_be_rejected_is_computed_early(run):
-    nodes = [node(i, precision=p, about=str(i)) for i, p in enumerate(["x", "x", "y"])]
-    _, ran = run(*nodes[:2], replace(nodes[2], early=True))
-    assert ran == ["step y 2", "step x 0", "step x 1"]
+def test_what_may_forbid_the_rest_runs_first(run):
+    given = replace(node("g", precision="y", about="given"), first=True)
+    nodes = [node(i, precision="x", about=str(i)) for i in range(2)]
+    _, ran = run(*nodes, node("z", given, precision="y", about="last"))
+    assert ran[0] == "step y given"
 
 
 def test_an_input_that_comes_out_the_same_keeps_what_follows(run):

@@ -37,11 +37,11 @@ def test_separate_samples_pass() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (("a", "test", "b", (2,)), "'a' stands twice"),
-        (("a", "train", "a", (1,)), "'a' stands twice"),
-        (("b", "test", "a", (2,)), "component 'a' stands in the splits train"),
-        (("b", "test", "b", (1,)), "ask the same tokens"),
-        (("b", "train", "b", (1,)), "ask the same tokens"),
+        (("a", "test", "b", (2,)), "'a' appears twice"),
+        (("a", "train", "a", (1,)), "'a' appears twice"),
+        (("b", "test", "a", (2,)), "component 'a' appears in the splits train"),
+        (("b", "test", "b", (1,)), "have the same prompt"),
+        (("b", "train", "b", (1,)), "have the same prompt"),
     ],
 )
 def test_a_leak_is_an_error(other: tuple[str, str, str, tuple[int, ...]], words: str) -> None:

@@ -100,13 +100,13 @@ def test_the_seed_moves_components() -> None:
     "fractions", [{}, {"train": 0.5, "test": 0.6}, {"train": 1.0, "test": 0.0}]
 )
 def test_fractions_must_be_positive_and_add_up(fractions: dict[str, float]) -> None:
-    with pytest.raises(HQError, match="must be positive and add up to 1"):
+    with pytest.raises(HQError, match="positive ones that add up to 1"):
         assign(_questions([("r", [1])]), fractions, seed=0)
 
 
 def test_a_repeated_id_is_refused() -> None:
     questions = _questions([("r", [1])]) * 2
-    with pytest.raises(HQError, match="'q0' stands twice"):
+    with pytest.raises(HQError, match="'q0' appears twice"):
         assign(questions, FRACTIONS, seed=0)
 
 

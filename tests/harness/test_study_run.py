@@ -238,7 +238,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_study, hq, monkeypatch):
     monkeypatch.setattr("harness.store.runner.Runner.run", interrupt)
     outcome = hq("study", "run", tiny_study)
     assert (outcome.code, outcome.out) == (130, "")
-    assert outcome.err == "Interrupted; the same command goes on from here.\n"
+    assert outcome.err == "Interrupted; the same command continues from here.\n"
 
 
 def test_help_and_version(hq):

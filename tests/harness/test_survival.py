@@ -49,5 +49,5 @@ def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
 def test_one_precision_has_no_others_to_learn_from(hq, tiny_study, tmp_path):
     ran = hq("survival", tiny_study, "--precisions", "fp16,nf4", "--quiet")
     assert ran.code == 2
-    assert "name two or more beside fp16" in ran.err
+    assert "give two or more besides fp16" in ran.err
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""Detection: the FP16 probe at each precision, beside its controls.
+"""Experiment detect: the FP16 probe at each precision, compared with controls.
 
-The probe itself is found by stage `identify` in `harness.stages`.
+Stage `identify`, which fits the probe, is in `harness.stages`.
 """

@@ -1,9 +1,8 @@
-"""What becomes of a promised false-alarm rate: thresholds by domain, and what they do held out.
+"""Promised false-alarm rates: thresholds per domain, and their rates on held-out answers.
 
-A domain is a relation of the scenario, or all of it. A promise needs right calibration answers
-about enough entities (`hq.stats.conformal`): a domain with fewer has no threshold of its own. An
-entity
-is a component of the samples: what questions link, directly or through others, counts as one.
+A domain is one relation of the scenario, or `all`. A promise needs right calibration answers about
+enough entities (`hq.stats.conformal`): a domain with fewer has no threshold. An entity is a
+component of the samples: entities that questions link, directly or not, count as one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from hq.stats.conformal import conformal_threshold, entities_needed, entity_rate
 from hq.stats.thresholds import match_quantile
 
 FALSE_ALARM_RATES = (0.05, 0.1, 0.2)
-"""False-alarm rates that the table's thresholds promise."""
+"""False-alarm rates that the thresholds of the table promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +32,25 @@ class Answers:
     right: Int[np.ndarray, " right"]  # the right ones of the calibration split
     test_right: Int[np.ndarray, " test_right"]
     test_wrong: Int[np.ndarray, " test_wrong"]
-    components: np.ndarray  # of all samples: which share an entity
+    components: np.ndarray  # of all samples; samples of one component share entities
 
     def threshold(self, scores: Float[np.ndarray, " n"], target: float) -> float:
-        """The threshold that promises this rate, from the scores of all samples."""
+        """Return the threshold that promises this rate, given the scores of all samples."""
         return conformal_threshold(scores[self.right], target, self.components[self.right])
 
     def entities(self, rows: Int[np.ndarray, " row"]) -> int:
-        """How many entities these rows are about."""
+        """Return the number of entities of these rows."""
         return len(np.unique(self.components[rows]))
 
     def flagged(
         self, rows: Int[np.ndarray, " row"], scores: Float[np.ndarray, " n"], at: float, seed: int
     ) -> Estimate:
-        """The share of these rows at or above a threshold, every entity weighing the same."""
+        """Return the share of these rows at or above a threshold; entities have equal weights."""
         return entity_rate(scores[rows] >= at, seed, self.components[rows])
 
 
 def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[Answers]:
-    """The domains whose calibration answers are enough for a promise of this rate; all first."""
+    """Yield the domains with enough calibration answers to promise this rate, `all` first."""
     relations = sorted({sample.relation for sample in samples} - {ALL})
     for name in (ALL, *relations) if len(relations) > 1 else (ALL,):
         answers = answers_of(samples, rows, name)
@@ -60,7 +59,7 @@ def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[An
 
 
 def answers_of(samples: Sequence[Sample], rows: Rows, domain: str = ALL) -> Answers:
-    """The answers of a domain: of a relation, or all."""
+    """Return the answers of a domain: of one relation, or all."""
     member = np.array([domain in (ALL, sample.relation) for sample in samples])
     calibration, test = (split[member[split]] for split in (rows.calibration, rows.test))
     return Answers(
@@ -81,7 +80,10 @@ def alarms(
     precision: str,
     seed: int,
 ) -> Iterator[Alarm]:
-    """A row for each domain and rate; `before` and `after` score all samples, there and here."""
+    """Yield a row per domain and rate.
+
+    `before` and `after` are scores of all samples at FP16 and at `precision`.
+    """
     for target in FALSE_ALARM_RATES:
         for answers in domains(samples, rows, target):
             if len(answers.test_right) and len(answers.test_wrong):
@@ -96,9 +98,9 @@ def _alarm(
     precision: str,
     seed: int,
 ) -> Alarm:
-    frozen, chosen = answers.threshold(before, target), answers.calibration
-    moved = match_quantile(frozen, before[chosen], after[chosen])
-    anew = answers.threshold(after, target)
+    frozen, rows = answers.threshold(before, target), answers.calibration
+    transferred = match_quantile(frozen, before[rows], after[rows])
+    recalibrated = answers.threshold(after, target)
     right, wrong = answers.test_right, answers.test_wrong
     return Alarm(
         precision=precision,
@@ -114,10 +116,10 @@ def _alarm(
         threshold=frozen,
         false_alarms=answers.flagged(right, after, frozen, seed),
         detected=answers.flagged(wrong, after, frozen, seed),
-        threshold_recalibrated=moved,
-        false_alarms_recalibrated=answers.flagged(right, after, moved, seed),
-        detected_recalibrated=answers.flagged(wrong, after, moved, seed),
-        threshold_anew=anew,
-        false_alarms_anew=answers.flagged(right, after, anew, seed),
-        detected_anew=answers.flagged(wrong, after, anew, seed),
+        threshold_recalibrated=transferred,
+        false_alarms_recalibrated=answers.flagged(right, after, transferred, seed),
+        detected_recalibrated=answers.flagged(wrong, after, transferred, seed),
+        threshold_anew=recalibrated,
+        false_alarms_anew=answers.flagged(right, after, recalibrated, seed),
+        detected_anew=answers.flagged(wrong, after, recalibrated, seed),
     )

@@ -1,7 +1,7 @@
-"""Stage `compare`: one precision beside FP16, as rows of the result tables.
+"""Comparison of one precision with FP16, as rows of the result tables.
 
-Three questions are kept apart: the frozen FP16 probe read here, the same with its threshold moved
-without labels, and neurons identified afresh here.
+Three results are separate: the frozen FP16 probe at the precision, the same probe with a threshold
+transferred without labels, and neurons re-identified at the precision.
 """
 
 from collections import Counter, defaultdict
@@ -53,26 +53,26 @@ from hq.stats.thresholds import bootstrap_f1, match_quantile
 from hq.tracing.traces import Traces, magnitudes
 
 MIB = 2**20
-ANY = 1000  # neurons that stand for the whole model
+ANY = 1000  # neurons that represent the whole model
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A precision's traces and neurons beside the reference's, on the same samples.
+    """Traces and neurons of a precision and of the reference, on the same samples.
 
-    Intervals resample the samples' components, which are independent of each other, as questions
-    about one entity are not.
+    Intervals resample components of the samples, which are independent; questions about one entity
+    are not.
     """
 
     samples: list[Sample]
     neurons: NeuronSet
     reference: Traces
     variant: Traces
-    again: NeuronSet
-    uncertainty: Uncertainty | None  # None where only traces are at hand
+    reidentified: NeuronSet
+    uncertainty: Uncertainty | None  # None if only traces are given
     section: CompareSection
     seed: int
-    text_components: Sequence[str] | None = None  # of the uncertainty's texts; None: all different
+    text_components: Sequence[str] | None = None  # of the held-out texts; None if all differ
 
     def __post_init__(self) -> None:
         for traces in (self.reference, self.variant):
@@ -81,10 +81,12 @@ class Comparison:
         info = self.variant.info
         self.neurons.require_present(info.unmatched, info.precision)
         if THRESHOLD not in self.neurons.thresholds:
-            raise HQError(f"The neuron set has no threshold {THRESHOLD!r}: use `hq identify`.")
+            raise HQError(
+                f"The neuron set has no threshold {THRESHOLD!r}: identify it with `hq identify`."
+            )
 
     def tables(self) -> dict[str, list[Row]]:
-        """All rows of this precision, by table."""
+        """Return all rows of this precision by table."""
         return {
             "detection": [self.detection()],
             "alarms": [*self.alarms()],
@@ -94,15 +96,15 @@ class Comparison:
         }
 
     def detection(self) -> Detection:
-        """The three questions, on the test split."""
+        """Return the three results on the test split."""
         before, after, y = self._before, self._after, self._y
         threshold = self.neurons.thresholds[THRESHOLD]
         calibration = self._rows.calibration
-        moved = match_quantile(
+        transferred = match_quantile(
             threshold, self._before_all[calibration], self._after_all[calibration]
         )
-        common = len(np.intersect1d(self.neurons.flat, self.again.flat))
-        sizes = len(self.neurons.flat), len(self.again.flat), self.neurons.model.n_neurons
+        common = len(np.intersect1d(self.neurons.flat, self.reidentified.flat))
+        sizes = len(self.neurons.flat), len(self.reidentified.flat), self.neurons.model.n_neurons
         return Detection(
             precision=self.variant.info.precision,
             compute=self.variant.info.compute,
@@ -117,21 +119,21 @@ class Comparison:
             auroc_h=bootstrap_auroc(self._h_only, y, *self._draw),
             accuracy=self._accuracy(threshold),
             f1=bootstrap_f1(after, y, threshold, *self._draw),
-            accuracy_recalibrated=self._accuracy(moved),
-            f1_recalibrated=bootstrap_f1(after, y, moved, *self._draw),
+            accuracy_recalibrated=self._accuracy(transferred),
+            f1_recalibrated=bootstrap_f1(after, y, transferred, *self._draw),
             flips=bootstrap_mean((after >= threshold) != (before >= threshold), *self._draw),
             auroc_again=bootstrap_auroc(
-                self.again.score(self._variant_cett[self._rows.test]), y, *self._draw
+                self.reidentified.score(self._variant_cett[self._rows.test]), y, *self._draw
             ),
             neurons_again=sizes[1],
             common=common,
-            jaccard=jaccard(self.neurons.flat, self.again.flat),
+            jaccard=jaccard(self.neurons.flat, self.reidentified.flat),
             jaccard_chance=expected_jaccard(*sizes),
             overlap_p=overlap_p_value(common, *sizes),
         )
 
     def alarms(self) -> Iterator[Alarm]:
-        """What thresholds that promise a false-alarm rate at FP16 do on the test split here."""
+        """Yield the rates on the test split of thresholds that promise a false-alarm rate."""
         return alarms(
             self.samples,
             self._rows,
@@ -142,14 +144,14 @@ class Comparison:
         )
 
     def controls(self) -> list[ControlRow]:
-        """Random and matched neurons, and baselines without neurons, all fitted here."""
+        """Return probes on random and matched neurons and on other features, fitted here."""
         return [
             *(self._drawn(name, draws) for name, draws in self._draws.items()),
             *(self._baseline(name, features) for name, features in self._baselines.items()),
         ]
 
     def fidelity(self) -> list[Fidelity]:
-        """Contributions of the probe's neurons, the H-Neurons, matched ones, and any at all."""
+        """Return the change of contributions of probe, H-, matched and arbitrary neurons."""
         span, test = self.neurons.tokens, self._rows.test
         a = self.reference.matrix("contribution", span)[test]
         b = self.variant.matrix("contribution", span)[test]
@@ -161,13 +163,13 @@ class Comparison:
         ]
 
     def model(self, u: Uncertainty) -> ModelRow:
-        """What ran, and how far its outputs moved from the reference's."""
+        """Return what ran, and how much its outputs differ from the reference's."""
         audit = self.variant.info.audit
         share = u.tokens / u.tokens.sum()
         groups = None if self.text_components is None else np.array(self.text_components)
         draw = (self.seed, self.section.replicates, groups)
         loss = perplexity(u.nll, u.tokens, *draw)
-        drift = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *draw, "KL")
+        divergence = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *draw, "KL")
         return ModelRow(
             precision=self.variant.info.precision,
             modules=_modules(audit),
@@ -179,7 +181,7 @@ class Comparison:
             entities=loss.n,
             seed=self.seed,
             perplexity=loss,
-            kl=drift,
+            kl=divergence,
         )
 
     def _accuracy(self, threshold: float) -> Estimate:
@@ -192,8 +194,8 @@ class Comparison:
         group: str,
         neurons: Int[np.ndarray, "*draws k"],
     ) -> Fidelity:
-        """A row: of the neurons themselves, or of draws of them."""
-        flat, places = np.unique(neurons, return_inverse=True)
+        """Return a row of these neurons, or of draws of neurons."""
+        flat, columns = np.unique(neurons, return_inverse=True)
         measures = {
             "correlation": correlation(a[:, flat], b[:, flat]),
             "relative_error": relative_error(a[:, flat], b[:, flat]),
@@ -202,7 +204,7 @@ class Comparison:
         estimates = {
             name: over_questions(measure, len(a), name, *self._draw)
             if neurons.ndim == 1
-            else over_draws(measure, len(a), name, places, self.seed)
+            else over_draws(measure, len(a), name, columns, self.seed)
             for name, measure in measures.items()
         }
         return Fidelity(
@@ -247,7 +249,7 @@ class Comparison:
 
     @property
     def _draw(self) -> tuple[int, int, Shaped[np.ndarray, " test"]]:
-        """Seed, replicates, and the component of each test row: what an interval is made with."""
+        """Arguments of an interval: seed, replicates, and the component of each test row."""
         return self.seed, self.section.replicates, self._rows.components[self._rows.test]
 
     @property
@@ -293,13 +295,13 @@ class Comparison:
 
     @property
     def _h_only(self) -> Float[np.ndarray, " test"]:
-        """Scores from the positive weights alone."""
-        only = self.neurons.model_copy(update={"neurons": self.neurons.positive})
-        return only.score(self._variant_cett[self._rows.test])
+        """Scores by the positive weights only."""
+        h_neurons = self.neurons.model_copy(update={"neurons": self.neurons.positive})
+        return h_neurons.score(self._variant_cett[self._rows.test])
 
     @cached_property
     def _magnitudes(self) -> Float[np.ndarray, " p"]:
-        """Mean contribution of every neuron at FP16 on the training rows."""
+        """Mean contribution of each neuron at FP16 on the training rows."""
         return magnitudes(self.reference, self.neurons.tokens, self._rows.train)
 
     @cached_property
@@ -318,7 +320,7 @@ class Comparison:
 
     @property
     def _any(self) -> Int[np.ndarray, " k"]:
-        """Neurons that depend on the seed alone, so that another fit is read on the same ones."""
+        """Neurons that depend only on the seed, so that they are the same for another probe."""
         p, missing = self.neurons.model.n_neurons, self.variant.info.missing
         return random_neurons(min(ANY, p - len(missing)), p, 1, self.seed, missing).ravel()
 
@@ -343,13 +345,13 @@ def _modules(audit: Sequence[AuditRow]) -> str:
 
 
 def storage(audit: Sequence[AuditRow]) -> str:
-    """How weights are stored: one type, or which module got which types, and how many of each."""
+    """Return the storage type of the weights, or the number of each type per module."""
     if len({row.storage for row in audit}) == 1:
         return audit[0].storage
     types: dict[str, list[str]] = defaultdict(list)
     for row in audit:
         types[row.module].append(f"{row.count} × {row.storage}")
-    return ", ".join(f"{module} {' + '.join(found)}" for module, found in types.items())
+    return ", ".join(f"{module} {' + '.join(counted)}" for module, counted in types.items())
 
 
 def _require_model(traces: Traces, neurons: NeuronSet) -> None:
@@ -357,7 +359,7 @@ def _require_model(traces: Traces, neurons: NeuronSet) -> None:
 
 
 def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> AlignmentRow:
-    """The row of table `mapping`, from the folder of stage `map`."""
+    """Return the row of table `mapping`, from the output of stage `map`."""
     layers, neurons = mapping.rows(folder), mapping.read(folder)
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])

@@ -1,9 +1,8 @@
-"""Detection: whether the probe found on FP16 still predicts hallucination at each precision."""
+"""Experiment detect: whether the FP16 probe predicts hallucination at each precision."""
 
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
-from hq.precisions.gguf import GGUF_SOURCE
 from hq.stats.bootstrap import Estimate
 from hq.storage.atomic import write_whole
 
@@ -33,30 +31,27 @@ SPEED_FILE = "speed.csv"
 
 
 class DetectExperiment(Experiment):
-    """The FP16 probe frozen, recalibrated, and neurons re-identified, beside controls."""
+    """The FP16 probe, frozen and recalibrated, compared with re-identified neurons and controls."""
 
     name = "detect"
-    measures = (
-        "AUROC of the FP16 probe at each precision, beside controls and re-identified neurons"
-    )
+    measures = "AUROC of the FP16 probe at each precision, with controls and re-identified neurons"
     tables = TABLES
     committed = (NEURONS_FILE,)
 
     def study_name(self, study: Study) -> str:
-        """The study's own name: detection is what a study is for."""
+        """Return the name of the study itself."""
         return study.name
 
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """Maps of given files first, as they may be refused; then each precision."""
+        """Declare maps, uncertainty and neurons at each precision."""
         graph, precisions = Graph(m), m.study.precisions
         return [
-            *given_maps(m),
             *(mapping.node(m, p) for p in precisions),
             *(node for p in precisions for node in (graph.identify(p), graph.uncertainty(p))),
         ]
 
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
-        """One precision after the other."""
+        """Return the rows of each table, by precision."""
         graph = Graph(m)
         rows: dict[str, list[Row]] = {name: [] for name in self.tables}
         samples = graph.read_samples(outputs)
@@ -75,7 +70,7 @@ class DetectExperiment(Experiment):
                 neurons=neurons,
                 reference=reference,
                 variant=graph.read_traces(outputs, precision),
-                again=graph.read_neurons(outputs, precision),
+                reidentified=graph.read_neurons(outputs, precision),
                 uncertainty=uncertainty.read(outputs[graph.uncertainty(precision)]),
                 section=m.study.compare,
                 seed=m.study.seed,
@@ -87,9 +82,9 @@ class DetectExperiment(Experiment):
         return rows
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
-        """Writes samples, neurons, the regularisation path, layers and speeds.
+        """Write samples, neurons, the regularisation path, layers and speeds.
 
-        No two runs have the same speeds; all other files are the same to the byte on one machine.
+        Speeds differ between runs; all other files are byte-identical on one machine.
         """
         graph, precisions = Graph(m), m.study.precisions
         shutil.copyfile(outputs[graph.samples] / sample.SAMPLES_FILE, folder / "samples.jsonl")
@@ -104,12 +99,12 @@ class DetectExperiment(Experiment):
         write_whole(folder / SPEED_FILE, "precision,prompt_tokens_per_second\n" + "".join(lines))
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
-        """How many questions were asked, what was kept, and how many tokens that took."""
+        """Return the numbers of questions asked, of samples, and of generated tokens."""
         graph = Graph(m)
         records = sample.read_records(outputs[graph.responses]).values()
         labels = Counter(record.hallucinated for record in records)
-        left = len(m.questions.set_aside)
-        set_aside = {"rows_set_aside": left} if left else {}
+        unusable = len(m.questions.set_aside)
+        set_aside = {"rows_set_aside": unusable} if unusable else {}
         return {
             "sampling": set_aside
             | {
@@ -120,13 +115,13 @@ class DetectExperiment(Experiment):
                 "set_aside": labels[None],
                 "kept_pairs": len(graph.read_samples(outputs)) // 2,
                 "tokens_generated": sum(record.generated for record in records),
-                # Abandoned responses, and questions never asked, would come on top.
+                # Without sharing, unfinished responses and questions not asked would add to it.
                 "tokens_without_sharing_at_least": sum(record.naive for record in records),
             }
         }
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
-        """AUROC and its controls at each precision."""
+        """Return AUROC and its controls at each precision."""
         rows = tables["detection"]
         controls = {(row.precision, row.control): row.auroc for row in tables["controls"]}
         first = rows[0]
@@ -152,17 +147,8 @@ class DetectExperiment(Experiment):
         return table
 
 
-def given_maps(m: Materials) -> list[Node]:
-    """Maps of the checkpoint itself and of files that the study names: they may be refused."""
-    return [
-        replace(mapping.node(m, precision), early=True)
-        for precision in m.study.precisions
-        if precision in (REFERENCE, GGUF_SOURCE) or m.models.given(precision) is not None
-    ]
-
-
 def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:
-    """The rows of the question file that could not be used; no file if there are none."""
+    """Write the rows of the question file that cannot be used; no file if there are none."""
     if rows:
         pl.DataFrame(rows, schema=list(SetAside._fields), orient="row").write_csv(path)
     else:

@@ -25,9 +25,8 @@ class Detection(Row):
     )
     f1: Estimate = Field(description="F1 of `hallucinated` at that threshold")
     accuracy_recalibrated: Estimate = Field(
-        description="accuracy at the threshold transferred without labels, to the same quantile "
-        "of the "
-        "calibration scores"
+        description="accuracy at the threshold transferred without labels, to the same quantile of "
+        "the calibration scores"
     )
     f1_recalibrated: Estimate = Field(description="F1 at the transferred threshold")
     flips: Estimate = Field(description="share of decisions that differ from FP16's")
@@ -48,8 +47,7 @@ class Alarm(Row):
     )
     promised: float = Field(
         description="the false-alarm rate that the threshold is set for: a right answer about a "
-        "new "
-        "entity is flagged with at most this probability, on average over calibrations, if the "
+        "new entity is flagged with at most this probability, on average over calibrations, if the "
         "splits are exchangeable (they balance relations, and place large groups of entities first)"
     )
     needed: int = Field(
@@ -68,9 +66,8 @@ class Alarm(Row):
     threshold: float = Field(description="threshold set on calibration answers at FP16")
     false_alarms: Estimate = Field(
         description="share of right answers flagged at FP16's threshold. In all rates of this "
-        "table "
-        "every entity has the same weight, as in the promise, and intervals are Clopper-Pearson "
-        "intervals with one trial per entity"
+        "table every entity has the same weight, as in the promise, and intervals are "
+        "Clopper-Pearson intervals with one trial per entity"
     )
     detected: Estimate = Field(
         description="share of hallucinated answers flagged at this threshold"
@@ -103,9 +100,8 @@ class ControlRow(Row):
     precision: str = Field(description="the precision at which the checkpoint runs")
     control: str = Field(
         description="random: random neurons, as many as the probe has; matched: neurons of the "
-        "same "
-        "layers and of similar magnitude (`magnitude` in the fidelity table says how similar); "
-        "entropy, length, relation: features without neurons"
+        "same layers and of similar magnitude (`magnitude` in the fidelity table says how "
+        "similar); entropy, length, relation: features without neurons"
     )
     n: int = Field(description="test questions")
     entities: int = Field(description=ENTITIES)
@@ -128,12 +124,9 @@ class Fidelity(Row):
     precision: str = Field(description="the precision at which the checkpoint runs")
     group: str = Field(
         description="probe; h_neurons, a subset of the probe; matched: draws of neurons of the "
-        "same "
-        "layers and similar magnitudes, with the mean over draws and the range of 95% of them; "
-        "any: "
-        "1,000 neurons of the whole model, independent of the probe. Intervals of all groups "
-        "except "
-        "`matched` are over questions"
+        "same layers and similar magnitudes, with the mean over draws and the range of 95% of "
+        "them; any: 1,000 neurons of the whole model, independent of the probe. Intervals of all "
+        "groups except `matched` are over questions"
     )
     neurons: int = Field(description="neurons in the group, or in each draw")
     draws: int = Field(description="draws of neurons; 1 if nothing is drawn")

@@ -1,4 +1,4 @@
-"""Survival: which neurons a precision changes most, predicted from the FP16 model alone."""
+"""Experiment survival: prediction from FP16 alone of the neurons that a precision degrades."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from harness.experiments.base import Experiment
-from harness.experiments.survival.rows import Surviving
+from harness.experiments.survival.rows import SurvivalAnalysis
 from harness.experiments.survival.tables import TABLES
 from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -23,7 +23,7 @@ from hq.stats.bootstrap import Estimate
 
 
 class SurvivalExperiment(Experiment):
-    """Predicts the error of every neuron at each precision from the others."""
+    """Predicts which neurons each precision degrades, with a fit at the other precisions."""
 
     name = "survival"
     measures = "which neurons a precision changes most, and how well FP16 alone predicts them"
@@ -31,18 +31,18 @@ class SurvivalExperiment(Experiment):
     committed = (NEURONS_FILE,)
 
     def check(self, m: Materials) -> None:
-        """Raises HQError for fewer than two precisions beside the reference."""
-        Surviving.require(_others(m.study))
+        """Raises HQError if there are fewer than two precisions besides the reference."""
+        SurvivalAnalysis.require(_others(m.study))
 
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """The traces of every precision, and the neurons of the reference."""
+        """Declare the traces of every precision, and the neurons of the reference."""
         graph = Graph(m)
         return [*(graph.trace(p) for p in m.study.precisions), graph.identify(REFERENCE)]
 
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
-        """Both tables."""
+        """Return the rows of both tables."""
         graph = Graph(m)
-        return Surviving(
+        return SurvivalAnalysis(
             rows=Rows(graph.read_samples(outputs)),
             neurons=graph.read_neurons(outputs, REFERENCE),
             ffns=of_checkpoint(m.path, folded=False),
@@ -53,15 +53,15 @@ class SurvivalExperiment(Experiment):
         ).tables()
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
-        """Writes the reference's neurons."""
+        """Write the neurons of the reference."""
         shutil.copyfile(Graph(m).neurons_file(outputs), folder / NEURONS_FILE)
 
     def definition(self, study: Study) -> dict[str, Any]:
-        """The precisions: each row depends on all, so no other choice can be beside it."""
+        """Return the precisions: each row depends on all of them."""
         return {"learnt_from": list(study.precisions)}
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
-        """How well the most changed neurons are predicted, beside a rule without a fit."""
+        """Return the AUROC of the prediction, compared with a rule without a fit."""
         rows = tables["survival"]
         first = rows[0]
         table = Table(

@@ -1,6 +1,6 @@
-"""Which neurons each precision hurts, and how well the FP16 model alone tells: rows of two tables.
+"""Rows of the tables of survival: degraded neurons, and their prediction from FP16 alone.
 
-Statistics of activity are of the training texts, errors of the test texts.
+Statistics of activity are computed on training texts, errors on test texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ _MAGNITUDE = list(STATISTICS).index("magnitude")
 
 
 @dataclass(frozen=True)
-class Surviving:
-    """A reference's neurons, and the same at other precisions."""
+class SurvivalAnalysis:
+    """The neurons of the reference, and their traces at other precisions."""
 
     rows: Rows
     neurons: NeuronSet
@@ -57,27 +57,27 @@ class Surviving:
 
     @staticmethod
     def require(precisions: Sequence[str]) -> None:
-        """Raises HQError for fewer than two precisions beside the reference."""
+        """Raises HQError if there are fewer than two precisions besides the reference."""
         if len(precisions) < 2:
             raise HQError(
-                "Survival at a precision is predicted from others: name two or more beside fp16, "
-                "as --precisions fp16,int8,nf4."
+                "Survival at a precision is predicted from other precisions: give two or more "
+                "besides fp16, as --precisions fp16,int8,nf4."
             )
 
     def tables(self) -> dict[str, list[Row]]:
-        """All rows, by table."""
-        found: dict[str, list[Row]] = {"survival": [], "statistics": []}
+        """Return all rows by table."""
+        tables: dict[str, list[Row]] = {"survival": [], "statistics": []}
         for target, errors in self._errors().items():
-            hurt = [
+            degraded = [
                 DegradedNeurons.of(errors[precision], self._space) for precision in self.variants
             ]
-            scores = predict(self._features, hurt, self._space)
-            found["survival"] += [
-                self._row(precision, target, scores[i], hurt[i])
+            scores = predict(self._features, degraded, self._space)
+            tables["survival"] += [
+                self._row(precision, target, scores[i], degraded[i])
                 for i, precision in enumerate(self.variants)
             ]
-            found["statistics"] += self._statistics(target, hurt)
-        return found
+            tables["statistics"] += self._statistics(target, degraded)
+        return tables
 
     @property
     def _space(self) -> NeuronSpace:
@@ -91,71 +91,78 @@ class Surviving:
         return features(of_weights | activity_statistics(trained), self._space)
 
     def _errors(self) -> dict[str, dict[str, Float[np.ndarray, " p"]]]:
-        """Every neuron's error on the test texts, by target and precision."""
+        """The error of each neuron on the test texts, by target and precision."""
         test, everyone = self.rows.test, np.arange(self.neurons.model.n_neurons)
         before = self._contributions(self.reference)[test]
-        found: dict[str, dict[str, Float[np.ndarray, " p"]]] = {"error": {}, "rank": {}}
+        errors: dict[str, dict[str, Float[np.ndarray, " p"]]] = {"error": {}, "rank": {}}
         for precision, traces in self.variants.items():
             after = self._contributions(traces)[test]
             missing = list(traces.info.missing)
-            moved = rank_change(before, after, everyone, self._space)
-            for target, measure in (("error", relative_error(before, after)), ("rank", moved)):
+            change = rank_change(before, after, everyone, self._space)
+            for target, measure in (("error", relative_error(before, after)), ("rank", change)):
                 values = _value(measure, len(test))
-                values[missing] = np.nan  # neither kept nor hurt
-                found[target][precision] = values
-        return found
+                values[missing] = np.nan  # neither preserved nor degraded
+                errors[target][precision] = values
+        return errors
 
     def _contributions(self, traces: Traces) -> Float[np.ndarray, "n p"]:
         return traces.matrix("contribution", self.neurons.tokens)
 
     def _row(
-        self, precision: str, target: str, scores: Float[np.ndarray, " p"], hurt: DegradedNeurons
+        self, precision: str, target: str, scores: Float[np.ndarray, " p"], neurons: DegradedNeurons
     ) -> Survival:
         magnitude, layers = self._features[:, _MAGNITUDE], self.neurons.model.n_layers
-        first, second = (self._auroc(v, hurt, hurt.defined) for v in (scores, -magnitude))
-        loud = hurt.defined & (magnitude > 0)
-        chosen = self.neurons.flat[hurt.defined[self.neurons.flat]]
+        first, second = (self._auroc(v, neurons, neurons.defined) for v in (scores, -magnitude))
+        loud = neurons.defined & (magnitude > 0)
+        chosen = self.neurons.flat[neurons.defined[self.neurons.flat]]
         return Survival(
             precision=precision,
             target=target,
             layers=layers,
-            n=int(hurt.defined.sum()),
-            hurt=int(hurt.degraded.sum()),
+            n=int(neurons.defined.sum()),
+            hurt=int(neurons.degraded.sum()),
             texts=len(self.rows.test),
             seed=self.seed,
             auroc=self._over_layers(first, layers),
             auroc_small=self._over_layers(second, layers),
             gain=self._over_layers(lambda w: first(w) - second(w), layers),
-            auroc_loud=self._over_layers(self._auroc(scores, hurt, loud), layers),
+            auroc_loud=self._over_layers(self._auroc(scores, neurons, loud), layers),
             probe=len(chosen),
-            probe_hurt=int(hurt.degraded[chosen].sum()),
-            probe_auroc=self._probe(scores, hurt, chosen),
+            probe_hurt=int(neurons.degraded[chosen].sum()),
+            probe_auroc=self._probe(scores, neurons, chosen),
         )
 
     def _auroc(
-        self, scores: Float[np.ndarray, " p"], hurt: DegradedNeurons, chosen: Bool[np.ndarray, " p"]
+        self,
+        scores: Float[np.ndarray, " p"],
+        neurons: DegradedNeurons,
+        chosen: Bool[np.ndarray, " p"],
     ) -> Statistic:
-        """Of some neurons, over the weights of the layers."""
+        """The AUROC over some neurons, as a function of the weights of layers."""
         layer = self._space.locate(np.flatnonzero(chosen)).layer
-        worst = hurt.degraded[chosen].astype(np.int64)
-        return grouped_auroc_statistic(scores[chosen], worst, layer)
+        degraded = neurons.degraded[chosen].astype(np.int64)
+        return grouped_auroc_statistic(scores[chosen], degraded, layer)
 
     def _over_layers(self, statistic: Statistic, layers: int) -> Estimate:
         return bootstrap(statistic, layers, self.seed, self.replicates, name="AUROC")
 
     def _probe(
-        self, scores: Float[np.ndarray, " p"], hurt: DegradedNeurons, chosen: Int[np.ndarray, " k"]
+        self,
+        scores: Float[np.ndarray, " p"],
+        neurons: DegradedNeurons,
+        chosen: Int[np.ndarray, " k"],
     ) -> Estimate | None:
-        worst = hurt.degraded[chosen]
-        if min(worst.sum(), (~worst).sum()) < 2:
+        degraded = neurons.degraded[chosen]
+        if min(degraded.sum(), (~degraded).sum()) < 2:
             return None
-        return bootstrap_auroc(scores[chosen], worst, self.seed, self.replicates)
+        return bootstrap_auroc(scores[chosen], degraded, self.seed, self.replicates)
 
-    def _statistics(self, target: str, hurt: list[DegradedNeurons]) -> list[OfStatistic]:
-        fitted, found = fitted_weights(self._features, hurt), []
+    def _statistics(self, target: str, degraded: list[DegradedNeurons]) -> list[OfStatistic]:
+        fitted = fitted_weights(self._features, degraded)
+        rows: list[OfStatistic] = []
         for k, (name, meaning) in enumerate(STATISTICS.items()):
-            alone = [auroc(self._features[h.defined, k], h.degraded[h.defined]) for h in hurt]
-            found.append(
+            alone = [auroc(self._features[d.defined, k], d.degraded[d.defined]) for d in degraded]
+            rows.append(
                 OfStatistic(
                     target=target,
                     statistic=name,
@@ -166,10 +173,10 @@ class Surviving:
                     auroc_most=max(alone),
                 )
             )
-        return found
+        return rows
 
 
 def _value(measure: FidelityMeasure, n: int) -> Float[np.ndarray, " p"]:
-    """Of every neuron, over all texts."""
+    """The measure of each neuron over all texts."""
     values: Float[np.ndarray, " p"] = measure(np.ones((1, n)))[0]
     return values

@@ -1,4 +1,4 @@
-"""α sweeps: how often a model over-complies while its H-Neurons are scaled.
+"""Experiment sweep: how often a model over-complies while its H-Neurons are scaled by α.
 
 Scenarios and their judges are in `harness.scenarios` and `harness.judges`.
 """

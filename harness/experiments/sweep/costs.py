@@ -1,4 +1,4 @@
-"""What scaling neurons does to four-way choices and to the loss on held-out text."""
+"""Costs of scaling neurons: four-way choices, and the loss on held-out text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ _FILE = "costs.npz"
 
 
 class Costs(NamedTuple):
-    """What a finished stage holds."""
+    """The output of the stage."""
 
-    picks: Int[np.ndarray, " choice"]  # the likeliest of the four letters
+    picks: Int[np.ndarray, " choice"]  # index of the most likely letter
     nll: Float[np.ndarray, " text"]  # mean over the text's tokens, in nats
 
 
@@ -29,7 +29,7 @@ def measure(
     texts: Sequence[PromptResponse],
     task: Task,
 ) -> None:
-    """Read prompts of choices, whose answers are one of the `letters` (token ids), and texts."""
+    """Compute the most likely of the `letters` (token ids) per choice, and the loss per text."""
     picks = np.zeros(len(choices), dtype=np.int64)
     for row, logits in backend.logits([PromptResponse(ids, (letters[0],)) for ids in choices]):
         picks[row] = int(np.argmax(logits[0, list(letters)]))
@@ -42,6 +42,6 @@ def measure(
 
 
 def read(folder: Path) -> Costs:
-    """The arrays of a finished stage."""
+    """Read the output of a finished node."""
     arrays = np.load(folder / _FILE, allow_pickle=False)
     return Costs(arrays["picks"], arrays["nll"])

@@ -1,4 +1,4 @@
-"""Sweep: what scaling the H-Neurons by α does to over-compliance, at each precision."""
+"""Experiment sweep: over-compliance while the H-Neurons are scaled by α, at each precision."""
 
 import json
 import shutil
@@ -11,23 +11,21 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from harness.experiments.base import Experiment
-from harness.experiments.detect.experiment import given_maps
 from harness.experiments.sweep import costs, rates
-from harness.experiments.sweep.asking import scenario
-from harness.experiments.sweep.judging import TrialJudge
 from harness.experiments.sweep.nodes import (
     SweepNodes,
+    correct_answers,
     read_asked,
     read_outcomes,
     read_replies,
     reference_magnitudes,
-    right_answers,
 )
 from harness.experiments.sweep.plan import SweepPlan
 from harness.experiments.sweep.rates import JudgedSweep, Swept
 from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES, Cost
 from harness.experiments.sweep.transfer import Target, transfer
+from harness.experiments.sweep.trials import TrialJudge, scenario
 from harness.scenarios.base import SCENARIOS
 from harness.stages import mapping, splits
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -46,24 +44,24 @@ OUTPUTS_FILE = "outputs.jsonl"
 
 
 class SweepExperiment(Experiment):
-    """α-suppression of the H-Neurons, beside matched neurons, with its costs."""
+    """Scaling of the H-Neurons, compared with matched neurons, and its costs."""
 
     name = "sweep"
-    measures = "over-compliance while H-Neurons are scaled by α, beside matched neurons, and costs"
+    measures = "over-compliance while H-Neurons or matched neurons are scaled by α, and its costs"
     tables = TABLES
     committed = (NEURONS_FILE,)
     section = SweepSection
 
     def check(self, m: Materials) -> None:
-        """Raises HQError for scenarios, sources, choices or lengths that cannot be used."""
+        """Raises HQError if scenarios, sources, choices or lengths cannot be used."""
         m.of(SweepPlan).check()
 
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """At each precision responses, answers and costs; traces of the reference's responses."""
+        """Declare maps, responses, answers and costs at each precision, and traces of responses."""
         plan = m.of(SweepPlan)
         declared = SweepNodes(plan)
         return [
-            *given_maps(m),
+            *(mapping.node(m, precision) for precision in m.study.precisions),
             *(
                 node
                 for precision in m.study.precisions
@@ -78,32 +76,32 @@ class SweepExperiment(Experiment):
         ]
 
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
-        """One precision after the other."""
-        reading = _Reading(m, outputs)
+        """Return the rows of each table, by precision."""
+        results = _Results(m, outputs)
         tables: dict[str, list[Row]] = {name: [] for name in self.tables}
         for precision in m.study.precisions:
-            tables["transfer"] += reading.transfer(precision)
-            for label, swept in reading.swept(precision).items():
+            tables["transfer"] += results.transfer(precision)
+            for label, swept in results.swept(precision).items():
                 tables["rates"] += rates.rates(swept)
-                reference = reading.swept(REFERENCE)[label]
-                tables["slopes"].append(rates.slope(swept, reference, reading.section.margin))
-            tables["costs"] += reading.costs(precision)
+                reference = results.swept(REFERENCE)[label]
+                tables["slopes"].append(rates.slope(swept, reference, results.section.margin))
+            tables["costs"] += results.costs(precision)
         return tables
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
-        """Writes the neurons, and every response under scaled H-Neurons with its outcome."""
-        reading = _Reading(m, outputs)
-        shutil.copyfile(reading.declared.graph.neurons_file(outputs), folder / NEURONS_FILE)
+        """Write the neurons, and every response under scaled H-Neurons with its outcome."""
+        results = _Results(m, outputs)
+        shutil.copyfile(results.declared.graph.neurons_file(outputs), folder / NEURONS_FILE)
         with (
             atomic_file(folder / OUTPUTS_FILE) as draft,
             open(draft, "w", encoding="utf-8", newline="\n") as lines,
         ):
             for precision in m.study.precisions:
-                for response in reading.responses(precision):
+                for response in results.responses(precision):
                     lines.write(json.dumps(response, ensure_ascii=False) + "\n")
 
     def definition(self, study: Study) -> dict[str, Any]:
-        """The section, with the names of scenarios that have a file."""
+        """Return the section; of files it only contains which scenarios have one."""
         values = study.sections.get(self.name, {})
         section = SweepSection.of(values, "the section [sweep]")
         return {
@@ -112,12 +110,12 @@ class SweepExperiment(Experiment):
         }
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
-        """The versions of the scenarios' judges."""
+        """Return the versions of the scenarios' judges."""
         scenarios = m.of(SweepPlan).section.scenarios
         return {"judges": {name: SCENARIOS[name].version for name in scenarios}}
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
-        """Rates at the ends and at 1, slopes beside matched neurons', and the verdict."""
+        """Return rates at the smallest α, 1 and the largest, slopes, and verdicts."""
         h_rates = {
             (row.precision, row.scenario, row.alpha): row.rate
             for row in tables["rates"]
@@ -149,8 +147,8 @@ class SweepExperiment(Experiment):
         return table
 
 
-class _Reading:
-    """What the finished nodes of a sweep hold, judged."""
+class _Results:
+    """The outputs of the finished nodes of a sweep, judged."""
 
     def __init__(self, m: Materials, outputs: Outputs) -> None:
         self.m = m
@@ -169,7 +167,7 @@ class _Reading:
         self._swept: dict[str, dict[str, Swept]] = {}
 
     def swept(self, precision: str) -> dict[str, Swept]:
-        """Every scenario's responses at a precision, judged."""
+        """Return the judged responses of every scenario at a precision."""
         if precision not in self._swept:
             if precision != REFERENCE:
                 folder = self._outputs[mapping.node(self.m, precision)]
@@ -180,25 +178,25 @@ class _Reading:
         return self._swept[precision]
 
     def responses(self, precision: str) -> Iterator[dict[str, object]]:
-        """Every response under scaled H-Neurons, with its outcome."""
+        """Yield every response under scaled H-Neurons, with its outcome."""
         for label, trials in self._asked.items():
             replies = self._replies(precision, label)
             outcomes = self.swept(precision)[label].h.outcomes
             for a, alpha in enumerate(self.section.alphas):
-                for i, one in enumerate(trials):
+                for i, asked in enumerate(trials):
                     yield {
                         "precision": precision,
                         "scenario": label,
                         "alpha": alpha,
-                        "id": one.trial.id,
-                        "prompt": one.trial.prompt,
+                        "id": asked.trial.id,
+                        "prompt": asked.trial.prompt,
                         "response": replies[a][i].text,
                         "truncated": replies[a][i].truncated,
                         "outcome": outcomes[a, i],
                     }
 
     def transfer(self, precision: str) -> list[Row]:
-        """The probe evaluated in every scenario, on the reference's own unscaled responses."""
+        """Return the rows of the probe in every scenario, on the reference's unscaled responses."""
         cett, span, study = self._neurons.cett, self._neurons.tokens, self.m.study
         graph, rows = self.declared.graph, self._rows
         traces = graph.read_traces(self._outputs, precision)
@@ -225,12 +223,12 @@ class _Reading:
         ]
 
     def costs(self, precision: str) -> list[Row]:
-        """What each α does to answers, choices, held-out text, length and refusals."""
+        """Return the rows of costs: answers, choices, held-out text, length and refusals."""
         study, swept, plan = self.m.study, self.swept(precision), self.plan
-        right = np.array(right_answers(self._outputs[self.declared.answer(precision)], plan))
+        correct = np.array(correct_answers(self._outputs[self.declared.answer(precision)], plan))
         groups = np.array([p.component for p in plan.questions])
-        texts, spread = plan.texts, self.m.text_components
-        of_texts = None if spread is None else np.array(spread[: len(texts)])
+        texts, components = plan.texts, self.m.text_components
+        of_texts = None if components is None else np.array(components[: len(texts)])
         tokens = np.array([len(text.response) for text in texts], dtype=float)
         component = splits.components(plan.choices)
         of_choices = np.array([component[choice.id] for choice in plan.choices])
@@ -248,7 +246,7 @@ class _Reading:
                     n=len(plan.questions),
                     entities=len(np.unique(groups)),
                     seed=study.seed,
-                    accuracy=bootstrap_mean(right[a], *draw, groups),
+                    accuracy=bootstrap_mean(correct[a], *draw, groups),
                     choice_accuracy=bootstrap_mean(hits, *draw, of_choices),
                     perplexity=perplexity(measured.nll, tokens, *draw, of_texts),
                     tokens=float(lengths.mean()),
@@ -278,7 +276,7 @@ class _Reading:
             neurons=len(self._neurons.positive),
             alphas=section.alphas,
             control_alphas=section.control_alphas,
-            components=np.array([one.component for one in trials]),
+            components=np.array([asked.component for asked in trials]),
             h=judge.judged(h, plain),
             matched=JudgedSweep(*map(np.stack, zip(*per_draw, strict=True))),
             seed=self.m.study.seed,
@@ -286,12 +284,12 @@ class _Reading:
         )
 
     def _target(self, precision: str, label: str) -> Target | None:
-        """A scenario's decided responses, traced; None if there are none."""
+        """Return a scenario's decided responses with their CETT; None if there are none."""
         decided, complied = read_outcomes(self._outputs[self.declared.targets(label)])
         if not decided:
             return None
         traces = Traces.open(self._outputs[self.declared.trace(precision, label)])
-        components = np.array([one.component for one in self._asked[label]])[decided]
+        components = np.array([asked.component for asked in self._asked[label]])[decided]
         features = traces.features(self._neurons.cett, self._neurons.tokens)
         return Target(label, np.array(complied), components, features)
 

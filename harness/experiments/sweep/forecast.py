@@ -1,4 +1,4 @@
-"""What a sweep will take: how many responses, and how long on this machine."""
+"""Forecast of a sweep: the number of responses, and the time on this machine."""
 
 import time
 from collections import Counter
@@ -7,32 +7,33 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.experiments.sweep.asking import label
 from harness.experiments.sweep.plan import SweepPlan
+from harness.experiments.sweep.trials import label
 from harness.scenarios.base import Trial
 from harness.scenarios.prompts import PromptForm
 from harness.stages import respond
 from harness.stages.materials import Materials
+from harness.store.jsonl import LOG_FILE
 from harness.store.progress import Progress
 from harness.studies.study import REFERENCE
 from hq.backends.opening import max_rows
 
-_TRIED = 32  # prompts that are timed
+_TIMED = 32  # prompts
 
 
 class Forecast(BaseModel):
-    """Of a whole sweep, nothing of which was done before.
+    """The forecast of a complete sweep, without any earlier responses.
 
-    Other precisions are taken to be as fast as the reference, and responses of other scenarios as
-    long as those that were timed.
+    It assumes that other precisions are as fast as the reference, and that responses of other
+    scenarios are as long as the timed ones.
     """
 
     model_config = ConfigDict(frozen=True)
 
     trials: dict[str, int]  # by scenario and kind
-    variants: int  # sets of neurons and α's, those at α = 1 being one
+    variants: int  # combinations of neurons and α; all at α = 1 count once
     precisions: int
-    responses: int  # scenarios' and, for accuracy, the study's own questions
+    responses: int  # to trials, and to the study's own questions
     seconds_a_response: float
     seconds: float
 
@@ -42,13 +43,13 @@ class Forecast(BaseModel):
             f"Trials: {trials}.\n"
             f"{self.responses:,} responses: {sum(self.trials.values())} trials × {self.variants} "
             f"variants × {self.precisions} precisions, and the study's own questions at each α.\n"
-            f"About {self.seconds / 60:.0f} minutes at {1e3 * self.seconds_a_response:.0f} ms a "
-            f"response, which {_TRIED} unscaled ones took here."
+            f"About {self.seconds / 60:.0f} minutes at {1e3 * self.seconds_a_response:.0f} ms per "
+            f"response, measured here on {_TIMED} unscaled ones."
         )
 
 
 def forecast(m: Materials) -> Forecast:
-    """Counts trials and variants, and times a few responses of the first scenario."""
+    """Count trials and variants, and time some responses of the first scenario."""
     plan, study = m.of(SweepPlan), m.study
     section, offered = plan.section, plan.offered
     counts = {
@@ -60,7 +61,7 @@ def forecast(m: Materials) -> Forecast:
     answers = section.questions * len(section.alphas)
     responses = len(study.precisions) * (sum(counts.values()) * variants + answers)
     name = section.scenarios[0]
-    seconds = _timed(m, plan.form(name), offered[name][:_TRIED])
+    seconds = _timed(m, plan.form(name), offered[name][:_TIMED])
     return Forecast(
         trials=counts,
         variants=variants,
@@ -72,13 +73,13 @@ def forecast(m: Materials) -> Forecast:
 
 
 def _timed(m: Materials, form: PromptForm, trials: list[Trial]) -> float:
-    """Seconds that a response to one of the trials took, all of them in one batch."""
+    """Return the seconds per response to these trials in one batch."""
     ids = [tuple(form.encode(m.tokenizer, trial.prompt)) for trial in trials]
     criteria = m.stop_criteria_of(form)
     backend = m.models.open(REFERENCE)
     new = m.of(SweepPlan).section.max_new_tokens
     with TemporaryDirectory() as folder, Progress(quiet=True).task("", len(ids), "") as task:
-        log = Path(folder) / respond.LOG_FILE
+        log = Path(folder) / LOG_FILE
         started = time.perf_counter()
         respond.respond(log, lambda: backend, ids, [{}], criteria, new, task, max_rows(REFERENCE))
         return (time.perf_counter() - started) / len(ids)

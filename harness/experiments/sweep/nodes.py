@@ -1,4 +1,4 @@
-"""The nodes of a sweep: trials, what is scaled, responses, costs, and traces of responses."""
+"""The nodes of a sweep: trials, scaled neurons, responses, costs, and traces of responses."""
 
 import json
 from collections.abc import Sequence
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.experiments.sweep import asking, costs
-from harness.experiments.sweep.asking import AskedTrial, scenario
-from harness.experiments.sweep.judging import TrialJudge
+from harness.experiments.sweep import costs
+from harness.experiments.sweep.trials import AskedTrial, TrialJudge, counted_trials, scenario
 from harness.judges.base import Verdict
 from harness.scenarios.base import SCENARIOS, TrialOutcome
 from harness.stages import mapping, respond, trace
@@ -22,6 +21,7 @@ from harness.stages.loading import SPELLING
 from harness.stages.respond import GreedyResponse
 from harness.stages.sample import SAMPLES_FILE, TOKENS_FILE
 from harness.stages.samples import read_samples, write_tokens
+from harness.store.jsonl import LOG_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.store import digest
 from harness.studies.study import REFERENCE
@@ -55,12 +55,12 @@ class SweepNodes:
 
     @property
     def _count(self) -> int:
-        """Sets of factors: α's of the H-Neurons, and of each matched draw."""
+        """Number of variants: each α of the H-Neurons, and of each matched draw."""
         section = self.plan.section
         return len(section.alphas) + section.draws * (len(section.control_alphas) - 1)
 
     def ask(self, name: str) -> Node:
-        """The trials of a scenario that count at the reference."""
+        """Declare the trials of a scenario that count at the reference."""
         plan, m = self.plan, self.m
         trials = [asdict(trial) for trial in plan.offered[name]]
         return Node(
@@ -83,7 +83,7 @@ class SweepNodes:
         )
 
     def variants(self) -> Node:
-        """What is scaled: the H-Neurons and draws of matched neurons, at each α."""
+        """Declare the variants: H-Neurons and draws of matched neurons, at each α."""
         section = self.plan.section
         return Node(
             VARIANTS,
@@ -101,7 +101,7 @@ class SweepNodes:
         )
 
     def respond(self, precision: str, name: str) -> Node:
-        """Responses to a scenario's trials, with every variant."""
+        """Declare the responses to a scenario's trials under every variant."""
         plan, m = self.plan, self.m
         n = plan.section.trials * len({trial.kind for trial in plan.offered[name]})
         return Node(
@@ -117,7 +117,7 @@ class SweepNodes:
         )
 
     def answer(self, precision: str) -> Node:
-        """Answers to the study's held-out questions, at each α of the H-Neurons."""
+        """Declare the answers to the study's held-out questions, at each α of the H-Neurons."""
         plan, m = self.plan, self.m
         return Node(
             ANSWER,
@@ -134,7 +134,7 @@ class SweepNodes:
         )
 
     def costs(self, precision: str, alpha: float) -> Node:
-        """Choices and held-out text, at one α of the H-Neurons."""
+        """Declare the costs in choices and held-out text, at one α of the H-Neurons."""
         plan, m = self.plan, self.m
         return Node(
             COSTS,
@@ -154,7 +154,7 @@ class SweepNodes:
         )
 
     def targets(self, label: str) -> Node:
-        """The reference's unscaled responses that complied or resisted."""
+        """Declare the reference's unscaled responses that complied or resisted."""
         name = scenario(label)
         return Node(
             TARGETS,
@@ -172,7 +172,7 @@ class SweepNodes:
         )
 
     def trace(self, precision: str, label: str) -> Node:
-        """The traces of these responses at a precision."""
+        """Declare the traces of these responses at a precision."""
         identify, m = self.m.study.identify, self.m
         tokens, n = self.targets(label).output(TOKENS_FILE), self.plan.section.trials
         return trace.node(m, precision, tokens, n, (identify.cett,), (identify.tokens,), label)
@@ -183,7 +183,7 @@ class SweepNodes:
 
 
 def h_neurons(neurons: NeuronSet) -> Int[np.ndarray, " k"]:
-    """The neurons that are scaled. Raises HQError if none has a positive weight."""
+    """Return the H-Neurons. Raises HQError if no neuron has a positive weight."""
     if not neurons.positive:
         raise HQError(
             "No neuron has a positive weight, so there is no H-Neuron to scale: ask more "
@@ -193,22 +193,24 @@ def h_neurons(neurons: NeuronSet) -> Int[np.ndarray, " k"]:
 
 
 def reference_magnitudes(traces: Traces, neurons: NeuronSet, rows: Rows) -> Float[np.ndarray, " p"]:
-    """Mean contribution of every neuron at the reference on the training rows."""
+    """Return the mean contribution of each neuron at the reference on the training rows."""
     return magnitudes(traces, neurons.tokens, rows.train)
 
 
 def read_variants(folder: Path) -> tuple[list[Factors], list[Factors]]:
-    """The H-Neurons at each α, and the matched draws, each at every α of the controls."""
+    """Read the factors of the H-Neurons at each α, and of each matched draw at each α."""
     content = json.loads((folder / VARIANTS_FILE).read_text(encoding="utf-8"))
 
     def factors(name: str) -> list[Factors]:
-        return [{(layer, index): alpha for layer, index, alpha in one} for one in content[name]]
+        return [
+            {(layer, index): alpha for layer, index, alpha in neurons} for neurons in content[name]
+        ]
 
     return factors("h"), factors("matched")
 
 
 def read_asked(folder: Path, plan: "SweepPlan") -> dict[str, list[AskedTrial]]:
-    """The trials that count, by label."""
+    """Read the trials that count, by label."""
     content = json.loads((folder / ASKED_FILE).read_text(encoding="utf-8"))
     trials = {t.id: t for t in plan.offered[content["scenario"]]}
     return {
@@ -218,22 +220,22 @@ def read_asked(folder: Path, plan: "SweepPlan") -> dict[str, list[AskedTrial]]:
 
 
 def read_replies(folder: Path) -> dict[str, list[list[GreedyResponse]]]:
-    """Responses by label, [variant][trial]."""
+    """Read responses by label, [variant][trial]."""
     content = json.loads((folder / REPLIES_FILE).read_text(encoding="utf-8"))
     return {
-        label: [[GreedyResponse.model_validate(one) for one in row] for row in rows]
+        label: [[GreedyResponse.model_validate(response) for response in row] for row in rows]
         for label, rows in content.items()
     }
 
 
 def read_outcomes(folder: Path) -> tuple[list[int], list[bool]]:
-    """Which of the trials were decided, and whether they complied."""
+    """Read the indices of the trials that complied or resisted, and whether they complied."""
     content = json.loads((folder / OUTCOMES_FILE).read_text(encoding="utf-8"))
     return content["rows"], content["complied"]
 
 
 def _generates(m: "Materials", precision: str, criteria: StopCriteria) -> dict[str, Any]:
-    """What a response depends on, besides its prompt and what is scaled."""
+    """Return what a response depends on, apart from its prompt and the scaled neurons."""
     return m.models.parameters(precision, SPELLING) | criteria.parameters
 
 
@@ -256,9 +258,9 @@ def _make_asked(work: "Work[Materials]") -> None:
         return _responses(work, criteria, ids, [{}], new, "first questions")[0]
 
     trials, wanted = plan.offered[name], work.parameters["wanted"]
-    asked = asking.asked(name, trials, form, work.materials.tokenizer, answer, wanted)
+    asked = counted_trials(name, trials, form, work.materials.tokenizer, answer, wanted)
     of_labels = {
-        label: [[one.trial.id, one.ids, one.component] for one in counted]
+        label: [[trial.trial.id, trial.ids, trial.component] for trial in counted]
         for label, counted in asked.items()
     }
     _write(work.folder / ASKED_FILE, {"scenario": name, "asked": of_labels})
@@ -315,7 +317,7 @@ def _responses(
     max_new_tokens: int,
     about: str,
 ) -> list[list[GreedyResponse]]:
-    """Responses to prompts under each variant, from the log of all of them."""
+    """Return responses to prompts under each variant, from the log that all nodes share."""
     m, precision = work.materials, str(work.node.precision)
     for prompt in ids:
         m.require_length("A prompt", prompt, max_new_tokens)
@@ -323,14 +325,14 @@ def _responses(
         "max_new_tokens": max_new_tokens,
         "file": work.digests.get("file"),
     }
-    log = respond.RESPONSES
+    log = respond.GREEDY_LOG
     name = about if " " in about else f"sweep {precision} {about}"
     with (
         work.store.growing(log.name, log.version, key) as folder,
         work.task(len(ids) * len(variants), "responses", name) as task,
     ):
         return respond.respond(
-            folder / respond.LOG_FILE,
+            folder / LOG_FILE,
             partial(mapping.backend, work),
             ids,
             variants,
@@ -367,8 +369,8 @@ def _make_targets(work: "Work[Materials]") -> None:
     _write(work.folder / OUTCOMES_FILE, {"rows": rows, "complied": complied})
 
 
-def right_answers(folder: Path, plan: "SweepPlan") -> list[list[bool]]:
-    """Whether each held-out question is answered rightly, [α][question]."""
+def correct_answers(folder: Path, plan: "SweepPlan") -> list[list[bool]]:
+    """Return whether each held-out question is answered correctly, [α][question]."""
     judge = plan.m.judge
     return [
         [
@@ -381,7 +383,7 @@ def right_answers(folder: Path, plan: "SweepPlan") -> list[list[bool]]:
 
 def _write_replies(work: "Work[Materials]", replies: dict[str, list[list[GreedyResponse]]]) -> None:
     content = {
-        label: [[one.model_dump() for one in row] for row in rows]
+        label: [[response.model_dump() for response in row] for row in rows]
         for label, rows in replies.items()
     }
     _write(work.folder / REPLIES_FILE, content)

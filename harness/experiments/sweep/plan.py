@@ -1,9 +1,9 @@
-"""What a sweep asks, known before anything is computed: trials, choices, questions and texts."""
+"""The trials, choices, questions and texts of a sweep, known before a node runs."""
 
 from functools import cached_property
 
-from harness.experiments.sweep.asking import label, scenario
 from harness.experiments.sweep.section import SweepSection
+from harness.experiments.sweep.trials import label, scenario
 from harness.scenarios import choices, prompts
 from harness.scenarios.base import SCENARIOS, Trial
 from harness.stages.materials import Materials
@@ -15,7 +15,7 @@ _LETTERS = (" A", " B", " C", " D")
 
 
 class SweepPlan:
-    """The section [sweep] of a study, and all that it names, loaded."""
+    """The section [sweep] of a study, and everything that it names, loaded."""
 
     def __init__(self, m: Materials) -> None:
         self.m = m
@@ -24,7 +24,7 @@ class SweepPlan:
         self.section = SweepSection.of(values, "the section [sweep]")
 
     def check(self) -> None:
-        """Raises HQError for scenarios, sources, choices or prompt forms that cannot be used."""
+        """Raises HQError if scenarios, sources, choices or prompt forms cannot be used."""
         for name in self.offered:
             self.m.stop_criteria_of(self.form(name))
         _ = self.choices
@@ -32,7 +32,7 @@ class SweepPlan:
 
     @cached_property
     def offered(self) -> dict[str, list[Trial]]:
-        """Every trial of each scenario. Raises HQError for an unknown scenario or source."""
+        """All trials of each scenario. Raises HQError if a scenario or source is unknown."""
         section, seed = self.section, self.m.study.seed
         behaviours = {name: SCENARIOS[name] for name in section.scenarios}
         for name in section.sources:
@@ -49,7 +49,7 @@ class SweepPlan:
 
     @property
     def labels(self) -> list[str]:
-        """What the tables call the trials: each kind of each scenario."""
+        """The names of trials in tables: one per kind of each scenario."""
         return [
             label(name, kind)
             for name, trials in self.offered.items()
@@ -57,15 +57,15 @@ class SweepPlan:
         ]
 
     def form(self, name: str) -> prompts.PromptForm:
-        """The form in which the trials of a scenario, or of a kind of it, are put."""
+        """Return the prompt form of a scenario, given its name or a label of it."""
         return prompts.form(self.form_name(name))
 
     def form_name(self, name: str) -> str:
-        """The name of that form."""
+        """Return the name of that form."""
         return self.section.form or SCENARIOS[scenario(name)].form
 
     def prompts(self, name: str) -> list[tuple[int, ...]]:
-        """Token ids of a scenario's trials, as they are asked without an earlier dialogue."""
+        """Return the prompts of a scenario's trials as token ids, without an earlier dialogue."""
         if name not in self._prompts:
             form, tokenizer = self.form(name), self.m.tokenizer
             self._prompts[name] = [
@@ -75,23 +75,23 @@ class SweepPlan:
 
     @cached_property
     def questions(self) -> list[Prompted]:
-        """The study's held-out questions that costs are measured on."""
+        """Held-out questions of the study, for the accuracy."""
         return self.m.held_out(self.section.questions)
 
     @property
     def texts(self) -> list[PromptResponse]:
-        """As many pieces of held-out text."""
+        """Held-out texts, at most as many as questions."""
         return self.m.texts[: self.section.questions]
 
     @cached_property
     def choices(self) -> list[choices.MultipleChoice]:
-        """Questions with four answers to choose from."""
+        """Four-way choices."""
         source = self.section.choices or None
         return choices.load_choices(source, self.m.study.seed, self.section.questions)
 
     @cached_property
     def choice_prompts(self) -> list[tuple[int, ...]]:
-        """Their prompts as token ids."""
+        """Prompts of the choices as token ids."""
         return [self.m.encode(choices.prompt(choice)) for choice in self.choices]
 
     @property
@@ -100,9 +100,9 @@ class SweepPlan:
         return [self.m.encode(letter)[-1] for letter in _LETTERS]
 
     def _require_lengths(self) -> None:
-        """Raises HQError for a trial that leaves no room for an answer.
+        """Raises HQError if a trial leaves no room for a response.
 
-        What a dialogue adds depends on the first answer, and is checked when it is asked.
+        The length of an earlier dialogue depends on the first answer, and is checked later.
         """
         new = self.section.max_new_tokens
         for name, trials in self.offered.items():

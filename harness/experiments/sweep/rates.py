@@ -1,6 +1,6 @@
-"""From judged responses at every α to rates, slopes, and what is left of an effect.
+"""Rates and slopes of over-compliance, from judged responses at every α.
 
-Matched draws of neurons are scaled on the same trials as the H-Neurons, so that all differences are
+Matched draws of neurons are scaled on the same trials as the H-Neurons, so all differences are
 paired.
 """
 
@@ -29,27 +29,28 @@ from hq.stats.equivalence import equivalence
 
 
 class JudgedSweep(NamedTuple):
-    """What became of trials, for each α, and each draw of neurons where there are several."""
+    """The judged responses to trials at each α, and for each draw if there are draws."""
 
     outcomes: Shaped[np.ndarray, "*draws alpha trial"]
     refused: Bool[np.ndarray, "*draws alpha trial"]
-    changed: Bool[np.ndarray, "*draws alpha trial"]  # the response is not that of α = 1
+    changed: Bool[np.ndarray, "*draws alpha trial"]  # the response differs from that at α = 1
     tokens: Float[np.ndarray, "*draws alpha trial"]
 
     @property
     def complied(self) -> Bool[np.ndarray, "*draws alpha trial"]:
-        """Whether they complied; an unclear response did not."""
-        found: Bool[np.ndarray, "*draws alpha trial"] = self.outcomes == TrialOutcome.COMPLIED
-        return found
+        """Whether each response complied; an unclear one did not."""
+        complied: Bool[np.ndarray, "*draws alpha trial"]
+        complied = self.outcomes == TrialOutcome.COMPLIED
+        return complied
 
 
 @dataclass(frozen=True)
 class Swept:
-    """One scenario at one precision."""
+    """The judged responses of one scenario at one precision."""
 
     precision: str
     scenario: str
-    neurons: int  # that are scaled at once
+    neurons: int  # number of scaled H-Neurons
     alphas: Sequence[float]
     control_alphas: Sequence[float]  # of the matched draws
     components: Shaped[np.ndarray, " trial"]  # trials of one component share an entity
@@ -60,42 +61,42 @@ class Swept:
 
     @property
     def n(self) -> int:
-        """Trials."""
+        """Number of trials."""
         return len(self.components)
 
     @property
     def draws(self) -> int:
-        """Draws of matched neurons."""
+        """Number of draws of matched neurons."""
         return len(self.matched.tokens)
 
     @cached_property
     def entities(self) -> int:
-        """Components."""
+        """Number of components."""
         return len(np.unique(self.components))
 
     @property
     def at_one(self) -> int:
-        """The place of α = 1."""
+        """Index of α = 1."""
         return self.alphas.index(1.0)
 
     @property
     def draw(self) -> tuple[int, int, Shaped[np.ndarray, " trial"]]:
-        """What an interval is made with: seed, replicates, and what is resampled."""
+        """Arguments of an interval: seed, replicates, and the component of each trial."""
         return self.seed, self.replicates, self.components
 
 
 def rates(swept: Swept) -> Iterator[Rate]:
-    """A row for each α: of the H-Neurons, then of the matched draws."""
+    """Yield a row per α of the H-Neurons, then of the matched draws."""
     complied = swept.h.complied
     estimates = bootstrap_rates(complied, *swept.draw)
     for a, (alpha, estimate) in enumerate(zip(swept.alphas, estimates, strict=True)):
         reduction = bootstrap_reduction(complied, swept.alphas, alpha, *swept.draw)
-        here = JudgedSweep(*(values[a] for values in swept.h))
-        yield _rate(swept, "h", 1, alpha, here, estimate, reduction)
+        at_alpha = JudgedSweep(*(values[a] for values in swept.h))
+        yield _rate(swept, "h", 1, alpha, at_alpha, estimate, reduction)
     for a, alpha in enumerate(swept.control_alphas):
-        here = JudgedSweep(*(values[:, a] for values in swept.matched))
-        over_draws = Estimate.of_draws(here.complied.mean(axis=-1), swept.seed)
-        yield _rate(swept, "matched", swept.draws, alpha, here, over_draws, None)
+        at_alpha = JudgedSweep(*(values[:, a] for values in swept.matched))
+        over_draws = Estimate.of_draws(at_alpha.complied.mean(axis=-1), swept.seed)
+        yield _rate(swept, "matched", swept.draws, alpha, at_alpha, over_draws, None)
 
 
 def _rate(
@@ -125,19 +126,23 @@ def _rate(
 
 
 def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
-    """The dose-response, beside that of matched neurons, and beside the reference precision's."""
-    ours, theirs, alphas = swept.h.complied, reference.h.complied, swept.alphas
-    mean_rates = ours.mean(axis=1)
-    every = np.ones((1, swept.n))
+    """Return the slope, compared with matched neurons and with the reference precision."""
+    complied, at_reference = swept.h.complied, reference.h.complied
+    alphas, mean_rates = swept.alphas, complied.mean(axis=1)
+    all_trials = np.ones((1, swept.n))
 
-    def over_controls(complied: Bool[np.ndarray, "alpha trial"]) -> float:
-        return float(slope_statistic(complied, swept.control_alphas)(every)[0])
+    def over_controls(responses: Bool[np.ndarray, "alpha trial"]) -> float:
+        return float(slope_statistic(responses, swept.control_alphas)(all_trials)[0])
 
-    shared = over_controls(ours[[alphas.index(alpha) for alpha in swept.control_alphas]])
+    shared = over_controls(complied[[alphas.index(alpha) for alpha in swept.control_alphas]])
     of_draws = np.array([over_controls(drawn) for drawn in swept.matched.complied])
-    estimate = bootstrap_slope(ours, alphas, *swept.draw)
-    said = equivalence(
-        slope_difference_statistic(ours, theirs, alphas), swept.n, margin, *swept.draw, "slopes"
+    estimate = bootstrap_slope(complied, alphas, *swept.draw)
+    tost = equivalence(
+        slope_difference_statistic(complied, at_reference, alphas),
+        swept.n,
+        margin,
+        *swept.draw,
+        "slopes",
     )
     return Slope(
         precision=swept.precision,
@@ -153,11 +158,11 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
         slope_shared=shared,
         slope_matched=Estimate.of_draws(of_draws, swept.seed),
         p_matched=draw_p_value(shared, of_draws),
-        change=said.difference,
-        change_low90=said.low90,
-        change_high90=said.high90,
+        change=tost.difference,
+        change_low90=tost.low90,
+        change_high90=tost.high90,
         margin=margin,
-        tost_p=said.tost_p,
-        verdict="reference" if swept.precision == reference.precision else str(said.verdict),
-        n_needed=said.n_needed,
+        tost_p=tost.tost_p,
+        verdict="reference" if swept.precision == reference.precision else str(tost.verdict),
+        n_needed=tost.n_needed,
     )

@@ -10,25 +10,26 @@ Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SweepSection(Section):
-    """α-suppression: in which scenarios, how far, and beside how many draws of other neurons.
+    """Scenarios, values of α, draws of matched neurons, and costs of a sweep.
 
-    `sources` are files of scenarios that read one, `choices` one of questions of MMLU's form.
-    `margin` is what two slopes may differ by and count as the same.
+    `sources` are files of the scenarios that read one, `choices` is a file of questions in MMLU's
+    format. `margin` is the largest difference of two slopes that count as equivalent.
     """
 
     scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
     sources: dict[str, str] = Field(default_factory=dict)
     alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
-    # At which matched draws are scaled. Unsaid, they are 1 and the ends, or all if 1 is an end.
+    # Values of α for matched draws. Default: the smallest α, 1 and the largest, or all α if 1 is
+    # the smallest or the largest.
     control_alphas: Annotated[tuple[Alpha, ...], Field(validate_default=True)] = ()
-    trials: Annotated[int, Field(ge=8)] = 48  # of each kind in a scenario
-    form: str = ""  # the prompts' form; each scenario's own where it is empty
+    trials: Annotated[int, Field(ge=8)] = 48  # per kind of each scenario
+    form: str = ""  # prompt form; if empty, the form of each scenario
     max_new_tokens: Annotated[int, Field(ge=1)] = 24
     draws: Annotated[int, Field(ge=2)] = 5
     transfer_draws: Annotated[int, Field(ge=2)] = 100
     margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
-    questions: Annotated[int, Field(ge=8)] = 100  # what it costs is read on, as many choices, texts
-    choices: str = ""  # a file of choices; without one, they are made of facts
+    questions: Annotated[int, Field(ge=8)] = 100  # for costs; as many choices and texts
+    choices: str = ""  # file of choices; if empty, they are generated from facts
 
     @field_validator("control_alphas", mode="before")
     @classmethod
@@ -43,15 +44,15 @@ class SweepSection(Section):
     @classmethod
     def _around_one(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
         if 1.0 not in alphas or len(set(alphas)) < 3:
-            raise ValueError("give three α or more, 1 among them: effects are told from α = 1")
+            raise ValueError("give three α or more, 1 among them: effects are relative to α = 1")
         return tuple(sorted(set(alphas)))
 
     @field_validator("control_alphas")
     @classmethod
     def _among(cls, alphas: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        lacking = set(alphas) - set(info.data.get("alphas", alphas))
-        if lacking:
-            raise ValueError(f"{min(lacking):g} is not among alphas, so nothing compares with it")
+        missing = set(alphas) - set(info.data.get("alphas", alphas))
+        if missing:
+            raise ValueError(f"{min(missing):g} is not among alphas: add it there")
         return alphas
 
     @field_validator("scenarios")

@@ -1,4 +1,4 @@
-"""Transfer: the probe found on one set of questions, evaluated in other scenarios."""
+"""Transfer of the probe from the study's questions to the scenarios of a sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hq.probe.controls import fit_draws, read_control
 from hq.stats.bootstrap import bootstrap_auroc, bootstrap_auroc_difference
 from hq.stats.equivalence import holm, permutation_p
 
-LEAST = 8  # responses of either kind: fewer say nothing
+MIN_RESPONSES = 8  # of either outcome, for an AUROC
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Target:
     cett: Features
 
     @property
-    def telling(self) -> bool:
-        """Whether there are enough of either kind for an AUROC."""
-        return LEAST <= int(self.complied.sum()) <= len(self.complied) - LEAST
+    def is_sufficient(self) -> bool:
+        """Whether there are enough responses of either outcome for an AUROC."""
+        return MIN_RESPONSES <= int(self.complied.sum()) <= len(self.complied) - MIN_RESPONSES
 
 
 def transfer(
@@ -41,19 +41,19 @@ def transfer(
     seed: int,
     replicates: int,
 ) -> list[Transfer]:
-    """A row for every target that has enough responses of either kind.
+    """Return a row per target with enough responses of either outcome.
 
-    Matched probes are fitted on the training rows that the probe itself was found on, here.
+    Probes on matched neurons are fitted at this precision, on the training rows of the probe.
     """
-    told = [target for target in targets if target.telling]
+    evaluated = [target for target in targets if target.is_sufficient]
     probes = fit_draws(X_train, y_train, draws)
-    scores = [neurons.score(t.cett) for t in told]
-    controls = [read_control(probes, draws, t.cett.values, t.complied, seed) for t in told]
+    scores = [neurons.score(t.cett) for t in evaluated]
+    controls = [read_control(probes, draws, t.cett.values, t.complied, seed) for t in evaluated]
     estimates = [
         bootstrap_auroc(own, t.complied, seed, replicates, t.components)
-        for own, t in zip(scores, told, strict=True)
+        for own, t in zip(scores, evaluated, strict=True)
     ]
-    p_labels = holm([_permuted(own, t, seed) for own, t in zip(scores, told, strict=True)])
+    p_labels = holm([_permuted(own, t, seed) for own, t in zip(scores, evaluated, strict=True)])
     p_draws = holm([_share(c.per_draw, e.value) for c, e in zip(controls, estimates, strict=True)])
     return [
         Transfer(
@@ -77,17 +77,17 @@ def transfer(
             p_labels=float(p_labels[t]),
             p_draws=float(p_draws[t]),
         )
-        for t, target in enumerate(told)
+        for t, target in enumerate(evaluated)
     ]
 
 
 def _permuted(scores: Float[np.ndarray, " n"], target: Target, seed: int) -> float:
-    """P by permuting labels, of one response an entity: others are no independent evidence."""
+    """P under permuted labels, with one response per entity: others are not independent."""
     rows = np.unique(target.components, return_index=True)[1]
     labels = target.complied[rows]
     return permutation_p(scores[rows], labels, seed) if 0 < labels.sum() < len(labels) else 1.0
 
 
 def _share(reached: Float[np.ndarray, " draws"], own: float) -> float:
-    """P(a matched draw reaches the probe's AUROC), the probe counted as one of the draws."""
+    """P(a matched draw reaches the probe's AUROC); the probe counts as one of the draws."""
     return (1 + int((reached >= own).sum())) / (1 + len(reached))

@@ -1,0 +1,145 @@
+"""Trials of a sweep: which of them count for a model, their token ids, and their judgement."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.experiments.sweep.rates import JudgedSweep
+from harness.judges.base import Verdict
+from harness.judges.phrases import REFUSAL
+from harness.judges.rules import RuleJudge
+from harness.judges.text import normalise
+from harness.scenarios.base import Trial, TrialOutcome, as_question
+from harness.scenarios.prompts import PromptForm
+from harness.stages import splits
+from harness.stages.respond import GreedyResponse
+from hq.errors import HQError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+_CHUNK = 256  # trials with first questions that are asked together
+Answer = Callable[[Sequence[tuple[int, ...]]], list[GreedyResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedTrial:
+    """A trial, its prompt as token ids, and its component: trials that share entities."""
+
+    trial: Trial
+    ids: tuple[int, ...]
+    component: str
+
+
+def counted_trials(
+    name: str,
+    trials: Sequence[Trial],
+    form: PromptForm,
+    tokenizer: "Tokenizer",
+    answer: Answer,
+    wanted: int,
+) -> dict[str, list[AskedTrial]]:
+    """Return the first `wanted` trials of each kind that count, by label.
+
+    A trial with a first question counts only if the unscaled reference model answers that question
+    correctly.
+
+    Args:
+        name: Name of the scenario.
+        trials: Its trials, in a fixed order.
+        form: The form of the prompts.
+        tokenizer: The tokenizer of the model.
+        answer: Returns the responses of the unscaled reference model to prompts.
+        wanted: The largest number of trials of each kind.
+
+    Raises:
+        HQError: If no trial of a kind counts.
+    """
+    kinds = sorted({trial.kind for trial in trials})
+    component = splits.components(trials)
+    counted: dict[str, list[AskedTrial]] = {kind: [] for kind in kinds}
+    candidates = iter(trials)
+    while chunk := list(islice(candidates, _CHUNK)):
+        open_kinds = {kind for kind in kinds if len(counted[kind]) < wanted}
+        if not open_kinds:
+            break
+        chunk = [trial for trial in chunk if trial.kind in open_kinds]
+        for trial, dialogue in _counting(chunk, form, tokenizer, answer):
+            if len(counted[trial.kind]) < wanted:
+                ids = tuple(form.encode(tokenizer, trial.prompt, dialogue))
+                counted[trial.kind].append(AskedTrial(trial, ids, component[trial.id]))
+    empty = [kind for kind in kinds if not counted[kind]]
+    if empty or not kinds:
+        raise HQError(
+            f"No trial of {label(name, *empty[:1])} counts, because the model answers none of the "
+            "first questions correctly: leave the scenario out, or give it an easier file."
+        )
+    return {label(name, kind): trials_of_kind for kind, trials_of_kind in counted.items()}
+
+
+def label(name: str, kind: str = "") -> str:
+    """Return the name in tables of one kind of a scenario's trials."""
+    return f"{name}:{kind}" if kind else name
+
+
+def scenario(label: str) -> str:
+    """Return the scenario of a label."""
+    return label.partition(":")[0]
+
+
+def _counting(
+    trials: Sequence[Trial], form: PromptForm, tokenizer: "Tokenizer", answer: Answer
+) -> Iterator[tuple[Trial, tuple[tuple[str, str], ...]]]:
+    """Yield the trials that count, in order, each with the dialogue before its prompt."""
+    firsts = {
+        trial.first: tuple(form.encode(tokenizer, trial.first)) for trial in trials if trial.first
+    }
+    responses = dict(zip(firsts, answer(list(firsts.values())), strict=True))
+    judge = RuleJudge()
+    for trial in trials:
+        if not trial.first:
+            yield trial, ()
+            continue
+        response = responses[trial.first]
+        question = as_question(trial, trial.first)
+        if judge.judge(response.text, question, response.truncated) is Verdict.RIGHT:
+            yield trial, ((trial.first, response.text.strip()),) if trial.dialogue else ()
+
+
+class TrialJudge:
+    """The judge of a scenario for its trials; equal responses to a trial are judged once."""
+
+    def __init__(
+        self, judge: Callable[[str, Trial, bool], TrialOutcome], trials: Sequence[AskedTrial]
+    ) -> None:
+        self._judge = judge
+        self._trials = [one.trial for one in trials]
+        self._outcomes: dict[tuple[str, str, bool], TrialOutcome] = {}
+
+    def judged(
+        self, responses: Sequence[Sequence[GreedyResponse]], plain: Sequence[GreedyResponse]
+    ) -> JudgedSweep:
+        """Judge responses [alpha, trial]; `plain` are the responses at α = 1."""
+        return JudgedSweep(
+            outcomes=np.array([list(map(self._outcome, row, self._trials)) for row in responses]),
+            refused=np.array([[_refuses(response) for response in row] for row in responses]),
+            changed=np.array(
+                [[r.text != p.text for r, p in zip(row, plain, strict=True)] for row in responses]
+            ),
+            tokens=np.array(
+                [[len(response.ids) for response in row] for row in responses], dtype=float
+            ),
+        )
+
+    def _outcome(self, response: GreedyResponse, trial: Trial) -> TrialOutcome:
+        key = trial.id, response.text, response.truncated
+        if key not in self._outcomes:
+            self._outcomes[key] = self._judge(response.text, trial, response.truncated)
+        return self._outcomes[key]
+
+
+def _refuses(response: GreedyResponse) -> bool:
+    return REFUSAL.search(normalise(response.text)) is not None
