@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from safetensors.numpy import load_file, save_file
 
 from harness.stages import gguf, pack
@@ -35,15 +35,20 @@ _NAMED = 3  # layers that a message lists
 class NeuronMap(NamedTuple):
     """The index of each neuron of the source at a precision."""
 
-    permutation: Int[np.ndarray, "layer d_ff"]  # index of each source neuron, or MISSING
-    matched: Bool[np.ndarray, "layer d_ff"]
-    factors: Float[np.ndarray, "layer d_ff"]  # h at this precision ÷ h of the source
+    permutation: Int[np.ndarray, " p"]  # index of each source neuron in its layer, or MISSING
+    matched: Bool[np.ndarray, " p"]
+    factors: Float[np.ndarray, " p"]  # h at this precision ÷ h of the source
+    widths: Int[np.ndarray, " layer"]
 
     @property
     def identical(self) -> bool:
         """Whether every neuron matches at its own index."""
-        indices = np.arange(self.permutation.shape[1])
+        indices = np.concatenate([np.arange(width) for width in self.widths])
         return bool(self.matched.all() and (self.permutation == indices).all())
+
+    def by_layer(self, values: Shaped[np.ndarray, " p"]) -> list[Shaped[np.ndarray, " d_ff"]]:
+        """Split values of all neurons into one array per layer."""
+        return np.split(values, np.cumsum(self.widths)[:-1])
 
 
 _KEYS = {"permutation": "places", "matched": "found", "factors": "factors"}  # keys in the file
@@ -116,7 +121,8 @@ def mapped(folder: Path, backend: Backend) -> Backend:
     neurons = read(folder)
     if neurons.identical:
         return backend
-    return PermutedBackend(backend, neurons.permutation, neurons.matched)
+    indices, matched = map(neurons.by_layer, (neurons.permutation, neurons.matched))
+    return PermutedBackend(backend, indices, matched)
 
 
 def _open(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
@@ -159,9 +165,11 @@ def _write(folder: Path, maps: Sequence[LayerMap]) -> None:
         lines.writerow(LayerRow._fields)
         lines.writerows(map(_row, maps))
     arrays = {
-        key: np.stack([getattr(m, field).numpy() for m in maps]) for field, key in _KEYS.items()
+        key: np.concatenate([getattr(m, field).numpy() for m in maps])
+        for field, key in _KEYS.items()
     }
-    save_file(arrays, folder / _ARRAYS_FILE)
+    widths = np.array([len(m.permutation) for m in maps])
+    save_file(arrays | {"widths": widths}, folder / _ARRAYS_FILE)
 
 
 def _row(one: LayerMap) -> LayerRow:
@@ -189,7 +197,8 @@ def quantiles(
 def read(folder: Path) -> NeuronMap:
     """Read the map of a finished node."""
     arrays = load_file(folder / _ARRAYS_FILE)
-    return NeuronMap(**{field: arrays[key] for field, key in _KEYS.items()})
+    fields = {field: arrays[key] for field, key in _KEYS.items()}
+    return NeuronMap(**fields, widths=arrays["widths"])
 
 
 def rows(folder: Path) -> list[LayerRow]:

@@ -16,7 +16,7 @@ from hq.backends.permuted import PermutedBackend
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.alignment import MISSING, map_model
-from hq.models.ffn_weights import of_checkpoint
+from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.traces import Traces, TraceWriter, describe
 from tests import tiny
@@ -156,17 +156,35 @@ def test_a_variant_without_a_moved_or_missing_neuron_is_left_as_it_is(checkpoint
     with TorchBackend(checkpoint("llama"), device="cpu") as backend:
         maps = list(map_model(of_checkpoint(checkpoint("llama")), backend.ffns()))
         arrays = {
-            "places": np.stack([m.permutation.numpy() for m in maps]),
-            "found": np.stack([m.matched.numpy() for m in maps]),
-            "factors": np.stack([m.factors.numpy() for m in maps]),
+            "places": np.concatenate([m.permutation.numpy() for m in maps]),
+            "found": np.concatenate([m.matched.numpy() for m in maps]),
+            "factors": np.concatenate([m.factors.numpy() for m in maps]),
+            "widths": np.array([len(m.permutation) for m in maps]),
         }
         save_file(arrays, tmp_path / "neurons.safetensors")
         assert mapping.mapped(tmp_path, backend) is backend
-        arrays["found"][0, 3] = (
-            False  # its rounding error is too large for a match, at its own index
-        )
+        arrays["found"][3] = False  # its rounding error is too large for a match
         save_file(arrays, tmp_path / "neurons.safetensors")
         rounded = mapping.mapped(tmp_path, backend)
         assert (rounded.missing, rounded.unmatched) == (frozenset(), {3})
         np.testing.assert_array_equal(values(rounded), values(backend))
         assert (arrays["places"] != MISSING).all()
+
+
+def test_layers_may_have_different_widths(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+
+    def ffn(width):
+        shapes = ((width, 16), (width, 16), (16, width))
+        return FFN(*(torch.randn(*shape, generator=generator) for shape in shapes))
+
+    source = [ffn(width) for width in (24, 40)]
+    order = [torch.randperm(width, generator=generator) for width in (24, 40)]
+    variant = [one.at(indices) for one, indices in zip(source, order, strict=True)]
+    with Progress(quiet=True).task("map", 2, "layers") as task:
+        mapping.build(tmp_path, source, variant, task)
+    neurons = mapping.read(tmp_path)
+    assert not neurons.identical
+    assert neurons.matched.all()
+    for found, indices in zip(neurons.by_layer(neurons.permutation), order, strict=True):
+        assert (indices.numpy()[found] == np.arange(len(found))).all()

@@ -364,6 +364,7 @@ def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) ->
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])
     low, high = mapping.quantiles(neurons.permutation, neurons.factors)
+    matched = neurons.by_layer(neurons.matched)
     return AlignmentRow(
         precision=precision,
         layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
@@ -373,7 +374,7 @@ def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) ->
         worst=int(errors.argmax()),
         found=float(neurons.matched.mean()),
         probe=len(probe),
-        probe_found=sum(bool(neurons.matched[layer, index]) for layer, index in probe),
+        probe_found=sum(bool(matched[layer][index]) for layer, index in probe),
         h_low=low,
         h_high=high,
     )
