@@ -143,7 +143,7 @@ def test_another_model_file_and_a_tampered_bundle_are_rejected(make, hq, files):
         ({"false-alarms": 0}, "not between 0 and 1"),
         ({"false-alarms": "nan"}, "not between 0 and 1"),
         ({"name": "../up"}, "is not a valid name"),
-        ({"precision": "gguf-q4_0"}, "refusing"),
+        ({"precision": "gguf-q4_0"}, "name the precision that it has"),
     ],
 )
 def test_bad_input_is_one_sentence(make, changed, words):
