@@ -99,7 +99,7 @@ def test_an_f32_file_computes_what_transformers_does(family, limit, factors, ggu
 
 @pytest.mark.slow
 def test_the_embedded_model_computes_what_transformers_does(tmp_path):
-    from harness.bench.cett import exchanges
+    from harness.bench.cett import question_texts
     from harness.models.sources import resolve_model
     from hq.gguf.write import write_gguf
     from hq.models.checkpoint import checkpoint_identity
@@ -111,7 +111,7 @@ def test_the_embedded_model_computes_what_transformers_does(tmp_path):
         TorchBackend(path, device="cpu") as torch_backend,
         LlamaBackend(tmp_path / "model.gguf", "gguf-f32") as llama_backend,
     ):
-        texts = exchanges(torch_backend, seed=0, count=16)[1]
+        texts = question_texts(torch_backend, seed=0, count=16)[1]
         for scaled in ({}, factors):
             with torch_backend.scale(scaled), llama_backend.scale(scaled):
                 expected, actual = (

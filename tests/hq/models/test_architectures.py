@@ -220,7 +220,7 @@ def test_baking_and_adapters_do_what_scaling_at_run_time_does(name, saved, tmp_p
     if readable:
         write_adapter(source, checkpoint_identity(source), factors, tmp_path / "adapter")
     else:
-        with pytest.raises(HQError, match="PEFT takes for those of experts"):
+        with pytest.raises(HQError, match="PEFT treats down projections as experts"):
             write_adapter(source, checkpoint_identity(source), factors, tmp_path / "adapter")
     ids = torch.randint(5, tiny.VOCABULARY, (1, 17), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), TorchBackend(source, device="cpu") as backend:
