@@ -237,4 +237,4 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
         neurons.require_present(frozenset(absent.tolist()), precision)
 
 
-STAGE = Stage("map", make, sources=("hq.backends.opening",), verify=verify)
+STAGE = Stage("map", make, version=2, sources=("hq.backends.opening",), verify=verify)
