@@ -13,7 +13,7 @@ import numpy as np
 
 from hq.errors import HQError
 from hq.gguf.header import Header, TensorInfo, damaged
-from hq.models.architectures import GGUF_LAYOUTS
+from hq.models.architectures import GGUF_LAYOUTS, RECORDS
 from hq.models.architectures.llama_cpp import ATTENTION, FUSED, GATED, NORMS, SEPARATE
 from hq.models.architectures.record import Layout
 
@@ -48,6 +48,8 @@ def gguf_architecture(path: Path, header: Header) -> str:
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise damaged(path, "it lacks general.architecture")
+    if name not in GGUF_LAYOUTS:
+        list(RECORDS)  # loads the families of other packages, which register their layouts
     if name not in GGUF_LAYOUTS:
         raise HQError(
             f"{path} has the architecture {name!r}, which hq does not know: use one of "
