@@ -16,6 +16,7 @@ from harness.studies.study import Study
 from harness.tables.schema import Row, Tables
 from hq.errors import HQError
 from hq.registry import Registry
+from hq.stats.bootstrap import Estimate
 
 
 class Experiment(ABC):
@@ -102,3 +103,10 @@ def _instance(name: str, thing: Any) -> Experiment:
 
 
 EXPERIMENTS: Registry[Experiment] = Registry("experiment", "hq.experiments", adopt=_instance)
+
+
+def estimate_cell(estimate: Estimate, signed: bool = False) -> str:
+    """An estimate for a cell of a summary: its value, and its interval on a second line."""
+    sign = "+" if signed else ""
+    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
+    return f"{estimate.value:{sign}.3f}\n[dim]{low} {high}[/dim]"

@@ -63,7 +63,7 @@ def run(
     with Materials(study) as m:
         nodes = _validated(m, experiment)
         runner = Runner(store, progress, m)
-        require_space(store.root, runner.plan(nodes))
+        require_space(store.root, runner.missing(nodes))
         outputs = runner.run(nodes)
         rows = experiment.rows(m, outputs)
         provenance = provenance_of(m, experiment, nodes, outputs)
@@ -86,9 +86,9 @@ def _validated(m: Materials, experiment: Experiment) -> list[Node]:
     return list(experiment.nodes(m))
 
 
-def require_space(root: Path, planned: Sequence[Planned]) -> None:
+def require_space(root: Path, missing: Sequence[Node]) -> None:
     """Raises HQError if the disk has less space than the missing outputs may take."""
-    needed = sum(step.node.disk for step in planned if step.needed)
+    needed = sum(node.disk for node in missing)
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

@@ -94,16 +94,29 @@ class Runner:
         """
         return [self._planned(node) for node in ordered(wanted)]
 
+    def missing(self, wanted: Sequence[Node]) -> list[Node]:
+        """Return the nodes without a finished output, as far as their inputs are finished.
+
+        Raises HQError if later nodes must not use a finished output.
+        """
+        return [node for node in ordered(wanted) if not self._reuse(node)]
+
+    def _reuse(self, node: Node) -> bool:
+        """Add the output of a node if it is finished; return whether it is."""
+        folder = self._finished(node) if self._is_ready(node) else None
+        if folder is None:
+            return False
+        _verify(node, folder)
+        self._outputs.add(node, folder)
+        return True
+
     def _planned(self, node: Node) -> Planned:
+        if self._reuse(node):
+            return Planned(node, "there")
         seconds = self._expected(node)
         waiting = [o.node.name for o in node.inputs.values() if o.node not in self._outputs]
         if waiting:
             return Planned(node, "waits", f"for {', '.join(dict.fromkeys(waiting))}", seconds)
-        folder = self._finished(node)
-        if folder is not None:
-            _verify(node, folder)
-            self._outputs.add(node, folder)
-            return Planned(node, "there")
         change = self._change(node)
         return (
             Planned(node, "stale", change, seconds)

@@ -10,7 +10,7 @@ import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from harness.experiments.base import Experiment
+from harness.experiments.base import Experiment, estimate_cell
 from harness.experiments.detect.compare import Comparison, alignment
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
@@ -23,7 +23,6 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
-from hq.stats.bootstrap import Estimate
 from hq.storage.atomic import write_whole
 
 SET_ASIDE_FILE = "rows_set_aside.csv"
@@ -137,11 +136,11 @@ class DetectExperiment(Experiment):
         for row in rows:
             table.add_row(
                 row.precision,
-                _lines(row.auroc),
-                _lines(row.auroc_change, signed=True),
-                _lines(controls[row.precision, "matched"]),
-                _lines(controls[row.precision, "entropy"]),
-                _lines(row.auroc_again),
+                estimate_cell(row.auroc),
+                estimate_cell(row.auroc_change, signed=True),
+                estimate_cell(controls[row.precision, "matched"]),
+                estimate_cell(controls[row.precision, "entropy"]),
+                estimate_cell(row.auroc_again),
                 f"{row.common} of {row.neurons_again}",
             )
         return table
@@ -153,9 +152,3 @@ def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:
         pl.DataFrame(rows, schema=list(SetAside._fields), orient="row").write_csv(path)
     else:
         path.unlink(missing_ok=True)  # of an earlier run
-
-
-def _lines(estimate: Estimate, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
-    return f"{estimate.value:{sign}.3f}\n[dim]{low} {high}[/dim]"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from harness.experiments.base import Experiment
+from harness.experiments.base import Experiment, estimate_cell
 from harness.experiments.survival.rows import SurvivalAnalysis
 from harness.experiments.survival.tables import TABLES
 from harness.stages.graph import Graph
@@ -19,7 +19,6 @@ from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
 from hq.models.ffn_weights import of_checkpoint
-from hq.stats.bootstrap import Estimate
 
 
 class SurvivalExperiment(Experiment):
@@ -77,9 +76,9 @@ class SurvivalExperiment(Experiment):
             table.add_row(
                 row.precision,
                 row.target,
-                _lines(row.auroc),
-                _lines(row.auroc_small),
-                _lines(row.gain, "+"),
+                estimate_cell(row.auroc),
+                estimate_cell(row.auroc_small),
+                estimate_cell(row.gain, signed=True),
                 f"{row.probe_hurt} of {row.probe}",
             )
         return table
@@ -87,8 +86,3 @@ class SurvivalExperiment(Experiment):
 
 def _others(study: Study) -> list[str]:
     return [precision for precision in study.precisions if precision != REFERENCE]
-
-
-def _lines(estimate: Estimate, sign: str = "") -> str:
-    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
-    return f"{estimate.value:{sign}.3f}\n[dim]{low} {high}[/dim]"

@@ -10,7 +10,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from harness.experiments.base import Experiment
+from harness.experiments.base import Experiment, estimate_cell
 from harness.experiments.sweep import costs, rates
 from harness.experiments.sweep.nodes import (
     SweepNodes,
@@ -36,7 +36,7 @@ from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
 from hq.probe.controls import matched_neurons
-from hq.stats.bootstrap import Estimate, bootstrap_mean
+from hq.stats.bootstrap import bootstrap_mean
 from hq.storage.atomic import atomic_file
 from hq.tracing.traces import Traces
 
@@ -140,8 +140,8 @@ class SweepExperiment(Experiment):
                 row.precision,
                 row.scenario.replace(":", ":\n"),
                 *(f"{h_rates[row.precision, row.scenario, alpha].value:.2f}" for alpha in shown),
-                _lines(row.slope),
-                _lines(row.slope_matched),
+                estimate_cell(row.slope, signed=True),
+                estimate_cell(row.slope_matched, signed=True),
                 "—" if row.precision == REFERENCE else row.verdict,
             )
         return table
@@ -292,8 +292,3 @@ class _Results:
         components = np.array([asked.component for asked in self._asked[label]])[decided]
         features = traces.features(self._neurons.cett, self._neurons.tokens)
         return Target(label, np.array(complied), components, features)
-
-
-def _lines(estimate: Estimate) -> str:
-    low, high = (f"{end:+.2f}".replace("0.", ".") for end in (estimate.low, estimate.high))
-    return f"{estimate.value:+.3f}\n[dim]{low} {high}[/dim]"
