@@ -245,3 +245,22 @@ def test_help_and_version(hq):
     assert "study" in hq("--help").out
     assert hq("--version").out.strip()
     assert "--fresh" in hq("study", "run", "--help").out
+
+
+def test_a_full_disk_is_reported_before_the_first_node(tiny_study, hq, monkeypatch):
+    usage = shutil.disk_usage(".")._replace(free=0)
+    monkeypatch.setattr("harness.experiments.run.shutil.disk_usage", lambda _: usage)
+    outcome = hq("run", tiny_study)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "0.0 GiB are free" in outcome.err
+    assert not list(Path("cache/store").glob("*"))
+
+
+def test_a_plan_computes_nothing_and_says_what_is_there(finished, tiny_study, hq, monkeypatch):
+    fresh = json.loads(hq("plan", tiny_study, "--json").out)
+    assert {node["state"] for node in fresh} == {"missing", "waits"}
+    assert not list(Path("cache/store").glob("*"))
+    monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
+    again = json.loads(hq("plan", tiny_study, "--json").out)
+    assert [node["node"] for node in again] == [node["node"] for node in fresh]
+    assert {node["state"] for node in again} == {"there"}
