@@ -23,7 +23,7 @@ from harness.store.places import cache_folder
 from harness.store.progress import Progress
 from harness.store.runner import Runner
 from harness.store.store import Store
-from harness.studies.study import REFERENCE, SAMPLERS, Study
+from harness.studies.study import REFERENCE, SAMPLERS, Balance, Study
 from hq.backends.base import Backend
 from hq.backends.opening import max_rows
 from hq.backends.transformers.backend import TorchBackend
@@ -58,16 +58,16 @@ def bench_sampling(study: str = "smollm2-facts", questions: int = 384) -> list[B
         runner = Runner(store, Progress(quiet=True), m)
         prompted = m.prompted[:questions]
         share = len(prompted) / len(m.prompted)
-        quota = max(1, round(m.study.sampling.quota * share))
+        quota, balance = max(1, round(m.study.sampling.quota * share)), m.study.sampling.balance
         full, full_seconds = _sample(m, runner, prompted, lambda _: True)
         early, seconds = _sample(m, runner, prompted, consistency(prompted, make_judge("rules")))
         generate_speed = _generate_speed(m, runner, prompted[:_GENERATED])
         llamacpp_speed = _llamacpp_speed(m, runner, prompted)
     naive = sum(record.naive for record in full.values())
     computed = sum(record.generated for record in early.values())
-    needed = _until_full(early, prompted, quota, max(1, round(CHUNK * share)))
-    early_pairs = pairs(candidates(needed, early), quota)
-    same_pairs = early_pairs == pairs(candidates(prompted, full), quota)
+    needed = _until_full(early, prompted, quota, balance, max(1, round(CHUNK * share)))
+    early_pairs = pairs(candidates(needed, early, balance), quota)
+    same_pairs = early_pairs == pairs(candidates(prompted, full, balance), quota)
     spent = sum(early[p.question.id].generated for p in needed)
     consistent = _consistent(early)
     return [
@@ -194,11 +194,16 @@ def _sample(
 
 
 def _until_full(
-    records: dict[str, QuestionRecord], prompted: Sequence[Prompted], quota: int, chunk: int
+    records: dict[str, QuestionRecord],
+    prompted: Sequence[Prompted],
+    quota: int,
+    balance: Balance,
+    chunk: int,
 ) -> Sequence[Prompted]:
     """The questions that a study asks before it finds its quota full."""
     ends = range(chunk, len(prompted), chunk)
-    full = (e for e in ends if len(pairs(candidates(prompted[:e], records), quota)) == quota)
+    found = (pairs(candidates(prompted[:end], records, balance), quota) for end in ends)
+    full = (end for end, closed in zip(ends, found, strict=True) if len(closed) == quota)
     return prompted[: next(full, len(prompted))]
 
 

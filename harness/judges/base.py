@@ -9,8 +9,8 @@ from typing import Protocol
 class Question:
     """A question with its accepted answers, of which `aliases[0]` is the canonical one.
 
-    Questions that share one of the `entities` must be in the same split. `distractors` are wrong
-    answers of the same type.
+    `entities` are what the question is about; questions that share one are never in two folds.
+    `distractors` are wrong answers of the same type.
     """
 
     id: str

@@ -30,8 +30,9 @@ def _load(
 ) -> QuestionSet:
     """Return the questions of a source, shuffled by `seed`, at most `limit` of them.
 
-    A question's entities are its normalised answers, so questions with a common answer are never
-    in different splits. Rows without a question or an answer are set aside, up to 1% of all rows.
+    A row does not say what its question is about, so a question's entities are its normalised
+    answers: they stand for the fact. Rows without a question or an answer are set aside, up to 1%
+    of all rows.
 
     Args:
         dataset: Name of the scenario.

@@ -9,6 +9,7 @@ import polars as pl
 
 from harness.stages.sample import SAMPLES_FILE
 from harness.stages.samples import Sample, read_samples, samples_digest
+from harness.stages.units import require_both_labels
 from harness.store.environment import FIT, machine_class
 from harness.store.node import Node, Stage, Work
 from harness.studies.study import IdentifySection
@@ -105,27 +106,16 @@ def find_neurons(
 
 
 class Rows:
-    """Rows of the samples of each split, with labels and components, as arrays.
+    """Labels, units and folds of the samples, as arrays with one row per sample.
 
-    Raises HQError if a split has samples of one label only.
+    Raises HQError if a fold lacks a label.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.y = np.array([sample.hallucinated for sample in samples], dtype=np.int64)
-        self.components = np.array([sample.component for sample in samples])
-        split = np.array([sample.split for sample in samples])
-        self.train, self.calibration, self.test = (
-            self._of(split, name) for name in ("train", "calibration", "test")
-        )
-
-    def _of(self, split: np.ndarray, name: str) -> np.ndarray:
-        rows = np.flatnonzero(split == name)
-        if len(np.unique(self.y[rows])) < 2:
-            raise HQError(
-                f"The {name} split has {len(rows)} samples of one label, but both right and "
-                "hallucinated answers are needed: ask more questions, or enlarge the split."
-            )
-        return rows
+        self.units = np.array([sample.unit for sample in samples])
+        self.folds = np.array([sample.fold for sample in samples], dtype=np.int64)
+        require_both_labels(self.folds.tolist(), self.y.tolist())
 
 
 def require_same_tokens(traces: Traces, samples: Sequence[Sample]) -> None:

@@ -13,9 +13,10 @@ from harness.models.requirements import packages_to_make, require_packages
 from harness.models.sources import gguf_of, resolve_model
 from harness.scenarios import prompts
 from harness.scenarios.questions import QuestionSet, load_questions
-from harness.stages import splits
+from harness.stages import units
 from harness.stages.loading import Models
 from harness.stages.samples import Prompted
+from harness.stages.units import Part
 from harness.studies.study import SAMPLERS, Study
 from hq.backends.base import require_length
 from hq.errors import HQError
@@ -123,23 +124,27 @@ class Materials:
 
     @cached_property
     def prompted(self) -> list[Prompted]:
-        """Every question of the scenario, in a fixed order, as token ids, with its split."""
-        questions = self.questions
-        split_of = splits.assign(questions, self.study.split.model_dump(), self.study.seed)
-        component = splits.components(questions)
+        """Every question of the scenario, in a fixed order, as token ids, with its part."""
+        questions, reserve = self.questions, self.study.reserve
+        shares: dict[Part, float] = {
+            "calibration": reserve.calibration,
+            "held-out": reserve.held_out,
+        }
+        part_of = units.assign_parts(questions, shares, self.study.seed)
+        component = units.components(questions)
         return [
             Prompted(
                 question=question,
                 ids=tuple(self.form.encode(self.tokenizer, question.question)),
-                split=split_of[question.id],
+                part=part_of[question.id],
                 component=component[question.id],
             )
             for question in questions
         ]
 
     def held_out(self, count: int) -> list[Prompted]:
-        """Return the first `count` test questions."""
-        return [p for p in self.prompted if p.split == "test"][:count]
+        """Return the first `count` held-out questions. Raises HQError if there are none."""
+        return self._reserved("held-out")[:count]
 
     @property
     def sampling(self) -> Sampling:
@@ -164,7 +169,7 @@ class Materials:
 
     @cached_property
     def texts(self) -> list[PromptResponse]:
-        """Held-out texts for perplexity and KL: pieces of a file, or test questions and answers."""
+        """Held-out texts for perplexity and KL: pieces of a file, or questions and answers."""
         section = self.study.compare
         texts = self._file_texts("held-out", section.text) if section.text else self._true_answers()
         ends = np.cumsum([len(text.response) for text in texts])
@@ -175,16 +180,16 @@ class Materials:
         """The component of each text; None for pieces of a file, which are independent."""
         if self.study.compare.text:
             return None
-        return [p.component for p in self.prompted if p.split == "test"][: len(self.texts)]
+        return [p.component for p in self.held_out(len(self.texts))]
 
     @cached_property
     def calibration(self) -> list[tuple[int, ...]]:
-        """Texts for the calibration of quantizers: pieces of a file, or training questions."""
+        """Texts for the calibration of quantizers: pieces of a file, or reserved questions."""
         section = self.study.pack
         if section.text:
             return [e.ids for e in self._file_texts("calibration", section.text)][: section.texts]
-        training = [p for p in self.prompted if p.split == "train"][: section.texts]
-        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in training]
+        reserved = self._reserved("calibration")[: section.texts]
+        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in reserved]
 
     @cached_property
     def stop_criteria(self) -> StopCriteria:
@@ -215,8 +220,17 @@ class Materials:
         return context_length(whole_config(self.path))
 
     def _true_answers(self) -> list[PromptResponse]:
-        tests = [p for p in self.prompted if p.split == "test"]
-        return [PromptResponse(p.ids, self.encode(f" {p.question.aliases[0]}")) for p in tests]
+        answered = ((p.ids, p.question.aliases[0]) for p in self._reserved("held-out"))
+        return [PromptResponse(ids, self.encode(f" {answer}")) for ids, answer in answered]
+
+    def _reserved(self, part: Part) -> list[Prompted]:
+        reserved = [p for p in self.prompted if p.part == part]
+        if not reserved:
+            raise HQError(
+                f"No question is reserved as {part}, of {len(self.prompted)}: raise "
+                f"reserve.{part.replace('-', '_')}, or give more questions."
+            )
+        return reserved
 
     def _file_texts(self, use: str, path: str, length: int = 256) -> list[PromptResponse]:
         try:

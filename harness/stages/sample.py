@@ -2,14 +2,14 @@
 
 Sampling of a question stops when two of its finished responses have different verdicts, and all
 sampling stops when the quota of pairs is reached. Records are appended to a log: a killed run
-continues after its last complete batch, and a run with another quota or other splits asks only new
-questions.
+continues after its last complete batch, and a run with another quota, balance or reserve asks only
+new questions.
 
 Traces depend only on the token ids of the samples, which are in a separate file: other labels,
-splits or quotas that select the same responses keep the traces.
+folds or quotas that select the same responses keep the traces.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from itertools import groupby, islice
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from harness.judges.base import Judge, Question, Verdict
-from harness.stages import mapping
+from harness.judges.text import normalise
+from harness.stages import mapping, units
 from harness.stages.loading import SPELLING
 from harness.stages.samples import (
     Candidate,
@@ -33,7 +34,7 @@ from harness.store.jsonl import LOG_FILE, append, parse, read_log
 from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
 from harness.store.store import digest
-from harness.studies.study import SAMPLERS
+from harness.studies.study import SAMPLERS, Balance
 from hq.backends.base import Decoding
 from hq.backends.opening import max_rows
 from hq.errors import HQError
@@ -48,6 +49,12 @@ SAMPLES_FILE = "samples.jsonl"
 TOKENS_FILE = "tokens.jsonl"
 CHUNK = 1024  # questions between two checks of the quota
 _BATCH = 64  # prompts per batch: larger batches are not faster on a CPU
+_NO_PAIR: dict[Balance, str] = {
+    "answer": "No answer is given consistently both rightly and wrongly within one relation: "
+    'set sampling.balance to "relation" if answers rarely repeat, ask more questions',
+    "relation": "No relation has both consistently right and consistently wrong answers: ask more "
+    "questions",
+}
 
 
 class JudgedResponse(BaseModel):
@@ -86,6 +93,11 @@ class QuestionRecord(BaseModel):
         """The most frequent response, the first one if several are."""
         return max(self.responses, key=lambda response: response.count)
 
+    @property
+    def answer(self) -> str:
+        """The normalised text of the typical response."""
+        return normalise(self.typical.text)
+
 
 def node(m: "Materials") -> Node:
     """Declare the responses to as many questions as the quota of pairs takes."""
@@ -102,7 +114,8 @@ def node(m: "Materials") -> Node:
                 "judge": m.judge.identity,
             },
             "quota": study.sampling.quota,
-            "splits": splits_digest(m.prompted),
+            "balance": study.sampling.balance,
+            "design": design_digest(m.prompted),
         },
         mapping.model_inputs(m, precision),
         precision,
@@ -113,12 +126,16 @@ def node(m: "Materials") -> Node:
 
 
 def asked_digest(prompted: Sequence[Prompted]) -> str:
-    """Return a digest of the questions and their token ids, without their splits."""
-    return digest([p.model_dump(mode="json", exclude={"split", "component"}) for p in prompted])
+    """Return a digest of what responses and verdicts depend on, for all questions of a scenario.
+
+    Relations, entities and parts are not in it, so the log of responses survives a change of them.
+    """
+    asked = ((p.question, p.ids) for p in prompted)
+    return digest([[q.id, q.question, ids, q.aliases, q.distractors] for q, ids in asked])
 
 
 def make(work: "Work[Materials]") -> None:
-    """Write responses.jsonl: the records from the log for this quota and these splits."""
+    """Write responses.jsonl: the records from the log for this quota, balance and reserve."""
     m, parameters = work.materials, dict(work.parameters)
     key = parameters["responses"] | {"file": work.digests.get("file")}
     precision = str(work.node.precision)
@@ -134,6 +151,7 @@ def make(work: "Work[Materials]") -> None:
             m.stop_criteria,
             m.judge,
             parameters["quota"],
+            parameters["balance"],
             task,
             max_rows(precision),
         )
@@ -142,19 +160,34 @@ def make(work: "Work[Materials]") -> None:
 
 def samples_node(m: "Materials") -> Node:
     """Declare the balanced, consistent samples."""
-    parameters = {"quota": m.study.sampling.quota, "splits": splits_digest(m.prompted)}
+    parameters = {
+        "quota": m.study.sampling.quota,
+        "balance": m.study.sampling.balance,
+        "folds": m.study.identify.folds,
+        "seed": m.study.seed,
+        "design": design_digest(m.prompted),
+    }
     return Node(SAMPLES, parameters, {"responses": node(m).output(RESPONSES_FILE)})
 
 
-def splits_digest(prompted: Sequence[Prompted]) -> str:
-    """Return a digest of every question's split, component and relation."""
-    return digest([[p.question.id, p.split, p.component, p.question.relation] for p in prompted])
+def design_digest(prompted: Sequence[Prompted]) -> str:
+    """Return a digest of the part, relation and entities of every question."""
+    return digest(
+        [[p.question.id, p.part, p.question.relation, p.question.entities] for p in prompted]
+    )
 
 
 def make_samples(work: "Work[Materials]") -> None:
     """Write samples.jsonl, and tokens.jsonl with their token ids."""
-    m, quota = work.materials, work.parameters["quota"]
-    samples = retain(work.inputs["responses"], m.prompted, quota)
+    parameters = work.parameters
+    samples = retain(
+        work.inputs["responses"],
+        work.materials.prompted,
+        parameters["quota"],
+        parameters["balance"],
+        parameters["folds"],
+        parameters["seed"],
+    )
     write_samples(work.folder / SAMPLES_FILE, samples)
     write_tokens(work.folder / TOKENS_FILE, [sample.exchange for sample in samples])
 
@@ -167,13 +200,14 @@ def collect(
     criteria: StopCriteria,
     judge: Judge,
     quota: int,
+    balance: Balance,
     task: Task,
     max_rows: int = 1 << 16,
 ) -> list[QuestionRecord]:
     """Return the records of all questions that are asked for the quota, in their order.
 
-    Missing records are sampled and appended to the log. Records do not depend on the quota and the
-    splits, so runs with other ones share the log.
+    Reserved questions are not asked. Missing records are sampled and appended to the log. Records
+    do not depend on the quota, the balance and the reserve, so runs with other ones share the log.
 
     Args:
         log: The file of finished records.
@@ -183,6 +217,7 @@ def collect(
         criteria: What ends a response.
         judge: Gives the verdicts.
         quota: The number of pairs at which sampling stops.
+        balance: What the two answers of a pair share.
         task: Shows the number of questions.
         max_rows: The largest number of responses that are decoded together.
     """
@@ -191,7 +226,7 @@ def collect(
     consistent = consistency(prompted, judge)
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
     asked: list[Prompted] = []
-    for chunk in _chunks(prompted):
+    for chunk in _chunks([p for p in prompted if p.part == "sample"]):
         for batch in batches(chunk, max_rows // settings.responses):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
@@ -201,7 +236,7 @@ def collect(
                 records |= {record.id: record for record in new}
             task.advance(len(batch))
         asked += chunk
-        closed = pairs(candidates(asked, records), quota)
+        closed = pairs(candidates(asked, records, balance), quota)
         unclear = f", {judge.unclear} replies of the judge unclear" if judge.unclear else ""
         saved = savings(records[p.question.id] for p in asked)
         task.note(f"{len(closed)} of {quota} pairs, {saved}{unclear}")
@@ -244,28 +279,47 @@ def consistency(prompted: Iterable[Prompted], judge: Judge) -> Callable[[Tree], 
 
 
 def candidates(
-    prompted: Iterable[Prompted], records: dict[str, QuestionRecord]
+    prompted: Iterable[Prompted], records: Mapping[str, QuestionRecord], balance: Balance
 ) -> Iterator[Candidate]:
-    """Yield the consistent questions in order, each in the group of its relation and split."""
+    """Yield the consistent questions in order, each in the group in which it is paired.
+
+    The group is the relation and, for the balance "answer", the given answer.
+    """
     for p in prompted:
         record = records.get(p.question.id)
         if record is not None and record.hallucinated is not None:
-            yield Candidate(record.id, (p.question.relation, p.split), record.hallucinated)
+            relation = p.question.relation
+            group = (relation, record.answer) if balance == "answer" else (relation,)
+            yield Candidate(record.id, group, record.hallucinated)
 
 
-def retain(folder: Path, prompted: Sequence[Prompted], quota: int) -> list[Sample]:
+def retain(
+    folder: Path, prompted: Sequence[Prompted], quota: int, balance: Balance, folds: int, seed: int
+) -> list[Sample]:
     """Return the balanced samples of a finished responses.jsonl, in the order of the questions.
 
-    Raises HQError if there is no pair of right and hallucinated answers.
+    Raises HQError if there is no pair of right and hallucinated answers, if a unit is too large, or
+    if a fold lacks a label.
     """
     records = read_records(folder)
-    selected = {id for pair in pairs(candidates(prompted, records), quota) for id in pair}
+    selected = {id for pair in pairs(candidates(prompted, records, balance), quota) for id in pair}
     if not selected:
-        raise HQError(
-            "No relation has both consistently right and consistently wrong answers: ask more "
-            "questions, lower the temperature, or choose a scenario that suits the model."
-        )
-    return [_as_sample(p, records[p.question.id]) for p in prompted if p.question.id in selected]
+        raise HQError(f"{_NO_PAIR[balance]}, lower the temperature, or choose another scenario.")
+    chosen = [p for p in prompted if p.question.id in selected]
+    unit_of = units.assign_units(
+        [p.question for p in chosen], {id: records[id].answer for id in selected}
+    )
+    fold_of = units.assign_folds(
+        [unit_of[p.question.id] for p in chosen],
+        [bool(records[p.question.id].hallucinated) for p in chosen],
+        [p.question.relation for p in chosen],
+        folds,
+        seed,
+    )
+    return [
+        _as_sample(p.question, records[p.question.id], unit_of[p.question.id], fold)
+        for p, fold in zip(chosen, fold_of, strict=True)
+    ]
 
 
 def read_records(folder: Path) -> dict[str, QuestionRecord]:
@@ -274,14 +328,16 @@ def read_records(folder: Path) -> dict[str, QuestionRecord]:
     return {record.id: record for record in records}
 
 
-def _as_sample(prompted: Prompted, record: QuestionRecord) -> Sample:
+def _as_sample(question: Question, record: QuestionRecord, unit: str, fold: int) -> Sample:
     return Sample(
         id=record.id,
-        relation=prompted.question.relation,
-        split=prompted.split,
-        component=prompted.component,
-        hallucinated=bool(record.hallucinated),
+        relation=question.relation,
+        question=question.question,
         text=record.typical.text.strip(),
+        answer=record.answer,
+        hallucinated=bool(record.hallucinated),
+        unit=unit,
+        fold=fold,
         prompt_ids=record.prompt,
         response_ids=record.typical.ids,
     )

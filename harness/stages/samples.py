@@ -6,30 +6,31 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.judges.base import Question
+from harness.judges.text import normalise
+from harness.stages.units import Part, require_small_units
 from hq.errors import HQError
 from hq.neurons.neuron_set import NeuronSet
 from hq.neurons.prompt_response import PromptResponse
 from hq.storage.atomic import write_whole
 from hq.tracing.traces import Traces
 
-Split = Literal["train", "calibration", "test"]
 TokenId = Annotated[int, Field(ge=0)]
 
 
 class Prompted(BaseModel):
-    """A question with the token ids of its prompt, its split and its component."""
+    """A question with the token ids of its prompt, its part and its component."""
 
     model_config = ConfigDict(frozen=True)
 
     question: Question
     ids: tuple[int, ...]
-    split: Split
-    component: str  # questions of different components share no entity
+    part: Part  # "sample": it is asked, and may become a sample; the others are reserved
+    component: str  # questions of different components share no entity and no wording
 
 
 class Sample(BaseModel):
@@ -39,10 +40,12 @@ class Sample(BaseModel):
 
     id: str
     relation: str
-    split: Split
-    component: str  # a component is never divided between splits or folds
+    question: str  # its text
+    text: str  # of the response
+    answer: str  # the response, normalised
     hallucinated: bool
-    text: str
+    unit: str  # samples of different units share no answer, entity or wording
+    fold: Annotated[int, Field(ge=0)]  # a unit is never divided between folds
     prompt_ids: tuple[TokenId, ...]
     response_ids: tuple[TokenId, ...]
 
@@ -83,8 +86,11 @@ def _pairs(candidates: Iterable[Candidate]) -> Iterator[tuple[str, str]]:
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
-    """Return the BLAKE2b digest of ids, relations, splits, labels and token ids, 16 hex digits."""
-    facts = [sample.model_dump(exclude={"text"}) for sample in samples]
+    """Return the BLAKE2b digest of the samples without their texts, as 16 hex digits.
+
+    It covers ids, relations, labels, units, folds and token ids.
+    """
+    facts = [sample.model_dump(exclude={"question", "text", "answer"}) for sample in samples]
     text = json.dumps(facts, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -92,12 +98,12 @@ def samples_digest(samples: Sequence[Sample]) -> str:
 def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Traces) -> None:
     """Raises HQError unless the neurons are from these samples at the reference's precision.
 
-    With other splits, results on held-out samples could be results on training samples.
+    With other folds, a sample could be scored by a probe that was fitted on it.
     """
     stated = neurons.provenance
     if stated.get("samples") != samples_digest(samples):
         raise HQError(
-            "The neuron set was identified on other samples, or on the same in other splits "
+            "The neuron set was identified on other samples, or on the same in other folds "
             f"({stated.get('samples', 'it does not say which')}): give the samples that were "
             "given to `hq identify`."
         )
@@ -111,29 +117,37 @@ def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Tra
 
 
 def require_separate(samples: Sequence[Sample]) -> None:
-    """Raises HQError if a question or entity could appear in two splits or two folds.
+    """Raises HQError unless units keep related samples together, and folds keep units together.
 
-    Each id must appear once, each component in one split, each prompt in one split and component.
+    Ids must be unique, each unit in one fold, and each answer, wording and prompt in one unit; a
+    unit must not be too large (see `require_small_units`). Entities are not in the samples.
     """
     ids: set[str] = set()
-    split_of: dict[str, Sample] = {}
-    by_prompt: dict[tuple[int, ...], Sample] = {}
+    in_unit: dict[str, Sample] = {}
+    first: dict[tuple[str, Hashable], Sample] = {}
     for sample in samples:
         if sample.id in ids:
             raise HQError(f"The sample {sample.id!r} appears twice in the samples: keep it once.")
         ids.add(sample.id)
-        related = split_of.setdefault(sample.component, sample)
-        if related.split != sample.split:
+        related = in_unit.setdefault(sample.unit, sample)
+        if related.fold != sample.fold:
             raise HQError(
-                f"The component {sample.component!r} appears in the splits {related.split} "
-                f"({related.id!r}) and {sample.split} ({sample.id!r}): keep it in one of them."
+                f"The unit {sample.unit!r} appears in the folds {related.fold} ({related.id!r}) "
+                f"and {sample.fold} ({sample.id!r}): keep it in one of them."
             )
-        same = by_prompt.setdefault(sample.prompt_ids, sample)
-        if (same.split, same.component) != (sample.split, sample.component):
-            raise HQError(
-                f"The samples {same.id!r} ({same.split}) and {sample.id!r} ({sample.split}) have "
-                "the same prompt: keep them in one component of one split, or remove one."
-            )
+        keys = {
+            "answer": normalise(sample.answer),
+            "question": normalise(sample.question),
+            "prompt": sample.prompt_ids,
+        }
+        for kind, value in keys.items():
+            same = first.setdefault((kind, value or sample.id), sample)
+            if same.unit != sample.unit:
+                raise HQError(
+                    f"The samples {same.id!r} (unit {same.unit!r}) and {sample.id!r} (unit "
+                    f"{sample.unit!r}) have the same {kind}: keep them in one unit, or remove one."
+                )
+    require_small_units([sample.unit for sample in samples])
 
 
 def write_tokens(path: Path, exchanges: Sequence[PromptResponse]) -> None:

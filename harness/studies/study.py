@@ -24,6 +24,7 @@ from hq.tracing.traces import StorageType
 
 SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # precision at which responses are sampled
 REFERENCE = "fp16"  # precision of the probe, with which others are compared
+Balance = Literal["answer", "relation"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of all random generators
 
@@ -51,6 +52,8 @@ class SamplingSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     quota: Annotated[int, Field(ge=1)] = 1000  # pairs of a right and a hallucinated answer
+    # What the two answers of a pair share: relation and given answer, or only the relation.
+    balance: Balance = "answer"
     judge: str = "rules"
     sampler: Literal["torch", "llamacpp"] = "torch"
 
@@ -66,12 +69,17 @@ class SamplingSection(Section):
         )
 
 
-class SplitSection(Section):
-    """Shares of the questions in the splits."""
+class ReserveSection(Section):
+    """Shares of the questions that never become samples."""
 
-    train: Fraction = 0.6
-    calibration: Fraction = 0.15
-    test: Fraction = 0.25
+    calibration: Fraction = 0.05  # texts for quantizers
+    held_out: Fraction = 0.05  # text for perplexity and KL, questions for the costs of sweeps
+
+    @model_validator(mode="after")
+    def _leaves_questions(self) -> Self:
+        if self.calibration + self.held_out >= 1:
+            raise ValueError("calibration and held_out add up to 1 or more, so no sample is left")
+        return self
 
 
 class IdentifySection(Section):
@@ -80,7 +88,7 @@ class IdentifySection(Section):
     cett: Literal["sum", "output"] = "sum"
     tokens: Span = "answer"
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(ge=2)] = 5  # outer folds, and inner folds to choose C
     max_fraction: Fraction = 1e-3
     storage: StorageType = "float32"  # type of stored traces
 
@@ -107,11 +115,10 @@ class IdentifySection(Section):
 
 
 class CompareSection(Section):
-    """Controls, intervals, and held-out text for perplexity and KL."""
+    """Controls, and held-out text for perplexity and KL."""
 
     draws: Annotated[int, Field(ge=2)] = 20
-    replicates: Annotated[int, Field(ge=100)] = 2000
-    text: str = ""  # file of plain text; if empty, test questions with true answers
+    text: str = ""  # file of plain text; if empty, held-out questions with true answers
     text_tokens: Annotated[int, Field(ge=16)] = 1024
 
 
@@ -121,7 +128,7 @@ class PackSection(Section):
     group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 if all widths are multiples of it, else 64
     desc_act: bool = False  # columns in order of activation; only for GPTQ
     sym: bool = True  # AWQ is always asymmetric
-    texts: Annotated[int, Field(ge=1)] = 128  # for calibration: training questions with answers
+    texts: Annotated[int, Field(ge=1)] = 128  # for calibration: reserved questions with answers
     text: str = ""  # file of plain text to use instead
 
 
@@ -136,7 +143,7 @@ class Study(Section):
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
-    split: SplitSection = SplitSection()
+    reserve: ReserveSection = ReserveSection()
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
     pack: PackSection = PackSection()

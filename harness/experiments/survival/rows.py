@@ -1,6 +1,6 @@
 """Rows of the tables of survival: degraded neurons, and their prediction from FP16 alone.
 
-Statistics of activity are computed on training texts, errors on test texts.
+Statistics of activity are computed on the samples of even folds, errors on those of odd folds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,23 +87,27 @@ class SurvivalAnalysis:
     def _features(self) -> Float[np.ndarray, "p statistic"]:
         layers = [weight_statistics(ffn) for ffn in self.ffns]
         of_weights = {name: np.concatenate([layer[name] for layer in layers]) for name in layers[0]}
-        trained = self._contributions(self.reference)[self.rows.train]
-        return features(of_weights | activity_statistics(trained), self._space)
+        observed = self._contributions(self.reference)[self.rows.folds % 2 == 0]
+        return features(of_weights | activity_statistics(observed), self._space)
 
     def _errors(self) -> dict[str, dict[str, Float[np.ndarray, " p"]]]:
-        """The error of each neuron on the test texts, by target and precision."""
-        test, everyone = self.rows.test, np.arange(self.neurons.model.n_neurons)
-        before = self._contributions(self.reference)[test]
+        """The error of each neuron on the samples of odd folds, by target and precision."""
+        measured, everyone = self._measured, np.arange(self.neurons.model.n_neurons)
+        before = self._contributions(self.reference)[measured]
         errors: dict[str, dict[str, Float[np.ndarray, " p"]]] = {"error": {}, "rank": {}}
         for precision, traces in self.variants.items():
-            after = self._contributions(traces)[test]
+            after = self._contributions(traces)[measured]
             missing = list(traces.info.missing)
             change = rank_change(before, after, everyone, self._space)
             for target, measure in (("error", relative_error(before, after)), ("rank", change)):
-                values = _value(measure, len(test))
+                values = _value(measure, len(measured))
                 values[missing] = np.nan  # neither preserved nor degraded
                 errors[target][precision] = values
         return errors
+
+    @property
+    def _measured(self) -> Int[np.ndarray, " row"]:
+        return np.flatnonzero(self.rows.folds % 2 == 1)
 
     def _contributions(self, traces: Traces) -> Float[np.ndarray, "n p"]:
         return traces.matrix("contribution", self.neurons.tokens)
@@ -121,7 +125,7 @@ class SurvivalAnalysis:
             layers=layers,
             n=int(neurons.defined.sum()),
             hurt=int(neurons.degraded.sum()),
-            texts=len(self.rows.test),
+            texts=len(self._measured),
             seed=self.seed,
             auroc=self._over_layers(first, layers),
             auroc_small=self._over_layers(second, layers),

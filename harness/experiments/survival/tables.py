@@ -19,7 +19,10 @@ class Survival(Row):
     )
     n: int = Field(description="neurons with a defined error")
     hurt: int = Field(description="degraded neurons: the worst quarter of each layer")
-    texts: int = Field(description="held-out texts on which errors are measured")
+    texts: int = Field(
+        description="samples on which errors are measured: those of the odd folds; statistics of "
+        "activity are computed on those of the even folds"
+    )
     seed: int = Field(description="seed of the bootstrap")
     auroc: Estimate = Field(
         description="AUROC of the prediction, fitted on other layers at the other precisions"

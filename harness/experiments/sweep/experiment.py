@@ -27,7 +27,7 @@ from harness.experiments.sweep.tables import TABLES, Cost
 from harness.experiments.sweep.transfer import Target, transfer
 from harness.experiments.sweep.trials import TrialJudge, scenario
 from harness.scenarios.base import SCENARIOS
-from harness.stages import mapping, splits
+from harness.stages import mapping, units
 from harness.stages.identify import NEURONS_FILE, Rows
 from harness.stages.materials import Materials
 from harness.stages.uncertainty import perplexity
@@ -198,11 +198,11 @@ class _Results:
     def transfer(self, precision: str) -> list[Row]:
         """Return the rows of the probe in every scenario, on the reference's unscaled responses."""
         cett, span, study = self._neurons.cett, self._neurons.tokens, self.m.study
-        graph, rows = self.declared.graph, self._rows
+        graph = self.declared.graph
         traces = graph.read_traces(self._outputs, precision)
         draws = matched_neurons(
             self._neurons.flat,
-            reference_magnitudes(graph.read_traces(self._outputs, REFERENCE), self._neurons, rows),
+            reference_magnitudes(graph.read_traces(self._outputs, REFERENCE), self._neurons),
             self.m.model.space,
             self.section.transfer_draws,
             study.seed,
@@ -213,8 +213,8 @@ class _Results:
             *transfer(
                 precision,
                 self._neurons,
-                traces.matrix(cett, span)[rows.train],
-                rows.y[rows.train],
+                traces.matrix(cett, span),
+                self._rows.y,
                 np.stack(list(draws)),
                 [target for target in targets if target is not None],
                 study.seed,
@@ -230,7 +230,7 @@ class _Results:
         texts, components = plan.texts, self.m.text_components
         of_texts = None if components is None else np.array(components[: len(texts)])
         tokens = np.array([len(text.response) for text in texts], dtype=float)
-        component = splits.components(plan.choices)
+        component = units.components(plan.choices)
         of_choices = np.array([component[choice.id] for choice in plan.choices])
         draw = study.seed, study.compare.replicates
         rows: list[Row] = []

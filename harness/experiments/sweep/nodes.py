@@ -16,11 +16,11 @@ from harness.judges.base import Verdict
 from harness.scenarios.base import SCENARIOS, TrialOutcome
 from harness.stages import mapping, respond, trace
 from harness.stages.graph import Graph
-from harness.stages.identify import NEURONS_FILE, Rows
+from harness.stages.identify import NEURONS_FILE
 from harness.stages.loading import SPELLING
 from harness.stages.respond import GreedyResponse
-from harness.stages.sample import SAMPLES_FILE, TOKENS_FILE
-from harness.stages.samples import read_samples, write_tokens
+from harness.stages.sample import TOKENS_FILE
+from harness.stages.samples import write_tokens
 from harness.store.jsonl import LOG_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.store import digest
@@ -96,7 +96,6 @@ class SweepNodes:
             {
                 "neurons": self.graph.identify(REFERENCE).output(NEURONS_FILE),
                 "traces": self.graph.trace(REFERENCE).output(),
-                "samples": self.graph.samples.output(SAMPLES_FILE),
             },
         )
 
@@ -192,9 +191,9 @@ def h_neurons(neurons: NeuronSet) -> Int[np.ndarray, " k"]:
     return neurons.flat_positive
 
 
-def reference_magnitudes(traces: Traces, neurons: NeuronSet, rows: Rows) -> Float[np.ndarray, " p"]:
-    """Return the mean contribution of each neuron at the reference on the training rows."""
-    return magnitudes(traces, neurons.tokens, rows.train)
+def reference_magnitudes(traces: Traces, neurons: NeuronSet) -> Float[np.ndarray, " p"]:
+    """Return the mean contribution of each neuron at the reference over all samples."""
+    return magnitudes(traces, neurons.tokens, np.arange(traces.info.n))
 
 
 def read_variants(folder: Path) -> tuple[list[Factors], list[Factors]]:
@@ -271,8 +270,7 @@ def _make_variants(work: "Work[Materials]") -> None:
     parameters, m = work.parameters, work.materials
     neurons = NeuronSet.load(work.inputs["neurons"] / NEURONS_FILE, m.model)
     chosen = h_neurons(neurons)
-    rows = Rows(read_samples(work.inputs["samples"] / SAMPLES_FILE))
-    size = reference_magnitudes(Traces.open(work.inputs["traces"]), neurons, rows)
+    size = reference_magnitudes(Traces.open(work.inputs["traces"]), neurons)
     draws = matched_neurons(chosen, size, m.model.space, parameters["draws"], parameters["seed"])
 
     def factors(flat: Int[np.ndarray, " k"], alpha: float) -> list[list[float]]:

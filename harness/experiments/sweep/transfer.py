@@ -43,7 +43,7 @@ def transfer(
 ) -> list[Transfer]:
     """Return a row per target with enough responses of either outcome.
 
-    Probes on matched neurons are fitted at this precision, on the training rows of the probe.
+    Probes on matched neurons are fitted at this precision, on all samples of the study.
     """
     evaluated = [target for target in targets if target.is_sufficient]
     probes = fit_draws(X_train, y_train, draws)

@@ -14,7 +14,7 @@ from harness.judges.rules import RuleJudge
 from harness.judges.text import normalise
 from harness.scenarios.base import Trial, TrialOutcome, as_question
 from harness.scenarios.prompts import PromptForm
-from harness.stages import splits
+from harness.stages import units
 from harness.stages.respond import GreedyResponse
 from hq.errors import HQError
 
@@ -59,7 +59,7 @@ def counted_trials(
         HQError: If no trial of a kind counts.
     """
     kinds = sorted({trial.kind for trial in trials})
-    component = splits.components(trials)
+    component = units.components(trials)
     counted: dict[str, list[AskedTrial]] = {kind: [] for kind in kinds}
     candidates = iter(trials)
     while chunk := list(islice(candidates, _CHUNK)):

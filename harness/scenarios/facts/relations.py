@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from harness.judges.text import normalise
 from harness.scenarios.facts.names import (
     CENTRAL_AMERICA,
     CONTINENT_ALIASES,
@@ -27,7 +28,12 @@ AIRPORT_QUESTIONS = 150  # per relation; small models know very few IATA codes
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One question; `key` is unique within its relation, `aliases[0]` is the answer."""
+    """One question; `key` is unique within its relation, `aliases[0]` is the answer.
+
+    `entity` is what the question is about: a place, an airport, a country or an element. It must
+    not be the answer: all right answers "Japan" would then have one entity, and each wrong "Japan"
+    another, so that folds by entity could be told apart by the text of the answer.
+    """
 
     key: str
     question: str
@@ -101,14 +107,14 @@ def _in_country(place: Place, question: str) -> Fact:
     key = f"{place.country}/{place.name}"
     nation = distinct((place.part,)) if place.part else ()
     aliases = (*countries()[place.country].aliases, *nation)
-    return Fact(key, question, aliases, f"country:{place.country}")
+    return Fact(key, question, aliases, f"place:{normalise(place.name)}")
 
 
 def _airport_city() -> Iterator[Fact]:
     """IATA code to city."""
     for airport in airports()[:AIRPORT_QUESTIONS]:
         question = f"Which city has the airport with the code {airport.code}?"
-        yield Fact(airport.code, question, (airport.city,), f"country:{airport.country}")
+        yield Fact(airport.code, question, (airport.city,), f"airport:{airport.code}")
 
 
 def _airport_country() -> Iterator[Fact]:
@@ -116,7 +122,7 @@ def _airport_country() -> Iterator[Fact]:
     for airport in airports()[:AIRPORT_QUESTIONS]:
         question = f"In which country is the airport with the code {airport.code}?"
         aliases = countries()[airport.country].aliases
-        yield Fact(airport.code, question, aliases, f"country:{airport.country}")
+        yield Fact(airport.code, question, aliases, f"airport:{airport.code}")
 
 
 def _nationality() -> Iterator[Fact]:

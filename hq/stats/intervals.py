@@ -1,0 +1,412 @@
+"""Estimates with 95% intervals for rows that are not independent: AUROC, means, rates, differences.
+
+Rows of one group, the unit, may depend on each other in any way; units are independent. The
+standard error is that of the delete-one-unit jackknife (Miller 1974, "The jackknife: a review"; it
+is not too small on average, Efron & Stein 1981), which for an AUROC is close to the variance of
+Obuchowski (1997, "Nonparametric analysis of clustered ROC curve data"). Large units make it
+imprecise, so the interval uses Student's t with the degrees of freedom of Satterthwaite (1946).
+`docs/statistics.md` has the formulas and the measured coverage.
+
+A statistic is a function of row weights [weightings, n]: rows are sorted once and never copied.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, Self
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict
+from scipy.special import expit, logit
+from scipy.stats import beta
+from scipy.stats import t as student_t
+
+from hq.errors import HQError
+
+Weights = Float[np.ndarray, "weightings n"]
+Statistic = Callable[[Weights], Float[np.ndarray, " weightings"]]
+Scale = Literal["identity", "logit"]
+
+# 2^22 float64 weights are 32 MiB: enough for vectorized operations, small compared with a model.
+_CHUNK = 2**22
+
+
+class Estimate(BaseModel):
+    """A value and its 95% interval.
+
+    `n` is the number of independent units: groups if there are groups, else rows. `se` is the
+    standard error on the scale of the value, and `df` its degrees of freedom; both are None for a
+    mean over draws.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+    n: int
+    se: float | None = None
+    df: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @classmethod
+    def of_draws(cls, values: Float[np.ndarray, " draws"]) -> Self:
+        """Mean over draws with the interval that contains 95% of them; `n` is their number."""
+        low, high = np.quantile(values, [0.025, 0.975])
+        return cls(value=float(values.mean()), low=float(low), high=float(high), n=len(values))
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Student's t interval of the value at another level, such as 0.9.
+
+        Raises HQError if the estimate has no standard error.
+        """
+        se, df = _standard_error(self)
+        half = float(student_t.ppf((1 + level) / 2, df)) * se
+        return self.value - half, self.value + half
+
+
+def estimate(
+    statistic: Statistic,
+    n: int,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    name: str = "statistic",
+    scale: Scale = "identity",
+) -> Estimate:
+    """Return a statistic of `n` rows with its jackknife t interval.
+
+    With T_g the statistic without unit g, and G units: se² = (G − 1)/G · Σ (T_g − mean T)², and the
+    interval is value ± t(df)·se. On the logit scale, it is logit(value) ± t(df)·se/(value·(1 −
+    value)), transformed back, which stays within 0 and 1; at a value of 0 or 1, where this is
+    undefined, it is the interval of Clopper & Pearson for none or all of G trials.
+
+    Degrees of freedom: the share of unit g in se² has an expectation proportional to
+    v_g = a·m_g + b·m_g², where m_g is the number of its rows, and a, b ≥ 0 are fitted by moments.
+    df = (Σ v)² / Σ v² − 1, at least 1, which is G − 1 for units of one size.
+
+    Args:
+        statistic: Function of the row weights; NaN where it is undefined.
+        n: Number of rows.
+        groups: Unit of each row; by default, each row is a unit.
+        name: Name of the statistic in messages.
+        scale: "logit" for a statistic between 0 and 1.
+
+    Raises:
+        HQError: If there are no rows, only one unit, or if the statistic is undefined, for all rows
+            or without one of the units.
+    """
+    unit = units_of(n, groups)
+    sizes = np.bincount(unit).astype(np.float64)
+    value = float(statistic(np.ones((1, n)))[0])
+    if np.isnan(value):
+        raise HQError(f"The {name} is undefined for these {n} rows: collect more varied data.")
+    left_out = np.concatenate([statistic(weights) for weights in _without_each(unit, len(sizes))])
+    undefined = int(np.isnan(left_out).sum())
+    if undefined:
+        raise HQError(
+            f"The {name} is undefined without {undefined} of its {len(sizes)} independent units: "
+            "collect more units with the rarer class or value."
+        )
+    squares = (left_out - left_out.mean()) ** 2
+    se = float(np.sqrt((len(sizes) - 1) / len(sizes) * squares.sum()))
+    df = _degrees_of_freedom(squares, sizes)
+    low, high = _limits(value, se, df, len(sizes), scale)
+    return Estimate(value=value, low=low, high=high, n=len(sizes), se=se, df=df)
+
+
+def smallest_detectable(difference: Estimate, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Return the smallest true difference that a study of this precision detects.
+
+    (t_{1 − alpha/2} + t_{power})·se, with the standard error and degrees of freedom of an estimated
+    difference: a true difference of this size has an interval at level 1 − `alpha` that excludes 0
+    with a probability of about `power`. Raises HQError if the estimate has no standard error.
+    """
+    se, df = _standard_error(difference)
+    return float(student_t.ppf(1 - alpha / 2, df) + student_t.ppf(power, df)) * se
+
+
+def units_of(n: int, groups: Shaped[np.ndarray, " n"] | None) -> Int[np.ndarray, " n"]:
+    """Return the number of each row's unit, from 0.
+
+    Raises HQError if there are no rows, another number of groups than rows, or only one unit.
+    """
+    if n == 0:
+        raise HQError("There are no rows to compute an estimate from: check the selection.")
+    if groups is not None and np.shape(groups) != (n,):
+        raise HQError(f"There are {len(groups)} groups for {n} rows: give one group per row.")
+    unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if unit.max() == 0:
+        raise HQError(
+            f"All {n} rows belong to one independent unit: an interval needs rows of two or more."
+        )
+    return unit
+
+
+def _without_each(unit: Int[np.ndarray, " n"], units: int) -> Iterator[Weights]:
+    """Yield weights that are 0 for the rows of one unit and 1 for all others, for each unit."""
+    chunk = max(1, _CHUNK // len(unit))
+    for start in range(0, units, chunk):
+        removed = np.arange(start, min(start + chunk, units))
+        yield (unit != removed[:, None]).astype(np.float64)
+
+
+def _degrees_of_freedom(
+    squares: Float[np.ndarray, " unit"], sizes: Float[np.ndarray, " unit"]
+) -> float:
+    """Return Satterthwaite's degrees of freedom from the model of unit variances of `estimate`.
+
+    Up to a factor, v is a mixture of m_g and m_g², each with the sum 1. The moments agree if the
+    mean size of a unit, weighted by v, is the mean weighted by the squared deviations.
+    """
+    if squares.max() == 0:
+        return float(len(sizes) - 1)
+    linear, quadratic = (sizes**power / (sizes**power).sum() for power in (1, 2))
+    observed, low, high = (
+        float(sizes @ share) for share in (squares / squares.sum(), linear, quadratic)
+    )
+    mixture = min(max((observed - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+    variances = (1 - mixture) * linear + mixture * quadratic
+    return max(1.0, 1 / float((variances**2).sum()) - 1)
+
+
+def _limits(value: float, se: float, df: float, units: int, scale: Scale) -> tuple[float, float]:
+    quantile = float(student_t.ppf(0.975, df))
+    if scale == "identity":
+        return value - quantile * se, value + quantile * se
+    if value in (0, 1):
+        return clopper_pearson(value * units, units)
+    centre, half = float(logit(value)), quantile * se / (value * (1 - value))
+    return float(expit(centre - half)), float(expit(centre + half))
+
+
+def clopper_pearson(hits: float, trials: float) -> tuple[float, float]:
+    """Return the 95% interval of a share (Clopper & Pearson 1934); counts may be fractions."""
+    low = float(beta.ppf(0.025, hits, trials - hits + 1)) if hits > 0 else 0.0
+    high = float(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1.0
+    return low, high
+
+
+def _standard_error(of: Estimate) -> tuple[float, float]:
+    if of.se is None or of.df is None:
+        raise HQError(
+            f"The estimate {of} has no standard error: use one over rows, not a mean over draws."
+        )
+    return of.se, of.df
+
+
+def auroc(
+    scores: ArrayLike, labels: ArrayLike, strata: Shaped[np.ndarray, " n"] | None = None
+) -> float:
+    """Area under the ROC curve: P(a positive scores above a negative), ties counting one half.
+
+    With `strata`, only a positive and a negative of the same stratum are compared. O(n log n).
+    Raises HQError if a score is NaN, a label is not 0 or 1, or no stratum has both classes.
+    """
+    s, y = _two_classes(scores, labels, strata)
+    return float(auroc_statistic(s, y, strata)(np.ones((1, len(y))))[0])
+
+
+def estimate_auroc(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    strata: Shaped[np.ndarray, " n"] | None = None,
+) -> Estimate:
+    """AUROC with its jackknife interval on the logit scale.
+
+    At an AUROC of 0 or 1, the interval is that of Clopper & Pearson with one trial per unit of the
+    rarer class: as wide as if the answers of a unit were always all right or all wrong.
+    """
+    s, y = _two_classes(scores, labels, strata)
+    area = estimate(auroc_statistic(s, y, strata), len(y), groups, "AUROC", "logit")
+    if area.value not in (0, 1):
+        return area
+    unit = units_of(len(y), groups)
+    rarer = min(len(np.unique(unit[y == label])) for label in (0, 1))
+    low, high = clopper_pearson(area.value * rarer, rarer)
+    return area.model_copy(update={"low": low, "high": high})
+
+
+def estimate_auroc_difference(
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    labels: ArrayLike,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    strata: Shaped[np.ndarray, " n"] | None = None,
+) -> Estimate:
+    """AUROC of `scores_a` minus AUROC of `scores_b`, paired: both without the same unit.
+
+    If `scores_b` is [draws, n], the mean AUROC of its rows is subtracted.
+    """
+    a, y = _two_classes(scores_a, labels, strata)
+    first = auroc_statistic(a, y, strata)
+    others = [
+        auroc_statistic(_two_classes(b, labels, strata)[0], y, strata)
+        for b in np.atleast_2d(scores_b)
+    ]
+
+    def difference(weights: Weights) -> Float[np.ndarray, " weightings"]:
+        subtracted = sum(other(weights) for other in others) / len(others)
+        return first(weights) - subtracted
+
+    return estimate(difference, len(y), groups, "difference of AUROCs")
+
+
+def estimate_mean(values: ArrayLike, groups: Shaped[np.ndarray, " n"] | None = None) -> Estimate:
+    """Mean over rows with its interval. Raises HQError if a value is not finite."""
+    v = _finite(values, "values")
+    return estimate(mean_statistic(v), len(v), groups, "mean")
+
+
+def estimate_rate(
+    values: ArrayLike,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    equal_units: bool = False,
+) -> Estimate:
+    """Share of rows with its interval: Korn & Graubard (1998) for proportions of clustered rows.
+
+    It is the interval of Clopper & Pearson (1934) with an effective number of trials in place of
+    the number of rows n. With the rate p and its jackknife standard error,
+    n_eff = (1 + p·(1 − p)/se²)·(t(n − 1)/t(df))², at most n, where t(df) is the 97.5% quantile of
+    Student's t: n without groups, so that the interval is Clopper & Pearson's. If no or every row
+    is positive, se is 0, and n_eff is the number of units.
+
+    Args:
+        values: 0 or 1 for each row, or a share in between.
+        groups: Unit of each row; by default, each row is a unit.
+        equal_units: Whether to average the rates of the units, which then have the same weight
+            however many rows they have.
+    """
+    v = _finite(values, "values")
+    if not ((v >= 0) & (v <= 1)).all():
+        raise HQError("A rate needs values from 0 to 1: correct the other values.")
+    unit = units_of(len(v), groups)
+    if equal_units:
+        per_unit = np.bincount(unit, v) / np.bincount(unit)
+        mean = estimate(mean_statistic(per_unit), len(per_unit), name="rate")
+    else:
+        mean = estimate(mean_statistic(v), len(v), unit, "rate")
+    low, high = _korn_graubard(mean, len(v))
+    return mean.model_copy(update={"low": low, "high": high})
+
+
+def _korn_graubard(rate: Estimate, rows: int) -> tuple[float, float]:
+    se, df = _standard_error(rate)
+    p = min(max(rate.value, 0.0), 1.0)
+    if p in (0, 1):
+        return clopper_pearson(p * rate.n, rate.n)
+    if se == 0:
+        return clopper_pearson(p * rows, rows)
+    ratio = float(student_t.ppf(0.975, rows - 1) / student_t.ppf(0.975, df))
+    trials = min(rows, (1 + p * (1 - p) / se**2) * ratio**2)
+    return clopper_pearson(p * trials, trials)
+
+
+def mean_statistic(values: Float[np.ndarray, " n"]) -> Statistic:
+    """Return the weighted mean as a statistic."""
+
+    def mean(weights: Weights) -> Float[np.ndarray, " weightings"]:
+        result: Float[np.ndarray, " weightings"] = weights @ values / weights.sum(axis=1)
+        return result
+
+    return mean
+
+
+def auroc_statistic(
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    strata: Shaped[np.ndarray, " n"] | None = None,
+) -> Statistic:
+    """Return the weighted AUROC as a statistic; rows are sorted once, not at each call.
+
+    Over distinct scores t of a stratum, with positive and negative weights P_t and N_t, the wins
+    are Σ_t P_t · (Σ_{u<t} N_u + N_t / 2), and the pairs ΣP · ΣN. The AUROC is the sum of the wins
+    over the strata divided by the sum of the pairs; NaN if there are no pairs.
+    """
+    stratum = np.zeros(len(scores), dtype=np.int64)
+    if strata is not None:
+        stratum = np.unique(strata, return_inverse=True)[1]
+    order = np.lexsort((scores, stratum))
+    ascending, within, positive = scores[order], stratum[order], labels[order] == 1
+    changes = (ascending[1:] != ascending[:-1]) | (within[1:] != within[:-1])
+    starts = np.flatnonzero(np.r_[True, changes])  # of runs of equal scores
+    of_run = within[starts]
+    first = np.flatnonzero(np.r_[True, of_run[1:] != of_run[:-1]])  # runs that start a stratum
+
+    def statistic(weights: Weights) -> Float[np.ndarray, " weightings"]:
+        sorted_weights = weights[:, order]
+        pos = np.add.reduceat(np.where(positive, sorted_weights, 0), starts, axis=1)
+        neg = np.add.reduceat(np.where(positive, 0, sorted_weights), starts, axis=1)
+        below = np.cumsum(neg, axis=1)
+        n_neg = np.add.reduceat(neg, first, axis=1)
+        before = np.cumsum(n_neg, axis=1) - n_neg  # weight of the negatives of earlier strata
+        wins = (pos * (below - before[:, of_run] - neg / 2)).sum(axis=1)
+        pairs = (np.add.reduceat(pos, first, axis=1) * n_neg).sum(axis=1)
+        area: Float[np.ndarray, " weightings"] = np.full(len(wins), np.nan)
+        np.divide(wins, pairs, out=area, where=pairs > 0)
+        return area
+
+    return statistic
+
+
+def grouped_auroc_statistic(
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+) -> Statistic:
+    """Return the AUROC as a statistic of weights of groups: rows of a group have the same weight.
+
+    For many rows in few groups: the pairs in which a positive of group g scores above a negative of
+    group h are counted once, so a call costs O(groups²), whatever the number of rows. NaN if a
+    class has no weight.
+    """
+    order = np.argsort(scores, kind="stable")
+    ascending = scores[order]
+    starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
+    membership = np.eye(len(np.unique(groups)))[np.unique(groups, return_inverse=True)[1][order]]
+    positive = labels[order, None] == 1
+    pos, neg = (np.add.reduceat(membership * side, starts) for side in (positive, ~positive))
+    wins = pos.T @ (np.cumsum(neg, axis=0) - neg / 2)
+    n_pos, n_neg = pos.sum(axis=0), neg.sum(axis=0)
+
+    def statistic(weights: Weights) -> Float[np.ndarray, " weightings"]:
+        pairs = (weights @ n_pos) * (weights @ n_neg)
+        area: Float[np.ndarray, " weightings"] = np.full(len(weights), np.nan)
+        np.divide((weights @ wins * weights).sum(axis=1), pairs, out=area, where=pairs > 0)
+        return area
+
+    return statistic
+
+
+def _two_classes(
+    scores: ArrayLike, labels: ArrayLike, strata: Shaped[np.ndarray, " n"] | None
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    s, y = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    if s.ndim != 1 or s.shape != y.shape:
+        raise HQError(
+            f"Scores {s.shape} and labels {y.shape} differ in shape: give one of each per row."
+        )
+    if strata is not None and np.shape(strata) != s.shape:
+        raise HQError(
+            f"Scores {s.shape} and strata {np.shape(strata)} differ in shape: give one per row."
+        )
+    if np.isnan(s).any():
+        raise HQError(f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: trace those again.")
+    if not np.isin(y, (0, 1)).all():
+        raise HQError("Labels must be 0 (right) or 1 (hallucinated): relabel the others.")
+    y = y.astype(np.int64)
+    if len(np.unique(y)) < 2:
+        raise HQError("The labels contain one class: an AUROC needs right and wrong answers.")
+    if strata is not None and not np.isin(strata[y == 1], strata[y == 0]).any():
+        raise HQError("Every stratum has one class: an AUROC needs right and wrong answers of one.")
+    return s, y
+
+
+def _finite(values: ArrayLike, name: str) -> Float[np.ndarray, " n"]:
+    v = np.asarray(values, dtype=np.float64)
+    if v.ndim != 1 or not np.isfinite(v).all():
+        raise HQError(
+            f"The {name} must be one finite number per row: remove or correct the others."
+        )
+    return v
