@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from harness.tables.schema import Row, Tables
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 
 
 class Survival(Row):
@@ -15,12 +15,11 @@ class Survival(Row):
         "rank, the change of its rank within the layer"
     )
     layers: int = Field(
-        description="layers, each predicted from other layers: the unit that is resampled"
+        description="layers, each predicted from other layers: the independent units of intervals"
     )
     n: int = Field(description="neurons with a defined error")
     hurt: int = Field(description="degraded neurons: the worst quarter of each layer")
     texts: int = Field(description="held-out texts on which errors are measured")
-    seed: int = Field(description="seed of the bootstrap")
     auroc: Estimate = Field(
         description="AUROC of the prediction, fitted on other layers at the other precisions"
     )
@@ -34,8 +33,8 @@ class Survival(Row):
     probe: int = Field(description="neurons of the FP16 probe with a defined error")
     probe_hurt: int = Field(description="those of them that are degraded")
     probe_auroc: Estimate | None = Field(
-        description="AUROC of the prediction among them, resampling neurons; empty if fewer than "
-        "two are degraded, or fewer than two are not"
+        description="AUROC of the prediction among them, each an independent unit; empty if fewer "
+        "than two are degraded, or fewer than two are not"
     )
 
 
