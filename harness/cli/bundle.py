@@ -10,7 +10,7 @@ from harness.cli.app import AsJson, Quiet, app, err, out, print_json
 
 if TYPE_CHECKING:
     from hq.monitor.bundle import Bundle
-    from hq.stats.bootstrap import Estimate
+    from hq.stats.intervals import Estimate
 
 bundle_app = typer.Typer(
     no_args_is_help=True,

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from harness.store.progress import Progress
     from hq.backends.base import Backend
 
-SeedOption = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Seed of folds, draws and bootstraps.")
-]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of folds and draws.")]
 SamplesOption = Annotated[
     Path, typer.Option(help="A samples.jsonl, as `hq study run` writes it: labelled answers.")
 ]

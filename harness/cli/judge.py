@@ -53,7 +53,7 @@ def judge_compare(
         folder = Runner(store, progress, m).run([node])[node]
         responses = distinct_responses(m, folder, limit)
         with progress.task("judge", len(responses), "responses") as task:
-            result = compare_judges(m.judge, other, responses, plan.seed, task)
+            result = compare_judges(m.judge, other, responses, task)
     if as_json:
         print_json(result.model_dump())
         return

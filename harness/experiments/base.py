@@ -16,7 +16,7 @@ from harness.studies.study import Study
 from harness.tables.schema import Row, Tables
 from hq.errors import HQError
 from hq.registry import Registry
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 
 
 class Experiment(ABC):

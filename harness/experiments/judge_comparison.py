@@ -13,7 +13,7 @@ from harness.stages.materials import Materials
 from harness.stages.sample import read_records
 from harness.store.progress import Task
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate, bootstrap_mean
+from hq.stats.intervals import Estimate, estimate_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class JudgeComparison(BaseModel):
     second: str
     responses: int
     questions: int
-    rate: Estimate  # share of responses with different verdicts; resampled by component
+    rate: Estimate  # share of responses with different verdicts; units are components
     kappa: float | None  # Cohen's κ; None if both judges always give the same single verdict
     verdicts: dict[str, int]  # "first, second": number of responses
     labels_changed: int  # questions that get different labels, or a label by one judge only
@@ -66,7 +66,7 @@ def distinct_responses(m: Materials, folder: Path, questions: int) -> list[Compa
 
 
 def compare_judges(
-    first: Judge, second: Judge, responses: Sequence[ComparedResponse], seed: int, task: Task
+    first: Judge, second: Judge, responses: Sequence[ComparedResponse], task: Task
 ) -> JudgeComparison:
     """Return how the two judges' verdicts on the responses differ.
 
@@ -74,7 +74,6 @@ def compare_judges(
         first: The judge that labels the study.
         second: The other judge.
         responses: Distinct responses.
-        seed: Seed of the bootstrap.
         task: Shows the number of judged responses.
 
     Raises:
@@ -94,7 +93,7 @@ def compare_judges(
         second=second.identity,
         responses=len(responses),
         questions=len({response.question.id for response in responses}),
-        rate=bootstrap_mean(differ, seed, groups=groups),
+        rate=estimate_rate(differ, groups),
         kappa=cohen_kappa(verdicts),
         verdicts={f"{a}, {b}": n for (a, b), n in sorted(Counter(verdicts).items())},
         labels_changed=_labels_changed(responses, verdicts),

@@ -25,7 +25,7 @@ from hq.backends.base import Backend, Predictions
 from hq.backends.batching import shared_prefix
 from hq.models.head import ReferenceLogits
 from hq.neurons.prompt_response import PromptResponse
-from hq.stats.bootstrap import Estimate, bootstrap
+from hq.stats.intervals import Estimate, estimate
 from hq.tracing.traces import exchanges_digest
 
 if TYPE_CHECKING:
@@ -200,20 +200,17 @@ def _write_reference(
 def perplexity(
     nll: Float[np.ndarray, " text"],
     tokens: Float[np.ndarray, " text"],
-    seed: int,
-    replicates: int,
     groups: Shaped[np.ndarray, " text"] | None,
 ) -> Estimate:
-    """Return exp of the mean loss per token; the bootstrap resamples texts, or groups of texts."""
+    """Return exp of the mean loss per token; units are texts, or groups of texts.
+
+    The interval is that of the mean loss, transformed, so both of its limits are positive.
+    """
     share = tokens / tokens.sum()
-    return bootstrap(
-        lambda w: np.exp(w @ (nll * share) / (w @ share)),
-        len(share),
-        seed,
-        replicates,
-        groups,
-        "perplexity",
-    )
+    loss = estimate(lambda w: w @ (nll * share) / (w @ share), len(share), groups, "perplexity")
+    value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
+    se = None if loss.se is None else value * loss.se
+    return Estimate(value=value, low=low, high=high, n=loss.n, se=se, df=loss.df)
 
 
 def read(folder: Path) -> Uncertainty:

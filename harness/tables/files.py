@@ -14,7 +14,7 @@ import polars as pl
 from harness.tables.provenance import PROVENANCE_FILE, provenance_json
 from harness.tables.schema import Row, Tables
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 from hq.storage.atomic import write_whole
 
 RESULTS_FILE = "results.json"

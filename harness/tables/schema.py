@@ -1,15 +1,13 @@
 """Rows of result tables. Each experiment describes its columns in its own module `tables`.
 
-An estimate has three columns: NAME, NAME_low and NAME_high, its 95% interval. Intervals are
-percentile bootstraps unless the description of a column says otherwise. They resample entities, not
-questions, because answers to questions about one entity are not independent.
+An estimate has three columns: NAME, NAME_low and NAME_high, its 95% interval. Intervals are those
+of `hq.stats.intervals` unless the description of a column says otherwise. They leave out whole
+units, not rows, because answers of one unit are not independent.
 """
 
 from pydantic import BaseModel, ConfigDict
 
-ENTITIES = (
-    "independent groups of these, no two of which share an entity: the unit that is resampled"
-)
+ENTITIES = "independent units of these, left out one at a time to compute intervals"
 
 
 class Row(BaseModel):

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 from hq.stats.thresholds import match_quantile
 from hq.storage.verified_folder import read_verified_folder, sha256_of, write_verified_folder
 
@@ -83,7 +83,7 @@ class Validation:
 
     auroc: Finite
     n: Count  # answers
-    entities: Count  # groups that share no entity, over which intervals resample
+    entities: Count  # independent units, which intervals leave out one at a time
     hallucinated: Count
     seed: int
     study: str

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from hq.errors import HQError
 from hq.neurons.space import NeuronSpace
-from hq.stats.bootstrap import Estimate, auroc
+from hq.stats.intervals import Estimate, auroc
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -24,7 +24,7 @@ _SD_PER_MAD = 1.4826
 class Control(NamedTuple):
     """AUROC on the test rows of probes that were fitted on draws of neurons."""
 
-    estimate: Estimate  # mean over draws, and the interval that holds 95% of the draws; n = draws
+    estimate: Estimate  # mean over draws, and the interval that contains 95% of them; n = draws
     per_draw: Float[np.ndarray, " draws"]  # AUROC of each
     decisions: Float[np.ndarray, "draws n"]  # decision value of each test row
 
@@ -141,10 +141,9 @@ def control_auroc(
     X_test: Float[np.ndarray, "n p"],
     y_test: Int[np.ndarray, " n"],
     draws: Int[np.ndarray, "draws k"],
-    seed: int,
 ) -> Control:
     """AUROC on the test rows of a ridge probe fitted on the training rows, for each draw."""
-    return read_control(fit_draws(X_train, y_train, draws), draws, X_test, y_test, seed)
+    return read_control(fit_draws(X_train, y_train, draws), draws, X_test, y_test)
 
 
 def fit_draws(
@@ -159,7 +158,6 @@ def read_control(
     draws: Int[np.ndarray, "draws k"],
     X: Float[np.ndarray, "n p"],
     y: Int[np.ndarray, " n"],
-    seed: int,
 ) -> Control:
     """AUROC of each draw's probe on these rows."""
     decisions = np.stack(
@@ -169,7 +167,7 @@ def read_control(
         ]
     )
     per_draw = np.array([auroc(row, y) for row in decisions])
-    return Control(Estimate.of_draws(per_draw, seed), per_draw, decisions)
+    return Control(Estimate.of_draws(per_draw), per_draw, decisions)
 
 
 def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) -> "Pipeline":

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from hq.errors import HQError
 from hq.neurons.space import NeuronSpace
-from hq.stats.bootstrap import Estimate, ResampleWeights, bootstrap
+from hq.stats.intervals import Estimate, Weights, estimate
 
-FidelityMeasure = Callable[[ResampleWeights], Float[np.ndarray, "replicates k"]]
+FidelityMeasure = Callable[[Weights], Float[np.ndarray, "weightings k"]]
 """Values of neurons from the weights of the questions; NaN if a neuron has no value."""
 
 # A variance below this share of the mean square is a rounding error of zero.
@@ -26,7 +26,7 @@ def correlation(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> Fid
     x, y = (v.astype(np.float64) - v.mean(axis=0, dtype=np.float64) for v in (a, b))
     varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
 
-    def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
+    def measure(weights: Weights) -> Float[np.ndarray, "weightings k"]:
         w = weights / weights.sum(axis=1, keepdims=True)
         mean_x, mean_y, square_x, square_y = w @ x, w @ y, w @ x**2, w @ y**2
         variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
@@ -43,7 +43,7 @@ def relative_error(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "n k"]) -> 
     reference = np.abs(a.astype(np.float64))
     change = np.abs(b.astype(np.float64) - a)
 
-    def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
+    def measure(weights: Weights) -> Float[np.ndarray, "weightings k"]:
         total = weights @ reference
         return _ratio(weights @ change, total, total > 0)
 
@@ -68,9 +68,9 @@ def rank_change(
         changes[:, here] = np.abs(before[:, indices[here]] - after[:, indices[here]])
     width = np.array(space.widths)[blocks]
 
-    def measure(weights: ResampleWeights) -> Float[np.ndarray, "replicates k"]:
+    def measure(weights: Weights) -> Float[np.ndarray, "weightings k"]:
         total = width * weights.sum(axis=1, keepdims=True)
-        share: Float[np.ndarray, "replicates k"] = weights @ changes / total
+        share: Float[np.ndarray, "weightings k"] = weights @ changes / total
         return share
 
     return measure
@@ -80,19 +80,17 @@ def over_questions(
     measure: FidelityMeasure,
     n: int,
     name: str,
-    seed: int,
-    replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """Return a group's value with its bootstrap interval over questions, or groups of questions.
+    """Return a group's value with its jackknife interval over questions, or groups of questions.
 
     Raises HQError with the measure's `name` if no neuron of the group has a value.
     """
-    return bootstrap(lambda w: _mean(measure(w)), n, seed, replicates, groups, name)
+    return estimate(lambda w: _mean(measure(w)), n, groups, name)
 
 
 def over_draws(
-    measure: FidelityMeasure, n: int, name: str, draws: Int[np.ndarray, "draws k"], seed: int
+    measure: FidelityMeasure, n: int, name: str, draws: Int[np.ndarray, "draws k"]
 ) -> Estimate:
     """Return the mean over draws of neurons, with the interval that contains 95% of the draws.
 
@@ -102,7 +100,7 @@ def over_draws(
     values = _mean(measure(np.ones((1, n)))[0][draws])
     if np.isnan(values).any():
         raise HQError(f"The {name} is undefined for a draw of neurons: draw others, or more.")
-    return Estimate.of_draws(values, seed)
+    return Estimate.of_draws(values)
 
 
 def _ratio(

@@ -26,7 +26,6 @@ from jaxtyping import Int, Shaped
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate
 
 
 def conformal_threshold(
@@ -90,31 +89,6 @@ def rate_of_calibration(n: int, false_alarms: float, confidence: float = 0.95) -
     require_enough(n, false_alarms)
     above = int((n + 1) * _exact(false_alarms))
     return float(beta.ppf(confidence, above, n + 1 - above))
-
-
-def entity_rate(
-    flagged: ArrayLike, seed: int, entities: Shaped[np.ndarray, " n"] | None = None
-) -> Estimate:
-    """Return the share of flagged answers with its 95% interval; all entities have the same weight.
-
-    The interval is that of Clopper & Pearson (1934) with one trial per entity: as wide as if the
-    answers about an entity always agreed, and not empty if no or every answer is flagged, as a
-    bootstrap interval would be. Nothing is drawn: `seed` is only stored in the estimate. Raises
-    HQError if there are no answers.
-    """
-    from scipy.stats import beta
-
-    values = np.asarray(flagged, dtype=np.float64)
-    if not len(values):
-        raise HQError("There are no answers to compute a rate from: check the selection.")
-    unit = _units(len(values), entities)
-    sizes = np.bincount(unit)
-    n = len(sizes)
-    rate = float((np.bincount(unit, values) / sizes).mean())
-    hits = min(n * rate, n)
-    low = beta.ppf(0.025, hits, n - hits + 1) if hits > 0 else 0.0
-    high = beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1.0
-    return Estimate(value=rate, low=float(low), high=float(high), n=n, seed=seed)
 
 
 def _units(n: int, entities: Shaped[np.ndarray, " n"] | None) -> Int[np.ndarray, " n"]:

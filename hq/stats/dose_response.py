@@ -1,7 +1,7 @@
 """Dose-response: how a rate, such as over-compliance OC(α), depends on the scale α of some neurons.
 
 `compliance` is [alpha, n]: the same n trials at each α, each 0 or 1, or the share of a trial's
-samples that comply. Trials are resampled with all their α, so differences over α are paired.
+samples that comply. A trial is left out with all its α, so differences over α are paired.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
 
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate, ResampleWeights, Statistic, bootstrap
+from hq.stats.intervals import (
+    Estimate,
+    Statistic,
+    Weights,
+    estimate,
+    estimate_rate,
+    mean_statistic,
+    units_of,
+)
 
 Compliance = Float[np.ndarray, "alpha n"] | Bool[np.ndarray, "alpha n"]
 
@@ -22,12 +30,12 @@ _DECIMALS = 12
 
 def rate_statistic(
     compliance: Compliance,
-) -> Callable[[ResampleWeights], Float[np.ndarray, "replicates alpha"]]:
+) -> Callable[[Weights], Float[np.ndarray, "weightings alpha"]]:
     """Return the weighted OC at each α as a statistic: Σ_i w_i·compliance_ai / Σ_i w_i."""
     trials = _trials(compliance)
 
-    def statistic(weights: ResampleWeights) -> Float[np.ndarray, "replicates alpha"]:
-        result: Float[np.ndarray, "replicates alpha"] = (
+    def statistic(weights: Weights) -> Float[np.ndarray, "weightings alpha"]:
+        result: Float[np.ndarray, "weightings alpha"] = (
             weights @ trials.T / weights.sum(axis=1, keepdims=True)
         )
         return result
@@ -35,17 +43,11 @@ def rate_statistic(
     return statistic
 
 
-def bootstrap_rates(
-    compliance: Compliance,
-    seed: int,
-    replicates: int = 2000,
-    groups: Shaped[np.ndarray, " n"] | None = None,
+def estimate_rates(
+    compliance: Compliance, groups: Shaped[np.ndarray, " n"] | None = None
 ) -> list[Estimate]:
-    """OC at each α with its bootstrap interval; all α have the same resamples."""
-    return [
-        bootstrap(_mean_statistic(row), len(row), seed, replicates, groups, "rate")
-        for row in _trials(compliance)
-    ]
+    """OC at each α with its interval (`estimate_rate`)."""
+    return [estimate_rate(row, groups) for row in _trials(compliance)]
 
 
 def slope_statistic(compliance: Compliance, alphas: ArrayLike) -> Statistic:
@@ -55,19 +57,15 @@ def slope_statistic(compliance: Compliance, alphas: ArrayLike) -> Statistic:
     trial's value at the first α can be subtracted, which makes the slope of a constant exactly 0.
     """
     trials = _trials(compliance)
-    return _mean_statistic(_slopes(trials, _doses(alphas, len(trials))))
+    return mean_statistic(_slopes(trials, _doses(alphas, len(trials))))
 
 
-def bootstrap_slope(
-    compliance: Compliance,
-    alphas: ArrayLike,
-    seed: int,
-    replicates: int = 2000,
-    groups: Shaped[np.ndarray, " n"] | None = None,
+def estimate_slope(
+    compliance: Compliance, alphas: ArrayLike, groups: Shaped[np.ndarray, " n"] | None = None
 ) -> Estimate:
-    """Slope of OC(α), in rate per unit of α, with its bootstrap interval (`slope_statistic`)."""
+    """Slope of OC(α), in rate per unit of α, with its jackknife interval (`slope_statistic`)."""
     statistic = slope_statistic(compliance, alphas)
-    return bootstrap(statistic, np.shape(compliance)[1], seed, replicates, groups, "slope")
+    return estimate(statistic, np.shape(compliance)[1], groups, "slope")
 
 
 def slope_difference_statistic(a: Compliance, b: Compliance, alphas: ArrayLike) -> Statistic:
@@ -79,50 +77,46 @@ def slope_difference_statistic(a: Compliance, b: Compliance, alphas: ArrayLike) 
             "same α and trials for both."
         )
     doses = _doses(alphas, len(first))
-    return _mean_statistic(_slopes(first, doses) - _slopes(second, doses))
+    return mean_statistic(_slopes(first, doses) - _slopes(second, doses))
 
 
-def bootstrap_slope_difference(
+def estimate_slope_difference(
     a: Compliance,
     b: Compliance,
     alphas: ArrayLike,
-    seed: int,
-    replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """`slope_difference_statistic` with its bootstrap interval: both on the same resamples."""
+    """`slope_difference_statistic` with its jackknife interval: both without the same unit."""
     statistic = slope_difference_statistic(a, b, alphas)
-    return bootstrap(statistic, np.shape(a)[1], seed, replicates, groups, "difference of slopes")
+    return estimate(statistic, np.shape(a)[1], groups, "difference of slopes")
 
 
-def bootstrap_reduction(
+def estimate_reduction(
     compliance: Compliance,
     alphas: ArrayLike,
     alpha: float,
-    seed: int,
-    replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate | None:
     """Reduction of over-compliance in percent: ΔOC(α) = (OC(1) − OC(α)) / OC(1) · 100.
 
-    Positive if scaling by α lowers the rate; None if no trial complies at α = 1. A resample in
-    which no trial complies at α = 1 is drawn again, so the interval is conditional on OC(1) > 0.
-    Raises HQError if `alpha` or 1 is not among `alphas`.
+    Positive if scaling by α lowers the rate; None if trials of fewer than two units comply at
+    α = 1, as the ratio or its interval is then undefined. Raises HQError if `alpha` or 1 is not
+    among `alphas`.
     """
     trials = _trials(compliance)
     doses = _doses(alphas, len(trials))
     pair = trials[[_index(doses, 1.0), _index(doses, alpha)]]
-    if not pair[0].any():
+    complying = units_of(pair.shape[1], groups)[pair[0] > 0]
+    if len(np.unique(complying)) < 2:
         return None
     both = rate_statistic(pair)
 
-    def reduction(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
+    def reduction(weights: Weights) -> Float[np.ndarray, " weightings"]:
         unscaled, scaled = both(weights).T
-        ratio: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
-        np.divide(scaled, unscaled, out=ratio, where=unscaled > 0)
-        return 100 * (1 - ratio)
+        percent: Float[np.ndarray, " weightings"] = 100 * (1 - scaled / unscaled)
+        return percent
 
-    return bootstrap(reduction, pair.shape[1], seed, replicates, groups, "reduction")
+    return estimate(reduction, pair.shape[1], groups, "reduction")
 
 
 def r_squared(rates: ArrayLike, alphas: ArrayLike) -> float:
@@ -163,14 +157,6 @@ def draw_p_value(value: float, draws: ArrayLike) -> float:
     # A draw at the same distance on the other side is a tie despite rounding.
     as_far = np.abs(d - mean) >= abs(value - mean) * (1 - 1e-9)
     return (1 + int(as_far.sum())) / (1 + len(d))
-
-
-def _mean_statistic(values: Float[np.ndarray, " n"]) -> Statistic:
-    def mean(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
-        result: Float[np.ndarray, " replicates"] = weights @ values / weights.sum(axis=1)
-        return result
-
-    return mean
 
 
 def _slopes(

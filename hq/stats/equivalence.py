@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
+from scipy.stats import t as student_t
 
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate, Statistic, auroc, replicates_of
+from hq.stats.intervals import Estimate, Statistic, auroc, estimate
 
 # A half-width this many times too large needs 10^12 times the units, which is not feasible.
 _HOPELESS = 1e6
@@ -33,12 +34,11 @@ class EquivalenceResult:
     """A verdict and the figures that it follows from."""
 
     verdict: Equivalence
-    difference: Estimate  # with its 95% interval
+    difference: Estimate  # with its 95% interval, and the number of units
     low90: float
     high90: float
     margin: float
     tost_p: float
-    n: int  # independent units: groups if there are groups, else rows
     n_needed: int | None  # see `equivalence`
 
 
@@ -46,22 +46,21 @@ def equivalence(
     statistic: Statistic,
     n: int,
     margin: float,
-    seed: int,
-    replicates: int = 2000,
     groups: Shaped[np.ndarray, " n"] | None = None,
     name: str = "difference",
 ) -> EquivalenceResult:
     """Test whether a difference lies within ±margin: two one-sided tests (TOST, Schuirmann 1987).
 
-    PRESERVED: the 90% bootstrap interval lies inside (−margin, margin), which is both one-sided
-    tests at 5%. The 95% interval may still exclude 0: the difference is then significant but
-    negligible. CHANGED: the 95% interval excludes 0 and the 90% interval is not inside the margin:
-    there is a difference, which is shown neither to be negligible nor to exceed the margin.
+    PRESERVED: the 90% interval lies inside (−margin, margin), which is both one-sided tests at 5%.
+    The 95% interval may still exclude 0: the difference is then significant but negligible.
+    CHANGED: the 95% interval excludes 0 and the 90% interval is not inside the margin: there is a
+    difference, which is shown neither to be negligible nor to exceed the margin.
     UNDECIDED: otherwise.
 
-    `tost_p` is the larger of (1 + #{draws ≤ −margin}) / (1 + replicates) and
-    (1 + #{draws ≥ margin}) / (1 + replicates); around 5% it and the interval can disagree by a
-    replicate or two. If no row differs, no resample does, and the verdict is PRESERVED at any n.
+    Intervals and p-values are those of Student's t with the jackknife standard error and its
+    degrees of freedom (`hq.stats.intervals.estimate`). `tost_p` is the larger p-value of the two
+    one-sided tests: P(T ≥ (d + margin)/se) and P(T ≤ (d − margin)/se) for the difference d. If no
+    row differs, se is 0, and the verdict is PRESERVED with p = 0 at any n.
 
     `n_needed`, if UNDECIDED, is the number N > n of independent units at which there would be a
     decision if the difference d stayed the same and the half-widths h90 and h95 of the intervals,
@@ -75,22 +74,14 @@ def equivalence(
         raise HQError(
             f"The margin {margin} is not a positive number: name the largest negligible difference."
         )
-    resampled = replicates_of(statistic, n, seed, replicates, groups, name)
-    difference = resampled.estimate(seed)
-    low90, high90 = resampled.interval(0.05)
+    difference = estimate(statistic, n, groups, name)
+    low90, high90 = difference.interval(0.9)
     verdict = _verdict(difference, low90, high90, margin)
     needed = None
     if verdict is Equivalence.UNDECIDED:
         needed = _units_needed(difference, (high90 - low90) / 2, margin)
     return EquivalenceResult(
-        verdict,
-        difference,
-        low90,
-        high90,
-        margin,
-        _tost_p(resampled.draws, margin),
-        resampled.units,
-        needed,
+        verdict, difference, low90, high90, margin, _tost_p(difference, margin), needed
     )
 
 
@@ -102,9 +93,11 @@ def _verdict(difference: Estimate, low90: float, high90: float, margin: float) -
     return Equivalence.UNDECIDED
 
 
-def _tost_p(draws: Float[np.ndarray, " replicates"], margin: float) -> float:
-    beyond = max(int((draws <= -margin).sum()), int((draws >= margin).sum()))
-    return (1 + beyond) / (1 + len(draws))
+def _tost_p(difference: Estimate, margin: float) -> float:
+    d, se, df = difference.value, difference.se, difference.df
+    if not se:
+        return 0.0 if abs(d) < margin else 1.0
+    return float(max(student_t.sf((d + margin) / se, df), student_t.cdf((d - margin) / se, df)))
 
 
 def _units_needed(difference: Estimate, h90: float, margin: float) -> int | None:

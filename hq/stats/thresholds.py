@@ -8,29 +8,37 @@ from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate, ResampleWeights, bootstrap
+from hq.stats.intervals import Estimate, Weights, clopper_pearson, estimate, units_of
 
 
-def bootstrap_f1(
+def estimate_f1(
     scores: ArrayLike,
     labels: ArrayLike,
-    threshold: float,
-    seed: int,
-    replicates: int = 2000,
+    threshold: float | Float[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> Estimate:
-    """F1 of the hallucinated class at `threshold`, with its bootstrap interval."""
+    """F1 of the hallucinated class at `threshold`, with its jackknife interval on the logit scale.
+
+    `threshold` may differ between rows, such as between the folds of a cross-fitted probe. F1 is
+    2J/(1 + J), where J is the share of hits among the rows that are labelled or called
+    hallucinated. At an F1 of 0 or 1, the interval is that of Clopper & Pearson for J, with one
+    trial per unit that has such a row.
+    """
     predicted, y = np.asarray(scores) >= threshold, np.asarray(labels).astype(bool)
     hits, positives = predicted & y, predicted.astype(float) + y
 
-    def f1(weights: ResampleWeights) -> Float[np.ndarray, " replicates"]:
+    def f1(weights: Weights) -> Float[np.ndarray, " weightings"]:
         count = weights @ positives
-        # No positive label or prediction: undefined, so the resample is drawn again.
-        ratio: Float[np.ndarray, " replicates"] = np.full(len(weights), np.nan)
+        ratio: Float[np.ndarray, " weightings"] = np.full(len(weights), np.nan)
         np.divide(2 * (weights @ hits), count, out=ratio, where=count > 0)
         return ratio
 
-    return bootstrap(f1, len(y), seed, replicates, groups, "F1")
+    result = estimate(f1, len(y), groups, "F1", "logit")
+    if result.value not in (0, 1):
+        return result
+    trials = len(np.unique(units_of(len(y), groups)[positives > 0]))
+    low, high = (2 * j / (1 + j) for j in clopper_pearson(result.value * trials, trials))
+    return result.model_copy(update={"low": low, "high": high})
 
 
 def youden_threshold(scores: ArrayLike, labels: ArrayLike) -> float:

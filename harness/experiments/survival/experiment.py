@@ -47,8 +47,6 @@ class SurvivalExperiment(Experiment):
             ffns=of_checkpoint(m.path, folded=False),
             reference=graph.read_traces(outputs, REFERENCE),
             variants={p: graph.read_traces(outputs, p) for p in _others(m.study)},
-            seed=m.study.seed,
-            replicates=m.study.compare.replicates,
         ).tables()
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:

@@ -27,12 +27,12 @@ from hq.probe.survival import (
     predict,
     weight_statistics,
 )
-from hq.stats.bootstrap import (
+from hq.stats.intervals import (
     Estimate,
     Statistic,
     auroc,
-    bootstrap,
-    bootstrap_auroc,
+    estimate,
+    estimate_auroc,
     grouped_auroc_statistic,
 )
 from hq.tracing.traces import Traces
@@ -49,8 +49,6 @@ class SurvivalAnalysis:
     ffns: FFNs  # the checkpoint's, as they are stored
     reference: Traces
     variants: Mapping[str, Traces]
-    seed: int
-    replicates: int
 
     def __post_init__(self) -> None:
         self.require(list(self.variants))
@@ -117,7 +115,7 @@ class SurvivalAnalysis:
     ) -> Survival:
         magnitude, layers = self._features[:, _MAGNITUDE], self.neurons.model.n_layers
         first, second = (self._auroc(v, neurons, neurons.defined) for v in (scores, -magnitude))
-        loud = neurons.defined & (magnitude > 0)
+        among_loud = self._auroc(scores, neurons, neurons.defined & (magnitude > 0))
         chosen = self.neurons.flat[neurons.defined[self.neurons.flat]]
         return Survival(
             precision=precision,
@@ -126,11 +124,10 @@ class SurvivalAnalysis:
             n=int(neurons.defined.sum()),
             hurt=int(neurons.degraded.sum()),
             texts=len(self._measured),
-            seed=self.seed,
-            auroc=self._over_layers(first, layers),
-            auroc_small=self._over_layers(second, layers),
-            gain=self._over_layers(lambda w: first(w) - second(w), layers),
-            auroc_loud=self._over_layers(self._auroc(scores, neurons, loud), layers),
+            auroc=estimate(first, layers, name="AUROC", scale="logit"),
+            auroc_small=estimate(second, layers, name="AUROC", scale="logit"),
+            gain=estimate(lambda w: first(w) - second(w), layers, name="gain of AUROC"),
+            auroc_loud=estimate(among_loud, layers, name="AUROC", scale="logit"),
             probe=len(chosen),
             probe_hurt=int(neurons.degraded[chosen].sum()),
             probe_auroc=self._probe(scores, neurons, chosen),
@@ -147,9 +144,6 @@ class SurvivalAnalysis:
         degraded = neurons.degraded[chosen].astype(np.int64)
         return grouped_auroc_statistic(scores[chosen], degraded, layer)
 
-    def _over_layers(self, statistic: Statistic, layers: int) -> Estimate:
-        return bootstrap(statistic, layers, self.seed, self.replicates, name="AUROC")
-
     def _probe(
         self,
         scores: Float[np.ndarray, " p"],
@@ -159,7 +153,7 @@ class SurvivalAnalysis:
         degraded = neurons.degraded[chosen]
         if min(degraded.sum(), (~degraded).sum()) < 2:
             return None
-        return bootstrap_auroc(scores[chosen], degraded, self.seed, self.replicates)
+        return estimate_auroc(scores[chosen], degraded)
 
     def _statistics(self, target: str, degraded: list[DegradedNeurons]) -> list[OfStatistic]:
         fitted = fitted_weights(self._features, degraded)

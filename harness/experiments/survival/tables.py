@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from harness.tables.schema import Row, Tables
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 
 
 class Survival(Row):
@@ -15,7 +15,7 @@ class Survival(Row):
         "rank, the change of its rank within the layer"
     )
     layers: int = Field(
-        description="layers, each predicted from other layers: the unit that is resampled"
+        description="layers, each predicted from other layers: the independent units of intervals"
     )
     n: int = Field(description="neurons with a defined error")
     hurt: int = Field(description="degraded neurons: the worst quarter of each layer")
@@ -23,7 +23,6 @@ class Survival(Row):
         description="samples on which errors are measured: those of the odd folds; statistics of "
         "activity are computed on those of the even folds"
     )
-    seed: int = Field(description="seed of the bootstrap")
     auroc: Estimate = Field(
         description="AUROC of the prediction, fitted on other layers at the other precisions"
     )
@@ -37,8 +36,8 @@ class Survival(Row):
     probe: int = Field(description="neurons of the FP16 probe with a defined error")
     probe_hurt: int = Field(description="those of them that are degraded")
     probe_auroc: Estimate | None = Field(
-        description="AUROC of the prediction among them, resampling neurons; empty if fewer than "
-        "two are degraded, or fewer than two are not"
+        description="AUROC of the prediction among them, each an independent unit; empty if fewer "
+        "than two are degraded, or fewer than two are not"
     )
 
 

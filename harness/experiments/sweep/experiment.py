@@ -36,7 +36,7 @@ from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
 from hq.probe.controls import matched_neurons
-from hq.stats.bootstrap import bootstrap_mean
+from hq.stats.intervals import estimate_rate
 from hq.storage.atomic import atomic_file
 from hq.tracing.traces import Traces
 
@@ -218,13 +218,12 @@ class _Results:
                 np.stack(list(draws)),
                 [target for target in targets if target is not None],
                 study.seed,
-                study.compare.replicates,
             )
         ]
 
     def costs(self, precision: str) -> list[Row]:
         """Return the rows of costs: answers, choices, held-out text, length and refusals."""
-        study, swept, plan = self.m.study, self.swept(precision), self.plan
+        swept, plan = self.swept(precision), self.plan
         correct = np.array(correct_answers(self._outputs[self.declared.answer(precision)], plan))
         groups = np.array([p.component for p in plan.questions])
         texts, components = plan.texts, self.m.text_components
@@ -232,7 +231,6 @@ class _Results:
         tokens = np.array([len(text.response) for text in texts], dtype=float)
         component = units.components(plan.choices)
         of_choices = np.array([component[choice.id] for choice in plan.choices])
-        draw = study.seed, study.compare.replicates
         rows: list[Row] = []
         for a, alpha in enumerate(self.section.alphas):
             measured = costs.read(self._outputs[self.declared.costs(precision, alpha)])
@@ -245,10 +243,9 @@ class _Results:
                     alpha=alpha,
                     n=len(plan.questions),
                     entities=len(np.unique(groups)),
-                    seed=study.seed,
-                    accuracy=bootstrap_mean(correct[a], *draw, groups),
-                    choice_accuracy=bootstrap_mean(hits, *draw, of_choices),
-                    perplexity=perplexity(measured.nll, tokens, *draw, of_texts),
+                    accuracy=estimate_rate(correct[a], groups),
+                    choice_accuracy=estimate_rate(hits, of_choices),
+                    perplexity=perplexity(measured.nll, tokens, of_texts),
                     tokens=float(lengths.mean()),
                     refusals=float(refused.mean()),
                 )
@@ -280,7 +277,6 @@ class _Results:
             h=judge.judged(h, plain),
             matched=JudgedSweep(*map(np.stack, zip(*per_draw, strict=True))),
             seed=self.m.study.seed,
-            replicates=self.m.study.compare.replicates,
         )
 
     def _target(self, precision: str, label: str) -> Target | None:

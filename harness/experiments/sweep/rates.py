@@ -14,18 +14,18 @@ from jaxtyping import Bool, Float, Shaped
 
 from harness.experiments.sweep.tables import Rate, Slope
 from harness.scenarios.base import TrialOutcome
-from hq.stats.bootstrap import Estimate
 from hq.stats.dose_response import (
-    bootstrap_rates,
-    bootstrap_reduction,
-    bootstrap_slope,
     draw_p_value,
+    estimate_rates,
+    estimate_reduction,
+    estimate_slope,
     monotonicity,
     r_squared,
     slope_difference_statistic,
     slope_statistic,
 )
 from hq.stats.equivalence import equivalence
+from hq.stats.intervals import Estimate
 
 
 class JudgedSweep(NamedTuple):
@@ -56,8 +56,7 @@ class Swept:
     components: Shaped[np.ndarray, " trial"]  # trials of one component share an entity
     h: JudgedSweep  # [alpha, trial]
     matched: JudgedSweep  # [draw, control alpha, trial]
-    seed: int
-    replicates: int
+    seed: int  # of the draws
 
     @property
     def n(self) -> int:
@@ -79,23 +78,18 @@ class Swept:
         """Index of α = 1."""
         return self.alphas.index(1.0)
 
-    @property
-    def draw(self) -> tuple[int, int, Shaped[np.ndarray, " trial"]]:
-        """Arguments of an interval: seed, replicates, and the component of each trial."""
-        return self.seed, self.replicates, self.components
-
 
 def rates(swept: Swept) -> Iterator[Rate]:
     """Yield a row per α of the H-Neurons, then of the matched draws."""
     complied = swept.h.complied
-    estimates = bootstrap_rates(complied, *swept.draw)
+    estimates = estimate_rates(complied, swept.components)
     for a, (alpha, estimate) in enumerate(zip(swept.alphas, estimates, strict=True)):
-        reduction = bootstrap_reduction(complied, swept.alphas, alpha, *swept.draw)
+        reduction = estimate_reduction(complied, swept.alphas, alpha, swept.components)
         at_alpha = JudgedSweep(*(values[a] for values in swept.h))
         yield _rate(swept, "h", 1, alpha, at_alpha, estimate, reduction)
     for a, alpha in enumerate(swept.control_alphas):
         at_alpha = JudgedSweep(*(values[:, a] for values in swept.matched))
-        over_draws = Estimate.of_draws(at_alpha.complied.mean(axis=-1), swept.seed)
+        over_draws = Estimate.of_draws(at_alpha.complied.mean(axis=-1))
         yield _rate(swept, "matched", swept.draws, alpha, at_alpha, over_draws, None)
 
 
@@ -136,12 +130,12 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
 
     shared = over_controls(complied[[alphas.index(alpha) for alpha in swept.control_alphas]])
     of_draws = np.array([over_controls(drawn) for drawn in swept.matched.complied])
-    estimate = bootstrap_slope(complied, alphas, *swept.draw)
+    estimate = estimate_slope(complied, alphas, swept.components)
     tost = equivalence(
         slope_difference_statistic(complied, at_reference, alphas),
         swept.n,
         margin,
-        *swept.draw,
+        swept.components,
         "slopes",
     )
     return Slope(
@@ -156,7 +150,7 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
         r_squared=r_squared(mean_rates, alphas),
         monotonicity=monotonicity(mean_rates, alphas),
         slope_shared=shared,
-        slope_matched=Estimate.of_draws(of_draws, swept.seed),
+        slope_matched=Estimate.of_draws(of_draws),
         p_matched=draw_p_value(shared, of_draws),
         change=tost.difference,
         change_low90=tost.low90,

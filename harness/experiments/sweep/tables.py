@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from harness.tables.schema import ENTITIES, Row, Tables
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 
 
 class Transfer(Row):
@@ -17,7 +17,7 @@ class Transfer(Row):
     entities: int = Field(description=ENTITIES)
     complied: int = Field(description="those that complied")
     draws: int = Field(description="draws of matched neurons")
-    seed: int = Field(description="seed of draws, bootstrap and permutations")
+    seed: int = Field(description="seed of draws and permutations")
     auroc: Estimate = Field(description="AUROC of the frozen FP16 probe for `complied`")
     auroc_matched: Estimate = Field(
         description="AUROC of probes on neurons of the same layers and magnitudes, fitted on the "
@@ -46,7 +46,7 @@ class Rate(Row):
     n: int = Field(description="trials")
     entities: int = Field(description=ENTITIES)
     draws: int = Field(description="draws of neurons; 1 if nothing is drawn")
-    seed: int = Field(description="seed of draws and bootstrap")
+    seed: int = Field(description="seed of the draws")
     rate: Estimate = Field(
         description="share of all trials that complied; for `matched` the mean over draws, and the "
         "range of 95% of them"
@@ -69,7 +69,7 @@ class Slope(Row):
     n: int = Field(description="trials")
     entities: int = Field(description=ENTITIES)
     draws: int = Field(description="draws of matched neurons")
-    seed: int = Field(description="seed of draws and bootstrap")
+    seed: int = Field(description="seed of the draws")
     slope: Estimate = Field(description="least-squares slope of the rate over α")
     r_squared: float = Field(description="of that line; 0 if the rate is constant")
     monotonicity: float = Field(
@@ -83,7 +83,7 @@ class Slope(Row):
         description="two-sided P(the slope of a matched draw is as far from their mean as "
         "`slope_shared`); at least 1 ÷ (draws + 1)"
     )
-    change: Estimate = Field(description="slope − slope at FP16, on the same resampled trials")
+    change: Estimate = Field(description="slope − slope at FP16, paired by trial")
     change_low90: float = Field(description="lower end of its 90% interval, used by TOST")
     change_high90: float = Field(description="upper end of the 90% interval")
     margin: float = Field(description="largest difference of two slopes that count as equivalent")
@@ -94,7 +94,7 @@ class Slope(Row):
         "this n"
     )
     n_needed: int | None = Field(
-        description="entities that would decide it, if the true difference is the estimate"
+        description="independent units that would decide it, if the true difference is the estimate"
     )
 
 
@@ -105,7 +105,6 @@ class Cost(Row):
     alpha: float = Field(description="factor of their activations")
     n: int = Field(description="held-out questions of the study")
     entities: int = Field(description=ENTITIES)
-    seed: int = Field(description="seed of the bootstrap")
     accuracy: Estimate = Field(description="share of them answered correctly, greedy")
     choice_accuracy: Estimate = Field(
         description="share of four-way choices (MMLU format) whose correct letter is the most "

@@ -10,10 +10,11 @@ from harness.experiments.sweep.tables import Transfer
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.controls import fit_draws, read_control
-from hq.stats.bootstrap import bootstrap_auroc, bootstrap_auroc_difference
 from hq.stats.equivalence import holm, permutation_p
+from hq.stats.intervals import estimate_auroc, estimate_auroc_difference
 
 MIN_RESPONSES = 8  # of either outcome, for an AUROC
+_MIN_COMPONENTS = 2  # with either outcome, for its interval
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,12 @@ class Target:
 
     @property
     def is_sufficient(self) -> bool:
-        """Whether there are enough responses of either outcome for an AUROC."""
-        return MIN_RESPONSES <= int(self.complied.sum()) <= len(self.complied) - MIN_RESPONSES
+        """Whether there are enough responses of either outcome for an AUROC with an interval."""
+        return all(
+            chosen.sum() >= MIN_RESPONSES
+            and len(np.unique(self.components[chosen])) >= _MIN_COMPONENTS
+            for chosen in (self.complied, ~self.complied)
+        )
 
 
 def transfer(
@@ -39,7 +44,6 @@ def transfer(
     draws: Int[np.ndarray, "draws k"],
     targets: Sequence[Target],
     seed: int,
-    replicates: int,
 ) -> list[Transfer]:
     """Return a row per target with enough responses of either outcome.
 
@@ -48,9 +52,9 @@ def transfer(
     evaluated = [target for target in targets if target.is_sufficient]
     probes = fit_draws(X_train, y_train, draws)
     scores = [neurons.score(t.cett) for t in evaluated]
-    controls = [read_control(probes, draws, t.cett.values, t.complied, seed) for t in evaluated]
+    controls = [read_control(probes, draws, t.cett.values, t.complied) for t in evaluated]
     estimates = [
-        bootstrap_auroc(own, t.complied, seed, replicates, t.components)
+        estimate_auroc(own, t.complied, t.components)
         for own, t in zip(scores, evaluated, strict=True)
     ]
     p_labels = holm([_permuted(own, t, seed) for own, t in zip(scores, evaluated, strict=True)])
@@ -66,13 +70,8 @@ def transfer(
             seed=seed,
             auroc=estimates[t],
             auroc_matched=controls[t].estimate,
-            difference=bootstrap_auroc_difference(
-                scores[t],
-                controls[t].decisions,
-                target.complied,
-                seed,
-                replicates,
-                target.components,
+            difference=estimate_auroc_difference(
+                scores[t], controls[t].decisions, target.complied, target.components
             ),
             p_labels=float(p_labels[t]),
             p_draws=float(p_draws[t]),
