@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from hq.stats.bootstrap import bootstrap_auroc
 from jaxtyping import Float, Int
 
 from harness.deploy.model_card import model_card
@@ -31,7 +32,6 @@ from hq.monitor.bundle import (
     write_bundle,
 )
 from hq.neurons.neuron_set import NeuronSet
-from hq.stats.bootstrap import bootstrap_auroc
 from hq.stats.conformal import require_enough
 from hq.storage.atomic import require_free
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from textwrap import fill
 
+from hq.stats.bootstrap import Estimate
+
 from hq.monitor.bundle import ALL, BundleFacts, Domain, Validation
 from hq.neurons.neuron_set import NeuronSet
-from hq.stats.bootstrap import Estimate
 from hq.stats.conformal import rate_of_calibration
 
 _READS = "The probe tells hallucinated answers from right ones in this file."

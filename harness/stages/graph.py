@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.stages import identify, sample, trace, uncertainty
-from harness.stages.identify import NEURONS_FILE
+from harness.stages.identify import NEURONS_FILE, PROBES_FILE
 from harness.stages.materials import Materials
 from harness.stages.sample import SAMPLES_FILE, TOKENS_FILE
 from harness.stages.samples import Sample, read_samples
@@ -11,6 +11,7 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE
 from hq.neurons.neuron_set import NeuronSet
+from hq.probe.cross_fit import CrossFit
 from hq.tracing.traces import Traces
 
 
@@ -52,6 +53,10 @@ class Graph:
     def read_neurons(self, outputs: Outputs, precision: str) -> NeuronSet:
         """Return the neurons identified at a precision."""
         return NeuronSet.load(self.neurons_file(outputs, precision), self.m.model)
+
+    def read_probes(self, outputs: Outputs, precision: str) -> CrossFit:
+        """Return the probes of all folds, cross-fitted at a precision."""
+        return CrossFit.load(self.neurons_file(outputs, precision).with_name(PROBES_FILE))
 
     def neurons_file(self, outputs: Outputs, precision: str = REFERENCE) -> Path:
         """Return the file of the neurons identified at a precision."""

@@ -1,8 +1,10 @@
-"""Stage `identify`: from traces and labels to a NeuronSet with its threshold."""
+"""Stage `identify`: from traces and labels to the probes of all folds and the set for use."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,18 +14,31 @@ from harness.stages.samples import Sample, read_samples, samples_digest
 from harness.stages.units import require_both_labels
 from harness.store.environment import FIT, machine_class
 from harness.store.node import Node, Stage, Work
+from harness.store.progress import Task
 from harness.studies.study import IdentifySection
 from hq.errors import HQError
-from hq.probe.identify import identify_with_path
-from hq.stats.thresholds import youden_threshold
+from hq.probe.cross_fit import CrossFit, Curves, cross_fit
+from hq.probe.stability import STABLE, Stability, stability
+from hq.storage.atomic import write_whole
 from hq.tracing.traces import Traces, exchanges_digest
 
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
 NEURONS_FILE = "neurons.json"
+PROBES_FILE = "probes.json"
 PATH_FILE = "path.csv"
-THRESHOLD = "youden"
+STABILITY_FILE = "stability.csv"
+_SUMMARY_FILE = "stability.json"
+
+
+class StabilitySummary(NamedTuple):
+    """Stability of the selection over random halves of the units."""
+
+    subsamples: int
+    mean_selected: float
+    stable: int  # neurons with a selection frequency of STABLE or more
+    expected_false: float  # bound on those among them that are not better than average
 
 
 def node(m: "Materials", traces: Node, samples: Node) -> Node:
@@ -44,14 +59,13 @@ def node(m: "Materials", traces: Node, samples: Node) -> Node:
 
 
 def make(work: "Work[Materials]") -> None:
-    """Write neurons.json and path.csv."""
+    """Write the files of `find_neurons`."""
     parameters = work.parameters
     samples = read_samples(work.inputs["samples"] / SAMPLES_FILE)
     section = IdentifySection.model_validate(parameters["identify"])
-    with work.task(1, "fits") as task:
+    with work.task(section.folds + 2, "fits") as task:
         traces, prompt = Traces.open(work.inputs["traces"]), parameters["prompt"]
-        find_neurons(work.folder, traces, samples, section, parameters["seed"], prompt)
-        task.advance(1)
+        find_neurons(work.folder, traces, samples, section, parameters["seed"], prompt, task)
 
 
 def find_neurons(
@@ -61,48 +75,96 @@ def find_neurons(
     section: IdentifySection,
     seed: int,
     prompt: str = "",
-) -> None:
-    """Write neurons.json and the regularisation path, path.csv.
+    task: Task | None = None,
+) -> CrossFit:
+    """Identify neurons on all samples, and cross-fit the probes that have not seen a fold.
 
-    The probe is fitted on the train split only, its threshold on the calibration split only.
+    Writes neurons.json (the set for use), probes.json (with the probe of every fold), path.csv (the
+    curves from which C was chosen) and stability.csv (how often each neuron is selected).
 
     Args:
         folder: Where the files are written.
         traces: Traces of the samples.
         samples: The labelled samples.
         section: Settings of CETT and the fit.
-        seed: Seed of the folds.
+        seed: Seed of the inner folds and of the halves.
         prompt: Form of the prompts, if known; a monitor uses the same form.
+        task: Shows the number of finished fits: the set, one per fold, and the stability.
 
     Raises:
-        HQError: If the traces are not of these samples, or if a split lacks one of the labels.
+        HQError: If the traces are not of these samples, or if a fold lacks one of the labels.
     """
     require_same_tokens(traces, samples)
     rows = Rows(samples)
     features = traces.features(section.cett, section.tokens)
     other = traces.features(section.cett, "other") if section.labels == "3-vs-1" else None
-    neurons, path = identify_with_path(
-        features[rows.train],
-        rows.y[rows.train],
-        folds=section.folds,
-        groups=rows.components[rows.train],
-        max_fraction=section.max_fraction,
-        seed=seed,
-        other=None if other is None else other[rows.train],
-    )
-    scores = neurons.score(features[rows.calibration])
-    threshold = youden_threshold(scores, rows.y[rows.calibration])
-    provenance = neurons.provenance | {
-        "precision": traces.info.precision,
+    provenance = {
         "compute": traces.info.compute,
         "exchanges": traces.info.exchanges,
         "samples": samples_digest(samples),
         **({"prompt": prompt} if prompt else {}),
     }
-    neurons.model_copy(
-        update={"thresholds": {THRESHOLD: threshold}, "provenance": provenance}
-    ).save(folder / NEURONS_FILE)
-    pl.DataFrame([point.model_dump() for point in path]).write_csv(folder / PATH_FILE)
+    fitted, curves = cross_fit(
+        features,
+        rows.y,
+        rows.units,
+        rows.folds,
+        repeats=section.repeats,
+        max_fraction=section.max_fraction,
+        seed=seed,
+        other=other,
+        provenance=provenance,
+        finished=None if task is None else lambda: task.advance(1),
+    )
+    C = float(fitted.neurons.provenance["C"])
+    selected = stability(features, rows.y, rows.units, C, seed=seed, other=other)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_path(folder / PATH_FILE, curves)
+    _write_stability(folder, fitted, selected)
+    fitted.save(folder / PROBES_FILE)
+    fitted.neurons.save(folder / NEURONS_FILE)
+    if task is not None:
+        task.advance(1)
+    return fitted
+
+
+def read_stability(folder: Path) -> StabilitySummary:
+    """Read the summary of the stability from the output of a finished node."""
+    return StabilitySummary(**json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8")))
+
+
+def _write_path(path: Path, curves: Curves) -> None:
+    """Write a row per C: of the fit on all samples, and of the fit without each fold."""
+    named = [("all", curves.all)]
+    named += [(f"without fold {fold}", c) for fold, c in enumerate(curves.without_fold)]
+    rows = [{"samples": name, **point.model_dump()} for name, curve in named for point in curve]
+    pl.DataFrame(rows).write_csv(path)
+
+
+def _write_stability(folder: Path, fitted: CrossFit, selected: Stability) -> None:
+    """Write a row per neuron that is selected in the set or at least in half of the halves."""
+    neurons, space = fitted.neurons, fitted.neurons.model.space
+    weights = dict(zip(neurons.flat.tolist(), neurons.neurons, strict=True))
+    in_folds = Counter(flat for f in fitted.folds for flat in f.probe.flat.tolist())
+    often = np.flatnonzero(selected.frequency >= 0.5).tolist()
+    rows = [
+        {
+            "layer": int(space.locate(flat).layer),
+            "index": int(space.locate(flat).index),
+            "weight": weights[flat].weight if flat in weights else 0.0,
+            "folds": in_folds[flat],
+            "frequency": float(selected.frequency[flat]),
+        }
+        for flat in sorted({*weights, *often})
+    ]
+    pl.DataFrame(rows).write_csv(folder / STABILITY_FILE)
+    summary = StabilitySummary(
+        selected.subsamples,
+        selected.mean_selected,
+        selected.stable(STABLE),
+        selected.expected_false(STABLE),
+    )
+    write_whole(folder / _SUMMARY_FILE, json.dumps(summary._asdict()) + "\n")
 
 
 class Rows:
@@ -127,4 +189,4 @@ def require_same_tokens(traces: Traces, samples: Sequence[Sample]) -> None:
         )
 
 
-STAGE = Stage("identify", make, packages=FIT)
+STAGE = Stage("identify", make, version=2, packages=FIT)

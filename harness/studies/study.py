@@ -72,8 +72,8 @@ class SamplingSection(Section):
 class ReserveSection(Section):
     """Shares of the questions that never become samples."""
 
-    calibration: Fraction = 0.05  # texts for quantizers
-    held_out: Fraction = 0.05  # text for perplexity and KL, questions for the costs of sweeps
+    calibration: Fraction = 0.03  # texts for quantizers
+    held_out: Fraction = 0.03  # text for perplexity and KL, questions for the costs of sweeps
 
     @model_validator(mode="after")
     def _leaves_questions(self) -> Self:
@@ -88,7 +88,8 @@ class IdentifySection(Section):
     cett: Literal["sum", "output"] = "sum"
     tokens: Span = "answer"
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
-    folds: Annotated[int, Field(ge=2)] = 5  # outer folds, and inner folds to choose C
+    folds: Annotated[int, Field(ge=3)] = 5  # outer folds, and inner folds to choose C
+    repeats: Annotated[int, Field(ge=1)] = 3  # of the inner cross-validation
     max_fraction: Fraction = 1e-3
     storage: StorageType = "float32"  # type of stored traces
 
@@ -104,10 +105,12 @@ class IdentifySection(Section):
     @classmethod
     def like(cls, neurons: NeuronSet) -> Self:
         """Return the settings with which a NeuronSet was identified, to re-identify neurons."""
-        stated = {k: v for k, v in neurons.provenance.items() if k in ("folds", "max_fraction")}
-        if len(stated) < 2:
+        keys = ("folds", "repeats", "max_fraction")
+        stated = {key: value for key, value in neurons.provenance.items() if key in keys}
+        if len(stated) < len(keys):
             raise HQError(
-                "The neuron set does not say with which folds and max_fraction it was identified: "
+                "The neuron set does not say with which folds, repeats and max_fraction it was "
+                "identified: "
                 "identify it with `hq identify`."
             )
         settings = {"cett": neurons.cett, "tokens": neurons.tokens, "labels": neurons.labels}

@@ -8,7 +8,7 @@ its thresholds, depends on the responses in it.
 The set for use is fitted on all responses, and its thresholds are set on the out-of-fold scores.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -46,12 +46,12 @@ class CrossFit(BaseModel):
         k = len(self.folds)
         for fold, of_fold in enumerate(self.folds):
             if set(of_fold.calibration) != set(range(k)) - {fold}:
-                raise ValueError(f"fold {fold} has fits without the folds {set(of_fold.calibration)}")
+                raise ValueError(
+                    f"fold {fold} has fits without the folds {set(of_fold.calibration)}"
+                )
         return self
 
-    def scores(
-        self, features: Features, folds: Int[np.ndarray, " n"]
-    ) -> Float[np.ndarray, " n"]:
+    def scores(self, features: Features, folds: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Return each response's decision value by the probe of its fold."""
         self._require(folds)
         values = np.empty(len(features))
@@ -127,6 +127,7 @@ def cross_fit(
     seed: int = 0,
     other: Features | None = None,
     provenance: Mapping[str, str | int | float] | None = None,
+    finished: Callable[[], object] | None = None,
 ) -> tuple[CrossFit, Curves]:
     """Fit the set for use on all responses, and one probe per fold on the responses outside of it.
 
@@ -143,6 +144,7 @@ def cross_fit(
         seed: Seed of the inner folds.
         other: Features of the other tokens, for 3-vs-1 labels (`hq.probe.identify.design_of`).
         provenance: Added to that of every set.
+        finished: Called after the fit on all responses, and after that of each fold.
 
     Raises:
         HQError: A group lies in two folds, a fold has one label only, or as `identify` does.
@@ -156,6 +158,8 @@ def cross_fit(
 
     def chosen(rows: Int[np.ndarray, " m"]) -> tuple[NeuronSet, list[CurvePoint]]:
         choice = choose_c(design, rows, cap, k, repeats, seed)
+        if finished is not None:
+            finished()
         neurons = neurons_of(choice, design, features, settings)
         return _with(neurons, added), choice.curve
 

@@ -5,7 +5,6 @@ L1 logistic regression on standardised features. `hq.probe.regularisation` choos
 """
 
 import warnings
-from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -17,7 +16,7 @@ from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.neurons.space import NeuronSpace
 from hq.probe.l1 import SOLVER, TOLERANCE, Columns
-from hq.probe.regularisation import RULE, Choice, CurvePoint, Design, choose_c
+from hq.probe.regularisation import RULE, Choice, Design, choose_c
 from hq.stats.thresholds import youden_threshold
 
 THRESHOLD = "youden"

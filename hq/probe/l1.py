@@ -101,6 +101,7 @@ class Columns(NamedTuple):
         values = (values - self.mean[columns]) / self.scale[columns]
         return np.asfortranarray(values, dtype=np.float32)
 
+
 def smallest_c(Z: Float[np.ndarray, "m p"] | Columns, y: Int[np.ndarray, " m"]) -> float:
     """Return the largest C at which every weight is zero: 1 / max_j |Σ_i z_ij (y_i − ȳ)|.
 

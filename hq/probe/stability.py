@@ -10,6 +10,8 @@ from hq.neurons.features import Features
 from hq.probe.identify import design_of
 from hq.probe.regularisation import Design, fit_at
 
+STABLE = 0.6
+"""Selection frequency from which the tables call a neuron stable."""
 _BATCH = 10  # halves that are fitted together
 
 

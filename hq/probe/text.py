@@ -4,18 +4,29 @@ If it predicts the labels, so can a probe that reads which question was asked or
 given, and not whether the model hallucinates.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
-
-TEXT_CONTROLS = ("text-answer", "text-question", "text-both")
 CHANCE = 0.05
 """Largest distance from 0.5 of a text-only AUROC that is no sign of a leak."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Control:
+    seen: tuple[str, ...]  # texts
+    spelling: bool  # characters instead of words
+
+
+_CONTROLS = {
+    "text-answer": _Control(("answer",), spelling=False),
+    "text-question": _Control(("question",), spelling=False),
+    "text-both": _Control(("question", "answer"), spelling=False),
+    "text-spelling": _Control(("question", "answer"), spelling=True),
+}
+TEXT_CONTROLS = tuple(_CONTROLS)
 
 
 def text_only(
@@ -24,42 +35,42 @@ def text_only(
     y: Int[np.ndarray, " n"],
     rows: Int[np.ndarray, " m"],
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Fit the three text-only classifiers on some rows, and score all rows.
+    """Fit the text-only classifiers on some rows, and score all rows.
 
-    TF-IDF of words and pairs of words, and of 2 to 4 characters within words, with an L2 logistic
-    regression (scikit-learn's defaults). `text-both` has the features of both texts.
+    TF-IDF of words and pairs of words of the answer, the question, or both, or of one to three
+    characters within words (`text-spelling`), with an L2 logistic regression (scikit-learn's
+    defaults). Names that are asked about once give the words nothing to learn from; the spelling
+    shows whether such names have something in common.
     """
     texts = {"question": list(questions), "answer": list(answers)}
-    seen: Mapping[str, tuple[str, ...]] = {
-        "text-answer": ("answer",),
-        "text-question": ("question",),
-        "text-both": ("question", "answer"),
+    return {
+        name: _decisions([texts[t] for t in control.seen], control.spelling, y, rows)
+        for name, control in _CONTROLS.items()
     }
-    return {name: _decisions([texts[t] for t in of], y, rows) for name, of in seen.items()}
 
 
 def _decisions(
-    texts: Sequence[list[str]], y: Int[np.ndarray, " n"], rows: Int[np.ndarray, " m"]
+    texts: Sequence[list[str]],
+    spelling: bool,
+    y: Int[np.ndarray, " n"],
+    rows: Int[np.ndarray, " m"],
 ) -> Float[np.ndarray, " n"]:
+    # scikit-learn takes a second to import: only a fit pays for it.
     from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
+    # Answers may be a single letter or symbol, which the default pattern would leave out.
+    options = (
+        {"analyzer": "char_wb", "ngram_range": (1, 3)}
+        if spelling
+        else {"token_pattern": r"(?u)\S+", "ngram_range": (1, 2)}
+    )
     blocks = []
     for text in texts:
-        union = _tfidf().fit([text[row] for row in rows.tolist()])
-        blocks.append(union.transform(text))
+        fitted = TfidfVectorizer(**options).fit([text[row] for row in rows.tolist()])
+        blocks.append(fitted.transform(text))
     X = hstack(blocks).tocsr()
-    fitted = LogisticRegression(max_iter=2000).fit(X[rows], y[rows])
-    decisions: Float[np.ndarray, " n"] = fitted.decision_function(X)
+    probe = LogisticRegression(max_iter=2000).fit(X[rows], y[rows])
+    decisions: Float[np.ndarray, " n"] = probe.decision_function(X)
     return decisions
-
-
-def _tfidf() -> "Pipeline":
-    # scikit-learn takes a second to import: only a fit pays for it.
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-
-    # Answers may be a single letter or symbol, which the default pattern would leave out.
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\S+")
-    parts = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
-    return make_union(words, parts)

@@ -70,11 +70,18 @@ def equivalence(
     It is None if there is a decision, if |d| equals the margin, and if N would exceed 10^12·n. As d
     will change with more data, N is only an order of magnitude.
     """
+    return decide(estimate(statistic, n, groups, name), margin)
+
+
+def decide(difference: Estimate, margin: float) -> EquivalenceResult:
+    """Return the verdict of `equivalence` on an estimated difference.
+
+    Raises HQError if the margin is not a positive number.
+    """
     if not (math.isfinite(margin) and margin > 0):
         raise HQError(
             f"The margin {margin} is not a positive number: name the largest negligible difference."
         )
-    difference = estimate(statistic, n, groups, name)
     low90, high90 = difference.interval(0.9)
     verdict = _verdict(difference, low90, high90, margin)
     needed = None

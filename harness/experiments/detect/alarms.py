@@ -1,125 +1,174 @@
-"""Promised false-alarm rates: thresholds per domain, and their rates on held-out answers.
+"""Promised false-alarm rates: thresholds per domain, and the rates of cross-fitted decisions.
 
-A domain is one relation of the scenario, or `all`. A promise needs right calibration answers about
-enough entities (`hq.stats.conformal`): a domain with fewer has no threshold. An entity is a
-component of the samples: entities that questions link, directly or not, count as one.
+A domain is one relation of the scenario, or `all`. The threshold for the answers of fold f is set on
+right answers of all other folds, by probes that have seen neither the answer's fold nor f
+(`hq.probe.cross_fit`), so the measured rates are of answers that neither the probe nor the threshold
+has seen. The threshold for use is set in the same way on the out-of-fold scores of all right
+answers.
+
+Split conformal prediction bounds the false-alarm rate for one probe and answers that it has not
+seen. Here the probes of the calibration differ from the probe in use, which is fitted on more
+answers. No bound holds in general for such cross-conformal thresholds; with a majority of the k
+probes it would be twice the promised rate (Barber et al. 2021, "Predictive inference with the
+jackknife+", theorem 4). In practice the rate is close to the promised one, as the measured rates
+and a simulation (`tests/hq/test_cross_conformal.py`) show.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from harness.experiments.detect.tables import Alarm
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
+from hq.errors import HQError
 from hq.monitor.bundle import ALL
-from hq.stats.bootstrap import Estimate
-from hq.stats.conformal import conformal_threshold, entities_needed, entity_rate
+from hq.stats.conformal import conformal_threshold, entities_needed
+from hq.stats.intervals import Estimate, estimate_rate
 from hq.stats.thresholds import match_quantile
 
 FALSE_ALARM_RATES = (0.05, 0.1, 0.2)
 """False-alarm rates that the thresholds of the table promise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """The answers of a domain, as rows of the samples."""
+@dataclass(frozen=True)
+class Scores:
+    """Cross-fitted decision values of the samples at one precision."""
 
-    domain: str
-    calibration: Int[np.ndarray, " calibration"]
-    right: Int[np.ndarray, " right"]  # the right ones of the calibration split
-    test_right: Int[np.ndarray, " test_right"]
-    test_wrong: Int[np.ndarray, " test_wrong"]
-    components: np.ndarray  # of all samples; samples of one component share entities
+    out_of_fold: Float[np.ndarray, " n"]
+    calibration: Float[np.ndarray, "fold n"]  # row f: for the thresholds of fold f; NaN in f
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The answers of a domain."""
+
+    name: str
+    rows: Rows
+    member: Bool[np.ndarray, " n"]  # samples of the domain
+
+    @property
+    def right(self) -> Int[np.ndarray, " right"]:
+        """The right answers."""
+        return np.flatnonzero(self.member & (self.rows.y == 0))
+
+    @property
+    def wrong(self) -> Int[np.ndarray, " wrong"]:
+        """The hallucinated answers."""
+        return np.flatnonzero(self.member & (self.rows.y == 1))
+
+    def units(self, rows: Int[np.ndarray, " row"]) -> int:
+        """Return the number of units of these rows."""
+        return len(np.unique(self.rows.units[rows]))
+
+    def calibrated(self) -> int:
+        """Return the number of units of right answers that set the threshold of any fold, at least."""
+        folds = range(int(self.rows.folds.max()) + 1)
+        return min(self.units(self.right[self.rows.folds[self.right] != fold]) for fold in folds)
 
     def threshold(self, scores: Float[np.ndarray, " n"], target: float) -> float:
-        """Return the threshold that promises this rate, given the scores of all samples."""
-        return conformal_threshold(scores[self.right], target, self.components[self.right])
+        """Return the threshold for use: it promises this rate by the out-of-fold scores."""
+        return conformal_threshold(scores[self.right], target, self.rows.units[self.right])
 
-    def entities(self, rows: Int[np.ndarray, " row"]) -> int:
-        """Return the number of entities of these rows."""
-        return len(np.unique(self.components[rows]))
+    def flags(self, scores: Scores, target: float) -> Bool[np.ndarray, " n"]:
+        """Return which samples are at or above their fold's threshold, which promises this rate."""
+        return self.flags_at(scores.out_of_fold, self._thresholds(scores.calibration, target))
 
-    def flagged(
-        self, rows: Int[np.ndarray, " row"], scores: Float[np.ndarray, " n"], at: float, seed: int
-    ) -> Estimate:
-        """Return the share of these rows at or above a threshold; entities have equal weights."""
-        return entity_rate(scores[rows] >= at, seed, self.components[rows])
+    def frozen(self, before: Scores, after: Scores, target: float) -> Bool[np.ndarray, " n"]:
+        """Return the flags at a precision by the thresholds of the reference."""
+        return self.flags_at(after.out_of_fold, self._thresholds(before.calibration, target))
+
+    def transferred(self, before: Scores, after: Scores, target: float) -> Bool[np.ndarray, " n"]:
+        """Return the flags by thresholds that are transferred without labels."""
+        thresholds = [
+            match_quantile(at, before.calibration[fold][known], after.calibration[fold][known])
+            for fold, at in enumerate(self._thresholds(before.calibration, target))
+            if (known := np.flatnonzero(self.member & (self.rows.folds != fold))) is not None
+        ]
+        return self.flags_at(after.out_of_fold, thresholds)
+
+    def flags_at(
+        self, scores: Float[np.ndarray, " n"], thresholds: Sequence[float]
+    ) -> Bool[np.ndarray, " n"]:
+        """Return which samples are at or above the threshold of their fold."""
+        flags: Bool[np.ndarray, " n"] = scores >= np.array(thresholds)[self.rows.folds]
+        return flags
+
+    def rate(self, rows: Int[np.ndarray, " row"], flags: Bool[np.ndarray, " n"]) -> Estimate:
+        """Return the share of flagged rows; units have equal weights."""
+        return estimate_rate(flags[rows], self.rows.units[rows], equal_units=True)
+
+    def _thresholds(self, scores: Float[np.ndarray, "fold n"], target: float) -> list[float]:
+        """The threshold for each fold, set on right answers of the other folds."""
+        right, folds = self.right, self.rows.folds[self.right]
+        return [
+            conformal_threshold(
+                of_fold[right[folds != fold]], target, self.rows.units[right[folds != fold]]
+            )
+            for fold, of_fold in enumerate(scores)
+        ]
 
 
-def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[Answers]:
-    """Yield the domains with enough calibration answers to promise this rate, `all` first."""
+def domain_of(samples: Sequence[Sample], rows: Rows, name: str = ALL) -> Domain:
+    """Return the answers of one relation, or all."""
+    return Domain(name, rows, np.array([name in (ALL, sample.relation) for sample in samples]))
+
+
+def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[Domain]:
+    """Yield the domains with enough right answers to promise this rate, `all` first.
+
+    Raises HQError if all answers together are too few.
+    """
     relations = sorted({sample.relation for sample in samples} - {ALL})
     for name in (ALL, *relations) if len(relations) > 1 else (ALL,):
-        answers = answers_of(samples, rows, name)
-        if answers.entities(answers.right) >= entities_needed(target):
-            yield answers
+        domain = domain_of(samples, rows, name)
+        if domain.calibrated() >= entities_needed(target) and domain.units(domain.wrong) > 1:
+            yield domain
 
 
-def answers_of(samples: Sequence[Sample], rows: Rows, domain: str = ALL) -> Answers:
-    """Return the answers of a domain: of one relation, or all."""
-    member = np.array([domain in (ALL, sample.relation) for sample in samples])
-    calibration, test = (split[member[split]] for split in (rows.calibration, rows.test))
-    return Answers(
-        domain=domain,
-        calibration=calibration,
-        right=calibration[rows.y[calibration] == 0],
-        test_right=test[rows.y[test] == 0],
-        test_wrong=test[rows.y[test] == 1],
-        components=rows.components,
-    )
+def require_calibration(samples: Sequence[Sample], rows: Rows, target: float) -> None:
+    """Raises HQError if the right answers are about too few units for this rate."""
+    calibrated, needed = domain_of(samples, rows).calibrated(), entities_needed(target)
+    if calibrated < needed:
+        raise HQError(
+            f"A false-alarm rate of {target:g} needs right answers in {needed} units outside of "
+            f"each fold, and there are {calibrated}: ask for a rate of 1/{calibrated + 1} or more, "
+            "or ask more questions."
+        )
 
 
 def alarms(
-    samples: Sequence[Sample],
-    rows: Rows,
-    before: Float[np.ndarray, " n"],
-    after: Float[np.ndarray, " n"],
-    precision: str,
-    seed: int,
+    samples: Sequence[Sample], rows: Rows, before: Scores, after: Scores, precision: str
 ) -> Iterator[Alarm]:
-    """Yield a row per domain and rate.
-
-    `before` and `after` are scores of all samples at FP16 and at `precision`.
-    """
+    """Yield a row per domain and rate; `before` are the scores at the reference."""
     for target in FALSE_ALARM_RATES:
-        for answers in domains(samples, rows, target):
-            if len(answers.test_right) and len(answers.test_wrong):
-                yield _alarm(answers, target, before, after, precision, seed)
+        for domain in domains(samples, rows, target):
+            yield _alarm(domain, target, before, after, precision)
 
 
-def _alarm(
-    answers: Answers,
-    target: float,
-    before: Float[np.ndarray, " n"],
-    after: Float[np.ndarray, " n"],
-    precision: str,
-    seed: int,
-) -> Alarm:
-    frozen, rows = answers.threshold(before, target), answers.calibration
-    transferred = match_quantile(frozen, before[rows], after[rows])
-    recalibrated = answers.threshold(after, target)
-    right, wrong = answers.test_right, answers.test_wrong
+def _alarm(domain: Domain, target: float, before: Scores, after: Scores, precision: str) -> Alarm:
+    frozen = domain.frozen(before, after, target)
+    transferred = domain.transferred(before, after, target)
+    recalibrated = domain.flags(after, target)
+    right, wrong = domain.right, domain.wrong
     return Alarm(
         precision=precision,
-        domain=answers.domain,
+        domain=domain.name,
         promised=target,
         needed=entities_needed(target),
-        calibrated=answers.entities(answers.right),
+        calibrated=domain.calibrated(),
         n=len(right),
-        entities=answers.entities(right),
+        units=domain.units(right),
         hallucinated=len(wrong),
-        hallucinated_entities=answers.entities(wrong),
-        seed=seed,
-        threshold=frozen,
-        false_alarms=answers.flagged(right, after, frozen, seed),
-        detected=answers.flagged(wrong, after, frozen, seed),
-        threshold_recalibrated=transferred,
-        false_alarms_recalibrated=answers.flagged(right, after, transferred, seed),
-        detected_recalibrated=answers.flagged(wrong, after, transferred, seed),
-        threshold_anew=recalibrated,
-        false_alarms_anew=answers.flagged(right, after, recalibrated, seed),
-        detected_anew=answers.flagged(wrong, after, recalibrated, seed),
+        hallucinated_units=domain.units(wrong),
+        threshold=domain.threshold(before.out_of_fold, target),
+        false_alarms=domain.rate(right, frozen),
+        detected=domain.rate(wrong, frozen),
+        false_alarms_transferred=domain.rate(right, transferred),
+        detected_transferred=domain.rate(wrong, transferred),
+        threshold_recalibrated=domain.threshold(after.out_of_fold, target),
+        false_alarms_recalibrated=domain.rate(right, recalibrated),
+        detected_recalibrated=domain.rate(wrong, recalibrated),
     )

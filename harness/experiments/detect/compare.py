@@ -8,67 +8,76 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
-from harness.experiments.detect.alarms import alarms
+from harness.experiments.detect.alarms import Scores, alarms
 from harness.experiments.detect.tables import (
     Alarm,
     AlignmentRow,
     ControlRow,
+    Design,
     Detection,
     Fidelity,
     ModelRow,
+    Selection,
 )
 from harness.stages import mapping
-from harness.stages.identify import THRESHOLD, Rows, require_same_tokens
+from harness.stages.identify import Rows, StabilitySummary, require_same_tokens
 from harness.stages.samples import Sample
 from harness.stages.uncertainty import Uncertainty, perplexity
 from harness.studies.study import CompareSection
 from harness.tables.schema import Row
-from hq.errors import HQError
 from hq.models.audit import AuditRow
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.controls import (
-    control_auroc,
     magnitude_ratio,
     matched_neurons,
     outliers,
     random_neurons,
     ridge_probe,
 )
+from hq.probe.cross_fit import CrossFit
 from hq.probe.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
+from hq.probe.identify import THRESHOLD
 from hq.probe.overlap import expected_jaccard, jaccard, overlap_p_value
-from hq.stats.bootstrap import (
+from hq.probe.text import CHANCE, TEXT_CONTROLS, text_only
+from hq.stats.equivalence import decide
+from hq.stats.intervals import (
     Estimate,
-    bootstrap,
-    bootstrap_auroc,
-    bootstrap_auroc_difference,
-    bootstrap_mean,
+    auroc,
+    estimate,
+    estimate_auroc,
+    estimate_auroc_difference,
+    estimate_rate,
+    smallest_detectable,
 )
-from hq.stats.thresholds import bootstrap_f1, match_quantile
+from hq.stats.thresholds import estimate_f1, match_quantile
 from hq.tracing.traces import Traces, magnitudes
 
+MARGIN = 0.02
+"""The largest change of an AUROC that counts as negligible."""
 MIB = 2**20
 ANY = 1000  # neurons that represent the whole model
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Traces and neurons of a precision and of the reference, on the same samples.
+    """Traces and cross-fitted probes of a precision and of the reference, on the same samples.
 
-    Intervals resample components of the samples, which are independent; questions about one entity
-    are not.
+    Every decision value is of a probe that has not seen the sample's fold. AUROCs compare samples
+    of one fold, which have the same probe. Intervals are jackknife intervals over units.
     """
 
     samples: list[Sample]
-    neurons: NeuronSet
+    probes: CrossFit  # identified at the reference
     reference: Traces
     variant: Traces
-    reidentified: NeuronSet
+    reidentified: CrossFit  # identified at the variant
     uncertainty: Uncertainty | None  # None if only traces are given
     section: CompareSection
     seed: int
@@ -79,11 +88,13 @@ class Comparison:
             require_same_tokens(traces, self.samples)
             _require_model(traces, self.neurons)
         info = self.variant.info
-        self.neurons.require_present(info.unmatched, info.precision)
-        if THRESHOLD not in self.neurons.thresholds:
-            raise HQError(
-                f"The neuron set has no threshold {THRESHOLD!r}: identify it with `hq identify`."
-            )
+        for probe in (self.neurons, *(fold.probe for fold in self.probes.folds)):
+            probe.require_present(info.unmatched, info.precision)
+
+    @property
+    def neurons(self) -> NeuronSet:
+        """The FP16 probe that is fitted on all samples."""
+        return self.probes.neurons
 
     def tables(self) -> dict[str, list[Row]]:
         """Return all rows of this precision by table."""
@@ -96,69 +107,70 @@ class Comparison:
         }
 
     def detection(self) -> Detection:
-        """Return the three results on the test split."""
-        before, after, y = self._before, self._after, self._y
-        threshold = self.neurons.thresholds[THRESHOLD]
-        calibration = self._rows.calibration
-        transferred = match_quantile(
-            threshold, self._before_all[calibration], self._after_all[calibration]
-        )
-        common = len(np.intersect1d(self.neurons.flat, self.reidentified.flat))
-        sizes = len(self.neurons.flat), len(self.reidentified.flat), self.neurons.model.n_neurons
+        """Return the three results: frozen, with transferred thresholds, and re-identified."""
+        y, units = self._rows.y, self._rows.units
+        before, after = self._before.out_of_fold, self._after.out_of_fold
+        thresholds = [fold.probe.thresholds[THRESHOLD] for fold in self.probes.folds]
+        frozen = np.array(thresholds)[self._rows.folds]
+        transferred = np.array(self._transferred(thresholds))[self._rows.folds]
+        again = self.reidentified.scores(self._variant_cett, self._rows.folds)
+        change = estimate_auroc_difference(after, before, y, *self._draw)
+        flat, flat_again = self.neurons.flat, self.reidentified.neurons.flat
+        common = len(np.intersect1d(flat, flat_again))
+        sizes = len(flat), len(flat_again), self.neurons.model.n_neurons
         return Detection(
             precision=self.variant.info.precision,
             compute=self.variant.info.compute,
             n=len(y),
-            entities=self._entities,
+            units=len(np.unique(units)),
             seed=self.seed,
             neurons=sizes[0],
             h_neurons=len(self.neurons.positive),
             per_mille=1000 * sizes[0] / sizes[2],
-            auroc=bootstrap_auroc(after, y, *self._draw),
-            auroc_change=bootstrap_auroc_difference(after, before, y, *self._draw),
-            auroc_h=bootstrap_auroc(self._h_only, y, *self._draw),
-            accuracy=self._accuracy(threshold),
-            f1=bootstrap_f1(after, y, threshold, *self._draw),
-            accuracy_recalibrated=self._accuracy(transferred),
-            f1_recalibrated=bootstrap_f1(after, y, transferred, *self._draw),
-            flips=bootstrap_mean((after >= threshold) != (before >= threshold), *self._draw),
-            auroc_again=bootstrap_auroc(
-                self.reidentified.score(self._variant_cett[self._rows.test]), y, *self._draw
-            ),
+            auroc=estimate_auroc(after, y, *self._draw),
+            auroc_change=change,
+            detectable=smallest_detectable(change) if change.se else None,
+            verdict=decide(change, MARGIN).verdict,
+            auroc_h=estimate_auroc(self._h_only, y, *self._draw),
+            accuracy=estimate_rate((after >= frozen) == (y == 1), units),
+            f1=estimate_f1(after, y, frozen, units),
+            accuracy_transferred=estimate_rate((after >= transferred) == (y == 1), units),
+            f1_transferred=estimate_f1(after, y, transferred, units),
+            flips=estimate_rate((after >= frozen) != (before >= frozen), units),
+            auroc_again=estimate_auroc(again, y, *self._draw),
             neurons_again=sizes[1],
             common=common,
-            jaccard=jaccard(self.neurons.flat, self.reidentified.flat),
+            jaccard=jaccard(flat, flat_again),
             jaccard_chance=expected_jaccard(*sizes),
             overlap_p=overlap_p_value(common, *sizes),
         )
 
     def alarms(self) -> Iterator[Alarm]:
-        """Yield the rates on the test split of thresholds that promise a false-alarm rate."""
+        """Yield the rates of thresholds that promise a false-alarm rate."""
         return alarms(
-            self.samples,
-            self._rows,
-            self._before_all,
-            self._after_all,
-            self.variant.info.precision,
-            self.seed,
+            self.samples, self._rows, self._before, self._after, self.variant.info.precision
         )
 
     def controls(self) -> list[ControlRow]:
-        """Return probes on random and matched neurons and on other features, fitted here."""
+        """Return probes on random and matched neurons, on other features, and on texts."""
         return [
-            *(self._drawn(name, draws) for name, draws in self._draws.items()),
-            *(self._baseline(name, features) for name, features in self._baselines.items()),
+            *(self._drawn(name) for name in ("random", "matched")),
+            *(self._baseline(name, values) for name, values in self._baselines.items()),
+            *(self._text_row(name) for name in TEXT_CONTROLS),
         ]
+
+    def text_only(self, name: str) -> Estimate:
+        """Return the AUROC of a text-only control (`hq.probe.text.TEXT_CONTROLS`)."""
+        return estimate_auroc(self._texts[name].out_of_fold, self._rows.y, *self._draw)
 
     def fidelity(self) -> list[Fidelity]:
         """Return the change of contributions of probe, H-, matched and arbitrary neurons."""
-        span, test = self.neurons.tokens, self._rows.test
-        a = self.reference.matrix("contribution", span)[test]
-        b = self.variant.matrix("contribution", span)[test]
+        span = self.neurons.tokens
+        a, b = (t.matrix("contribution", span) for t in (self.reference, self.variant))
         return [
             self._fidelity(a, b, "probe", self.neurons.flat),
             self._fidelity(a, b, "h_neurons", self.neurons.flat_positive),
-            self._fidelity(a, b, "matched", self._draws["matched"]),
+            self._fidelity(a, b, "matched", self._draws_like(self.neurons)["matched"]),
             self._fidelity(a, b, "any", self._any),
         ]
 
@@ -167,9 +179,10 @@ class Comparison:
         audit = self.variant.info.audit
         share = u.tokens / u.tokens.sum()
         groups = None if self.text_components is None else np.array(self.text_components)
-        draw = (self.seed, self.section.replicates, groups)
-        loss = perplexity(u.nll, u.tokens, *draw)
-        divergence = bootstrap(lambda w: w @ (u.kl * share) / (w @ share), len(share), *draw, "KL")
+        loss = perplexity(u.nll, u.tokens, groups)
+        divergence = estimate(
+            lambda w: w @ (u.kl * share) / (w @ share), len(share), groups, "KL divergence"
+        )
         return ModelRow(
             precision=self.variant.info.precision,
             modules=_modules(audit),
@@ -178,19 +191,24 @@ class Comparison:
             / sum(row.weights for row in audit),
             weights_mib=self.variant.info.weight_bytes / MIB,
             n=len(share),
-            entities=loss.n,
-            seed=self.seed,
+            units=loss.n,
             perplexity=loss,
             kl=divergence,
         )
 
-    def _accuracy(self, threshold: float) -> Estimate:
-        return bootstrap_mean((self._after >= threshold) == (self._y == 1), *self._draw)
+    def _transferred(self, thresholds: Sequence[float]) -> list[float]:
+        """Transfer each fold's threshold without labels, by the scores of other folds."""
+        return [
+            match_quantile(at, before[~np.isnan(before)], after[~np.isnan(after)])
+            for at, before, after in zip(
+                thresholds, self._before.calibration, self._after.calibration, strict=True
+            )
+        ]
 
     def _fidelity(
         self,
-        a: Float[np.ndarray, "test p"],
-        b: Float[np.ndarray, "test p"],
+        a: Float[np.ndarray, "n p"],
+        b: Float[np.ndarray, "n p"],
         group: str,
         neurons: Int[np.ndarray, "*draws k"],
     ) -> Fidelity:
@@ -202,9 +220,9 @@ class Comparison:
             "rank_change": rank_change(a, b, flat, self.neurons.model.space),
         }
         estimates = {
-            name: over_questions(measure, len(a), name, *self._draw)
+            name: over_questions(measure, len(a), name, self._rows.units)
             if neurons.ndim == 1
-            else over_draws(measure, len(a), name, columns, self.seed)
+            else over_draws(measure, len(a), name, columns)
             for name, measure in measures.items()
         }
         return Fidelity(
@@ -214,107 +232,140 @@ class Comparison:
             draws=1 if neurons.ndim == 1 else len(neurons),
             magnitude=magnitude_ratio(neurons, self.neurons.flat, self._magnitudes),
             n=len(a),
-            entities=self._entities,
+            units=len(np.unique(self._rows.units)),
             seed=self.seed,
             **estimates,
         )
 
-    def _drawn(self, name: str, draws: Int[np.ndarray, "draws k"]) -> ControlRow:
-        X, y, (train, test) = self._variant_cett.values, self._rows.y, self._fitted
-        control = control_auroc(X[train], y[train], X[test], y[test], draws, self.seed)
-        return self._control(name, len(draws), control.estimate, control.decisions)
+    def _drawn(self, name: str) -> ControlRow:
+        """Return the row of draws like each fold's probe, fitted on the other folds."""
+        X, y, folds = self._variant_cett.values, self._rows.y, self._rows.folds
+        decisions = np.empty((self.section.draws, len(y)))
+        for fold, of_fold in enumerate(self.probes.folds):
+            train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            for i, draw in enumerate(self._draws_like(of_fold.probe)[name]):
+                fitted = ridge_probe(X[np.ix_(train, draw)], y[train])
+                decisions[i, test] = fitted.decision_function(X[np.ix_(test, draw)].astype(float))
+        areas = np.array([auroc(row, y, folds) for row in decisions])
+        return self._control(name, len(areas), Estimate.of_draws(areas), decisions, None)
 
     def _baseline(self, name: str, features: Float[np.ndarray, "n q"]) -> ControlRow:
-        train, test = self._fitted
-        probe = ridge_probe(features[train], self._rows.y[train])
-        decisions = probe.decision_function(features[test])
-        estimate = bootstrap_auroc(decisions, self._y, *self._draw)
-        return self._control(name, 1, estimate, decisions)
+        y, folds = self._rows.y, self._rows.folds
+        decisions = np.empty(len(y))
+        seen: list[Float[np.ndarray, "n q"]] = []
+        for fold in range(len(self.probes.folds)):
+            fitted = ridge_probe(features[folds != fold], y[folds != fold])
+            decisions[folds == fold] = fitted.decision_function(features[folds == fold])
+            seen.append(features)
+        return self._fitted(name, decisions, self._adds(decisions, seen))
+
+    def _text_row(self, name: str) -> ControlRow:
+        text = self._texts[name]
+        # In a fold, the text's score is that of its own fit; elsewhere, of fits without both folds.
+        seen = [
+            np.where(np.isnan(of_fold), text.out_of_fold, of_fold)[:, None]
+            for of_fold in text.calibration
+        ]
+        return self._fitted(name, text.out_of_fold, self._adds(text.out_of_fold, seen))
+
+    def _fitted(self, name: str, decisions: Float[np.ndarray, " n"], adds: Estimate) -> ControlRow:
+        area = estimate_auroc(decisions, self._rows.y, *self._draw)
+        return self._control(name, 1, area, decisions, adds)
+
+    def _adds(
+        self, alone: Float[np.ndarray, " n"], seen: Sequence[Float[np.ndarray, "n q"]]
+    ) -> Estimate:
+        """Return the AUROC that the frozen probe's score adds to a control's features.
+
+        `seen` has the control's features for each fold f, none of which depends on labels of f.
+        """
+        y, folds = self._rows.y, self._rows.folds
+        both = np.empty(len(y))
+        for fold, features in enumerate(seen):
+            train, test = folds != fold, folds == fold
+            scores = np.where(test, self._after.out_of_fold, self._after.calibration[fold])
+            X = np.column_stack([features, scores])
+            both[test] = ridge_probe(X[train], y[train]).decision_function(X[test])
+        return estimate_auroc_difference(both, alone, y, *self._draw)
 
     def _control(
-        self, name: str, draws: int, auroc: Estimate, decisions: Float[np.ndarray, "*draws n"]
+        self,
+        name: str,
+        draws: int,
+        area: Estimate,
+        decisions: Float[np.ndarray, "*draws n"],
+        adds: Estimate | None,
     ) -> ControlRow:
         return ControlRow(
             precision=self.variant.info.precision,
             control=name,
-            n=len(self._y),
-            entities=self._entities,
+            n=len(self._rows.y),
+            units=len(np.unique(self._rows.units)),
             draws=draws,
             seed=self.seed,
-            auroc=auroc,
-            probe_minus_control=bootstrap_auroc_difference(
-                self._after, decisions, self._y, *self._draw
+            auroc=area,
+            probe_minus_control=estimate_auroc_difference(
+                self._after.out_of_fold, decisions, self._rows.y, *self._draw
             ),
+            probe_adds=adds,
         )
 
     @property
-    def _draw(self) -> tuple[int, int, Shaped[np.ndarray, " test"]]:
-        """Arguments of an interval: seed, replicates, and the component of each test row."""
-        return self.seed, self.section.replicates, self._rows.components[self._rows.test]
-
-    @property
-    def _entities(self) -> int:
-        return len(np.unique(self._rows.components[self._rows.test]))
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Units and strata of all estimates of an AUROC."""
+        return self._rows.units, self._rows.folds
 
     @cached_property
     def _rows(self) -> Rows:
         return Rows(self.samples)
-
-    @property
-    def _fitted(self) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-        return self._rows.train, self._rows.test
-
-    @property
-    def _y(self) -> Int[np.ndarray, " test"]:
-        return self._at(self._rows.y, self._rows.test)
 
     @cached_property
     def _variant_cett(self) -> Features:
         return self.variant.features(self.neurons.cett, self.neurons.tokens)
 
     @cached_property
-    def _before_all(self) -> Float[np.ndarray, " n"]:
-        return self.neurons.score(self.reference.features(self.neurons.cett, self.neurons.tokens))
+    def _before(self) -> Scores:
+        features = self.reference.features(self.neurons.cett, self.neurons.tokens)
+        return cross_scores(self.probes, features, self._rows)
 
     @cached_property
-    def _after_all(self) -> Float[np.ndarray, " n"]:
-        return self.neurons.score(self._variant_cett)
+    def _after(self) -> Scores:
+        return cross_scores(self.probes, self._variant_cett, self._rows)
+
+    @cached_property
+    def _texts(self) -> dict[str, Scores]:
+        """Decision values of the text-only controls; they do not depend on the precision."""
+        return text_scores(self.samples, self._rows)
 
     @property
-    def _before(self) -> Float[np.ndarray, " test"]:
-        return self._at(self._before_all, self._rows.test)
-
-    @property
-    def _after(self) -> Float[np.ndarray, " test"]:
-        return self._at(self._after_all, self._rows.test)
-
-    @staticmethod
-    def _at(values: np.ndarray, rows: Int[np.ndarray, " row"]) -> np.ndarray:
-        chosen: np.ndarray = values[rows]
-        return chosen
-
-    @property
-    def _h_only(self) -> Float[np.ndarray, " test"]:
+    def _h_only(self) -> Float[np.ndarray, " n"]:
         """Scores by the positive weights only."""
-        h_neurons = self.neurons.model_copy(update={"neurons": self.neurons.positive})
-        return h_neurons.score(self._variant_cett[self._rows.test])
+        values = np.empty(len(self.samples))
+        for fold, of_fold in enumerate(self.probes.folds):
+            probe = of_fold.probe
+            h_neurons = probe.model_copy(update={"neurons": probe.positive})
+            rows = np.flatnonzero(self._rows.folds == fold)
+            values[rows] = h_neurons.score(self._variant_cett)[rows]
+        return values
 
     @cached_property
     def _magnitudes(self) -> Float[np.ndarray, " p"]:
-        """Mean contribution of each neuron at FP16 on the training rows."""
-        return magnitudes(self.reference, self.neurons.tokens, self._rows.train)
+        """Mean contribution of each neuron at FP16."""
+        return magnitudes(self.reference, self.neurons.tokens, np.arange(len(self.samples)))
 
-    @cached_property
-    def _draws(self) -> dict[str, Int[np.ndarray, "draws k"]]:
-        flat, model = self.neurons.flat, self.neurons.model
+    def _draws_like(self, probe: NeuronSet) -> dict[str, Int[np.ndarray, "draws k"]]:
+        """Draw random and matched neurons, as many as a probe has; its own are never drawn."""
+        flat, model = probe.flat, probe.model
         draws, seed = self.section.draws, self.seed
         missing = np.array(self.variant.info.missing, dtype=np.int64)
         extreme = np.flatnonzero(outliers(self._magnitudes))
-        exclude = np.union1d(np.union1d(flat, extreme), missing)
+        # The set for use has neurons that separate all samples, those of this fold as well.
+        exclude = np.unique(np.concatenate([flat, self.neurons.flat, extreme, missing]))
+        not_matched = np.union1d(missing, np.setdiff1d(self.neurons.flat, flat))
         return {
             "random": random_neurons(len(flat), model.n_neurons, draws, seed, exclude),
             "matched": matched_neurons(
-                flat, self._magnitudes, model.space, draws, seed, exclude=missing
+                flat, self._magnitudes, model.space, draws, seed, exclude=not_matched
             ),
         }
 
@@ -335,6 +386,85 @@ class Comparison:
         if self.uncertainty is not None:
             baselines["entropy"] = self.uncertainty.entropy[:, None]
         return baselines
+
+
+def cross_scores(probes: CrossFit, features: Features, rows: Rows) -> Scores:
+    """Return the cross-fitted decision values of all samples."""
+    return Scores(
+        probes.scores(features, rows.folds), probes.calibration_scores(features, rows.folds)
+    )
+
+
+def text_scores(samples: Sequence[Sample], rows: Rows) -> dict[str, Scores]:
+    """Return the decision values of the text-only controls, cross-fitted as the probes are."""
+    questions, answers = [s.question for s in samples], [s.text for s in samples]
+    k = int(rows.folds.max()) + 1
+    scores = {
+        name: Scores(np.empty(len(samples)), np.full((k, len(samples)), np.nan))
+        for name in TEXT_CONTROLS
+    }
+    for fold in range(k):
+        of_fold = text_only(questions, answers, rows.y, np.flatnonzero(rows.folds != fold))
+        for name, values in of_fold.items():
+            test = rows.folds == fold
+            scores[name].out_of_fold[test] = values[test]
+        for other in range(fold):
+            seen = np.flatnonzero((rows.folds != fold) & (rows.folds != other))
+            for name, values in text_only(questions, answers, rows.y, seen).items():
+                for held_out, of in ((other, fold), (fold, other)):
+                    test = rows.folds == held_out
+                    scores[name].calibration[of, test] = values[test]
+    return scores
+
+
+def design(samples: Sequence[Sample], balance: str, seed: int) -> Design:
+    """Return the row of the samples: their balance, their units, and the text-only controls."""
+    rows = Rows(samples)
+    sizes = np.unique(rows.units, return_counts=True)[1]
+    areas = {
+        name: estimate_auroc(scores.out_of_fold, rows.y, rows.units, rows.folds)
+        for name, scores in text_scores(samples, rows).items()
+    }
+    leaking = [f"{name} {area}" for name, area in areas.items() if abs(area.value - 0.5) > CHANCE]
+    return Design(
+        balance=balance,
+        n=len(samples),
+        answers=len({s.answer for s in samples}),
+        relations=len({s.relation for s in samples}),
+        units=len(sizes),
+        effective_units=float(sizes.sum() ** 2 / (sizes**2).sum()),
+        largest_unit=float(sizes.max() / sizes.sum()),
+        folds=int(rows.folds.max()) + 1,
+        seed=seed,
+        text_answer=areas["text-answer"],
+        text_question=areas["text-question"],
+        text_both=areas["text-both"],
+        text_spelling=areas["text-spelling"],
+        warning="; ".join(leaking),
+    )
+
+
+def selection(precision: str, probes: CrossFit, stability: StabilitySummary) -> Selection:
+    """Return how the neurons of a precision were selected."""
+    neurons = probes.neurons
+    folds = [set(fold.probe.flat.tolist()) for fold in probes.folds]
+    pairs = [jaccard(np.array([*a]), np.array([*b])) for a, b in combinations(folds, 2)]
+    sizes = [len(fold) for fold in folds]
+    return Selection(
+        precision=precision,
+        rule=str(neurons.provenance["rule"]),
+        C=float(neurons.provenance["C"]),
+        cv_auroc=float(neurons.provenance["cv_auroc"]),
+        neurons=len(neurons.neurons),
+        fewest=min(sizes),
+        most=max(sizes),
+        in_all_folds=len(set.intersection(set(neurons.flat.tolist()), *folds)),
+        fold_jaccard=float(np.mean(pairs)),
+        subsamples=stability.subsamples,
+        selected=stability.mean_selected,
+        stable=stability.stable,
+        expected_false=stability.expected_false,
+    )
 
 
 def _modules(audit: Sequence[AuditRow]) -> str:

@@ -11,12 +11,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from harness.experiments.base import Experiment, estimate_cell
-from harness.experiments.detect.compare import Comparison, alignment
+from harness.experiments.detect.compare import Comparison, alignment, design, selection
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
 from harness.stages import mapping, sample, uncertainty
 from harness.stages.graph import Graph
-from harness.stages.identify import NEURONS_FILE, PATH_FILE
+from harness.stages.identify import (
+    NEURONS_FILE,
+    PATH_FILE,
+    PROBES_FILE,
+    STABILITY_FILE,
+    read_stability,
+)
 from harness.stages.materials import Materials
 from harness.stages.samples import require_origin
 from harness.store.node import Node
@@ -54,22 +60,24 @@ class DetectExperiment(Experiment):
         graph = Graph(m)
         rows: dict[str, list[Row]] = {name: [] for name in self.tables}
         samples = graph.read_samples(outputs)
-        neurons, reference = (
-            graph.read_neurons(outputs, REFERENCE),
+        probes, reference = (
+            graph.read_probes(outputs, REFERENCE),
             graph.read_traces(outputs, REFERENCE),
         )
-        require_origin(neurons, samples, reference)
-        probe = [(n.layer, n.index) for n in neurons.neurons]
+        require_origin(probes.neurons, samples, reference)
+        rows["design"].append(design(samples, m.study.sampling.balance, m.study.seed))
+        probe = [(n.layer, n.index) for n in probes.neurons.neurons]
         for precision in m.study.precisions:
             folder = outputs[mapping.node(m, precision)]
             if precision != REFERENCE:
-                mapping.require(folder, precision, neurons)
+                mapping.require(folder, precision, probes.neurons)
+            reidentified = graph.read_probes(outputs, precision)
             comparison = Comparison(
                 samples=samples,
-                neurons=neurons,
+                probes=probes,
                 reference=reference,
                 variant=graph.read_traces(outputs, precision),
-                reidentified=graph.read_neurons(outputs, precision),
+                reidentified=reidentified,
                 uncertainty=uncertainty.read(outputs[graph.uncertainty(precision)]),
                 section=m.study.compare,
                 seed=m.study.seed,
@@ -77,11 +85,13 @@ class DetectExperiment(Experiment):
             )
             for name, of_precision in comparison.tables().items():
                 rows[name] += of_precision
+            stability = read_stability(outputs[graph.identify(precision)])
+            rows["selection"].append(selection(precision, reidentified, stability))
             rows["mapping"].append(alignment(folder, precision, probe))
         return rows
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
-        """Write samples, neurons, the regularisation path, layers and speeds.
+        """Write samples, neurons, probes of the folds, paths, stability, layers and speeds.
 
         Speeds differ between runs; all other files are byte-identical on one machine.
         """
@@ -89,7 +99,7 @@ class DetectExperiment(Experiment):
         shutil.copyfile(outputs[graph.samples] / sample.SAMPLES_FILE, folder / "samples.jsonl")
         _write_set_aside(folder / SET_ASIDE_FILE, m.questions.set_aside)
         neurons = graph.neurons_file(outputs)
-        for name in (NEURONS_FILE, PATH_FILE):
+        for name in (NEURONS_FILE, PROBES_FILE, PATH_FILE, STABILITY_FILE):
             shutil.copyfile(neurons.with_name(name), folder / name)
         maps = {p: outputs[mapping.node(m, p)] for p in precisions}
         mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
