@@ -226,8 +226,10 @@ class Materials:
     def _reserved(self, part: Part) -> list[Prompted]:
         reserved = [p for p in self.prompted if p.part == part]
         if not reserved:
+            groups = len({p.component for p in self.prompted})
             raise HQError(
-                f"No question is reserved as {part}, of {len(self.prompted)}: raise "
+                f"No question is reserved as {part}, of {len(self.prompted)} in {groups} groups "
+                "that share an entity or a wording: raise "
                 f"reserve.{part.replace('-', '_')}, or give more questions."
             )
         return reserved
