@@ -78,7 +78,7 @@ class Materials:
         self._require_room()
         for number, text in enumerate(self.texts):
             self.require_length(f"Held-out text {number}", text.ids)
-        if study.pack.text and any(recipe_of(p) for p in made - set(study.checkpoints)):
+        if any(recipe_of(p) for p in made - set(study.checkpoints)):
             _ = self.calibration
 
     @cached_property

@@ -57,7 +57,8 @@ def never_right(study: Path) -> None:
 def always_one_answer(study: Path) -> None:
     path = study.parent / "questions.jsonl"
     rows = [
-        json.loads(line) | {"aliases": ["yes"]} for line in path.read_text("utf-8").splitlines()
+        json.loads(line) | {"aliases": ["yes"]}
+        for line in path.read_text(encoding="utf-8").splitlines()
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -84,7 +85,9 @@ STUDIES = {
         "reserve: calibration and held_out add up to 1",
     ),
     "the splits of an older study": (
-        lambda s: s.write_text(s.read_text(encoding="utf-8") + "[split]\ntrain = 0.5\n", "utf-8"),
+        lambda s: s.write_text(
+            s.read_text(encoding="utf-8") + "[split]\ntrain = 0.5\n", encoding="utf-8"
+        ),
         "'split'",
     ),
     "a value out of range": (lambda s: edit(s, "responses = 3", "responses = 0"), "responses"),

@@ -107,7 +107,7 @@ def test_an_entity_with_the_name_of_an_answer_links_nothing() -> None:
 
 def test_a_large_unit_is_an_error_with_the_sizes() -> None:
     require_small_units([*"aaaabbbccdefghijklmn"])
-    with pytest.raises(HQError, match="holds 5 of the 20 .*more than 20%.* hold 5, 3, 2, 1, 1:"):
+    with pytest.raises(HQError, match=r"holds 5 of the 20 .*more than 20%.* hold 5, 3, 2, 1, 1:"):
         require_small_units([*"aaaaabbbccdefghijklm"])
 
 
@@ -170,7 +170,7 @@ def test_a_fold_without_a_label_is_an_error_with_the_sizes() -> None:
         require_both_labels([0, 0, 1, 1, 2, 2], [False, False, True, True, False, True])
     with pytest.raises(HQError, match="the 2 folds have 1 and 1, 0 and 0"):
         require_both_labels([0, 0], [False, True])
-    with pytest.raises(HQError, match="the 99 folds have .* fewer folds"):
+    with pytest.raises(HQError, match=r"the 99 folds have .* fewer folds"):
         assign_folds(["a", "b"], [False, True], ["r", "r"], 99, seed=0)
 
 
