@@ -78,7 +78,7 @@ class Materials:
         self._require_room()
         for number, text in enumerate(self.texts):
             self.require_length(f"Held-out text {number}", text.ids)
-        if study.pack.text and any(recipe_of(p) for p in made - set(study.checkpoints)):
+        if any(recipe_of(p) for p in made - set(study.checkpoints)):
             _ = self.calibration
 
     @cached_property
@@ -226,8 +226,10 @@ class Materials:
     def _reserved(self, part: Part) -> list[Prompted]:
         reserved = [p for p in self.prompted if p.part == part]
         if not reserved:
+            groups = len({p.component for p in self.prompted})
             raise HQError(
-                f"No question is reserved as {part}, of {len(self.prompted)}: raise "
+                f"No question is reserved as {part}, of {len(self.prompted)} in {groups} groups "
+                "that share an entity or a wording: raise "
                 f"reserve.{part.replace('-', '_')}, or give more questions."
             )
         return reserved

@@ -117,14 +117,14 @@ def require_origin(neurons: NeuronSet, samples: Sequence[Sample], reference: Tra
 
 
 def require_separate(samples: Sequence[Sample]) -> None:
-    """Raises HQError unless units keep related samples together, and folds keep units together.
+    """Raises HQError if a unit is in two folds, or if samples of two units are related.
 
-    Ids must be unique, each unit in one fold, and each answer, wording and prompt in one unit; a
-    unit must not be too large (see `require_small_units`). Entities are not in the samples.
+    Related samples have the same answer, wording or prompt; entities are not known here. Ids must
+    be unique, and no unit may be too large (see `require_small_units`).
     """
     ids: set[str] = set()
     in_unit: dict[str, Sample] = {}
-    first: dict[tuple[str, Hashable], Sample] = {}
+    first_with: dict[tuple[str, Hashable], Sample] = {}
     for sample in samples:
         if sample.id in ids:
             raise HQError(f"The sample {sample.id!r} appears twice in the samples: keep it once.")
@@ -141,8 +141,8 @@ def require_separate(samples: Sequence[Sample]) -> None:
             "prompt": sample.prompt_ids,
         }
         for kind, value in keys.items():
-            same = first.setdefault((kind, value or sample.id), sample)
-            if same.unit != sample.unit:
+            same = first_with.setdefault((kind, value), sample)
+            if value and same.unit != sample.unit:  # texts without words may be equal
                 raise HQError(
                     f"The samples {same.id!r} (unit {same.unit!r}) and {sample.id!r} (unit "
                     f"{sample.unit!r}) have the same {kind}: keep them in one unit, or remove one."

@@ -154,10 +154,11 @@ def require_both_labels(folds: Sequence[int], labels: Sequence[bool], count: int
     count = count or max(2, *(fold + 1 for fold in folds))
     sizes = Counter(zip(folds, map(bool, labels), strict=True))
     if any(not sizes[fold, label] for fold in range(count) for label in (False, True)):
-        listed = ", ".join(f"{sizes[k, False]} and {sizes[k, True]}" for k in range(count))
+        listed = ", ".join(f"{sizes[k, False]} and {sizes[k, True]}" for k in range(min(count, 9)))
+        more = ", …" if count > 9 else ""
         raise HQError(
-            f"Every fold needs right and hallucinated samples, but the {count} folds have {listed}"
-            " of them: ask more questions, or use fewer folds."
+            f"Every fold needs right and hallucinated samples, but the {count} folds have "
+            f"{listed}{more} of them: ask more questions, or use fewer folds."
         )
 
 
@@ -193,12 +194,14 @@ def _counts(
 def _place(
     counts: Float[np.ndarray, "group column"], shares: Float[np.ndarray, " part"], seed: int
 ) -> list[int]:
-    """Return the index of each group's part, by greedy assignment.
+    """Return the index of the part of each group, by greedy assignment.
 
     Groups are shuffled by the seed, and then placed from the largest to the smallest. Each is
     placed where its columns are furthest below their share, among the parts that have room for it
     if there are any.
     """
+    if not len(counts):
+        return []
     order = np.random.default_rng(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order, 0], kind="stable")]
     total = counts.sum(axis=0)

@@ -264,13 +264,19 @@ def estimate_rate(
     groups: Shaped[np.ndarray, " n"] | None = None,
     equal_units: bool = False,
 ) -> Estimate:
-    """Share of rows with its interval: Korn & Graubard (1998) for proportions of clustered rows.
+    """Share of rows with its interval, after Korn & Graubard (1998).
 
-    It is the interval of Clopper & Pearson (1934) with an effective number of trials in place of
-    the number of rows n. With the rate p and its jackknife standard error,
-    n_eff = (1 + p·(1 − p)/se²)·(t(n − 1)/t(df))², at most n, where t(df) is the 97.5% quantile of
-    Student's t: n without groups, so that the interval is Clopper & Pearson's. If no or every row
-    is positive, se is 0, and n_eff is the number of units.
+    It is the interval of Clopper & Pearson (1934) with an effective number of trials n_eff in place
+    of the number of rows n. With p the share, n_eff is the smaller of
+
+    - (1 + p·(1 − p)/se²)·(t(n − 1)/t(df))², at most n, from the jackknife standard error, where
+      t(df) is the 97.5% quantile of Student's t (Korn & Graubard), and
+    - 1/((1 − ρ)·Σ_i w_i² + ρ·Σ_g W_g²), where w_i is the weight of row i in p, W_g that of unit g,
+      and ρ the intraclass correlation 1 − s²/(p·(1 − p)), with s² the variance within units.
+
+    The jackknife alone is too optimistic if positives are rare and a few units are large: then most
+    samples have no large unit with many positives. Without groups, n_eff is n. If no or every row
+    is positive, n_eff is the number of units.
 
     Args:
         values: 0 or 1 for each row, or a share in between.
@@ -282,25 +288,40 @@ def estimate_rate(
     if not ((v >= 0) & (v <= 1)).all():
         raise HQError("A rate needs values from 0 to 1: correct the other values.")
     unit = units_of(len(v), groups)
+    sizes = np.bincount(unit).astype(np.float64)
+    per_unit = np.bincount(unit, v) / sizes
     if equal_units:
-        per_unit = np.bincount(unit, v) / np.bincount(unit)
-        mean = estimate(mean_statistic(per_unit), len(per_unit), name="rate")
+        rate = estimate(mean_statistic(per_unit), len(per_unit), name="rate")
     else:
-        mean = estimate(mean_statistic(v), len(v), unit, "rate")
-    low, high = _korn_graubard(mean, len(v))
-    return mean.model_copy(update={"low": low, "high": high})
+        rate = estimate(mean_statistic(v), len(v), unit, "rate")
+    within = float(((v - per_unit[unit]) ** 2).sum())
+    weights = np.ones(len(sizes)) if equal_units else sizes
+    trials = _effective_trials(rate, within, sizes, weights / weights.sum())
+    low, high = clopper_pearson(min(rate.value * trials, trials), trials)
+    return rate.model_copy(update={"low": low, "high": high})
 
 
-def _korn_graubard(rate: Estimate, rows: int) -> tuple[float, float]:
-    se, df = _standard_error(rate)
-    p = min(max(rate.value, 0.0), 1.0)
-    if p in (0, 1):
-        return clopper_pearson(p * rate.n, rate.n)
-    if se == 0:
-        return clopper_pearson(p * rows, rows)
-    ratio = float(student_t.ppf(0.975, rows - 1) / student_t.ppf(0.975, df))
-    trials = min(rows, (1 + p * (1 - p) / se**2) * ratio**2)
-    return clopper_pearson(p * trials, trials)
+def _effective_trials(
+    rate: Estimate,
+    within: float,
+    sizes: Float[np.ndarray, " unit"],
+    weights: Float[np.ndarray, " unit"],
+) -> float:
+    """Return n_eff of `estimate_rate`; `within` is the sum of squares within units."""
+    p, (se, df) = rate.value, _standard_error(rate)
+    rows, units = int(sizes.sum()), len(sizes)
+    variance = p * (1 - p)
+    if variance <= 0:
+        return units
+    jackknife = float(rows)
+    if se > 0:
+        ratio = float(student_t.ppf(0.975, rows - 1) / student_t.ppf(0.975, df))
+        jackknife = min(jackknife, (1 + variance / se**2) * ratio**2)
+    if rows == units:
+        return jackknife
+    correlation = min(max(1 - within / (rows - units) / variance, 0.0), 1.0)
+    of_rows, of_units = (weights**2 / sizes).sum(), (weights**2).sum()
+    return min(jackknife, 1 / float((1 - correlation) * of_rows + correlation * of_units))
 
 
 def mean_statistic(values: Float[np.ndarray, " n"]) -> Statistic:

@@ -26,10 +26,9 @@ model = {model}
 precisions = ["fp16", "nf4"]
 scenario = {{name = "triviaqa", options = {{source = {questions}}}}}
 prompt = {{form = "few-shot", shots = [["a", "b"], ["c", "d"]]}}
-sampling = {{temperature = 0.02, responses = 3, max_new_tokens = 8, quota = 60}}
-split = {{train = 0.5, calibration = 0.2, test = 0.3}}
+sampling = {{temperature = 0.02, responses = 3, max_new_tokens = 8, balance="relation", quota = 60}}
 identify = {{folds = 2, max_fraction = 0.05}}
-compare = {{draws = 3, replicates = 100, text_tokens = 64}}
+compare = {{draws = 3, text_tokens = 64}}
 """
 
 

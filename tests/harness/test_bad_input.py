@@ -48,7 +48,16 @@ def drop_a_weight(path: Path) -> None:
 def never_right(study: Path) -> None:
     path = study.parent / "questions.jsonl"
     rows = [
-        json.loads(line) | {"aliases": ["never"]}
+        json.loads(line) | {"aliases": [f"never {i}"]}
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines())
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def always_one_answer(study: Path) -> None:
+    path = study.parent / "questions.jsonl"
+    rows = [
+        json.loads(line) | {"aliases": ["yes"]}
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -71,7 +80,16 @@ STUDIES = {
         "did you mean 'few-shot'",
     ),
     "an unknown judge": (lambda s: edit(s, "quota = 60", 'quota = 60, judge = "rule"'), "'rules'"),
-    "fractions past 1": (lambda s: edit(s, "train = 0.5", "train = 0.9"), "add up to 1"),
+    "a reserve of everything": (
+        lambda s: edit(s, 'name = "tiny"', 'name = "tiny"\nreserve = {held_out = 0.95}'),
+        "reserve: calibration and held_out add up to 1",
+    ),
+    "the splits of an older study": (
+        lambda s: s.write_text(
+            s.read_text(encoding="utf-8") + "[split]\ntrain = 0.5\n", encoding="utf-8"
+        ),
+        "'split'",
+    ),
     "a value out of range": (lambda s: edit(s, "responses = 3", "responses = 0"), "responses"),
     "no chat template": (
         lambda s: edit(s, 'form = "few-shot", shots = [["a", "b"], ["c", "d"]]', 'form = "chat"'),
@@ -99,6 +117,10 @@ STUDIES = {
     "a question file that is no text": (
         lambda s: (s.parent / "questions.jsonl").write_bytes(b'{"question": "\xff"}\n'),
         "line 1",
+    ),
+    "one answer to all questions": (
+        always_one_answer,
+        "No question is reserved as held-out, of 401 in 1 groups",
     ),
     "one class only": (never_right, "consistently right"),
     "a study that is no text": (lambda s: s.write_bytes(b"\xff\xfe"), "not valid TOML"),
@@ -356,14 +378,13 @@ def test_traces_of_another_model(traces, finished, hq):
     is_one_sentence(outcome, "that other is compared by belongs to")
 
 
-def test_samples_in_other_splits(traces, finished, hq):
-    """What was trained on must not be reported as held out."""
-    turned = {"train": "test", "test": "calibration", "calibration": "train"}
+def test_samples_in_other_folds(traces, finished, hq):
+    """A sample must not be scored by a probe that was fitted on it."""
     samples = [json.loads(line) for line in traces.read_text(encoding="utf-8").splitlines()]
-    lines = [json.dumps(s | {"split": turned[s["split"]]}) + "\n" for s in samples]
+    lines = [json.dumps(s | {"fold": 1 - s["fold"]}) + "\n" for s in samples]
     Path("turned.jsonl").write_text("".join(lines), encoding="utf-8")
     outcome = compare(hq, "turned.jsonl", finished / "runs" / "tiny" / "neurons.json")
-    is_one_sentence(outcome, "in other splits")
+    is_one_sentence(outcome, "in other folds")
 
 
 def test_reference_and_variant_swapped(traces, finished, hq):

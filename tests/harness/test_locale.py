@@ -19,8 +19,9 @@ from harness.store.store import Store, read_record
 from harness.tables.files import write_tables
 
 assert locale.getencoding().lower() not in ("utf-8", "utf8"), locale.getencoding()
-sample = Sample(id="q", relation="capital", split="train", component="São Paulo",
-                hallucinated=True, text="São Paulo, 東京", prompt_ids=(1,), response_ids=(2,))
+sample = Sample(id="q", relation="capital", question="São Paulo?", text="São Paulo, 東京",
+                answer="sao paulo", hallucinated=True, unit="São Paulo", fold=0,
+                prompt_ids=(1,), response_ids=(2,))
 write_samples(Path("samples.jsonl"), [sample])
 assert read_samples(Path("samples.jsonl")) == [sample]
 jsonl.append(Path("log.jsonl"), [sample])

@@ -2,14 +2,44 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.stages.samples import Candidate, pairs
+from harness.judges.base import Question, Verdict
+from harness.judges.text import normalise
+from harness.stages.sample import JudgedResponse, QuestionRecord, candidates
+from harness.stages.samples import Candidate, Prompted, pairs
+from harness.studies.study import Balance
 
 streams = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60).map(
     lambda rows: [Candidate(str(i), group, label) for i, (group, label) in enumerate(rows)]
 )
+BALANCES: list[Balance] = ["answer", "relation"]
+GIVEN = ["Japan", "japan.", "Peru", "The Peru", "Mali"]
+asked = st.lists(
+    st.tuples(
+        st.sampled_from("rs"),
+        st.sampled_from(GIVEN),
+        st.sampled_from([Verdict.RIGHT, Verdict.WRONG, Verdict.UNCERTAIN]),
+    ),
+    max_size=60,
+)
+Asked = list[tuple[str, str, Verdict]]
+
+
+def answered(rows: Asked) -> tuple[list[Prompted], dict[str, QuestionRecord]]:
+    """Questions of these relations, to each of which all responses are the same."""
+    prompted, records = [], {}
+    for number, (relation, answer, verdict) in enumerate(rows):
+        id = f"q{number}"
+        question = Question(id, f"What is {id}?", ("x",), relation, ())
+        prompted.append(Prompted(question=question, ids=(1,), part="sample", component=id))
+        response = JudgedResponse(text=answer, ids=(2,), verdict=verdict, count=3)
+        records[id] = QuestionRecord(
+            id=id, prompt=(1,), responses=(response,), complete=True, generated=1, naive=3
+        )
+    return prompted, records
 
 
 @given(streams, st.integers(1, 40))
@@ -22,15 +52,35 @@ def test_every_group_has_as_many_right_as_hallucinated(stream, quota):
     assert len(kept) <= 2 * quota
 
 
-@given(streams, st.integers(1, 10))
-def test_what_is_kept_is_settled_by_the_questions_up_to_the_quota(stream, quota):
-    whole = pairs(stream, quota)
-    for stop in range(len(stream) + 1):
-        if len(pairs(stream[:stop], quota)) == quota:
-            assert pairs(stream[:stop], quota) == whole
-            break
-    else:
-        assert len(whole) < quota
+@pytest.mark.parametrize("balance", BALANCES)
+@given(rows=asked)
+def test_a_prefix_that_reaches_a_quota_has_the_first_pairs_of_everything(
+    balance: Balance, rows: Asked
+) -> None:
+    """For every quota and every prefix: where sampling stops does not change what is kept."""
+    prompted, records = answered(rows)
+    everything = pairs(candidates(prompted, records, balance), len(rows) + 1)
+    for stop in range(len(rows) + 1):
+        asked_only = {p.question.id: records[p.question.id] for p in prompted[:stop]}
+        closed = pairs(candidates(prompted, asked_only, balance), len(rows) + 1)
+        assert closed == everything[: len(closed)]
+        for quota in range(1, len(closed) + 1):
+            first = pairs(candidates(prompted[:stop], asked_only, balance), quota)
+            assert first == everything[:quota]
+
+
+@given(rows=asked)
+def test_pairs_by_answer_agree_in_relation_and_normalised_answer(rows: Asked) -> None:
+    prompted, records = answered(rows)
+    of_id = {f"q{n}": (relation, normalise(answer)) for n, (relation, answer, _) in enumerate(rows)}
+    by_answer = pairs(candidates(prompted, records, "answer"), len(rows))
+    assert all(of_id[right] == of_id[wrong] for right, wrong in by_answer)
+    by_relation = pairs(candidates(prompted, records, "relation"), len(rows))
+    assert all(of_id[right][0] == of_id[wrong][0] for right, wrong in by_relation)
+    for id_pairs in (by_answer, by_relation):
+        for right, wrong in id_pairs:
+            assert (records[right].hallucinated, records[wrong].hallucinated) == (False, True)
+    assert len(by_answer) <= len(by_relation)
 
 
 @given(streams)

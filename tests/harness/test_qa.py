@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from harness.scenarios import load_questions
-from harness.stages.splits import assign, components
+from harness.stages.units import assign_parts, components
 from hq.errors import HQError
 
 ROWS: list[dict[str, Any]] = [
@@ -192,7 +192,7 @@ def test_a_lone_surrogate_is_one_sentence(row: dict[str, Any], tmp_path: Path) -
         load_questions("nq", source=_write(tmp_path / "q.jsonl", [row]))
 
 
-def test_one_wording_with_other_ids_or_answers_is_on_one_side(tmp_path: Path) -> None:
+def test_one_wording_with_other_ids_or_answers_is_in_one_part(tmp_path: Path) -> None:
     rows = [
         {
             "id": f"{n}{copy}",
@@ -203,8 +203,8 @@ def test_one_wording_with_other_ids_or_answers_is_on_one_side(tmp_path: Path) ->
         for copy in "ab"
     ]
     questions = load_questions("nq", source=_write(tmp_path / "q.jsonl", rows))
-    side = assign(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=0)
-    assert all(side[f"nq:{n}a"] == side[f"nq:{n}b"] for n in range(100))
+    part = assign_parts(questions, {"calibration": 0.2, "held-out": 0.3}, seed=0)
+    assert all(part[f"nq:{n}a"] == part[f"nq:{n}b"] for n in range(100))
     assert len(set(components(questions).values())) == 100
 
 

@@ -94,19 +94,17 @@ def test_a_raised_version_of_a_stage_computes_again(opened, monkeypatch):
         everything(opened())
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("sampling.quota=20",),
-        ("sampling.quota=1000",),
-        ("split.train=0.3", "split.calibration=0.3", "split.test=0.4"),
-    ],
-    ids=["a smaller quota", "a larger quota", "another split"],
-)
-def test_responses_serve_another_quota_and_another_split(overrides, opened):
-    before, after = opened(), opened(*overrides)
+@pytest.mark.parametrize("quota", [20, 1000], ids=["a smaller quota", "a larger quota"])
+def test_responses_serve_another_quota(quota, opened):
+    before, after = opened(), opened(f"sampling.quota={quota}")
     assert after.samples != before.samples
     assert after.responses != before.responses
+
+
+def test_responses_serve_other_folds(opened):
+    before, after = opened(), opened("identify.folds=3")
+    assert after.samples != before.samples
+    assert after.responses == before.responses
 
 
 def test_a_quota_that_keeps_the_same_samples_keeps_the_traces(opened, monkeypatch):

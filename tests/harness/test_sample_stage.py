@@ -1,23 +1,28 @@
-"""Stage `sample`: what is kept does not depend on what was given up, nor on being killed."""
+"""Stage `sample`: the samples do not depend on early stopping, or on where a run was killed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from harness.judges.base import Verdict
 from harness.judges.registry import make_judge
+from harness.judges.text import normalise
 from harness.stages import sample as stage
 from harness.stages.materials import Materials
 from harness.stages.sample import (
     JudgedResponse,
     QuestionRecord,
+    asked_digest,
     collect,
+    design_digest,
     read_records,
     retain,
     write_records,
 )
 from harness.store.progress import Progress
 from harness.studies.study import REFERENCE, Study
+from hq.errors import HQError
 from hq.tracing.sampling import Sampling
 
 SETTINGS = Sampling(responses=4, temperature=0.03, max_new_tokens=8, seed=3)
@@ -25,13 +30,13 @@ SETTINGS = Sampling(responses=4, temperature=0.03, max_new_tokens=8, seed=3)
 
 @pytest.fixture(scope="module")
 def parts(tiny_study):
-    """A decoding, questions half of which the model can answer, and what ends a response."""
+    """A decoding, questions half of which the model can answer, and the stop criteria."""
     loaded = Study.load(str(tiny_study))
     with Materials(loaded) as m:
         yield m.models.open(REFERENCE).decoding(), m.prompted[:200], m.stop_criteria
 
 
-def run(folder, parts, quota=1000, log=None):
+def run(folder, parts, quota=1000, log=None, balance="relation"):
     """The records of a run; with a `log`, one that other runs share."""
     decoding, prompted, ending = parts
     folder.mkdir(exist_ok=True)
@@ -40,11 +45,23 @@ def run(folder, parts, quota=1000, log=None):
         Progress(quiet=True) as progress,
         progress.task("sample", len(prompted), "questions") as task,
     ):
-        found = collect(
-            log, lambda: decoding, prompted, SETTINGS, ending, make_judge("rules"), quota, task
+        records = collect(
+            log,
+            lambda: decoding,
+            prompted,
+            SETTINGS,
+            ending,
+            make_judge("rules"),
+            quota,
+            balance,
+            task,
         )
-    write_records(folder, found)
+    write_records(folder, records)
     return read_records(folder)
+
+
+def kept(folder, parts, quota=1000, balance="relation"):
+    return retain(folder, parts[1], quota, balance, folds=2, seed=0)
 
 
 class Counting:
@@ -71,18 +88,62 @@ def test_giving_up_early_keeps_what_full_sampling_keeps(parts, tmp_path, monkeyp
     assert all(record.complete for record in full.values())
     assert not all(record.complete for record in early.values())
     assert sum(r.generated for r in early.values()) < sum(r.generated for r in full.values())
-    kept = retain(tmp_path / "early", parts[1], 1000)
-    assert kept == retain(tmp_path / "full", parts[1], 1000)
-    assert len(kept) > 10
+    assert kept(tmp_path / "early", parts) == kept(tmp_path / "full", parts)
+    assert len(kept(tmp_path / "early", parts)) > 10
 
 
-def test_the_quota_ends_sampling_and_changes_nothing_before_it(parts, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("balance", "quota"), [("relation", 12), ("answer", 5)])
+def test_the_quota_ends_sampling_and_changes_nothing_before_it(
+    balance, quota, parts, tmp_path, monkeypatch
+):
     monkeypatch.setattr(stage, "CHUNK", 30)
-    everything = run(tmp_path / "all", parts)
-    some = run(tmp_path / "some", parts, quota=3)
+    monkeypatch.setattr("harness.stages.units.LARGEST_UNIT", 1)  # few of its answers repeat
+    everything = run(tmp_path / "all", parts, balance=balance)
+    some = run(tmp_path / "some", parts, quota=quota, balance=balance)
     assert len(some) < len(everything)
     assert some == {id: everything[id] for id in some}
-    assert retain(tmp_path / "some", parts[1], 3) == retain(tmp_path / "all", parts[1], 3)
+    samples = kept(tmp_path / "some", parts, quota, balance)
+    assert samples == kept(tmp_path / "all", parts, quota, balance)
+    assert len(samples) == 2 * quota
+
+
+def test_a_large_unit_is_an_error_that_states_the_sizes(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.stages.units.LARGEST_UNIT", 0.01)
+    run(tmp_path / "all", parts)
+    with pytest.raises(HQError, match=r"One unit .* more than 1%, and the largest units hold \d+,"):
+        kept(tmp_path / "all", parts)
+
+
+def test_reserved_questions_are_not_asked(parts, tmp_path):
+    _, prompted, _ = parts
+    reserved = [p.question.id for p in prompted if p.part != "sample"]
+    assert reserved
+    assert not set(reserved) & set(run(tmp_path / "run", parts))
+
+
+def test_samples_state_question_answer_unit_and_fold(parts, tmp_path):
+    run(tmp_path / "run", parts)
+    questions = {p.question.id: p.question.question for p in parts[1]}
+    samples = kept(tmp_path / "run", parts)
+    assert all(s.question == questions[s.id] for s in samples)
+    assert all(s.answer == normalise(s.text) for s in samples)
+    assert {s.fold for s in samples} == {0, 1}
+    assert len({(s.unit, s.fold) for s in samples}) == len({s.unit for s in samples})
+    units_of_answer = {(s.answer, s.unit) for s in samples}
+    assert len(units_of_answer) == len({answer for answer, _ in units_of_answer})
+
+
+def test_other_entities_and_relations_keep_the_log_but_not_the_design(parts):
+    prompted = parts[1]
+    for change in ({"entities": ("other",)}, {"relation": "other"}):
+        changed = [
+            p.model_copy(update={"question": replace(p.question, **change)}) for p in prompted
+        ]
+        assert asked_digest(changed) == asked_digest(prompted)
+        assert design_digest(changed) != design_digest(prompted)
+    for change in ({"question": "Who?"}, {"aliases": ("y",)}, {"distractors": ("y",)}):
+        first = prompted[0].model_copy(update={"question": replace(prompted[0].question, **change)})
+        assert asked_digest([first, *prompted[1:]]) != asked_digest(prompted)
 
 
 def test_a_torn_draft_goes_on_and_ends_with_the_same_bytes(parts, tmp_path):
@@ -97,10 +158,10 @@ def test_a_torn_draft_goes_on_and_ends_with_the_same_bytes(parts, tmp_path):
     assert all(json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
 
 
-def test_another_quota_or_split_goes_on_from_the_same_log(parts, tmp_path, monkeypatch):
+def test_another_quota_balance_or_reserve_continues_the_same_log(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "CHUNK", 30)
     decoding, prompted, ending = parts
-    resplit = [p.model_copy(update={"split": "train"}) for p in prompted]
+    more_reserved = [p.model_copy(update={"part": "held-out"}) for p in prompted[:40]]
     fresh, log = Counting(decoding), tmp_path / "log.jsonl"
     all_at_once = run(tmp_path / "all", (fresh, prompted, ending))
     shared = Counting(decoding)
@@ -109,10 +170,13 @@ def test_another_quota_or_split_goes_on_from_the_same_log(parts, tmp_path, monke
     assert 0 < so_far < fresh.started
     assert run(tmp_path / "more", (shared, prompted, ending), log=log) == all_at_once
     assert shared.started == fresh.started
-    # What is there already needs no model, and says the same as if it had been asked alone.
+    # Records in the log need no model, and equal those of a run of its own.
     again = (None, prompted, ending)
     assert run(tmp_path / "again", again, quota=3, log=log) == few
-    assert run(tmp_path / "other", (None, resplit, ending), log=log) == all_at_once
+    assert run(tmp_path / "balance", again, log=log, balance="answer") == all_at_once
+    other = (None, more_reserved + prompted[40:], ending)
+    unreserved = [p.question.id for p in other[1] if p.part == "sample"]
+    assert run(tmp_path / "reserve", other, log=log) == {id: all_at_once[id] for id in unreserved}
     for one, other in (("again", "few"), ("more", "all")):
         name = "responses.jsonl"
         assert (tmp_path / one / name).read_bytes() == (tmp_path / other / name).read_bytes()
@@ -128,7 +192,8 @@ def test_text_with_any_line_separator_comes_back(tmp_path):
 
 
 def test_records_stand_in_the_order_of_the_questions(parts, tmp_path):
-    assert list(run(tmp_path / "run", parts)) == [p.question.id for p in parts[1]]
+    asked = [p.question.id for p in parts[1] if p.part == "sample"]
+    assert list(run(tmp_path / "run", parts)) == asked
 
 
 def record(*verdicts: Verdict, complete: bool = True) -> QuestionRecord:

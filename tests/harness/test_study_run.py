@@ -64,13 +64,14 @@ def test_a_run_leaves_its_tables(finished):
     assert len(NeuronSet.load(run / "neurons.json").positive) > 0
 
 
-def test_samples_are_balanced_and_no_component_stands_on_two_sides(finished):
+def test_samples_are_balanced_and_no_unit_is_in_two_folds(finished):
     samples = read_samples(finished / "runs" / "tiny" / "samples.jsonl")
-    for split in ("train", "calibration", "test"):
-        labels = [s.hallucinated for s in samples if s.split == split]
-        assert sum(labels) * 2 == len(labels) > 0
-    sides = {(s.component, s.split) for s in samples}
-    assert len(sides) == len({component for component, _ in sides})
+    assert sum(s.hallucinated for s in samples) * 2 == len(samples)
+    assert {(s.fold, s.hallucinated) for s in samples} == {
+        (fold, label) for fold in (0, 1) for label in (False, True)
+    }
+    folds = {(s.unit, s.fold) for s in samples}
+    assert len(folds) == len({unit for unit, _ in folds})
 
 
 def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):

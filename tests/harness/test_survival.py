@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from harness.experiments.survival.tables import TABLES
+from harness.stages.samples import read_samples
 from harness.tables.files import read_table
 from hq.probe.survival import STATISTICS
 
@@ -15,7 +16,7 @@ def stages(finished, tmp_path):
 
 
 @pytest.mark.usefixtures("stages")
-def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
+def test_survival_leaves_its_tables(hq, tiny_study, tmp_path, finished):
     options = ("survival", tiny_study, "--precisions", "fp16,int8,nf4", "--quiet")
     ran = hq(*options)
     assert ran.code == 0, ran.err
@@ -26,6 +27,8 @@ def test_survival_leaves_its_tables(hq, tiny_study, tmp_path):
         (target, precision) for target in ("error", "rank") for precision in ("int8", "nf4")
     ]
     assert rows["layers"].to_list() == [3] * 4
+    samples = read_samples(finished / "runs" / "tiny" / "samples.jsonl")
+    assert rows["texts"].to_list() == [sum(s.fold % 2 for s in samples)] * 4
     assert ((rows["hurt"] - rows["n"] / 4).abs() <= 3).all()  # ranks of few texts tie
     assert ((rows["auroc_low"] <= rows["auroc"]) & (rows["auroc"] <= rows["auroc_high"])).all()
     gain = rows["auroc"] - rows["auroc_small"]

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta, binom, norm
+from scipy.stats import norm
 
 from hq.errors import HQError
 from hq.stats.conformal import (
     conformal_threshold,
     entities_needed,
-    entity_rate,
     rate_of_calibration,
     require_enough,
 )
@@ -162,46 +161,6 @@ def test_how_far_one_calibration_may_be_off(n, false_alarms):
     bound = rate_of_calibration(n, false_alarms)
     assert bound > false_alarms
     assert (realised <= bound).mean() == pytest.approx(0.95, abs=0.02)
-
-
-def test_a_rate_is_a_mean_over_entities():
-    flagged = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
-    found = entity_rate(flagged, 7, np.array(["a", "a", "a", "a", "b", "c"]))
-    assert found.value == pytest.approx((0.75 + 0 + 1) / 3)
-    assert (found.n, found.seed) == (3, 7)
-    assert entity_rate(flagged, 0).value == pytest.approx(4 / 6)
-
-
-@given(st.integers(0, 30))
-def test_its_interval_is_clopper_and_pearsons(hits):
-    found = entity_rate(np.arange(30) < hits, 0)
-    assert (found.low, found.high) == (
-        pytest.approx(0 if hits == 0 else beta.ppf(0.025, hits, 31 - hits)),
-        pytest.approx(1 if hits == 30 else beta.ppf(0.975, hits + 1, 30 - hits)),
-    )
-    # Its definition: at either end, the observation has a probability of 2.5%.
-    assert binom.cdf(hits, 30, found.high) == pytest.approx(1 if hits == 30 else 0.025)
-
-
-def test_none_flagged_is_not_none_ever():
-    found = entity_rate(np.zeros(20, dtype=bool), 0)
-    assert (found.value, found.low) == (0, 0)
-    assert found.high == pytest.approx(0.168, abs=0.001)
-
-
-def test_its_interval_covers_where_answers_agree_within_an_entity():
-    rng, rate, covered = np.random.default_rng(4), 0.15, 0
-    for _ in range(400):
-        entity = np.repeat(np.arange(40), rng.integers(1, 9, 40))
-        of_entity = rng.random(40) < rate
-        found = entity_rate(of_entity[entity], 0, entity)
-        covered += found.low <= rate <= found.high
-    assert covered / 400 >= 0.95
-
-
-def test_a_rate_of_nothing_is_refused():
-    with pytest.raises(HQError, match="no answers"):
-        entity_rate([], 0)
 
 
 def test_a_calibration_too_small_has_no_rate():

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from hq.errors import HQError
-from hq.stats.thresholds import bootstrap_f1, match_quantile, youden_threshold
+from hq.stats.intervals import clopper_pearson
+from hq.stats.thresholds import estimate_f1, match_quantile, youden_threshold
 
 finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 scores = st.lists(finite, min_size=1, max_size=30)
@@ -68,21 +69,35 @@ def test_youden_needs_both_classes():
 def test_f1_is_scikit_learns(seed):
     rng = np.random.default_rng(seed)
     labels, s = rng.integers(0, 2, 30), rng.standard_normal(30)
-    labels[0] = 1
-    found = bootstrap_f1(s, labels, 0.2, seed=0, replicates=200)
-    assert found.value == pytest.approx(f1_score(labels, s >= 0.2, zero_division=0.0))
-    assert 0 <= found.low <= found.high <= 1
+    labels[:2] = 1
+    result = estimate_f1(s, labels, 0.2)
+    assert result.value == pytest.approx(f1_score(labels, s >= 0.2, zero_division=0.0))
+    assert 0 <= result.low <= result.value <= result.high <= 1
 
 
-def test_f1_resamples_whole_groups():
+def test_f1_leaves_out_whole_groups():
     rng = np.random.default_rng(0)
     labels, s = rng.integers(0, 2, 30), rng.standard_normal(30)
-    alone = bootstrap_f1(s, labels, 0.2, seed=0, replicates=200)
-    copied = bootstrap_f1(
-        *(np.repeat(s, 4), np.repeat(labels, 4), 0.2, 0, 200), np.repeat(np.arange(30), 4)
-    )
+    alone = estimate_f1(s, labels, 0.2)
+    copied = estimate_f1(np.repeat(s, 4), np.repeat(labels, 4), 0.2, np.repeat(np.arange(30), 4))
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
 
 
-def test_calling_nothing_has_f1_zero():
-    assert bootstrap_f1([0.1, 0.2], [0, 1], 1.0, seed=0, replicates=100).value == 0
+def test_f1_with_a_threshold_per_row():
+    rng = np.random.default_rng(1)
+    labels, s, fold = rng.integers(0, 2, 60), rng.standard_normal(60), np.arange(60) % 2
+    shifted = estimate_f1(s + 5 * fold, labels, 0.2 + 5 * fold)
+    assert shifted == estimate_f1(s, labels, 0.2)
+
+
+def test_f1_of_0_and_1_has_the_interval_of_the_share_of_hits():
+    """F1 = 2J / (1 + J), where J is hits ÷ (hits + misses + false alarms)."""
+    labels = np.repeat([0, 1], [6, 4])
+    nothing = estimate_f1(np.zeros(10), labels, 1.0)
+    high = clopper_pearson(0, 4)[1]
+    assert (nothing.value, nothing.low) == (0, 0)
+    assert nothing.high == pytest.approx(2 * high / (1 + high))
+    perfect = estimate_f1(labels, labels, 0.5)
+    low = clopper_pearson(4, 4)[0]
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert perfect.low == pytest.approx(2 * low / (1 + low))

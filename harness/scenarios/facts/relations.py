@@ -30,9 +30,11 @@ AIRPORT_QUESTIONS = 150  # per relation; small models know very few IATA codes
 class Fact:
     """One question; `key` is unique within its relation, `aliases[0]` is the answer.
 
-    `entity` is what the question is about: a place, an airport, a country or an element. It must
-    not be the answer: all right answers "Japan" would then have one entity, and each wrong "Japan"
-    another, so that folds by entity could be told apart by the text of the answer.
+    `entity` is what the question is about. For a place or an airport, it is not the country that is
+    the right answer: all right answers "Japan" would then share an entity and the wrong ones would
+    not, so groups by entity would separate right and wrong answers of the same text. A country and
+    its capital, nationality or domain have one entity, as their questions ask the same fact in two
+    directions.
     """
 
     key: str
