@@ -94,7 +94,7 @@ def identify_command(
     samples: SamplesOption,
     traces: Annotated[Path, typer.Option(help="Folder that `hq trace` wrote for these samples.")],
     into: Annotated[
-        Path, typer.Option(help="Folder for neurons.json and path.csv, the scores of every C.")
+        Path, typer.Option(help="Folder for neurons.json, probes.json, path.csv and stability.csv.")
     ],
     cett: Annotated[
         str,
@@ -110,9 +110,9 @@ def identify_command(
             "answers also count as not hallucinated."
         ),
     ] = "1-vs-1",
-    folds: Annotated[
-        int, typer.Option(help="Number of folds of the cross-validation that chooses C.")
-    ] = 5,
+    repeats: Annotated[
+        int, typer.Option(help="Repeats of the cross-validation that chooses C.")
+    ] = 3,
     max_fraction: Annotated[
         float, typer.Option(help="The largest share of all neurons that may have a weight.")
     ] = 1e-3,
@@ -124,7 +124,10 @@ def identify_command(
         ),
     ] = "",
 ) -> None:
-    """Identify H-Neurons from traces: an L1 path, C by cross-validation, a calibrated threshold.
+    """Identify H-Neurons from traces: an L1 path, C by cross-validation, thresholds.
+
+    The set in neurons.json is fitted on all samples. probes.json has the probes of the folds, which
+    score samples that they have not seen; `hq compare` reads both from the same folder.
 
     Example: `hq identify --samples runs/NAME/samples.jsonl --traces traces --into neurons`.
     """
@@ -135,10 +138,11 @@ def identify_command(
     from hq.tracing.traces import Traces
 
     options: dict[str, object] = {"cett": cett, "tokens": tokens, "labels": labels}
-    options |= {"folds": folds, "max_fraction": max_fraction}
-    section = IdentifySection.of(options, "the options")
     chosen = read_samples(samples)
     require_separate(chosen)
+    folds = max(sample.fold for sample in chosen) + 1
+    options |= {"folds": folds, "repeats": repeats, "max_fraction": max_fraction}
+    section = IdentifySection.of(options, "the options and the folds of the samples")
     find_neurons(into, Traces.open(traces), chosen, section, seed, prompt)
     identified = NeuronSet.load(into / NEURONS_FILE)
     err.print(f"{len(identified.positive)} H-Neurons: {into / NEURONS_FILE}")
@@ -148,7 +152,10 @@ def identify_command(
 def compare_command(
     samples: SamplesOption,
     neurons: Annotated[
-        Path, typer.Option(help="A neurons.json identified on the reference traces.")
+        Path,
+        typer.Option(
+            help="A neurons.json identified on the reference traces; probes.json is beside it."
+        ),
     ],
     reference: Annotated[
         Path, typer.Option(help="Folder with traces of the reference precision, such as fp16.")
@@ -166,11 +173,12 @@ def compare_command(
     """
     from harness.experiments.detect.compare import Comparison
     from harness.experiments.detect.tables import TABLES
-    from harness.stages.identify import NEURONS_FILE, find_neurons
+    from harness.stages.identify import PROBES_FILE, find_neurons
     from harness.stages.samples import read_samples, require_origin, require_separate
     from harness.studies.study import CompareSection, IdentifySection
     from harness.tables.files import frame_of, markdown
     from hq.neurons.neuron_set import NeuronSet
+    from hq.probe.cross_fit import CrossFit
     from hq.tracing.traces import Traces
 
     chosen, ref, var = read_samples(samples), Traces.open(reference), Traces.open(variant)
@@ -178,10 +186,11 @@ def compare_command(
     probe = NeuronSet.load(neurons, ref.info.model)
     section = IdentifySection.like(probe)
     require_origin(probe, chosen, ref)
+    probes = CrossFit.load(neurons.with_name(PROBES_FILE), ref.info.model)
+    require_origin(probes.neurons, chosen, ref)
     with TemporaryDirectory() as folder:
-        find_neurons(Path(folder), var, chosen, section, seed)
-        reidentified = NeuronSet.load(Path(folder) / NEURONS_FILE)
-    comparison = Comparison(chosen, probe, ref, var, reidentified, None, CompareSection(), seed)
+        reidentified = find_neurons(Path(folder), var, chosen, section, seed)
+    comparison = Comparison(chosen, probes, ref, var, reidentified, None, CompareSection(), seed)
     tables = {name: rows for name, rows in comparison.tables().items() if rows}
     if as_json:
         print_json({name: [row.model_dump() for row in rows] for name, rows in tables.items()})

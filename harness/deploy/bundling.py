@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from hq.stats.bootstrap import bootstrap_auroc
-from jaxtyping import Float, Int
 
 from harness.deploy.model_card import model_card
-from harness.experiments.detect.alarms import Answers, answers_of, domains
-from harness.experiments.detect.compare import storage
-from harness.stages.identify import NEURONS_FILE, Rows
+from harness.experiments.detect.alarms import (
+    DomainAnswers,
+    Scores,
+    domain_of,
+    domains,
+    require_calibration,
+)
+from harness.experiments.detect.compare import cross_scores, storage
+from harness.stages.identify import PROBES_FILE, Rows
 from harness.stages.samples import Sample, read_samples, require_separate, samples_digest
 from harness.store.progress import Progress, Task
 from harness.tables.provenance import Facts as Provenance
@@ -31,8 +35,10 @@ from hq.monitor.bundle import (
     neuron_norms,
     write_bundle,
 )
+from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
-from hq.stats.conformal import require_enough
+from hq.probe.cross_fit import CrossFit
+from hq.stats.intervals import estimate_auroc
 from hq.storage.atomic import require_free
 
 SAMPLES_FILE = "samples.jsonl"
@@ -43,8 +49,13 @@ class FinishedRun:
     """The parts of a finished study that a bundle needs."""
 
     provenance: Provenance
-    neurons: NeuronSet
+    probes: CrossFit
     samples: list[Sample]
+
+    @property
+    def neurons(self) -> NeuronSet:
+        """The set for use, which is fitted on all samples."""
+        return self.probes.neurons
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -55,15 +66,15 @@ class FinishedRun:
         provenance = read_provenance(folder)
         if provenance["kind"] != "detect":
             raise HQError(f"{folder} is not the run of a study: give the folder of `hq study run`.")
-        neurons = NeuronSet.load(folder / NEURONS_FILE)
+        probes = CrossFit.load(folder / PROBES_FILE)
         samples = read_samples(folder / SAMPLES_FILE)
         require_separate(samples)
-        if neurons.provenance.get("samples") != samples_digest(samples):
+        if probes.neurons.provenance.get("samples") != samples_digest(samples):
             raise HQError(
                 f"The neurons in {folder} were found on other answers than those in its "
                 f"{SAMPLES_FILE}: run the study again."
             )
-        return cls(provenance, neurons, samples)
+        return cls(provenance, probes, samples)
 
     @property
     def study(self) -> str:
@@ -74,11 +85,6 @@ class FinishedRun:
     def seed(self) -> int:
         """Seed of the study."""
         return int(self.provenance["definition"]["seed"])
-
-    @property
-    def replicates(self) -> int:
-        """Number of bootstrap replicates."""
-        return int(self.provenance["definition"]["compare"]["replicates"])
 
 
 def make_bundle(
@@ -91,9 +97,9 @@ def make_bundle(
 ) -> None:
     """Write a bundle for the file that the backend runs.
 
-    The answers of the calibration and test splits are read in that file, and thresholds are set on
-    the labels of the calibration split. So the bound on false alarms holds for this file, whatever
-    quantization does to the scores.
+    All samples are read in that file, each is scored out of fold, and thresholds are set on the
+    scores of the right ones. So they are calibrated for this file, whatever quantization does to
+    the scores. The measured rates are of thresholds that have not seen the sample's fold.
 
     Args:
         run: The finished run.
@@ -115,13 +121,11 @@ def make_bundle(
         )
     neurons, rows = run.neurons, Rows(run.samples)
     neurons.require(backend.identity, "The run")
-    all_answers = answers_of(run.samples, rows)
-    require_enough(all_answers.entities(all_answers.right), false_alarms)
-    held_out = np.union1d(rows.calibration, rows.test)
-    with progress.task("read the answers", len(held_out), "texts") as task:
-        scores = _scores(backend, neurons, run.samples, held_out, task)
+    require_calibration(run.samples, rows, false_alarms)
+    with progress.task("read the answers", len(run.samples), "texts") as task:
+        scores = _scores(backend, run.probes, run.samples, rows, task)
     by_domain = {
-        answers.domain: _domain(answers, scores, false_alarms, run.seed)
+        answers.name: _domain(answers, scores, false_alarms)
         for answers in domains(run.samples, rows, false_alarms)
     }
     facts = BundleFacts(
@@ -136,36 +140,29 @@ def make_bundle(
     card = model_card(facts, neurons, by_domain, validation)
     arrays = {
         "norms": neuron_norms(neurons, backend.file),
-        "scores": np.sort(scores[rows.calibration]),
-        "right": np.sort(scores[all_answers.right]),
+        "scores": np.sort(scores.out_of_fold),
+        "right": np.sort(scores.out_of_fold[domain_of(run.samples, rows).right]),
     }
     write_bundle(into, facts, neurons, by_domain, validation, arrays, card)
 
 
-def _domain(
-    answers: Answers, scores: Float[np.ndarray, " n"], false_alarms: float, seed: int
-) -> Domain:
-    threshold = answers.threshold(scores, false_alarms)
-    realised, detected = (
-        answers.flagged(rows, scores, threshold, seed) if len(rows) else None
-        for rows in (answers.test_right, answers.test_wrong)
-    )
+def _domain(answers: DomainAnswers, scores: Scores, false_alarms: float) -> Domain:
+    flags = answers.flags(scores, false_alarms)
     return Domain(
-        threshold=threshold,
+        threshold=answers.threshold(scores.out_of_fold, false_alarms),
         false_alarms=false_alarms,
-        n=answers.entities(answers.right),
-        realised=realised,
-        detected=detected,
+        n=answers.units(answers.right),
+        realised=answers.rate(answers.right, flags),
+        detected=answers.rate(answers.wrong, flags),
     )
 
 
-def _validation(run: FinishedRun, rows: Rows, scores: Float[np.ndarray, " n"]) -> Validation:
-    y, components = rows.y[rows.test], rows.components[rows.test]
+def _validation(run: FinishedRun, rows: Rows, scores: Scores) -> Validation:
     return Validation(
-        auroc=bootstrap_auroc(scores[rows.test], y, run.seed, run.replicates, groups=components),
-        n=len(y),
-        entities=len(np.unique(components)),
-        hallucinated=int(y.sum()),
+        auroc=estimate_auroc(scores.out_of_fold, rows.y, rows.units, rows.folds),
+        n=len(rows.y),
+        entities=len(np.unique(rows.units)),
+        hallucinated=int(rows.y.sum()),
         seed=run.seed,
         study=run.study,
         samples=samples_digest(run.samples),
@@ -173,17 +170,17 @@ def _validation(run: FinishedRun, rows: Rows, scores: Float[np.ndarray, " n"]) -
 
 
 def _scores(
-    backend: Backend,
-    neurons: NeuronSet,
-    samples: Sequence[Sample],
-    chosen: Int[np.ndarray, " chosen"],
-    task: Task,
-) -> Float[np.ndarray, " n"]:
-    """Scores of the chosen samples, indexed as all samples; NaN for the others."""
-    scores = np.full(len(samples), np.nan)
-    texts = [samples[row].exchange for row in chosen]
+    backend: Backend, probes: CrossFit, samples: Sequence[Sample], rows: Rows, task: Task
+) -> Scores:
+    """Cross-fitted scores of the samples in the model that the backend runs."""
+    neurons = probes.neurons
+    values = np.zeros((len(samples), neurons.model.n_neurons), dtype=np.float32)
+    texts = [sample.exchange for sample in samples]
+    read: Features | None = None
     for batch in backend.trace(texts, (neurons.cett,), (neurons.tokens,)):
-        cett = batch.features(neurons.cett, neurons.tokens)
-        scores[chosen[batch.rows]] = neurons.score(cett)
+        read = batch.features(neurons.cett, neurons.tokens)
+        values[batch.rows] = read.values
         task.advance(len(batch.rows))
-    return scores
+    if read is None:
+        raise HQError("The run has no samples: run the study again.")
+    return cross_scores(probes, replace(read, values=values), rows)

@@ -9,9 +9,9 @@ from hq.monitor.bundle import ALL, BundleFacts, Domain, Validation
 from hq.neurons.neuron_set import NeuronSet
 from hq.stats.conformal import rate_of_calibration
 
-_READS = "The probe tells hallucinated answers from right ones in this file."
+_READS = "The probe separates hallucinated from right answers in this file."
 _CHANCE = (
-    "**The interval reaches 0.5: in this file the probe cannot be told from chance. Do not rely "
+    "**The interval includes 0.5: in this file the probe may be no better than chance. Do not rely "
     "on it.**"
 )
 _WIDTH = 100
@@ -44,33 +44,33 @@ be hallucinated. It is for one file only:
 
 ## What it promises
 
-A right answer about a new entity, to a question drawn as those of the study {validation.study}
-were, is flagged with a probability of at most {overall.false_alarms:g} (split conformal prediction
-over entities; those that questions link count as one). The promise is on average over calibrations
-and answers; every entity weighs the same. One calibration's own rate differs: with {overall.n}
-entities that have an answer each, 95% of
-calibrations stay below {bound:.2f}.
+A right answer in a new unit (answers, entities and wordings that the samples have not seen), to a
+question drawn as those of the study {validation.study} were, is flagged with a probability of about
+{overall.false_alarms:g}. The threshold is cross-conformal: it is set on scores of probes that have
+not seen the answer, while the probe of this bundle is fitted on all samples. For such thresholds
+the rate has no strict bound; the table shows the measured rates, of answers that neither the probe
+nor the threshold has seen. The promise is on average over calibrations and answers; every unit has
+the same weight. The rate of one calibration differs: with {overall.n} units that have an answer
+each, about 95% of calibrations stay below {bound:.2f}.
 
-| domain | threshold | promised | entities that set it | false alarms | detected |
+| domain | threshold | promised | units that set it | false alarms | detected |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-False alarms are right answers that are flagged, detected are hallucinated ones: shares of the
-answers to held-out questions, with 95% intervals over n entities.
+False alarms are right answers that are flagged, detected are hallucinated ones: shares of answers
+out of fold, with 95% intervals over n units.
 
 ## What was measured
 
-AUROC {validation.auroc} on {validation.n} held-out answers about {validation.entities} groups of
-entities, {validation.hallucinated} of the answers hallucinated; seed {validation.seed}.
+AUROC {validation.auroc} out of fold, on {validation.n} answers in {validation.entities} units,
+{validation.hallucinated} of them hallucinated; seed {validation.seed}.
 {_READS if validation.auroc.low > 0.5 else _CHANCE}
 
 ## What it does not promise
 
 - Anything about questions of another kind, in another language, prompt form or way of sampling.
   The study keeps questions whose responses are all right or all hallucinated; others are harder.
-- More than its split gives: that balances relations and places large groups of entities first, so
-  calibration and new questions are alike, not drawn from one urn.
-- Anything about one given question, or about all answers to the questions on one entity.
+- Anything about one given question, or about all answers of one unit.
 - That what is not flagged is right: the last column says how much is missed.
 - Anything in another file of the model, which hq refuses: another quantization shifts the scores.
 

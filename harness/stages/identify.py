@@ -147,15 +147,19 @@ def _write_stability(folder: Path, fitted: CrossFit, selected: Stability) -> Non
     weights = dict(zip(neurons.flat.tolist(), neurons.neurons, strict=True))
     in_folds = Counter(flat for f in fitted.folds for flat in f.probe.flat.tolist())
     often = np.flatnonzero(selected.frequency >= 0.5).tolist()
+    listed = np.array(sorted({*weights, *often}), dtype=np.int64)
+    layers, _, indices = space.locate(listed)
     rows = [
         {
-            "layer": int(space.locate(flat).layer),
-            "index": int(space.locate(flat).index),
+            "layer": layer,
+            "index": index,
             "weight": weights[flat].weight if flat in weights else 0.0,
             "folds": in_folds[flat],
             "frequency": float(selected.frequency[flat]),
         }
-        for flat in sorted({*weights, *often})
+        for flat, layer, index in zip(
+            listed.tolist(), layers.tolist(), indices.tolist(), strict=True
+        )
     ]
     pl.DataFrame(rows).write_csv(folder / STABILITY_FILE)
     summary = StabilitySummary(

@@ -104,8 +104,8 @@ class CrossFit(BaseModel):
     def _require(self, folds: Int[np.ndarray, " n"]) -> None:
         if len(folds) == 0 or set(np.unique(folds).tolist()) != set(range(len(self.folds))):
             raise HQError(
-                f"The responses are in the folds {np.unique(folds).tolist()}, but the probes are of "
-                f"{len(self.folds)} folds from 0: give the responses that were cross-fitted."
+                f"The responses are in the folds {np.unique(folds).tolist()}, but the probes are "
+                f"of {len(self.folds)} folds from 0: give the responses that were cross-fitted."
             )
 
 

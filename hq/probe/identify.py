@@ -150,7 +150,7 @@ def neuron_set(
     scale = design.scale * columns.scale.astype(np.float64)
     return NeuronSet(
         model=features.model,
-        cett=features.measure,  # type: ignore[arg-type]  # design_of rejects contributions
+        cett=features.measure,
         tokens=features.span,
         labels="1-vs-1" if design.judged.all() else "3-vs-1",
         intercept=_shortest(np.float32(intercept)),
@@ -162,7 +162,7 @@ def neuron_set(
 def with_threshold(
     neurons: NeuronSet, held_out: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]
 ) -> NeuronSet:
-    """Return the set with the threshold `youden` of held-out decision values (NaN: not held out)."""
+    """Return the set with the threshold `youden` of held-out decision values; NaN is no value."""
     rows = np.flatnonzero(~np.isnan(held_out[: len(y)]))
     threshold = youden_threshold(held_out[rows], y[rows])
     return neurons.model_copy(update={"thresholds": {THRESHOLD: threshold}})

@@ -259,9 +259,8 @@ class _Path:
         return L1Path(Cs, stacked[:, :-1], stacked[:, -1], np.array(self._tolerances))
 
     def _is_over(self, weights: Float[np.ndarray, " k1"]) -> bool:
-        return self._max_nonzero is not None and (
-            np.count_nonzero(weights[:-1]) > self._max_nonzero
-        )
+        limit = self._max_nonzero
+        return limit is not None and int(np.count_nonzero(weights[:-1])) > limit
 
 
 def objective(

@@ -220,9 +220,9 @@ def _mean_auroc(
     of_repeats = [auroc_statistic(s, y, f) for s, f in zip(scores, folds, strict=True)]
 
     def mean(weights: Weights) -> Float[np.ndarray, " weightings"]:
-        values: Float[np.ndarray, " weightings"] = sum(
-            statistic(weights) for statistic in of_repeats
-        ) / len(of_repeats)
+        values: Float[np.ndarray, " weightings"] = np.mean(
+            [statistic(weights) for statistic in of_repeats], axis=0
+        )
         return values
 
     return estimate(mean, len(y), groups, "AUROC")

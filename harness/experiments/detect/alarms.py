@@ -1,10 +1,10 @@
 """Promised false-alarm rates: thresholds per domain, and the rates of cross-fitted decisions.
 
-A domain is one relation of the scenario, or `all`. The threshold for the answers of fold f is set on
-right answers of all other folds, by probes that have seen neither the answer's fold nor f
-(`hq.probe.cross_fit`), so the measured rates are of answers that neither the probe nor the threshold
-has seen. The threshold for use is set in the same way on the out-of-fold scores of all right
-answers.
+A domain is one relation of the scenario, or `all`. The threshold for the answers of fold f is set
+on right answers of all other folds, by probes that have seen neither the answer's fold nor f
+(`hq.probe.cross_fit`), so the measured rates are of answers that neither the probe nor the
+threshold has seen. The threshold for use is set in the same way on the out-of-fold scores of all
+right answers.
 
 Split conformal prediction bounds the false-alarm rate for one probe and answers that it has not
 seen. Here the probes of the calibration differ from the probe in use, which is fitted on more
@@ -42,7 +42,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Domain:
+class DomainAnswers:
     """The answers of a domain."""
 
     name: str
@@ -64,7 +64,7 @@ class Domain:
         return len(np.unique(self.rows.units[rows]))
 
     def calibrated(self) -> int:
-        """Return the number of units of right answers that set the threshold of any fold, at least."""
+        """Return the fewest units of right answers that set the threshold of a fold."""
         folds = range(int(self.rows.folds.max()) + 1)
         return min(self.units(self.right[self.rows.folds[self.right] != fold]) for fold in folds)
 
@@ -111,12 +111,14 @@ class Domain:
         ]
 
 
-def domain_of(samples: Sequence[Sample], rows: Rows, name: str = ALL) -> Domain:
+def domain_of(samples: Sequence[Sample], rows: Rows, name: str = ALL) -> DomainAnswers:
     """Return the answers of one relation, or all."""
-    return Domain(name, rows, np.array([name in (ALL, sample.relation) for sample in samples]))
+    return DomainAnswers(
+        name, rows, np.array([name in (ALL, sample.relation) for sample in samples])
+    )
 
 
-def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[Domain]:
+def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[DomainAnswers]:
     """Yield the domains with enough right answers to promise this rate, `all` first.
 
     Raises HQError if all answers together are too few.
@@ -148,7 +150,9 @@ def alarms(
             yield _alarm(domain, target, before, after, precision)
 
 
-def _alarm(domain: Domain, target: float, before: Scores, after: Scores, precision: str) -> Alarm:
+def _alarm(
+    domain: DomainAnswers, target: float, before: Scores, after: Scores, precision: str
+) -> Alarm:
     frozen = domain.frozen(before, after, target)
     transferred = domain.transferred(before, after, target)
     recalibrated = domain.flags(after, target)

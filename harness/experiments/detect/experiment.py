@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from harness.experiments.base import Experiment, estimate_cell
@@ -133,10 +134,14 @@ class DetectExperiment(Experiment):
         """Return AUROC and its controls at each precision."""
         rows = tables["detection"]
         controls = {(row.precision, row.control): row.auroc for row in tables["controls"]}
-        first = rows[0]
+        first, samples = rows[0], tables["design"][0]
         table = Table(
             title=f"{first.neurons} neurons identified on FP16, {first.h_neurons} of them "
-            f"H-Neurons.\nAUROC and 95% intervals at each precision, on {first.n} test questions.",
+            f"H-Neurons.\nAUROC and 95% intervals at each precision, out of fold: {first.n} "
+            f"samples in {first.units} units.",
+            caption=_caption(samples, rows),
+            caption_style="",
+            caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
@@ -154,6 +159,27 @@ class DetectExperiment(Experiment):
                 f"{row.common} of {row.neurons_again}",
             )
         return table
+
+
+def _caption(samples: Any, rows: Sequence[Any]) -> str:
+    """The text-only controls, the smallest detectable changes, and a warning if texts leak."""
+    areas = (
+        ("answer", samples.text_answer),
+        ("question", samples.text_question),
+        ("both", samples.text_both),
+        ("spelling", samples.text_spelling),
+    )
+    lines = ["Text only: " + ", ".join(f"{name} {area.value:.2f}" for name, area in areas)]
+    shown = [f"{row.precision} {row.detectable:.3f}" for row in rows if row.detectable is not None]
+    if shown:
+        lines.append(f"Smallest detectable change (80% power): {', '.join(shown)}")
+    if samples.warning:
+        lines.append(
+            "[yellow]Warning: the labels can be predicted from text alone "
+            f"({escape(samples.warning)}). Compare the probe with text in the table "
+            "controls.[/yellow]"
+        )
+    return "\n".join(lines)
 
 
 def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:

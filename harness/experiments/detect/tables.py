@@ -74,8 +74,8 @@ class Detection(Row):
     )
     auroc_h: Estimate = Field(description="AUROC of the H-Neurons' weights alone")
     accuracy: Estimate = Field(
-        description="accuracy at FP16's threshold, which maximises sensitivity + specificity − 1 on "
-        "other folds"
+        description="accuracy at FP16's threshold, which maximises sensitivity + specificity − 1 "
+        "on other folds"
     )
     f1: Estimate = Field(description="F1 of `hallucinated` at that threshold")
     accuracy_transferred: Estimate = Field(
@@ -117,8 +117,8 @@ class Selection(Row):
     selected: float = Field(description="neurons that a half selects, on average")
     stable: int = Field(description="neurons that at least 60% of the halves select")
     expected_false: float = Field(
-        description="bound on the expected number of stable neurons that are selected no more often "
-        "than an average neuron: selected² ÷ (0.2·p) (Meinshausen & Bühlmann 2010)"
+        description="bound on the expected number of stable neurons that are selected no more "
+        "often than an average neuron: selected² ÷ (0.2·p) (Meinshausen & Bühlmann 2010)"
     )
 
 
