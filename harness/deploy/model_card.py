@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from textwrap import fill
 
-from hq.stats.bootstrap import Estimate
-
 from hq.monitor.bundle import ALL, BundleFacts, Domain, Validation
 from hq.neurons.neuron_set import NeuronSet
 from hq.stats.conformal import rate_of_calibration
+from hq.stats.intervals import Estimate
 
 _READS = "The probe separates hallucinated from right answers in this file."
 _CHANCE = (
