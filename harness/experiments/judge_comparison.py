@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from harness.judges.agreement import cohen_kappa
 from harness.judges.base import Judge, Question, Verdict
 from harness.stages.materials import Materials
 from harness.stages.sample import read_records
@@ -100,17 +101,6 @@ def compare_judges(
         labels_changed=_labels_changed(responses, verdicts),
         unclear=second.unclear,
     )
-
-
-def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Return Cohen's κ; None if the agreement expected by chance is 1."""
-    n = len(pairs)
-    first, second = (Counter(side) for side in zip(*pairs, strict=True))
-    by_chance = sum(first[name] * second[name] for name in first) / n**2
-    if by_chance == 1:
-        return None
-    agreement = sum(a == b for a, b in pairs) / n
-    return (agreement - by_chance) / (1 - by_chance)
 
 
 def _labels_changed(

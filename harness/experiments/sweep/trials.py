@@ -1,4 +1,4 @@
-"""Trials of a sweep: which of them count for a model, their token ids, and their judgement."""
+"""Trials of a sweep: which of them count for a model, their token ids, and their outcomes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from harness.judges.base import Verdict
 from harness.judges.phrases import REFUSAL
 from harness.judges.rules import RuleJudge
 from harness.judges.text import normalise
-from harness.scenarios.base import Trial, TrialOutcome, as_question
+from harness.scenarios.base import Trial, as_question
 from harness.scenarios.prompts import PromptForm
 from harness.stages import splits
 from harness.stages.respond import GreedyResponse
@@ -109,36 +109,22 @@ def _counting(
             yield trial, ((trial.first, response.text.strip()),) if trial.dialogue else ()
 
 
-class TrialJudge:
-    """The judge of a scenario for its trials; equal responses to a trial are judged once."""
-
-    def __init__(
-        self, judge: Callable[[str, Trial, bool], TrialOutcome], trials: Sequence[AskedTrial]
-    ) -> None:
-        self._judge = judge
-        self._trials = [one.trial for one in trials]
-        self._outcomes: dict[tuple[str, str, bool], TrialOutcome] = {}
-
-    def judged(
-        self, responses: Sequence[Sequence[GreedyResponse]], plain: Sequence[GreedyResponse]
-    ) -> JudgedSweep:
-        """Judge responses [alpha, trial]; `plain` are the responses at α = 1."""
-        return JudgedSweep(
-            outcomes=np.array([list(map(self._outcome, row, self._trials)) for row in responses]),
-            refused=np.array([[_refuses(response) for response in row] for row in responses]),
-            changed=np.array(
-                [[r.text != p.text for r, p in zip(row, plain, strict=True)] for row in responses]
-            ),
-            tokens=np.array(
-                [[len(response.ids) for response in row] for row in responses], dtype=float
-            ),
-        )
-
-    def _outcome(self, response: GreedyResponse, trial: Trial) -> TrialOutcome:
-        key = trial.id, response.text, response.truncated
-        if key not in self._outcomes:
-            self._outcomes[key] = self._judge(response.text, trial, response.truncated)
-        return self._outcomes[key]
+def judged_sweep(
+    outcomes: Sequence[Sequence[str]],
+    responses: Sequence[Sequence[GreedyResponse]],
+    plain: Sequence[GreedyResponse],
+) -> JudgedSweep:
+    """Return outcomes and responses [alpha][trial] as arrays; `plain` are those at α = 1."""
+    return JudgedSweep(
+        outcomes=np.array(outcomes),
+        refused=np.array([[_refuses(response) for response in row] for row in responses]),
+        changed=np.array(
+            [[r.text != p.text for r, p in zip(row, plain, strict=True)] for row in responses]
+        ),
+        tokens=np.array(
+            [[len(response.ids) for response in row] for row in responses], dtype=float
+        ),
+    )
 
 
 def _refuses(response: GreedyResponse) -> bool:
