@@ -91,8 +91,8 @@ def measure_agreement(
             "label at least two of each."
         )
     decided = np.stack([is_positive, outcome == positive])
-    kappa = _jackknife(lambda kept: _kappa(label[kept], outcome[kept]), unit, rarer - 1)
-    balanced = _jackknife(lambda kept: _balanced_accuracy(*decided[:, kept]), unit, rarer - 1)
+    kappa = _jackknife(lambda kept: _kappa(label[kept], outcome[kept]), unit, rarer - 1, -1)
+    balanced = _jackknife(lambda kept: _balanced_accuracy(*decided[:, kept]), unit, rarer - 1, 0)
     return Agreement(
         n=len(label),
         trials=int(unit.max()) + 1,
@@ -135,9 +135,15 @@ def rule_agreement(scenario: str) -> dict[str, Agreement]:
 
 
 def _jackknife(
-    statistic: Callable[[Shaped[np.ndarray, " n"]], float], unit: Shaped[np.ndarray, " n"], df: int
+    statistic: Callable[[Shaped[np.ndarray, " n"]], float],
+    unit: Shaped[np.ndarray, " n"],
+    df: int,
+    lowest: float,
 ) -> ConfidenceInterval:
-    """The statistic of all rows with its 95% interval; `statistic` maps a mask of rows to it."""
+    """The statistic of all rows with its 95% interval within `lowest` and 1.
+
+    `statistic` maps a mask of rows to a value.
+    """
     from scipy.stats import t as student_t  # slow to import, and the table is read without it
 
     units = int(unit.max()) + 1
@@ -145,7 +151,7 @@ def _jackknife(
     without: Float[np.ndarray, " units"] = np.array([statistic(unit != u) for u in range(units)])
     error = float(np.sqrt((units - 1) / units * ((without - without.mean()) ** 2).sum()))
     half = float(student_t.ppf(0.975, df)) * error
-    return ConfidenceInterval(value, max(value - half, -1.0), min(value + half, 1.0))
+    return ConfidenceInterval(value, max(value - half, lowest), min(value + half, 1.0))
 
 
 def _kappa(label: Shaped[np.ndarray, " n"], outcome: Shaped[np.ndarray, " n"]) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.sweep import costs
-from harness.experiments.sweep.trials import AskedTrial, counted_trials, scenario
+from harness.experiments.sweep.trials import AskedTrial, counted_trials, judge_responses, scenario
 from harness.judges.base import Verdict
-from harness.scenarios.base import SCENARIOS, Trial, TrialOutcome
+from harness.scenarios.base import SCENARIOS, TrialOutcome
 from harness.stages import mapping, respond, trace
 from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -164,7 +164,7 @@ class SweepNodes:
                 "judge": self.plan.judge.identity(SCENARIOS[name]),
                 "trials": digest([asdict(trial) for trial in self.plan.offered[name]]),
             },
-            {"asked": self.ask(name).output(), "replies": respond.output(REPLIES_FILE)},
+            {"replies": respond.output(REPLIES_FILE), "asked": self.ask(name).output()},
             about=f"{precision} {name}",
             units=respond.units,
             unit="responses",
@@ -385,26 +385,11 @@ def _make_costs(work: "Work[Materials]") -> None:
 
 
 def _make_judged(work: "Work[Materials]") -> None:
-    """Write judged.json: outcomes by label, [variant][trial]; equal responses are judged once."""
-    plan, name = _plan(work), work.parameters["scenario"]
+    """Write judged.json: outcomes by label, [variant][trial]."""
+    plan, scenario = _plan(work), SCENARIOS[work.parameters["scenario"]]
     asked, replies = read_asked(work.inputs["asked"], plan), read_replies(work.inputs["replies"])
-    known: dict[tuple[str, str, bool], TrialOutcome | None] = {}
-    outcomes: dict[str, list[list[str]]] = {}
-    with work.task(sum(len(r) * len(asked[n]) for n, r in replies.items()), "responses") as task:
-
-        def outcome(response: GreedyResponse, trial: Trial) -> TrialOutcome:
-            key = trial.id, response.text, response.truncated
-            if key not in known:
-                known[key] = plan.judge.judge(
-                    SCENARIOS[name], response.text, trial, response.truncated
-                )
-            task.advance(1)
-            return known[key] or TrialOutcome.UNCLEAR
-
-        for label, rows in replies.items():
-            trials = [one.trial for one in asked[label]]
-            outcomes[label] = [list(map(outcome, row, trials)) for row in rows]
-    unclear = sum(word is None for word in known.values())
+    with work.task(sum(len(row) for rows in replies.values() for row in rows), "responses") as task:
+        outcomes, unclear = judge_responses(plan.judge, scenario, asked, replies, task)
     _write(work.folder / JUDGED_FILE, {"outcomes": outcomes, "unclear_replies": unclear})
 
 

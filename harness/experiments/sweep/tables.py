@@ -6,9 +6,9 @@ from harness.tables.schema import ENTITIES, Row, Tables
 from hq.stats.bootstrap import Estimate
 
 _JUDGE = (
-    "what decides whether a response complied: rules; rules: not measurable, if their agreement with "
-    "a reader is not above that of a constant outcome; rules: not validated, if no reader has "
-    "labelled such responses; or llm:MODEL"
+    "what decides whether a response complied: rules; rules: not measurable, if their agreement "
+    "with a reader is not above that of a constant outcome; rules: not validated, if no reader has "
+    "labelled such responses; llm:MODEL"
 )
 
 

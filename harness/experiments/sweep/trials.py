@@ -1,6 +1,6 @@
 """Trials of a sweep: which of them count for a model, their token ids, and their outcomes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -12,10 +12,12 @@ from harness.judges.base import Verdict
 from harness.judges.phrases import REFUSAL
 from harness.judges.rules import RuleJudge
 from harness.judges.text import normalise
-from harness.scenarios.base import Trial, as_question
+from harness.scenarios.base import Scenario, Trial, TrialOutcome, as_question
+from harness.scenarios.judging import TrialJudge
 from harness.scenarios.prompts import PromptForm
 from harness.stages import splits
 from harness.stages.respond import GreedyResponse
+from harness.store.progress import Task
 from hq.errors import HQError
 
 if TYPE_CHECKING:
@@ -107,6 +109,42 @@ def _counting(
         question = as_question(trial, trial.first)
         if judge.judge(response.text, question, response.truncated) is Verdict.RIGHT:
             yield trial, ((trial.first, response.text.strip()),) if trial.dialogue else ()
+
+
+def judge_responses(
+    judge: TrialJudge,
+    scenario: Scenario,
+    asked: Mapping[str, Sequence[AskedTrial]],
+    responses: Mapping[str, Sequence[Sequence[GreedyResponse]]],
+    task: Task,
+) -> tuple[dict[str, list[list[TrialOutcome]]], int]:
+    """Judge the responses to a scenario's trials, by label; equal responses are judged once.
+
+    Args:
+        judge: The judge of the trials.
+        scenario: Their scenario.
+        asked: The trials by label.
+        responses: Responses by label, [variant][trial].
+        task: Shows the number of judged responses.
+
+    Returns:
+        Outcomes by label, [variant][trial], and the number of distinct responses on which the
+        judge's own reply was not an outcome; they count as unclear.
+    """
+    known: dict[tuple[str, str, bool], TrialOutcome | None] = {}
+
+    def outcome(response: GreedyResponse, trial: Trial) -> TrialOutcome:
+        key = trial.id, response.text, response.truncated
+        if key not in known:
+            known[key] = judge.judge(scenario, response.text, trial, response.truncated)
+        task.advance(1)
+        return known[key] or TrialOutcome.UNCLEAR
+
+    outcomes = {
+        label: [list(map(outcome, row, [one.trial for one in asked[label]])) for row in rows]
+        for label, rows in responses.items()
+    }
+    return outcomes, sum(word is None for word in known.values())
 
 
 def judged_sweep(
