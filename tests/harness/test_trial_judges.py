@@ -140,7 +140,8 @@ def test_both_intervals_decide(change: dict[str, float], status: RuleStatus) -> 
 
 def test_hq_list_shows_the_status_of_rules(hq) -> None:  # type: ignore[no-untyped-def]
     shown = hq("list", "scenarios").out
-    assert "rules: not measurable (n = 50, κ 0.35 [-0.67, 1.00]" in shown
+    assert f"rules: not measurable ({rule_agreement('nonexist')['']})" in shown
+    assert f"allowed: rules ({rule_agreement('jailbreak')['allowed']})" in shown
     assert "judge" not in hq("list", "precisions").out
 
 
