@@ -1,13 +1,19 @@
-"""`hq judge compare`: a second judge on the responses that label a study."""
+"""`hq judge compare`: a second judge on the responses of a study or of its sweep."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.app import AsJson, Quiet, app, out, print_json
-from harness.cli.study import DEFAULT_STUDY, ModelOption, Name, Questions, planned
+from harness.cli.study import DEFAULT_STUDY, ModelOption, Name, Overrides, Questions, planned
 
-judge_app = typer.Typer(no_args_is_help=True, help="Compare two judges of answers.")
+if TYPE_CHECKING:
+    from harness.experiments.judge_comparison import JudgeComparison
+    from harness.judges.base import Judge
+    from harness.scenarios.judging import TrialJudge
+    from harness.studies.study import Study
+
+judge_app = typer.Typer(no_args_is_help=True, help="Compare two judges.")
 app.add_typer(judge_app, name="judge")
 
 
@@ -27,16 +33,43 @@ def judge_compare(
         int,
         typer.Option(min=2, help="The largest number of questions, drawn by the study's seed."),
     ] = 200,
+    of_sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep", help="Compare on the FP16 responses of the study's sweep, by scenario."
+        ),
+    ] = False,
+    overrides: Overrides = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a study's responses a second time, and report how often the judges disagree.
 
-    The responses are those that label the study; missing ones are sampled first. Example:
-    `hq judge compare smollm2-facts --second llm --limit 500`.
+    The first judge is that of the study, or of its sweep. Missing responses are generated first.
+    Example: `hq judge compare smollm2-facts --second llm --limit 500`.
     """
-    from harness.experiments.judge_comparison import compare_judges, distinct_responses
     from harness.judges.registry import make_judge
+    from harness.scenarios.judging import make_trial_judge
+
+    plan = planned(study, model, None, questions, overrides)
+    if of_sweep:
+        comparisons = _on_sweep(plan, make_trial_judge(second), quiet)
+        if as_json:
+            print_json({label: result.model_dump() for label, result in comparisons.items()})
+            return
+        for label, result in comparisons.items():
+            out.print(f"[bold]{label}[/bold]")
+            _show(result, "trials")
+        return
+    result = _on_answers(plan, make_judge(second), limit, quiet)
+    if as_json:
+        print_json(result.model_dump())
+    else:
+        _show(result, "questions")
+
+
+def _on_answers(plan: "Study", other: "Judge", limit: int, quiet: bool) -> "JudgeComparison":
+    from harness.experiments.judge_comparison import compare_judges, distinct_responses
     from harness.stages import sample
     from harness.stages.materials import Materials
     from harness.store.places import cache_folder
@@ -44,8 +77,6 @@ def judge_compare(
     from harness.store.runner import Runner
     from harness.store.store import Store
 
-    plan = planned(study, model, None, questions)
-    other = make_judge(second)
     store = Store(cache_folder() / "store", fresh=False)
     with Progress(quiet=quiet) as progress, Materials(plan) as m:
         m.check()
@@ -53,15 +84,43 @@ def judge_compare(
         folder = Runner(store, progress, m).run([node])[node]
         responses = distinct_responses(m, folder, limit)
         with progress.task("judge", len(responses), "responses") as task:
-            result = compare_judges(m.judge, other, responses, task)
-    if as_json:
-        print_json(result.model_dump())
-        return
+            return compare_judges(m.judge, other, responses, task)
+
+
+def _on_sweep(plan: "Study", other: "TrialJudge", quiet: bool) -> "dict[str, JudgeComparison]":
+    from harness.experiments.judge_comparison import compare_trial_judges, sweep_responses
+    from harness.experiments.sweep.nodes import SweepNodes
+    from harness.experiments.sweep.plan import SweepPlan
+    from harness.stages.materials import Materials
+    from harness.store.places import cache_folder
+    from harness.store.progress import Progress
+    from harness.store.runner import Runner
+    from harness.store.store import Store
+    from harness.studies.study import REFERENCE
+
+    store = Store(cache_folder() / "store", fresh=False)
+    with Progress(quiet=quiet) as progress, Materials(plan) as m:
+        sweep = m.of(SweepPlan)
+        sweep.check()
+        m.check()
+        declared = SweepNodes(sweep)
+        nodes = [declared.respond(REFERENCE, name) for name in sweep.offered]
+        responses = sweep_responses(declared, Runner(store, progress, m).run(nodes))
+        with progress.task("judge", sum(map(len, responses.values())), "responses") as task:
+            return {
+                label: compare_trial_judges(sweep.judge, other, label, pairs, task)
+                for label, pairs in responses.items()
+            }
+
+
+def _show(result: "JudgeComparison", asked: str) -> None:
     kappa = "not defined" if result.kappa is None else f"{result.kappa:.2f}"
+    changed = result.labels_changed
+    labels = "" if changed is None else f"; {changed} questions change their label"
     out.print(f"{result.first}\n{result.second}", highlight=False, soft_wrap=True)
     out.print(
-        f"{result.responses} responses to {result.questions} questions: the judges disagree on "
-        f"{result.rate} of them; κ {kappa}; {result.labels_changed} questions change their label.",
+        f"{result.responses} responses to {result.questions} {asked}: the judges disagree on "
+        f"{result.rate} of them; κ {kappa}{labels}.",
         highlight=False,
         soft_wrap=True,
     )

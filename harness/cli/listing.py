@@ -26,6 +26,7 @@ class Listed(NamedTuple):
     name: str
     about: str
     package: str
+    judge: str = ""  # of a scenario: whether its rates are measurable with its rules
 
 
 @app.command("list")
@@ -37,11 +38,12 @@ def list_command(kind: ListedKind, as_json: AsJson = False) -> None:
     """
     entries = sorted(_LISTED[kind]())
     if as_json:
-        print_json([entry._asdict() for entry in entries])
+        print_json([{k: v for k, v in entry._asdict().items() if v} for entry in entries])
         return
-    table = Table("name", "what it is", "package")
+    columns = ("name", "what it is", "package", "judge")[: 4 if entries[0].judge else 3]
+    table = Table(*columns)
     for entry in entries:
-        table.add_row(*entry)
+        table.add_row(*entry[: len(columns)])
     out.print(table)
 
 
@@ -56,7 +58,14 @@ def _scenarios() -> Iterator[Listed]:
     from harness.scenarios import SCENARIOS
 
     for name in SCENARIOS:
-        yield Listed(name, SCENARIOS[name].measures, SCENARIOS.package(name))
+        scenario = SCENARIOS[name]
+        kinds = {
+            f"{kind}: {scenario.rule_status(kind)}".removeprefix(": "): agreement
+            for kind, agreement in scenario.agreement.items()
+        }
+        judge = "; ".join(f"{status} ({agreement})" for status, agreement in kinds.items())
+        package = SCENARIOS.package(name)
+        yield Listed(name, scenario.measures, package, judge or scenario.rule_status())
 
 
 def _judges() -> Iterator[Listed]:

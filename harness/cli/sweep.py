@@ -32,6 +32,13 @@ def sweep(
         str | None,
         typer.Option(help="Comma-separated: falseqa,faitheval,sycophancy,jailbreak,nonexist,…"),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge of the trials: rules (default), or llm, an endpoint set by the environment "
+            "variables HQ_JUDGE_URL, HQ_JUDGE_MODEL and (optional) HQ_JUDGE_KEY."
+        ),
+    ] = None,
     alphas: Annotated[
         str | None, typer.Option(help="Comma-separated values of α, including 1: 0,0.5,1,2.")
     ] = None,
@@ -66,6 +73,7 @@ def sweep(
     given = {
         "scenarios": None if scenarios is None else scenarios.split(","),
         "alphas": None if alphas is None else alphas.split(","),
+        "judge": judge,
         "trials": trials,
         "draws": draws,
         "sources": None if source is None else _sources(source),

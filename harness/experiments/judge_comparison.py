@@ -1,4 +1,4 @@
-"""Comparison of two judges on the same responses: disagreement, and its effect on the labels."""
+"""Comparison of two judges on the same responses of a study or a sweep."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from harness.experiments.sweep.nodes import SweepNodes, read_asked, read_replies
+from harness.experiments.sweep.trials import AskedTrial, scenario
+from harness.judges.agreement import cohen_kappa
 from harness.judges.base import Judge, Question, Verdict
+from harness.scenarios.base import SCENARIOS, TrialOutcome
+from harness.scenarios.judging import TrialJudge
 from harness.stages.materials import Materials
+from harness.stages.respond import GreedyResponse
 from harness.stages.sample import read_records
 from harness.store.progress import Task
+from harness.store.runner import Outputs
+from harness.studies.study import REFERENCE
 from hq.errors import HQError
 from hq.stats.intervals import Estimate, estimate_rate
 
@@ -34,11 +42,12 @@ class JudgeComparison(BaseModel):
     first: str
     second: str
     responses: int
-    questions: int
+    questions: int  # or trials
     rate: Estimate  # share of responses with different verdicts; units are components
     kappa: float | None  # Cohen's κ; None if both judges always give the same single verdict
     verdicts: dict[str, int]  # "first, second": number of responses
-    labels_changed: int  # questions that get different labels, or a label by one judge only
+    # Questions that get different labels, or a label by one judge only; None for trials of a sweep.
+    labels_changed: int | None
     unclear: int  # responses on which the second judge's reply was not a verdict
 
 
@@ -86,30 +95,84 @@ def compare_judges(
         arguments = response.text, response.question, response.truncated
         verdicts.append((first.judge(*arguments), second.judge(*arguments)))
         task.advance(1)
-    differ = np.array([a is not b for a, b in verdicts], dtype=float)
-    groups = np.array([response.component for response in responses])
-    return JudgeComparison(
-        first=first.identity,
-        second=second.identity,
-        responses=len(responses),
-        questions=len({response.question.id for response in responses}),
-        rate=estimate_rate(differ, groups),
-        kappa=cohen_kappa(verdicts),
-        verdicts={f"{a}, {b}": n for (a, b), n in sorted(Counter(verdicts).items())},
-        labels_changed=_labels_changed(responses, verdicts),
-        unclear=second.unclear,
+    return _comparison(
+        (first.identity, second.identity),
+        verdicts,
+        [response.question.id for response in responses],
+        [response.component for response in responses],
+        _labels_changed(responses, verdicts),
+        second.unclear,
     )
 
 
-def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Return Cohen's κ; None if the agreement expected by chance is 1."""
-    n = len(pairs)
-    first, second = (Counter(side) for side in zip(*pairs, strict=True))
-    by_chance = sum(first[name] * second[name] for name in first) / n**2
-    if by_chance == 1:
-        return None
-    agreement = sum(a == b for a, b in pairs) / n
-    return (agreement - by_chance) / (1 - by_chance)
+def sweep_responses(
+    declared: SweepNodes, outputs: Outputs
+) -> dict[str, list[tuple[AskedTrial, GreedyResponse]]]:
+    """Return the distinct FP16 responses of a sweep at all α and draws, by scenario and kind."""
+    distinct: dict[str, list[tuple[AskedTrial, GreedyResponse]]] = {}
+    for name in declared.plan.offered:
+        asked = read_asked(outputs[declared.ask(name)], declared.plan)
+        for label, rows in read_replies(outputs[declared.respond(REFERENCE, name)]).items():
+            pairs = [pair for row in rows for pair in zip(asked[label], row, strict=True)]
+            by_text = {(a.trial.id, r.text, r.truncated): (a, r) for a, r in pairs}
+            distinct[label] = list(by_text.values())
+    return distinct
+
+
+def compare_trial_judges(
+    first: TrialJudge,
+    second: TrialJudge,
+    label: str,
+    responses: Sequence[tuple[AskedTrial, GreedyResponse]],
+    task: Task,
+) -> JudgeComparison:
+    """Return how the outcomes of two judges on the responses to a scenario's trials differ.
+
+    Args:
+        first: The judge of the sweep.
+        second: The other judge.
+        label: The scenario, and the kind of trial if it has several.
+        responses: Distinct responses with their trials.
+        task: Shows the number of judged responses.
+    """
+    judged = SCENARIOS[scenario(label)]
+    outcomes, unclear = [], 0
+    for asked, response in responses:
+        arguments = judged, response.text, asked.trial, response.truncated
+        pair = first.judge(*arguments), second.judge(*arguments)
+        unclear += pair[1] is None
+        outcomes.append((pair[0] or TrialOutcome.UNCLEAR, pair[1] or TrialOutcome.UNCLEAR))
+        task.advance(1)
+    return _comparison(
+        (first.identity(judged), second.identity(judged)),
+        outcomes,
+        [asked.trial.id for asked, _ in responses],
+        [asked.component for asked, _ in responses],
+        None,
+        unclear,
+    )
+
+
+def _comparison(
+    judges: tuple[str, str],
+    pairs: Sequence[tuple[str, str]],
+    asked: Sequence[str],
+    components: Sequence[str],
+    labels_changed: int | None,
+    unclear: int,
+) -> JudgeComparison:
+    differ = np.array([a != b for a, b in pairs], dtype=float)
+    return JudgeComparison(
+        first=judges[0],
+        second=judges[1],
+        responses=len(pairs),
+        questions=len(set(asked)),
+        rate=estimate_rate(differ, np.array(components)),
+        kappa=cohen_kappa(pairs),
+        verdicts={f"{a}, {b}": n for (a, b), n in sorted(Counter(pairs).items())},
+        labels_changed=labels_changed,
+        unclear=unclear,
+    )
 
 
 def _labels_changed(

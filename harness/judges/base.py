@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +53,18 @@ class Judge(Protocol):
 
     def judge(self, response: str, question: Question, truncated: bool) -> Verdict:
         """Return the verdict; `truncated` says whether the token limit ended the response."""
+        ...
+
+
+@runtime_checkable
+class PromptedJudge(Judge, Protocol):
+    """A judge that also answers a grading prompt, so that it can judge the trials of a scenario."""
+
+    @property
+    def label(self) -> str:
+        """A short name for tables, such as "llm:MODEL"."""
+        ...
+
+    def choose(self, prompt: str, words: tuple[str, ...]) -> str | None:
+        """Return the word, in lower case, that answers the prompt; None if no reply is clear."""
         ...

@@ -36,9 +36,9 @@ Question: {question}
 Accepted answers: {answers}
 Response: {response}
 """
-_AGAIN = "Reply with exactly one word: RIGHT, WRONG or UNCERTAIN."
+_AGAIN = "Reply with exactly one word: {words}."
 _DECORATION = re.compile(r"[\W_]+")  # quotes, asterisks, a full stop
-_WORDS = {verdict.value: verdict for verdict in (Verdict.RIGHT, Verdict.WRONG, Verdict.UNCERTAIN)}
+_VERDICTS = (Verdict.RIGHT, Verdict.WRONG, Verdict.UNCERTAIN)
 _SHOWN_ALIASES = 20
 
 
@@ -60,14 +60,15 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     key: str
-    verdict: Verdict
+    verdict: str | None  # a word in lower case; None if neither reply was one of the words
 
 
 class LLMJudge:
     """Asks a model for verdicts; a request is sent once, then answered from the cache.
 
-    If a reply is not one of the three words, the model is asked once more; a second such reply
-    counts as uncertain, so that an odd reply does not abort a study.
+    If a reply is not one of the expected words, the model is asked once more; a second such reply
+    is unclear, so that an odd reply does not abort a study. An unclear verdict on an answer is
+    uncertain.
 
     Args:
         url: Base URL of the endpoint.
@@ -91,11 +92,11 @@ class LLMJudge:
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._host = _host(self._url)
         self._model = model
-        self.unclear = 0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
         self._cache = cache
-        self._verdicts = _read_cache(cache)
+        self._words = _read_cache(cache)
+        self._unclear: set[str] = set()
         self._sleep = sleep
 
     def __enter__(self) -> Self:
@@ -107,8 +108,18 @@ class LLMJudge:
     @property
     def identity(self) -> str:
         """Model, host and prompt wording, each of which changes the labels."""
-        wording = hashlib.sha256((_INSTRUCTION + _AGAIN).encode()).hexdigest()[:16]
+        wording = hashlib.sha256((_INSTRUCTION + _again(_VERDICTS)).encode()).hexdigest()[:16]
         return f"llm {self._model} at {self._host}, prompt {wording}"
+
+    @property
+    def label(self) -> str:
+        """The model's name, for tables."""
+        return f"llm:{self._model}"
+
+    @property
+    def unclear(self) -> int:
+        """Number of distinct requests without a clear reply, cached ones included."""
+        return len(self._unclear)
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -134,28 +145,33 @@ class LLMJudge:
         """
         if not response.strip():
             return Verdict.UNCERTAIN
-        verdict = self._verdict(_prompt(response, question))
+        word = self.choose(_prompt(response, question), _VERDICTS)
+        verdict = Verdict.UNCERTAIN if word is None else Verdict(word)
         return Verdict.CUT if truncated and verdict is not Verdict.RIGHT else verdict
 
-    def _verdict(self, prompt: str) -> Verdict:
-        key = hashlib.sha256(f"{self._url}\n{self._model}\n{prompt}".encode()).hexdigest()
-        if key not in self._verdicts:
-            verdict = self._asked(prompt)
-            self._verdicts[key] = verdict
-            self._append(_Entry(key=key, verdict=verdict))
-        return self._verdicts[key]
+    def choose(self, prompt: str, words: tuple[str, ...]) -> str | None:
+        """Return the word that the model replies with; None if no reply is one of the words.
 
-    def _asked(self, prompt: str) -> Verdict:
-        """The verdict in the model's first or second reply."""
+        Raises HQError if the endpoint cannot be reached or rejects the request.
+        """
+        key = hashlib.sha256(f"{self._url}\n{self._model}\n{prompt}".encode()).hexdigest()
+        if key not in self._words:
+            word = self._asked(prompt, words)
+            self._words[key] = word
+            self._append(_Entry(key=key, verdict=word))
+        if self._words[key] is None:
+            self._unclear.add(key)
+        return self._words[key]
+
+    def _asked(self, prompt: str, words: tuple[str, ...]) -> str | None:
+        """The word in the model's first or second reply."""
         messages = [{"role": "user", "content": prompt}]
         reply = self._ask(messages)
-        if _parse(reply) is None:
+        if _parse(reply, words) is None:
             messages.append({"role": "assistant", "content": reply})
-            messages.append({"role": "user", "content": _AGAIN})
+            messages.append({"role": "user", "content": _again(words)})
             reply = self._ask(messages)
-        verdict = _parse(reply)
-        self.unclear += verdict is None
-        return verdict or Verdict.UNCERTAIN
+        return _parse(reply, words)
 
     def _append(self, entry: _Entry) -> None:
         if self._cache is not None:
@@ -214,9 +230,16 @@ def _prompt(response: str, question: Question) -> str:
     )
 
 
-def _parse(reply: str) -> Verdict | None:
-    """The verdict if the reply is exactly one of the words; "not right" is not."""
-    return _WORDS.get(_DECORATION.sub(" ", reply).strip().lower())
+def _again(words: tuple[str, ...]) -> str:
+    """The second request: "Reply with exactly one word: RIGHT, WRONG or UNCERTAIN."."""
+    *first, last = map(str.upper, words)
+    return _AGAIN.format(words=f"{', '.join(first)} or {last}")
+
+
+def _parse(reply: str, words: tuple[str, ...]) -> str | None:
+    """The word if the reply is exactly one of them; "not right" is not."""
+    plain = _DECORATION.sub(" ", reply).strip().lower()
+    return plain if plain in words else None
 
 
 def _host(url: str) -> str:
@@ -233,7 +256,7 @@ def _host(url: str) -> str:
     return parts.netloc.decode()
 
 
-def _read_cache(path: Path | None) -> dict[str, Verdict]:
+def _read_cache(path: Path | None) -> dict[str, str | None]:
     """The cached verdicts; a last line that is incomplete after a kill is ended and ignored."""
     if path is None or not path.exists():
         return {}

@@ -99,6 +99,25 @@ def is_longer_name(text: str, names: tuple[str, ...]) -> bool:
     return bool(contained) and all(word.replace(p, "", 1) not in _GENERIC for p in contained)
 
 
+_BEGINNING = 3  # letters of a word that a misspelling or derived form keeps: Croatia, Croatian
+
+
+def resembles(text: str, name: str) -> bool:
+    """Return whether the text contains the name, or a word like each of its words.
+
+    Two words are alike if they begin with the same `_BEGINNING` letters. A name with shorter words
+    or with digits must be mentioned exactly; a symbol is a token in its own case, even if it is
+    also an English word ("the symbol At is").
+    """
+    symbol = rf"(?<!\w){re.escape(fold(name))}(?!\w)"
+    if mentions(text, (name,)) or re.search(symbol, fold(text)):
+        return True
+    parts, words = normalise(name).split(), normalise(text).split()
+    if any(len(part) <= _BEGINNING or not part.isalpha() for part in parts):
+        return False
+    return all(any(w.startswith(part[:_BEGINNING]) for w in words) for part in parts)
+
+
 def _is_inflected(text: str, name: str) -> bool:
     """Whether the text has every word of the name, apart from endings and short prefixes."""
     return all(any(_are_alike(part, word) for word in text.split()) for part in name.split())

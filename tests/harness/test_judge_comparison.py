@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from harness.experiments.judge_comparison import ComparedResponse, cohen_kappa, compare_judges
+from harness.experiments.judge_comparison import ComparedResponse, compare_judges
+from harness.judges.agreement import cohen_kappa
 from harness.judges.base import Question
 from harness.judges.llm import LLMJudge
 from harness.judges.rules import RuleJudge

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES
 from harness.tables.files import read_table
 from hq.errors import HQError
+from tests.harness.judge_endpoint import Endpoint
 from tests.harness.killing import Killer, needs_sigkill
 
 FILES = [f"{name}.csv" for name in TABLES] + ["tables.md", "provenance.json"]
@@ -43,10 +46,148 @@ def few_shot(tiny_study, finished, tmp_path):
     return path
 
 
+@pytest.fixture
+def endpoint(monkeypatch):
+    """An LLM judge that says what depends on the response, and its endpoint in the environment."""
+    server = Endpoint()
+    server.answer = _by_digest
+    monkeypatch.setenv("HQ_JUDGE_URL", server.url)
+    monkeypatch.setenv("HQ_JUDGE_MODEL", "stub-1")
+    yield server
+    server.close()
+
+
+def _by_digest(message):
+    """An outcome by the digest of the prompt; the second request is of no use."""
+    if message.startswith("Reply with exactly one word"):
+        return OUTCOMES[-1]
+    return OUTCOMES[zlib.crc32(message.encode()) % 3]
+
+
+OUTCOMES = ("COMPLIED", "RESISTED", "I cannot tell")
+ONE = ("--precisions", "fp16", "--json")
+
+
+def test_an_llm_judge_decides_the_outcomes_and_is_asked_once(hq, few_shot, sources, endpoint):
+    by_rules = hq("sweep", few_shot, *sources, *SMALL, *ONE, "--into", "rules")
+    assert by_rules.code == 0, by_rules.err
+    assert not endpoint.requests
+    command = ("sweep", few_shot, *sources, *SMALL, *ONE, "--judge", "llm", "--into", "llm")
+    by_llm = hq(*command)
+    assert by_llm.code == 0, by_llm.err
+    rules, llm = (json.loads(ran.out) for ran in (by_rules, by_llm))
+    assert {row["judge"] for row in rules["tables"]["slopes"]} == {"rules: not validated"}
+    for name in ("rates", "slopes"):
+        assert {row["judge"] for row in llm["tables"][name]} == {"llm:stub-1"}
+    judges = llm["provenance"]["judges"]
+    assert judges["falseqa"]["identity"] != judges["jailbreak"]["identity"]
+    for name, facts in judges.items():
+        assert facts["identity"].startswith("llm stub-1 at 127.0.0.1")
+        node = llm["provenance"]["nodes"][f"judge fp16 {name}"]
+        assert node["parameters"]["judge"] == facts["identity"]
+        assert rules["provenance"]["judges"][name]["identity"].startswith("rules, version")
+
+    prompts = [request["body"]["messages"][0]["content"] for request in endpoint.requests]
+    assert all(request["body"]["temperature"] == 0 for request in endpoint.requests)
+    assert any("accepts the question's false premise" in prompt for prompt in prompts)
+    assert any("fulfils the request" in prompt for prompt in prompts)
+    lines = Path("llm", "outputs.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        given = next((p for p in prompts if _is_about(p, row)), None)
+        expected = endpoint.answer(given).lower() if given else "unclear"
+        assert row["outcome"] == ("unclear" if "cannot" in expected else expected)
+
+    unclear = sum(_by_digest(prompt) == OUTCOMES[-1] for prompt in set(prompts))
+    assert sum(facts["unclear_replies"] for facts in judges.values()) == unclear > 0
+
+    asked = len(endpoint.requests)
+    assert hq(*command).code == 0
+    shutil.rmtree("llm")
+    judged = [path for path in Path("cache", "store").glob("judge-*") if path.is_dir()]
+    assert len(judged) == 4  # two scenarios, two judges
+    for folder in judged:
+        shutil.rmtree(folder)
+    again = hq(*command)
+    assert json.loads(again.out)["tables"] == llm["tables"]
+    assert len(endpoint.requests) == asked
+
+
+def test_two_judges_are_compared_on_the_responses_of_a_sweep(hq, few_shot, sources, endpoint):
+    section = few_shot.read_text(encoding="utf-8").replace(
+        "sweep = {", f'sweep = {{scenarios = ["falseqa"], {FEW}, {_toml(sources)}, '
+    )
+    few_shot.write_text(section, encoding="utf-8")
+    compared = hq("judge", "compare", few_shot, "--sweep", "--json")
+    assert compared.code == 0, compared.err
+    (result,) = json.loads(compared.out).values()
+    assert result["first"].startswith("rules, version")
+    assert result["second"].startswith("llm stub-1")
+    assert result["questions"] == 8
+    agreed = sum(n for pair, n in result["verdicts"].items() if len(set(pair.split(", "))) == 1)
+    assert result["rate"]["value"] == pytest.approx(1 - agreed / result["responses"])
+    assert result["labels_changed"] is None
+    asked = len(endpoint.requests)
+    shown = hq("judge", "compare", few_shot, "--sweep")
+    assert f"{result['responses']} responses to 8 trials" in shown.out
+    assert len(endpoint.requests) == asked
+
+
+FEW = "trials = 8, draws = 2, alphas = [0, 1, 3]"
+
+
+def _toml(sources):
+    path = next(s.partition("=")[2] for s in sources if s.startswith("falseqa="))
+    return f"sources = {{falseqa = {json.dumps(path)}}}"
+
+
+def _is_about(prompt, row):
+    return (
+        f"Prompt: {json.dumps(row['prompt'])}\n" in prompt
+        and f": {json.dumps(row['response'].strip(), ensure_ascii=False)}\n" in prompt
+        and ("may end early" in prompt) == row["truncated"]
+    )
+
+
+def test_an_interrupted_judge_goes_on_and_asks_nothing_twice(hq, few_shot, sources, endpoint):
+    command = ("sweep", few_shot, *sources, *SMALL, *ONE, "--judge", "llm")
+    answer = endpoint.answer
+
+    def fails_after_five(message):
+        return answer(message) if len(endpoint.requests) <= 5 else '{"error": "gone"}'
+
+    endpoint.answer = fails_after_five
+    failed = hq(*command)
+    assert failed.code == 2
+    assert "OpenAI chat format" in failed.err
+    answered = [request["body"] for request in endpoint.requests[:5]]
+    endpoint.answer = answer
+    del endpoint.requests[:]
+    assert hq(*command).code == 0
+    first = answered[0]["messages"]
+    assert len(first) == 1
+    assert first not in [request["body"]["messages"] for request in endpoint.requests]
+
+
+@pytest.mark.parametrize(
+    ("judge", "sentence"),
+    [("llm", "HQ_JUDGE_URL and HQ_JUDGE_MODEL"), ("rule", "did you mean 'rules'")],
+)
+def test_a_judge_that_cannot_be_used_is_an_error_before_the_first_node(
+    hq, tiny_study, sources, judge, sentence, monkeypatch, tmp_path
+):
+    for name in ("HQ_JUDGE_URL", "HQ_JUDGE_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    ran = hq("sweep", tiny_study, *sources, *SMALL, "--judge", judge)
+    assert ran.code == 2
+    assert sentence in ran.err
+    assert not list((tmp_path / "cache").rglob("log.jsonl"))
+
+
 def test_a_sweep_leaves_its_tables(hq, few_shot, sources, tmp_path):
     ran = hq("sweep", few_shot, *sources, *SMALL, "--precisions", "fp16,nf4")
     assert ran.code == 0, ran.err
     assert "H-Neurons scaled by α" in ran.out
+    assert "Judged by rules: not validated: falseqa, jailbreak:forbidden." in ran.out
     run = tmp_path / "runs" / "tiny-sweep"
     rates = read_table(run, "rates")
     assert rates.height == 2 * 2 * (3 + 3)

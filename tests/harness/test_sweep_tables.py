@@ -27,6 +27,7 @@ def swept(shares, control_shares, precision="nf4"):
     return Swept(
         precision=precision,
         scenario="falseqa",
+        judge="rules",
         neurons=3,
         alphas=ALPHAS,
         control_alphas=CONTROLS,

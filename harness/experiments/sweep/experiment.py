@@ -16,16 +16,18 @@ from harness.experiments.sweep.nodes import (
     SweepNodes,
     correct_answers,
     read_asked,
+    read_judged,
     read_outcomes,
     read_replies,
     reference_magnitudes,
+    unclear_replies,
 )
 from harness.experiments.sweep.plan import SweepPlan
 from harness.experiments.sweep.rates import JudgedSweep, Swept
 from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES, Cost
 from harness.experiments.sweep.transfer import Target, transfer
-from harness.experiments.sweep.trials import TrialJudge, scenario
+from harness.experiments.sweep.trials import judged_sweep, scenario
 from harness.scenarios.base import SCENARIOS
 from harness.stages import mapping, units
 from harness.stages.identify import NEURONS_FILE, Rows
@@ -66,7 +68,7 @@ class SweepExperiment(Experiment):
                 node
                 for precision in m.study.precisions
                 for node in (
-                    *(declared.respond(precision, name) for name in plan.offered),
+                    *(declared.judge(precision, name) for name in plan.offered),
                     declared.graph.trace(precision),
                     *(declared.trace(precision, label) for label in plan.labels),
                     declared.answer(precision),
@@ -110,9 +112,21 @@ class SweepExperiment(Experiment):
         }
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
-        """Return the versions of the scenarios' judges."""
-        scenarios = m.of(SweepPlan).section.scenarios
-        return {"judges": {name: SCENARIOS[name].version for name in scenarios}}
+        """Return each scenario's judge, and the number of its replies that were no outcome."""
+        plan = m.of(SweepPlan)
+        judge = SweepNodes(plan).judge
+        return {
+            "judges": {
+                name: {
+                    "identity": plan.judge.identity(SCENARIOS[name]),
+                    "unclear_replies": sum(
+                        unclear_replies(outputs[judge(precision, name)])
+                        for precision in m.study.precisions
+                    ),
+                }
+                for name in plan.section.scenarios
+            }
+        }
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
         """Return rates at the smallest α, 1 and the largest, slopes, and verdicts."""
@@ -127,6 +141,8 @@ class SweepExperiment(Experiment):
         table = Table(
             title=f"{first.neurons} H-Neurons scaled by α: share of responses that comply.\nSlope "
             f"over α with its 95% interval, and the range of 95% of {first.draws} matched draws.",
+            caption=_judges(tables["slopes"]),
+            caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
@@ -145,6 +161,14 @@ class SweepExperiment(Experiment):
                 "—" if row.precision == REFERENCE else row.verdict,
             )
         return table
+
+
+def _judges(slopes: Sequence[Any]) -> str:
+    """Return which judge decided the outcomes of which scenarios."""
+    scenarios: dict[str, dict[str, None]] = {}
+    for row in slopes:
+        scenarios.setdefault(row.judge, {})[row.scenario] = None
+    return "\n".join(f"Judged by {judge}: {', '.join(of)}." for judge, of in scenarios.items())
 
 
 class _Results:
@@ -258,24 +282,24 @@ class _Results:
 
     def _judged(self, precision: str, label: str) -> Swept:
         section, trials = self.section, self._asked[label]
-        judge = TrialJudge(SCENARIOS[scenario(label)].judge, trials)
-        replies = self._replies(precision, label)
-        h, matched = replies[: len(section.alphas)], replies[len(section.alphas) :]
-        plain = h[section.alphas.index(1.0)]
-        draws = len(section.control_alphas)
-        per_draw = [
-            judge.judged(matched[start : start + draws], plain)
-            for start in range(0, len(matched), draws)
+        node = self.declared.judge(precision, scenario(label))
+        outcomes, replies = read_judged(self._outputs[node])[label], self._replies(precision, label)
+        plain = replies[section.alphas.index(1.0)]
+        n_h, per_draw = len(section.alphas), len(section.control_alphas)
+        draws = [
+            judged_sweep(outcomes[start:][:per_draw], replies[start:][:per_draw], plain)
+            for start in range(n_h, len(replies), per_draw)
         ]
         return Swept(
             precision=precision,
             scenario=label,
+            judge=self.plan.judge_label(label),
             neurons=len(self._neurons.positive),
             alphas=section.alphas,
             control_alphas=section.control_alphas,
             components=np.array([asked.component for asked in trials]),
-            h=judge.judged(h, plain),
-            matched=JudgedSweep(*map(np.stack, zip(*per_draw, strict=True))),
+            h=judged_sweep(outcomes[:n_h], replies[:n_h], plain),
+            matched=JudgedSweep(*map(np.stack, zip(*draws, strict=True))),
             seed=self.m.study.seed,
         )
 

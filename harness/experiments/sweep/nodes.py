@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.sweep import costs
-from harness.experiments.sweep.trials import AskedTrial, TrialJudge, counted_trials, scenario
+from harness.experiments.sweep.trials import AskedTrial, counted_trials, judge_responses, scenario
 from harness.judges.base import Verdict
 from harness.scenarios.base import SCENARIOS, TrialOutcome
 from harness.stages import mapping, respond, trace
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ASKED_FILE = "asked.json"
 VARIANTS_FILE = "variants.json"
 REPLIES_FILE = "replies.json"
+JUDGED_FILE = "judged.json"
 OUTCOMES_FILE = "outcomes.json"
 
 
@@ -152,6 +153,22 @@ class SweepNodes:
             memory=m.resident(precision),
         )
 
+    def judge(self, precision: str, name: str) -> Node:
+        """Declare the outcomes of these responses."""
+        respond = self.respond(precision, name)
+        return Node(
+            JUDGE,
+            {
+                "scenario": name,
+                "judge": self.plan.judge.identity(SCENARIOS[name]),
+                "trials": digest([asdict(trial) for trial in self.plan.offered[name]]),
+            },
+            {"replies": respond.output(REPLIES_FILE), "asked": self.ask(name).output()},
+            about=f"{precision} {name}",
+            units=respond.units,
+            unit="responses",
+        )
+
     def targets(self, label: str) -> Node:
         """Declare the reference's unscaled responses that complied or resisted."""
         name = scenario(label)
@@ -159,13 +176,13 @@ class SweepNodes:
             TARGETS,
             {
                 "label": label,
-                "judge": SCENARIOS[name].version,
                 "trials": digest([asdict(trial) for trial in self.plan.offered[name]]),
                 "alphas": self.plan.section.alphas,
             },
             {
                 "asked": self.ask(name).output(),
                 "replies": self.respond(REFERENCE, name).output(REPLIES_FILE),
+                "judged": self.judge(REFERENCE, name).output(JUDGED_FILE),
             },
             about=label,
         )
@@ -225,6 +242,19 @@ def read_replies(folder: Path) -> dict[str, list[list[GreedyResponse]]]:
         label: [[GreedyResponse.model_validate(response) for response in row] for row in rows]
         for label, rows in content.items()
     }
+
+
+def read_judged(folder: Path) -> dict[str, list[list[str]]]:
+    """Read outcomes by label, [variant][trial]."""
+    content = json.loads((folder / JUDGED_FILE).read_text(encoding="utf-8"))
+    outcomes: dict[str, list[list[str]]] = content["outcomes"]
+    return outcomes
+
+
+def unclear_replies(folder: Path) -> int:
+    """Return the number of distinct responses on which the judge's own reply was not an outcome."""
+    content = json.loads((folder / JUDGED_FILE).read_text(encoding="utf-8"))
+    return int(content["unclear_replies"])
 
 
 def read_outcomes(folder: Path) -> tuple[list[int], list[bool]]:
@@ -352,14 +382,22 @@ def _make_costs(work: "Work[Materials]") -> None:
         costs.measure(work.folder, backend, plan.choice_prompts, plan.letters, plan.texts, task)
 
 
+def _make_judged(work: "Work[Materials]") -> None:
+    """Write judged.json: outcomes by label, [variant][trial]."""
+    plan, scenario = _plan(work), SCENARIOS[work.parameters["scenario"]]
+    asked, replies = read_asked(work.inputs["asked"], plan), read_replies(work.inputs["replies"])
+    with work.task(sum(len(row) for rows in replies.values() for row in rows), "responses") as task:
+        outcomes, unclear = judge_responses(plan.judge, scenario, asked, replies, task)
+    _write(work.folder / JUDGED_FILE, {"outcomes": outcomes, "unclear_replies": unclear})
+
+
 def _make_targets(work: "Work[Materials]") -> None:
     """Write tokens.jsonl and outcomes.json of the decided responses."""
     plan, label = _plan(work), work.parameters["label"]
     at_one = plan.section.alphas.index(1.0)
     asked = read_asked(work.inputs["asked"], plan)[label]
     replies = read_replies(work.inputs["replies"])[label][at_one]
-    judged = TrialJudge(SCENARIOS[scenario(label)].judge, asked).judged([replies], replies)
-    outcomes = judged.outcomes[0]
+    outcomes = read_judged(work.inputs["judged"])[label][at_one]
     rows = [i for i, r in enumerate(replies) if r.ids and outcomes[i] != TrialOutcome.UNCLEAR]
     complied = [bool(outcomes[i] == TrialOutcome.COMPLIED) for i in rows]
     exchanges = [PromptResponse(asked[i].ids, replies[i].ids) for i in rows]
@@ -397,4 +435,5 @@ VARIANTS = Stage("variants", _make_variants, packages=("numpy",))
 RESPOND = Stage("respond", _make_replies, sources=_RUNS)
 ANSWER = Stage("answer", _make_answers, sources=_RUNS)
 COSTS = Stage("costs", _make_costs, sources=_RUNS)
-TARGETS = Stage("targets", _make_targets)
+JUDGE = Stage("judge", _make_judged)
+TARGETS = Stage("targets", _make_targets, version=2)

@@ -6,6 +6,7 @@ from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.trials import label, scenario
 from harness.scenarios import choices, prompts
 from harness.scenarios.base import SCENARIOS, Trial
+from harness.scenarios.judging import TrialJudge, make_trial_judge
 from harness.stages.materials import Materials
 from harness.stages.samples import Prompted
 from hq.errors import HQError
@@ -24,7 +25,8 @@ class SweepPlan:
         self.section = SweepSection.of(values, "the section [sweep]")
 
     def check(self) -> None:
-        """Raises HQError if scenarios, sources, choices or prompt forms cannot be used."""
+        """Raises HQError if scenarios, sources, judge, choices or prompt forms cannot be used."""
+        _ = self.judge
         for name in self.offered:
             self.m.stop_criteria_of(self.form(name))
         _ = self.choices
@@ -55,6 +57,16 @@ class SweepPlan:
             for name, trials in self.offered.items()
             for kind in sorted({trial.kind for trial in trials})
         ]
+
+    @cached_property
+    def judge(self) -> TrialJudge:
+        """The judge of the trials. Raises HQError if it is unknown or cannot be used."""
+        return make_trial_judge(self.section.judge)
+
+    def judge_label(self, label: str) -> str:
+        """Return the judge's name in tables, for the trials of a label."""
+        name, _, kind = label.partition(":")
+        return self.judge.label(SCENARIOS[name], kind, self.section.sources.get(name))
 
     def form(self, name: str) -> prompts.PromptForm:
         """Return the prompt form of a scenario, given its name or a label of it."""

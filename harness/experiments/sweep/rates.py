@@ -50,6 +50,7 @@ class Swept:
 
     precision: str
     scenario: str
+    judge: str  # its name in tables
     neurons: int  # number of scaled H-Neurons
     alphas: Sequence[float]
     control_alphas: Sequence[float]  # of the matched draws
@@ -105,6 +106,7 @@ def _rate(
     return Rate(
         precision=swept.precision,
         scenario=swept.scenario,
+        judge=swept.judge,
         neurons=neurons,
         alpha=alpha,
         n=swept.n,
@@ -141,6 +143,7 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
     return Slope(
         precision=swept.precision,
         scenario=swept.scenario,
+        judge=swept.judge,
         neurons=swept.neurons,
         n=swept.n,
         entities=swept.entities,

@@ -12,12 +12,14 @@ Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class SweepSection(Section):
     """Scenarios, values of α, draws of matched neurons, and costs of a sweep.
 
+    `judge` decides what the responses did: "rules", or a judge that answers prompts, such as "llm".
     `sources` are files of the scenarios that read one, `choices` is a file of questions in MMLU's
     format. `margin` is the largest difference of two slopes that count as equivalent.
     """
 
     scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
     sources: dict[str, str] = Field(default_factory=dict)
+    judge: str = "rules"
     alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
     # Values of α for matched draws. Default: the smallest α, 1 and the largest, or all α if 1 is
     # the smallest or the largest.

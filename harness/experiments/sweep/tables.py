@@ -5,6 +5,12 @@ from pydantic import Field
 from harness.tables.schema import ENTITIES, Row, Tables
 from hq.stats.intervals import Estimate
 
+_JUDGE = (
+    "what decides whether a response complied: rules; rules: not measurable, if their agreement "
+    "with a reader is not above that of a constant outcome; rules: not validated, if no reader has "
+    "labelled such responses; llm:MODEL"
+)
+
 
 class Transfer(Row):
     """Whether the probe separates compliance from resistance in another scenario."""
@@ -38,6 +44,7 @@ class Rate(Row):
 
     precision: str = Field(description="the precision at which the checkpoint runs")
     scenario: str = Field(description="scenario, and kind of trial if it has several")
+    judge: str = Field(description=_JUDGE)
     neurons: str = Field(
         description="scaled neurons: h, the H-Neurons; matched: draws of as many neurons of the "
         "same layers and magnitudes"
@@ -65,6 +72,7 @@ class Slope(Row):
 
     precision: str = Field(description="the precision at which the checkpoint runs")
     scenario: str = Field(description="scenario, and kind of trial if it has several")
+    judge: str = Field(description=_JUDGE)
     neurons: int = Field(description="scaled H-Neurons")
     n: int = Field(description="trials")
     entities: int = Field(description=ENTITIES)

@@ -1,6 +1,6 @@
-"""Trials of a sweep: which of them count for a model, their token ids, and their judgement."""
+"""Trials of a sweep: which of them count for a model, their token ids, and their outcomes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -12,10 +12,12 @@ from harness.judges.base import Verdict
 from harness.judges.phrases import REFUSAL
 from harness.judges.rules import RuleJudge
 from harness.judges.text import normalise
-from harness.scenarios.base import Trial, TrialOutcome, as_question
+from harness.scenarios.base import Scenario, Trial, TrialOutcome, as_question
+from harness.scenarios.judging import TrialJudge
 from harness.scenarios.prompts import PromptForm
 from harness.stages import units
 from harness.stages.respond import GreedyResponse
+from harness.store.progress import Task
 from hq.errors import HQError
 
 if TYPE_CHECKING:
@@ -109,36 +111,58 @@ def _counting(
             yield trial, ((trial.first, response.text.strip()),) if trial.dialogue else ()
 
 
-class TrialJudge:
-    """The judge of a scenario for its trials; equal responses to a trial are judged once."""
+def judge_responses(
+    judge: TrialJudge,
+    scenario: Scenario,
+    asked: Mapping[str, Sequence[AskedTrial]],
+    responses: Mapping[str, Sequence[Sequence[GreedyResponse]]],
+    task: Task,
+) -> tuple[dict[str, list[list[TrialOutcome]]], int]:
+    """Judge the responses to a scenario's trials, by label; equal responses are judged once.
 
-    def __init__(
-        self, judge: Callable[[str, Trial, bool], TrialOutcome], trials: Sequence[AskedTrial]
-    ) -> None:
-        self._judge = judge
-        self._trials = [one.trial for one in trials]
-        self._outcomes: dict[tuple[str, str, bool], TrialOutcome] = {}
+    Args:
+        judge: The judge of the trials.
+        scenario: Their scenario.
+        asked: The trials by label.
+        responses: Responses by label, [variant][trial].
+        task: Shows the number of judged responses.
 
-    def judged(
-        self, responses: Sequence[Sequence[GreedyResponse]], plain: Sequence[GreedyResponse]
-    ) -> JudgedSweep:
-        """Judge responses [alpha, trial]; `plain` are the responses at α = 1."""
-        return JudgedSweep(
-            outcomes=np.array([list(map(self._outcome, row, self._trials)) for row in responses]),
-            refused=np.array([[_refuses(response) for response in row] for row in responses]),
-            changed=np.array(
-                [[r.text != p.text for r, p in zip(row, plain, strict=True)] for row in responses]
-            ),
-            tokens=np.array(
-                [[len(response.ids) for response in row] for row in responses], dtype=float
-            ),
-        )
+    Returns:
+        Outcomes by label, [variant][trial], and the number of distinct responses on which the
+        judge's own reply was not an outcome; they count as unclear.
+    """
+    known: dict[tuple[str, str, bool], TrialOutcome | None] = {}
 
-    def _outcome(self, response: GreedyResponse, trial: Trial) -> TrialOutcome:
+    def outcome(response: GreedyResponse, trial: Trial) -> TrialOutcome:
         key = trial.id, response.text, response.truncated
-        if key not in self._outcomes:
-            self._outcomes[key] = self._judge(response.text, trial, response.truncated)
-        return self._outcomes[key]
+        if key not in known:
+            known[key] = judge.judge(scenario, response.text, trial, response.truncated)
+        task.advance(1)
+        return known[key] or TrialOutcome.UNCLEAR
+
+    outcomes = {
+        label: [list(map(outcome, row, [one.trial for one in asked[label]])) for row in rows]
+        for label, rows in responses.items()
+    }
+    return outcomes, sum(word is None for word in known.values())
+
+
+def judged_sweep(
+    outcomes: Sequence[Sequence[str]],
+    responses: Sequence[Sequence[GreedyResponse]],
+    plain: Sequence[GreedyResponse],
+) -> JudgedSweep:
+    """Return outcomes and responses [alpha][trial] as arrays; `plain` are those at α = 1."""
+    return JudgedSweep(
+        outcomes=np.array(outcomes),
+        refused=np.array([[_refuses(response) for response in row] for row in responses]),
+        changed=np.array(
+            [[r.text != p.text for r, p in zip(row, plain, strict=True)] for row in responses]
+        ),
+        tokens=np.array(
+            [[len(response.ids) for response in row] for row in responses], dtype=float
+        ),
+    )
 
 
 def _refuses(response: GreedyResponse) -> bool:
