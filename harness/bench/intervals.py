@@ -151,9 +151,7 @@ def designs() -> list[tuple[Estimand, Design]]:
 
 
 def coverage(
-    combinations: Sequence[tuple[Estimand, Design]],
-    runs: int,
-    resamples: int = _RESAMPLES,
+    combinations: Sequence[tuple[Estimand, Design]], runs: int, resamples: int = _RESAMPLES
 ) -> list[Coverage]:
     """Simulate data sets, and count for each method how often its interval contains the truth.
 
@@ -164,25 +162,20 @@ def coverage(
     """
     rows: list[Coverage] = []
     for estimand, design in combinations:
-        truths: list[float] = []
+        truth = np.nan
         by_method: dict[str, list[Interval]] = {}
         for run in range(runs):
             rng = np.random.default_rng(run)
             data = estimand.simulate(design, rng)
-            truths.append(data.truth)
+            truth = data.truth  # equal for every run
             for method, interval in _intervals(data, resamples, rng):
                 by_method.setdefault(method, []).append(interval)
-        truth = np.array(truths)
         rows += [_row(estimand, design, truth, *item) for item in by_method.items()]
     return rows
 
 
 def _row(
-    estimand: Estimand,
-    design: Design,
-    truth: Float[np.ndarray, " run"],
-    method: str,
-    intervals: Sequence[Interval],
+    estimand: Estimand, design: Design, truth: float, method: str, intervals: Sequence[Interval]
 ) -> Coverage:
     low, high = np.array(intervals).T
     return Coverage(
