@@ -360,7 +360,7 @@ def _mean_share(rows: Sequence[Coverage], estimand: str, method: str) -> float:
     return float(np.mean(_shares(rows, estimand, method)))
 
 
-def write(folder: Path, rows: Sequence[Coverage]) -> None:
+def write_coverage(folder: Path, rows: Sequence[Coverage]) -> None:
     """Write the data, and the table between the markers of the documentation."""
     frame = pl.DataFrame(rows, schema=list(Coverage._fields), orient="row")
     write_whole(folder / DATA_FILE, frame.write_csv())
@@ -408,4 +408,4 @@ def table(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), coverage(designs(), _RUNS))
+    write_coverage(Path(sys.argv[1]), coverage(designs(), _RUNS))

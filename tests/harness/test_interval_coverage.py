@@ -22,7 +22,7 @@ from harness.bench.intervals import (
     coverage,
     designs,
     table,
-    write,
+    write_coverage,
 )
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -114,7 +114,7 @@ def test_the_table_of_the_documentation_is_that_of_the_data():
 def test_data_and_table_are_written(tmp_path):
     rows = coverage([(BY_NAME["mean"], Design("single rows", 0.0))], 5, resamples=20)
     (tmp_path / TABLE_FILE).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    write(tmp_path, rows)
+    write_coverage(tmp_path, rows)
     document = (tmp_path / TABLE_FILE).read_text(encoding="utf-8")
     assert document == f"before\n{BEGIN}\n{table(tmp_path)}{END}\nafter\n"
     assert "| mean | single rows | 0 |" in document
