@@ -15,9 +15,9 @@ from hq.monitor.bundle import (
     write_bundle,
 )
 from hq.neurons.neuron_set import NeuronSet
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 
-RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30, seed=0)
+RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30)
 
 
 def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Domain]) -> Path:

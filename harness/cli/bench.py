@@ -1,4 +1,4 @@
-"""`hq bench NAME`: speed and memory as ratios to a peer measured in the same run."""
+"""`hq bench NAME`: speed and memory of one part of hq, or the coverage of its intervals."""
 
 from typing import Annotated
 
@@ -13,13 +13,13 @@ def bench_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="cett (traces), deploy (baked weights, adapters), l1 (solver), logits, monitor "
-            "(watching) or sampling. Each takes 2 to 5 minutes."
+            help="cett (traces), deploy (baked weights, adapters), intervals (coverage), l1 "
+            "(solver), logits, monitor (watching) or sampling. Each takes 2 to 5 minutes."
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Measure the speed and memory of one part of hq, as ratios to a peer in the same run.
+    """Measure the speed and memory of one part of hq, or the coverage of its intervals.
 
     A row with a goal says whether the goal was met. Example: `hq bench l1`.
     """

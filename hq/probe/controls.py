@@ -183,7 +183,7 @@ def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) ->
     from sklearn.preprocessing import StandardScaler
 
     if len(np.unique(y)) < 2:
-        raise HQError("The labels hold one class only: a probe needs right and wrong answers.")
+        raise HQError("The labels contain one class only: a probe needs right and wrong answers.")
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(
         features.astype(np.float64), y
     )

@@ -16,7 +16,7 @@ from harness.tables.schema import Row
 from hq.errors import HQError
 from hq.models.audit import AuditRow
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
 
 D_FF, P = 40, 80

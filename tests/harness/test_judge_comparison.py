@@ -40,7 +40,7 @@ def test_two_judges_on_the_same_responses(endpoint: Endpoint) -> None:
     texts = ["Paris", "Lyon", "Prague", "I don't know.", "It is Paris.", "Paris"]
     said = [*map(_said, range(6), texts), _said(5, "Lyon")]
     with LLMJudge(endpoint.url, "m") as llm, Progress(quiet=True).task("", 7, "") as task:
-        found = compare_judges(RuleJudge(), llm, said, seed=0, task=task)
+        found = compare_judges(RuleJudge(), llm, said, task=task)
     assert task.done == 7
     assert (found.responses, found.questions) == (7, 6)
     assert found.rate.value == pytest.approx(1 / 7)  # Prague
@@ -69,7 +69,7 @@ def test_kappa_of_judges_with_a_single_verdict() -> None:
 
 def test_nothing_to_compare() -> None:
     with Progress(quiet=True).task("", 0, "") as task, pytest.raises(HQError, match="no finished"):
-        compare_judges(RuleJudge(), RuleJudge(), [], 0, task)
+        compare_judges(RuleJudge(), RuleJudge(), [], task)
 
 
 def test_the_responses_of_a_study_are_judged_again(

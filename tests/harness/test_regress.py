@@ -10,11 +10,11 @@ from harness.check.regress import as_frame, compare
 from harness.experiments.detect.tables import TABLES, Alarm, Fidelity
 from harness.tables.files import read_table, write_tables
 from hq.errors import HQError
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 
 
 def estimate(value):
-    return Estimate(value=value, low=value - 0.1, high=value + 0.1, n=100, seed=0)
+    return Estimate(value=value, low=value - 0.1, high=value + 0.1, n=100)
 
 
 def a_value(annotation, auroc, precision):

@@ -35,7 +35,6 @@ def swept(shares, control_shares, precision="nf4"):
         h=judged([order < share for share in shares]),
         matched=judged([[order < share for share in row] for row in control_shares]),
         seed=0,
-        replicates=500,
     )
 
 
@@ -106,10 +105,9 @@ def test_transfer_finds_a_probe_that_carries_over():
         Target("carried", y == 1, components, features(y, 2)),
         Target("lost", y == 1, components, features(y, 0)),
         Target("one-sided", np.ones(len(y), dtype=bool), components, features(y, 0)),
+        Target("one component", y == 1, np.where(y == 1, "a", components), features(y, 2)),
     ]
-    rows = transfer(
-        "nf4", neurons, features(y, 2).values, y, draws, targets, seed=0, replicates=500
-    )
+    rows = transfer("nf4", neurons, features(y, 2).values, y, draws, targets, seed=0)
     assert [row.scenario for row in rows] == ["carried", "lost"]
     carried, lost = rows
     assert carried.auroc.value > 0.95

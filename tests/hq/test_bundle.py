@@ -82,6 +82,13 @@ def test_a_bundle_comes_back(folder, model):
     bundle.require(file)
 
 
+def test_a_bundle_of_an_earlier_version_with_seeds_in_its_estimates(folder):
+    content = json.loads((folder / VALIDATION).read_text(encoding="utf-8"))
+    estimate = {"value": 0.1, "low": 0.02, "high": 0.2, "n": 30, "seed": 7}
+    resealed(folder, {VALIDATION: json.dumps(content | {"auroc": estimate}).encode()})
+    assert Bundle.load(folder).validation.auroc == RATE
+
+
 def test_thresholds_move_without_labels(folder):
     bundle = Bundle.load(folder)
     there = 2 * bundle.scores - 1

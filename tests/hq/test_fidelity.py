@@ -49,17 +49,15 @@ def test_rank_change_counts_places_within_the_layer():
     np.testing.assert_allclose(measure(np.ones((1, 1)))[0], [0, 3 / 4, 0])
 
 
-def test_a_group_is_the_mean_of_its_neurons_and_resamples_groups_of_questions(pair):
+def test_a_group_is_the_mean_of_its_neurons_and_leaves_out_groups_of_questions(pair):
     a, b = pair
     measure = relative_error(a, b)
-    alone = over_questions(measure, N, "relative error", 0, 200)
+    alone = over_questions(measure, N, "relative error")
     assert alone.value == pytest.approx(measure(ONE).mean())
     copied = over_questions(
         relative_error(np.repeat(a, 5, axis=0), np.repeat(b, 5, axis=0)),
         5 * N,
         "relative error",
-        0,
-        200,
         groups=np.repeat(np.arange(N), 5),
     )
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
@@ -69,11 +67,11 @@ def test_a_group_is_the_mean_of_its_neurons_and_resamples_groups_of_questions(pa
 def test_draws_have_the_spread_of_their_means(pair):
     measure = relative_error(*pair)
     draws = np.array([[0, 1], [2, 3], [4, 5], [5, 6]])
-    found = over_draws(measure, N, "relative error", draws, seed=3)
+    result = over_draws(measure, N, "relative error", draws)
     each = measure(ONE)[0][draws].mean(axis=1)
-    assert found.value == pytest.approx(each.mean())
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(each, [0.025, 0.975])))
-    assert (found.n, found.seed) == (4, 3)
+    assert result.value == pytest.approx(each.mean())
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(each, [0.025, 0.975])))
+    assert (result.n, result.se) == (4, None)
 
 
 def test_neurons_without_a_value_are_left_out(pair):
@@ -81,7 +79,7 @@ def test_neurons_without_a_value_are_left_out(pair):
     a[:, 0], b[:, 1] = 0.125, 0  # constant, silent
     found = correlation(a, b)(ONE)[0]
     assert np.isnan(found).tolist() == [True, True, False, False, False, False, False]
-    group = over_questions(correlation(a, b), N, "correlation", 0, 100)
+    group = over_questions(correlation(a, b), N, "correlation")
     assert group.value == pytest.approx(found[2:].mean())
 
 
@@ -98,7 +96,7 @@ def test_a_neuron_that_varies_in_one_question_has_no_correlation_without_it():
 def test_what_cannot_be_computed_is_named():
     constant = np.ones((10, 3))
     with pytest.raises(HQError, match="The correlation is undefined for these 10 rows"):
-        over_questions(correlation(constant, constant), 10, "correlation", 0)
+        over_questions(correlation(constant, constant), 10, "correlation")
     silent = relative_error(np.zeros((10, 3)), constant)
     with pytest.raises(HQError, match="The relative error is undefined for a draw"):
-        over_draws(silent, 10, "relative error", np.array([[0, 1]]), 0)
+        over_draws(silent, 10, "relative error", np.array([[0, 1]]))

@@ -7,7 +7,7 @@ from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.probe.identify import identify_with_path
 from hq.probe.l1 import TOLERANCE, l1_path
-from hq.stats.bootstrap import auroc
+from hq.stats.intervals import auroc
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=4, d_ff=150)
 PLANTED = np.array([7, 160, 333, 590])  # raise the odds of hallucination

@@ -20,7 +20,7 @@ import pytest
 from hq.gguf.file import GGUFFile
 from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import Neuron, NeuronSet
-from hq.stats.bootstrap import Estimate
+from hq.stats.intervals import Estimate
 from tests import tiny, tiny_tokenizers
 from tests.no_skips import FORBIDDEN
 from tests.sharing import shared
@@ -93,7 +93,7 @@ def seal(
     folder: Path, name: str, file: GGUFFile, neurons: NeuronSet, thresholds: dict[str, float]
 ) -> Path:
     """Write a bundle with these thresholds, as if they had been validated."""
-    estimate = Estimate(value=0.8, low=0.7, high=0.9, n=50, seed=0)
+    estimate = Estimate(value=0.8, low=0.7, high=0.9, n=50)
     facts = bundle.BundleFacts(
         name=name,
         hq="0",

@@ -1,0 +1,121 @@
+"""The simulated coverage of intervals, and the table of it in the documentation."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import binom
+
+from harness.bench import BENCHES
+from harness.bench.intervals import (
+    BEGIN,
+    CORRELATIONS,
+    DATA_FILE,
+    END,
+    ESTIMANDS,
+    SIZES,
+    TABLE_FILE,
+    Coverage,
+    Design,
+    bench_intervals,
+    coverage,
+    designs,
+    table,
+    write_coverage,
+)
+
+DOCS = Path(__file__).parents[2] / "docs"
+BY_NAME = {estimand.name: estimand for estimand in ESTIMANDS}
+RUNS = 150
+
+
+def by_method(name: str, design: Design, runs: int, resamples: int) -> dict[str, Coverage]:
+    return {row.method: row for row in coverage([(BY_NAME[name], design)], runs, resamples)}
+
+
+def test_the_interval_covers_the_truth_at_the_sizes_of_the_study():
+    """A probability of 0.1% to fail if the coverage is 95%."""
+    rows = by_method("AUROC, units shift each class", Design("study", 0.3), RUNS, 0)
+    assert rows["hq"].covered >= binom.ppf(0.001, RUNS, 0.95)
+    assert rows["normal"].covered < rows["hq"].covered
+    assert rows["hq"].covered + rows["hq"].below + rows["hq"].above == RUNS
+
+
+def test_rare_positives_in_large_units_are_covered_and_the_bootstraps_miss_them():
+    rows = by_method("rate 0.05", Design("study", 0.6), RUNS, 200)
+    assert list(rows) == ["hq", "normal", "percentile", "BCa"]
+    assert rows["hq"].covered >= binom.ppf(0.001, RUNS, 0.95)
+    for method in ("normal", "percentile", "BCa"):
+        assert rows[method].covered < 0.9 * RUNS
+        assert rows[method].above > rows[method].below
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_interval_keeps_its_level(name):
+    """Each combination has a probability of about 1 in 10,000 to fail if it covers 94%."""
+    combinations = [(e, design) for e, design in designs() if e.name == name]
+    for row in coverage(combinations, RUNS, resamples=0):
+        if row.method == "hq":
+            assert row.covered >= binom.ppf(1e-4, RUNS, 0.94), row
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("correlation", CORRELATIONS)
+def test_the_simulated_data_have_the_stated_truth(name, correlation):
+    runs = [
+        BY_NAME[name].simulate(Design("long tail", correlation), np.random.default_rng(run))
+        for run in range(80)
+    ]
+    values = np.array([run.estimate.value for run in runs])
+    assert values.mean() == pytest.approx(runs[0].truth, abs=4 * values.std() / np.sqrt(80))
+    for run in runs[:3]:
+        everything = np.ones((1, run.estimate.n))
+        assert run.statistic(everything)[0] == pytest.approx(run.estimate.value)
+
+
+def test_the_study_has_its_unit_sizes():
+    assert (len(SIZES["study"]), sum(SIZES["study"])) == (98, 1612)
+
+
+@pytest.mark.parametrize("name", ["AUROC, units shift all scores", "mean", "rate 0.3"])
+def test_the_correlation_is_that_of_the_design(name):
+    """The standard error grows with the correlation within units, as large units count once."""
+    errors = []
+    for correlation in CORRELATIONS:
+        design = Design("study", correlation)
+        data = [BY_NAME[name].simulate(design, np.random.default_rng(run)) for run in range(40)]
+        errors.append(np.std([run.estimate.value for run in data]))
+    assert errors == sorted(errors)
+    if name == "mean":  # var = (1 − ρ) / n + ρ · Σm² / n²
+        sizes = np.array(SIZES["study"])
+        share = (sizes**2).sum() / sizes.sum() ** 2
+        expected = [np.sqrt((1 - r) / sizes.sum() + r * share) for r in CORRELATIONS]
+        assert errors == pytest.approx(expected, rel=0.35)
+
+
+def test_the_benchmark_reports_every_estimand():
+    assert BENCHES["intervals"] is bench_intervals
+    rows = bench_intervals(runs=2)
+    assert [row.name for row in rows] == list(BY_NAME)
+    assert all(0 <= row.value <= 1 for row in rows)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_data():
+    document = (DOCS / TABLE_FILE).read_text(encoding="utf-8")
+    assert document.split(BEGIN)[1].split(END)[0].strip() == table(DOCS).strip()
+    data = pl.read_csv(DOCS / DATA_FILE)
+    combinations = {(e.name, design.sizes, design.correlation) for e, design in designs()}
+    assert set(data.select("estimand", "sizes", "correlation").iter_rows()) == combinations
+    assert set(data["runs"]) == {1000}
+
+
+def test_data_and_table_are_written(tmp_path):
+    rows = coverage([(BY_NAME["mean"], Design("single rows", 0.0))], 5, resamples=20)
+    (tmp_path / TABLE_FILE).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    write_coverage(tmp_path, rows)
+    document = (tmp_path / TABLE_FILE).read_text(encoding="utf-8")
+    assert document == f"before\n{BEGIN}\n{table(tmp_path)}{END}\nafter\n"
+    assert "| mean | single rows | 0 |" in document
+    assert [Coverage(*row) for row in pl.read_csv(tmp_path / DATA_FILE).iter_rows()] == rows
