@@ -35,8 +35,8 @@ def bundle_make(
     false_alarms: Annotated[
         float,
         typer.Option(
-            help="The largest share of right answers that may be flagged, between 0 and 1. It "
-            "needs right calibration answers about 1/share - 1 entities: 9 for 0.1, 99 for 0.01."
+            help="The share of right answers that may be flagged, between 0 and 1. It needs right "
+            "answers in 1/share - 1 units: 9 for 0.1, 99 for 0.01."
         ),
     ] = 0.1,
     precision: Annotated[
@@ -61,9 +61,10 @@ def bundle_make(
 ) -> None:
     """Bundle a run's neurons for a GGUF file of the run's model, at any quantization.
 
-    The run's held-out answers are read in that file. Thresholds are set on the calibration split,
-    for all questions and for each relation with enough answers, so that at most the given share of
-    right answers is flagged. The test split then measures false alarms and detection. Example:
+    The run's samples are read in that file and scored out of fold. Thresholds are set on the scores
+    of right answers, for all questions and for each relation with enough of them, so that about the
+    given share of right answers is flagged; false alarms and detection are measured on answers that
+    no threshold has seen. Example:
     `hq bundle make --run runs/smollm2-facts --gguf smollm2 --into bundle`.
     """
     from harness.deploy.bundling import FinishedRun, make_bundle

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.experiments.base import EXPERIMENTS, Experiment
 from harness.stages.materials import Materials
-from harness.store.environment import FIT, QUESTIONS, machine_class, versions
+from harness.store.environment import FIT, QUESTIONS, machine_class, threads, versions
 from harness.store.node import Node, ordered
 from harness.store.progress import Progress
 from harness.store.runner import Outputs, Planned, Runner
@@ -112,6 +112,7 @@ def provenance_of(
         "definition": definition_of(m.study) | experiment.definition(m.study),
         "questions": versions(*QUESTIONS.get(m.study.scenario.name, ())),
         "statistics": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
+        "threads": threads(),
         "nodes": {node.name: _node(node, outputs) for node in ordered(nodes)},
         **detected,
         **experiment.facts(m, outputs),

@@ -57,6 +57,13 @@ def machine_class() -> str:
     return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
+def threads() -> int:
+    """Return the number of threads of matrix products: the last digits of results depend on it."""
+    from threadpoolctl import threadpool_info
+
+    return max((pool["num_threads"] for pool in threadpool_info()), default=1)
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
