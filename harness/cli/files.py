@@ -171,7 +171,7 @@ def compare_command(
     Example: `hq compare --samples samples.jsonl --neurons neurons.json --reference traces-fp16
     --variant traces-nf4`.
     """
-    from harness.experiments.detect.compare import Comparison
+    from harness.experiments.detect.compare import Comparison, text_scores
     from harness.experiments.detect.tables import TABLES
     from harness.stages.identify import PROBES_FILE, find_neurons
     from harness.stages.samples import read_samples, require_origin, require_separate
@@ -190,7 +190,17 @@ def compare_command(
     require_origin(probes.neurons, chosen, ref)
     with TemporaryDirectory() as folder:
         reidentified = find_neurons(Path(folder), var, chosen, section, seed)
-    comparison = Comparison(chosen, probes, ref, var, reidentified, None, CompareSection(), seed)
+    comparison = Comparison(
+        samples=chosen,
+        probes=probes,
+        reference=ref,
+        variant=var,
+        reidentified=reidentified,
+        uncertainty=None,
+        section=CompareSection(),
+        seed=seed,
+        texts=text_scores(chosen),
+    )
     tables = {name: rows for name, rows in comparison.tables().items() if rows}
     if as_json:
         print_json({name: [row.model_dump() for row in rows] for name, rows in tables.items()})

@@ -5,7 +5,7 @@ transferred without labels, and neurons re-identified at the precision.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -42,7 +42,14 @@ from hq.probe.controls import (
     ridge_probe,
 )
 from hq.probe.cross_fit import CrossFit
-from hq.probe.fidelity import correlation, over_draws, over_questions, rank_change, relative_error
+from hq.probe.fidelity import (
+    FidelityMeasure,
+    correlation,
+    over_draws,
+    over_questions,
+    rank_change,
+    relative_error,
+)
 from hq.probe.identify import THRESHOLD
 from hq.probe.overlap import expected_jaccard, jaccard, overlap_p_value
 from hq.probe.text import CHANCE, TEXT_CONTROLS, text_only
@@ -81,6 +88,7 @@ class Comparison:
     uncertainty: Uncertainty | None  # None if only traces are given
     section: CompareSection
     seed: int
+    texts: Mapping[str, Scores]  # text-only controls (`text_scores`), equal at all precisions
     text_components: Sequence[str] | None = None  # of the held-out texts; None if all differ
 
     def __post_init__(self) -> None:
@@ -159,20 +167,25 @@ class Comparison:
             *(self._text_row(name) for name in TEXT_CONTROLS),
         ]
 
-    def text_only(self, name: str) -> Estimate:
-        """Return the AUROC of a text-only control (`hq.probe.text.TEXT_CONTROLS`)."""
-        return estimate_auroc(self._texts[name].out_of_fold, self._rows.y, *self._draw)
-
-    def fidelity(self) -> list[Fidelity]:
-        """Return the change of contributions of probe, H-, matched and arbitrary neurons."""
+    def fidelity(self) -> Iterator[Fidelity]:
+        """Yield the change of contributions of probe, H-, matched and arbitrary neurons."""
+        groups: dict[str, Int[np.ndarray, "*draws k"]] = {
+            "probe": self.neurons.flat,
+            "h_neurons": self.neurons.flat_positive,
+            "matched": self._draws_like(self.neurons)["matched"],
+            "any": self._any,
+        }
+        # Ranks take seconds, so all groups are measured together.
+        flat = np.unique(np.concatenate([neurons.ravel() for neurons in groups.values()]))
         span = self.neurons.tokens
         a, b = (t.matrix("contribution", span) for t in (self.reference, self.variant))
-        return [
-            self._fidelity(a, b, "probe", self.neurons.flat),
-            self._fidelity(a, b, "h_neurons", self.neurons.flat_positive),
-            self._fidelity(a, b, "matched", self._draws_like(self.neurons)["matched"]),
-            self._fidelity(a, b, "any", self._any),
-        ]
+        measures = {
+            "correlation": correlation(a[:, flat], b[:, flat]),
+            "relative_error": relative_error(a[:, flat], b[:, flat]),
+            "rank_change": rank_change(a, b, flat, self.neurons.model.space),
+        }
+        for group, neurons in groups.items():
+            yield self._fidelity(group, neurons, np.searchsorted(flat, neurons), measures)
 
     def model(self, u: Uncertainty) -> ModelRow:
         """Return what ran, and how much its outputs differ from the reference's."""
@@ -207,22 +220,17 @@ class Comparison:
 
     def _fidelity(
         self,
-        a: Float[np.ndarray, "n p"],
-        b: Float[np.ndarray, "n p"],
         group: str,
         neurons: Int[np.ndarray, "*draws k"],
+        columns: Int[np.ndarray, "*draws k"],
+        measures: Mapping[str, FidelityMeasure],
     ) -> Fidelity:
-        """Return a row of these neurons, or of draws of neurons."""
-        flat, columns = np.unique(neurons, return_inverse=True)
-        measures = {
-            "correlation": correlation(a[:, flat], b[:, flat]),
-            "relative_error": relative_error(a[:, flat], b[:, flat]),
-            "rank_change": rank_change(a, b, flat, self.neurons.model.space),
-        }
+        """Return a row of these neurons, or of draws of neurons, in these columns of measures."""
+        n, units = len(self.samples), self._rows.units
         estimates = {
-            name: over_questions(measure, len(a), name, self._rows.units)
+            name: over_questions(lambda w, m=measure: m(w)[:, columns], n, name, units)
             if neurons.ndim == 1
-            else over_draws(measure, len(a), name, columns)
+            else over_draws(measure, n, name, columns)
             for name, measure in measures.items()
         }
         return Fidelity(
@@ -231,8 +239,8 @@ class Comparison:
             neurons=neurons.shape[-1],
             draws=1 if neurons.ndim == 1 else len(neurons),
             magnitude=magnitude_ratio(neurons, self.neurons.flat, self._magnitudes),
-            n=len(a),
-            units=len(np.unique(self._rows.units)),
+            n=n,
+            units=len(np.unique(units)),
             seed=self.seed,
             **estimates,
         )
@@ -260,7 +268,7 @@ class Comparison:
         return self._fitted(name, decisions, self._adds(decisions, seen))
 
     def _text_row(self, name: str) -> ControlRow:
-        text = self._texts[name]
+        text = self.texts[name]
         # In a fold, the text's score is that of its own fit; elsewhere, of fits without both folds.
         seen = [
             np.where(np.isnan(of_fold), text.out_of_fold, of_fold)[:, None]
@@ -332,11 +340,6 @@ class Comparison:
     def _after(self) -> Scores:
         return cross_scores(self.probes, self._variant_cett, self._rows)
 
-    @cached_property
-    def _texts(self) -> dict[str, Scores]:
-        """Decision values of the text-only controls; they do not depend on the precision."""
-        return text_scores(self.samples, self._rows)
-
     @property
     def _h_only(self) -> Float[np.ndarray, " n"]:
         """Scores by the positive weights only."""
@@ -395,8 +398,9 @@ def cross_scores(probes: CrossFit, features: Features, rows: Rows) -> Scores:
     )
 
 
-def text_scores(samples: Sequence[Sample], rows: Rows) -> dict[str, Scores]:
+def text_scores(samples: Sequence[Sample]) -> dict[str, Scores]:
     """Return the decision values of the text-only controls, cross-fitted as the probes are."""
+    rows = Rows(samples)
     questions, answers = [s.question for s in samples], [s.text for s in samples]
     k = int(rows.folds.max()) + 1
     scores = {
@@ -417,13 +421,15 @@ def text_scores(samples: Sequence[Sample], rows: Rows) -> dict[str, Scores]:
     return scores
 
 
-def design(samples: Sequence[Sample], balance: str, seed: int) -> Design:
+def design(
+    samples: Sequence[Sample], texts: Mapping[str, Scores], balance: str, seed: int
+) -> Design:
     """Return the row of the samples: their balance, their units, and the text-only controls."""
     rows = Rows(samples)
     sizes = np.unique(rows.units, return_counts=True)[1]
     areas = {
         name: estimate_auroc(scores.out_of_fold, rows.y, rows.units, rows.folds)
-        for name, scores in text_scores(samples, rows).items()
+        for name, scores in texts.items()
     }
     leaking = [f"{name} {area}" for name, area in areas.items() if abs(area.value - 0.5) > CHANCE]
     return Design(

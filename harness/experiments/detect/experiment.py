@@ -12,7 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.experiments.base import Experiment, estimate_cell
-from harness.experiments.detect.compare import Comparison, alignment, design, selection
+from harness.experiments.detect.compare import (
+    Comparison,
+    alignment,
+    design,
+    selection,
+    text_scores,
+)
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
 from harness.stages import mapping, sample, uncertainty
@@ -66,7 +72,8 @@ class DetectExperiment(Experiment):
             graph.read_traces(outputs, REFERENCE),
         )
         require_origin(probes.neurons, samples, reference)
-        rows["design"].append(design(samples, m.study.sampling.balance, m.study.seed))
+        texts = text_scores(samples)
+        rows["design"].append(design(samples, texts, m.study.sampling.balance, m.study.seed))
         probe = [(n.layer, n.index) for n in probes.neurons.neurons]
         for precision in m.study.precisions:
             folder = outputs[mapping.node(m, precision)]
@@ -82,6 +89,7 @@ class DetectExperiment(Experiment):
                 uncertainty=uncertainty.read(outputs[graph.uncertainty(precision)]),
                 section=m.study.compare,
                 seed=m.study.seed,
+                texts=texts,
                 text_components=m.text_components,
             )
             for name, of_precision in comparison.tables().items():
