@@ -397,6 +397,12 @@ def table(folder: Path) -> str:
             *others,
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    done = {(row.estimand, row.sizes, row.correlation) for row in own}
+    missing = [
+        f"{estimand.name} ({design.sizes}, {design.correlation:g})"
+        for estimand, design in designs()
+        if (estimand.name, *design) not in done
+    ]
     low_rows = [row for row in own if row.covered / row.runs < _LOWEST]
     summary = (
         f"{len(own)} combinations of {own[0].runs} simulated data sets each. hq's intervals cover "
@@ -404,6 +410,8 @@ def table(folder: Path) -> str:
         f"{_LOWEST:.0%} (\\*) in {len(low_rows)} combinations, the percentile bootstrap in "
         f"{sum(r.covered / r.runs < _LOWEST for r in rows if r.method == 'percentile')}."
     )
+    if missing:
+        summary += f" Not simulated yet: {len(missing)} combinations, from {missing[0]} on."
     return "\n".join([summary, "", *lines, ""])
 
 

@@ -107,7 +107,9 @@ def test_the_table_of_the_documentation_is_that_of_the_data():
     assert document.split(BEGIN)[1].split(END)[0].strip() == table(DOCS).strip()
     data = pl.read_csv(DOCS / DATA_FILE)
     combinations = {(e.name, design.sizes, design.correlation) for e, design in designs()}
-    assert set(data.select("estimand", "sizes", "correlation").iter_rows()) == combinations
+    measured = set(data.select("estimand", "sizes", "correlation").iter_rows())
+    assert measured <= combinations
+    assert measured >= {row for row in combinations if row[0].startswith("AUROC")}
     assert set(data["runs"]) == {1000}
 
 
@@ -118,4 +120,5 @@ def test_data_and_table_are_written(tmp_path):
     document = (tmp_path / TABLE_FILE).read_text(encoding="utf-8")
     assert document == f"before\n{BEGIN}\n{table(tmp_path)}{END}\nafter\n"
     assert "| mean | single rows | 0 |" in document
+    assert f"Not simulated yet: {len(designs()) - 1} combinations" in document
     assert [Coverage(*row) for row in pl.read_csv(tmp_path / DATA_FILE).iter_rows()] == rows
