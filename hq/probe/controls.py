@@ -177,13 +177,14 @@ def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) ->
 
     Raises HQError if the labels have one class only.
     """
-    # scikit-learn takes a second to import: only a fit pays for it.
+    # scikit-learn takes a second to import: only a fit pays for it. With few features, this solver
+    # is many times faster than the default.
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if len(np.unique(y)) < 2:
         raise HQError("The labels contain one class only: a probe needs right and wrong answers.")
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(
+    return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")).fit(
         features.astype(np.float64), y
     )

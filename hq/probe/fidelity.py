@@ -64,8 +64,8 @@ def rank_change(
     blocks, indices = space.block_of(chosen), space.locate(chosen).within
     for block in np.unique(blocks):
         columns, here = space.slices[block], blocks == block
-        before, after = _ranks(a[:, columns]), _ranks(b[:, columns])
-        changes[:, here] = np.abs(before[:, indices[here]] - after[:, indices[here]])
+        before, after = (_ranks(v[:, columns], indices[here]) for v in (a, b))
+        changes[:, here] = np.abs(before - after)
     width = np.array(space.widths)[blocks]
 
     def measure(weights: Weights) -> Float[np.ndarray, "weightings k"]:
@@ -74,6 +74,11 @@ def rank_change(
         return share
 
     return measure
+
+
+def of_columns(measure: FidelityMeasure, columns: Int[np.ndarray, " k"]) -> FidelityMeasure:
+    """Return the measure of some of its neurons."""
+    return lambda weights: measure(weights)[:, columns]
 
 
 def over_questions(
@@ -121,9 +126,18 @@ def _mean(values: Float[np.ndarray, "rows k"]) -> Float[np.ndarray, " rows"]:
     return _ratio(np.where(defined, values, 0).sum(axis=1), count, count > 0)
 
 
-def _ranks(values: Float[np.ndarray, "n d_ff"]) -> Int[np.ndarray, "n d_ff"]:
-    """Rank of each value in its row; equal values are ranked by index."""
-    order = np.argsort(values, axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(values.shape[1])[None], axis=1)
+def _ranks(
+    values: Float[np.ndarray, "n d_ff"], chosen: Int[np.ndarray, " k"]
+) -> Int[np.ndarray, "n k"]:
+    """Rank of the chosen columns in each row; equal values are ranked by index."""
+    ascending = np.sort(values, axis=1)  # several times faster than argsort
+    wanted = values[:, chosen]
+    ranks = np.empty(wanted.shape, dtype=np.int64)
+    ends = np.empty(wanted.shape, dtype=np.int64)
+    for row, of_row in enumerate(ascending):
+        ranks[row] = np.searchsorted(of_row, wanted[row])
+        ends[row] = np.searchsorted(of_row, wanted[row], side="right")
+    for row, column in np.argwhere(ends - ranks > 1):
+        equal = values[row, : chosen[column]] == wanted[row, column]
+        ranks[row, column] += int(equal.sum())
     return ranks

@@ -45,6 +45,7 @@ from hq.probe.cross_fit import CrossFit
 from hq.probe.fidelity import (
     FidelityMeasure,
     correlation,
+    of_columns,
     over_draws,
     over_questions,
     rank_change,
@@ -228,7 +229,7 @@ class Comparison:
         """Return a row of these neurons, or of draws of neurons, in these columns of measures."""
         n, units = len(self.samples), self._rows.units
         estimates = {
-            name: over_questions(lambda w, m=measure: m(w)[:, columns], n, name, units)
+            name: over_questions(of_columns(measure, columns), n, name, units)
             if neurons.ndim == 1
             else over_draws(measure, n, name, columns)
             for name, measure in measures.items()
