@@ -16,7 +16,7 @@ from harness.experiments.detect.alarms import (
     domains,
     require_calibration,
 )
-from harness.experiments.detect.compare import cross_scores, storage
+from harness.experiments.detect.compare import storage
 from harness.stages.identify import PROBES_FILE, Rows
 from harness.stages.samples import Sample, read_samples, require_separate, samples_digest
 from harness.store.progress import Progress, Task
@@ -138,18 +138,20 @@ def make_bundle(
     )
     validation = _validation(run, rows, scores)
     card = model_card(facts, neurons, by_domain, validation)
+    # On the scale of the set for use, whose mean the precision shifts as well.
+    known = scores.out_of_fold - scores.means[rows.folds] + scores.mean
     arrays = {
         "norms": neuron_norms(neurons, backend.file),
-        "scores": np.sort(scores.out_of_fold),
-        "right": np.sort(scores.out_of_fold[domain_of(run.samples, rows).right]),
+        "scores": np.sort(known),
+        "right": np.sort(known[domain_of(run.samples, rows).right]),
     }
     write_bundle(into, facts, neurons, by_domain, validation, arrays, card)
 
 
 def _domain(answers: DomainAnswers, scores: Scores, false_alarms: float) -> Domain:
-    flags = answers.flags(scores, false_alarms)
+    flags = scores.flags(answers.thresholds(scores, false_alarms), answers.rows.folds)
     return Domain(
-        threshold=answers.threshold(scores.out_of_fold, false_alarms),
+        threshold=answers.threshold(scores, false_alarms),
         false_alarms=false_alarms,
         n=answers.units(answers.right),
         realised=answers.rate(answers.right, flags),
@@ -183,4 +185,4 @@ def _scores(
         task.advance(len(batch.rows))
     if read is None:
         raise HQError("The run has no samples: run the study again.")
-    return cross_scores(probes, replace(read, values=values), rows)
+    return Scores.of(probes, replace(read, values=values), rows)

@@ -63,18 +63,32 @@ class CrossFit(BaseModel):
     def calibration_scores(
         self, features: Features, folds: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "fold n"]:
-        """Return for each fold f the decision values of the responses of other folds.
+        """Return for each fold f the centred decision values of the responses of other folds.
 
-        A response of fold g is scored by the fit without f and g; those of f itself are NaN.
+        A response of fold g is scored by the fit without f and g; those of f itself are NaN. From
+        each fit's values, its mean over the responses outside of f is subtracted: quantization
+        shifts the scores of every fit by another constant, which would widen their joint
+        distribution. Add the mean of the probe of f (`means`) to a threshold on centred values.
         """
         self._require(folds)
         values = np.full((len(self.folds), len(features)), np.nan)
-        for other in range(len(self.folds)):
-            rows = np.flatnonzero(folds == other)
-            for fold, of_fold in enumerate(self.folds):
-                if fold != other:
-                    values[fold, rows] = of_fold.calibration[other].score(features)[rows]
+        for fold, of_fold in enumerate(self.folds):
+            outside = folds != fold
+            for other, fitted in of_fold.calibration.items():
+                scores = fitted.score(features)
+                rows = folds == other
+                values[fold, rows] = scores[rows] - scores[outside].mean()
         return values
+
+    def means(self, features: Features, folds: Int[np.ndarray, " n"]) -> Float[np.ndarray, " fold"]:
+        """Return the mean decision value of each fold's probe over the responses outside of it."""
+        self._require(folds)
+        return np.array(
+            [
+                of_fold.probe.score(features)[folds != fold].mean()
+                for fold, of_fold in enumerate(self.folds)
+            ]
+        )
 
     def require(self, model: ModelIdentity, name: str = "The neuron set") -> None:
         """Raises HQError, with `name` in the message, if the probes belong to another model."""

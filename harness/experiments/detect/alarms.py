@@ -3,8 +3,9 @@
 A domain is one relation of the scenario, or `all`. The threshold for the answers of fold f is set
 on right answers of all other folds, by probes that have seen neither the answer's fold nor f
 (`hq.probe.cross_fit`), so the measured rates are of answers that neither the probe nor the
-threshold has seen. The threshold for use is set in the same way on the out-of-fold scores of all
-right answers.
+threshold has seen. A precision shifts the scores of each probe by another constant, so the scores
+of the calibration are centred, and the mean of the probe of f is added to the threshold. The
+threshold for use is set in the same way on the out-of-fold scores of all right answers.
 
 Split conformal prediction bounds the false-alarm rate for one probe and answers that it has not
 seen. Here the probes of the calibration differ from the probe in use, which is fitted on more
@@ -16,6 +17,7 @@ and a simulation (`tests/hq/test_cross_conformal.py`) show.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -25,6 +27,8 @@ from harness.stages.identify import Rows
 from harness.stages.samples import Sample
 from hq.errors import HQError
 from hq.monitor.bundle import ALL
+from hq.neurons.features import Features
+from hq.probe.cross_fit import CrossFit
 from hq.stats.conformal import conformal_threshold, entities_needed
 from hq.stats.intervals import Estimate, estimate_rate
 from hq.stats.thresholds import match_quantile
@@ -37,8 +41,44 @@ FALSE_ALARM_RATES = (0.05, 0.1, 0.2)
 class Scores:
     """Cross-fitted decision values of the samples at one precision."""
 
-    out_of_fold: Float[np.ndarray, " n"]
-    calibration: Float[np.ndarray, "fold n"]  # row f: for the thresholds of fold f; NaN in f
+    out_of_fold: Float[np.ndarray, " n"]  # by the probe of the sample's fold
+    calibration: Float[np.ndarray, "fold n"]  # row f: centred, for the thresholds of f; NaN in f
+    means: Float[np.ndarray, " fold"]  # of the probe of each fold, over the samples outside of it
+    mean: float  # of the set for use, over all samples
+
+    @classmethod
+    def of(cls, probes: CrossFit, features: Features, rows: Rows) -> Self:
+        """Score all samples."""
+        folds = rows.folds
+        return cls(
+            probes.scores(features, folds),
+            probes.calibration_scores(features, folds),
+            probes.means(features, folds),
+            float(probes.neurons.score(features).mean()),
+        )
+
+    def flags(
+        self, thresholds: Float[np.ndarray, " fold"], folds: Int[np.ndarray, " n"]
+    ) -> Bool[np.ndarray, " n"]:
+        """Return which samples are at or above the threshold of their fold."""
+        flags: Bool[np.ndarray, " n"] = self.out_of_fold >= thresholds[folds]
+        return flags
+
+    def transfer(
+        self, thresholds: Float[np.ndarray, " fold"], after: Self, folds: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " fold"]:
+        """Transfer each fold's threshold to another precision, without labels.
+
+        It keeps its quantile among the scores of the fold's samples, by the fold's probe.
+        """
+        return np.array(
+            [
+                match_quantile(
+                    at, self.out_of_fold[folds == fold], after.out_of_fold[folds == fold]
+                )
+                for fold, at in enumerate(thresholds.tolist())
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -68,47 +108,23 @@ class DomainAnswers:
         folds = range(int(self.rows.folds.max()) + 1)
         return min(self.units(self.right[self.rows.folds[self.right] != fold]) for fold in folds)
 
-    def threshold(self, scores: Float[np.ndarray, " n"], target: float) -> float:
-        """Return the threshold for use: it promises this rate by the out-of-fold scores."""
-        return conformal_threshold(scores[self.right], target, self.rows.units[self.right])
+    def thresholds(self, scores: Scores, target: float) -> Float[np.ndarray, " fold"]:
+        """Return the threshold for each fold, set on right answers of the other folds."""
+        right, units, folds = self.right, self.rows.units, self.rows.folds
+        thresholds = []
+        for fold, of_fold in enumerate(scores.calibration):
+            known = right[folds[right] != fold]
+            thresholds.append(conformal_threshold(of_fold[known], target, units[known]))
+        return np.array(thresholds) + scores.means
 
-    def flags(self, scores: Scores, target: float) -> Bool[np.ndarray, " n"]:
-        """Return which samples are at or above their fold's threshold, which promises this rate."""
-        return self.flags_at(scores.out_of_fold, self._thresholds(scores.calibration, target))
-
-    def frozen(self, before: Scores, after: Scores, target: float) -> Bool[np.ndarray, " n"]:
-        """Return the flags at a precision by the thresholds of the reference."""
-        return self.flags_at(after.out_of_fold, self._thresholds(before.calibration, target))
-
-    def transferred(self, before: Scores, after: Scores, target: float) -> Bool[np.ndarray, " n"]:
-        """Return the flags by thresholds that are transferred without labels."""
-        thresholds = [
-            match_quantile(at, before.calibration[fold][known], after.calibration[fold][known])
-            for fold, at in enumerate(self._thresholds(before.calibration, target))
-            if (known := np.flatnonzero(self.member & (self.rows.folds != fold))) is not None
-        ]
-        return self.flags_at(after.out_of_fold, thresholds)
-
-    def flags_at(
-        self, scores: Float[np.ndarray, " n"], thresholds: Sequence[float]
-    ) -> Bool[np.ndarray, " n"]:
-        """Return which samples are at or above the threshold of their fold."""
-        flags: Bool[np.ndarray, " n"] = scores >= np.array(thresholds)[self.rows.folds]
-        return flags
+    def threshold(self, scores: Scores, target: float) -> float:
+        """Return the threshold for use, set on the out-of-fold scores of all right answers."""
+        centred = (scores.out_of_fold - scores.means[self.rows.folds])[self.right]
+        return conformal_threshold(centred, target, self.rows.units[self.right]) + scores.mean
 
     def rate(self, rows: Int[np.ndarray, " row"], flags: Bool[np.ndarray, " n"]) -> Estimate:
         """Return the share of flagged rows; units have equal weights."""
         return estimate_rate(flags[rows], self.rows.units[rows], equal_units=True)
-
-    def _thresholds(self, scores: Float[np.ndarray, "fold n"], target: float) -> list[float]:
-        """The threshold for each fold, set on right answers of the other folds."""
-        right, folds = self.right, self.rows.folds[self.right]
-        return [
-            conformal_threshold(
-                of_fold[right[folds != fold]], target, self.rows.units[right[folds != fold]]
-            )
-            for fold, of_fold in enumerate(scores)
-        ]
 
 
 def domain_of(samples: Sequence[Sample], rows: Rows, name: str = ALL) -> DomainAnswers:
@@ -153,9 +169,11 @@ def alarms(
 def _alarm(
     domain: DomainAnswers, target: float, before: Scores, after: Scores, precision: str
 ) -> Alarm:
-    frozen = domain.frozen(before, after, target)
-    transferred = domain.transferred(before, after, target)
-    recalibrated = domain.flags(after, target)
+    folds = domain.rows.folds
+    thresholds = domain.thresholds(before, target)
+    frozen = after.flags(thresholds, folds)
+    transferred = after.flags(before.transfer(thresholds, after, folds), folds)
+    recalibrated = after.flags(domain.thresholds(after, target), folds)
     right, wrong = domain.right, domain.wrong
     return Alarm(
         precision=precision,
@@ -167,12 +185,12 @@ def _alarm(
         units=domain.units(right),
         hallucinated=len(wrong),
         hallucinated_units=domain.units(wrong),
-        threshold=domain.threshold(before.out_of_fold, target),
+        threshold=domain.threshold(before, target),
         false_alarms=domain.rate(right, frozen),
         detected=domain.rate(wrong, frozen),
         false_alarms_transferred=domain.rate(right, transferred),
         detected_transferred=domain.rate(wrong, transferred),
-        threshold_recalibrated=domain.threshold(after.out_of_fold, target),
+        threshold_recalibrated=domain.threshold(after, target),
         false_alarms_recalibrated=domain.rate(right, recalibrated),
         detected_recalibrated=domain.rate(wrong, recalibrated),
     )

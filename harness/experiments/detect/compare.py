@@ -64,7 +64,7 @@ from hq.stats.intervals import (
     estimate_rate,
     smallest_detectable,
 )
-from hq.stats.thresholds import estimate_f1, match_quantile
+from hq.stats.thresholds import estimate_f1
 from hq.tracing.traces import Traces, magnitudes
 
 MARGIN = 0.02
@@ -89,7 +89,7 @@ class Comparison:
     uncertainty: Uncertainty | None  # None if only traces are given
     section: CompareSection
     seed: int
-    texts: Mapping[str, Scores]  # text-only controls (`text_scores`), equal at all precisions
+    texts: Mapping[str, TextScores]  # text-only controls (`text_scores`), equal at all precisions
     text_components: Sequence[str] | None = None  # of the held-out texts; None if all differ
 
     def __post_init__(self) -> None:
@@ -121,7 +121,8 @@ class Comparison:
         before, after = self._before.out_of_fold, self._after.out_of_fold
         thresholds = [fold.probe.thresholds[THRESHOLD] for fold in self.probes.folds]
         frozen = np.array(thresholds)[self._rows.folds]
-        transferred = np.array(self._transferred(thresholds))[self._rows.folds]
+        moved = self._before.transfer(np.array(thresholds), self._after, self._rows.folds)
+        transferred = moved[self._rows.folds]
         again = self.reidentified.scores(self._variant_cett, self._rows.folds)
         change = estimate_auroc_difference(after, before, y, *self._draw)
         flat, flat_again = self.neurons.flat, self.reidentified.neurons.flat
@@ -210,15 +211,6 @@ class Comparison:
             kl=divergence,
         )
 
-    def _transferred(self, thresholds: Sequence[float]) -> list[float]:
-        """Transfer each fold's threshold without labels, by the scores of other folds."""
-        return [
-            match_quantile(at, before[~np.isnan(before)], after[~np.isnan(after)])
-            for at, before, after in zip(
-                thresholds, self._before.calibration, self._after.calibration, strict=True
-            )
-        ]
-
     def _fidelity(
         self,
         group: str,
@@ -292,7 +284,9 @@ class Comparison:
         both = np.empty(len(y))
         for fold, features in enumerate(seen):
             train, test = folds != fold, folds == fold
-            scores = np.where(test, self._after.out_of_fold, self._after.calibration[fold])
+            # Within a fold, a constant makes no difference, so all scores are centred.
+            own = self._after.out_of_fold - self._after.means[fold]
+            scores = np.where(test, own, self._after.calibration[fold])
             X = np.column_stack([features, scores])
             both[test] = ridge_probe(X[train], y[train]).decision_function(X[test])
         return estimate_auroc_difference(both, alone, y, *self._draw)
@@ -335,11 +329,11 @@ class Comparison:
     @cached_property
     def _before(self) -> Scores:
         features = self.reference.features(self.neurons.cett, self.neurons.tokens)
-        return cross_scores(self.probes, features, self._rows)
+        return Scores.of(self.probes, features, self._rows)
 
     @cached_property
     def _after(self) -> Scores:
-        return cross_scores(self.probes, self._variant_cett, self._rows)
+        return Scores.of(self.probes, self._variant_cett, self._rows)
 
     @property
     def _h_only(self) -> Float[np.ndarray, " n"]:
@@ -392,20 +386,21 @@ class Comparison:
         return baselines
 
 
-def cross_scores(probes: CrossFit, features: Features, rows: Rows) -> Scores:
-    """Return the cross-fitted decision values of all samples."""
-    return Scores(
-        probes.scores(features, rows.folds), probes.calibration_scores(features, rows.folds)
-    )
+@dataclass(frozen=True)
+class TextScores:
+    """Cross-fitted decision values of a text-only control."""
+
+    out_of_fold: Float[np.ndarray, " n"]
+    calibration: Float[np.ndarray, "fold n"]  # row f: by fits without f and the sample's fold
 
 
-def text_scores(samples: Sequence[Sample]) -> dict[str, Scores]:
+def text_scores(samples: Sequence[Sample]) -> dict[str, TextScores]:
     """Return the decision values of the text-only controls, cross-fitted as the probes are."""
     rows = Rows(samples)
     questions, answers = [s.question for s in samples], [s.text for s in samples]
     k = int(rows.folds.max()) + 1
     scores = {
-        name: Scores(np.empty(len(samples)), np.full((k, len(samples)), np.nan))
+        name: TextScores(np.empty(len(samples)), np.full((k, len(samples)), np.nan))
         for name in TEXT_CONTROLS
     }
     for fold in range(k):
@@ -423,7 +418,7 @@ def text_scores(samples: Sequence[Sample]) -> dict[str, Scores]:
 
 
 def design(
-    samples: Sequence[Sample], texts: Mapping[str, Scores], balance: str, seed: int
+    samples: Sequence[Sample], texts: Mapping[str, TextScores], balance: str, seed: int
 ) -> Design:
     """Return the row of the samples: their balance, their units, and the text-only controls."""
     rows = Rows(samples)

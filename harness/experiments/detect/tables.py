@@ -79,8 +79,8 @@ class Detection(Row):
     )
     f1: Estimate = Field(description="F1 of `hallucinated` at that threshold")
     accuracy_transferred: Estimate = Field(
-        description="accuracy at the threshold transferred without labels, to the same quantile of "
-        "the scores of other folds"
+        description="accuracy at the threshold transferred without labels: it keeps its quantile "
+        "among the scores of the answers that it is used on, at FP16 and at this precision"
     )
     f1_transferred: Estimate = Field(description="F1 at the transferred threshold")
     flips: Estimate = Field(description="share of decisions that differ from FP16's")
@@ -159,14 +159,14 @@ class Alarm(Row):
     )
     false_alarms_transferred: Estimate = Field(
         description="share of right answers flagged at FP16's thresholds transferred without "
-        "labels, to the same quantile of the scores of other folds at this precision"
+        "labels: a threshold keeps its quantile among the scores of the answers that it is used on"
     )
     detected_transferred: Estimate = Field(
         description="share of hallucinated answers flagged at these thresholds"
     )
     threshold_recalibrated: float = Field(
         description="threshold for use at this precision, recalibrated with labels on its own "
-        "out-of-fold scores; a bundle for this precision has it"
+        "out-of-fold scores, which are centred by probe; a bundle for this precision has it"
     )
     false_alarms_recalibrated: Estimate = Field(
         description="share of right answers flagged at thresholds recalibrated with labels"
