@@ -115,7 +115,7 @@ class DomainAnswers:
         for fold, of_fold in enumerate(scores.calibration):
             known = right[folds[right] != fold]
             thresholds.append(conformal_threshold(of_fold[known], target, units[known]))
-        return np.array(thresholds) + scores.means
+        return np.asarray(scores.means + thresholds)
 
     def threshold(self, scores: Scores, target: float) -> float:
         """Return the threshold for use, set on the out-of-fold scores of all right answers."""
