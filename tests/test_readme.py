@@ -168,17 +168,19 @@ def test_a_changed_cell_makes_the_document_outdated(checkout):
         path = checkout / name
         path.write_text(readme.rendered(checkout, name), encoding="utf-8")
     table = checkout / "results" / "smollm2-facts" / "detection.csv"
-    table.write_text(table.read_text(encoding="utf-8").replace("-0.075", "-0.065"), encoding="utf-8")
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("-0.075", "-0.065"), encoding="utf-8"
+    )
     assert readme.outdated(checkout) == ["README.md"]
 
 
 def test_sentences_follow_the_tables(checkout):
     text = " ".join(readme.rendered(checkout, "README.md").split())
     assert "Changed: `nf4` (−0.075 [−0.085, −0.065]). Preserved within ±0.02: `int8`." in text
-    assert "Not decided: `gguf-q8_0` (smallest detectable change: `gguf-q8_0` 0.019)" in text
-    assert "The frozen FP16 threshold" not in text
+    assert "Not decided: `gguf-q8_0` (smallest detectable: 0.019)." in text
+    assert "entropy has the higher AUROC at every precision. The probe adds to entropy at" in text
     assert "above the promised 10% (95% interval) at `nf4`, that of the transferred" in text
-    assert "AUROC of text alone text-both 0.66 [0.60, 0.72]" in text
+    assert "It does (AUROC of text alone: text-both 0.66 [0.60, 0.72])" in text
     assert "No text-only control of the facts differs from 0.5 by more than 0.05." in text
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.tables.readme_cells import CsvTables, at
+from harness.tables.readme_cells import CsvTables
 from harness.tables.readme_findings import FUNCTIONS
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 _TEMPLATES = Path(__file__).with_name("templates")
 _AS_IS = ("|", "#", "!", "    ", "<!--")  # lines of tables, headings, pictures, code and comments
 _ITEM = re.compile(r"(?:-|\d+\.) ")
+_UNBROKEN = re.compile(r"`[^`]*`|\[[^][]*\]\([^)]*\)")  # code and links
 
 
 class _Document(NamedTuple):
@@ -74,16 +75,20 @@ def _wrapped(block: str, width: int) -> str:
             parts.append(line)
         else:
             parts[-1] += f" {line}"
-    return "\n".join(
-        textwrap.fill(
-            " ".join(part.split()),
-            width,
-            subsequent_indent=" " * len(item.group()) if (item := _ITEM.match(part)) else "",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for part in parts
-    )
+    return "\n".join(_filled(part, width) for part in parts)
+
+
+def _filled(text: str, width: int) -> str:
+    """Wrap one paragraph or list item; code and links are not divided."""
+    item = _ITEM.match(text)
+    joined = _UNBROKEN.sub(lambda span: span.group().replace(" ", "\0"), " ".join(text.split()))
+    return textwrap.fill(
+        joined,
+        width,
+        subsequent_indent=" " * len(item.group()) if item else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace("\0", " ")
 
 
 def _fill(root: Path, template: str) -> str:
@@ -103,7 +108,7 @@ def _fill(root: Path, template: str) -> str:
         return CsvTables(root / "results" / name)
 
     agreement = CsvTables(root / "harness" / "judges")
-    names = {**FUNCTIONS, "at": at, "run": run, "judges": agreement}
+    names = {**FUNCTIONS, "run": run, "judges": agreement}
     return environment.get_template(template).render(names)
 
 

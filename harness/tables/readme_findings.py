@@ -6,7 +6,7 @@ written by hand.
 
 from collections.abc import Callable, Iterable
 
-from harness.tables.readme_cells import Cells, CsvTables, code, listed, markdown_table, text_of
+from harness.tables.readme_cells import Cells, CsvTables, at, code, listed, markdown_table, text_of
 
 REFERENCE = "fp16"
 PROMISED = 0.1
@@ -22,6 +22,7 @@ _CONTROL_NAMES = {
     "text-both": "words of both",
     "text-spelling": "characters of both",
 }
+_PAIRED = {"answer": "relation and given answer", "relation": "relation"}
 _VERDICTS = {"not decided at this n": "not decided"}
 _MARKS = {"changed": " †", "not decided at this n": " ‡"}
 
@@ -81,11 +82,34 @@ def changes(run: CsvTables, names: Iterable[str], digits: int = 3) -> str:
     )
 
 
-def detectable(run: CsvTables, names: Iterable[str]) -> str:
-    """Return the smallest detectable changes at these precisions."""
-    return listed(
-        [f"`{p}` {run.number('detection', 'detectable', precision=p)}" for p in names]
+def detectable(run: CsvTables, name: str) -> str:
+    """Return the smallest detectable change at a precision; a dash if the table has none."""
+    (row,) = run.rows("detection", precision=name)
+    return "—" if row["detectable"] is None else text_of(row["detectable"])
+
+
+def undecided(run: CsvTables) -> str:
+    """Return the precisions without a verdict, with their smallest detectable changes."""
+    names = by_verdict(run, "not decided at this n")
+    items = [f"`{name}` (smallest detectable: {detectable(run, name)})" for name in names]
+    return listed(items)
+
+
+def comparison(run: CsvTables, control: str, name: str) -> str:
+    """Return where the probe or the control has the higher AUROC, as a sentence without a stop."""
+    every, better, worse = precisions(run), leads(run, control), trails(run, control)
+    equal = [precision for precision in every if precision not in (*better, *worse)]
+    results = (
+        (worse, f"{name} has the higher AUROC"),
+        (better, "the probe has the higher AUROC"),
+        (equal, "no difference was detected"),
     )
+    return "; ".join(f"{result} {at(names, every)}" for names, result in results if names)
+
+
+def paired(run: CsvTables) -> str:
+    """Return what a right and a hallucinated answer of a pair have in common."""
+    return _PAIRED[run.cell("design", "balance")]
 
 
 def same_neurons(run: CsvTables) -> list[str]:
@@ -94,9 +118,9 @@ def same_neurons(run: CsvTables) -> list[str]:
 
 
 def fidelity(run: CsvTables, kind: str) -> list[str]:
-    """Return at which precisions contributions of the probe's neurons change `more`, `less`, `same`.
+    """Return the precisions at which contributions of the probe's neurons change in this way.
 
-    They are compared with the range of 95% of the matched draws.
+    `kind` compares with the range of 95% of the matched draws: `more`, `less`, or `same` within it.
     """
     found = []
     for name in quantized(run):
@@ -125,27 +149,27 @@ def detection_table(run: CsvTables) -> str:
 
 
 def _detection_row(run: CsvTables, name: str) -> list[str]:
-    at = {"precision": name}
+    where = {"precision": name}
     value, interval = (
-        run.number("detection", "auroc", **at),
-        run.interval("detection", "auroc", **at),
+        run.number("detection", "auroc", **where),
+        run.interval("detection", "auroc", **where),
     )
-    matched = run.number("controls", "auroc", control="matched", **at)
-    entropy = run.number("controls", "auroc", control="entropy", **at)
+    matched = run.number("controls", "auroc", control="matched", **where)
+    entropy = run.number("controls", "auroc", control="entropy", **where)
     if name == REFERENCE:
         return [name, f"**{value}** {interval}", *["—"] * 3, matched, entropy, *["—"] * 3]
-    (row,) = run.rows("detection", **at)
+    (row,) = run.rows("detection", **where)
     return [
         name,
         f"**{value}** {interval}",
-        run.estimate("detection", "auroc_change", signed=True, **at),
-        "—" if row["detectable"] is None else text_of(row["detectable"]),
+        run.estimate("detection", "auroc_change", signed=True, **where),
+        detectable(run, name),
         _VERDICTS.get(row["verdict"], row["verdict"]),
         matched,
         entropy,
-        run.number("detection", "auroc_again", **at),
+        run.number("detection", "auroc_again", **where),
         f"{row['common']} of {row['neurons_again']}",
-        run.number("model", "kl", **at),
+        run.number("model", "kl", **where),
     ]
 
 
@@ -153,17 +177,17 @@ def controls_table(run: CsvTables, precision: str) -> str:
     """Return every control at a precision: its AUROC, the probe's lead, and what the probe adds."""
     rows = []
     for row in run.rows("controls", precision=precision):
-        at = {"precision": precision, "control": row["control"]}
+        where = {"precision": precision, "control": row["control"]}
         adds = (
             "—"
             if row["probe_adds"] is None
-            else run.estimate("controls", "probe_adds", signed=True, **at)
+            else run.estimate("controls", "probe_adds", signed=True, **where)
         )
         rows.append(
             [
                 _CONTROL_NAMES[row["control"]],
-                run.estimate("controls", "auroc", **at),
-                run.estimate("controls", "probe_minus_control", signed=True, **at),
+                run.estimate("controls", "auroc", **where),
+                run.estimate("controls", "probe_minus_control", signed=True, **where),
                 adds,
             ]
         )
@@ -178,11 +202,11 @@ def alarms_table(run: CsvTables) -> str:
     )
     rows = []
     for name in precisions(run):
-        at = {"precision": name, "domain": "all", "promised": PROMISED}
+        where = {"precision": name, "domain": "all", "promised": PROMISED}
         columns = ["false_alarms", "detected_recalibrated"]
         if name != REFERENCE:
             columns[1:1] = ["false_alarms_transferred", "false_alarms_recalibrated"]
-        cells = [run.estimate("alarms", column, **at) for column in columns]
+        cells = [run.estimate("alarms", column, **where) for column in columns]
         rows.append([name, cells[0], *(cells[1:-1] or ["—", "—"]), cells[-1]])
     return markdown_table(header, rows)
 
@@ -199,7 +223,7 @@ def alarms_above(run: CsvTables, column: str) -> list[str]:
 
 
 def suppression_table(run: CsvTables) -> str:
-    """Return, by scenario and precision, the rate at α = 1 and its slope over α with the verdict."""
+    """Return the rate at α = 1 and the slope over α, by scenario and precision."""
     slopes = run.rows("slopes")
     names = list(dict.fromkeys(row["precision"] for row in slopes))
     scenarios = list(dict.fromkeys(row["scenario"] for row in slopes))
@@ -207,10 +231,10 @@ def suppression_table(run: CsvTables) -> str:
     for scenario in scenarios:
         cells = [scenario]
         for name in names:
-            at = {"precision": name, "scenario": scenario}
-            rate = run.number("rates", "rate", 2, neurons="h", alpha=1.0, **at)
-            slope = run.estimate("slopes", "slope", signed=True, **at)
-            verdict = run.cell("slopes", "verdict", **at)
+            where = {"precision": name, "scenario": scenario}
+            rate = run.number("rates", "rate", 2, neurons="h", alpha=1.0, **where)
+            slope = run.estimate("slopes", "slope", signed=True, **where)
+            verdict = run.cell("slopes", "verdict", **where)
             cells.append(f"{rate}; {slope}{_MARKS.get(verdict, '')}")
         rows.append(cells)
     return markdown_table(("scenario", *names), rows)
@@ -249,8 +273,17 @@ def judges_table(agreement: CsvTables) -> str:
 FUNCTIONS = {
     function.__name__: function
     for function in (
-        *(precisions, quantized, by_verdict, leads, trails, adds, changes, detectable),
-        *(same_neurons, fidelity, model_neurons, detection_table, controls_table, alarms_table, alarms_above),
-        *(suppression_table, nonzero_slopes, judges_table, code, listed, text_of),
+        *(precisions, quantized, by_verdict, adds, changes, detectable, undecided),
+        *(comparison, paired),
+        *(
+            same_neurons,
+            fidelity,
+            model_neurons,
+            detection_table,
+            controls_table,
+            alarms_table,
+            alarms_above,
+        ),
+        *(suppression_table, nonzero_slopes, judges_table, leads, at, code, listed, text_of),
     )
 }
