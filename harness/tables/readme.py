@@ -1,7 +1,8 @@
 """Render the results in README.md and docs/fair-study.md from the committed CSV files.
 
-`python -m harness.tables.readme` writes what stands between the markers of these documents;
-`--check` exits with 1 if a document differs. The prose is in `harness/tables/templates`.
+`python -m harness.tables.readme` replaces the text between the markers of these documents; with
+`--check`, it writes nothing and exits with 1 if a document differs. The prose is in
+`harness/tables/templates`.
 """
 
 import re
@@ -92,7 +93,7 @@ def _filled(text: str, width: int) -> str:
 
 
 def _fill(root: Path, template: str) -> str:
-    # Only this command needs it.
+    # Only this command needs jinja2, which torch requires.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Markdown, not HTML: nothing is escaped.

@@ -18,7 +18,7 @@ from harness.tables.provenance import PROVENANCE_FILE
 from hq.errors import HQError
 
 Cells = dict[str, Any]
-"""A row of a CSV file: values by column."""
+"""Values by column: a row of a CSV file, or what names one."""
 
 
 class CsvTables:

@@ -149,7 +149,7 @@ def detection_table(run: CsvTables) -> str:
 
 
 def _detection_row(run: CsvTables, name: str) -> list[str]:
-    where = {"precision": name}
+    where: Cells = {"precision": name}
     value, interval = (
         run.number("detection", "auroc", **where),
         run.interval("detection", "auroc", **where),
@@ -159,12 +159,13 @@ def _detection_row(run: CsvTables, name: str) -> list[str]:
     if name == REFERENCE:
         return [name, f"**{value}** {interval}", *["—"] * 3, matched, entropy, *["—"] * 3]
     (row,) = run.rows("detection", **where)
+    verdict = run.number("detection", "verdict", **where)
     return [
         name,
         f"**{value}** {interval}",
         run.estimate("detection", "auroc_change", signed=True, **where),
         detectable(run, name),
-        _VERDICTS.get(row["verdict"], row["verdict"]),
+        _VERDICTS.get(verdict, verdict),
         matched,
         entropy,
         run.number("detection", "auroc_again", **where),
@@ -177,7 +178,7 @@ def controls_table(run: CsvTables, precision: str) -> str:
     """Return every control at a precision: its AUROC, the probe's lead, and what the probe adds."""
     rows = []
     for row in run.rows("controls", precision=precision):
-        where = {"precision": precision, "control": row["control"]}
+        where: Cells = {"precision": precision, "control": row["control"]}
         adds = (
             "—"
             if row["probe_adds"] is None
@@ -202,7 +203,7 @@ def alarms_table(run: CsvTables) -> str:
     )
     rows = []
     for name in precisions(run):
-        where = {"precision": name, "domain": "all", "promised": PROMISED}
+        where: Cells = {"precision": name, "domain": "all", "promised": PROMISED}
         columns = ["false_alarms", "detected_recalibrated"]
         if name != REFERENCE:
             columns[1:1] = ["false_alarms_transferred", "false_alarms_recalibrated"]
@@ -231,7 +232,7 @@ def suppression_table(run: CsvTables) -> str:
     for scenario in scenarios:
         cells = [scenario]
         for name in names:
-            where = {"precision": name, "scenario": scenario}
+            where: Cells = {"precision": name, "scenario": scenario}
             rate = run.number("rates", "rate", 2, neurons="h", alpha=1.0, **where)
             slope = run.estimate("slopes", "slope", signed=True, **where)
             verdict = run.cell("slopes", "verdict", **where)
@@ -256,7 +257,7 @@ def judges_table(agreement: CsvTables) -> str:
     rows = []
     for row in agreement.rows("agreement"):
         name = f"{row['scenario']}:{row['kind']}" if row["kind"] else row["scenario"]
-        of_row = {"scenario": row["scenario"], "kind": row["kind"]}
+        of_row: Cells = {"scenario": row["scenario"], "kind": row["kind"]}
         rows.append(
             [
                 name,
