@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.tables import readme
-from harness.tables.readme_cells import at, listed, text_of
+from harness.tables.readme_cells import at_precisions, listed, text_of
 from harness.tables.readme_findings import (
     adds,
     alarms_above,
@@ -27,12 +27,12 @@ from tests.detect_runs import CONTROLS, PRECISIONS, write_run
 def checkout(tmp_path):
     """A checkout with the two detection runs, and everything else as committed."""
     for name in ("smollm2-facts-survival", "smollm2-triviaqa-survival"):
-        shutil.copytree(readme.ROOT / "results" / name, tmp_path / "results" / name)
+        shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
     for name in ("smollm2-facts-sweep", "smollm2-triviaqa-sweep"):
-        shutil.copytree(readme.ROOT / "results" / name, tmp_path / "results" / name)
+        shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
     judges = tmp_path / "harness" / "judges"
     judges.mkdir(parents=True)
-    shutil.copy(readme.ROOT / "harness" / "judges" / "agreement.csv", judges)
+    shutil.copy(readme.CHECKOUT / "harness" / "judges" / "agreement.csv", judges)
     write_run(tmp_path / "results" / "smollm2-facts")
     write_run(tmp_path / "results" / "smollm2-triviaqa", warning="text-both 0.66 [0.60, 0.72]")
     for name in readme.DOCUMENTS:
@@ -43,7 +43,7 @@ def checkout(tmp_path):
 
 
 def test_the_documents_are_those_of_the_committed_tables():
-    assert readme.outdated(readme.ROOT) == []
+    assert readme.outdated(readme.CHECKOUT) == []
 
 
 def test_a_document_is_rendered_between_its_markers(checkout):
@@ -166,11 +166,11 @@ def test_lists_as_text():
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b and c"
     every = ["fp16", "int8", "nf4"]
-    assert at(every, every) == "at every precision"
-    assert at([], every) == "at no precision"
-    assert at(["fp16", "nf4"], every) == "at every precision except `int8`"
-    assert at(["nf4"], every) == "at `nf4`"
-    assert at(["fp16"], ["fp16"]) == "at `fp16`"
+    assert at_precisions(every, every) == "at every precision"
+    assert at_precisions([], every) == "at no precision"
+    assert at_precisions(["fp16", "nf4"], every) == "at every precision except `int8`"
+    assert at_precisions(["nf4"], every) == "at `nf4`"
+    assert at_precisions(["fp16"], ["fp16"]) == "at `fp16`"
 
 
 def test_prose_is_wrapped_and_tables_are_not():

@@ -19,7 +19,7 @@ from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-ROOT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[2]
 _TEMPLATES = Path(__file__).with_name("templates")
 _AS_IS = ("|", "#", "!", "    ", "<!--")  # lines of tables, headings, pictures, code and comments
 _ITEM = re.compile(r"(?:-|\d+\.) ")
@@ -116,14 +116,14 @@ def _fill(root: Path, template: str) -> str:
 def _main(arguments: list[str]) -> int:
     try:
         if arguments == ["--check"]:
-            different = outdated(ROOT)
+            different = outdated(CHECKOUT)
             sys.stderr.writelines(
                 f"{name} differs from the tables: run python -m harness.tables.readme.\n"
                 for name in different
             )
             return 1 if different else 0
         for name in DOCUMENTS:
-            write_whole(ROOT / name, rendered(ROOT, name))
+            write_whole(CHECKOUT / name, rendered(CHECKOUT, name))
     except HQError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -146,7 +146,7 @@ def code(names: Iterable[str]) -> list[str]:
     return [f"`{name}`" for name in names]
 
 
-def at(selected: Sequence[str], every: Sequence[str]) -> str:
+def at_precisions(selected: Sequence[str], every: Sequence[str]) -> str:
     """Return at which of all precisions something holds, in words."""
     if not selected:
         return "at no precision"

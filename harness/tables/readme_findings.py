@@ -6,9 +6,17 @@ written by hand.
 
 from collections.abc import Callable, Iterable
 
-from harness.tables.readme_cells import Cells, CsvTables, at, code, listed, markdown_table, text_of
+from harness.tables.readme_cells import (
+    Cells,
+    CsvTables,
+    at_precisions,
+    code,
+    listed,
+    markdown_table,
+    text_of,
+)
 
-REFERENCE = "fp16"
+_REFERENCE = "fp16"
 PROMISED = 0.1
 """The promised false-alarm rate that is shown; the table has more."""
 _CONTROL_NAMES = {
@@ -27,14 +35,14 @@ _VERDICTS = {"not decided at this n": "not decided"}
 _MARKS = {"changed": " †", "not decided at this n": " ‡"}
 
 
-def precisions(run: CsvTables) -> list[str]:
+def precisions_of(run: CsvTables) -> list[str]:
     """Return the precisions of a run, the reference first."""
     return [row["precision"] for row in run.rows("detection")]
 
 
 def quantized(run: CsvTables) -> list[str]:
     """Return the precisions of a run without the reference."""
-    return [name for name in precisions(run) if name != REFERENCE]
+    return [name for name in precisions_of(run) if name != _REFERENCE]
 
 
 def selected(
@@ -49,7 +57,7 @@ def by_verdict(run: CsvTables, verdict: str) -> list[str]:
     return [
         row["precision"]
         for row in run.rows("detection", verdict=verdict)
-        if row["precision"] != REFERENCE
+        if row["precision"] != _REFERENCE
     ]
 
 
@@ -97,14 +105,16 @@ def undecided(run: CsvTables) -> str:
 
 def comparison(run: CsvTables, control: str, name: str) -> str:
     """Return where the probe or the control has the higher AUROC, as a sentence without a stop."""
-    every, better, worse = precisions(run), leads(run, control), trails(run, control)
+    every, better, worse = precisions_of(run), leads(run, control), trails(run, control)
     equal = [precision for precision in every if precision not in (*better, *worse)]
     results = (
         (worse, f"{name} has the higher AUROC"),
         (better, "the probe has the higher AUROC"),
         (equal, "no difference was detected"),
     )
-    return "; ".join(f"{result} {at(names, every)}" for names, result in results if names)
+    return "; ".join(
+        f"{result} {at_precisions(names, every)}" for names, result in results if names
+    )
 
 
 def paired(run: CsvTables) -> str:
@@ -135,7 +145,7 @@ def fidelity(run: CsvTables, kind: str) -> list[str]:
 
 def model_neurons(run: CsvTables) -> str:
     """Return the number of neurons of the model."""
-    row = run.rows("detection", precision=REFERENCE)[0]
+    row = run.rows("detection", precision=_REFERENCE)[0]
     return text_of(round(1000 * row["neurons"] / row["per_mille"]))
 
 
@@ -145,7 +155,7 @@ def detection_table(run: CsvTables) -> str:
         *("precision", "FP16 probe", "change from FP16", "smallest detectable", "verdict"),
         *("matched neurons", "token entropy", "re-identified", "in common", "KL to FP16"),
     )
-    return markdown_table(header, [_detection_row(run, name) for name in precisions(run)])
+    return markdown_table(header, [_detection_row(run, name) for name in precisions_of(run)])
 
 
 def _detection_row(run: CsvTables, name: str) -> list[str]:
@@ -156,7 +166,7 @@ def _detection_row(run: CsvTables, name: str) -> list[str]:
     )
     matched = run.number("controls", "auroc", control="matched", **where)
     entropy = run.number("controls", "auroc", control="entropy", **where)
-    if name == REFERENCE:
+    if name == _REFERENCE:
         return [name, f"**{value}** {interval}", *["—"] * 3, matched, entropy, *["—"] * 3]
     (row,) = run.rows("detection", **where)
     verdict = run.number("detection", "verdict", **where)
@@ -202,10 +212,10 @@ def alarms_table(run: CsvTables) -> str:
         *("recalibrated with labels", "detected at the recalibrated threshold"),
     )
     rows = []
-    for name in precisions(run):
+    for name in precisions_of(run):
         where: Cells = {"precision": name, "domain": "all", "promised": PROMISED}
         columns = ["false_alarms", "detected_recalibrated"]
-        if name != REFERENCE:
+        if name != _REFERENCE:
             columns[1:1] = ["false_alarms_transferred", "false_alarms_recalibrated"]
         cells = [run.estimate("alarms", column, **where) for column in columns]
         rows.append([name, cells[0], *(cells[1:-1] or ["—", "—"]), cells[-1]])
@@ -274,7 +284,7 @@ def judges_table(agreement: CsvTables) -> str:
 FUNCTIONS = {
     function.__name__: function
     for function in (
-        *(precisions, quantized, by_verdict, adds, changes, detectable, undecided),
+        *(precisions_of, quantized, by_verdict, adds, changes, detectable, undecided),
         *(comparison, paired),
         *(
             same_neurons,
@@ -285,6 +295,15 @@ FUNCTIONS = {
             alarms_table,
             alarms_above,
         ),
-        *(suppression_table, nonzero_slopes, judges_table, leads, at, code, listed, text_of),
+        *(
+            suppression_table,
+            nonzero_slopes,
+            judges_table,
+            leads,
+            at_precisions,
+            code,
+            listed,
+            text_of,
+        ),
     )
 }
