@@ -72,7 +72,7 @@ def test_sentences_follow_the_tables(checkout):
     text = " ".join(readme.rendered(checkout, "README.md").split())
     assert "Changed: `nf4` (−0.075 [−0.085, −0.065]). Preserved within ±0.02: `int8`." in text
     assert "Not decided: `gguf-q8_0` (smallest detectable: 0.019)." in text
-    assert "entropy has the higher AUROC at every precision. The probe adds to entropy at" in text
+    assert "entropy has the higher AUROC at every precision. The probe adds to entropy (95%" in text
     assert "above the promised 10% (95% interval) at `nf4`, that of the transferred" in text
     assert "It does (AUROC of text alone: text-both 0.66 [0.60, 0.72])" in text
     assert "No text-only control of the facts differs from 0.5 by more than 0.05." in text
@@ -177,4 +177,11 @@ def test_prose_is_wrapped_and_tables_are_not():
     text = "\n\nlong words\nin lines\n\n\n- an item that is long\n- b\n\n| a cell | b cell |\n"
     assert readme.reflow(text, 12) == (
         "long words\nin lines\n\n- an item\n  that is\n  long\n- b\n\n| a cell | b cell |"
+    )
+
+
+def test_code_intervals_and_links_are_not_divided():
+    text = "a `b = c d` of [0.1, 0.2] in [all tables](a/b.md) here"
+    assert readme.reflow(text, 10) == (
+        "a\n`b = c d`\nof\n[0.1, 0.2]\nin\n[all tables](a/b.md)\nhere"
     )

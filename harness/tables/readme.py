@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).parents[2]
 _TEMPLATES = Path(__file__).with_name("templates")
 _AS_IS = ("|", "#", "!", "    ", "<!--")  # lines of tables, headings, pictures, code and comments
 _ITEM = re.compile(r"(?:-|\d+\.) ")
-_UNBROKEN = re.compile(r"`[^`]*`|\[[^][]*\]\([^)]*\)")  # code and links
+_UNBROKEN = re.compile(r"`[^`]*`|\[[^][]*\](?:\([^)]*\))?")  # code, intervals and links
 
 
 class _Document(NamedTuple):
@@ -80,7 +80,7 @@ def _wrapped(block: str, width: int) -> str:
 
 
 def _filled(text: str, width: int) -> str:
-    """Wrap one paragraph or list item; code and links are not divided."""
+    """Wrap one paragraph or list item; code, intervals and links are not divided."""
     item = _ITEM.match(text)
     joined = _UNBROKEN.sub(lambda span: span.group().replace(" ", "\0"), " ".join(text.split()))
     return textwrap.fill(
