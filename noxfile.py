@@ -294,12 +294,13 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check Ruff's rules and format, the layers of imports, and stages.lock."""
+    """Check Ruff's rules and format, the layers of imports, stages.lock, and numbers in prose."""
     shared(session)
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "lint-imports")
     run(session, "python", "-m", "harness.experiments.lock", "--check")
+    run(session, "python", "-m", "harness.tables.readme", "--check")
 
 
 @nox.session

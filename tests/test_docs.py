@@ -1,4 +1,4 @@
-"""The Python blocks of the documentation, run in order on a tiny model."""
+"""The Python blocks of the documentation run in order on a tiny model, and its links lead to files."""
 
 import re
 from pathlib import Path
@@ -71,3 +71,19 @@ def test_the_blocks_of_a_document_run(document: str, names: dict[str, Any]) -> N
     for number, block in enumerate(found):
         exec(compile(block, f"{document}, block {number}", "exec"), namespace)
     assert left <= namespace.keys()
+
+
+TEXTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("document", TEXTS)
+def test_links_to_files_of_the_tree_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    files = [link for link in links if "://" not in link]
+    for link in files:
+        assert ((ROOT / document).parent / link).exists(), link

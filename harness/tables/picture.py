@@ -15,6 +15,10 @@ _CONTROLS = {
     "entropy": "token entropy",
     "length": "answer length",
     "relation": "relation",
+    "text-answer": "text: words of the answer",
+    "text-question": "text: words of the question",
+    "text-both": "text: words of both",
+    "text-spelling": "text: characters of both",
 }
 # Colour-blind safe (Okabe & Ito); the shapes differ too, for greyscale.
 _STYLES = {
@@ -25,7 +29,12 @@ _STYLES = {
     "token entropy": ("#009E73", "v"),
     "answer length": ("#999999", "<"),
     "relation": ("#CC79A7", ">"),
+    "text: words of the answer": ("#000000", "*"),
+    "text: words of the question": ("#000000", "d"),
+    "text: words of both": ("#000000", "P"),
+    "text: characters of both": ("#000000", "X"),
 }
+_STEP = 0.78 / len(_STYLES)  # between two series, where precisions are 1 apart
 
 
 def draw(run: Path, into: Path) -> None:
@@ -45,22 +54,24 @@ def draw(run: Path, into: Path) -> None:
     precisions = points["precision"].unique(maintain_order=True).to_list()
     # Text remains text and ids are constant, so that files can be read and compared.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
-        figure = Figure(figsize=(8, 1.6 + 0.8 * len(precisions)), layout="constrained")
+        figure = Figure(figsize=(8, 2.4 + 1.2 * len(precisions)), layout="constrained")
         axes = figure.subplots()
+        middle = (len(_STYLES) - 1) / 2
         for i, (name, (colour, marker)) in enumerate(_STYLES.items()):
             series = points.filter(pl.col("name") == name)
             value = series["value"].to_numpy()
             spread = abs(series.select("low", "high").to_numpy().T - value)
-            y = [precisions.index(p) + 0.11 * (i - 3) for p in series["precision"]]
+            y = [precisions.index(p) + _STEP * (i - middle) for p in series["precision"]]
             axes.errorbar(
                 value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5
             )
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
         axes.set_yticks(range(len(precisions)), precisions)
         axes.invert_yaxis()
-        n, entities = points.select("n", "entities").row(0)
-        held_out = f"AUROC on {n} held-out questions about {entities} entities"
-        axes.set_xlabel(f"{held_out}, 95% intervals (*: of the draws)")
+        n, units = points.select("n", "units").row(0)
+        axes.set_xlabel(
+            f"AUROC out of fold, {n} samples in {units} units, 95% intervals (*: of the draws)"
+        )
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +80,7 @@ def draw(run: Path, into: Path) -> None:
 
 
 def _points(run: Path) -> pl.DataFrame:
-    """Return name, precision, n, entities, value, low and high of every drawn point."""
+    """Return name, precision, n, units, value, low and high of every drawn point."""
     detection, controls = read_table(run, "detection"), read_table(run, "controls")
     probe, reidentified = list(_STYLES)[:2]
     return pl.concat(
@@ -86,7 +97,7 @@ def _columns(table: pl.DataFrame, name: pl.Expr, column: str) -> pl.DataFrame:
         name.alias("name"),
         "precision",
         "n",
-        "entities",
+        "units",
         pl.col(column).alias("value"),
         pl.col(f"{column}_low").alias("low"),
         pl.col(f"{column}_high").alias("high"),

@@ -1,0 +1,309 @@
+"""Tables and lists that documents show: which precisions changed, leak, lead or fail.
+
+Whether a sentence is true depends on the committed tables, so its lists are computed here and not
+written by hand.
+"""
+
+from collections.abc import Callable, Iterable
+
+from harness.tables.readme_cells import (
+    Cells,
+    CsvTables,
+    at_precisions,
+    code,
+    listed,
+    markdown_table,
+    text_of,
+)
+
+_REFERENCE = "fp16"
+PROMISED = 0.1
+"""The promised false-alarm rate that is shown; the table has more."""
+_CONTROL_NAMES = {
+    "random": "random neurons",
+    "matched": "random neurons of the same layers and magnitudes",
+    "entropy": "token entropy",
+    "length": "answer length",
+    "relation": "relation",
+    "text-answer": "words of the answer",
+    "text-question": "words of the question",
+    "text-both": "words of both",
+    "text-spelling": "characters of both",
+}
+_PAIRED = {"answer": "relation and given answer", "relation": "relation"}
+_VERDICTS = {"not decided at this n": "not decided"}
+_MARKS = {"changed": " †", "not decided at this n": " ‡"}
+
+
+def precisions_of(run: CsvTables) -> list[str]:
+    """Return the precisions of a run, the reference first."""
+    return [row["precision"] for row in run.rows("detection")]
+
+
+def quantized(run: CsvTables) -> list[str]:
+    """Return the precisions of a run without the reference."""
+    return [name for name in precisions_of(run) if name != _REFERENCE]
+
+
+def selected(
+    run: CsvTables, table: str, holds: Callable[[Cells], bool], **where: object
+) -> list[str]:
+    """Return the precisions of the rows for which `holds` is true."""
+    return [row["precision"] for row in run.rows(table, **where) if holds(row)]
+
+
+def by_verdict(run: CsvTables, verdict: str) -> list[str]:
+    """Return the quantized precisions with this verdict on the change of AUROC."""
+    return [
+        row["precision"]
+        for row in run.rows("detection", verdict=verdict)
+        if row["precision"] != _REFERENCE
+    ]
+
+
+def leads(run: CsvTables, control: str) -> list[str]:
+    """Return the precisions at which the probe's AUROC is above the control's (95% interval)."""
+    return selected(
+        run, "controls", lambda row: row["probe_minus_control_low"] > 0, control=control
+    )
+
+
+def trails(run: CsvTables, control: str) -> list[str]:
+    """Return the precisions at which the probe's AUROC is below the control's (95% interval)."""
+    return selected(
+        run, "controls", lambda row: row["probe_minus_control_high"] < 0, control=control
+    )
+
+
+def adds(run: CsvTables, control: str) -> list[str]:
+    """Return the precisions at which the probe adds to the control (95% interval above 0)."""
+    return selected(run, "controls", lambda row: row["probe_adds_low"] > 0, control=control)
+
+
+def changes(run: CsvTables, names: Iterable[str], digits: int = 3) -> str:
+    """Return the changes of AUROC at these precisions, with intervals."""
+    return listed(
+        [
+            f"`{name}` ({run.estimate('detection', 'auroc_change', digits, True, precision=name)})"
+            for name in names
+        ]
+    )
+
+
+def detectable(run: CsvTables, name: str) -> str:
+    """Return the smallest detectable change at a precision; a dash if the table has none."""
+    (row,) = run.rows("detection", precision=name)
+    return "—" if row["detectable"] is None else text_of(row["detectable"])
+
+
+def undecided(run: CsvTables) -> str:
+    """Return the precisions without a verdict, with their smallest detectable changes."""
+    names = by_verdict(run, "not decided at this n")
+    items = [f"`{name}` (smallest detectable: {detectable(run, name)})" for name in names]
+    return listed(items)
+
+
+def comparison(run: CsvTables, control: str, name: str) -> str:
+    """Return where the probe or the control has the higher AUROC, as a sentence without a stop."""
+    every, better, worse = precisions_of(run), leads(run, control), trails(run, control)
+    equal = [precision for precision in every if precision not in (*better, *worse)]
+    results = (
+        (worse, f"{name} has the higher AUROC"),
+        (better, "the probe has the higher AUROC"),
+        (equal, "no difference was detected"),
+    )
+    return "; ".join(
+        f"{result} {at_precisions(names, every)}" for names, result in results if names
+    )
+
+
+def paired(run: CsvTables) -> str:
+    """Return what a right and a hallucinated answer of a pair have in common."""
+    return _PAIRED[run.cell("design", "balance")]
+
+
+def same_neurons(run: CsvTables) -> list[str]:
+    """Return the precisions at which every neuron of the probe has a matching direction."""
+    return selected(run, "mapping", lambda row: row["probe_found"] == row["probe"])
+
+
+def fidelity(run: CsvTables, kind: str) -> list[str]:
+    """Return the precisions at which contributions of the probe's neurons change in this way.
+
+    `kind` compares with the range of 95% of the matched draws: `more`, `less`, or `same` within it.
+    """
+    found = []
+    for name in quantized(run):
+        error = run.cell("fidelity", "relative_error", precision=name, group="probe")
+        (draws,) = run.rows("fidelity", precision=name, group="matched")
+        low, high = draws["relative_error_low"], draws["relative_error_high"]
+        position = "more" if error > high else "less" if error < low else "same"
+        if position == kind:
+            found.append(name)
+    return found
+
+
+def model_neurons(run: CsvTables) -> str:
+    """Return the number of neurons of the model."""
+    row = run.rows("detection", precision=_REFERENCE)[0]
+    return text_of(round(1000 * row["neurons"] / row["per_mille"]))
+
+
+def detection_table(run: CsvTables) -> str:
+    """Return the main table: one row per precision, with the controls that the prose names."""
+    header = (
+        *("precision", "FP16 probe", "change from FP16", "smallest detectable", "verdict"),
+        *("matched neurons", "token entropy", "re-identified", "in common", "KL to FP16"),
+    )
+    return markdown_table(header, [_detection_row(run, name) for name in precisions_of(run)])
+
+
+def _detection_row(run: CsvTables, name: str) -> list[str]:
+    where: Cells = {"precision": name}
+    value, interval = (
+        run.number("detection", "auroc", **where),
+        run.interval("detection", "auroc", **where),
+    )
+    matched = run.number("controls", "auroc", control="matched", **where)
+    entropy = run.number("controls", "auroc", control="entropy", **where)
+    if name == _REFERENCE:
+        return [name, f"**{value}** {interval}", *["—"] * 3, matched, entropy, *["—"] * 3]
+    (row,) = run.rows("detection", **where)
+    verdict = run.number("detection", "verdict", **where)
+    return [
+        name,
+        f"**{value}** {interval}",
+        run.estimate("detection", "auroc_change", signed=True, **where),
+        detectable(run, name),
+        _VERDICTS.get(verdict, verdict),
+        matched,
+        entropy,
+        run.number("detection", "auroc_again", **where),
+        f"{row['common']} of {row['neurons_again']}",
+        run.number("model", "kl", **where),
+    ]
+
+
+def controls_table(run: CsvTables, precision: str) -> str:
+    """Return every control at a precision: its AUROC, the probe's lead, and what the probe adds."""
+    rows = []
+    for row in run.rows("controls", precision=precision):
+        where: Cells = {"precision": precision, "control": row["control"]}
+        adds = (
+            "—"
+            if row["probe_adds"] is None
+            else run.estimate("controls", "probe_adds", signed=True, **where)
+        )
+        rows.append(
+            [
+                _CONTROL_NAMES[row["control"]],
+                run.estimate("controls", "auroc", **where),
+                run.estimate("controls", "probe_minus_control", signed=True, **where),
+                adds,
+            ]
+        )
+    return markdown_table(("control", "AUROC", "probe − control", "probe adds"), rows)
+
+
+def alarms_table(run: CsvTables) -> str:
+    """Return the rates of thresholds that promise `PROMISED`, over all questions."""
+    header = (
+        *("precision", "FP16 threshold, frozen", "transferred without labels"),
+        *("recalibrated with labels", "detected at the recalibrated threshold"),
+    )
+    rows = []
+    for name in precisions_of(run):
+        where: Cells = {"precision": name, "domain": "all", "promised": PROMISED}
+        columns = ["false_alarms", "detected_recalibrated"]
+        if name != _REFERENCE:
+            columns[1:1] = ["false_alarms_transferred", "false_alarms_recalibrated"]
+        cells = [run.estimate("alarms", column, **where) for column in columns]
+        rows.append([name, cells[0], *(cells[1:-1] or ["—", "—"]), cells[-1]])
+    return markdown_table(header, rows)
+
+
+def alarms_above(run: CsvTables, column: str) -> list[str]:
+    """Return the precisions at which a false-alarm rate is above the promise (95% interval)."""
+    return selected(
+        run,
+        "alarms",
+        lambda row: row[f"{column}_low"] > PROMISED,
+        domain="all",
+        promised=PROMISED,
+    )
+
+
+def suppression_table(run: CsvTables) -> str:
+    """Return the rate at α = 1 and the slope over α, by scenario and precision."""
+    slopes = run.rows("slopes")
+    names = list(dict.fromkeys(row["precision"] for row in slopes))
+    scenarios = list(dict.fromkeys(row["scenario"] for row in slopes))
+    rows = []
+    for scenario in scenarios:
+        cells = [scenario]
+        for name in names:
+            where: Cells = {"precision": name, "scenario": scenario}
+            rate = run.number("rates", "rate", 2, neurons="h", alpha=1.0, **where)
+            slope = run.estimate("slopes", "slope", signed=True, **where)
+            verdict = run.cell("slopes", "verdict", **where)
+            cells.append(f"{rate}; {slope}{_MARKS.get(verdict, '')}")
+        rows.append(cells)
+    return markdown_table(("scenario", *names), rows)
+
+
+def nonzero_slopes(run: CsvTables) -> int:
+    """Return the number of slopes with a 95% interval above or below 0."""
+    return sum(row["slope_low"] > 0 or row["slope_high"] < 0 for row in run.rows("slopes"))
+
+
+def measurable(row: Cells) -> bool:
+    """Whether the agreement of rules with labels is above that of every constant outcome."""
+    return bool(row["kappa_low"] > 0 and row["balanced_low"] > 0.5)
+
+
+def judges_table(agreement: CsvTables) -> str:
+    """Return the agreement of the rule judges with a reader's labels, by scenario."""
+    header = ("scenario", "responses", "agreement", "κ", "balanced accuracy", "rates")
+    rows = []
+    for row in agreement.rows("agreement"):
+        name = f"{row['scenario']}:{row['kind']}" if row["kind"] else row["scenario"]
+        of_row: Cells = {"scenario": row["scenario"], "kind": row["kind"]}
+        rows.append(
+            [
+                name,
+                text_of(row["n"]),
+                text_of(row["agreement"], 2),
+                agreement.estimate("agreement", "kappa", 2, **of_row),
+                agreement.estimate("agreement", "balanced", 2, **of_row),
+                "measurable" if measurable(row) else "not measurable",
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        *(precisions_of, quantized, by_verdict, adds, changes, detectable, undecided),
+        *(comparison, paired),
+        *(
+            same_neurons,
+            fidelity,
+            model_neurons,
+            detection_table,
+            controls_table,
+            alarms_table,
+            alarms_above,
+        ),
+        *(
+            suppression_table,
+            nonzero_slopes,
+            judges_table,
+            leads,
+            at_precisions,
+            code,
+            listed,
+            text_of,
+        ),
+    )
+}

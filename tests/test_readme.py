@@ -1,0 +1,187 @@
+"""The results in README.md and docs/fair-study.md are those of the committed tables."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.tables import readme
+from harness.tables.readme_cells import at_precisions, listed, text_of
+from harness.tables.readme_findings import (
+    adds,
+    alarms_above,
+    by_verdict,
+    changes,
+    controls_table,
+    detection_table,
+    fidelity,
+    leads,
+    trails,
+)
+from hq.errors import HQError
+from tests.detect_runs import CONTROLS, PRECISIONS, write_run
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with the two detection runs, and everything else as committed."""
+    for name in ("smollm2-facts-survival", "smollm2-triviaqa-survival"):
+        shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
+    for name in ("smollm2-facts-sweep", "smollm2-triviaqa-sweep"):
+        shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
+    judges = tmp_path / "harness" / "judges"
+    judges.mkdir(parents=True)
+    shutil.copy(readme.CHECKOUT / "harness" / "judges" / "agreement.csv", judges)
+    write_run(tmp_path / "results" / "smollm2-facts")
+    write_run(tmp_path / "results" / "smollm2-triviaqa", warning="text-both 0.66 [0.60, 0.72]")
+    for name in readme.DOCUMENTS:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_the_documents_are_those_of_the_committed_tables():
+    assert readme.outdated(readme.CHECKOUT) == []
+
+
+def test_a_document_is_rendered_between_its_markers(checkout):
+    assert readme.outdated(checkout) == list(readme.DOCUMENTS)
+    for name in readme.DOCUMENTS:
+        text = readme.rendered(checkout, name)
+        assert text.startswith(f"before\n{readme.BEGIN}\n")
+        assert text.endswith(f"{readme.END}\nafter\n")
+        assert "old" not in text.split()
+        (checkout / name).write_text(text, encoding="utf-8")
+    assert readme.outdated(checkout) == []
+
+
+def test_a_changed_cell_makes_the_document_outdated(checkout):
+    for name in readme.DOCUMENTS:
+        path = checkout / name
+        path.write_text(readme.rendered(checkout, name), encoding="utf-8")
+    table = checkout / "results" / "smollm2-facts" / "detection.csv"
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("-0.075", "-0.065"), encoding="utf-8"
+    )
+    assert readme.outdated(checkout) == ["README.md"]
+
+
+def test_sentences_follow_the_tables(checkout):
+    text = " ".join(readme.rendered(checkout, "README.md").split())
+    assert "Changed: `nf4` (−0.075 [−0.085, −0.065]). Preserved within ±0.02: `int8`." in text
+    assert "Not decided: `gguf-q8_0` (smallest detectable: 0.019)." in text
+    assert "entropy has the higher AUROC at every precision. The probe adds to entropy (95%" in text
+    assert "above the promised 10% (95% interval) at `nf4`, that of the transferred" in text
+    assert "It does (AUROC of text alone: text-both 0.66 [0.60, 0.72])" in text
+    assert "No text-only control of the facts differs from 0.5 by more than 0.05." in text
+
+
+@pytest.mark.parametrize("precisions", [("fp16",), ("fp16", "nf4"), ("fp16", "gguf-q8_0")])
+def test_any_precisions_can_be_there(checkout, precisions):
+    shutil.rmtree(checkout / "results" / "smollm2-facts")
+    write_run(checkout / "results" / "smollm2-facts", precisions)
+    for name in readme.DOCUMENTS:
+        text = readme.rendered(checkout, name)
+        assert "None" not in text
+        for line in text.splitlines():
+            assert line.startswith("|") or "](" in line or len(line) <= readme.DOCUMENTS[name].width
+    assert ("At NF4" in readme.rendered(checkout, "README.md")) == ("nf4" in precisions)
+
+
+def test_lists_of_precisions_by_result(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert by_verdict(run, "changed") == ["nf4"]
+    assert by_verdict(run, "preserved") == ["int8"]  # and not the reference
+    assert leads(run, "matched") == list(PRECISIONS)
+    assert leads(run, "entropy") == []
+    assert trails(run, "entropy") == list(PRECISIONS)
+    assert adds(run, "entropy") == ["nf4"]
+    assert alarms_above(run, "false_alarms") == ["nf4"]
+    assert fidelity(run, "more") == ["nf4"]
+    assert fidelity(run, "same") == ["int8", "gguf-q8_0"]
+    assert changes(run, ["nf4"], 2) == "`nf4` (−0.07 [−0.09, −0.07])"
+
+
+def test_tables_have_a_row_per_precision_and_control(tmp_path):
+    run = write_run(tmp_path / "run")
+    header, rule, *rows = detection_table(run).splitlines()
+    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(PRECISIONS)
+    assert "| changed |" in rows[2]
+    assert len(controls_table(run, "fp16").splitlines()) == 2 + len(CONTROLS)
+
+
+def test_an_unknown_cell_is_named(tmp_path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(HQError, match=r"detection\.csv has no column aurok"):
+        run.number("detection", "aurok", precision="nf4")
+    with pytest.raises(HQError, match=r"detection\.csv has no column precison"):
+        run.number("detection", "auroc", precison="nf4")
+    with pytest.raises(HQError, match=r"has 0 rows with precision = nf5"):
+        run.number("detection", "auroc", precision="nf5")
+    with pytest.raises(HQError, match=r"has 4 rows with no condition"):
+        run.number("detection", "auroc")
+    with pytest.raises(HQError, match=r"empty cell detectable in the row with precision = fp16"):
+        run.number("detection", "detectable", precision="fp16")
+    with pytest.raises(HQError, match=r"no nothing\.csv"):
+        run.number("nothing", "auroc")
+    with pytest.raises(HQError, match=r"does not record definition\.sampling\.top"):
+        run.recorded("definition", "sampling", "top")
+    assert run.recorded("definition", "sampling", "responses") == "10"
+
+
+def test_a_document_without_markers_is_an_error(checkout):
+    (checkout / "README.md").write_text("no markers\n", encoding="utf-8")
+    with pytest.raises(HQError, match=r"README\.md needs the lines"):
+        readme.rendered(checkout, "README.md")
+
+
+def test_no_result_is_typed():
+    """Templates have no decimal number but those of settings and of the first version."""
+    typed = {"0.02", "0.05", "0.1", "0.5"}  # margins, promises and chance
+    first_version = {"0.37", "0.40", "0.743"}
+    for template in readme.DOCUMENTS.values():
+        path = Path(readme.__file__).with_name("templates") / template.template
+        prose = re.sub(r"\{[{%].*?[%}]\}", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert set(re.findall(r"\d+\.\d+", prose)) <= typed | first_version
+
+
+def test_numbers_as_text():
+    assert text_of(-0.0724) == "−0.072"
+    assert text_of(-0.0004) == "0.000"
+    assert text_of(-0.0004, signed=True) == "+0.000"
+    assert text_of(0.0724, 2, signed=True) == "+0.07"
+    assert text_of(46080) == "46,080"
+    assert text_of(-3, signed=True) == "−3"
+    assert text_of(1234.5, 1) == "1,234.5"
+    assert text_of("changed") == "changed"
+    with pytest.raises(HQError, match="finite"):
+        text_of(float("nan"))
+
+
+def test_lists_as_text():
+    assert listed([]) == "none"
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    every = ["fp16", "int8", "nf4"]
+    assert at_precisions(every, every) == "at every precision"
+    assert at_precisions([], every) == "at no precision"
+    assert at_precisions(["fp16", "nf4"], every) == "at every precision except `int8`"
+    assert at_precisions(["nf4"], every) == "at `nf4`"
+    assert at_precisions(["fp16"], ["fp16"]) == "at `fp16`"
+
+
+def test_prose_is_wrapped_and_tables_are_not():
+    text = "\n\nlong words\nin lines\n\n\n- an item that is long\n- b\n\n| a cell | b cell |\n"
+    assert readme.reflow(text, 12) == (
+        "long words\nin lines\n\n- an item\n  that is\n  long\n- b\n\n| a cell | b cell |"
+    )
+
+
+def test_code_intervals_and_links_are_not_divided():
+    text = "a `b = c d` of [0.1, 0.2] in [all tables](a/b.md) here"
+    assert readme.reflow(text, 10) == (
+        "a\n`b = c d`\nof\n[0.1, 0.2]\nin\n[all tables](a/b.md)\nhere"
+    )
