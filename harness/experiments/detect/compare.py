@@ -74,6 +74,14 @@ ANY = 1000  # neurons that represent the whole model
 
 
 @dataclass(frozen=True)
+class TextScores:
+    """Cross-fitted decision values of a text-only control."""
+
+    out_of_fold: Float[np.ndarray, " n"]
+    calibration: Float[np.ndarray, "fold n"]  # row f: by fits without f and the sample's fold
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Traces and cross-fitted probes of a precision and of the reference, on the same samples.
 
@@ -384,14 +392,6 @@ class Comparison:
         if self.uncertainty is not None:
             baselines["entropy"] = self.uncertainty.entropy[:, None]
         return baselines
-
-
-@dataclass(frozen=True)
-class TextScores:
-    """Cross-fitted decision values of a text-only control."""
-
-    out_of_fold: Float[np.ndarray, " n"]
-    calibration: Float[np.ndarray, "fold n"]  # row f: by fits without f and the sample's fold
 
 
 def text_scores(samples: Sequence[Sample]) -> dict[str, TextScores]:
