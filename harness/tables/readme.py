@@ -108,8 +108,12 @@ def _fill(root: Path, template: str) -> str:
     def run(name: str) -> CsvTables:
         return CsvTables(root / "results" / name)
 
+    def matched(name: str) -> CsvTables | None:
+        """The tables of a run with a table `design`; None for tables of an earlier version."""
+        return run(name) if (root / "results" / name / "design.csv").is_file() else None
+
     agreement = CsvTables(root / "harness" / "judges")
-    names = {**FUNCTIONS, "run": run, "judges": agreement}
+    names = {**FUNCTIONS, "run": run, "matched": matched, "judges": agreement}
     return environment.get_template(template).render(names)
 
 
