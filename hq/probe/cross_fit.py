@@ -53,7 +53,7 @@ class CrossFit(BaseModel):
 
     def scores(self, features: Features, folds: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Return each response's decision value by the probe of its fold."""
-        self._require(folds)
+        self._require(folds, len(features))
         values = np.empty(len(features))
         for fold, of_fold in enumerate(self.folds):
             rows = np.flatnonzero(folds == fold)
@@ -67,7 +67,7 @@ class CrossFit(BaseModel):
 
         A response of fold g is scored by the fit without f and g; those of f itself are NaN.
         """
-        self._require(folds)
+        self._require(folds, len(features))
         values = np.full((len(self.folds), len(features)), np.nan)
         for other in range(len(self.folds)):
             rows = np.flatnonzero(folds == other)
@@ -101,8 +101,10 @@ class CrossFit(BaseModel):
             loaded.require(model, str(path))
         return loaded
 
-    def _require(self, folds: Int[np.ndarray, " n"]) -> None:
-        if len(folds) == 0 or set(np.unique(folds).tolist()) != set(range(len(self.folds))):
+    def _require(self, folds: Int[np.ndarray, " m"], n: int) -> None:
+        if len(folds) != n:
+            raise HQError(f"There are {len(folds)} folds for {n} responses: give one for each.")
+        if n == 0 or set(np.unique(folds).tolist()) != set(range(len(self.folds))):
             raise HQError(
                 f"The responses are in the folds {np.unique(folds).tolist()}, but the probes are "
                 f"of {len(self.folds)} folds from 0: give the responses that were cross-fitted."
