@@ -177,7 +177,7 @@ def test_files_that_are_no_cross_fit_raise_an_error(result, tmp_path):
     for content in (None, b"{", b"\xff", b'{"neurons": 1, "folds": []}'):
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(HQError, match=r"probes\.json does not hold .* hq identify"):
+        with pytest.raises(HQError, match=r"probes\.json does not hold .* `hq identify`"):
             CrossFit.load(path)
     result[0].save(path)
     other = MODEL.model_copy(update={"fingerprint": "other"})

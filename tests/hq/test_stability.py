@@ -45,7 +45,7 @@ def test_the_bound_is_that_of_meinshausen_and_buehlmann():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3, 1.1])
 def test_the_bound_needs_a_frequency_above_one_half(threshold):
-    with pytest.raises(HQError, match="not above 0.5"):
+    with pytest.raises(HQError, match=r"not above 0\.5"):
         Stability(np.zeros(4), 50, 2.0).expected_false(threshold)
 
 

@@ -37,7 +37,9 @@ def test_an_answer_that_reveals_the_label_is_found():
 
 
 def test_a_question_that_reveals_the_label_is_found():
-    questions = [f"{q} {('Exactly', 'Roughly')[label]}." for q, label in zip(QUESTIONS, Y)]
+    questions = [
+        f"{q} {('Exactly', 'Roughly')[label]}." for q, label in zip(QUESTIONS, Y, strict=True)
+    ]
     values = areas(questions, ANSWERS)
     assert values["text-question"] > 0.95
     assert values["text-both"] > 0.95
