@@ -23,7 +23,7 @@ OLD, RULE = "old", "one_se"
 _EFFECTS = (0.2, 0.35, 0.6)
 _FACTORS, _PLANTED, _IDENTIFY_UNIT = 30, 15, 200
 _FOLDS, _REPEATS = 5, 3
-_CAP = 0.012  # of the neurons
+_CAP = 60  # more neurons than any rule selects
 _LAYERS = 30
 
 
@@ -42,7 +42,7 @@ class Recovery(NamedTuple):
 
 
 def bench_identify(
-    seeds: int = 4, n: int = 1200, p: int = 5000, speed_n: int = 1600, speed_p: int = 46080
+    seeds: int = 8, n: int = 1200, p: int = 5000, speed_n: int = 1600, speed_p: int = 46080
 ) -> list[BenchRow]:
     """Compare rules for C, and time a cross-fit and a path. Takes about 5 minutes and 2 GB.
 
@@ -112,9 +112,8 @@ def compare_rules(design: Design, truth: Int[np.ndarray, " k"], seed: int) -> di
     """
     units = np.random.default_rng(seed).permutation(np.unique(design.groups))
     half = np.flatnonzero(np.isin(design.groups, units[: len(units) // 2]))
-    cap = _CAP * design.Z.shape[1]
-    first = choose_c(design, half, cap, _FOLDS, 1, seed)
-    choice = choose_c(design, design.all_rows, cap, _FOLDS, _REPEATS, seed)
+    first = choose_c(design, half, _CAP, _FOLDS, 1, seed)
+    choice = choose_c(design, design.all_rows, _CAP, _FOLDS, _REPEATS, seed)
     everything = design.all_rows
     return {
         OLD: _recovery(design, half, _best(first.curve, lambda point: point.auroc), truth),
@@ -173,14 +172,17 @@ def _speed(n: int, p: int, compiled: float) -> list[BenchRow]:
         d_ff=p // _LAYERS,
     )
     features = Features(X, "sum", "answer", model, "fp16")
-    whole = seconds_of(lambda: cross_fit(features, y, groups, folds))
+    fraction = max(1e-3, 20 / p)  # the default, and room for some neurons at small sizes
+    whole = seconds_of(
+        lambda: cross_fit(features, y, groups, folds, repeats=_REPEATS, max_fraction=fraction)
+    )
     Z = standardise(X).Z
     del X, features
     Cs = (smallest_c(Z, y) * np.geomspace(1.1, 20, 16)).tolist()
     path = l1_path(Z, y, Cs)
     seconds = seconds_of(lambda: l1_path(Z, y, Cs))
-    weights = full_matrix_path(Z, y, Cs)
-    of_full = seconds_of(lambda: full_matrix_path(Z, y, Cs))
+    weights: list[Float[np.ndarray, " p1"]] = []
+    of_full = seconds_of(lambda: weights.extend(full_matrix_path(Z, y, Cs)))
     gaps = [
         objective(Z, y, coef, float(b), C) / objective(Z, y, w[:-1], float(w[-1]), C) - 1
         for C, coef, b, w in zip(Cs, path.coefs, path.intercepts, weights, strict=True)
