@@ -1,4 +1,4 @@
-"""Benchmarks of `hq bench`: speed and memory as ratios to a peer in the same run, and coverage.
+"""Benchmarks of `hq bench`: speed and memory as ratios to a peer in the same run, and simulations.
 
 Quality of detection and steering is measured by `harness.experiments`. This module registers every
 benchmark.
@@ -7,6 +7,7 @@ benchmark.
 from harness.bench.base import BENCHES, report
 from harness.bench.cett import bench_cett
 from harness.bench.deploy import bench_deploy
+from harness.bench.identify import bench_identify
 from harness.bench.intervals import bench_intervals
 from harness.bench.l1 import bench_l1
 from harness.bench.logits import bench_logits
@@ -15,6 +16,7 @@ from harness.bench.sampling import bench_sampling
 
 BENCHES.add("cett", bench_cett)
 BENCHES.add("deploy", bench_deploy)
+BENCHES.add("identify", bench_identify)
 BENCHES.add("intervals", bench_intervals)
 BENCHES.add("l1", bench_l1)
 BENCHES.add("logits", bench_logits)

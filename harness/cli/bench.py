@@ -13,8 +13,9 @@ def bench_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="cett (traces), deploy (baked weights, adapters), intervals (coverage), l1 "
-            "(solver), logits, monitor (watching) or sampling. Each takes 2 to 5 minutes."
+            help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
+            "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching) or "
+            "sampling. Each takes 2 to 5 minutes."
         ),
     ],
     as_json: AsJson = False,

@@ -53,7 +53,7 @@ class CrossFit(BaseModel):
 
     def scores(self, features: Features, folds: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Return each response's decision value by the probe of its fold."""
-        self._require(folds)
+        self._require(folds, len(features))
         values = np.empty(len(features))
         for fold, of_fold in enumerate(self.folds):
             rows = np.flatnonzero(folds == fold)
@@ -70,7 +70,7 @@ class CrossFit(BaseModel):
         shifts the scores of every fit by another constant, which would widen their joint
         distribution. Add the mean of the probe of f (`means`) to a threshold on centred values.
         """
-        self._require(folds)
+        self._require(folds, len(features))
         values = np.full((len(self.folds), len(features)), np.nan)
         for fold, of_fold in enumerate(self.folds):
             outside = folds != fold
@@ -115,8 +115,10 @@ class CrossFit(BaseModel):
             loaded.require(model, str(path))
         return loaded
 
-    def _require(self, folds: Int[np.ndarray, " n"]) -> None:
-        if len(folds) == 0 or set(np.unique(folds).tolist()) != set(range(len(self.folds))):
+    def _require(self, folds: Int[np.ndarray, " m"], n: int) -> None:
+        if len(folds) != n:
+            raise HQError(f"There are {len(folds)} folds for {n} responses: give one for each.")
+        if n == 0 or set(np.unique(folds).tolist()) != set(range(len(self.folds))):
             raise HQError(
                 f"The responses are in the folds {np.unique(folds).tolist()}, but the probes are "
                 f"of {len(self.folds)} folds from 0: give the responses that were cross-fitted."

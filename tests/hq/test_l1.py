@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hq.errors import HQError
 from hq.neurons.features import standardise
-from hq.probe.l1 import TOLERANCE, l1_path, objective, smallest_c
+from hq.probe.l1 import TOLERANCE, Columns, l1_path, l1_paths, objective, smallest_c
 
 
 @pytest.fixture(scope="module")
@@ -20,26 +20,25 @@ def problem() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("C", [0.05, 0.2, 1.0])
-def test_the_objective_is_liblinears_or_lower(problem, C):
+def test_the_objective_is_at_most_that_of_liblinear(problem, C):
     Z, y = problem
     path = l1_path(Z, y, [C])
-    theirs = LogisticRegression(
+    liblinear = LogisticRegression(
         solver="liblinear", l1_ratio=1, C=C, intercept_scaling=100.0, tol=1e-8, max_iter=1000
     ).fit(Z.astype(np.float64), y)
-    ours = objective(Z, y, path.coefs[0], path.intercepts[0], C)
-    best = objective(Z, y, theirs.coef_[0], theirs.intercept_[0], C)
-    assert ours <= best * (1 + 1e-4)
+    value = objective(Z, y, path.coefs[0], path.intercepts[0], C)
+    assert value <= objective(Z, y, liblinear.coef_[0], liblinear.intercept_[0], C) * (1 + 1e-4)
 
 
-def test_the_optimality_conditions_hold(problem):
+def test_the_optimality_conditions_hold_for_all_columns(problem):
     Z, y = problem
     path = l1_path(Z, y, [0.1])
     w, b = path.coefs[0].astype(np.float64), float(path.intercepts[0])
     residual = 1 / (1 + np.exp(-(Z @ w + b))) - y
-    pull = 0.1 * (Z.T @ residual)
+    gradient = 0.1 * (Z.T @ residual)
     assert abs(0.1 * residual.sum()) < 5e-3
-    assert np.abs(pull).max() < 1 + 5e-3
-    np.testing.assert_allclose(pull[w != 0], -np.sign(w[w != 0]), atol=5e-3)
+    assert np.abs(gradient).max() < 1 + 5e-3
+    np.testing.assert_allclose(gradient[w != 0], -np.sign(w[w != 0]), atol=5e-3)
 
 
 def test_a_warm_start_ends_where_a_cold_one_does(problem):
@@ -79,9 +78,9 @@ def test_labels_may_be_small_unsigned_integers(problem):
 
 def test_constant_columns_are_never_selected(problem):
     Z, y = problem
-    holed = Z.copy()
-    holed[:, :300] = 0
-    assert (l1_path(holed, y, [5.0]).coefs[:, :300] == 0).all()
+    with_constants = Z.copy()
+    with_constants[:, :300] = 0
+    assert (l1_path(with_constants, y, [5.0]).coefs[:, :300] == 0).all()
 
 
 def test_huge_outliers_stay_finite():
@@ -94,12 +93,12 @@ def test_huge_outliers_stay_finite():
     assert np.isfinite(l1_path(Z, y, [0.1, 1.0]).coefs).all()
 
 
-def test_features_without_any_signal_are_refused():
+def test_features_that_do_not_vary_raise_an_error():
     with pytest.raises(HQError, match="No feature varies"):
         smallest_c(np.zeros((4, 3), dtype=np.float32), np.array([0, 1, 0, 1]))
 
 
-def test_a_fit_that_does_not_converge_is_refused(problem, monkeypatch):
+def test_a_fit_that_does_not_converge_raises_an_error(problem, monkeypatch):
     monkeypatch.setattr("hq.probe.l1._MAX_ITERATIONS", 1)
     with pytest.raises(HQError, match=r"does not converge at C = 2: .* lower max_fraction"):
         l1_path(*problem, [2.0])
@@ -116,8 +115,77 @@ def test_importing_is_light():
     assert loaded.stdout.strip() == "[]"
 
 
-def test_a_path_tells_the_tolerance_that_each_fit_met(problem, monkeypatch):
+def test_a_path_records_the_tolerance_of_each_fit(problem, monkeypatch):
     assert l1_path(*problem, [0.1, 0.2]).tolerances.tolist() == [TOLERANCE] * 2
     # No float32 fit meets the first of these.
     monkeypatch.setattr("hq.probe.l1._TOLERANCES", (1e-12, 1e-2))
     assert l1_path(*problem, [0.1, 0.2]).tolerances.tolist() == [1e-2] * 2
+
+
+@pytest.fixture(scope="module")
+def parts(problem) -> list[np.ndarray]:
+    """Overlapping parts of the rows, such as the training rows of several folds."""
+    rng = np.random.default_rng(1)
+    return [np.sort(rng.choice(200, size, replace=False)) for size in (160, 120, 160)]
+
+
+def test_parts_are_standardised_by_their_own_rows(problem, parts):
+    """One column varies little in a part, so that its float32 moments would be inaccurate."""
+    Z = problem[0].copy(order="F")
+    Z[parts[0], 7] = 1.5 + 1e-3 * Z[parts[0], 7]
+    for rows, columns in zip(parts, Columns.parts(Z, parts), strict=True):
+        expected = standardise(Z[rows])
+        np.testing.assert_allclose(columns.dense(np.arange(400)), expected.Z, atol=2e-4)
+        np.testing.assert_allclose(columns.mean, expected.mean, atol=1e-6)
+        np.testing.assert_allclose(columns.scale, expected.scale, rtol=1e-4)
+
+
+def test_a_column_that_is_constant_in_one_part_is_zero_there(problem):
+    Z, y = problem[0].copy(order="F"), problem[1]
+    halves = [np.arange(100), np.arange(100, 200)]
+    Z[:100, 3], Z[100:, 3] = 1.7, Z[100:, 3] + 2 * y[100:]
+    constant, varying = Columns.parts(Z, halves)
+    assert not constant.dense(np.array([3])).any()
+    assert varying.dense(np.array([3])).std() == pytest.approx(1, abs=1e-5)
+    paths = l1_paths([constant, varying], [y[half] for half in halves], [[1.0], [1.0]])
+    assert paths[0].coefs[0, 3] == 0
+    assert paths[1].coefs[0, 3] > 0
+
+
+def test_paths_of_several_problems_equal_single_fits(problem, parts):
+    """Each has its own labels, values of C and end."""
+    Z, y = problem
+    columns, labels = Columns.parts(Z, parts), [y[rows] for rows in parts]
+    labels[2] = 1 - labels[2]
+    Cs = [[0.05, 0.1, 0.4], [0.3], np.geomspace(0.02, 5, 11).tolist()]
+    paths = l1_paths(columns, labels, Cs, max_nonzero=40)
+    assert [len(path.Cs) for path in paths[:2]] == [3, 1]
+    assert 4 < len(paths[2].Cs) < 11
+    for rows, of_part, path in zip(parts, labels, paths, strict=True):
+        standardised = standardise(Z[rows]).Z
+        for C, coef, intercept, tolerance in zip(*path, strict=True):
+            alone = l1_path(standardised, of_part, [C])
+            assert objective(standardised, of_part, coef, intercept, C) == pytest.approx(
+                objective(standardised, of_part, alone.coefs[0], alone.intercepts[0], C), rel=1e-5
+            )
+            assert tolerance == TOLERANCE
+
+
+def test_columns_outside_of_the_first_working_set_are_found():
+    """600 columns carry a common factor, and 20 weak ones matter once it is in the model."""
+    rng = np.random.default_rng(2)
+    n, factor_columns, weak = 300, 600, 20
+    factor = rng.standard_normal(n)
+    effects = rng.standard_normal((n, weak))
+    X = np.hstack(
+        [factor[:, None] + 0.5 * rng.standard_normal((n, factor_columns)), effects]
+    ).astype(np.float32)
+    odds = 3 * factor + 0.8 * effects.sum(axis=1)
+    y = (odds + rng.logistic(size=n) > 0).astype(np.int64)
+    Z = standardise(X).Z
+    first = np.abs(Z.T @ (y - y.mean()))
+    assert (first[-weak:] < np.sort(first)[-250]).all()  # none among the first working columns
+    (coef,), (intercept,) = (part for part in l1_path(Z, y, [0.2])[1:3])
+    assert (coef[-weak:] != 0).sum() >= weak / 2
+    residual = 1 / (1 + np.exp(-(Z @ coef + intercept))) - y
+    assert 0.2 * np.abs(Z.T @ residual).max() < 1 + 2 * TOLERANCE
