@@ -15,6 +15,7 @@ _CONTROLS = {
     "entropy": "token entropy",
     "length": "answer length",
     "relation": "relation",
+    "text-both": "text only (question and answer)",
 }
 # Colour-blind safe (Okabe & Ito); the shapes differ too, for greyscale.
 _STYLES = {
@@ -25,6 +26,7 @@ _STYLES = {
     "token entropy": ("#009E73", "v"),
     "answer length": ("#999999", "<"),
     "relation": ("#CC79A7", ">"),
+    "text only (question and answer)": ("#000000", "x"),
 }
 
 
@@ -51,16 +53,16 @@ def draw(run: Path, into: Path) -> None:
             series = points.filter(pl.col("name") == name)
             value = series["value"].to_numpy()
             spread = abs(series.select("low", "high").to_numpy().T - value)
-            y = [precisions.index(p) + 0.11 * (i - 3) for p in series["precision"]]
+            y = [precisions.index(p) + 0.1 * (i - 3.5) for p in series["precision"]]
             axes.errorbar(
                 value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5
             )
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
         axes.set_yticks(range(len(precisions)), precisions)
         axes.invert_yaxis()
-        n, entities = points.select("n", "entities").row(0)
-        held_out = f"AUROC on {n} held-out questions about {entities} entities"
-        axes.set_xlabel(f"{held_out}, 95% intervals (*: of the draws)")
+        n, units = points.select("n", "units").row(0)
+        measured = f"AUROC out of fold, {n} samples in {units} units"
+        axes.set_xlabel(f"{measured}, 95% intervals (*: of the draws)")
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ def draw(run: Path, into: Path) -> None:
 
 
 def _points(run: Path) -> pl.DataFrame:
-    """Return name, precision, n, entities, value, low and high of every drawn point."""
+    """Return name, precision, n, units, value, low and high of every drawn point."""
     detection, controls = read_table(run, "detection"), read_table(run, "controls")
     probe, reidentified = list(_STYLES)[:2]
     return pl.concat(
@@ -86,7 +88,7 @@ def _columns(table: pl.DataFrame, name: pl.Expr, column: str) -> pl.DataFrame:
         name.alias("name"),
         "precision",
         "n",
-        "entities",
+        "units",
         pl.col(column).alias("value"),
         pl.col(f"{column}_low").alias("low"),
         pl.col(f"{column}_high").alias("high"),
