@@ -157,7 +157,9 @@ def test_flags_of_a_fold_depend_on_labels_of_other_folds():
     samples = study()
     flipped = [s.model_copy(update={"hallucinated": not s.hallucinated}) for s in samples]
     scores = scored(samples)
-    assert (flagged(samples, scores, scores, 0.2)[0] != flagged(flipped, scores, scores, 0.2)[0]).any()
+    assert (
+        flagged(samples, scores, scores, 0.2)[0] != flagged(flipped, scores, scores, 0.2)[0]
+    ).any()
 
 
 def test_thresholds_are_set_on_the_scores_without_both_folds():

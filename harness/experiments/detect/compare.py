@@ -31,6 +31,7 @@ from harness.stages.samples import Sample
 from harness.stages.uncertainty import Uncertainty, perplexity
 from harness.studies.study import CompareSection
 from harness.tables.schema import Row
+from hq.errors import HQError
 from hq.models.audit import AuditRow
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
@@ -90,6 +91,11 @@ class Comparison:
         info = self.variant.info
         for probe in (self.neurons, *(fold.probe for fold in self.probes.folds)):
             probe.require_present(info.unmatched, info.precision)
+            if THRESHOLD not in probe.thresholds:
+                raise HQError(
+                    f"A probe has no threshold {THRESHOLD!r}: identify the neurons again with "
+                    "`hq identify`."
+                )
 
     @property
     def neurons(self) -> NeuronSet:
