@@ -308,10 +308,10 @@ def test_a_full_disk_is_reported_before_the_first_node(tiny_study, hq, monkeypat
 
 
 def test_a_plan_computes_nothing_and_says_what_is_there(finished, tiny_study, hq, monkeypatch):
-    fresh = json.loads(hq("plan", tiny_study, "--json").out)
+    fresh = json.loads(hq("plan", tiny_study, "--json").out)["nodes"]
     assert {node["state"] for node in fresh} == {"missing", "waits"}
     assert not list(Path("cache/store").glob("*"))
     monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
-    again = json.loads(hq("plan", tiny_study, "--json").out)
+    again = json.loads(hq("plan", tiny_study, "--json").out)["nodes"]
     assert [node["node"] for node in again] == [node["node"] for node in fresh]
     assert {node["state"] for node in again} == {"there"}

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.detect.alarms import Scores, alarms
+from harness.experiments.detect.power import effective_units
 from harness.experiments.detect.tables import (
     Alarm,
     AlignmentRow,
@@ -438,7 +439,7 @@ def design(samples: Sequence[Sample], balance: str, seed: int) -> Design:
         answers=len({s.answer for s in samples}),
         relations=len({s.relation for s in samples}),
         units=len(sizes),
-        effective_units=float(sizes.sum() ** 2 / (sizes**2).sum()),
+        effective_units=effective_units(rows.units.tolist()),
         largest_unit=float(sizes.max() / sizes.sum()),
         folds=int(rows.folds.max()) + 1,
         seed=seed,
