@@ -35,8 +35,8 @@ def bundle_make(
     false_alarms: Annotated[
         float,
         typer.Option(
-            help="The share of right answers that may be flagged, between 0 and 1. It needs right "
-            "answers in 1/share - 1 units: 9 for 0.1, 99 for 0.01."
+            help="Share of right answers that may be flagged, between 0 and 1. It "
+            "needs right answers in 1/share - 1 units outside of each fold: 9 for 0.1, 99 for 0.01."
         ),
     ] = 0.1,
     precision: Annotated[
@@ -61,11 +61,12 @@ def bundle_make(
 ) -> None:
     """Bundle a run's neurons for a GGUF file of the run's model, at any quantization.
 
-    The run's samples are read in that file and scored out of fold. Thresholds are set on the scores
-    of right answers, for all questions and for each relation with enough of them, so that about the
-    given share of right answers is flagged; false alarms and detection are measured on answers that
-    no threshold has seen. Example:
-    `hq bundle make --run runs/smollm2-facts --gguf smollm2 --into bundle`.
+    All samples of the run are read in that file and scored out of fold. Thresholds are set on the
+    scores of right answers, for all questions and for each relation with enough of them, so that
+    about the given share of right answers is flagged. False alarms and detection are measured at
+    thresholds that are set on other folds.
+
+    Example: `hq bundle make --run runs/smollm2-facts --gguf smollm2 --into bundle`.
     """
     from harness.deploy.bundling import FinishedRun, make_bundle
     from harness.models.sources import gguf_of
@@ -132,7 +133,7 @@ def bundle_show(folder: Folder, as_json: AsJson = False) -> None:
 
 def _print_summary(bundle: "Bundle") -> None:
     validation = bundle.validation
-    out.print(f"AUROC {validation.auroc} on {validation.n} held-out answers")
+    out.print(f"AUROC {validation.auroc} on {validation.n} answers, out of fold")
     if validation.auroc.low <= 0.5:
         err.print(
             "The AUROC's interval includes 0.5: in this file the probe may be no better than "
@@ -140,7 +141,7 @@ def _print_summary(bundle: "Bundle") -> None:
         )
     for name, domain in bundle.domains.items():
         out.print(
-            f"{name}: at most {domain.false_alarms:g} by {domain.n} entities; measured: false "
+            f"{name}: {domain.false_alarms:g} promised, by {domain.n} units; measured: false "
             f"alarms {_rate(domain.realised)}, detected {_rate(domain.detected)}",
             soft_wrap=True,
         )

@@ -187,7 +187,11 @@ def compare_command(
     section = IdentifySection.like(probe)
     require_origin(probe, chosen, ref)
     probes = CrossFit.load(neurons.with_name(PROBES_FILE), ref.info.model)
-    require_origin(probes.neurons, chosen, ref)
+    if probes.neurons != probe:
+        raise HQError(
+            f"{neurons} and the {PROBES_FILE} beside it are of different fits: give the folder of "
+            "one `hq identify`."
+        )
     with TemporaryDirectory() as folder:
         reidentified = find_neurons(Path(folder), var, chosen, section, seed)
     comparison = Comparison(

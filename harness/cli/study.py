@@ -133,7 +133,8 @@ def plan_command(
     """Show what `hq run` would compute, by node, and why, without running it.
 
     Times are estimated from earlier nodes of the same stage on this machine; — means that there
-    are none. Disk space is an upper bound, memory an estimate.
+    are none. Disk space is an upper bound, memory an estimate. The last line has the smallest
+    effect that the run could show with 80% power, as far as the experiment can tell.
     """
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import plan as plan_experiment
@@ -142,9 +143,10 @@ def plan_command(
 
     chosen = planned(study, model, precisions, questions, overrides)
     kind = EXPERIMENTS[experiment or chosen.experiment]
-    steps = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
+    steps, power = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
     if as_json:
-        print_json([_as_json(step) for step in steps])
+        rows = [] if power is None else [row._asdict() for row in power.rows]
+        print_json({"nodes": [_as_json(step) for step in steps], "power": rows})
         return
     out.print(_plan_table(steps))
     missing = [step for step in steps if step.needed]
@@ -158,6 +160,8 @@ def plan_command(
         f"{_size(max((step.node.memory for step in missing), default=0))} of memory.",
         highlight=False,
     )
+    if power is not None:
+        out.print(power.sentence, highlight=False)
 
 
 def _plan_table(steps: "Sequence[Planned]") -> Table:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from rich.console import RenderableType
 
@@ -17,6 +17,13 @@ from harness.tables.schema import Row, Tables
 from hq.errors import HQError
 from hq.registry import Registry
 from hq.stats.intervals import Estimate
+
+
+class Power(NamedTuple):
+    """The smallest effects that a run could show, as `hq plan` shows them."""
+
+    sentence: str
+    rows: Sequence[Any]  # named tuples, for --json
 
 
 class Experiment(ABC):
@@ -80,6 +87,10 @@ class Experiment(ABC):
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
         """Return what provenance contains in addition to model, definition and nodes."""
         return {}
+
+    def power(self, m: Materials, outputs: Outputs) -> Power | None:
+        """Return the smallest effects that a run could show, from the finished nodes; or None."""
+        return None
 
     @abstractmethod
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> RenderableType:

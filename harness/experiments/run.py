@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness.experiments.base import EXPERIMENTS, Experiment
+from harness.experiments.base import EXPERIMENTS, Experiment, Power
 from harness.stages.materials import Materials
 from harness.store.environment import FIT, QUESTIONS, machine_class, threads, versions
 from harness.store.node import Node, ordered
@@ -73,11 +73,20 @@ def run(
     return Result(folder, rows, provenance)
 
 
-def plan(study: Study, experiment: Experiment, store: Store) -> list[Planned]:
-    """Return what `run` would do with each node, without computing it. Raises HQError as `run`."""
+class Plan(NamedTuple):
+    """What `run` would do with each node, and the smallest effects that its tables could show."""
+
+    steps: list[Planned]
+    power: Power | None
+
+
+def plan(study: Study, experiment: Experiment, store: Store) -> Plan:
+    """Return what `run` would do, without computing a node. Raises HQError as `run`."""
     with Materials(study) as m:
         nodes = _validated(m, experiment)
-        return Runner(store, Progress(quiet=True), m).plan(nodes)
+        runner = Runner(store, Progress(quiet=True), m)
+        steps = runner.plan(nodes)
+        return Plan(steps, experiment.power(m, runner.outputs))
 
 
 def _validated(m: Materials, experiment: Experiment) -> list[Node]:

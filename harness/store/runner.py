@@ -94,6 +94,11 @@ class Runner:
         """
         return [self._planned(node) for node in ordered(wanted)]
 
+    @property
+    def outputs(self) -> Outputs:
+        """The folders of nodes that `run`, `plan` or `missing` finished or found finished."""
+        return self._outputs
+
     def missing(self, wanted: Sequence[Node]) -> list[Node]:
         """Return the nodes without a finished output, as far as their inputs are finished.
 

@@ -27,7 +27,7 @@ precisions = ["fp16", "nf4"]
 scenario = {{name = "triviaqa", options = {{source = {questions}}}}}
 prompt = {{form = "few-shot", shots = [["a", "b"], ["c", "d"]]}}
 sampling = {{temperature = 0.02, responses = 3, max_new_tokens = 8, balance="relation", quota = 60}}
-identify = {{folds = 2, max_fraction = 0.05}}
+identify = {{folds = 3, max_fraction = 0.05}}
 compare = {{draws = 3, text_tokens = 64}}
 """
 

@@ -81,7 +81,7 @@ STUDIES = {
     ),
     "an unknown judge": (lambda s: edit(s, "quota = 60", 'quota = 60, judge = "rule"'), "'rules'"),
     "a reserve of everything": (
-        lambda s: edit(s, 'name = "tiny"', 'name = "tiny"\nreserve = {held_out = 0.95}'),
+        lambda s: edit(s, 'name = "tiny"', 'name = "tiny"\nreserve = {held_out = 0.98}'),
         "reserve: calibration and held_out add up to 1",
     ),
     "the splits of an older study": (
@@ -150,10 +150,11 @@ STUDIES = {
         "nowhere.txt",
     ),
     "labels against themselves": (
-        lambda s: edit(s, "folds = 2", 'folds = 2, tokens = "other", labels = "3-vs-1"'),
+        lambda s: edit(s, "folds = 3", 'folds = 3, tokens = "other", labels = "3-vs-1"'),
         "labels: 3-vs-1 compares the chosen tokens with",
     ),
-    "too many folds": (lambda s: edit(s, "folds = 2", "folds = 99"), "99 folds"),
+    "too many folds": (lambda s: edit(s, "folds = 3", "folds = 99"), "99 folds"),
+    "two folds": (lambda s: edit(s, "folds = 3", "folds = 2"), "greater than or equal to 3"),
 }
 
 
@@ -358,13 +359,69 @@ def test_another_neuron_set(old, new, words, traces, finished, hq):
     is_one_sentence(compare(hq, traces, "neurons.json"), words)
 
 
-@pytest.mark.parametrize(
-    ("lacking", "words"), [("thresholds", "no threshold"), ("provenance", "folds")]
-)
-def test_a_neuron_set_that_says_too_little(lacking, words, traces, finished, hq):
+def test_a_neuron_set_without_the_settings_of_its_fit(traces, finished, hq):
     stated = json.loads((finished / "runs" / "tiny" / "neurons.json").read_text(encoding="utf-8"))
-    Path("neurons.json").write_text(json.dumps(stated | {lacking: {}}), encoding="utf-8")
-    is_one_sentence(compare(hq, traces, "neurons.json"), words)
+    Path("neurons.json").write_text(json.dumps(stated | {"provenance": {}}), encoding="utf-8")
+    is_one_sentence(compare(hq, traces, "neurons.json"), "folds, repeats and max_fraction")
+
+
+def two_files(finished: Path) -> tuple[Path, Path]:
+    """Copies of the neurons and of the probes of the finished run, in the current folder."""
+    for name in ("neurons.json", "probes.json"):
+        shutil.copy(finished / "runs" / "tiny" / name, name)
+    return Path("neurons.json"), Path("probes.json")
+
+
+def without_threshold(path: Path) -> None:
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    stated["folds"][0]["probe"]["thresholds"] = {}
+    path.write_text(json.dumps(stated), encoding="utf-8")
+
+
+def of_another_fit(path: Path) -> None:
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    stated["neurons"]["intercept"] += 1
+    path.write_text(json.dumps(stated), encoding="utf-8")
+
+
+def without_a_fold(path: Path) -> None:
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    stated["folds"].pop()
+    path.write_text(json.dumps(stated), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "probes.json does not hold the probes of a cross-fit"),
+        (truncate, "probes.json does not hold the probes of a cross-fit"),
+        (without_a_fold, "probes.json does not hold the probes of a cross-fit"),
+        (without_threshold, "A probe has no threshold 'youden'"),
+        (lambda path: edit(path, '"fingerprint": "', '"fingerprint": "0'), "fingerprint"),
+        (of_another_fit, "are of different fits"),
+    ],
+    ids=["missing", "truncated", "a fold missing", "no threshold", "another model", "another fit"],
+)
+def test_bad_probes(damage, words, traces, finished, hq):
+    neurons, probes = two_files(finished)
+    damage(probes)
+    is_one_sentence(compare(hq, traces, neurons), words)
+
+
+def test_samples_of_an_older_version(traces, finished, hq):
+    """They have splits and components instead of folds and units."""
+    rows = [json.loads(line) for line in traces.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        {k: v for k, v in row.items() if k not in ("unit", "fold", "question", "answer")}
+        | {"split": "test", "component": row["unit"]}
+        for row in rows
+    ]
+    Path("old.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines), encoding="utf-8")
+    neurons = finished / "runs" / "tiny" / "neurons.json"
+    where = ("--samples", "old.jsonl", "--traces", "fp16", "--into", "found")
+    for outcome in (hq("identify", *where), compare(hq, "old.jsonl", neurons)):
+        is_one_sentence(outcome, "Line 1 of old.jsonl is not a sample: question: Field required")
+    assert not Path("found").exists()
 
 
 def test_traces_of_another_model(traces, finished, hq):
@@ -381,7 +438,7 @@ def test_traces_of_another_model(traces, finished, hq):
 def test_samples_in_other_folds(traces, finished, hq):
     """A sample must not be scored by a probe that was fitted on it."""
     samples = [json.loads(line) for line in traces.read_text(encoding="utf-8").splitlines()]
-    lines = [json.dumps(s | {"fold": 1 - s["fold"]}) + "\n" for s in samples]
+    lines = [json.dumps(s | {"fold": (s["fold"] + 1) % 3}) + "\n" for s in samples]
     Path("turned.jsonl").write_text("".join(lines), encoding="utf-8")
     outcome = compare(hq, "turned.jsonl", finished / "runs" / "tiny" / "neurons.json")
     is_one_sentence(outcome, "in other folds")
@@ -436,13 +493,15 @@ def test_damaged_traces(traces, hq):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--max-fraction", 5), ("--folds", 1), ("--cett", "sum,output"), ("--labels", "2-vs-1")],
+    [("--max-fraction", 5), ("--repeats", 0), ("--cett", "sum,output"), ("--labels", "2-vs-1")],
 )
 def test_options_that_cannot_be(option, value, traces, hq):
     outcome = hq(
         *("identify", "--samples", traces, "--traces", "fp16", "--into", "found", option, value)
     )
-    is_one_sentence(outcome, f"In the options, {option[2:].replace('-', '_')}")
+    is_one_sentence(
+        outcome, f"In the options and the folds of the samples, {option[2:].replace('-', '_')}"
+    )
     assert not Path("found").exists()
 
 
@@ -451,7 +510,7 @@ def test_nan_in_traces(traces, hq):
     array[:, 0, 0] = np.nan
     np.save("fp16/sum.answer.npy", array)
     where = ("--samples", traces, "--traces", "fp16", "--into", "found")
-    outcome = hq("identify", *where, "--folds", 2, "--max-fraction", 0.1)
+    outcome = hq("identify", *where, "--max-fraction", 0.1)
     is_one_sentence(outcome, "NaN")
 
 

@@ -46,7 +46,9 @@ NAMES = (*TUNED, "falseqa", "nonexist")
 
 
 def read_labels(name):
-    return list(map(json.loads, (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()))
+    return list(
+        map(json.loads, (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+    )
 
 
 def untuned(name):

@@ -12,7 +12,7 @@ from harness.experiments.run import load_study, provenance_of
 from harness.experiments.sweep.nodes import SweepNodes
 from harness.experiments.sweep.plan import SweepPlan
 from harness.judges.rules import RuleJudge
-from harness.stages import gguf, mapping, sample, trace
+from harness.stages import gguf, identify, mapping, sample, trace
 from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE
 from harness.stages.materials import Materials
@@ -102,7 +102,7 @@ def test_responses_serve_another_quota(quota, opened):
 
 
 def test_responses_serve_other_folds(opened):
-    before, after = opened(), opened("identify.folds=3")
+    before, after = opened(), opened("identify.folds=4")
     assert after.samples != before.samples
     assert after.responses == before.responses
 
@@ -198,7 +198,7 @@ def test_provenance_says_what_the_outputs_were_made_from(opened):
     assert set(responses["files"]) >= {"config.json", "tokenizer.json"}
     assert "bitsandbytes" in made["trace nf4"]["parameters"]["packages"]
     assert made["identify fp16"]["packages"]["skglm"] == metadata.version("skglm")
-    assert made["identify fp16"]["version"] == 1
+    assert made["identify fp16"]["version"] == identify.STAGE.version
     assert made["trace fp16"]["inputs"]["tokens"] == made["trace nf4"]["inputs"]["tokens"]
     assert {node.get("precision") for node in made.values()} == {"fp16", "nf4"}
     # What is reported was written when the output was made, not when it is reported.

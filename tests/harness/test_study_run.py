@@ -13,13 +13,17 @@ from harness.experiments.detect.tables import TABLES
 from harness.stages.samples import read_samples
 from harness.tables.files import read_table
 from hq.neurons.neuron_set import NeuronSet
+from hq.probe.cross_fit import CrossFit
+from hq.probe.text import TEXT_CONTROLS
 from tests.harness.killing import Killer, needs_sigkill
 
 REPEATABLE = [f"{name}.csv" for name in TABLES] + [
     "tables.md",
     "results.json",
     "neurons.json",
+    "probes.json",
     "path.csv",
+    "stability.csv",
     "samples.jsonl",
     "provenance.json",
 ]
@@ -49,12 +53,16 @@ def test_a_run_leaves_its_tables(finished):
     assert detection["precision"].to_list() == ["fp16", "nf4"]
     assert detection["auroc_change"][0] == 0
     assert detection["flips"][0] == 0
+    assert detection["verdict"][0] == "preserved"
+    assert detection["detectable"].is_null().to_list() == [True, False]
+    assert 0 < detection["detectable"][1] < 0.5
     assert set(read_table(run, "controls")["control"]) == {
         "random",
         "matched",
         "entropy",
         "length",
         "relation",
+        *TEXT_CONTROLS,
     }
     assert read_table(run, "model")["kl"].to_list()[0] == 0
     assert read_table(run, "model")["kl"].to_list()[1] > 0
@@ -68,10 +76,45 @@ def test_samples_are_balanced_and_no_unit_is_in_two_folds(finished):
     samples = read_samples(finished / "runs" / "tiny" / "samples.jsonl")
     assert sum(s.hallucinated for s in samples) * 2 == len(samples)
     assert {(s.fold, s.hallucinated) for s in samples} == {
-        (fold, label) for fold in (0, 1) for label in (False, True)
+        (fold, label) for fold in (0, 1, 2) for label in (False, True)
     }
     folds = {(s.unit, s.fold) for s in samples}
     assert len(folds) == len({unit for unit, _ in folds})
+
+
+def test_a_design_whose_texts_leak_is_warned_about(finished, tiny_study, hq, monkeypatch):
+    """The tiny questions end with a number, and every second one can be right."""
+    run = finished / "runs" / "tiny"
+    (row,) = read_table(run, "design").iter_rows(named=True)
+    assert (row["balance"], row["n"], row["folds"]) == ("relation", 120, 3)
+    assert row["text_spelling"] > 0.9
+    leak = f"text-spelling {row['text_spelling']:.3f} ["
+    assert leak in row["warning"]
+    assert leak in (run / "tables.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
+    shown = hq("study", "run", tiny_study, "--into", "again", "--quiet").out
+    assert "Warning: the labels can be predicted from text alone" in " ".join(shown.split())
+    assert f"spelling {row['text_spelling']:.2f}" in shown
+    change = read_table(run, "detection")["detectable"][1]
+    assert f"Smallest detectable change (80% power): nf4 {change:.3f}" in " ".join(shown.split())
+
+
+def test_selection_says_how_stable_the_neurons_are(finished):
+    run = finished / "runs" / "tiny"
+    fp16 = read_table(run, "selection").row(0, named=True)
+    probes = CrossFit.load(run / "probes.json")
+    assert probes.neurons == NeuronSet.load(run / "neurons.json")
+    sizes = [len(fold.probe.neurons) for fold in probes.folds]
+    assert (fp16["neurons"], fp16["fewest"], fp16["most"]) == (
+        len(probes.neurons.neurons),
+        min(sizes),
+        max(sizes),
+    )
+    stability = pl.read_csv(run / "stability.csv")
+    in_set = stability.filter(pl.col("weight") != 0)
+    assert len(in_set) == fp16["neurons"]
+    assert fp16["in_all_folds"] == (in_set["folds"] == 3).sum()
+    assert fp16["stable"] == (stability["frequency"] >= 0.6).sum()
 
 
 def test_a_second_run_computes_nothing(finished, tiny_study, hq, monkeypatch):
@@ -108,7 +151,7 @@ def test_another_precision_only_adds(finished, tiny_study, hq, tmp_path):
 KILLS = (
     ("harness.stages.sample append", 4, "responses-*/log.jsonl"),
     ("hq.tracing.traces require_finite", 4, "trace-*.partial/batches.txt"),
-    ("polars:DataFrame write_csv", 1, "identify-*.partial/neurons.json"),
+    ("hq.neurons.neuron_set:NeuronSet save", 1, "identify-*.partial/probes.json"),
     ("harness.stages.uncertainty append", 3, "uncertainty-*.partial/batches.jsonl"),
     ("os rename", 1, "uncertainty-*.partial/node.json"),
 )
@@ -205,10 +248,10 @@ def test_single_stages_agree_with_the_study(finished, tiny_study, hq):
     for precision in ("fp16", "nf4"):
         where = ("--precision", precision, "--into", precision, "--model", model)
         assert hq("trace", *samples, *where).code == 0
-    limits = ("--folds", 2, "--max-fraction", 0.05)
+    limits = ("--max-fraction", 0.05)
     where = ("--traces", "fp16", "--into", "found", "--prompt", "few-shot")
     assert hq("identify", *samples, *where, *limits).code == 0
-    for name in ("neurons.json", "path.csv"):
+    for name in ("neurons.json", "probes.json", "path.csv", "stability.csv"):
         assert (Path("found") / name).read_bytes() == (run / name).read_bytes()
     compared = hq(
         *("compare", *samples, "--neurons", "found/neurons.json", "--json"),
@@ -229,7 +272,14 @@ def test_neurons_and_pictures_can_be_shown(finished, hq):
     assert json.loads(hq("neurons", "show", run / "neurons.json", "--json").out)["neurons"]
     pytest.importorskip("matplotlib")
     assert hq("picture", run, "--into", "auroc.svg").code == 0
-    assert "matched random neurons" in Path("auroc.svg").read_text(encoding="utf-8")
+    picture = Path("auroc.svg").read_text(encoding="utf-8")
+    n, units = read_table(run, "detection").select("n", "units").row(0)
+    for words in (
+        "matched random neurons",
+        "text only (question and answer)",
+        f"AUROC out of fold, {n} samples in {units} units",
+    ):
+        assert words in picture
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_study, hq, monkeypatch):
@@ -258,10 +308,10 @@ def test_a_full_disk_is_reported_before_the_first_node(tiny_study, hq, monkeypat
 
 
 def test_a_plan_computes_nothing_and_says_what_is_there(finished, tiny_study, hq, monkeypatch):
-    fresh = json.loads(hq("plan", tiny_study, "--json").out)
+    fresh = json.loads(hq("plan", tiny_study, "--json").out)["nodes"]
     assert {node["state"] for node in fresh} == {"missing", "waits"}
     assert not list(Path("cache/store").glob("*"))
     monkeypatch.setenv("HQ_CACHE", str(finished / "cache"))
-    again = json.loads(hq("plan", tiny_study, "--json").out)
+    again = json.loads(hq("plan", tiny_study, "--json").out)["nodes"]
     assert [node["node"] for node in again] == [node["node"] for node in fresh]
     assert {node["state"] for node in again} == {"there"}

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.detect.alarms import Scores, alarms
+from harness.experiments.detect.power import effective_units
 from harness.experiments.detect.tables import (
     Alarm,
     AlignmentRow,
@@ -31,6 +32,7 @@ from harness.stages.samples import Sample
 from harness.stages.uncertainty import Uncertainty, perplexity
 from harness.studies.study import CompareSection
 from harness.tables.schema import Row
+from hq.errors import HQError
 from hq.models.audit import AuditRow
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
@@ -107,6 +109,11 @@ class Comparison:
         info = self.variant.info
         for probe in (self.neurons, *(fold.probe for fold in self.probes.folds)):
             probe.require_present(info.unmatched, info.precision)
+            if THRESHOLD not in probe.thresholds:
+                raise HQError(
+                    f"A probe has no threshold {THRESHOLD!r}: identify the neurons again with "
+                    "`hq identify`."
+                )
 
     @property
     def neurons(self) -> NeuronSet:
@@ -434,7 +441,7 @@ def design(
         answers=len({s.answer for s in samples}),
         relations=len({s.relation for s in samples}),
         units=len(sizes),
-        effective_units=float(sizes.sum() ** 2 / (sizes**2).sum()),
+        effective_units=effective_units(rows.units.tolist()),
         largest_unit=float(sizes.max() / sizes.sum()),
         folds=int(rows.folds.max()) + 1,
         seed=seed,

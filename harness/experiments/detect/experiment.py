@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from harness.experiments.base import Experiment, estimate_cell
+from harness.experiments.base import Experiment, Power, estimate_cell
 from harness.experiments.detect.compare import (
     Comparison,
     alignment,
@@ -19,6 +19,7 @@ from harness.experiments.detect.compare import (
     selection,
     text_scores,
 )
+from harness.experiments.detect.power import power
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
 from harness.stages import mapping, sample, uncertainty
@@ -137,6 +138,10 @@ class DetectExperiment(Experiment):
                 "tokens_without_sharing_at_least": sum(record.naive for record in records),
             }
         }
+
+    def power(self, m: Materials, outputs: Outputs) -> Power | None:
+        """Return the smallest change of the AUROC from FP16 at each precision."""
+        return power(m, outputs)
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
         """Return AUROC and its controls at each precision."""
