@@ -3,23 +3,36 @@
 Tolerances are in `tolerances.toml` beside the committed tables:
 
     [detection]
-    auroc = {within = 0.03, worse = "lower"}
+    auroc = {half_widths = 0.1, other_samples = 0.5, worse = "lower"}
 
-A number regresses when it is worse by more than `within`; `worse` is "lower", "higher" or "either".
-With `relative = true`, `within` is a share of the committed number; with `only = "matched"`, only
-rows with that key are compared. Columns without a tolerance are not compared.
+A number regresses if it is worse by more than the tolerance, which is one of
+
+- `within = 0.03`: in the unit of the column;
+- `relative = 0.01`: a share of the committed number;
+- `half_widths = 0.5`: a share of half the width of the committed 95% interval, so that it is scaled
+  with the size of the study.
+
+A rerun has the samples of the committed tables, unless it runs on a processor on which single
+sampled tokens differ, or the sampling has changed. For a run with other samples, `other_samples`
+replaces the amount, in the same unit. The digest of the samples is in neurons.json.
+
+`worse` is "lower", "higher" or "either" (the default). With `only = "all"`, only rows with that key
+are compared. Columns without a tolerance are not compared, nor are cells that are empty in both
+folders.
 """
 
+import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
-from harness.check.tolerance import Tolerance
+from harness.check.tolerance import Committed, Tolerance
 from harness.experiments import EXPERIMENTS
+from harness.stages.identify import NEURONS_FILE
 from harness.tables.files import read_table
 from harness.tables.provenance import definition, difference, read_provenance
 from harness.tables.schema import Tables
@@ -35,42 +48,63 @@ class Difference:
     table: str
     row: str
     column: str
-    expected: float
+    expected: Committed
     found: float
     tolerance: Tolerance
+    same_samples: bool
+
+    @property
+    def allowed(self) -> float:
+        """The allowed change in the unit of the column."""
+        return self.tolerance.allowed(self.expected, self.same_samples)
 
     @property
     def regressed(self) -> bool:
         """Whether the change exceeds the tolerance."""
-        return self.tolerance.exceeded(self.expected, self.found)
+        return self.tolerance.exceeded(self.expected, self.found, self.same_samples)
 
 
 def compare(run: Path, against: Path) -> list[Difference]:
     """Return every compared number of the run's rows.
 
-    Raises HQError if a folder lacks tables, if tolerances are malformed, if models or studies
-    differ, or if no row of the run is in the committed tables.
+    Raises HQError if a folder lacks tables, if tolerances are malformed or need an interval that a
+    column does not have, if models or studies differ, or if no row of the run is in the committed
+    tables.
     """
     tables = _require_same_study(run, against)
     tolerances = _tolerances(against, tables)
+    same_samples = have_same_samples(run, against)
     differences = [
-        d
+        Difference(name, row, column, before, after, tolerance, same_samples)
         for name, (_, keys) in tables.items()
-        for d in _differences(name, list(keys), run, against, tolerances)
+        for row, column, before, after, tolerance in _compared(
+            name, list(keys), run, against, tolerances.get(name, {})
+        )
     ]
     if not differences:
         raise HQError(f"{run} and {against} have no row in common: give results of the same study.")
     return differences
 
 
-def _differences(
-    name: str,
-    keys: list[str],
-    run: Path,
-    against: Path,
-    tolerances: dict[str, dict[str, Tolerance]],
-) -> Iterator[Difference]:
-    columns = tolerances.get(name, {})
+def have_same_samples(run: Path, against: Path) -> bool:
+    """Return whether the neurons in both folders state the same digest of their samples."""
+    digests = [_samples(folder / NEURONS_FILE) for folder in (run, against)]
+    return digests[0] is not None and digests[0] == digests[1]
+
+
+def _samples(path: Path) -> object:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["provenance"]["samples"]
+    except (KeyError, TypeError, ValueError):  # neurons of another tool or an earlier version
+        return None
+
+
+def _compared(
+    name: str, keys: list[str], run: Path, against: Path, columns: Mapping[str, Tolerance]
+) -> Iterator[tuple[str, str, Committed, float, Tolerance]]:
+    """Yield row, column, both numbers and tolerance of the cells of a table that are compared."""
     expected, found = read_table(against, name), read_table(run, name)
     for side, where in ((expected, against), (found, run)):
         missing = [c for c in [*keys, *columns] if c not in side.columns]
@@ -79,6 +113,11 @@ def _differences(
     if expected.is_empty() or found.is_empty():
         return  # columns of a CSV without rows have no type for the join
     for column, tolerance in columns.items():
+        if tolerance.half_widths is not None and f"{column}_low" not in expected.columns:
+            raise HQError(
+                f"{against / TOLERANCES_FILE}: {name}.{column} has no interval for half_widths: "
+                "use within or relative."
+            )
         rows = expected.select(keys).iter_rows()
         if tolerance.only is not None and not any(map(tolerance.covers, rows)):
             raise HQError(
@@ -90,9 +129,17 @@ def _differences(
         values = [str(row[key]) for key in keys]
         compared = {c: t for c, t in columns.items() if t.covers(values)}
         for column, tolerance in compared.items():
-            before = _number(row[column], against, name, column)
+            if row[column] is None and row[f"{column}.found"] is None:
+                continue
+            before = _committed(row, against, name, column)
             after = _number(row[f"{column}.found"], run, name, column)
-            yield Difference(name, " ".join(values), column, before, after, tolerance)
+            yield " ".join(values), column, before, after, tolerance
+
+
+def _committed(row: Mapping[str, object], folder: Path, table: str, column: str) -> Committed:
+    """Return a committed number, with its interval if the table has one."""
+    limits = [limit for limit in (f"{column}_low", f"{column}_high") if limit in row]
+    return Committed(*(_number(row[c], folder, table, c) for c in (column, *limits)))
 
 
 def _number(value: object, folder: Path, table: str, column: str) -> float:
@@ -117,7 +164,8 @@ def _tolerances(folder: Path, tables: Tables) -> dict[str, dict[str, Tolerance]]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise HQError(f"{path}: {where}: {first['msg']}.") from error
+        what = first["msg"].removeprefix("Value error, ")
+        raise HQError(f"{path}: {where}: {what}.") from error
     unknown = [name for name in tolerances if name not in tables]
     if unknown:
         raise HQError(f"{path} has an unknown table {unknown[0]!r}: known are {', '.join(tables)}.")
@@ -145,17 +193,22 @@ def _require_same_study(run: Path, against: Path) -> Tables:
 
 
 def as_frame(differences: list[Difference]) -> pl.DataFrame:
-    """Return the differences as a table, regressions first."""
+    """Return the differences as a table, regressions first.
+
+    `low` and `high` are the committed interval, and empty for columns without one.
+    """
     rows = [
         {
             "table": d.table,
             "row": d.row,
             "column": d.column,
-            "expected": d.expected,
+            "expected": d.expected.value,
+            "low": d.expected.low,
+            "high": d.expected.high,
             "found": d.found,
-            "tolerance": d.tolerance.allowed(d.expected),
+            "tolerance": d.allowed,
             "regressed": d.regressed,
         }
         for d in sorted(differences, key=lambda d: not d.regressed)
     ]
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, infer_schema_length=None)

@@ -1,34 +1,63 @@
 """The largest change of a compared number that is no regression."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+
+
+class Committed(NamedTuple):
+    """A committed number, with the limits of its 95% interval if it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Tolerance(BaseModel):
     """The allowed change of a column, its bad direction, and the compared rows.
 
-    `within` is in the unit of the column, or a share of the expected value if `relative`. With
-    `only`, only rows with this value among their keys are compared.
+    The change is one of: `within`, in the unit of the column; `relative`, a share of the committed
+    number; `half_widths`, a share of half the width of its committed 95% interval. If the run has
+    other samples than the committed tables, `other_samples` replaces this amount, in the same unit.
+    With `only`, only rows with this value among their keys are compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    within: Annotated[float, Field(ge=0)]
+    within: Amount | None = None
+    relative: Amount | None = None
+    half_widths: Amount | None = None
+    other_samples: Amount | None = None
     worse: Literal["lower", "higher", "either"] = "either"
-    relative: bool = False
     only: str | None = None
 
-    def allowed(self, expected: float) -> float:
-        """Return the allowed change in the unit of the column."""
-        return self.within * abs(expected) if self.relative else self.within
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if [self.within, self.relative, self.half_widths].count(None) != 2:
+            raise ValueError("give exactly one of within, relative and half_widths")
+        return self
 
-    def exceeded(self, expected: float, found: float) -> bool:
+    def allowed(self, expected: Committed, same_samples: bool) -> float:
+        """Return the allowed change in the unit of the column."""
+        (amount,) = (a for a in (self.within, self.relative, self.half_widths) if a is not None)
+        if not same_samples and self.other_samples is not None:
+            amount = self.other_samples
+        if self.within is not None:
+            return amount
+        if self.relative is not None:
+            return amount * abs(expected.value)
+        if expected.low is None or expected.high is None:
+            raise ValueError(f"half_widths needs an interval, and {expected} has none")
+        return amount * (expected.high - expected.low) / 2
+
+    def exceeded(self, expected: Committed, found: float, same_samples: bool) -> bool:
         """Return whether the change is a regression."""
-        change = found - expected
+        change = found - expected.value
         bad = {"lower": -change, "higher": change, "either": abs(change)}[self.worse]
-        return not bad <= self.allowed(expected)  # NaN regresses
+        return not bad <= self.allowed(expected, same_samples)  # NaN regresses
 
     def covers(self, keys: Iterable[object]) -> bool:
         """Return whether the row with these keys is compared."""

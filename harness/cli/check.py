@@ -2,9 +2,10 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.app import AsJson, app, err, out, print_json
@@ -21,8 +22,9 @@ def check(
 ) -> None:
     """Compare a run with committed tables; exit with code 1 if a number regressed.
 
-    Tolerances of columns are in tolerances.toml beside the committed tables. --accept keeps
-    committed rows of precisions that the run lacks, if nothing that they depend on changed.
+    Tolerances of columns are in tolerances.toml beside the committed tables. Regressions are listed
+    with the committed number, its 95% interval and the tolerance. --accept keeps committed rows of
+    precisions that the run lacks, if nothing that they depend on changed.
     """
     if accepting:
         from harness.check.acceptance import accept
@@ -31,17 +33,20 @@ def check(
         err.print(f"{against} now holds the tables of {run}.")
         _redraw(against)
         return
-    from harness.check.regress import as_frame, compare
+    from harness.check.regress import as_frame, compare, have_same_samples
 
     differences = compare(run, against)
     frame = as_frame(differences)
     bad = frame.filter(frame["regressed"])
+    same = have_same_samples(run, against)
     if as_json:
-        print_json({"compared": len(frame), "regressed": bad.to_dicts()})
+        regressed = bad.to_dicts()
+        print_json({"compared": len(frame), "same_samples": same, "regressed": regressed})
     else:
         if len(bad):
             out.print(_table(bad.to_dicts()))
-        out.print(f"{len(frame)} numbers compared with {against}: {len(bad)} regressed.")
+        of = "the same samples" if same else "other samples, which widens tolerances"
+        out.print(f"{len(frame)} numbers compared with {against} ({of}): {len(bad)} regressed.")
     if len(bad):
         raise typer.Exit(1)
 
@@ -57,16 +62,13 @@ def _redraw(folder: Path) -> None:
         draw(folder, picture)
 
 
-def _table(rows: list[dict[str, object]]) -> Table:
+def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Regressed")
-    for name in ("table", "row", "column", "expected", "found", "tolerance"):
+    for name in ("table", "row", "column", "committed", "95% interval", "found", "tolerance"):
         table.add_column(name)
     for row in rows:
-        table.add_row(
-            *(
-                f"{v:.4g}" if isinstance(v, float) else str(v)
-                for k, v in row.items()
-                if k != "regressed"
-            )
-        )
+        interval = "—" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
+        expected, found, tolerance = (f"{row[k]:.4g}" for k in ("expected", "found", "tolerance"))
+        place = row["table"], row["row"], row["column"]
+        table.add_row(*place, expected, escape(interval), found, tolerance)
     return table

@@ -1,6 +1,7 @@
-"""The regression check: what it compares, what it lets pass, what it refuses."""
+"""The regression check: compared rows and columns, tolerances, messages, and acceptance."""
 
 import json
+from typing import get_args
 
 import polars as pl
 import pytest
@@ -18,7 +19,8 @@ def estimate(value):
 
 
 def a_value(annotation, auroc, precision):
-    return {str: precision, int: 100, float: 0.25, Estimate: estimate(auroc)}[annotation]
+    values = {str: precision, int: 100, float: 0.25, Estimate: estimate(auroc)}
+    return next(values[kind] for kind in (annotation, *get_args(annotation)) if kind in values)
 
 
 # Rows that tolerances are for only.
@@ -34,8 +36,8 @@ def a_row(kind, auroc=0.8, precision="fp16"):
 def run(tmp_path):
     def make(name, auroc=0.8, precisions=("fp16",), study="s", fingerprint="abc", **changes):
         tables = {
-            name: [a_row(kind, auroc, precision) for precision in precisions]
-            for name, (kind, _) in TABLES.items()
+            name: [a_row(kind, auroc, p) for p in (precisions if "precision" in keys else ["all"])]
+            for name, (kind, keys) in TABLES.items()
         }
         definition = {"seed": 0, "sampling": {"quota": 600}, "precisions": list(precisions)}
         facts = {
@@ -75,10 +77,12 @@ def test_a_run_agrees_with_itself(run, tmp_path):
 
 def test_a_fall_regresses_and_a_rise_does_not(run, tmp_path):
     accept(run("a"), tmp_path / "results")
-    fallen = {d.column for d in compare(run("low", 0.7), tmp_path / "results") if d.regressed}
-    risen = {d.column for d in compare(run("high", 0.9), tmp_path / "results") if d.regressed}
-    assert {"auroc", "accuracy"} <= fallen
-    assert "auroc" not in risen
+    fallen, risen = (
+        {d.column for d in compare(run(name, auroc), tmp_path / "results") if d.regressed}
+        for name, auroc in (("low", 0.65), ("high", 0.95))
+    )
+    assert {"auroc_h", "accuracy"} <= fallen
+    assert not {"auroc_h", "accuracy"} & risen
     assert as_frame(compare(run("low", 0.7), tmp_path / "results"))["regressed"][0]
 
 
@@ -135,14 +139,63 @@ def test_a_table_without_rows_is_compared_with_nothing(run, tmp_path):
 def test_a_relative_tolerance_grows_with_the_number(run, tmp_path):
     accept(run("a"), tmp_path / "results")
     path = tmp_path / "results" / "tolerances.toml"
-    path.write_text(
-        '[model]\nkl = {within = 0.2, relative = true, worse = "higher"}\n', encoding="utf-8"
-    )
+    path.write_text('[model]\nkl = {relative = 0.2, worse = "higher"}\n', encoding="utf-8")
     (risen,) = compare(run("high", 0.9), tmp_path / "results")
     assert not risen.regressed
     assert as_frame([risen])["tolerance"].to_list() == pytest.approx([0.16])
     (risen,) = compare(run("higher", 1.0), tmp_path / "results")
     assert risen.regressed
+
+
+def test_a_tolerance_in_half_widths_grows_with_the_interval(run, tmp_path):
+    accept(run("a"), tmp_path / "results")
+    path = tmp_path / "results" / "tolerances.toml"
+    path.write_text("[detection]\nauroc = {half_widths = 0.5}\n", encoding="utf-8")
+    (fallen,) = compare(run("low", 0.76), tmp_path / "results")
+    assert not fallen.regressed
+    frame = as_frame([fallen])
+    assert frame["tolerance"].to_list() == pytest.approx([0.05])
+    assert (frame["low"][0], frame["high"][0]) == pytest.approx((0.7, 0.9))
+    (fallen,) = compare(run("lower", 0.74), tmp_path / "results")
+    assert fallen.regressed
+    path.write_text("[detection]\nper_mille = {half_widths = 0.5}\n", encoding="utf-8")
+    with pytest.raises(HQError, match=r"detection\.per_mille has no interval for half_widths"):
+        compare(run("b"), tmp_path / "results")
+
+
+@pytest.mark.parametrize("amount", ["", "within = 1, relative = 0.1", "relative = true"])
+def test_a_tolerance_is_one_number(amount, run, tmp_path):
+    accept(run("a"), tmp_path / "results")
+    path = tmp_path / "results" / "tolerances.toml"
+    path.write_text(f"[detection]\nauroc = {{{amount}}}\n", encoding="utf-8")
+    with pytest.raises(HQError, match=r"tolerances\.toml: detection\.auroc\S*: (give|Input)"):
+        compare(run("b"), tmp_path / "results")
+
+
+def test_cells_that_are_empty_in_both_folders_are_not_compared(run, tmp_path):
+    results, other = tmp_path / "results", run("b")
+    accept(run("a"), results)
+    (results / "tolerances.toml").write_text(
+        "[controls]\nprobe_adds = {within = 0.1}\nauroc = {within = 0.1}\n", encoding="utf-8"
+    )
+    columns = [f"probe_adds{end}" for end in ("", "_low", "_high")]
+    empty = pl.read_csv(other / "controls.csv").with_columns(pl.lit(None).alias(c) for c in columns)
+    empty.write_csv(results / "controls.csv")
+    with pytest.raises(HQError, match="None in column 'probe_adds'"):
+        compare(other, results)
+    empty.write_csv(other / "controls.csv")
+    assert [d.column for d in compare(other, results)] == ["auroc"]
+
+
+def test_regressions_are_listed_with_the_committed_interval(hq, run, tmp_path):
+    accept(run("a"), tmp_path / "results")
+    ran = hq("check", run("low", 0.7), "--against", tmp_path / "results")
+    assert ran.code == 1
+    row = next(line for line in ran.out.split("\n") if "detection" in line and " auroc " in line)
+    assert [cell.strip() for cell in row.split("│")[4:8]] == ["0.8", "[0.7, 0.9]", "0.7", "0.05"]
+    ran = hq("check", tmp_path / "low", "--against", tmp_path / "results", "--json")
+    regressed = {(r["table"], r["column"]): r for r in json.loads(ran.out)["regressed"]}
+    assert regressed["detection", "auroc"]["low"] == 0.7
 
 
 def test_some_rows_only(run, tmp_path):
@@ -165,6 +218,7 @@ def test_precisions_that_only_one_side_ran_are_left_out(run, tmp_path):
     frame = pl.read_csv(path)
     pl.concat([frame, frame.with_columns(precision=pl.lit("nf4"))]).write_csv(path)
     assert {d.row for d in compare(run("a"), tmp_path / "results")} == {
+        "all",
         "fp16",
         "fp16 fp16",
         "fp16 any",

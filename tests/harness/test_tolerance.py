@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from harness.check.tolerance import Tolerance
+from harness.check.tolerance import Committed, Tolerance
 
 
 @pytest.mark.parametrize(
@@ -19,23 +19,36 @@ from harness.check.tolerance import Tolerance
     ],
 )
 def test_only_the_worse_direction_regresses(worse, found, regressed):
-    assert Tolerance(within=0.05, worse=worse).exceeded(0.75, found) is regressed
+    assert Tolerance(within=0.05, worse=worse).exceeded(Committed(0.75), found, True) is regressed
 
 
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("amount", ["within", "relative", "half_widths"])
 @pytest.mark.parametrize("worse", ["lower", "higher", "either"])
-def test_nan_regresses(worse, relative):
-    assert Tolerance(within=1, worse=worse, relative=relative).exceeded(0.5, float("nan"))
+def test_nan_regresses(worse, amount):
+    tolerance = Tolerance(worse=worse, **{amount: 1})
+    assert tolerance.exceeded(Committed(0.5, 0.4, 0.6), float("nan"), True)
 
 
-def test_a_share_of_the_expected_value():
-    tolerance = Tolerance(within=0.1, worse="higher", relative=True)
-    assert not tolerance.exceeded(100, 109)
-    assert tolerance.exceeded(100, 111)
-    assert tolerance.exceeded(1, 1.2)
-    assert not tolerance.exceeded(0, 0)
-    assert tolerance.exceeded(0, 1e-9)
-    assert tolerance.allowed(-50) == pytest.approx(5)
+def test_a_share_of_the_committed_number():
+    tolerance = Tolerance(relative=0.1, worse="higher")
+    assert not tolerance.exceeded(Committed(100), 109, True)
+    assert tolerance.exceeded(Committed(100), 111, True)
+    assert tolerance.exceeded(Committed(1), 1.2, True)
+    assert not tolerance.exceeded(Committed(0), 0, True)
+    assert tolerance.exceeded(Committed(0), 1e-9, True)
+    assert tolerance.allowed(Committed(-50), True) == pytest.approx(5)
+
+
+def test_a_share_of_half_the_interval():
+    tolerance = Tolerance(half_widths=0.5, worse="lower")
+    wide, narrow = Committed(0.8, 0.7, 0.86), Committed(0.8, 0.79, 0.81)
+    assert tolerance.allowed(wide, True) == pytest.approx(0.04)
+    assert not tolerance.exceeded(wide, 0.77, True)
+    assert tolerance.exceeded(narrow, 0.77, True)
+    assert not tolerance.exceeded(Committed(0, 0, 0), 0, True)
+    assert tolerance.exceeded(Committed(0, 0, 0), -1e-9, True)
+    with pytest.raises(ValueError, match="has none"):
+        tolerance.allowed(Committed(0.8), True)
 
 
 def test_rows_with_a_key():
@@ -44,6 +57,16 @@ def test_rows_with_a_key():
     assert not Tolerance(within=0, only="matched").covers(("nf4", "probe"))
 
 
-def test_no_tolerance_is_negative():
-    with pytest.raises(ValidationError):
-        Tolerance(within=-1)
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), True, "1"])
+@pytest.mark.parametrize("amount", ["within", "relative", "half_widths"])
+def test_a_tolerance_is_a_finite_number_from_zero(amount, value):
+    with pytest.raises(ValidationError, match=amount):
+        Tolerance(**{amount: value})
+
+
+@pytest.mark.parametrize(
+    "amounts", [{}, {"within": 1, "relative": 0.1}, {"within": 0.1, "half_widths": 1}]
+)
+def test_exactly_one_amount(amounts):
+    with pytest.raises(ValidationError, match="exactly one of within, relative and half_widths"):
+        Tolerance(**amounts)
