@@ -82,7 +82,7 @@ class CrossFit(BaseModel):
 
     def means(self, features: Features, folds: Int[np.ndarray, " n"]) -> Float[np.ndarray, " fold"]:
         """Return the mean decision value of each fold's probe over the responses outside of it."""
-        self._require(folds)
+        self._require(folds, len(features))
         return np.array(
             [
                 of_fold.probe.score(features)[folds != fold].mean()
