@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hq.errors import HQError
@@ -71,14 +71,12 @@ class CrossFit(BaseModel):
         distribution. Add the mean of the probe of f (`means`) to a threshold on centred values.
         """
         self._require(folds, len(features))
-        values = np.full((len(self.folds), len(features)), np.nan)
-        for fold, of_fold in enumerate(self.folds):
-            outside = folds != fold
-            for other, fitted in of_fold.calibration.items():
-                scores = fitted.score(features)
-                rows = folds == other
-                values[fold, rows] = scores[rows] - scores[outside].mean()
-        return values
+        return np.stack(
+            [
+                _held_out(of_fold.calibration, features, folds, folds != fold)
+                for fold, of_fold in enumerate(self.folds)
+            ]
+        )
 
     def means(self, features: Features, folds: Int[np.ndarray, " n"]) -> Float[np.ndarray, " fold"]:
         """Return the mean decision value of each fold's probe over the responses outside of it."""
@@ -185,17 +183,28 @@ def cross_fit(
     for fold in range(k):
         probe, of_fold = chosen(np.flatnonzero(fold_of != fold))
         calibration = _without_two(design, features, fold_of, fold, k, probe)
-        held_out = np.full(len(y), np.nan)
-        for second, fitted in calibration.items():
-            rows = np.flatnonzero(folds == second)
-            held_out[rows] = fitted.score(features)[rows]
-        probe = with_threshold(probe, held_out, y)
-        rows = np.flatnonzero(folds == fold)
-        out_of_fold[rows] = probe.score(features)[rows]
+        scores, outside = probe.score(features), folds != fold
+        held_out = _held_out(calibration, features, folds, outside)
+        probe = with_threshold(probe, held_out + scores[outside].mean(), y)
+        out_of_fold[~outside] = scores[~outside] - scores[outside].mean()
         of_folds.append(FoldProbe(probe=probe, calibration=calibration))
         curves.append(of_fold)
-    neurons = with_threshold(neurons, out_of_fold, y)
+    neurons = with_threshold(neurons, out_of_fold + neurons.score(features).mean(), y)
     return CrossFit(neurons=neurons, folds=tuple(of_folds)), Curves(curve, curves)
+
+
+def _held_out(
+    calibration: Mapping[int, NeuronSet],
+    features: Features,
+    folds: Int[np.ndarray, " n"],
+    outside: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """Centred values of the responses outside of a fold, by the fits without it and their own."""
+    values = np.full(len(features), np.nan)
+    for other, fitted in calibration.items():
+        scores, rows = fitted.score(features), folds == other
+        values[rows] = scores[rows] - scores[outside].mean()
+    return values
 
 
 def _without_two(

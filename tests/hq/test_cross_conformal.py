@@ -52,8 +52,9 @@ def threshold(
 
 
 def rate_on_new_units(of: Simulated, probes: CrossFit, folds, new: Simulated, promised) -> float:
-    scores = probes.scores(of.features, folds)
-    at = threshold(scores, of, promised, np.arange(len(of.y)))
+    centred = probes.scores(of.features, folds) - probes.means(of.features, folds)[folds]
+    at = threshold(centred, of, promised, np.arange(len(of.y)))
+    at += probes.neurons.score(of.features).mean()
     right = new.y == 0
     return false_alarms(probes.neurons.score(new.features)[right] >= at, new.units[right])
 
@@ -67,6 +68,7 @@ def rate_of_the_tables(of: Simulated, probes: CrossFit, folds, promised) -> floa
         threshold(calibration[fold], of, promised, np.flatnonzero(folds != fold))
         for fold in range(FOLDS)
     ]
+    thresholds += probes.means(of.features, folds)
     right = of.y == 0
     return false_alarms((scores >= np.array(thresholds)[folds])[right], of.units[right])
 
