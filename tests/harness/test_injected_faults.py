@@ -391,7 +391,7 @@ COLUMNS = [(table, column) for table, columns in TOLERANCES.items() for column i
 def rounding(run: Run) -> Run:
     """Another processor rounds differently."""
     rng = np.random.default_rng(1)
-    h = {p: v * (1 + 1e-4 * rng.standard_normal(v.shape)) for p, v in run.h.items()}
+    h = {p: v * (1 + 3e-5 * rng.standard_normal(v.shape)) for p, v in run.h.items()}
     return replace(run, h=h)
 
 
@@ -440,3 +440,9 @@ def test_a_fault_turns_each_compared_column_red(table, column, regressed):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_seen(fault, regressed):
     assert regressed[fault]
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name.startswith("thresholds")])
+def test_thresholds_that_are_off_turn_measured_rates_red(fault, regressed):
+    rates = {column for table, column in regressed[fault] if table == "alarms"}
+    assert rates - {"threshold", "threshold_recalibrated"}
