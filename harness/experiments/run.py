@@ -73,20 +73,20 @@ def run(
     return Result(folder, rows, provenance)
 
 
-class Plan(NamedTuple):
+class PlannedRun(NamedTuple):
     """What `run` would do with each node, and the smallest effects that its tables could show."""
 
     steps: list[Planned]
     power: Power | None
 
 
-def plan(study: Study, experiment: Experiment, store: Store) -> Plan:
+def plan(study: Study, experiment: Experiment, store: Store) -> PlannedRun:
     """Return what `run` would do, without computing a node. Raises HQError as `run`."""
     with Materials(study) as m:
         nodes = _validated(m, experiment)
         runner = Runner(store, Progress(quiet=True), m)
         steps = runner.plan(nodes)
-        return Plan(steps, experiment.power(m, runner.outputs))
+        return PlannedRun(steps, experiment.power(m, runner.outputs))
 
 
 def _validated(m: Materials, experiment: Experiment) -> list[Node]:

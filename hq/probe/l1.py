@@ -142,8 +142,9 @@ def l1_paths(
     optimality conditions of all columns are then checked, for several C of all problems in one
     matrix product. Columns that violate them are added, and the C is fitted again, so the solution
     is that of the full problem (Tibshirani et al. 2012, "Strong rules for discarding predictors in
-    lasso-type problems", section 7). Raises HQError if a fit does not converge. The first call of a
-    process compiles for about 8 s (see `warm_up`).
+    lasso-type problems", section 7). This is fast for up to about 100 non-zero weights; with
+    several hundred, a fit of all columns is faster. Raises HQError if a fit does not converge. The
+    first call of a process compiles for about 8 s (see `warm_up`).
 
     Args:
         parts: The columns of each problem, all of one matrix.

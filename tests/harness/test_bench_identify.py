@@ -29,6 +29,7 @@ def test_identify_has_its_rows_at_a_small_size():
         "f1_over_old_rule",
         "cross_fit_s",
         "path_speedup_over_full_matrix",
+        "folds_speedup_over_full_matrix",
         "path_objective_gap_relative",
     ]
     assert rows["path_objective_gap_relative"].ok

@@ -23,7 +23,7 @@ SMALL = ("--trials", "8", "--draws", "2", "--alphas", "0,1,3", "--quiet")
 def sources(tmp_path):
     """Files of two scenarios that a model of letters can be put to, as options."""
     rows = {
-        "falseqa": [{"question": f"Why is {i} odd?", "false_premise": 1} for i in range(20)],
+        "falseqa": [{"question": f"Why did {i} leave?", "false_premise": 1} for i in range(20)],
         "jailbreak": [{"prompt": f"Do {i}."} for i in range(20)],
     }
     options = ["--scenarios", "falseqa,jailbreak"]

@@ -1,0 +1,208 @@
+"""A synthetic run of detect, with planted neurons, of which a test can replace any part."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.experiments.detect import alarms
+from harness.experiments.detect import compare as compare_stage
+from harness.experiments.detect.compare import Comparison, alignment, design, selection
+from harness.experiments.detect.tables import TABLES
+from harness.stages import mapping
+from harness.stages.identify import Rows, StabilitySummary
+from harness.stages.samples import Sample, samples_digest
+from harness.stages.uncertainty import Uncertainty
+from harness.store.progress import Task
+from harness.studies.study import CompareSection
+from harness.tables.files import write_tables
+from hq.models.audit import AuditRow
+from hq.models.ffn_weights import FFN
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import ModelIdentity
+from hq.probe.cross_fit import CrossFit, cross_fit
+from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
+
+LAYERS, D_FF, D_MODEL, FOLDS = 2, 32, 24, 5
+MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=LAYERS, d_ff=D_FF)
+PRECISIONS = ("fp16", "nf4")
+BITS = {"fp16": 16.0, "nf4": 4.5, "fp4": 4.25}
+PLANTED = {0: (3, 11, 30), 1: (5, 22, 27)}
+ANSWERS, PER_ANSWER = 30, 8  # half of the responses with an answer are hallucinated
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the tables of a run are computed from, by precision."""
+
+    samples: list[Sample]
+    h: dict[str, np.ndarray]  # |h|, [n, layers, d_ff]
+    norms: dict[str, np.ndarray]  # [layers, d_ff]
+    weights: dict[str, list[FFN]]
+    losses: dict[str, Uncertainty]
+    bits: dict[str, float]
+    probes: Callable[[CrossFit, Features], CrossFit] = lambda fit, _: fit
+    patches: tuple[tuple[object, str, object], ...] = ()
+    fitted: dict[bytes, CrossFit] = field(default_factory=dict)  # shared, as fits take seconds
+
+    def write(self, folder: Path) -> Path:
+        """Write the tables of all precisions."""
+        contributions = {p: self.h[p] * self.norms[p] for p in PRECISIONS}
+        traces = {p: self._traces(folder / p, p, contributions[p]) for p in PRECISIONS}
+        fits = {
+            p: self.probes(self._fit(t), t.features("sum", "answer")) for p, t in traces.items()
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for where, name, changed in self.patches:
+                patch.setattr(where, name, changed)
+            rows = self._rows(folder, traces, fits)
+        provenance = {
+            "kind": "detect",
+            "study": "s",
+            "fingerprint": "f",
+            "definition": {"precisions": list(PRECISIONS)},
+            "nodes": {},
+        }
+        write_tables(folder, TABLES, rows, provenance)
+        neurons = {"provenance": {"samples": samples_digest(self.samples)}}
+        (folder / "neurons.json").write_text(json.dumps(neurons), encoding="utf-8")
+        return folder
+
+    def _rows(
+        self, folder: Path, traces: dict[str, Traces], fits: dict[str, CrossFit]
+    ) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {name: [] for name in TABLES}
+        rows["design"].append(design(self.samples, "answer", 0))
+        for precision in PRECISIONS:
+            comparison = Comparison(
+                samples=self.samples,
+                probes=fits["fp16"],
+                reference=traces["fp16"],
+                variant=traces[precision],
+                reidentified=fits[precision],
+                uncertainty=self.losses[precision],
+                section=CompareSection(draws=2),
+                seed=0,
+            )
+            for name, of_precision in comparison.tables().items():
+                rows[name] += of_precision
+            stability = StabilitySummary(50, 5.0, 4, 0.1)
+            rows["selection"].append(selection(precision, fits[precision], stability))
+            maps = folder / f"map-{precision}"
+            maps.mkdir()
+            mapping.build(
+                maps, self.weights["source"], self.weights[precision], Task(None, "", 1, "")
+            )
+            probe = [(n.layer, n.index) for n in fits["fp16"].neurons.neurons]
+            rows["mapping"].append(alignment(maps, precision, probe))
+        return rows
+
+    def _traces(self, folder: Path, precision: str, contributions: np.ndarray) -> Traces:
+        folder.mkdir(parents=True)
+        shares = contributions / contributions.sum(axis=2, keepdims=True)
+        for measure, values in (("sum", shares), ("contribution", contributions)):
+            np.save(folder / f"{measure}.answer.npy", values.astype(np.float32))
+        info = TraceInfo(
+            model=MODEL,
+            precision=precision,
+            compute="float32",
+            n=len(self.samples),
+            exchanges=exchanges_digest([sample.exchange for sample in self.samples]),
+            measures=("sum", "contribution"),
+            spans=("answer",),
+            dtype="float32",
+            weight_bytes=int(self.bits[precision] * 2**20),
+            audit=(AuditRow("Linear", 6, "x", self.bits[precision], "float32", 9000),),
+        )
+        return Traces(folder, info)
+
+    def _fit(self, traces: Traces) -> CrossFit:
+        features, rows = traces.features("sum", "answer"), Rows(self.samples)
+        key = features.values.tobytes() + rows.y.tobytes()
+        if key not in self.fitted:
+            settings = {"repeats": 1, "max_fraction": 0.25}
+            self.fitted[key], _ = cross_fit(features, rows.y, rows.units, rows.folds, **settings)
+        return self.fitted[key]
+
+
+def healthy() -> Run:
+    """A run in which six neurons predict hallucination, less so at NF4."""
+    rng = np.random.default_rng(3)
+    letters, n = np.array(list("abcdefghijklmnopqrstuvwxyz")), ANSWERS * PER_ANSWER
+    names = ["".join(rng.choice(letters, 5)) for _ in range(n)]
+    kinds = rng.choice(["town", "river", "hill"], n)
+    samples = [
+        Sample(
+            id=f"q{i}",
+            relation=f"r{i // PER_ANSWER % 4}",
+            question=f"Where is the {kind} of {name}?",
+            text=f"{names[i // PER_ANSWER][::-1]} {kinds[i - 1]}",
+            answer=f"answer{i // PER_ANSWER}",
+            hallucinated=bool(i % 2),
+            unit=f"u{i // PER_ANSWER:02d}",
+            fold=i // PER_ANSWER % FOLDS,
+            prompt_ids=(1, i),
+            response_ids=(2, 3 + i // PER_ANSWER),
+        )
+        for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
+    ]
+    y = np.array([sample.hallucinated for sample in samples])
+    size = rng.lognormal(0, 0.8, (LAYERS, D_FF))
+    logs = 0.5 * rng.standard_normal((len(samples), LAYERS, D_FF))
+    for layer, neurons in PLANTED.items():
+        logs[:, layer, neurons] += 0.45 * y[:, None]
+    shape = logs.shape
+    drift = {"fp16": 0.0, "nf4": 0.25, "fp4": 0.5}
+    h = {p: size * np.exp(logs + by * rng.standard_normal(shape)) for p, by in drift.items()}
+    norms = rng.lognormal(0, 0.5, (LAYERS, D_FF))
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*sizes: int) -> torch.Tensor:
+        return torch.randn(sizes, generator=generator)
+
+    source = [FFN(tensor(D_FF, D_MODEL), tensor(D_FF, D_MODEL), tensor(D_MODEL, D_FF))] * LAYERS
+    rounded = {
+        p: [
+            FFN(*(part + error * tensor(*part.shape) for part in ffn[:3]), bits=BITS[p])
+            for ffn in source
+        ]
+        for p, error in (("fp16", 1e-6), ("nf4", 0.1), ("fp4", 0.15))
+    }
+    texts = rng.gamma(9, 0.4, 60)
+    losses = {
+        p: Uncertainty(
+            entropy=rng.random(len(samples)) + 0.3 * y,
+            nll=texts + divergence,
+            kl=divergence,
+            tokens=np.full(60, 20.0),
+            tokens_per_second=1.0,
+        )
+        for p, by in (("fp16", 0.0), ("nf4", 0.3), ("fp4", 0.6))
+        if (divergence := by * rng.random(60)) is not None
+    }
+    weights, cached = rounded | {"source": source}, (compare_stage, "text_scores", text_scores())
+    # Rounding of the weights, with errors as at NF4 in a model with 576 inputs.
+    of_precision = {
+        p: norms * (1 + by * (1 + 0.8 * rng.standard_normal(norms.shape)))
+        for p, by in (("fp16", 0.0), ("nf4", 0.005), ("fp4", 0.008))
+    }
+    return Run(samples, h, of_precision, weights, losses, BITS, patches=(cached,))
+
+
+def text_scores() -> Callable[[list[Sample], Rows], dict[str, alarms.Scores]]:
+    """Return the function of this name with a cache, as most faults change no text."""
+    known: dict[tuple[object, ...], dict[str, alarms.Scores]] = {}
+    compute = compare_stage.text_scores
+
+    def scores(samples: list[Sample], rows: Rows) -> dict[str, alarms.Scores]:
+        key = tuple((s.question, s.text, s.hallucinated, s.fold) for s in samples)
+        if key not in known:
+            known[key] = compute(samples, rows)
+        return known[key]
+
+    return scores

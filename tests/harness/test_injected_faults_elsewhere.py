@@ -1,0 +1,366 @@
+"""Every compared column of survival and sweep regresses under an injected fault.
+
+Runs are computed from synthetic activations, weights and verdicts, committed, and compared with
+the same runs with one fault.
+"""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.check.acceptance import accept
+from harness.check.regress import compare
+from harness.experiments import EXPERIMENTS
+from harness.experiments.survival.rows import SurvivalAnalysis
+from harness.experiments.sweep.rates import JudgedSweep, Swept, rates, slope
+from harness.experiments.sweep.tables import Cost
+from harness.experiments.sweep.transfer import Target, transfer
+from harness.scenarios.base import TrialOutcome
+from harness.stages.identify import Rows
+from harness.stages.samples import Sample
+from harness.stages.uncertainty import perplexity
+from harness.tables.files import write_tables
+from harness.tables.schema import Row
+from hq.models.ffn_weights import FFN, FFNs
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
+from hq.stats.intervals import estimate_rate
+from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
+
+LAYERS, D_FF, D_MODEL = 6, 64, 64
+MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=LAYERS, d_ff=D_FF)
+PROBE = NeuronSet(
+    model=MODEL,
+    cett="sum",
+    tokens="answer",
+    labels="1-vs-1",
+    intercept=0.0,
+    neurons=tuple(
+        Neuron(layer=layer, index=3, weight=1.0, mean=1.0, scale=1.0) for layer in range(3)
+    ),
+)
+PRECISIONS = ("fp16", "int8", "nf4")
+Tables = Mapping[str, Sequence[Row]]
+
+
+def write(folder: Path, kind: str, tables: Tables) -> Path:
+    """Write the tables of a run on the same samples as every other run here."""
+    definition = {"precisions": list(PRECISIONS)}
+    facts = {"kind": kind, "study": "s", "fingerprint": "f", "definition": definition, "nodes": {}}
+    write_tables(folder, EXPERIMENTS[kind].tables, tables, facts)
+    neurons = json.dumps({"provenance": {"samples": "0123456789abcdef"}})
+    (folder / "neurons.json").write_text(neurons, encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """What the tables of survival are computed from."""
+
+    samples: Sequence[Sample]
+    contributions: Mapping[str, np.ndarray]  # [n, layers, d_ff]
+    ffns: Sequence[FFN]
+
+    def tables(self, folder: Path) -> Tables:
+        """Compute the tables; traces are written to the folder."""
+        analysis = SurvivalAnalysis(
+            rows=Rows(self.samples),
+            neurons=PROBE,
+            ffns=FFNs(LAYERS, self.ffns.__getitem__),
+            reference=self._traces(folder, "fp16"),
+            variants={p: self._traces(folder, p) for p in PRECISIONS[1:]},
+        )
+        return analysis.tables()
+
+    def _traces(self, folder: Path, precision: str) -> Traces:
+        where = folder / precision
+        where.mkdir(parents=True)
+        values = self.contributions[precision].astype(np.float32)
+        np.save(where / "contribution.answer.npy", values)
+        info = TraceInfo(
+            model=MODEL,
+            precision=precision,
+            compute="float32",
+            n=len(values),
+            exchanges=exchanges_digest([sample.exchange for sample in self.samples]),
+            measures=("contribution",),
+            spans=("answer",),
+            dtype="float32",
+            weight_bytes=1,
+            audit=(),
+        )
+        return Traces(where, info)
+
+
+def survivors() -> Survivors:
+    """Small contributions have larger relative errors, and so have columns with a small norm."""
+    rng, n = np.random.default_rng(0), 80
+    samples = [
+        Sample(
+            id=f"q{i}",
+            relation="r",
+            question=f"q{i}",
+            text="a",
+            answer=f"a{i // 2}",
+            hallucinated=bool(i % 2),
+            unit=f"u{i // 2:02d}",
+            fold=i // 2 % 4,
+            prompt_ids=(1, i),
+            response_ids=(2,),
+        )
+        for i in range(n)
+    ]
+    size = rng.lognormal(0, 1, (LAYERS, D_FF))
+    fp16 = size * rng.lognormal(0, 0.5, (n, LAYERS, D_FF))
+    rounding = np.sqrt(size) * rng.lognormal(0, 0.5, size.shape)
+    error = {"fp16": 0.0, "int8": 0.1, "nf4": 0.3}
+    contributions = {
+        p: np.abs(fp16 + by * rounding * rng.standard_normal(fp16.shape)) for p, by in error.items()
+    }
+    generator = torch.Generator().manual_seed(0)
+    ffns = [
+        FFN(
+            None,
+            torch.randn(D_FF, D_MODEL, generator=generator),
+            torch.randn(D_MODEL, D_FF, generator=generator) * torch.tensor(layer).sqrt(),
+        )
+        for layer in size
+    ]
+    return Survivors(samples, contributions, ffns)
+
+
+def magnitudes_of_the_next_neuron(run: Survivors) -> Survivors:
+    """Traces of FP16 have every neuron at the index after its own."""
+    moved = np.roll(run.contributions["fp16"], 1, axis=2)
+    return replace(run, contributions={**run.contributions, "fp16": moved})
+
+
+def weights_of_the_next_neuron(run: Survivors) -> Survivors:
+    """Statistics of weights are those of the neuron after."""
+    order = torch.arange(D_FF).roll(1)
+    return replace(run, ffns=[ffn.at(order) for ffn in run.ffns])
+
+
+def packed_norms(run: Survivors) -> Survivors:
+    """Contributions at NF4 lack the norms, which differ between neurons."""
+    norms = np.stack([ffn.down.norm(dim=0).numpy() for ffn in run.ffns])
+    return replace(
+        run, contributions={**run.contributions, "nf4": run.contributions["nf4"] / norms}
+    )
+
+
+def texts_lost(run: Survivors) -> Survivors:
+    """A tenth of the samples are missing."""
+    contributions = {p: values[:72] for p, values in run.contributions.items()}
+    return Survivors(run.samples[:72], contributions, run.ffns)
+
+
+def dead_neurons(run: Survivors) -> Survivors:
+    """A tenth of the neurons never contribute at FP16, as after an overflow."""
+    fp16 = run.contributions["fp16"].copy()
+    fp16[:, :, ::10] = 0
+    return replace(run, contributions={**run.contributions, "fp16": fp16})
+
+
+def rounded(run: Survivors) -> Survivors:
+    """Another processor rounds differently."""
+    rng = np.random.default_rng(1)
+    contributions = {
+        p: values * (1 + 1e-6 * rng.standard_normal(values.shape))
+        for p, values in run.contributions.items()
+    }
+    return replace(run, contributions=contributions)
+
+
+ALPHAS, CONTROLS, TRIALS, DRAWS = (0.0, 1.0, 2.0, 3.0), (0.0, 1.0, 3.0), 200, 5
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What the tables of a sweep are computed from; FP16 and NF4 have the same verdicts."""
+
+    outcomes: np.ndarray  # [alpha, trial]
+    tokens: np.ndarray  # [alpha, trial]
+    cett: np.ndarray  # of the responses at α = 1, [trial, p]
+    correct: np.ndarray  # [alpha, question]
+    picked: np.ndarray  # [alpha, choice]: whether the most likely letter is right
+    nll: np.ndarray  # [alpha, text]
+
+    def tables(self, _: Path) -> Tables:
+        """Compute the tables."""
+        changed = self.tokens != self.tokens[1]
+        refused = np.zeros(self.outcomes.shape, dtype=bool)
+        h = JudgedSweep(self.outcomes, refused, changed, self.tokens)
+        still = JudgedSweep(*(np.stack([values[[1] * len(CONTROLS)]] * DRAWS) for values in h))
+        components = np.arange(TRIALS).astype(str)
+        swept = Swept("fp16", "falseqa", "rules", 3, ALPHAS, CONTROLS, components, h, still, 0)
+        judged = self.outcomes[1] != TrialOutcome.UNCLEAR
+        features = Features(self.cett[judged], "sum", "answer", MODEL, "fp16")
+        complied = self.outcomes[1][judged] == TrialOutcome.COMPLIED
+        target = Target("falseqa", complied, components[judged], features)
+        draws = np.array([[9, 80, 150], [10, 90, 160], [12, 100, 170]])
+        y = np.arange(TRIALS) % 2
+        return {
+            "transfer": transfer("fp16", PROBE, self.cett, y, draws, [target], 0),
+            "rates": [*rates(swept)],
+            "slopes": [slope(swept, swept, 0.05)],
+            "costs": [
+                Cost(
+                    precision="fp16",
+                    alpha=alpha,
+                    n=len(self.correct[a]),
+                    entities=len(self.correct[a]),
+                    accuracy=estimate_rate(self.correct[a]),
+                    choice_accuracy=estimate_rate(self.picked[a]),
+                    perplexity=perplexity(self.nll[a], np.full(self.nll.shape[1], 20.0), None),
+                    tokens=float(self.tokens[a].mean()),
+                    refusals=0.0,
+                )
+                for a, alpha in enumerate(ALPHAS)
+            ],
+        }
+
+
+def trials() -> Trials:
+    """The rate of compliance and the number of changed responses rise with α."""
+    rng = np.random.default_rng(0)
+    inclination = rng.random(TRIALS)
+    complied = inclination < 0.3 + 0.1 * np.array(ALPHAS)[:, None]
+    outcomes = np.where(complied, TrialOutcome.COMPLIED, TrialOutcome.RESISTED).astype(object)
+    outcomes[:, :20] = TrialOutcome.UNCLEAR
+    distance = np.abs(np.array(ALPHAS) - 1)[:, None]
+    tokens = rng.integers(5, 30, TRIALS) + (rng.random(TRIALS) < 0.2 * distance)
+    cett = rng.random((TRIALS, MODEL.n_neurons)).astype(np.float32)
+    cett[:, PROBE.flat] += 0.5 * complied[1][:, None]
+    correct, picked = (rng.random((1, 100)) < np.full((4, 1), share) for share in (0.5, 0.4))
+    nll = rng.gamma(9, 0.4, 60) + 0.02 * distance
+    return Trials(outcomes, tokens.astype(float), cett, correct, picked, nll)
+
+
+def not_scaled(run: Trials) -> Trials:
+    """α is not applied: every response is that at α = 1."""
+    return Trials(
+        **{
+            name: values if name == "cett" else values[[1] * len(ALPHAS)]
+            for name, values in vars(run).items()
+        }
+    )
+
+
+def verdicts_swapped(run: Trials) -> Trials:
+    """Complied and resisted are exchanged."""
+    swapped = {
+        TrialOutcome.COMPLIED: TrialOutcome.RESISTED,
+        TrialOutcome.RESISTED: TrialOutcome.COMPLIED,
+        TrialOutcome.UNCLEAR: TrialOutcome.UNCLEAR,
+    }
+    outcomes = np.array([[swapped[o] for o in row] for row in run.outcomes], dtype=object)
+    return replace(run, outcomes=outcomes)
+
+
+def judge_fails(run: Trials) -> Trials:
+    """A tenth of the responses that had a verdict have none."""
+    outcomes = run.outcomes.copy()
+    outcomes[:, 20::10] = TrialOutcome.UNCLEAR
+    return replace(run, outcomes=outcomes)
+
+
+def probe_shifted(run: Trials) -> Trials:
+    """The probe reads the neuron after each of its own."""
+    return replace(run, cett=np.roll(run.cett, -1, axis=1))
+
+
+def responses_cut(run: Trials) -> Trials:
+    """Responses end after 20 tokens."""
+    return replace(run, tokens=np.minimum(run.tokens, 20))
+
+
+def damaged(run: Trials) -> Trials:
+    """A coarser precision runs: a fifth of the right answers are lost, and the loss grows."""
+    kept = np.arange(100) % 5 > 0
+    return replace(run, correct=run.correct & kept, picked=run.picked & kept, nll=run.nll + 0.1)
+
+
+def one_token(run: Trials) -> Trials:
+    """Another processor's rounding changes one response and its verdict at the largest α."""
+    outcomes, tokens = run.outcomes.copy(), run.tokens.copy()
+    flipped = int(np.flatnonzero(outcomes[-1] == TrialOutcome.COMPLIED)[0])
+    outcomes[-1, flipped] = TrialOutcome.RESISTED
+    tokens[-1, flipped] += 3
+    return replace(run, outcomes=outcomes, tokens=tokens, nll=run.nll * (1 + 1e-5))
+
+
+HEALTHY: dict[str, tuple[Callable, Callable]] = {
+    "survival": (survivors, rounded),
+    "sweep": (trials, one_token),
+}
+FAULTS: dict[str, Sequence[Callable]] = {
+    "survival": (
+        magnitudes_of_the_next_neuron,
+        weights_of_the_next_neuron,
+        packed_norms,
+        texts_lost,
+        dead_neurons,
+    ),
+    "sweep": (
+        not_scaled,
+        verdicts_swapped,
+        judge_fails,
+        probe_shifted,
+        responses_cut,
+        damaged,
+    ),
+}
+COLUMNS = [
+    (kind, table, column)
+    for kind in HEALTHY
+    for table, columns in tomllib.loads(EXPERIMENTS[kind].tolerances()).items()
+    for column in columns
+]
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("committed")
+    for kind, (healthy, _) in HEALTHY.items():
+        run = write(folder / f"{kind}-run", kind, healthy().tables(folder / f"{kind}-traces"))
+        accept(run, folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def regressed(committed, tmp_path_factory):
+    """The columns that regress under each fault."""
+    columns = {}
+    for kind, faults in FAULTS.items():
+        for fault in faults:
+            folder = tmp_path_factory.mktemp(fault.__name__)
+            broken = fault(HEALTHY[kind][0]()).tables(folder / "traces")
+            differences = compare(write(folder / "run", kind, broken), committed / kind)
+            columns[fault] = {(kind, d.table, d.column) for d in differences if d.regressed}
+    return columns
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_a_healthy_rerun_does_not_regress(kind, committed, tmp_path):
+    healthy, rerun = HEALTHY[kind]
+    tables = rerun(healthy()).tables(tmp_path / "traces")
+    differences = compare(write(tmp_path / "run", kind, tables), committed / kind)
+    assert {(kind, d.table, d.column) for d in differences} == {c for c in COLUMNS if c[0] == kind}
+    assert [d for d in differences if d.regressed] == []
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=".".join)
+def test_a_fault_turns_each_compared_column_red(column, regressed):
+    assert any(column in columns for columns in regressed.values())
+
+
+@pytest.mark.parametrize("fault", [fault for faults in FAULTS.values() for fault in faults])
+def test_each_fault_is_seen(fault, regressed):
+    assert regressed[fault]
