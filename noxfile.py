@@ -312,7 +312,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure speed and memory against peers: cett, l1, identify, logits, sampling, monitor, deploy."""
+    """Measure speed and memory against peers, by the benches of `hq bench`."""
     with_llama(session)
     run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "hprobes==0.11.*")
     for name in session.posargs or (

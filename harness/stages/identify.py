@@ -193,4 +193,4 @@ def require_same_tokens(traces: Traces, samples: Sequence[Sample]) -> None:
         )
 
 
-STAGE = Stage("identify", make, version=2, packages=FIT)
+STAGE = Stage("identify", make, version=3, packages=FIT)

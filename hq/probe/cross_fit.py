@@ -215,12 +215,17 @@ def _without_two(
     k: int,
     probe: NeuronSet,
 ) -> dict[int, NeuronSet]:
-    """The fits without this fold and each other one, at the C of the fold's probe."""
+    """The fits without this fold and each other one, at the penalty per row of the fold's probe.
+
+    They have fewer rows, so their C is larger in inverse proportion: at the same C, their weights
+    and scores would be smaller than the probe's.
+    """
     others = [other for other in range(k) if other != fold]
     parts = [np.flatnonzero((fold_of != fold) & (fold_of != other)) for other in others]
-    C = float(probe.provenance["C"])
-    fits = zip(others, fit_at(design, parts, [C] * len(parts)), strict=True)
-    return {other: neuron_set(fitted, design, features, {"C": C}) for other, fitted in fits}
+    rows = int((fold_of != fold).sum())
+    Cs = [float(probe.provenance["C"]) * rows / len(part) for part in parts]
+    fits = zip(others, Cs, fit_at(design, parts, Cs), strict=True)
+    return {other: neuron_set(fitted, design, features, {"C": C}) for other, C, fitted in fits}
 
 
 def _with(neurons: NeuronSet, added: Mapping[str, str | int | float]) -> NeuronSet:
