@@ -171,7 +171,7 @@ def compare_command(
     Example: `hq compare --samples samples.jsonl --neurons neurons.json --reference traces-fp16
     --variant traces-nf4`.
     """
-    from harness.experiments.detect.compare import Comparison, text_scores
+    from harness.experiments.detect.compare import Comparison
     from harness.experiments.detect.tables import TABLES
     from harness.stages.identify import PROBES_FILE, find_neurons
     from harness.stages.samples import read_samples, require_origin, require_separate
@@ -203,7 +203,6 @@ def compare_command(
         uncertainty=None,
         section=CompareSection(),
         seed=seed,
-        texts=text_scores(chosen),
     )
     tables = {name: rows for name, rows in comparison.tables().items() if rows}
     if as_json:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from harness.experiments.detect import alarms
 from harness.experiments.detect import compare as compare_stage
 from harness.experiments.detect.compare import Comparison, alignment, design, selection
 from harness.experiments.detect.tables import TABLES
@@ -194,15 +193,15 @@ def healthy() -> Run:
     return Run(samples, h, of_precision, weights, losses, BITS, patches=(cached,))
 
 
-def text_scores() -> Callable[[list[Sample], Rows], dict[str, alarms.Scores]]:
+def text_scores() -> Callable[[list[Sample]], dict[str, compare_stage.TextScores]]:
     """Return the function of this name with a cache, as most faults change no text."""
-    known: dict[tuple[object, ...], dict[str, alarms.Scores]] = {}
+    known: dict[tuple[object, ...], dict[str, compare_stage.TextScores]] = {}
     compute = compare_stage.text_scores
 
-    def scores(samples: list[Sample], rows: Rows) -> dict[str, alarms.Scores]:
+    def scores(samples: list[Sample]) -> dict[str, compare_stage.TextScores]:
         key = tuple((s.question, s.text, s.hallucinated, s.fold) for s in samples)
         if key not in known:
-            known[key] = compute(samples, rows)
+            known[key] = compute(samples)
         return known[key]
 
     return scores

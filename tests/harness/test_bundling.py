@@ -13,8 +13,7 @@ pytest.importorskip("llama_cpp")
 
 from harness.deploy.bundling import SAMPLES_FILE, FinishedRun
 from harness.deploy.model_card import model_card
-from harness.experiments.detect.alarms import alarms
-from harness.experiments.detect.compare import cross_scores
+from harness.experiments.detect.alarms import Scores, alarms
 from harness.stages.identify import NEURONS_FILE, PROBES_FILE, Rows
 from harness.stages.samples import read_samples, samples_digest, write_samples
 from hq.backends.llamacpp.backend import LlamaBackend
@@ -100,7 +99,9 @@ def test_its_threshold_is_the_conformal_threshold_of_out_of_fold_scores(make, re
     rows = Rows(found.samples)
     scores = np.empty(len(rows.y))
     for fold, of_fold in enumerate(found.probes.folds):
-        scores[rows.folds == fold] = of_fold.probe.score(features)[rows.folds == fold]
+        values, inside = of_fold.probe.score(features), rows.folds == fold
+        scores[inside] = values[inside] - values[~inside].mean()
+    scores += found.neurons.score(features).mean()  # on the scale of the set for use
     right = rows.y == 0
     domain = bundle.domain()
     expected = conformal_threshold(scores[right], 0.2, rows.units[right])
@@ -117,7 +118,7 @@ def test_its_validation_is_out_of_fold(make, read):
     assert make("--false-alarms", 0.2).code == 0
     bundle, (found, features) = Bundle.load(Path("bundle")), read
     rows, validation = Rows(found.samples), bundle.validation
-    scores = cross_scores(found.probes, features, rows)
+    scores = Scores.of(found.probes, features, rows)
     area = estimate_auroc(scores.out_of_fold, rows.y, rows.units, rows.folds)
     assert validation.auroc.value == pytest.approx(area.value, abs=0.005)
     seen = estimate_auroc(found.neurons.score(features), rows.y, rows.units)

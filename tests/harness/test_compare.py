@@ -202,7 +202,7 @@ def test_controls_of_a_fold_do_not_depend_on_its_labels(tmp_path, decisions):
     for one, other in zip(before, decisions, strict=True):
         np.testing.assert_allclose(one[..., held_out], other[..., held_out], atol=1e-9)
     assert any(not np.allclose(a, b) for a, b in zip(before, decisions, strict=True))
-    texts = [text_scores(of.samples, Rows(of.samples)) for of in (made, flipped)]
+    texts = [text_scores(of.samples) for of in (made, flipped)]
     for name in TEXT_CONTROLS:
         one, other = (of[name] for of in texts)
         np.testing.assert_allclose(one.out_of_fold[held_out], other.out_of_fold[held_out])

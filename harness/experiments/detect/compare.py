@@ -99,8 +99,9 @@ class Comparison:
     uncertainty: Uncertainty | None  # None if only traces are given
     section: CompareSection
     seed: int
-    texts: Mapping[str, TextScores]  # text-only controls (`text_scores`), equal at all precisions
     text_components: Sequence[str] | None = None  # of the held-out texts; None if all differ
+    # Text-only controls, which are equal at all precisions; None if they are not computed yet.
+    texts: Mapping[str, TextScores] | None = None
 
     def __post_init__(self) -> None:
         for traces in (self.reference, self.variant):
@@ -276,7 +277,7 @@ class Comparison:
         return self._fitted(name, decisions, self._adds(decisions, seen))
 
     def _text_row(self, name: str) -> ControlRow:
-        text = self.texts[name]
+        text = self._texts[name]
         # In a fold, the text's score is that of its own fit; elsewhere, of fits without both folds.
         seen = [
             np.where(np.isnan(of_fold), text.out_of_fold, of_fold)[:, None]
@@ -349,6 +350,10 @@ class Comparison:
     @cached_property
     def _after(self) -> Scores:
         return Scores.of(self.probes, self._variant_cett, self._rows)
+
+    @cached_property
+    def _texts(self) -> Mapping[str, TextScores]:
+        return text_scores(self.samples) if self.texts is None else self.texts
 
     @property
     def _h_only(self) -> Float[np.ndarray, " n"]:
@@ -425,14 +430,17 @@ def text_scores(samples: Sequence[Sample]) -> dict[str, TextScores]:
 
 
 def design(
-    samples: Sequence[Sample], texts: Mapping[str, TextScores], balance: str, seed: int
+    samples: Sequence[Sample],
+    balance: str,
+    seed: int,
+    texts: Mapping[str, TextScores] | None = None,
 ) -> Design:
     """Return the row of the samples: their balance, their units, and the text-only controls."""
     rows = Rows(samples)
     sizes = np.unique(rows.units, return_counts=True)[1]
     areas = {
         name: estimate_auroc(scores.out_of_fold, rows.y, rows.units, rows.folds)
-        for name, scores in texts.items()
+        for name, scores in (texts or text_scores(samples)).items()
     }
     leaking = [f"{name} {area}" for name, area in areas.items() if abs(area.value - 0.5) > CHANCE]
     return Design(

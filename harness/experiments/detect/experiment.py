@@ -74,7 +74,7 @@ class DetectExperiment(Experiment):
         )
         require_origin(probes.neurons, samples, reference)
         texts = text_scores(samples)
-        rows["design"].append(design(samples, texts, m.study.sampling.balance, m.study.seed))
+        rows["design"].append(design(samples, m.study.sampling.balance, m.study.seed, texts))
         probe = [(n.layer, n.index) for n in probes.neurons.neurons]
         for precision in m.study.precisions:
             folder = outputs[mapping.node(m, precision)]
