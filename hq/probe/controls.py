@@ -4,6 +4,7 @@ Random neurons alone are a weak control, because H-Neurons lie in certain layers
 Matched neurons have the block and the magnitude of the chosen ones.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -185,6 +186,10 @@ def ridge_probe(features: Float[np.ndarray, "m q"], y: Int[np.ndarray, " m"]) ->
 
     if len(np.unique(y)) < 2:
         raise HQError("The labels contain one class only: a probe needs right and wrong answers.")
-    return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")).fit(
-        features.astype(np.float64), y
-    )
+    with warnings.catch_warnings():
+        # Where features tell nothing, rounding can end its line search; it then runs lbfgs itself,
+        # whose own warnings remain.
+        warnings.filterwarnings("ignore", "Line search of Newton solver")
+        return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")).fit(
+            features.astype(np.float64), y
+        )
