@@ -64,8 +64,10 @@ def _redraw(folder: Path) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Regressed")
-    for name in ("table", "row", "column", "committed", "95% interval", "found", "tolerance"):
-        table.add_column(name)
+    for name in ("table", "row", "column"):
+        table.add_column(name, overflow="fold")
+    for name in ("committed", "95% interval", "found", "tolerance"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         interval = "—" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
         expected, found, tolerance = (f"{row[k]:.4g}" for k in ("expected", "found", "tolerance"))

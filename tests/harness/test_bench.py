@@ -72,7 +72,9 @@ def test_a_changed_response_is_not_the_same_set(tiny_study, tmp_path, monkeypatc
 
 def test_other_pairs_at_the_quota_are_not_the_same_set(tiny_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(sampling, "_until_full", lambda records, asked, quota, chunk: asked[:5])
+    monkeypatch.setattr(
+        sampling, "_until_full", lambda records, asked, quota, chunk, balance: asked[:5]
+    )
     rows = {row.name: row for row in sampling.bench_sampling(str(tiny_study), questions=100)}
     assert rows["retained_set_equal"].ok is False
 

@@ -276,7 +276,7 @@ def test_neurons_and_pictures_can_be_shown(finished, hq):
     n, units = read_table(run, "detection").select("n", "units").row(0)
     for words in (
         "matched random neurons",
-        "text only (question and answer)",
+        "text: words of both",
         f"AUROC out of fold, {n} samples in {units} units",
     ):
         assert words in picture
