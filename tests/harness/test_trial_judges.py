@@ -138,7 +138,8 @@ def test_both_intervals_decide(change: dict[str, float], status: RuleStatus) -> 
     assert replace(OWN, agreement={"": facts}).rule_status() is status
 
 
-def test_hq_list_shows_the_status_of_rules(hq) -> None:  # type: ignore[no-untyped-def]
+def test_hq_list_shows_the_status_of_rules(hq, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("COLUMNS", "300")  # a narrow terminal wraps the cells
     shown = hq("list", "scenarios").out
     assert f"rules: not measurable ({rule_agreement('nonexist')['']})" in shown
     assert f"allowed: rules ({rule_agreement('jailbreak')['allowed']})" in shown
