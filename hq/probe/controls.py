@@ -136,17 +136,6 @@ def _nearest_first(
     return neurons[order], distances[order]
 
 
-def control_auroc(
-    X_train: Float[np.ndarray, "m p"],
-    y_train: Int[np.ndarray, " m"],
-    X_test: Float[np.ndarray, "n p"],
-    y_test: Int[np.ndarray, " n"],
-    draws: Int[np.ndarray, "draws k"],
-) -> Control:
-    """AUROC on the test rows of a ridge probe fitted on the training rows, for each draw."""
-    return read_control(fit_draws(X_train, y_train, draws), draws, X_test, y_test)
-
-
 def fit_draws(
     X: Float[np.ndarray, "m p"], y: Int[np.ndarray, " m"], draws: Int[np.ndarray, "draws k"]
 ) -> "list[Pipeline]":

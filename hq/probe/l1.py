@@ -79,8 +79,7 @@ class Columns(NamedTuple):
         member = np.zeros((len(parts), len(Z)), dtype=np.float32)
         for part, rows in zip(member, parts, strict=True):
             part[rows] = 1 / len(rows)
-        moments = (np.empty((len(parts), Z.shape[1])) for _ in range(2))
-        mean, square = moments
+        mean, square = (np.empty((len(parts), Z.shape[1])) for _ in range(2))
         for start in range(0, Z.shape[1], _BLOCK):
             block = Z[:, start : start + _BLOCK]
             mean[:, start : start + _BLOCK] = member @ block

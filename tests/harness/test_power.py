@@ -3,19 +3,25 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
 from harness.experiments.detect.power import (
     REFERENCES,
     effective_units,
     expected_change,
-    spread_of,
 )
 from harness.stages.samples import read_samples
 from harness.tables.files import read_table
 from hq.stats.intervals import Estimate, smallest_detectable
 
 ROOT = Path(__file__).parents[2]
+
+
+def spread_of(half_width: float, units: float) -> float:
+    """Return c from the half-width of the 95% interval of a change: the inverse of its use."""
+    return half_width / float(student_t.ppf(0.975, max(units - 1, 1.0))) * float(np.sqrt(units))
 
 
 def power_of(hq, *arguments):

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from hq.errors import HQError
 from hq.neurons.space import NeuronSpace
 from hq.probe.controls import (
-    control_auroc,
+    fit_draws,
     magnitude_ratio,
     matched_neurons,
     outliers,
     random_neurons,
+    read_control,
     ridge_probe,
 )
 from hq.stats.intervals import auroc
@@ -124,8 +125,11 @@ def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_controls_tell_signal_from_none(split):
-    good = control_auroc(*split, draws=np.array([[0, 1], [2, 3]]))
-    none = control_auroc(*split, draws=random_neurons(2, 50, 30, 0, exclude=range(5)))
+    X_train, y_train, *test = split
+    good, none = (
+        read_control(fit_draws(X_train, y_train, draws), draws, *test)
+        for draws in (np.array([[0, 1], [2, 3]]), random_neurons(2, 50, 30, 0, exclude=range(5)))
+    )
     assert good.estimate.value > 0.8
     assert abs(none.estimate.value - 0.5) < 0.05
     assert none.per_draw.shape == (30,)

@@ -135,10 +135,7 @@ def domain_of(samples: Sequence[Sample], rows: Rows, name: str = ALL) -> DomainA
 
 
 def domains(samples: Sequence[Sample], rows: Rows, target: float) -> Iterator[DomainAnswers]:
-    """Yield the domains with enough right answers to promise this rate, `all` first.
-
-    Raises HQError if all answers together are too few.
-    """
+    """Yield the domains with enough right answers to promise this rate, `all` first."""
     relations = sorted({sample.relation for sample in samples} - {ALL})
     for name in (ALL, *relations) if len(relations) > 1 else (ALL,):
         domain = domain_of(samples, rows, name)

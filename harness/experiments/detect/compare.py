@@ -5,7 +5,7 @@ transferred without labels, and neurons re-identified at the precision.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -73,6 +73,7 @@ MARGIN = 0.02
 """The largest change of an AUROC that counts as negligible."""
 MIB = 2**20
 ANY = 1000  # neurons that represent the whole model
+Draw = Callable[[NeuronSet], Int[np.ndarray, "draws k"]]
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ class Comparison:
     def controls(self) -> list[ControlRow]:
         """Return probes on random and matched neurons, on other features, and on texts."""
         return [
-            *(self._drawn(name) for name in ("random", "matched")),
+            self._drawn("random", self._random_like),
+            self._drawn("matched", self._matched_like),
             *(self._baseline(name, values) for name, values in self._baselines.items()),
             *(self._text_row(name) for name in TEXT_CONTROLS),
         ]
@@ -190,7 +192,7 @@ class Comparison:
         groups: dict[str, Int[np.ndarray, "*draws k"]] = {
             "probe": self.neurons.flat,
             "h_neurons": self.neurons.flat_positive,
-            "matched": self._draws_like(self.neurons)["matched"],
+            "matched": self._matched_like(self.neurons),
             "any": self._any,
         }
         # Ranks take seconds, so all groups are measured together.
@@ -254,27 +256,32 @@ class Comparison:
             **estimates,
         )
 
-    def _drawn(self, name: str) -> ControlRow:
+    def _drawn(self, name: str, draw: Draw) -> ControlRow:
         """Return the row of draws like each fold's probe, fitted on the other folds."""
-        X, y, folds = self._variant_cett.values, self._rows.y, self._rows.folds
-        decisions = np.empty((self.section.draws, len(y)))
-        for fold, of_fold in enumerate(self.probes.folds):
-            train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            for i, draw in enumerate(self._draws_like(of_fold.probe)[name]):
-                fitted = ridge_probe(X[np.ix_(train, draw)], y[train])
-                decisions[i, test] = fitted.decision_function(X[np.ix_(test, draw)].astype(float))
-        areas = np.array([auroc(row, y, folds) for row in decisions])
+        X, drawn = self._variant_cett.values, [draw(fold.probe) for fold in self.probes.folds]
+        decisions = np.stack(
+            [
+                self._cross_fitted([X[:, of_fold[i]] for of_fold in drawn])
+                for i in range(self.section.draws)
+            ]
+        )
+        areas = np.array([auroc(row, self._rows.y, self._rows.folds) for row in decisions])
         return self._control(name, len(areas), Estimate.of_draws(areas), decisions, None)
 
     def _baseline(self, name: str, features: Float[np.ndarray, "n q"]) -> ControlRow:
+        seen = [features] * len(self.probes.folds)
+        decisions = self._cross_fitted(seen)
+        return self._fitted(name, decisions, self._adds(decisions, seen))
+
+    def _cross_fitted(self, seen: Sequence[Float[np.ndarray, "n q"]]) -> Float[np.ndarray, " n"]:
+        """Return decision values out of fold; `seen` has the features for each fold."""
         y, folds = self._rows.y, self._rows.folds
         decisions = np.empty(len(y))
-        seen: list[Float[np.ndarray, "n q"]] = []
-        for fold in range(len(self.probes.folds)):
-            fitted = ridge_probe(features[folds != fold], y[folds != fold])
-            decisions[folds == fold] = fitted.decision_function(features[folds == fold])
-            seen.append(features)
-        return self._fitted(name, decisions, self._adds(decisions, seen))
+        for fold, features in enumerate(seen):
+            test = folds == fold
+            fitted = ridge_probe(features[~test], y[~test])
+            decisions[test] = fitted.decision_function(features[test].astype(np.float64))
+        return decisions
 
     def _text_row(self, name: str) -> ControlRow:
         text = self._texts[name]
@@ -296,16 +303,14 @@ class Comparison:
 
         `seen` has the control's features for each fold f, none of which depends on labels of f.
         """
-        y, folds = self._rows.y, self._rows.folds
-        both = np.empty(len(y))
+        with_probe = []
         for fold, features in enumerate(seen):
-            train, test = folds != fold, folds == fold
             # Within a fold, a constant makes no difference, so all scores are centred.
             own = self._after.out_of_fold - self._after.means[fold]
-            scores = np.where(test, own, self._after.calibration[fold])
-            X = np.column_stack([features, scores])
-            both[test] = ridge_probe(X[train], y[train]).decision_function(X[test])
-        return estimate_auroc_difference(both, alone, y, *self._draw)
+            scores = np.where(self._rows.folds == fold, own, self._after.calibration[fold])
+            with_probe.append(np.column_stack([features, scores]))
+        both = self._cross_fitted(with_probe)
+        return estimate_auroc_difference(both, alone, self._rows.y, *self._draw)
 
     def _control(
         self,
@@ -371,21 +376,26 @@ class Comparison:
         """Mean contribution of each neuron at FP16."""
         return magnitudes(self.reference, self.neurons.tokens, np.arange(len(self.samples)))
 
-    def _draws_like(self, probe: NeuronSet) -> dict[str, Int[np.ndarray, "draws k"]]:
-        """Draw random and matched neurons, as many as a probe has; its own are never drawn."""
-        flat, model = probe.flat, probe.model
-        draws, seed = self.section.draws, self.seed
+    def _random_like(self, probe: NeuronSet) -> Int[np.ndarray, "draws k"]:
+        """Draw as many neurons as a probe has, without its own and super-neurons."""
+        flat, extreme = probe.flat, np.flatnonzero(outliers(self._magnitudes))
+        exclude = np.unique(np.concatenate([flat, extreme, self._never_drawn(flat)]))
+        draws, p = self.section.draws, probe.model.n_neurons
+        return random_neurons(len(flat), p, draws, self.seed, exclude)
+
+    def _matched_like(self, probe: NeuronSet) -> Int[np.ndarray, "draws k"]:
+        """Draw neurons that match a probe's in layer and magnitude, without its own."""
+        flat, space, draws = probe.flat, probe.model.space, self.section.draws
+        exclude = self._never_drawn(flat)
+        return matched_neurons(flat, self._magnitudes, space, draws, self.seed, exclude=exclude)
+
+    def _never_drawn(self, flat: Int[np.ndarray, " k"]) -> Int[np.ndarray, " m"]:
+        """Missing neurons, and those of the set for use that are not among these.
+
+        The set for use has neurons that separate all samples, those of any fold as well.
+        """
         missing = np.array(self.variant.info.missing, dtype=np.int64)
-        extreme = np.flatnonzero(outliers(self._magnitudes))
-        # The set for use has neurons that separate all samples, those of this fold as well.
-        exclude = np.unique(np.concatenate([flat, self.neurons.flat, extreme, missing]))
-        not_matched = np.union1d(missing, np.setdiff1d(self.neurons.flat, flat))
-        return {
-            "random": random_neurons(len(flat), model.n_neurons, draws, seed, exclude),
-            "matched": matched_neurons(
-                flat, self._magnitudes, model.space, draws, seed, exclude=not_matched
-            ),
-        }
+        return np.union1d(missing, np.setdiff1d(self.neurons.flat, flat))
 
     @property
     def _any(self) -> Int[np.ndarray, " k"]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from harness.experiments.base import Power
 from harness.stages.graph import Graph
@@ -61,11 +60,6 @@ def expected_change(c: float, units: float) -> float:
     se = c / np.sqrt(units)
     unknown = Estimate(value=0, low=0, high=0, n=round(units), se=se, df=df)
     return smallest_detectable(unknown)
-
-
-def spread_of(half_width: float, units: float) -> float:
-    """Return c from the half-width of the 95% interval of a change: the inverse of its use."""
-    return half_width / float(student_t.ppf(0.975, max(units - 1, 1.0))) * float(np.sqrt(units))
 
 
 def detectable_changes(m: Materials, outputs: Outputs) -> list[DetectableChange]:
