@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from tests.no_skips import pytest_make_collect_report as pytest_make_collect_rep
 from tests.no_skips import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.packed_files import PACKINGS
 from tests.sharing import shared
+
+# What is printed is read in a wide terminal without colours, whatever the caller's terminal is.
+os.environ["COLUMNS"] = "400"
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "PY_COLORS"):
+    os.environ.pop(name, None)
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("hq", deadline=None, suppress_health_check=[HealthCheck.too_slow])

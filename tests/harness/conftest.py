@@ -29,7 +29,6 @@ def hq(
     """Runs `hq` in an empty folder, with a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "400")
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["hq", *map(str, arguments)])

@@ -104,7 +104,12 @@ def test_a_point_of_the_curve_is_the_mean_of_three_cross_validations(data):
             assert not np.intersect1d(groups[train], groups[test]).size
             fitted = standardise(X[train])
             model = LogisticRegression(
-                solver="liblinear", l1_ratio=1, C=C, intercept_scaling=100.0, tol=1e-8
+                solver="liblinear",
+                l1_ratio=1,
+                C=C,
+                intercept_scaling=100.0,
+                tol=1e-6,
+                max_iter=10000,
             ).fit(fitted.Z.astype(float), y[train])
             scores[test] = model.decision_function((X[test] - fitted.mean) / fitted.scale)
             folds[test] = fold

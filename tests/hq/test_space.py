@@ -112,19 +112,20 @@ def test_an_identity_writes_blocks_only_where_it_needs_them():
 
 
 def test_a_set_of_schema_1_is_read(tmp_path):
-    """As every committed neurons.json is."""
+    """The first version of the file called the digest of the norms "kin"."""
     committed = Path(__file__).parents[2] / "results" / "smollm2-facts" / "neurons.json"
-    before = json.loads(committed.read_text(encoding="utf-8"))
-    assert before["schema_version"] == 1
-    neurons = NeuronSet.load(committed)
-    assert neurons.model.norm_digest == before["model"]["kin"] != ""
+    fields = json.loads(committed.read_text(encoding="utf-8"))
+    assert fields["schema_version"] == 2
+    digest = fields["model"].pop("norm_digest")
+    old = fields | {"schema_version": 1, "model": fields["model"] | {"kin": digest}}
+    (tmp_path / "old.json").write_text(json.dumps(old), encoding="utf-8")
+    neurons = NeuronSet.load(tmp_path / "old.json")
+    assert neurons.model.norm_digest == digest != ""
+    assert neurons == NeuronSet.load(committed)
     neurons.save(tmp_path / "neurons.json")
-    after = json.loads((tmp_path / "neurons.json").read_text(encoding="utf-8"))
-    assert after.pop("schema_version") == 2
-    assert after["model"].pop("norm_digest") == before["model"].pop("kin")
-    del before["schema_version"]
-    assert after == before
-    assert NeuronSet.load(tmp_path / "neurons.json") == neurons
+    assert json.loads((tmp_path / "neurons.json").read_text(encoding="utf-8")) == json.loads(
+        committed.read_text(encoding="utf-8")
+    )
 
 
 @pytest.fixture(scope="module", params=sorted(decoders.RAGGED))
