@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.experiments.detect import compare as compare_stage
-from harness.experiments.detect.compare import Comparison, alignment, design, selection
+from harness.experiments.detect.compare import Comparison, alignment, selection
+from harness.experiments.detect.design import TextScores, design, text_scores
 from harness.experiments.detect.tables import TABLES
 from harness.stages import mapping
 from harness.stages.identify import Rows, StabilitySummary
@@ -47,7 +47,9 @@ class Run:
     bits: dict[str, float]
     probes: Callable[[CrossFit, Features], CrossFit] = lambda fit, _: fit
     patches: tuple[tuple[object, str, object], ...] = ()
-    fitted: dict[bytes, CrossFit] = field(default_factory=dict)  # shared, as fits take seconds
+    # Shared by faults, as fits take seconds.
+    fitted: dict[bytes, CrossFit] = field(default_factory=dict)
+    of_texts: dict[tuple[object, ...], dict[str, TextScores]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Write the tables of all precisions."""
@@ -76,7 +78,8 @@ class Run:
         self, folder: Path, traces: dict[str, Traces], fits: dict[str, CrossFit]
     ) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {name: [] for name in TABLES}
-        rows["design"].append(design(self.samples, "answer", 0))
+        texts = self._texts()
+        rows["design"].append(design(self.samples, "answer", 0, texts))
         for precision in PRECISIONS:
             comparison = Comparison(
                 samples=self.samples,
@@ -87,6 +90,7 @@ class Run:
                 uncertainty=self.losses[precision],
                 section=CompareSection(draws=2),
                 seed=0,
+                texts=texts,
             )
             for name, of_precision in comparison.tables().items():
                 rows[name] += of_precision
@@ -119,6 +123,12 @@ class Run:
             audit=(AuditRow("Linear", 6, "x", self.bits[precision], "float32", 9000),),
         )
         return Traces(folder, info)
+
+    def _texts(self) -> dict[str, TextScores]:
+        key = tuple((s.question, s.text, s.hallucinated, s.fold) for s in self.samples)
+        if key not in self.of_texts:
+            self.of_texts[key] = text_scores(self.samples)
+        return self.of_texts[key]
 
     def _fit(self, traces: Traces) -> CrossFit:
         features, rows = traces.features("sum", "answer"), Rows(self.samples)
@@ -184,24 +194,10 @@ def healthy() -> Run:
         for p, by in (("fp16", 0.0), ("nf4", 0.3), ("fp4", 0.6))
         if (divergence := by * rng.random(60)) is not None
     }
-    weights, cached = rounded | {"source": source}, (compare_stage, "text_scores", text_scores())
+    weights = rounded | {"source": source}
     # Rounding of the weights, with errors as at NF4 in a model with 576 inputs.
     of_precision = {
         p: norms * (1 + by * (1 + 0.8 * rng.standard_normal(norms.shape)))
         for p, by in (("fp16", 0.0), ("nf4", 0.005), ("fp4", 0.008))
     }
-    return Run(samples, h, of_precision, weights, losses, BITS, patches=(cached,))
-
-
-def text_scores() -> Callable[[list[Sample]], dict[str, compare_stage.TextScores]]:
-    """Return the function of this name with a cache, as most faults change no text."""
-    known: dict[tuple[object, ...], dict[str, compare_stage.TextScores]] = {}
-    compute = compare_stage.text_scores
-
-    def scores(samples: list[Sample]) -> dict[str, compare_stage.TextScores]:
-        key = tuple((s.question, s.text, s.hallucinated, s.fold) for s in samples)
-        if key not in known:
-            known[key] = compute(samples)
-        return known[key]
-
-    return scores
+    return Run(samples, h, of_precision, weights, losses, BITS)

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from harness.experiments.detect import compare
-from harness.experiments.detect.compare import MARGIN, Comparison, design, text_scores
+from harness.experiments.detect.compare import MARGIN, Comparison
+from harness.experiments.detect.design import design, text_scores
 from harness.experiments.detect.experiment import DetectExperiment
 from harness.experiments.detect.tables import TABLES, ControlRow
 from harness.stages.identify import Rows

@@ -12,13 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.experiments.base import Experiment, Power, estimate_cell
-from harness.experiments.detect.compare import (
-    Comparison,
-    alignment,
-    design,
-    selection,
-    text_scores,
-)
+from harness.experiments.detect.compare import Comparison, alignment, selection
+from harness.experiments.detect.design import design, text_scores
 from harness.experiments.detect.power import power
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
