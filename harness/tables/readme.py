@@ -1,4 +1,4 @@
-"""Render the results in README.md and docs/fair-study.md from the committed CSV files.
+"""Render the results in README.md and two documents of docs/ from the committed CSV files.
 
 `python -m harness.tables.readme` replaces the text between the markers of these documents; with
 `--check`, it writes nothing and exits with 1 if a document differs. The prose is in
@@ -34,6 +34,7 @@ class _Document(NamedTuple):
 DOCUMENTS: Mapping[str, _Document] = {
     "README.md": _Document("readme.md.j2", 120),
     "docs/fair-study.md": _Document("fair_study.md.j2", 100),
+    "docs/gpu.md": _Document("gpu.md.j2", 104),
 }
 
 
@@ -108,12 +109,8 @@ def _fill(root: Path, template: str) -> str:
     def run(name: str) -> CsvTables:
         return CsvTables(root / "results" / name)
 
-    def matched(name: str) -> CsvTables | None:
-        """The tables of a run with a table `design`; None for tables of an earlier version."""
-        return run(name) if (root / "results" / name / "design.csv").is_file() else None
-
     agreement = CsvTables(root / "harness" / "judges")
-    names = {**FUNCTIONS, "run": run, "matched": matched, "judges": agreement}
+    names = {**FUNCTIONS, "run": run, "judges": agreement}
     return environment.get_template(template).render(names)
 
 

@@ -106,15 +106,13 @@ def undecided(run: CsvTables) -> str:
 def comparison(run: CsvTables, control: str, name: str) -> str:
     """Return where the probe or the control has the higher AUROC, as a sentence without a stop."""
     every, better, worse = precisions_of(run), leads(run, control), trails(run, control)
-    equal = [precision for precision in every if precision not in (*better, *worse)]
-    results = (
-        (worse, f"{name} has the higher AUROC"),
-        (better, "the probe has the higher AUROC"),
-        (equal, "no difference was detected"),
-    )
-    return "; ".join(
-        f"{result} {at_precisions(names, every)}" for names, result in results if names
-    )
+    results = ((worse, f"{name} has the higher AUROC"), (better, "the probe has the higher AUROC"))
+    parts = [f"{result} {at_precisions(names, every)}" for names, result in results if names]
+    if not parts:
+        return f"no difference was detected {at_precisions(every, every)}"
+    if len(better) + len(worse) < len(every):
+        parts.append("no difference was detected at the others")
+    return "; ".join(parts)
 
 
 def paired(run: CsvTables) -> str:

@@ -100,6 +100,10 @@ def head_of(model: nn.Module, decoder: nn.Module) -> Head:
     positions = {"position_ids": ids} if is_wrapper(model) else {}
     hidden = body_of(decoder)(ids, use_cache=False, **positions).last_hidden_state[0]
     expected = model(ids, use_cache=False, **positions).logits[0].float()
+    if not expected.isfinite().all():
+        raise HQError(
+            f"The logits of {name} are not finite: the model overflows or its weights are damaged."
+        )
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
     cap = next((float(c) for key in _CAPS if (c := getattr(settings, key, None))), None)
     bias = getattr(output, "bias", None)

@@ -103,14 +103,10 @@ def test_the_constants_are_those_of_the_committed_studies(balance):
     folder = ROOT / "results" / reference.study
     detection = read_table(folder, "detection")
     (nf4,) = (row for row in detection.iter_rows(named=True) if row["precision"] == "nf4")
-    if (folder / "design.csv").exists():
-        (design,) = read_table(folder, "design").iter_rows(named=True)
-        units, n = design["effective_units"], design["n"]
-        assert design["balance"] == balance
-    else:  # a table of the first version, with about one row per unit
-        units, n = nf4["entities"], nf4["n"]
+    (design,) = read_table(folder, "design").iter_rows(named=True)
+    units, n = design["effective_units"], design["n"]
+    assert design["balance"] == balance
     assert reference.units_per_sample == pytest.approx(units / n, rel=0.3)
     half_width = (nf4["auroc_change_high"] - nf4["auroc_change_low"]) / 2
     assert reference.c == pytest.approx(spread_of(half_width, units), rel=0.3)
-    shown = nf4.get("detectable", expected_change(spread_of(half_width, units), units))
-    assert expected_change(reference.c, units) == pytest.approx(shown, rel=0.35)
+    assert expected_change(reference.c, units) == pytest.approx(nf4["detectable"], rel=0.35)

@@ -94,6 +94,14 @@ def test_a_head_that_is_no_matrix_is_refused():
         head_of(model, model.get_decoder())
 
 
+def test_logits_that_overflow_are_named():
+    model = built("llama, wide")
+    with torch.no_grad():
+        model.get_decoder().layers[-1].mlp.down_proj.weight.fill_(3e38)
+    with pytest.raises(HQError, match="LlamaForCausalLM are not finite"):
+        head_of(model, model.get_decoder())
+
+
 def test_a_reference_finds_the_tokens_of_its_texts(tmp_path):
     hidden = np.arange(12, dtype=np.float32).reshape(6, 2)
     ReferenceLogits(hidden, [0, 1, 3, 6], Head(torch.eye(2))).save(tmp_path)
