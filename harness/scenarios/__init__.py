@@ -9,6 +9,7 @@ from harness.scenarios.facts.questions import FACTS
 from harness.scenarios.faitheval import FAITHEVAL
 from harness.scenarios.falseqa import FALSEQA
 from harness.scenarios.jailbreak import JAILBREAK
+from harness.scenarios.knowledge.questions import KNOWLEDGE
 from harness.scenarios.nonexist import NONEXIST
 from harness.scenarios.qa import BIOASQ, NQ, TRIVIAQA
 from harness.scenarios.questions import QuestionSet, load_questions
@@ -16,6 +17,7 @@ from harness.scenarios.sycophancy import SYCOPHANCY
 
 for _scenario in (
     FACTS,
+    KNOWLEDGE,
     TRIVIAQA,
     NQ,
     BIOASQ,

@@ -13,10 +13,9 @@ from harness.judges.text import normalise
 from harness.scenarios import SCENARIOS, load_questions
 from harness.scenarios.facts.corrections import CORRECTIONS
 from harness.scenarios.facts.names import CURRENCY_UNITS
-from harness.scenarios.facts.questions import unambiguous
 from harness.scenarios.facts.records import countries
-from harness.scenarios.facts.relations import Fact
 from harness.scenarios.prompts import DEFAULT_SHOTS
+from harness.scenarios.short_answers import Fact, unambiguous
 from hq.errors import HQError
 
 # The capital in countryinfo 1.0.1, and the current one.

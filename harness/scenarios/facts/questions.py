@@ -1,17 +1,9 @@
 """Scenario `facts`: short questions with one right answer, from well-known to rare."""
 
-from collections import defaultdict
-from collections.abc import Iterable
-from functools import cache
-from random import Random
-
 from harness.judges.base import Question
-from harness.judges.text import contains, normalise
-from harness.scenarios.facts.relations import RELATIONS, Fact
+from harness.scenarios.facts.relations import RELATIONS
 from harness.scenarios.questions import Limit, question_scenario
-
-DISTRACTORS = 5
-CONFUSABLE = 3  # at most so many distractors contain the answer's words
+from harness.scenarios.short_answers import Relation, questions_on, unambiguous
 
 
 def load_facts(seed: int = 0, limit: Limit = None) -> list[Question]:
@@ -19,84 +11,11 @@ def load_facts(seed: int = 0, limit: Limit = None) -> list[Question]:
 
     Ids and wordings do not depend on the seed; the order and the distractors do.
     """
-    facts = {name: unambiguous(relation.facts()) for name, relation in RELATIONS.items()}
-    answers: dict[str, _Answers] = defaultdict(_Answers)
-    for name, listed in facts.items():
-        answers[RELATIONS[name].answers].add(listed)
-    questions = [
-        _question(name, fact, answers[RELATIONS[name].answers], seed)
-        for name, listed in facts.items()
-        for fact in listed
-    ]
-    Random(seed).shuffle(questions)
-    return questions[:limit]
+    relations = {
+        name: Relation(unambiguous(relation.facts()), relation.answers)
+        for name, relation in RELATIONS.items()
+    }
+    return questions_on(relations, seed, limit)
 
 
 FACTS = question_scenario("facts", load_facts)
-
-
-def unambiguous(facts: Iterable[Fact]) -> list[Fact]:
-    """Return the facts with a unique wording that does not contain the answer.
-
-    This removes capitals, demonyms and codes that several countries share, and Singapore's capital.
-    """
-    by_wording: dict[str, list[Fact]] = defaultdict(list)
-    for fact in facts:
-        by_wording[normalise(fact.question)].append(fact)
-    single = [same[0] for same in by_wording.values() if len(same) == 1]
-    return [fact for fact in single if not _contains_its_answer(fact)]
-
-
-def _contains_its_answer(fact: Fact) -> bool:
-    wording = normalise(fact.question)
-    long = (normalise(alias) for alias in fact.aliases if len(alias) > 2)
-    return any(contains(wording, alias) for alias in long)
-
-
-class _Answers:
-    """Answers of one type with their normalised spellings, from which distractors are drawn."""
-
-    def __init__(self) -> None:
-        self._spellings: dict[str, frozenset[str]] = {}
-        self._wrong: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
-
-    def add(self, facts: Iterable[Fact]) -> None:
-        """Add the answers of these facts."""
-        self._spellings.update((f.aliases[0], _normal(f.aliases)) for f in facts)
-
-    def distractors(self, aliases: tuple[str, ...], random: Random) -> tuple[str, ...]:
-        """Draw wrong answers, first those that contain the right answer's words."""
-        if aliases not in self._wrong:
-            self._wrong[aliases] = self._wrong_answers(_normal(aliases))
-        similar, others = self._wrong[aliases]
-        first = random.sample(similar, min(CONFUSABLE, len(similar)))
-        return (*first, *random.sample(others, min(DISTRACTORS - len(first), len(others))))
-
-    def _wrong_answers(self, right: frozenset[str]) -> tuple[list[str], list[str]]:
-        """Wrong answers with the right answer's words (Guinea-Bissau for Guinea), and the rest."""
-        wrong = [name for name in sorted(self._spellings) if self._is_wrong(name, right)]
-        similar = [name for name in wrong if self._has_words_of(name, right)]
-        return similar, [name for name in wrong if name not in similar]
-
-    def _is_wrong(self, name: str, right: frozenset[str]) -> bool:
-        return right.isdisjoint(self._spellings[name])
-
-    def _has_words_of(self, name: str, right: frozenset[str]) -> bool:
-        return any(contains(own, part) for own in self._spellings[name] for part in right)
-
-
-@cache
-def _normal(aliases: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(normalise(alias) for alias in aliases)
-
-
-def _question(relation: str, fact: Fact, answers: _Answers, seed: int) -> Question:
-    identity = f"{relation}:{fact.key}"
-    return Question(
-        id=identity,
-        question=fact.question,
-        aliases=fact.aliases,
-        relation=relation,
-        entities=(fact.entity,),
-        distractors=answers.distractors(fact.aliases, Random(f"{seed}:{identity}")),
-    )

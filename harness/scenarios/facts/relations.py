@@ -22,25 +22,9 @@ from harness.scenarios.facts.records import (
     elements,
     provinces,
 )
+from harness.scenarios.short_answers import Fact
 
 AIRPORT_QUESTIONS = 150  # per relation; small models know very few IATA codes
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One question; `key` is unique within its relation, `aliases[0]` is the answer.
-
-    `entity` is what the question is about. For a place or an airport, it is not the country that is
-    the right answer: all right answers "Japan" would then share an entity and the wrong ones would
-    not, so groups by entity would separate right and wrong answers of the same text. A country and
-    its capital, nationality or domain have one entity, as their questions ask the same fact in two
-    directions.
-    """
-
-    key: str
-    question: str
-    aliases: tuple[str, ...]
-    entity: str
 
 
 @dataclass(frozen=True, slots=True)
