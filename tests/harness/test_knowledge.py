@@ -11,13 +11,14 @@ import pytest
 from harness.judges.base import Verdict
 from harness.judges.rules import RuleJudge
 from harness.judges.text import contains, normalise
-from harness.scenarios import SCENARIOS, load_questions
+from harness.scenarios import load_questions
 from harness.scenarios.knowledge.questions import RELATIONS, read_relation, relations
 from harness.scenarios.short_answers import contains_its_answer
 from hq.errors import HQError
 
 FILES = {file.name.removesuffix(".toml"): read_relation(file) for file in RELATIONS.iterdir()}
 QUESTIONS = load_questions("knowledge")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "knowledge.md").read_text(encoding="utf-8")
 
 
 def answers(name):
@@ -29,7 +30,7 @@ def test_it_has_breadth():
     assert len(QUESTIONS) >= 15_000
     assert len(relations()) >= 200
     assert len({entity for question in QUESTIONS for entity in question.entities}) >= 15_000
-    assert SCENARIOS["knowledge"].questions is not None
+    assert f"{len(QUESTIONS):,} short-answer questions in {len(relations())} relations" in DOCUMENT
 
 
 def test_the_order_is_that_of_the_seed_and_ids_and_wordings_are_not():
@@ -99,6 +100,7 @@ def test_most_answers_repeat_in_their_relation():
         counts = Counter(answers(name).values())
         repeated += sum(count for count in counts.values() if count > 1)
     assert repeated > 0.8 * len(QUESTIONS)
+    assert f"{repeated / len(QUESTIONS):.0%} of the questions share" in DOCUMENT
 
 
 AIRPORTS = airportsdata.load("IATA").values()
