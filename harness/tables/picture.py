@@ -34,7 +34,10 @@ _STYLES = {
     "text: words of both": ("#000000", "P"),
     "text: characters of both": ("#000000", "X"),
 }
-_STEP = 0.78 / len(_STYLES)  # between two series, where precisions are 1 apart
+_OF_SAMPLES = tuple(_STYLES)[5:]
+"""Series that depend on the samples only, so they are equal at all precisions and drawn once."""
+_EVERY = "all precisions"
+_STEP = 0.13  # between two series, where precisions are 1 apart
 
 
 def draw(run: Path, into: Path) -> None:
@@ -51,22 +54,24 @@ def draw(run: Path, into: Path) -> None:
     except ImportError as error:
         raise HQError("Pictures need matplotlib: pip install 'hq[report]'.") from error
     points = _points(run)
-    precisions = points["precision"].unique(maintain_order=True).to_list()
+    rows = points["precision"].unique(maintain_order=True).to_list()
     # Text remains text and ids are constant, so that files can be read and compared.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
-        figure = Figure(figsize=(8, 2.4 + 1.2 * len(precisions)), layout="constrained")
+        figure = Figure(figsize=(8, 1.5 + 0.75 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        middle = (len(_STYLES) - 1) / 2
-        for i, (name, (colour, marker)) in enumerate(_STYLES.items()):
+        of_precision = [name for name in _STYLES if name not in _OF_SAMPLES]
+        for name, (colour, marker) in _STYLES.items():
+            group = _OF_SAMPLES if name in _OF_SAMPLES else of_precision
+            offset = _STEP * (group.index(name) - (len(group) - 1) / 2)
             series = points.filter(pl.col("name") == name)
             value = series["value"].to_numpy()
             spread = abs(series.select("low", "high").to_numpy().T - value)
-            y = [precisions.index(p) + _STEP * (i - middle) for p in series["precision"]]
+            y = [rows.index(precision) + offset for precision in series["precision"]]
             axes.errorbar(
                 value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5
             )
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
-        axes.set_yticks(range(len(precisions)), precisions)
+        axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()
         n, units = points.select("n", "units").row(0)
         axes.set_xlabel(
@@ -83,11 +88,14 @@ def _points(run: Path) -> pl.DataFrame:
     """Return name, precision, n, units, value, low and high of every drawn point."""
     detection, controls = read_table(run, "detection"), read_table(run, "controls")
     probe, reidentified = list(_STYLES)[:2]
+    drawn = _columns(controls, pl.col("control").replace(_CONTROLS), "auroc")
+    is_equal = pl.col("name").is_in(_OF_SAMPLES)
     return pl.concat(
         [
             _columns(detection, pl.lit(probe), "auroc"),
             _columns(detection, pl.lit(reidentified), "auroc_again"),
-            _columns(controls, pl.col("control").replace(_CONTROLS), "auroc"),
+            drawn.filter(~is_equal),
+            drawn.filter(is_equal).with_columns(precision=pl.lit(_EVERY)).unique("name"),
         ]
     )
 

@@ -23,20 +23,22 @@ def test_every_control_is_drawn_with_a_shape_of_its_own(picture):
     assert set(_CONTROLS) == set(CONTROLS) >= set(TEXT_CONTROLS)
     assert list(_CONTROLS.values()) == list(_STYLES)[2:]
     assert len({marker for _, marker in _STYLES.values()}) == len(_STYLES)
-    for name in (*_STYLES, *PRECISIONS):
+    for name in (*_STYLES, *PRECISIONS, "all precisions"):
         assert f">{name}</text>" in picture
 
 
-def test_every_row_of_a_control_is_a_point(picture, tmp_path):
+@pytest.mark.parametrize(("missing", "points"), [("nf4,matched", 1), ("nf4,text-spelling", 0)])
+def test_a_control_is_a_point_per_precision_or_one_for_all(picture, tmp_path, missing, points):
     pytest.importorskip("matplotlib")
     write_run(tmp_path / "run")
     table = tmp_path / "run" / "controls.csv"
     lines = table.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if "nf4,text-spelling" not in line]
+    kept = [line for line in lines if missing not in line]
+    assert len(kept) == len(lines) - 1
     table.write_text("\n".join(kept) + "\n", encoding="utf-8")
     draw(tmp_path / "run", tmp_path / "auroc.svg")
     other = (tmp_path / "auroc.svg").read_text(encoding="utf-8")
-    assert picture.count("<use ") - other.count("<use ") == 3  # a point and two ends
+    assert picture.count("<use ") - other.count("<use ") == 3 * points  # with two ends each
 
 
 def test_the_axis_names_samples_units_and_how_they_were_scored(picture):
