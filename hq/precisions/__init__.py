@@ -10,6 +10,7 @@ from hq.registry import Registry
 _TORCH: tuple[Precision, ...] = (
     bitsandbytes.Int8(),
     bitsandbytes.FourBit("nf4"),
+    bitsandbytes.FourBit("nf4", double=True),
     bitsandbytes.FourBit("fp4"),
     dense.FP16(),
     *packed.packed_precisions(),

@@ -1,4 +1,4 @@
-"""int8 (LLM.int8()), nf4 and fp4 through bitsandbytes, on CPU and CUDA."""
+"""int8 (LLM.int8()), nf4, nf4-dq and fp4 through bitsandbytes, on CPU and CUDA."""
 
 import logging
 from collections.abc import Mapping
@@ -62,6 +62,9 @@ class Int8:
 class FourBit:
     """nf4 or fp4: 4-bit codes in blocks of 64 weights, one float32 scale per block.
 
+    With double quantization (name "…-dq", `bnb_4bit_use_double_quant`; Dettmers et al. 2023), the
+    scales are 8-bit codes in blocks of 256, with one float32 scale per block and one offset.
+
     Products use the dequantized weight in the compute type. By default, bitsandbytes would repack
     weights at the first forward pass on a CPU with AVX512-BF16, and round scales and activations
     to BF16: results would differ from other machines, and codes would no longer dequantize.
@@ -70,8 +73,9 @@ class FourBit:
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, quant_type: str, double: bool = False) -> None:
+        self.name = f"{quant_type}-dq" if double else quant_type
+        self._type, self._double = quant_type, double
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model, quantized while it is loaded."""
@@ -79,7 +83,10 @@ class FourBit:
         _require_usable(path, self.name)
         dtype = compute_dtype(device)
         config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=self.name, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self._type,
+            bnb_4bit_use_double_quant=self._double,
+            bnb_4bit_compute_dtype=dtype,
         )
         model = from_pretrained(path, device, dtype=dtype, quantization_config=config)
         disable_bf16_kernel(model)
@@ -88,18 +95,20 @@ class FourBit:
     def layer(self, weight: Tensor) -> nn.Module:
         """A 4-bit linear of bitsandbytes, which quantizes when it is moved to a device."""
         bnb = import_bitsandbytes(self.name)
+        settings = {"quant_type": self._type, "compress_statistics": self._double}
         linear: nn.Module = bnb.nn.Linear4bit(
-            weight.shape[1], weight.shape[0], bias=False, quant_type=self.name
+            weight.shape[1], weight.shape[0], bias=False, **settings
         )
-        linear.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type=self.name)
+        linear.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, **settings)
         return linear.to(weight.device)
 
     def is_precision_of(self, module: nn.Module) -> bool:
-        """Whether it is a 4-bit linear of bitsandbytes with codes of this type."""
+        """Whether it is a 4-bit linear of bitsandbytes with codes and scales of this type."""
         state = getattr(module.weight, "quant_state", None)
         return (
             isinstance(module, import_bitsandbytes(self.name).nn.Linear4bit)
-            and getattr(state, "quant_type", "") == self.name
+            and getattr(state, "quant_type", "") == self._type
+            and getattr(state, "nested", False) == self._double
         )
 
     def dense(self, module: nn.Module) -> Tensor:
@@ -111,9 +120,11 @@ class FourBit:
         return dense
 
     def stored(self, module: nn.Module) -> StoredWeight:
-        """Codes, and one scale per block."""
+        """Codes, and the scales of the blocks, with their own scales and offset if coded."""
         weight: Any = module.weight
-        return _stored(module, int(weight.quant_state.absmax.nbytes))
+        state = weight.quant_state
+        of_scales = state.state2.absmax.nbytes + state.offset.nbytes if self._double else 0
+        return _stored(module, int(state.absmax.nbytes + of_scales))
 
 
 def disable_bf16_kernel(model: nn.Module) -> None:

@@ -62,8 +62,10 @@ CASES = {
         shape=0.05,
         exact=False,
     ),
-    "torch-nf4": Case(partial(TorchBackend, device="cpu", precision="nf4", token_budget=64)),
-    "torch-fp4": Case(partial(TorchBackend, device="cpu", precision="fp4", token_budget=64)),
+    **{
+        f"torch-{name}": Case(partial(TorchBackend, device="cpu", precision=name, token_budget=64))
+        for name in ("nf4", "nf4-dq", "fp4")
+    },
     **{
         f"torch-{name}": Case(
             partial(TorchBackend, device="cpu", precision=name, token_budget=64), packed=name
@@ -93,7 +95,7 @@ CASES = {
             exact=name != "int8",
             halves=True,
         )
-        for name in ("fp16", "int8", "nf4", "fp4")
+        for name in ("fp16", "int8", "nf4", "nf4-dq", "fp4")
     },
     "cuda-gptq-4": Case(
         partial(TorchBackend, device="cuda", precision="gptq-4", token_budget=64),

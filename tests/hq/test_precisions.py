@@ -23,14 +23,17 @@ from hq.precisions.packed import recipe_of
 from tests import tiny
 
 Checkpoint = Callable[[str], Path]
-BITSANDBYTES = ("int8", "nf4", "fp4")
+BITSANDBYTES = ("int8", "nf4", "nf4-dq", "fp4")
 # 4 bits and a float32 for each block of 64; 8 bits and a float32 for each row, of 64 or 128.
 # torchao holds a byte a code, beside a scale and a zero point a row or a group.
+# The 8-bit scales of 32 to 128 blocks have one float32 scale and one float32 offset in all.
+DOUBLE = {round(4 + 8 / 64 + 64 / weights, 3) for weights in (64 * 32, 64 * 64, 64 * 128)}
 BITS = {
     "fp16": {32.0},
     "int8": {8.25, 8.5},
     "nf4": {4.5},
     "fp4": {4.5},
+    "nf4-dq": DOUBLE,
     "torchao-int8": {8.312, 8.625},
     "torchao-int4": {8.625},
     "hqq-4": {8.5},
@@ -84,7 +87,7 @@ def test_norms_are_the_variants_own(checkpoint: Checkpoint, backend: TorchBacken
     assert low <= error <= high
 
 
-@pytest.mark.parametrize("precision", ["nf4", "fp4"])
+@pytest.mark.parametrize("precision", ["nf4", "nf4-dq", "fp4"])
 def test_norms_of_packed_weights_are_the_trap(precision: str, checkpoint: Checkpoint) -> None:
     """What a reader of `weight.norm(dim=0)` gets: one number, which broadcasts without a word."""
     with TorchBackend(checkpoint("llama"), precision, device="cpu") as backend:
@@ -132,13 +135,13 @@ def test_weight_bytes_count_what_ships(checkpoint: Checkpoint) -> None:
     rest = sum(t.nbytes for name, t in weights.items() if "_proj" not in name)
     in_layers = sum(t.numel() for name, t in weights.items() if "_proj" in name)
     slack = 1024  # buffers: rotary frequencies, quantization code books
-    for precision, bits in (("fp16", 16), ("nf4", 4.5), ("fp4", 4.5)):
+    for precision, bits in (("fp16", 16), ("nf4", 4.5), ("fp4", 4.5), ("nf4-dq", 4.127)):
         assert 0 <= of(precision) - (rest + in_layers * bits / 8) <= slack, precision
     assert of("nf4") < of("int8") < of("fp16")
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind"), [("int8", Int8), *[(p, FourBit) for p in ("nf4", "fp4")]]
+    ("precision", "kind"), [("int8", Int8), *[(p, FourBit) for p in ("nf4", "nf4-dq", "fp4")]]
 )
 def test_a_model_loaded_dense_is_refused_under_another_name(
     precision: str, kind: type, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
@@ -169,6 +172,17 @@ def test_fp4_is_not_taken_for_nf4(checkpoint: Checkpoint, monkeypatch: pytest.Mo
     monkeypatch.setattr(FourBit, "load", lambda self, *args: load(FourBit("fp4"), *args))
     with pytest.raises(HQError, match="21 of 21 projections are not nf4"):
         TorchBackend(checkpoint("llama"), "nf4", device="cpu")
+
+
+@pytest.mark.parametrize("loaded", ["nf4", "nf4-dq"])
+def test_double_quantization_is_a_precision_of_its_own(
+    loaded: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"nf4": "nf4-dq", "nf4-dq": "nf4"}[loaded]
+    load, other = FourBit.load, FourBit("nf4", double=loaded == "nf4-dq")
+    monkeypatch.setattr(FourBit, "load", lambda self, *args: load(other, *args))
+    with pytest.raises(HQError, match=f"21 of 21 projections are not {asked}"):
+        TorchBackend(checkpoint("llama"), asked, device="cpu")
 
 
 def test_a_checkpoint_that_is_quantized_already_is_not_fp16(

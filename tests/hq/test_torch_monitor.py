@@ -112,12 +112,15 @@ def test_scores_are_llama_cpp_s(model, checkpoint, gguf, cett, tokens):
     np.testing.assert_allclose(scores(monitor.steps), scores(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4", "fp4"])
+@pytest.mark.parametrize("precision", ["int8", "nf4", "nf4-dq", "fp4"])
 def test_quantized_models_are_read_with_their_own_norms(checkpoint, precision):
     pytest.importorskip("bitsandbytes")
     folder = checkpoint("llama")
     four_bit = hf.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True,
+        bnb_4bit_quant_type=precision.removesuffix("-dq"),
+        bnb_4bit_use_double_quant=precision.endswith("-dq"),
+        bnb_4bit_compute_dtype=torch.float32,
     )
     config = hf.BitsAndBytesConfig(load_in_8bit=True) if precision == "int8" else four_bit
     model = load(folder, quantization_config=config, device_map={"": "cpu"})

@@ -17,7 +17,7 @@ from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import LOADED_ORIGIN, ModelIdentity
 from hq.precisions import PRECISIONS, Precision
 
-_BITSANDBYTES = ("int8", "nf4", "fp4")
+_BITSANDBYTES = ("int8", "nf4", "nf4-dq", "fp4")
 _TOKEN_BUDGET = 2048  # tokens a batch, as in TorchBackend
 
 
