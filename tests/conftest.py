@@ -14,8 +14,7 @@ from tests.no_skips import pytest_runtest_makereport as pytest_runtest_makerepor
 from tests.packed_files import PACKINGS
 from tests.sharing import shared
 
-# What is printed is read in a wide terminal without colours, whatever the caller's terminal is.
-os.environ["COLUMNS"] = "400"
+# What is printed is read without colours, whatever the caller's terminal is.
 for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "PY_COLORS"):
     os.environ.pop(name, None)
 

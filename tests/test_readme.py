@@ -25,7 +25,7 @@ from tests.detect_runs import CONTROLS, PRECISIONS, write_run
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with the two detection runs, and everything else as committed."""
+    """A checkout with small detection runs, and everything else as committed."""
     for name in ("smollm2-facts-survival", "smollm2-triviaqa-survival"):
         shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
     for name in ("smollm2-facts-sweep", "smollm2-triviaqa-sweep"):
@@ -33,7 +33,8 @@ def checkout(tmp_path):
     judges = tmp_path / "harness" / "judges"
     judges.mkdir(parents=True)
     shutil.copy(readme.CHECKOUT / "harness" / "judges" / "agreement.csv", judges)
-    write_run(tmp_path / "results" / "smollm2-facts")
+    for name in ("smollm2-facts", "smollm2-facts-cuda", "smollm2-knowledge"):
+        write_run(tmp_path / "results" / name)
     write_run(tmp_path / "results" / "smollm2-triviaqa", warning="text-both 0.66 [0.60, 0.72]")
     for name in readme.DOCUMENTS:
         path = tmp_path / name
@@ -65,7 +66,7 @@ def test_a_changed_cell_makes_the_document_outdated(checkout):
     table.write_text(
         table.read_text(encoding="utf-8").replace("-0.075", "-0.065"), encoding="utf-8"
     )
-    assert readme.outdated(checkout) == ["README.md"]
+    assert readme.outdated(checkout) == ["README.md", "docs/gpu.md"]
 
 
 def test_sentences_follow_the_tables(checkout):

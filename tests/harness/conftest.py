@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import ConsoleDimensions
 
 from harness.cli import main
+from harness.cli.app import err, out
 from tests.harness import study
 from tests.sharing import shared
 
@@ -29,6 +31,10 @@ def hq(
     """Runs `hq` in an empty folder, with a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    # Wide, so that no table is cut: a worker of pytest-xdist sets COLUMNS before hq is imported.
+    monkeypatch.setenv("COLUMNS", "400")
+    for console in (out, err):
+        monkeypatch.setattr(console, "size", ConsoleDimensions(400, 25))
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["hq", *map(str, arguments)])
