@@ -237,7 +237,9 @@ def test_a_scenario_cannot_be_registered_twice() -> None:
 
 
 def test_a_scenario_without_questions_names_those_that_have_some() -> None:
-    with pytest.raises(HQError, match=r"'falseqa' has no questions.*bioasq, facts, knowledge, nq, triviaqa"):
+    with pytest.raises(
+        HQError, match=r"'falseqa' has no questions.*bioasq, facts, knowledge, nq, triviaqa"
+    ):
         load_questions("falseqa")
 
 
