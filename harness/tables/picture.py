@@ -21,12 +21,15 @@ _CONTROLS = {
     "text-spelling": "text: characters of both",
 }
 # Colour-blind safe (Okabe & Ito); the shapes differ too, for greyscale.
-_STYLES = {
+_OF_PRECISION = {
     "probe identified on FP16, frozen": ("#0072B2", "o"),
     "re-identified neurons": ("#56B4E9", "D"),
     "matched random neurons*": ("#D55E00", "s"),
     "random neurons*": ("#E69F00", "^"),
     "token entropy": ("#009E73", "v"),
+}
+# They depend on the samples only, so they are equal at all precisions and drawn once.
+_OF_SAMPLES = {
     "answer length": ("#999999", "<"),
     "relation": ("#CC79A7", ">"),
     "text: words of the answer": ("#000000", "*"),
@@ -34,8 +37,7 @@ _STYLES = {
     "text: words of both": ("#000000", "P"),
     "text: characters of both": ("#000000", "X"),
 }
-_OF_SAMPLES = tuple(_STYLES)[5:]
-"""Series that depend on the samples only, so they are equal at all precisions and drawn once."""
+_STYLES = _OF_PRECISION | _OF_SAMPLES
 _EVERY = "all precisions"
 _STEP = 0.13  # between two series, where precisions are 1 apart
 
@@ -59,9 +61,8 @@ def draw(run: Path, into: Path) -> None:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
         figure = Figure(figsize=(8, 1.5 + 0.75 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        of_precision = [name for name in _STYLES if name not in _OF_SAMPLES]
         for name, (colour, marker) in _STYLES.items():
-            group = _OF_SAMPLES if name in _OF_SAMPLES else of_precision
+            group = list(_OF_SAMPLES if name in _OF_SAMPLES else _OF_PRECISION)
             offset = _STEP * (group.index(name) - (len(group) - 1) / 2)
             series = points.filter(pl.col("name") == name)
             value = series["value"].to_numpy()
@@ -89,13 +90,15 @@ def _points(run: Path) -> pl.DataFrame:
     detection, controls = read_table(run, "detection"), read_table(run, "controls")
     probe, reidentified = list(_STYLES)[:2]
     drawn = _columns(controls, pl.col("control").replace(_CONTROLS), "auroc")
-    is_equal = pl.col("name").is_in(_OF_SAMPLES)
+    is_equal = pl.col("name").is_in(list(_OF_SAMPLES))
     return pl.concat(
         [
             _columns(detection, pl.lit(probe), "auroc"),
             _columns(detection, pl.lit(reidentified), "auroc_again"),
             drawn.filter(~is_equal),
-            drawn.filter(is_equal).with_columns(precision=pl.lit(_EVERY)).unique("name"),
+            drawn.filter(is_equal)
+            .with_columns(precision=pl.lit(_EVERY))
+            .unique("name", keep="first"),
         ]
     )
 

@@ -24,6 +24,7 @@ from harness.bench.intervals import (
     table,
     write_coverage,
 )
+from harness.tables.files import read_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 BY_NAME = {estimand.name: estimand for estimand in ESTIMANDS}
@@ -77,6 +78,10 @@ def test_the_simulated_data_have_the_stated_truth(name, correlation):
 
 def test_the_study_has_its_unit_sizes():
     assert (len(SIZES["study"]), sum(SIZES["study"])) == (72, 1494)
+    (row,) = read_table(DOCS.parent / "results" / "smollm2-facts", "design").to_dicts()
+    sizes = np.array(SIZES["study"])
+    assert (row["units"], row["n"]) == (len(sizes), sizes.sum())
+    assert row["effective_units"] == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["AUROC, units shift all scores", "mean", "rate 0.3"])

@@ -18,7 +18,8 @@ from hq.errors import HQError
 
 FILES = {file.name.removesuffix(".toml"): read_relation(file) for file in RELATIONS.iterdir()}
 QUESTIONS = load_questions("knowledge")
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "knowledge.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "knowledge.md").read_text(encoding="utf-8")
 
 
 def answers(name):
@@ -31,6 +32,8 @@ def test_it_has_breadth():
     assert len(relations()) >= 200
     assert len({entity for question in QUESTIONS for entity in question.entities}) >= 15_000
     assert f"{len(QUESTIONS):,} short-answer questions in {len(relations())} relations" in DOCUMENT
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count(f"{len(QUESTIONS):,} questions") == 2
 
 
 def test_the_order_is_that_of_the_seed_and_ids_and_wordings_are_not():

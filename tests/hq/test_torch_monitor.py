@@ -13,11 +13,13 @@ import transformers as hf
 from torch import nn
 
 from hq.backends.transformers.backend import TorchBackend
+from hq.backends.transformers.loaded import dense_weight
 from hq.errors import HQError
 from hq.models.checkpoint import checkpoint_identity
 from hq.monitor import LlamaMonitor, StepStreamer, TorchMonitor
 from hq.neurons.neuron_set import NeuronSet
 from hq.neurons.prompt_response import PromptResponse
+from hq.precisions.bitsandbytes import FourBit
 from hq.tracing.sampling import StopCriteria
 from tests import tiny
 from tests.hq.monitored import PROMPT, asked, load, neuron_set, scores
@@ -136,6 +138,17 @@ def test_quantized_models_are_read_with_their_own_norms(checkpoint, precision):
     with TorchMonitor(load(folder), neurons) as dense:
         dense._model.generate(**asked(PROMPT))
     assert dense.steps[0].token_score != monitor.steps[0].token_score
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_weights_in_four_bits_are_read_with_double_quantization_too(kind, double):
+    pytest.importorskip("bitsandbytes")
+    weight = 0.02 * torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    layer = FourBit(kind, double).layer(weight)
+    assert layer.weight.quant_state.nested == double
+    off = (dense_weight(layer, "m") - weight).norm() / weight.norm()
+    assert 0.05 < off < 0.25
 
 
 @pytest.mark.parametrize("nested", [False, True])

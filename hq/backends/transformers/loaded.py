@@ -16,8 +16,12 @@ from hq.models.auto import is_wrapper
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import LOADED_ORIGIN, ModelIdentity
 from hq.precisions import PRECISIONS, Precision
+from hq.precisions.bitsandbytes import FourBit, Int8
 
-_BITSANDBYTES = ("int8", "nf4", "nf4-dq", "fp4")
+_BITSANDBYTES: tuple[Precision, ...] = (
+    Int8(),
+    *(FourBit(kind, double) for kind in ("nf4", "fp4") for double in (False, True)),
+)
 _TOKEN_BUDGET = 2048  # tokens a batch, as in TorchBackend
 
 
@@ -54,10 +58,8 @@ def dense_weight(projection: nn.Module, where: str) -> Float[Tensor, "d_out d_in
         assert isinstance(weight, Tensor)
         if not weight.is_meta:
             return weight.detach().T if kind is Conv1D else weight.detach()
-    elif kind.__module__.startswith("bitsandbytes."):
-        for precision in map(PRECISIONS.__getitem__, _BITSANDBYTES):
-            if precision.is_precision_of(projection):
-                return precision.dense(_as_loaded(projection))
+    elif precision := _bitsandbytes_precision(projection):
+        return precision.dense(_as_loaded(projection))
     raise HQError(
         f"hq cannot read the weights of {kind.__module__}.{kind.__name__}, the down projection of "
         f"{where}: use dense weights that are not offloaded, or bitsandbytes, with adapters "
@@ -143,11 +145,14 @@ _DENSE = PRECISIONS["fp16"]
 
 def _precision_of(module: nn.Module) -> Precision:
     """The precision of bitsandbytes that holds a module, or the dense one."""
-    if type(module).__module__.startswith("bitsandbytes."):
-        for precision in map(PRECISIONS.__getitem__, _BITSANDBYTES):
-            if precision.is_precision_of(module):
-                return precision
-    return _DENSE
+    return _bitsandbytes_precision(module) or _DENSE
+
+
+def _bitsandbytes_precision(module: nn.Module) -> Precision | None:
+    """The precision of bitsandbytes that holds a module, if one does."""
+    if not type(module).__module__.startswith("bitsandbytes."):
+        return None
+    return next((held for held in _BITSANDBYTES if held.is_precision_of(module)), None)
 
 
 class _HeldPrecision:
