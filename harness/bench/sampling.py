@@ -10,6 +10,7 @@ from harness.bench.base import BenchRow
 from harness.judges.registry import make_judge
 from harness.stages import mapping
 from harness.stages.materials import Materials
+from harness.stages.pairing import pairs
 from harness.stages.sample import (
     CHUNK,
     QuestionRecord,
@@ -18,7 +19,7 @@ from harness.stages.sample import (
     consistency,
     record_of,
 )
-from harness.stages.samples import Prompted, pairs
+from harness.stages.samples import Prompted
 from harness.store.places import cache_folder
 from harness.store.progress import Progress
 from harness.store.runner import Runner

@@ -25,7 +25,8 @@ class Graph:
 
     @property
     def _n(self) -> int:
-        return 2 * self.m.study.sampling.quota
+        asked = sum(prompted.part == "sample" for prompted in self.m.prompted)
+        return min(2 * self.m.study.sampling.quota, asked)
 
     def trace(self, precision: str) -> Node:
         """Declare the traces of the samples at a precision."""

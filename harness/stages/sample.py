@@ -22,14 +22,8 @@ from harness.judges.base import Judge, Question, Verdict
 from harness.judges.text import normalise
 from harness.stages import mapping, units
 from harness.stages.loading import SPELLING
-from harness.stages.samples import (
-    Candidate,
-    Prompted,
-    Sample,
-    pairs,
-    write_samples,
-    write_tokens,
-)
+from harness.stages.pairing import Candidate, TextCandidate, pairs, text_pairs
+from harness.stages.samples import Prompted, Sample, write_samples, write_tokens
 from harness.store.jsonl import LOG_FILE, append, parse, read_log
 from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
@@ -51,9 +45,9 @@ CHUNK = 1024  # questions between two checks of the quota
 _BATCH = 64  # prompts per batch: larger batches are not faster on a CPU
 _NO_PAIR: dict[Balance, str] = {
     "answer": "No answer is given consistently both rightly and wrongly within one relation: "
-    'set sampling.balance to "relation" if answers rarely repeat, ask more questions',
-    "relation": "No relation has both consistently right and consistently wrong answers: ask more "
-    "questions",
+    'set sampling.balance to "text" if answers rarely repeat, ask more questions',
+    "text": "No relation has a consistently right and a consistently wrong response with similar "
+    "texts: ask more questions",
 }
 
 
@@ -216,7 +210,7 @@ def collect(
         settings: Settings of the sampler.
         criteria: What ends a response.
         judge: Gives the verdicts.
-        quota: The number of pairs at which sampling stops.
+        quota: The number of pairs at which sampling stops. Text matching keeps fewer of them.
         balance: What the two answers of a pair share.
         task: Shows the number of questions.
         max_rows: The largest number of responses that are decoded together.
@@ -283,7 +277,8 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Yield the consistent questions in order, each in the group in which it is paired.
 
-    The group is the relation and, for the balance "answer", the given answer.
+    The group is the relation and, for the balance "answer", the given answer. For the balance
+    "text" these pairs are the most that text matching can keep.
     """
     for p in prompted:
         record = records.get(p.question.id)
@@ -302,24 +297,63 @@ def retain(
     if a fold lacks a label.
     """
     records = read_records(folder)
-    selected = {id for pair in pairs(candidates(prompted, records, balance), quota) for id in pair}
+    if balance == "text":
+        consistent = [p for p in prompted if _label(records, p) is not None]
+        fold_of = _assign_folds(consistent, records, folds, seed)
+        closed = text_pairs([_text_candidate(p, records, fold_of) for p in consistent])
+    else:
+        closed = pairs(candidates(prompted, records, balance), quota)
+    selected = {id for pair in closed for id in pair}
     if not selected:
         raise HQError(f"{_NO_PAIR[balance]}, lower the temperature, or choose another scenario.")
     chosen = [p for p in prompted if p.question.id in selected]
-    unit_of = units.assign_units(
-        [p.question for p in chosen], {id: records[id].answer for id in selected}
-    )
+    if balance != "text":
+        fold_of = _assign_folds(chosen, records, folds, seed)
+    unit_of = _units(chosen, records)
+    units.require_small_units([*unit_of.values()])
+    samples = [_as_sample(p.question, records[p.question.id], unit_of, fold_of) for p in chosen]
+    units.require_both_labels([s.fold for s in samples], [s.hallucinated for s in samples], folds)
+    return samples
+
+
+def _label(records: Mapping[str, QuestionRecord], p: Prompted) -> bool | None:
+    """Return whether the responses to a question are hallucinated; None if they are not alike."""
+    record = records.get(p.question.id)
+    return None if record is None else record.hallucinated
+
+
+def _units(chosen: Sequence[Prompted], records: Mapping[str, QuestionRecord]) -> dict[str, str]:
+    answers = {p.question.id: records[p.question.id].answer for p in chosen}
+    return units.assign_units([p.question for p in chosen], answers)
+
+
+def _assign_folds(
+    chosen: Sequence[Prompted], records: Mapping[str, QuestionRecord], folds: int, seed: int
+) -> dict[str, int]:
+    """Map the id of each question to its fold. Raises HQError if a fold lacks a label."""
+    unit_of = _units(chosen, records)
     fold_of = units.assign_folds(
         [unit_of[p.question.id] for p in chosen],
-        [bool(records[p.question.id].hallucinated) for p in chosen],
+        [bool(_label(records, p)) for p in chosen],
         [p.question.relation for p in chosen],
         folds,
         seed,
     )
-    return [
-        _as_sample(p.question, records[p.question.id], unit_of[p.question.id], fold)
-        for p, fold in zip(chosen, fold_of, strict=True)
-    ]
+    return {p.question.id: fold for p, fold in zip(chosen, fold_of, strict=True)}
+
+
+def _text_candidate(
+    p: Prompted, records: Mapping[str, QuestionRecord], fold_of: Mapping[str, int]
+) -> TextCandidate:
+    question = p.question
+    return TextCandidate(
+        id=question.id,
+        relation=question.relation,
+        question=question.question,
+        response=records[question.id].typical.text.strip(),
+        hallucinated=bool(_label(records, p)),
+        fold=fold_of[question.id],
+    )
 
 
 def read_records(folder: Path) -> dict[str, QuestionRecord]:
@@ -328,7 +362,12 @@ def read_records(folder: Path) -> dict[str, QuestionRecord]:
     return {record.id: record for record in records}
 
 
-def _as_sample(question: Question, record: QuestionRecord, unit: str, fold: int) -> Sample:
+def _as_sample(
+    question: Question,
+    record: QuestionRecord,
+    unit_of: Mapping[str, str],
+    fold_of: Mapping[str, int],
+) -> Sample:
     return Sample(
         id=record.id,
         relation=question.relation,
@@ -336,8 +375,8 @@ def _as_sample(question: Question, record: QuestionRecord, unit: str, fold: int)
         text=record.typical.text.strip(),
         answer=record.answer,
         hallucinated=bool(record.hallucinated),
-        unit=unit,
-        fold=fold,
+        unit=unit_of[record.id],
+        fold=fold_of[record.id],
         prompt_ids=record.prompt,
         response_ids=record.typical.ids,
     )

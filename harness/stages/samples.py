@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,36 +51,6 @@ class Sample(BaseModel):
     def exchange(self) -> PromptResponse:
         """Its token ids."""
         return PromptResponse(self.prompt_ids, self.response_ids)
-
-
-class Candidate(NamedTuple):
-    """A question with consistent responses, the group in which it is balanced, and its label."""
-
-    id: str
-    group: Hashable
-    hallucinated: bool
-
-
-def pairs(candidates: Iterable[Candidate], quota: int) -> list[tuple[str, str]]:
-    """Return the ids of the first `quota` (right, hallucinated) pairs, in the order of completion.
-
-    Candidates come in a fixed order, and each is paired with the first waiting candidate of the
-    same group and the opposite label. The first k pairs depend only on the candidates up to the
-    k-th pair, so sampling may stop at the quota without changing which samples are kept.
-    """
-    return list(islice(_pairs(candidates), quota))
-
-
-def _pairs(candidates: Iterable[Candidate]) -> Iterator[tuple[str, str]]:
-    waiting: dict[tuple[Hashable, bool], deque[str]] = defaultdict(deque)
-    for candidate in candidates:
-        opposite = waiting[candidate.group, not candidate.hallucinated]
-        if not opposite:
-            waiting[candidate.group, candidate.hallucinated].append(candidate.id)
-        elif candidate.hallucinated:
-            yield opposite.popleft(), candidate.id
-        else:
-            yield candidate.id, opposite.popleft()
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:

@@ -65,12 +65,10 @@ def assign_units(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str,
     """Map the id of each item to its unit: items linked by answers, entities and wordings.
 
     `answers` are the normalised answers that the model gave, by id; empty ones link nothing.
-    Raises HQError if a unit is too large (see `require_small_units`).
     """
-    keys = {item.id: [*_keys(item), *_texts("answer", answers[item.id])] for item in items}
-    units = _components(keys)
-    require_small_units(list(units.values()))
-    return units
+    return _components(
+        {item.id: [*_keys(item), *_texts("answer", answers[item.id])] for item in items}
+    )
 
 
 def require_small_units(units: Sequence[str]) -> None:

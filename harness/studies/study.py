@@ -24,7 +24,7 @@ from hq.tracing.traces import StorageType
 
 SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # precision at which responses are sampled
 REFERENCE = "fp16"  # precision of the probe, with which others are compared
-Balance = Literal["answer", "relation"]
+Balance = Literal["answer", "text"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of all random generators
 
@@ -52,7 +52,8 @@ class SamplingSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     quota: Annotated[int, Field(ge=1)] = 1000  # pairs of a right and a hallucinated answer
-    # What the two answers of a pair share: relation and given answer, or only the relation.
+    # What a pair shares: relation and given answer; or relation, and how well its texts predict the
+    # label (propensity matching), for answers that rarely repeat.
     balance: Balance = "answer"
     judge: str = "rules"
     sampler: Literal["torch", "llamacpp"] = "torch"

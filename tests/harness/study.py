@@ -1,12 +1,14 @@
 """A whole study in seconds: a tiny random model with a tokenizer, and questions that suit it.
 
-Half of the tokens start a new line, so that few-shot responses end. Half of the questions have the
-model's own greedy answer as their alias, so that both labels come up; the other half cannot be right.
+Half of the tokens start a new line, so that few-shot responses end. Half of the questions, chosen at
+random, have the model's own greedy answer as their alias, so that both labels come up; the other
+half cannot be right.
 """
 
 import json
 import string
 from pathlib import Path
+from random import Random
 
 import torch
 import transformers as hf
@@ -26,7 +28,7 @@ model = {model}
 precisions = ["fp16", "nf4"]
 scenario = {{name = "triviaqa", options = {{source = {questions}}}}}
 prompt = {{form = "few-shot", shots = [["a", "b"], ["c", "d"]]}}
-sampling = {{temperature = 0.02, responses = 3, max_new_tokens = 8, balance="relation", quota = 60}}
+sampling = {{temperature = 0.02, responses = 3, max_new_tokens = 8, balance="text", quota = 60}}
 identify = {{folds = 3, max_fraction = 0.05}}
 compare = {{draws = 3, text_tokens = 64}}
 """
@@ -62,7 +64,7 @@ def checkpoint(folder: Path, seed: int = 0) -> Path:
 
 
 def questions(path: Path, model: Path, count: int = 400) -> Path:
-    """A QA file: every second question has the model's greedy answer as its alias."""
+    """A QA file: a random half of the questions has the model's greedy answer as its alias."""
     form, spell = FewShot((("a", "b"), ("c", "d"))), tokenizer()
     # Long, so that the samples fill several batches of a trace.
     asked = [f"{i:04d} " * 13 + f"word {i:04d}" for i in range(count)]
@@ -93,4 +95,5 @@ def write(folder: Path) -> Path:
 
 
 def _alias(i: int, answer: str) -> str:
-    return answer.strip() if i % 2 and answer.strip() else f"never {i}"
+    known = Random(i).random() < 0.5
+    return answer.strip() if known and answer.strip() else f"never {i}"

@@ -30,7 +30,7 @@ def power_of(hq, *arguments):
 
 def test_before_a_run_it_follows_from_the_quota(tiny_study, hq):
     (row,) = power_of(hq, tiny_study)
-    reference = REFERENCES["relation"]
+    reference = REFERENCES["text"]
     assert (row["precision"], row["basis"], row["samples"]) == ("nf4", "quota", 120)
     assert row["effective_units"] == pytest.approx(120 * reference.units_per_sample)
     assert row["change"] == pytest.approx(expected_change(reference.c, row["effective_units"]))
@@ -61,7 +61,7 @@ def test_after_sampling_it_follows_from_the_units(finished, tiny_study, hq, monk
     assert (other["precision"], other["basis"]) == ("int8", "samples")
     assert row["effective_units"] == other["effective_units"] == pytest.approx(units)
     assert other["samples"] == len(samples)
-    assert other["change"] == pytest.approx(expected_change(REFERENCES["relation"].c, units))
+    assert other["change"] == pytest.approx(expected_change(REFERENCES["text"].c, units))
 
 
 def test_after_a_run_it_is_that_of_the_table(finished, tiny_study, hq, monkeypatch):

@@ -1,6 +1,7 @@
 """Stage `sample`: the samples do not depend on early stopping, or on where a run was killed."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def parts(tiny_study):
         yield m.models.open(REFERENCE).decoding(), m.prompted[:200], m.stop_criteria
 
 
-def run(folder, parts, quota=1000, log=None, balance="relation"):
+def run(folder, parts, quota=1000, log=None, balance="text"):
     """The records of a run; with a `log`, one that other runs share."""
     decoding, prompted, ending = parts
     folder.mkdir(exist_ok=True)
@@ -60,7 +61,7 @@ def run(folder, parts, quota=1000, log=None, balance="relation"):
     return read_records(folder)
 
 
-def kept(folder, parts, quota=1000, balance="relation"):
+def kept(folder, parts, quota=1000, balance="text"):
     return retain(folder, parts[1], quota, balance, folds=2, seed=0)
 
 
@@ -92,10 +93,8 @@ def test_giving_up_early_keeps_what_full_sampling_keeps(parts, tmp_path, monkeyp
     assert len(kept(tmp_path / "early", parts)) > 10
 
 
-@pytest.mark.parametrize(("balance", "quota"), [("relation", 12), ("answer", 5)])
-def test_the_quota_ends_sampling_and_changes_nothing_before_it(
-    balance, quota, parts, tmp_path, monkeypatch
-):
+def test_the_quota_ends_sampling_and_changes_nothing_before_it(parts, tmp_path, monkeypatch):
+    balance, quota = "answer", 5
     monkeypatch.setattr(stage, "CHUNK", 30)
     monkeypatch.setattr("harness.stages.units.LARGEST_UNIT", 1)  # few of its answers repeat
     everything = run(tmp_path / "all", parts, balance=balance)
@@ -105,6 +104,20 @@ def test_the_quota_ends_sampling_and_changes_nothing_before_it(
     samples = kept(tmp_path / "some", parts, quota, balance)
     assert samples == kept(tmp_path / "all", parts, quota, balance)
     assert len(samples) == 2 * quota
+
+
+def test_text_pairs_are_of_the_questions_that_the_quota_takes(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "CHUNK", 30)
+    everything = run(tmp_path / "all", parts)
+    some = run(tmp_path / "some", parts, quota=12)
+    assert len(some) < len(everything)
+    assert some == {id: everything[id] for id in some}
+    samples = kept(tmp_path / "some", parts, quota=12)
+    assert {s.id for s in samples} <= set(some)
+    cells = Counter((s.relation, s.fold, s.hallucinated) for s in samples)
+    assert all(
+        cells[relation, fold, not label] == n for (relation, fold, label), n in cells.items()
+    )
 
 
 def test_a_large_unit_is_an_error_that_states_the_sizes(parts, tmp_path, monkeypatch):

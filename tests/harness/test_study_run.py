@@ -86,7 +86,7 @@ def test_a_design_whose_texts_leak_is_warned_about(finished, tiny_study, hq, mon
     """The tiny questions end with a number, and every second one can be right."""
     run = finished / "runs" / "tiny"
     (row,) = read_table(run, "design").iter_rows(named=True)
-    assert (row["balance"], row["n"], row["folds"]) == ("relation", 120, 3)
+    assert (row["balance"], row["n"], row["folds"]) == ("text", 120, 3)
     assert row["text_spelling"] > 0.9
     leak = f"text-spelling {row['text_spelling']:.3f} ["
     assert leak in row["warning"]

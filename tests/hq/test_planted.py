@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import StratifiedGroupKFold
 
 import hq
-from harness.stages.samples import Candidate, pairs
+from harness.stages.pairing import Candidate, pairs
 from harness.stages.units import assign_folds
 from hq.neurons.features import standardise
 from hq.probe.cross_fit import CrossFit, cross_fit
