@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hq.errors import HQError
-from hq.models.checkpoint import quantization_of
-from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_dense
+from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
 
 
 class Int8:
@@ -21,10 +20,14 @@ class Int8:
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
 
+    def reads(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether bitsandbytes quantized it to 8 bits."""
+        return _is_own(quantization) and bool(quantization.get("load_in_8bit"))
+
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model, quantized while it is loaded."""
         import_bitsandbytes(self.name)
-        _require_usable(path, self.name)
+        require_precision(path, self.name)
         return from_pretrained(
             path,
             device,
@@ -77,10 +80,19 @@ class FourBit:
         self.name = f"{quant_type}-dq" if double else quant_type
         self._type, self._double = quant_type, double
 
+    def reads(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether bitsandbytes quantized it to 4 bits of this type; transformers' defaults hold."""
+        return (
+            _is_own(quantization)
+            and bool(quantization.get("load_in_4bit"))
+            and quantization.get("bnb_4bit_quant_type", "fp4") == self._type
+            and bool(quantization.get("bnb_4bit_use_double_quant")) == self._double
+        )
+
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model, quantized while it is loaded."""
         import_bitsandbytes(self.name)
-        _require_usable(path, self.name)
+        require_precision(path, self.name)
         dtype = compute_dtype(device)
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -148,13 +160,8 @@ def import_bitsandbytes(precision: str) -> Any:
     return bitsandbytes
 
 
-def _require_usable(path: Path, precision: str) -> None:
-    """Raises HQError for a checkpoint that another method has quantized.
-
-    A checkpoint that bitsandbytes has quantized is loaded and audited as any other.
-    """
-    if quantization_of(path) != "bitsandbytes":
-        require_dense(path, precision)
+def _is_own(quantization: Mapping[str, Any]) -> bool:
+    return str(quantization.get("quant_method")).lower() == "bitsandbytes"
 
 
 def _row_scales(module: nn.Module) -> Tensor:

@@ -196,7 +196,7 @@ def test_a_dense_checkpoint_is_not_packed(checkpoint):
     ],
 )
 def test_another_precision_is_not_reported_under_its_name(asked, has, packed):
-    with pytest.raises(HQError, match=f"not {asked}"):
+    with pytest.raises(HQError, match=rf"does not run as {asked}: name its own precision \({has}"):
         TorchBackend(packed(has), asked, device="cpu")
 
 
