@@ -23,6 +23,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 _CHUNK = 1 << 22
+DENSE_DTYPES = frozenset({"BF16", "F16", "F32", "F64"})
+"""Types of weights in safetensors that are not codes."""
 
 
 def resolve(model: str) -> Path:

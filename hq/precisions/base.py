@@ -15,7 +15,13 @@ from transformers import PreTrainedModel
 
 from hq.errors import HQError, first_line
 from hq.models.auto import model_class
-from hq.models.checkpoint import quantization_config, quantization_of, tensors_of, whole_config
+from hq.models.checkpoint import (
+    DENSE_DTYPES,
+    quantization_config,
+    quantization_of,
+    tensors_of,
+    whole_config,
+)
 from hq.registry import Registry
 
 _DENSE_TYPES = ("float64", "float32", "float16", "bfloat16")
@@ -116,7 +122,6 @@ def require_precision(path: Path, precision: str) -> Mapping[str, Any] | None:
     return None
 
 
-DENSE_DTYPES = frozenset({"BF16", "F16", "F32", "F64"})
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hq.errors import HQError
-from hq.models.checkpoint import StoredTensor, read_tensor, tensors_of
+from hq.models.checkpoint import DENSE_DTYPES, StoredTensor, read_tensor, tensors_of
 from hq.precisions.base import (
-    DENSE_DTYPES,
     WEIGHT_NAMES,
     StoredWeight,
     compute_dtype,
@@ -147,9 +146,9 @@ class BlockFloat(Dequantized):
 
     def _stored(self, scheme: BlockScheme, nbytes: int, weights: int) -> StoredWeight:
         outputs, inputs = scheme.block
-        where = {(None, None): "one scale", (1, None): "a scale per row"}.get(
-            scheme.block, f"blocks of {outputs}×{inputs}"
-        )
+        where = f"blocks of {outputs}×{inputs}"
+        if inputs is None:
+            where = "one scale" if outputs is None else "a scale per row"
         without = ", activations not quantized" if scheme.activations else ""
         return StoredWeight(f"{self.storage}, {where}{without}", nbytes, weights)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ class FP8(BlockFloat):
     code_bits = 8
     scale_bits = 32
     made = BlockScheme("weight", "weight_scale", (1, None))
-    dtypes: Mapping[str, tuple[str, ...]] = {
+    dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "weight": ("F8_E4M3",),
         "weight_scale": _FLOATS,
         "weight_scale_inv": (*_FLOATS, "F8_E8M0"),

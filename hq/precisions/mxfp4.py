@@ -1,6 +1,7 @@
 """mxfp4: 4-bit floats in blocks of 32 inputs, with scales that are powers of two (OCP MX)."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,10 @@ class MXFP4(E2M1):
     name = storage = "mxfp4"
     format = "mxfp4-pack-quantized"
     made = BlockScheme("weight_packed", "weight_scale", (1, 32))
-    dtypes: Mapping[str, tuple[str, ...]] = {"weight_packed": ("U8",), "weight_scale": ("U8",)}
+    dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "weight_packed": ("U8",),
+        "weight_scale": ("U8",),
+    }
 
     def scales(self, parts: Mapping[str, Tensor], scheme: BlockScheme) -> Float[Tensor, "..."]:
         """2^(e − 127) of each exponent e; 255 is NaN."""

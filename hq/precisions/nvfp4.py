@@ -1,6 +1,7 @@
 """nvfp4: 4-bit floats in blocks of 16 inputs, with FP8 scales and one float32 scale per tensor."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,7 @@ class NVFP4(E2M1):
     extra_bits = 32
     format = "nvfp4-pack-quantized"
     made = BlockScheme("weight_packed", "weight_scale", (1, 16), ("weight_global_scale",))
-    dtypes: Mapping[str, tuple[str, ...]] = {
+    dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "weight_packed": ("U8",),
         "weight_scale": ("F8_E4M3",),
         "weight_global_scale": ("F32",),

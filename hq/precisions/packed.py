@@ -315,7 +315,7 @@ def load_dequantized(
     model = load_complete(
         path, model_class(config), None, config=config, state_dict=state, dtype=torch.float32
     )
-    model.to(device, compute_dtype(device))  # type: ignore[arg-type]
+    model.to(device, compute_dtype(device))
     for name, module in model.named_modules():
         if name in stored:
             record(module, stored[name])
