@@ -142,15 +142,18 @@ class BlockFloat(Dequantized):
         rows, columns = self.made.grid((linear.out_features, linear.in_features))
         scale_bits = rows * columns * self.scale_bits + self.extra_bits
         nbytes = (weight.numel() * self.code_bits + scale_bits) // 8
-        record(linear, self._stored(self.made, nbytes, weight.numel()))
+        record(linear, self._stored(self.made, nbytes, weight.numel(), weight.device))
 
-    def _stored(self, scheme: BlockScheme, nbytes: int, weights: int) -> StoredWeight:
+    def _stored(
+        self, scheme: BlockScheme, nbytes: int, weights: int, device: torch.device
+    ) -> StoredWeight:
         outputs, inputs = scheme.block
         where = f"blocks of {outputs}×{inputs}"
         if inputs is None:
             where = "one scale" if outputs is None else "a scale per row"
+        runs = f"dequantized to {str(compute_dtype(device)).removeprefix('torch.')}"
         without = ", activations not quantized" if scheme.activations else ""
-        return StoredWeight(f"{self.storage}, {where}{without}", nbytes, weights)
+        return StoredWeight(f"{self.storage}, {where}, {runs}{without}", nbytes, weights)
 
     def _read(self, path: Path, scheme: BlockScheme, device: torch.device) -> PreTrainedModel:
         """All projections are checked, and all scales read, before the first weight is."""
@@ -178,7 +181,7 @@ class BlockFloat(Dequantized):
                 raise HQError(f"{path} has codes in {codes.name} that are NaN: copy it again.")
             state[f"{name}.weight"] = dense
             nbytes = sum(t.end - t.start for p in scheme.parts for t in [tensors[f"{name}.{p}"]])
-            stored[name] = self._stored(scheme, nbytes, dense.numel())
+            stored[name] = self._stored(scheme, nbytes, dense.numel(), device)
         return load_dequantized(path, state, stored, device)
 
     def _projections(

@@ -126,9 +126,9 @@ def test_the_audit_shows_real_storage(backend: TorchBackend) -> None:
         "torchao-int8": ("int8", "Linear"),
         "torchao-int4": ("int4 in bytes g64 sym", "Linear"),
         "hqq-4": ("int4 in bytes g64 hqq", "Linear"),
-        "fp8": ("float8_e4m3fn, a scale per row", "Linear"),
-        "nvfp4": ("nvfp4, blocks of 1×16", "Linear"),
-        "mxfp4": ("mxfp4, blocks of 1×32", "Linear"),
+        "fp8": ("float8_e4m3fn, a scale per row, dequantized to float32", "Linear"),
+        "nvfp4": ("nvfp4, blocks of 1×16, dequantized to float32", "Linear"),
+        "mxfp4": ("mxfp4, blocks of 1×32, dequantized to float32", "Linear"),
     }.get(backend.precision, ("uint8", "Linear4bit"))
     assert {(row.storage, row.module) for row in rows} == {(storage, module)}
 
