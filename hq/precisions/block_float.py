@@ -27,13 +27,20 @@ from hq.precisions.base import (
 )
 from hq.precisions.dense import FP16
 from hq.precisions.packed import Dequantized, load_dequantized, packed_weight, record
-from hq.precisions.packed_checkpoints.checkpoint import compressed_group, unreadable
+from hq.precisions.packed_checkpoints import checkpoint
+from hq.precisions.packed_checkpoints.checkpoint import compressed_group
 
 # Scales of activations and of the key-value cache that were fixed by a calibration.
 _STATIC_SCALES = (
     *("input_scale", "input_global_scale", "activation_scale", "output_scale"),
     *("k_scale", "v_scale", "q_scale"),
 )
+_READ = "FP8_DYNAMIC, NVFP4A16 or MXFP4A16"  # schemes of compressed-tensors
+
+
+def unreadable(path: Path, reason: str) -> HQError:
+    """The error of a checkpoint that is more than its weights."""
+    return checkpoint.unreadable(path, reason, _READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +279,7 @@ def compressed_scheme(
     Dynamic scales of activations are computed at run time, so that weights alone are a model of
     the format; static ones belong to the checkpoint. Raises HQError for static scales.
     """
-    group = compressed_group(path, quantization, formats)
+    group = compressed_group(path, quantization, formats, _READ)
     inputs = group.get("input_activations")
     if isinstance(inputs, dict) and inputs.get("dynamic") is not True:
         raise unreadable(path, "quantizes activations with static scales")

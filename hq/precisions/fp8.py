@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hq.precisions.block_float import BlockFloat, BlockScheme, compressed_scheme
-from hq.precisions.packed_checkpoints.checkpoint import COMPRESSED, compressed_weights, unreadable
+from hq.precisions.block_float import BlockFloat, BlockScheme, compressed_scheme, unreadable
+from hq.precisions.packed_checkpoints.checkpoint import COMPRESSED, compressed_weights
 
 _FINE_GRAINED = "fp8"  # the method of DeepSeek-V3 and Qwen3-FP8, which transformers writes
 _FORMATS = ("float-quantized", "naive-quantized")
-_STRATEGIES = ("tensor", "channel", "block")
+_BLOCKS: dict[str, tuple[int | None, int | None]] = {"tensor": (None, None), "channel": (1, None)}
 _FLOATS = ("F32", "BF16", "F16")
 
 
@@ -40,7 +40,7 @@ class FP8(BlockFloat):
             method == COMPRESSED
             and weights["format"] in _FORMATS
             and (weights.get("type"), weights.get("num_bits")) == ("float", 8)
-            and weights.get("strategy") in _STRATEGIES
+            and weights.get("strategy") in (*_BLOCKS, "block")
         )
 
     def scheme(self, path: Path, quantization: Mapping[str, Any]) -> BlockScheme:
@@ -51,29 +51,17 @@ class FP8(BlockFloat):
             block = _block(path, "weight_block_size", quantization.get("weight_block_size"))
             return BlockScheme("weight", "weight_scale_inv", block, activations=True)
         weights = compressed_weights(quantization)
-        blocks: dict[str, tuple[int | None, int | None]] = {
-            "tensor": (None, None),
-            "channel": (1, None),
-        }
-        stated = weights["strategy"]
-        block = blocks.get(stated) or _block(
-            path, "block_structure", weights.get("block_structure") or 0
-        )
+        stated = weights.get("block_structure", 0)
+        block = _BLOCKS.get(weights["strategy"]) or _block(path, "block_structure", stated)
         scheme = BlockScheme("weight", "weight_scale", block)
         return compressed_scheme(path, quantization, _FORMATS, scheme)
 
     def rounded(self, weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
         """Scales are the largest weight of a row divided by 448, the largest float8_e4m3fn."""
-        scales = row_scales(weight)
-        codes = (weight / scales).to(torch.float8_e4m3fn)
-        return codes.float() * scales
-
-
-def row_scales(weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out 1"]:
-    """The scale of each row; that of a row of zeros does not matter."""
-    top = torch.finfo(torch.float8_e4m3fn).max
-    largest = weight.abs().amax(1, keepdim=True)
-    return torch.where(largest > 0, largest / top, torch.ones_like(largest))
+        largest = weight.abs().amax(1, keepdim=True)
+        scales = largest / torch.finfo(torch.float8_e4m3fn).max
+        scales = torch.where(scales > 0, scales, 1)  # a row of zeros
+        return (weight / scales).to(torch.float8_e4m3fn).float() * scales
 
 
 def _block(path: Path, key: str, stated: object) -> tuple[int | None, int | None]:

@@ -274,7 +274,7 @@ CONFIGS = {
     "rotated": (fp8("channel") | {"transform_config": {"a": 1}}, "has a transform_config"),
     "groups of 32": (fp8("group", group_size=32), "name its source"),
     "MXFP8": (compressed("mxfp8-quantized", num_bits=8, type="float"), "name its source"),
-    "no blocks": (fp8("block"), "has block_structure = 0"),
+    "no blocks": (fp8("block"), "has block_structure = "),
     "a block of three": (fine_grained([32, 32, 32]), "has weight_block_size ="),
     "blocks of zero": (fine_grained([0, 32]), "has weight_block_size ="),
     "other blocks": (fp8("block", block_structure=[64, 64]), r"not \(\d, \d\)"),

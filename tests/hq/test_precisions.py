@@ -217,11 +217,18 @@ def test_a_checkpoint_of_bitsandbytes_names_its_own_precision(
     with TorchBackend(checkpoint("llama"), saved, device="cpu") as backend:
         backend.model.save_pretrained(tmp_path)
         norms = backend.norms
-    for asked in {*BITSANDBYTES, "fp8", "torchao-int8"} - {saved}:
+    for asked in {*BITSANDBYTES, "fp8"} - {saved}:
         with pytest.raises(HQError, match=rf"name its own precision \({saved}\)\.$"):
             TorchBackend(tmp_path, asked, device="cpu")
+    config = tmp_path / "config.json"
+    stated = config.read_text(encoding="utf-8").replace(
+        '"bnb_4bit_compute_dtype": "float32"', '"bnb_4bit_compute_dtype": "bfloat16"'
+    )
+    assert "bfloat16" in stated
+    config.write_text(stated, encoding="utf-8")
     with TorchBackend(tmp_path, saved, device="cpu") as backend:
         np.testing.assert_allclose(backend.norms, norms, rtol=1e-6)
+        assert getattr(backend.downs[0], "compute_dtype", torch.float32) == torch.float32
 
 
 class Foreign(nn.Module):

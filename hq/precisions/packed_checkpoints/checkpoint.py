@@ -22,6 +22,7 @@ from hq.precisions.packed_checkpoints.layer import (
 CONFIG_FILES = ("config.json", "quantize_config.json", "quant_config.json")
 COMPRESSED = "compressed-tensors"
 PACKED_FORMAT = "pack-quantized"
+_INTEGERS = "W4A16 or W8A16"  # schemes that are read
 _GROUP_SIZE = {"group": None, "channel": -1}  # by strategy; -1: one group per row
 _SAMPLED = 8  # projections from which the format of zero points is derived
 
@@ -153,13 +154,13 @@ def compressed_settings(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]
     Raises HQError for a config that states more than packed integers, such as activations in 8
     bits: a model without them would be another model.
     """
-    group = compressed_group(path, stated, (PACKED_FORMAT,))
+    group = compressed_group(path, stated, (PACKED_FORMAT,), _INTEGERS)
     if group.get("input_activations"):
-        raise unreadable(path, "quantizes input activations")
+        raise unreadable(path, "quantizes input activations", _INTEGERS)
     weights = group["weights"]
     strategy, number_type = weights.get("strategy"), weights.get("type", "int")
     if strategy not in _GROUP_SIZE or number_type != "int":
-        raise unreadable(path, f"has {number_type} weights by {strategy}")
+        raise unreadable(path, f"has {number_type} weights by {strategy}", _INTEGERS)
     return {
         "method": COMPRESSED,
         "bits": weights.get("num_bits"),
@@ -169,7 +170,7 @@ def compressed_settings(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]
 
 
 def compressed_group(
-    path: Path, stated: Mapping[str, Any], formats: Sequence[str]
+    path: Path, stated: Mapping[str, Any], formats: Sequence[str], instead: str
 ) -> Mapping[str, Any]:
     """The scheme of a compressed-tensors config, of which `weights` is a mapping.
 
@@ -180,20 +181,20 @@ def compressed_group(
     groups = stated.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
         count = len(groups) if isinstance(groups, dict) else "no"
-        raise unreadable(path, f"has {count} groups of layers with schemes of their own")
+        raise unreadable(path, f"has {count} groups of layers with schemes of their own", instead)
     (group,) = groups.values()
     if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
-        raise unreadable(path, f"names the scheme {group!r} only")
+        raise unreadable(path, f"names the scheme {group!r} only", instead)
     stated_format = group.get("format") or stated.get("format")
     if stated_format not in formats:
-        raise unreadable(path, f"is in the format {stated_format!r}, not {formats[0]!r}")
+        raise unreadable(path, f"is in the format {stated_format!r}, not {formats[0]!r}", instead)
     if group.get("output_activations"):
-        raise unreadable(path, "quantizes output activations")
+        raise unreadable(path, "quantizes output activations", instead)
     for key in ("transform_config", "kv_cache_scheme", "sparsity_config"):
         value = stated.get(key)
         is_dense = isinstance(value, dict) and value.get("format") == "dense"
         if value and not is_dense:
-            raise unreadable(path, f"has a {key}")
+            raise unreadable(path, f"has a {key}", instead)
     return group
 
 
@@ -207,12 +208,9 @@ def compressed_weights(stated: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"format": own_format, **(weights if isinstance(weights, dict) else {})}
 
 
-def unreadable(path: Path, reason: str) -> HQError:
-    """The error of a compressed-tensors checkpoint that is more than its weights."""
-    return HQError(
-        f"{path} {reason}, which hq does not read: use W4A16, W8A16, FP8_DYNAMIC, NVFP4A16 or "
-        "MXFP4A16."
-    )
+def unreadable(path: Path, reason: str, instead: str) -> HQError:
+    """The error of a compressed-tensors checkpoint of a scheme that hq does not read."""
+    return HQError(f"{path} {reason}, which hq does not read: use {instead}.")
 
 
 def _stated(path: Path) -> dict[str, Any] | None:
