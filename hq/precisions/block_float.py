@@ -155,12 +155,12 @@ class BlockFloat(Dequantized):
         self, scheme: BlockScheme, nbytes: int, weights: int, device: torch.device
     ) -> StoredWeight:
         outputs, inputs = scheme.block
-        where = f"blocks of {outputs}×{inputs}"
+        granularity = f"blocks of {outputs}×{inputs}"
         if inputs is None:
-            where = "one scale" if outputs is None else "a scale per row"
-        runs = f"dequantized to {str(compute_dtype(device)).removeprefix('torch.')}"
-        without = ", activations not quantized" if scheme.activations else ""
-        return StoredWeight(f"{self.storage}, {where}, {runs}{without}", nbytes, weights)
+            granularity = "one scale" if outputs is None else "a scale per row"
+        compute = f"dequantized to {str(compute_dtype(device)).removeprefix('torch.')}"
+        unapplied = ", activations not quantized" if scheme.activations else ""
+        return StoredWeight(f"{self.storage}, {granularity}, {compute}{unapplied}", nbytes, weights)
 
     def _read(self, path: Path, scheme: BlockScheme, device: torch.device) -> PreTrainedModel:
         """All projections are checked, and all scales read, before the first weight is."""
