@@ -224,15 +224,15 @@ def _open_mapped(model: str, precision: str, source: str, progress: "Progress") 
     from harness.stages import mapping
     from hq.backends.opening import open_backend
     from hq.backends.transformers.backend import TorchBackend
-    from hq.models.checkpoint import checkpoint_identity
+    from hq.models.checkpoint import checkpoint_identity, quantization_of
     from hq.models.ffn_weights import of_checkpoint
     from hq.precisions.packed import UNCHECKED, mark_unchecked, recipe_of
 
     path = source_of(model, precision)
     if not source:
         backend = open_backend(path, precision)
-        if isinstance(backend, TorchBackend) and recipe_of(precision):
-            mark_unchecked(backend.model)
+        quantized = recipe_of(precision) or (path.is_dir() and quantization_of(path))
+        if isinstance(backend, TorchBackend) and quantized and mark_unchecked(backend.model):
             err.print(
                 f"[yellow]{escape(str(path))} is {UNCHECKED}, so wrongly decoded weights would not "
                 "be noticed: name its FP16 checkpoint with --source.[/yellow]",

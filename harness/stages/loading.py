@@ -13,7 +13,7 @@ from hq.models.checkpoint import file_digests, fingerprint, resolve
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import GGUF_SOURCE
-from hq.precisions.packed import NATIVE, recipe_of
+from hq.precisions.packed import NATIVE
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
 
 SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -52,7 +52,7 @@ class Models:
         if precision == GGUF_SOURCE:
             return gguf_of(self.study.model)
         name = precision.removesuffix(NATIVE)
-        if recipe_of(precision) and name in self.study.checkpoints:
+        if name in self.study.checkpoints:
             return resolve(self.study.checkpoints[name])
         return None
 

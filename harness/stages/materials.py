@@ -70,7 +70,7 @@ class Materials:
         study = self.study
         made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
         require_packages((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
-        for name in made & set(study.checkpoints):
+        for name in {p.removesuffix(NATIVE) for p in study.precisions} & set(study.checkpoints):
             resolve(study.checkpoints[name])
         if GGUF_SOURCE in study.precisions:
             gguf_of(study.model)

@@ -17,8 +17,8 @@ from harness.studies.section import Section
 from hq.errors import HQError
 from hq.neurons.cett import Span
 from hq.neurons.neuron_set import NeuronSet
-from hq.precisions import BACKEND_OF
-from hq.precisions.packed import RECIPES
+from hq.precisions import BACKEND_OF, PRECISIONS
+from hq.precisions.packed import Dequantized
 from hq.tracing.sampling import Sampling
 from hq.tracing.traces import StorageType
 
@@ -171,8 +171,9 @@ class Study(Section):
     @classmethod
     def _packed(cls, given: dict[str, str]) -> dict[str, str]:
         for name in given:
-            if name not in RECIPES:
-                raise ValueError(f"{name} is not read from a checkpoint, only {', '.join(RECIPES)}")
+            if name not in PRECISIONS or not isinstance(PRECISIONS[name], Dequantized):
+                known = [n for n in PRECISIONS if isinstance(PRECISIONS[n], Dequantized)]
+                raise ValueError(f"{name} is not read from a checkpoint, only {', '.join(known)}")
         return given
 
     @classmethod

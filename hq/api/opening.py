@@ -12,8 +12,9 @@ from hq.models.checkpoint import end_tokens, quantization_of, resolve
 from hq.models.encoding import end_tokens_of
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons.neuron_set import ModelIdentity
-from hq.precisions import BACKEND_OF, PRECISIONS
+from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import GGUF_SOURCE
+from hq.precisions.packed import recipe_of
 
 
 def load(model: str | Path, precision: str | None = None, *, device: str | None = None) -> Model:
@@ -21,10 +22,10 @@ def load(model: str | Path, precision: str | None = None, *, device: str | None 
 
     Args:
         model: A checkpoint folder, the id of a model on the Hugging Face hub, or a GGUF file.
-        precision: For a checkpoint, `fp16` (the default), `int8`, `nf4`, `fp4`, `torchao-int8`,
-            `torchao-int4`, `hqq-4`, or for a packed checkpoint the precision that it was packed at,
-            such as `gptq-4` or `awq-4`. A GGUF file runs at its own precision: leave it out, or
-            name it to have it checked (`gguf-q4_k_m`).
+        precision: For a checkpoint, `fp16` (the default), `int8`, `nf4`, `nf4-dq`, `fp4`, `fp8`,
+            `nvfp4`, `mxfp4`, `torchao-int8`, `torchao-int4`, `hqq-4`, or for a quantized checkpoint
+            the precision that it has, such as `gptq-4`, `awq-4` or `fp8`. A GGUF file runs at its
+            own precision: leave it out, or name it to have it checked (`gguf-q4_k_m`).
         device: `cpu`, `cuda` or `cuda:N`; CUDA by default if there is any.
 
     Raises:
@@ -41,7 +42,7 @@ def load(model: str | Path, precision: str | None = None, *, device: str | None 
             "that ends in .gguf, or another precision."
         )
     folder = resolve(str(model))
-    if getattr(PRECISIONS[precision], "method", None) and not _is_packed(folder):
+    if recipe_of(precision) and not _is_packed(folder):
         raise HQError(
             f"Precision {precision!r} needs a packed checkpoint, and {model} is dense: name one "
             "that was quantized so, or a precision that is quantized while loading, such as nf4."

@@ -23,6 +23,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 _CHUNK = 1 << 22
+DENSE_DTYPES = frozenset({"BF16", "F16", "F32", "F64"})
+"""Types of weights in safetensors that are not codes."""
 
 
 def resolve(model: str) -> Path:
@@ -209,7 +211,13 @@ def _base_of(adapter_config: Path) -> str:
 
 
 def quantization_of(path: Path) -> str | None:
-    """Return the quantization method in config.json, or None for a dense model.
+    """Return the quantization method in config.json, or None for a dense model."""
+    stated = quantization_config(path)
+    return None if stated is None else str(stated.get("quant_method") or "another method").lower()
+
+
+def quantization_config(path: Path) -> dict[str, Any] | None:
+    """Return the quantization config in config.json, or None for a dense model.
 
     Multimodal configs may have it in the config of the language model.
     """
@@ -221,7 +229,7 @@ def quantization_of(path: Path) -> str | None:
         for key in ("quantization_config", "compression_config"):
             stated = part.get(key) if isinstance(part, dict) else None
             if isinstance(stated, dict) and stated:
-                return str(stated.get("quant_method") or "another method").lower()
+                return stated
     return None
 
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from hq.errors import HQError
 from hq.models.architectures import Architecture
-from hq.models.checkpoint import architecture_at, read_tensor, tensor_files, text_config
+from hq.models.checkpoint import (
+    DENSE_DTYPES,
+    architecture_at,
+    read_tensor,
+    tensors_of,
+    text_config,
+)
 
 
 class FFN(NamedTuple):
@@ -70,19 +76,24 @@ def weights_of(path: Path, family: Architecture) -> Callable[[int, str], Tensor]
     """Return a function that reads a dense checkpoint's weight, by layer and path in the layer.
 
     Weights are float32 and have the shape in which they are stored. The function raises HQError if
-    the checkpoint lacks the weight.
+    the checkpoint lacks the weight, or stores codes in its place.
     """
-    files = tensor_files(path)
+    tensors = tensors_of(path)
 
     def read(layer: int, name: str) -> Tensor:
         ending = f"{family.layers}.{layer}.{name}.weight"
-        tensor = next((name for name in files if f".{name}".endswith(f".{ending}")), None)
+        tensor = next((t for n, t in tensors.items() if f".{n}".endswith(f".{ending}")), None)
         if tensor is None:
             raise HQError(
                 f"{path} lacks {ending}: name the dense checkpoint, with weights under the names "
                 "that the model has in transformers."
             )
-        return read_tensor(files[tensor], tensor).float()
+        if tensor.dtype not in DENSE_DTYPES:
+            raise HQError(
+                f"{path} has {tensor.name} in {tensor.dtype}, so it is quantized: name the dense "
+                "checkpoint."
+            )
+        return read_tensor(tensor.file, tensor.name).float()
 
     return read
 

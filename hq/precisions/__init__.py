@@ -1,9 +1,9 @@
-"""Named ways to run one source checkpoint: FP16, bitsandbytes, packed checkpoints, torchao, GGUF.
+"""Named ways to run one checkpoint: FP16, bitsandbytes, packed, small floats, torchao, GGUF.
 
 What executes a model at a precision is in `hq.backends`; GGUF files themselves are in `hq.gguf`.
 """
 
-from hq.precisions import bitsandbytes, dense, gguf, packed, torchao
+from hq.precisions import bitsandbytes, dense, fp8, gguf, mxfp4, nvfp4, packed, torchao
 from hq.precisions.base import PRECISIONS, Precision
 from hq.registry import Registry
 
@@ -13,6 +13,9 @@ _TORCH: tuple[Precision, ...] = (
     bitsandbytes.FourBit("nf4", double=True),
     bitsandbytes.FourBit("fp4"),
     dense.FP16(),
+    fp8.FP8(),
+    nvfp4.NVFP4(),
+    mxfp4.MXFP4(),
     *packed.packed_precisions(),
     torchao.TorchAOInt8(),
     torchao.TorchAOInt4(),
@@ -40,7 +43,10 @@ __all__ = [
     "Precision",
     "bitsandbytes",
     "dense",
+    "fp8",
     "gguf",
+    "mxfp4",
+    "nvfp4",
     "packed",
     "torchao",
 ]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,16 @@ from transformers import PreTrainedModel
 
 from hq.errors import HQError, first_line
 from hq.models.auto import model_class
-from hq.models.checkpoint import quantization_of, tensors_of, whole_config
+from hq.models.checkpoint import (
+    DENSE_DTYPES,
+    quantization_config,
+    quantization_of,
+    tensors_of,
+    whole_config,
+)
 from hq.registry import Registry
+
+_DENSE_TYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class StoredWeight:
     @property
     def shipped_nbytes(self) -> int:
         """Bytes in a file: floats ship in FP16 (a CPU holds FP32), and codes ship packed."""
-        if self.storage.startswith(("float", "bfloat")):
+        if self.storage in _DENSE_TYPES:
             return 2 * self.weights
         return self.packed_nbytes or self.nbytes
 
@@ -73,29 +81,48 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
-def require_dense(path: Path, precision: str) -> None:
-    """Raises HQError for a quantized checkpoint, by its config or by the types of its weights.
+@runtime_checkable
+class ReadsQuantized(Protocol):
+    """A precision that also, or only, loads checkpoints that are quantized already."""
 
-    On a CPU, transformers dequantizes some formats (FP8) while it loads them, so the model looks
-    dense; without the config, it reads codes as weights.
+    def reads(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this quantization config is stored at this precision."""
+        ...
+
+
+def own_precisions(quantization: Mapping[str, Any]) -> list[str]:
+    """Names of the precisions that load a checkpoint with this quantization config."""
+    loaders = ((name, PRECISIONS[name]) for name in PRECISIONS)
+    return [n for n, p in loaders if isinstance(p, ReadsQuantized) and p.reads(quantization)]
+
+
+def require_precision(path: Path, precision: str) -> Mapping[str, Any] | None:
+    """The quantization config of a checkpoint that loads at `precision`; None if it is dense.
+
+    Raises HQError for a checkpoint that is quantized in another way, by its config or by the types
+    of its weights. On a CPU, transformers dequantizes some formats (FP8) while it loads them, so
+    the model looks dense; without the config, it reads codes as weights.
     """
-    method = quantization_of(path)
-    if method is not None:
-        own = [name for name in PRECISIONS if getattr(PRECISIONS[name], "method", "") == method]
-        instead = f"name its own precision ({', '.join(own)})" if own else "name its source"
-        raise HQError(
-            f"{path} is quantized already ({method}), so it does not run as {precision}: {instead}."
-        )
+    quantization = quantization_config(path)
+    if quantization is not None:
+        own = own_precisions(quantization)
+        if precision not in own:
+            instead = f"name its own precision ({', '.join(own)})" if own else "name its source"
+            raise HQError(
+                f"{path} is quantized already ({quantization_of(path)}), so it does not run as "
+                f"{precision}: {instead}."
+            )
+        return quantization
     for tensor in tensors_of(path).values():
-        if tensor.name.endswith(_WEIGHTS) and tensor.dtype not in _DENSE:
+        if tensor.name.endswith(WEIGHT_NAMES) and tensor.dtype not in DENSE_DTYPES:
             raise HQError(
                 f"{path} has {tensor.name} in {tensor.dtype}, so it is quantized, and its config "
                 f"does not say how: it does not run as {precision}; name its source."
             )
+    return None
 
 
-_DENSE = frozenset({"BF16", "F16", "F32", "F64"})
-_WEIGHTS = (".weight", ".qweight", ".weight_packed")
+WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
 
 def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:

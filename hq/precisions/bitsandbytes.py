@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hq.errors import HQError
-from hq.models.checkpoint import quantization_of
-from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_dense
+from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
 
 
 class Int8:
@@ -21,16 +20,14 @@ class Int8:
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
 
+    def reads(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether bitsandbytes quantized it to 8 bits."""
+        return _is_own(quantization) and bool(quantization.get("load_in_8bit"))
+
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """The model, quantized while it is loaded."""
+        """The model, quantized while it is loaded, unless its checkpoint is."""
         import_bitsandbytes(self.name)
-        _require_usable(path, self.name)
-        return from_pretrained(
-            path,
-            device,
-            dtype=compute_dtype(device),
-            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        )
+        return _load(path, device, self.name, BitsAndBytesConfig(load_in_8bit=True))
 
     def layer(self, weight: Tensor) -> nn.Module:
         """An 8-bit linear of bitsandbytes, which quantizes when it is moved to a device."""
@@ -77,19 +74,25 @@ class FourBit:
         self.name = f"{quant_type}-dq" if double else quant_type
         self._type, self._double = quant_type, double
 
+    def reads(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether bitsandbytes quantized it to 4 bits of this type; transformers' defaults hold."""
+        return (
+            _is_own(quantization)
+            and bool(quantization.get("load_in_4bit"))
+            and quantization.get("bnb_4bit_quant_type", "fp4") == self._type
+            and bool(quantization.get("bnb_4bit_use_double_quant")) == self._double
+        )
+
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
-        """The model, quantized while it is loaded."""
+        """The model, quantized while it is loaded, unless its checkpoint is."""
         import_bitsandbytes(self.name)
-        _require_usable(path, self.name)
-        dtype = compute_dtype(device)
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self._type,
             bnb_4bit_use_double_quant=self._double,
-            bnb_4bit_compute_dtype=dtype,
         )
-        model = from_pretrained(path, device, dtype=dtype, quantization_config=config)
-        disable_bf16_kernel(model)
+        model = _load(path, device, self.name, config)
+        compute_four_bit_in(model, compute_dtype(device))
         return model
 
     def layer(self, weight: Tensor) -> nn.Module:
@@ -127,12 +130,16 @@ class FourBit:
         return _stored(module, int(state.absmax.nbytes + of_scales))
 
 
-def disable_bf16_kernel(model: nn.Module) -> None:
-    """Make the 4-bit linears of a model multiply by dequantized weights, as `FourBit` says."""
+def compute_four_bit_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make the 4-bit linears of a model compute in `dtype`, with dequantized weights.
+
+    A checkpoint of bitsandbytes may state another type.
+    """
     four_bit = import_bitsandbytes("nf4").nn.Linear4bit
     for module in model.modules():
         if isinstance(module, four_bit):
             module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
 def import_bitsandbytes(precision: str) -> Any:
@@ -148,13 +155,17 @@ def import_bitsandbytes(precision: str) -> Any:
     return bitsandbytes
 
 
-def _require_usable(path: Path, precision: str) -> None:
-    """Raises HQError for a checkpoint that another method has quantized.
+def _load(
+    path: Path, device: torch.device, precision: str, config: BitsAndBytesConfig
+) -> PreTrainedModel:
+    """A model of a dense checkpoint, or of one that bitsandbytes quantized at this precision."""
+    is_quantized = require_precision(path, precision) is not None
+    options = {} if is_quantized else {"quantization_config": config}
+    return from_pretrained(path, device, dtype=compute_dtype(device), **options)
 
-    A checkpoint that bitsandbytes has quantized is loaded and audited as any other.
-    """
-    if quantization_of(path) != "bitsandbytes":
-        require_dense(path, precision)
+
+def _is_own(quantization: Mapping[str, Any]) -> bool:
+    return str(quantization.get("quant_method")).lower() == "bitsandbytes"
 
 
 def _row_scales(module: nn.Module) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_dense
+from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
 
 
 class FP16:
@@ -19,7 +19,7 @@ class FP16:
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """The model, loaded in FP16 first, so that wider weights are rounded as they would ship."""
-        require_dense(path, self.name)
+        require_precision(path, self.name)
         model = from_pretrained(path, device, dtype=torch.float16)
         return model.to(compute_dtype(device))
 

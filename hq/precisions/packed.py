@@ -19,8 +19,21 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hq.errors import HQError
 from hq.models.auto import model_class
-from hq.precisions.base import Precision, StoredWeight, compute_dtype, load_complete
-from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
+from hq.models.checkpoint import quantization_config
+from hq.precisions.base import (
+    Precision,
+    StoredWeight,
+    compute_dtype,
+    load_complete,
+    own_precisions,
+    require_precision,
+)
+from hq.precisions.packed_checkpoints.checkpoint import (
+    COMPRESSED,
+    PACKED_FORMAT,
+    PackedCheckpoint,
+    compressed_weights,
+)
 from hq.precisions.packed_checkpoints.layer import PackedLayer
 
 NATIVE = "-native"
@@ -87,24 +100,27 @@ def packed_weight(module: nn.Module) -> PackedWeight | None:
     return _WEIGHTS.get(module)
 
 
-def mark_unchecked(model: nn.Module) -> None:
-    """State in the audit that the packed weights of a model were not compared with their source."""
-    for module in model.modules():
-        weight = packed_weight(module)
-        if weight is not None:
-            storage = f"{weight.stored.storage}, {UNCHECKED}"
-            _WEIGHTS[module] = replace(weight, stored=replace(weight.stored, storage=storage))
+def record(module: nn.Module, stored: StoredWeight) -> None:
+    """State how the weight of a projection is stored that was dequantized."""
+    _WEIGHTS[module] = PackedWeight(stored, dense=None)
+
+
+def mark_unchecked(model: nn.Module) -> bool:
+    """State in the audit that the packed weights of a model were not compared with their source.
+
+    Returns whether there are any.
+    """
+    packed = {m: w for m in model.modules() if (w := packed_weight(m)) is not None}
+    for module, weight in packed.items():
+        storage = f"{weight.stored.storage}, {UNCHECKED}"
+        _WEIGHTS[module] = replace(weight, stored=replace(weight.stored, storage=storage))
+    return bool(packed)
 
 
 class _Packed:
-    """A model that was loaded from a packed checkpoint."""
+    """A model whose packed weights are recorded beside its modules."""
 
     settings: Mapping[str, object] = {}
-
-    def __init__(self, name: str, recipe: Recipe) -> None:
-        self.name = name
-        self.method = recipe.method  # `quant_method` in the config of such a checkpoint
-        self._recipe = recipe
 
     def is_precision_of(self, module: nn.Module) -> bool:
         """Whether the projection was loaded from packed codes."""
@@ -117,10 +133,43 @@ class _Packed:
         return weight.stored
 
 
-class Exact(_Packed):
+class Dequantized(_Packed):
     """Packed weights, dequantized once into dense linears."""
 
     packages: tuple[str, ...] = ()
+
+    def dense(self, module: nn.Module) -> Tensor:
+        """The weight itself, which is dequantized already."""
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+class _OfRecipe:
+    """A precision of integer codes, named by its recipe."""
+
+    def __init__(self, name: str, recipe: Recipe) -> None:
+        self.name = name
+        self._recipe = recipe
+
+    def reads(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint states this method, and this number of bits if it states one."""
+        method, bits = self._recipe.method, self._recipe.bits
+        if str(quantization.get("quant_method")).lower() != method:
+            return False
+        stated = quantization.get("bits", quantization.get("w_bit", bits))
+        if method != COMPRESSED:
+            return bool(stated == bits)
+        weights = compressed_weights(quantization)
+        return (
+            weights["format"] == PACKED_FORMAT
+            and weights.get("type", "int") == "int"
+            and weights.get("num_bits", stated) in (bits, None)
+        )
+
+
+class Exact(_OfRecipe, Dequantized):
+    """Integer codes, dequantized once into dense linears."""
 
     def load(self, path: Path, device: torch.device) -> PreTrainedModel:
         """A dense model of the weights that the checkpoint's codes represent."""
@@ -130,11 +179,7 @@ class Exact(_Packed):
         for layer in checkpoint.layers():
             dense = state[f"{layer.name}.weight"] = layer.dense()
             stored[layer.name] = _stored(layer, dense)
-        model = _dense_model(path, state).to(device, compute_dtype(device))
-        for name, module in model.named_modules():
-            if name in stored:
-                _WEIGHTS[module] = PackedWeight(stored[name], dense=None)
-        return model
+        return load_dequantized(path, state, stored, device)
 
     def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
         """A linear with each weight rounded to the nearest code of its group, not calibrated."""
@@ -143,14 +188,8 @@ class Exact(_Packed):
         linear.weight = nn.Parameter(dense.to(compute_dtype(weight.device)))
         return linear
 
-    def dense(self, module: nn.Module) -> Tensor:
-        """The weight itself, which is dequantized already."""
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return weight
 
-
-class Native(_Packed):
+class Native(_OfRecipe, _Packed):
     """Packed weights, multiplied by the kernel that gptqmodel selects on this machine."""
 
     packages: tuple[str, ...] = ("gptqmodel",)
@@ -215,6 +254,8 @@ def require_correct_kernel(
 
 def load_packed(path: Path, precision: str, recipe: Recipe) -> PackedCheckpoint:
     """The checkpoint. Raises HQError if its method or number of bits is not the recipe's."""
+    if recipe_of(precision) and own_precisions(quantization_config(path) or {}):
+        require_precision(path, precision)
     checkpoint = PackedCheckpoint(path)
     scheme = checkpoint.scheme
     if (scheme.method, scheme.bits) != (recipe.method, recipe.bits):
@@ -261,11 +302,21 @@ def round_to_nearest(
     return dense
 
 
-def _dense_model(path: Path, state: dict[str, Tensor]) -> PreTrainedModel:
-    """A model with exactly these weights. Raises HQError if some are missing or do not fit."""
+def load_dequantized(
+    path: Path, state: dict[str, Tensor], stored: Mapping[str, StoredWeight], device: torch.device
+) -> PreTrainedModel:
+    """A dense model with exactly these weights, some of which are `stored` packed.
+
+    Raises HQError if weights are missing or do not fit.
+    """
     config = copy.deepcopy(AutoConfig.from_pretrained(path))
     for part in (config, config.get_text_config()):
         vars(part).pop("quantization_config", None)
-    return load_complete(
+    model = load_complete(
         path, model_class(config), None, config=config, state_dict=state, dtype=torch.float32
     )
+    model.to(device, compute_dtype(device))
+    for name, module in model.named_modules():
+        if name in stored:
+            record(module, stored[name])
+    return model

@@ -63,7 +63,7 @@ def precisions_found():
         ("auto-round", "gptq", ("awq-4", "awq-4-native"), ("gptq-4", "gptq-4-native")),
         ("gguf", "llama", ("gguf-q8_0", "gguf-f16"), ("gguf-source", "fp16")),
         ("llama-cpp-python", "llama", ("gguf-source", "gguf-q4_k_m"), ("gptq-4", "fp16")),
-        ("bitsandbytes", "bnb", ("int8", "nf4", "nf4-dq", "fp4"), ("gptq-4", "compressed-4")),
+        ("bitsandbytes", "bnb", ("int8", "nf4", "nf4-dq", "fp4"), ("gptq-4", "fp8", "mxfp4")),
         ("torchao", "torchao", ("torchao-int8", "hqq-4"), ("compressed-8", "fp16")),
     ],
 )

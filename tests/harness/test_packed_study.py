@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hq.neurons.neuron_set import NeuronSet
+from tests.block_float_files import KINDS, edit_config, save
 from tests.harness import study
 from tests.harness.test_bad_input import is_one_sentence
 from tests.packed_files import PACKINGS, save_packed
@@ -151,10 +152,40 @@ def test_what_is_wrong_with_a_checkpoint_is_said(hq, tiny_study, tmp_path):
         ("gptq-4", tmp_path / "nowhere", "neither a local folder nor a hub id"),
         ("gptq-8", tiny_study.parent / "model", "does not say that it is quantized"),
         ("nf4", tiny_study.parent / "model", "nf4 is not read from a checkpoint"),
+        ("gptq-4-native", tiny_study.parent / "model", "native is not read from a checkpoint"),
+        ("fp8", tmp_path / "nowhere", "neither a local folder nor a hub id"),
+        ("compressed-4", tmp_path / "nowhere", "neither a local folder nor a hub id"),
     ):
         config = given(tiny_study, tmp_path / "given", precision, path)
         outcome = hq("study", "run", config, "--precisions", f"fp16,{precision}", "--quiet")
         is_one_sentence(outcome, words)
+
+
+def test_fp8_is_made_while_loading(hq, tiny_study):
+    outcome = hq("study", "run", tiny_study, "--precisions", "fp16,fp8", "--json")
+    assert outcome.code == 0, outcome
+    nodes = json.loads(outcome.out)["provenance"]["nodes"]
+    assert nodes["trace fp8"]["parameters"]["scales"] == "row"
+    row = table("model", "fp8")
+    assert row["storage"] == "float8_e4m3fn, a scale per row, dequantized to float32"
+    # 32 bits per row of 64 inputs, and of 128 in W_down, which has 2/9 of the weights.
+    assert row["bits_per_weight"] == pytest.approx(8 + 7 / 9 * 32 / 64 + 2 / 9 * 32 / 128, abs=1e-4)
+    assert table("mapping", "fp8")["layers"] == "3 identical"
+
+
+def test_an_fp8_checkpoint_is_a_cell_like_any_other(hq, tiny_study, tmp_path):
+    stored = tmp_path / "stored"
+    save(tiny_study.parent / "model", stored, KINDS["fine-grained"])
+    config = given(tiny_study, tmp_path / "given", "fp8", stored)
+    outcome = hq("study", "run", config, "--precisions", "fp16,fp8", "--quiet")
+    assert outcome.code == 0, outcome
+    assert table("model", "fp8")["storage"] == (
+        "float8_e4m3fn, blocks of 32×32, dequantized to float32, activations not quantized"
+    )
+    assert table("mapping", "fp8")["layers"] == "3 identical"
+    edit_config(stored, lambda c: c.update(quantization_config=KINDS["mxfp4"].config))
+    outcome = hq("study", "run", config, "--precisions", "fp16,fp8", "--quiet")
+    is_one_sentence(outcome, "name its own precision (mxfp4)")
 
 
 def test_what_is_only_read_has_to_be_named(hq, tiny_study):

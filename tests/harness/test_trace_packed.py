@@ -9,6 +9,7 @@ import pytest
 
 from hq.neurons.neuron_set import NeuronSet
 from tests import tiny
+from tests.block_float_files import KINDS, save
 from tests.harness import study
 from tests.harness.test_bad_input import is_one_sentence
 from tests.harness.test_packed_study import cut, permuted, rotated
@@ -97,6 +98,24 @@ def test_without_a_source_it_is_a_model_of_its_own(trace, finished, tiny_study, 
         "compressed-tensors 4 bit g64 sym, not compared with its source"
     }
     is_one_sentence(compare(hq, finished, "compressed-4"), "fingerprint")
+
+
+def test_an_fp8_checkpoint_without_a_source_is_marked(trace, tiny_study, tmp_path):
+    source = tiny_study.parent / "model"
+    save(source, tmp_path / "stored", KINDS["fp8-channel"])
+    stored = "float8_e4m3fn, a scale per row, dequantized to float32"
+    for model, storage, marked in (
+        (source, stored, False),
+        (tmp_path / "stored", f"{stored}, activations not quantized", True),
+    ):
+        outcome = trace(model, "fp8")
+        assert outcome.code == 0, outcome
+        assert ("not compared with its source" in outcome.err) == marked
+        facts = json.loads(Path("fp8/trace.json").read_text(encoding="utf-8"))
+        marks = ", not compared with its source" if marked else ""
+        assert {row["storage"] for row in facts["audit"]} == {storage + marks}
+        Path("fp8").rename(f"traced {marked}")
+    is_one_sentence(trace(tmp_path / "stored", "fp16"), "name its own precision (fp8)")
 
 
 def test_neurons_of_another_model_are_refused(trace, tiny_study, tmp_path):

@@ -276,7 +276,19 @@ def test_more_bits_explain_less():
 
 @pytest.mark.parametrize(
     "precision",
-    ["fp16", "int8", "nf4", "torchao-int4", "gptq-4", "gptq-8", "awq-4", "compressed-4"],
+    [
+        "fp16",
+        "int8",
+        "nf4",
+        "fp8",
+        "nvfp4",
+        "mxfp4",
+        "torchao-int4",
+        "gptq-4",
+        "gptq-8",
+        "awq-4",
+        "compressed-4",
+    ],
 )
 def test_a_loaded_model_is_mapped_onto_its_checkpoint(precision, checkpoint, packed):
     if precision.startswith("torchao"):

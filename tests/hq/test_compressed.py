@@ -94,7 +94,7 @@ CONFIGS = {
     "kv cache": ({"kv_cache_scheme": {"num_bits": 8}}, "has a kv_cache_scheme"),
 }
 WEIGHTS = {
-    "bits": ({"num_bits": 8}, "not compressed-4"),
+    "bits": ({"num_bits": 8}, r"does not run as compressed-4: .* \(compressed-8\)"),
     "no bits": ({"num_bits": None}, "cannot be used: bits"),
     "floats": ({"type": "float"}, "has float weights"),
     "blocks": ({"strategy": "block"}, "weights by block"),

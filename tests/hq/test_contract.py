@@ -64,7 +64,7 @@ CASES = {
     ),
     **{
         f"torch-{name}": Case(partial(TorchBackend, device="cpu", precision=name, token_budget=64))
-        for name in ("nf4", "nf4-dq", "fp4")
+        for name in ("nf4", "nf4-dq", "fp4", "fp8", "nvfp4", "mxfp4")
     },
     **{
         f"torch-{name}": Case(
@@ -95,7 +95,7 @@ CASES = {
             exact=name != "int8",
             halves=True,
         )
-        for name in ("fp16", "int8", "nf4", "nf4-dq", "fp4")
+        for name in ("fp16", "int8", "nf4", "nf4-dq", "fp4", "fp8", "nvfp4", "mxfp4")
     },
     "cuda-gptq-4": Case(
         partial(TorchBackend, device="cuda", precision="gptq-4", token_budget=64),

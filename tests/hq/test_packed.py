@@ -147,9 +147,9 @@ def test_damaged_tensors_are_named(edit, damaged):
 
 
 CONFIGS = {
-    "bits": ({"bits": 8}, "not gptq-4"),
+    "bits": ({"bits": 8}, "does not run as gptq-4: .*gptq-8"),
     "group": ({"group_size": 32}, "has the shape"),
-    "method": ({"quant_method": "awq", "checkpoint_format": "gemm"}, "not gptq-4"),
+    "method": ({"quant_method": "awq", "checkpoint_format": "gemm"}, r"as gptq-4: .* \(awq-4"),
     "format": ({"checkpoint_format": "marlin"}, "format 'marlin', which hq does not read"),
     "no bits": ({"bits": None}, "cannot be used: bits"),
     "five bits": ({"bits": 5}, "cannot be used: bits"),
@@ -196,7 +196,7 @@ def test_a_dense_checkpoint_is_not_packed(checkpoint):
     ],
 )
 def test_another_precision_is_not_reported_under_its_name(asked, has, packed):
-    with pytest.raises(HQError, match=f"not {asked}"):
+    with pytest.raises(HQError, match=rf"does not run as {asked}: name its own precision \({has}"):
         TorchBackend(packed(has), asked, device="cpu")
 
 

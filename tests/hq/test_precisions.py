@@ -37,12 +37,22 @@ BITS = {
     "torchao-int8": {8.312, 8.625},
     "torchao-int4": {8.625},
     "hqq-4": {8.5},
+    # A float32 scale per row; 8 bits per block of 16 and 32 bits per tensor; 8 bits per block of 32.
+    "fp8": {8.25, 8.5},
+    "nvfp4": {round(4.5 + 32 / weights, 3) for weights in (64 * 32, 64 * 64, 64 * 128)},
+    "mxfp4": {4.25},
 }
 
-NEAR = {"fp16": (0, 1e-6), "int8": (1e-4, 0.02), "torchao-int8": (1e-4, 0.02)}  # norms' error
+# Largest error of a norm.
+NEAR = {
+    "fp16": (0, 1e-6),
+    "int8": (1e-4, 0.02),
+    "torchao-int8": (1e-4, 0.02),
+    "fp8": (1e-3, 0.02),
+}
 
 # What is read from packed checkpoints has tests of its own, test_packed.py and test_gptqmodel.py;
-# what torchao makes has some more in test_torchao.py.
+# there is more about torchao in test_torchao.py, about fp8, nvfp4 and mxfp4 in test_block_float.py.
 TORCHAO = ("torchao-int8", "torchao-int4", "hqq-4")
 MADE_WHILE_LOADING = tuple(name for name in PRECISIONS if recipe_of(name) is None)
 
@@ -116,6 +126,9 @@ def test_the_audit_shows_real_storage(backend: TorchBackend) -> None:
         "torchao-int8": ("int8", "Linear"),
         "torchao-int4": ("int4 in bytes g64 sym", "Linear"),
         "hqq-4": ("int4 in bytes g64 hqq", "Linear"),
+        "fp8": ("float8_e4m3fn, a scale per row, dequantized to float32", "Linear"),
+        "nvfp4": ("nvfp4, blocks of 1×16, dequantized to float32", "Linear"),
+        "mxfp4": ("mxfp4, blocks of 1×32, dequantized to float32", "Linear"),
     }.get(backend.precision, ("uint8", "Linear4bit"))
     assert {(row.storage, row.module) for row in rows} == {(storage, module)}
 
@@ -135,7 +148,8 @@ def test_weight_bytes_count_what_ships(checkpoint: Checkpoint) -> None:
     rest = sum(t.nbytes for name, t in weights.items() if "_proj" not in name)
     in_layers = sum(t.numel() for name, t in weights.items() if "_proj" in name)
     slack = 1024  # buffers: rotary frequencies, quantization code books
-    for precision, bits in (("fp16", 16), ("nf4", 4.5), ("fp4", 4.5), ("nf4-dq", 4.127)):
+    expected = {"fp16": 16, "nf4": 4.5, "fp4": 4.5, "nf4-dq": 4.127, "nvfp4": 4.5, "mxfp4": 4.25}
+    for precision, bits in expected.items():
         assert 0 <= of(precision) - (rest + in_layers * bits / 8) <= slack, precision
     assert of("nf4") < of("int8") < of("fp16")
 
@@ -191,9 +205,30 @@ def test_a_checkpoint_that_is_quantized_already_is_not_fp16(
     with TorchBackend(checkpoint("llama"), "nf4", device="cpu") as backend:
         backend.model.save_pretrained(tmp_path)
     with pytest.raises(
-        HQError, match=r"quantized already \(bitsandbytes\), so it does not run as fp16"
+        HQError, match=r"quantized already \(bitsandbytes\), so it does not run as fp16: .* \(nf4\)"
     ):
         TorchBackend(tmp_path, "fp16", device="cpu")
+
+
+@pytest.mark.parametrize("saved", BITSANDBYTES)
+def test_a_checkpoint_of_bitsandbytes_names_its_own_precision(
+    saved: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with TorchBackend(checkpoint("llama"), saved, device="cpu") as backend:
+        backend.model.save_pretrained(tmp_path)
+        norms = backend.norms
+    for asked in {*BITSANDBYTES, "fp8"} - {saved}:
+        with pytest.raises(HQError, match=rf"name its own precision \({saved}\)\.$"):
+            TorchBackend(tmp_path, asked, device="cpu")
+    config = tmp_path / "config.json"
+    stated = config.read_text(encoding="utf-8").replace(
+        '"bnb_4bit_compute_dtype": "float32"', '"bnb_4bit_compute_dtype": "bfloat16"'
+    )
+    assert "bfloat16" in stated
+    config.write_text(stated, encoding="utf-8")
+    with TorchBackend(tmp_path, saved, device="cpu") as backend:
+        np.testing.assert_allclose(backend.norms, norms, rtol=1e-6)
+        assert getattr(backend.downs[0], "compute_dtype", torch.float32) == torch.float32
 
 
 class Foreign(nn.Module):

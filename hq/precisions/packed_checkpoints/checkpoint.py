@@ -21,7 +21,8 @@ from hq.precisions.packed_checkpoints.layer import (
 
 CONFIG_FILES = ("config.json", "quantize_config.json", "quant_config.json")
 COMPRESSED = "compressed-tensors"
-_COMPRESSED_FORMAT = "pack-quantized"
+PACKED_FORMAT = "pack-quantized"
+_INTEGERS = "W4A16 or W8A16"  # schemes that are read
 _GROUP_SIZE = {"group": None, "channel": -1}  # by strategy; -1: one group per row
 _SAMPLED = 8  # projections from which the format of zero points is derived
 
@@ -150,31 +151,16 @@ def packing_scheme(path: Path) -> PackingScheme:
 def compressed_settings(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
     """Method, bits, group size and symmetry of a compressed-tensors config (llm-compressor).
 
-    Such a config can state more than packed integers: activations in 8 bits, floats, rotations at
-    run time. Raises HQError for these, as a model without them would be another model.
+    Raises HQError for a config that states more than packed integers, such as activations in 8
+    bits: a model without them would be another model.
     """
-    groups = stated.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        count = len(groups) if isinstance(groups, dict) else "no"
-        raise _unreadable(path, f"has {count} groups of layers with schemes of their own")
-    (group,) = groups.values()
-    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
-        raise _unreadable(path, f"names the scheme {group!r} only")
-    stated_format = group.get("format") or stated.get("format")
-    if stated_format != _COMPRESSED_FORMAT:
-        raise _unreadable(path, f"is in the format {stated_format!r}, not {_COMPRESSED_FORMAT!r}")
-    for key in ("input_activations", "output_activations"):
-        if group.get(key):
-            raise _unreadable(path, f"quantizes {key.replace('_', ' ')}")
-    for key in ("transform_config", "kv_cache_scheme", "sparsity_config"):
-        value = stated.get(key)
-        is_dense = isinstance(value, dict) and value.get("format") == "dense"
-        if value and not is_dense:
-            raise _unreadable(path, f"has a {key}")
+    group = compressed_group(path, stated, (PACKED_FORMAT,), _INTEGERS)
+    if group.get("input_activations"):
+        raise unreadable(path, "quantizes input activations", _INTEGERS)
     weights = group["weights"]
     strategy, number_type = weights.get("strategy"), weights.get("type", "int")
     if strategy not in _GROUP_SIZE or number_type != "int":
-        raise _unreadable(path, f"has {number_type} weights by {strategy}")
+        raise unreadable(path, f"has {number_type} weights by {strategy}", _INTEGERS)
     return {
         "method": COMPRESSED,
         "bits": weights.get("num_bits"),
@@ -183,8 +169,48 @@ def compressed_settings(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _unreadable(path: Path, reason: str) -> HQError:
-    return HQError(f"{path} {reason}, which hq does not read: use W4A16 or W8A16.")
+def compressed_group(
+    path: Path, stated: Mapping[str, Any], formats: Sequence[str], instead: str
+) -> Mapping[str, Any]:
+    """The scheme of a compressed-tensors config, of which `weights` is a mapping.
+
+    Raises HQError if there are several schemes, for a format that is not one of `formats`, and for
+    what would change the model: quantized outputs or key-value cache, rotations at run time,
+    sparse weights.
+    """
+    groups = stated.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        count = len(groups) if isinstance(groups, dict) else "no"
+        raise unreadable(path, f"has {count} groups of layers with schemes of their own", instead)
+    (group,) = groups.values()
+    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
+        raise unreadable(path, f"names the scheme {group!r} only", instead)
+    stated_format = group.get("format") or stated.get("format")
+    if stated_format not in formats:
+        raise unreadable(path, f"is in the format {stated_format!r}, not {formats[0]!r}", instead)
+    if group.get("output_activations"):
+        raise unreadable(path, "quantizes output activations", instead)
+    for key in ("transform_config", "kv_cache_scheme", "sparsity_config"):
+        value = stated.get(key)
+        is_dense = isinstance(value, dict) and value.get("format") == "dense"
+        if value and not is_dense:
+            raise unreadable(path, f"has a {key}", instead)
+    return group
+
+
+def compressed_weights(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Format and weights of the only scheme of a compressed-tensors config, as far as stated."""
+    groups = stated.get("config_groups")
+    group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    group = group if isinstance(group, dict) else {}
+    weights = group.get("weights")
+    own_format = group.get("format") or stated.get("format") or PACKED_FORMAT
+    return {"format": own_format, **(weights if isinstance(weights, dict) else {})}
+
+
+def unreadable(path: Path, reason: str, instead: str) -> HQError:
+    """The error of a compressed-tensors checkpoint of a scheme that hq does not read."""
+    return HQError(f"{path} {reason}, which hq does not read: use {instead}.")
 
 
 def _stated(path: Path) -> dict[str, Any] | None:

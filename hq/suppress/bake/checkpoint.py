@@ -29,7 +29,7 @@ from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions.base import from_pretrained
-from hq.precisions.bitsandbytes import disable_bf16_kernel, import_bitsandbytes
+from hq.precisions.bitsandbytes import compute_four_bit_in, import_bitsandbytes
 from hq.precisions.packed import Exact, Recipe
 from hq.precisions.packed_checkpoints.checkpoint import PackedCheckpoint
 from hq.storage.atomic import atomic_folder
@@ -234,7 +234,7 @@ def load_float32(path: Path) -> Any:
         return from_pretrained(path, _CPU, dtype=torch.float32)
     import_bitsandbytes("bitsandbytes")
     model = from_pretrained(path, _CPU, dtype=torch.float32)
-    disable_bf16_kernel(model)
+    compute_four_bit_in(model, torch.float32)
     return model
 
 
