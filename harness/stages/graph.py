@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from harness.stages import identify, sample, trace, uncertainty
+from harness.stages import identify, sample, select, trace, uncertainty
 from harness.stages.identify import NEURONS_FILE, PROBES_FILE
 from harness.stages.materials import Materials
-from harness.stages.sample import SAMPLES_FILE, TOKENS_FILE
 from harness.stages.samples import Sample, read_samples
+from harness.stages.select import SAMPLES_FILE, TOKENS_FILE
 from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE
@@ -20,7 +20,7 @@ class Graph:
 
     def __init__(self, m: Materials) -> None:
         self.m = m
-        self.samples = sample.samples_node(m)
+        self.samples = select.node(m)
         self.responses = sample.node(m)
 
     @property

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from harness.stages.sample import SAMPLES_FILE
 from harness.stages.samples import Sample, read_samples, samples_digest
+from harness.stages.select import SAMPLES_FILE
 from harness.stages.units import require_both_labels
 from harness.store.environment import FIT, machine_class
 from harness.store.node import Node, Stage, Work

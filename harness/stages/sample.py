@@ -1,14 +1,12 @@
-"""Stages `sample` and `samples`: n responses per question, and the balanced, consistent ones.
+"""Stage `sample`: n responses per question, with verdicts.
 
 Sampling of a question stops when two of its finished responses have different verdicts, and all
 sampling stops when the quota of pairs is reached. Records are appended to a log: a killed run
 continues after its last complete batch, and a run with another quota, balance or reserve asks only
 new questions.
-
-Traces depend only on the token ids of the samples, which are in a separate file: other labels,
-folds or quotas that select the same responses keep the traces.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
@@ -20,10 +18,10 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.judges.base import Judge, Question, Verdict
 from harness.judges.text import normalise
-from harness.stages import mapping, units
+from harness.stages import mapping
 from harness.stages.loading import SPELLING
-from harness.stages.pairing import Candidate, TextCandidate, pairs, text_pairs
-from harness.stages.samples import Prompted, Sample, write_samples, write_tokens
+from harness.stages.pairing import Candidate, pairs
+from harness.stages.samples import Prompted
 from harness.store.jsonl import LOG_FILE, append, parse, read_log
 from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
@@ -31,7 +29,6 @@ from harness.store.store import digest
 from harness.studies.study import SAMPLERS, Balance
 from hq.backends.base import Decoding
 from hq.backends.opening import max_rows
-from hq.errors import HQError
 from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 
 if TYPE_CHECKING:
@@ -39,16 +36,9 @@ if TYPE_CHECKING:
 
 RESPONSE_LOG = GrowingLog("responses", sources=("hq.backends.opening",))
 RESPONSES_FILE = "responses.jsonl"
-SAMPLES_FILE = "samples.jsonl"
-TOKENS_FILE = "tokens.jsonl"
 CHUNK = 1024  # questions between two checks of the quota
+PATIENCE = 24  # questions of a relation; if they have one label only, no more of it are asked
 _BATCH = 64  # prompts per batch: larger batches are not faster on a CPU
-_NO_PAIR: dict[Balance, str] = {
-    "answer": "No answer is given consistently both rightly and wrongly within one relation: "
-    'set sampling.balance to "text" if answers rarely repeat, ask more questions',
-    "text": "No relation has a consistently right and a consistently wrong response with similar "
-    "texts: ask more questions",
-}
 
 
 class JudgedResponse(BaseModel):
@@ -152,38 +142,11 @@ def make(work: "Work[Materials]") -> None:
     write_records(work.folder, records)
 
 
-def samples_node(m: "Materials") -> Node:
-    """Declare the balanced, consistent samples."""
-    parameters = {
-        "quota": m.study.sampling.quota,
-        "balance": m.study.sampling.balance,
-        "folds": m.study.identify.folds,
-        "seed": m.study.seed,
-        "design": design_digest(m.prompted),
-    }
-    return Node(SAMPLES, parameters, {"responses": node(m).output(RESPONSES_FILE)})
-
-
 def design_digest(prompted: Sequence[Prompted]) -> str:
     """Return a digest of the part, relation and entities of every question."""
     return digest(
         [[p.question.id, p.part, p.question.relation, p.question.entities] for p in prompted]
     )
-
-
-def make_samples(work: "Work[Materials]") -> None:
-    """Write samples.jsonl, and tokens.jsonl with their token ids."""
-    parameters = work.parameters
-    samples = retain(
-        work.inputs["responses"],
-        work.materials.prompted,
-        parameters["quota"],
-        parameters["balance"],
-        parameters["folds"],
-        parameters["seed"],
-    )
-    write_samples(work.folder / SAMPLES_FILE, samples)
-    write_tokens(work.folder / TOKENS_FILE, [sample.exchange for sample in samples])
 
 
 def collect(
@@ -200,8 +163,10 @@ def collect(
 ) -> list[QuestionRecord]:
     """Return the records of all questions that are asked for the quota, in their order.
 
-    Reserved questions are not asked. Missing records are sampled and appended to the log. Records
-    do not depend on the quota, the balance and the reserve, so runs with other ones share the log.
+    Reserved questions are not asked, nor are more questions of a relation whose first ones have one
+    label only: pairs are of one relation. Missing records are sampled and appended to the log.
+    Records do not depend on the quota, the balance and the reserve, so runs with other ones share
+    the log.
 
     Args:
         log: The file of finished records.
@@ -221,6 +186,9 @@ def collect(
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
     asked: list[Prompted] = []
     for chunk in _chunks([p for p in prompted if p.part == "sample"]):
+        fruitless = _fruitless(asked, records)
+        task.advance(sum(p.question.relation in fruitless for p in chunk))
+        chunk = [p for p in chunk if p.question.relation not in fruitless]
         for batch in batches(chunk, max_rows // settings.responses):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
@@ -237,6 +205,17 @@ def collect(
         if len(closed) == quota:
             break
     return [records[p.question.id] for p in asked]
+
+
+def _fruitless(asked: Iterable[Prompted], records: Mapping[str, QuestionRecord]) -> set[str]:
+    """Return the relations that were asked about often enough, and have one label only."""
+    times = Counter(p.question.relation for p in asked)
+    labels = {(p.question.relation, label_of(records, p)) for p in asked}
+    return {
+        relation
+        for relation, count in times.items()
+        if count >= PATIENCE and not {(relation, False), (relation, True)} <= labels
+    }
 
 
 def _sharing(decoding: Callable[[], Decoding], prompts: Sequence[tuple[int, ...]]) -> Decoding:
@@ -288,98 +267,16 @@ def candidates(
             yield Candidate(record.id, group, record.hallucinated)
 
 
-def retain(
-    folder: Path, prompted: Sequence[Prompted], quota: int, balance: Balance, folds: int, seed: int
-) -> list[Sample]:
-    """Return the balanced samples of a finished responses.jsonl, in the order of the questions.
-
-    Raises HQError if there is no pair of right and hallucinated answers, if a unit is too large, or
-    if a fold lacks a label.
-    """
-    records = read_records(folder)
-    if balance == "text":
-        consistent = [p for p in prompted if _label(records, p) is not None]
-        fold_of = _assign_folds(consistent, records, folds, seed)
-        closed = text_pairs([_text_candidate(p, records, fold_of) for p in consistent])
-    else:
-        closed = pairs(candidates(prompted, records, balance), quota)
-    selected = {id for pair in closed for id in pair}
-    if not selected:
-        raise HQError(f"{_NO_PAIR[balance]}, lower the temperature, or choose another scenario.")
-    chosen = [p for p in prompted if p.question.id in selected]
-    if balance != "text":
-        fold_of = _assign_folds(chosen, records, folds, seed)
-    unit_of = _units(chosen, records)
-    units.require_small_units([*unit_of.values()])
-    samples = [_as_sample(p.question, records[p.question.id], unit_of, fold_of) for p in chosen]
-    units.require_both_labels([s.fold for s in samples], [s.hallucinated for s in samples], folds)
-    return samples
-
-
-def _label(records: Mapping[str, QuestionRecord], p: Prompted) -> bool | None:
+def label_of(records: Mapping[str, QuestionRecord], p: Prompted) -> bool | None:
     """Return whether the responses to a question are hallucinated; None if they are not alike."""
     record = records.get(p.question.id)
     return None if record is None else record.hallucinated
-
-
-def _units(chosen: Sequence[Prompted], records: Mapping[str, QuestionRecord]) -> dict[str, str]:
-    answers = {p.question.id: records[p.question.id].answer for p in chosen}
-    return units.assign_units([p.question for p in chosen], answers)
-
-
-def _assign_folds(
-    chosen: Sequence[Prompted], records: Mapping[str, QuestionRecord], folds: int, seed: int
-) -> dict[str, int]:
-    """Map the id of each question to its fold. Raises HQError if a fold lacks a label."""
-    unit_of = _units(chosen, records)
-    fold_of = units.assign_folds(
-        [unit_of[p.question.id] for p in chosen],
-        [bool(_label(records, p)) for p in chosen],
-        [p.question.relation for p in chosen],
-        folds,
-        seed,
-    )
-    return {p.question.id: fold for p, fold in zip(chosen, fold_of, strict=True)}
-
-
-def _text_candidate(
-    p: Prompted, records: Mapping[str, QuestionRecord], fold_of: Mapping[str, int]
-) -> TextCandidate:
-    question = p.question
-    return TextCandidate(
-        id=question.id,
-        relation=question.relation,
-        question=question.question,
-        response=records[question.id].typical.text.strip(),
-        hallucinated=bool(_label(records, p)),
-        fold=fold_of[question.id],
-    )
 
 
 def read_records(folder: Path) -> dict[str, QuestionRecord]:
     """Return the records of a finished node by question id."""
     records = parse((folder / RESPONSES_FILE).read_text(encoding="utf-8"), QuestionRecord)
     return {record.id: record for record in records}
-
-
-def _as_sample(
-    question: Question,
-    record: QuestionRecord,
-    unit_of: Mapping[str, str],
-    fold_of: Mapping[str, int],
-) -> Sample:
-    return Sample(
-        id=record.id,
-        relation=question.relation,
-        question=question.question,
-        text=record.typical.text.strip(),
-        answer=record.answer,
-        hallucinated=bool(record.hallucinated),
-        unit=unit_of[record.id],
-        fold=fold_of[record.id],
-        prompt_ids=record.prompt,
-        response_ids=record.typical.ids,
-    )
 
 
 def record_of(tree: Tree, question: Question, judge: Judge, settings: Sampling) -> QuestionRecord:
@@ -417,5 +314,4 @@ def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Pro
             yield batch
 
 
-STAGE = Stage("sample", make)
-SAMPLES = Stage("samples", make_samples)
+STAGE = Stage("sample", make, version=2)

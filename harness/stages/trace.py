@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.stages import mapping
-from harness.stages.sample import TOKENS_FILE
 from harness.stages.samples import read_tokens
+from harness.stages.select import TOKENS_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
 from hq.backends.base import Backend

@@ -16,8 +16,8 @@ from jaxtyping import Float, Shaped
 from pydantic import BaseModel, ConfigDict
 
 from harness.stages import mapping
-from harness.stages.sample import TOKENS_FILE
 from harness.stages.samples import read_tokens
+from harness.stages.select import TOKENS_FILE
 from harness.store.jsonl import append, read_log
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task

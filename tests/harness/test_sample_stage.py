@@ -18,9 +18,9 @@ from harness.stages.sample import (
     collect,
     design_digest,
     read_records,
-    retain,
     write_records,
 )
+from harness.stages.select import retain
 from harness.store.progress import Progress
 from harness.studies.study import REFERENCE, Study
 from hq.errors import HQError

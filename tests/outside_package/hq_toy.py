@@ -15,8 +15,8 @@ from harness.judges.base import Question, Verdict
 from harness.scenarios.questions import question_scenario
 from harness.stages.graph import Graph
 from harness.stages.materials import Materials
-from harness.stages.sample import SAMPLES_FILE
 from harness.stages.samples import read_samples
+from harness.stages.select import SAMPLES_FILE
 from harness.store.node import Node, Stage, Work
 from harness.store.runner import Outputs
 from harness.studies.section import Section

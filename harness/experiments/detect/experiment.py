@@ -17,7 +17,7 @@ from harness.experiments.detect.design import design, text_scores
 from harness.experiments.detect.power import power
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
-from harness.stages import mapping, sample, uncertainty
+from harness.stages import mapping, sample, select, uncertainty
 from harness.stages.graph import Graph
 from harness.stages.identify import (
     NEURONS_FILE,
@@ -101,7 +101,7 @@ class DetectExperiment(Experiment):
         Speeds differ between runs; all other files are byte-identical on one machine.
         """
         graph, precisions = Graph(m), m.study.precisions
-        shutil.copyfile(outputs[graph.samples] / sample.SAMPLES_FILE, folder / "samples.jsonl")
+        shutil.copyfile(outputs[graph.samples] / select.SAMPLES_FILE, folder / "samples.jsonl")
         _write_set_aside(folder / SET_ASIDE_FILE, m.questions.set_aside)
         neurons = graph.neurons_file(outputs)
         for name in (NEURONS_FILE, PROBES_FILE, PATH_FILE, STABILITY_FILE):

@@ -19,8 +19,8 @@ from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE
 from harness.stages.loading import SPELLING
 from harness.stages.respond import GreedyResponse
-from harness.stages.sample import TOKENS_FILE
 from harness.stages.samples import write_tokens
+from harness.stages.select import TOKENS_FILE
 from harness.store.jsonl import LOG_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.store import digest
