@@ -87,14 +87,14 @@ def monitor_command(
     from hq.precisions.gguf import GGUF_SOURCE
     from hq.tracing.sampling import StopCriteria
 
-    loaded = None if bundle is None else Bundle.load(bundle)
-    if loaded is not None:
-        precision = precision or loaded.source_precision
-        loaded.require_attention(precision)
+    source = _source(neurons, bundle)
+    if isinstance(source, Bundle):
+        precision = precision or source.source_precision
+        source.require_attention(precision)
     with LlamaBackend(
         gguf_of(gguf), precision or GGUF_SOURCE, threads=threads, n_gpu_layers=gpu_layers
     ) as backend:
-        neuron_set, threshold = _probe(neurons, loaded, domain, backend.file)
+        neuron_set, threshold = _probe(source, domain, backend.file)
         tokenizer = GGUFTokenizer(backend.file, backend.model)
         prompt_form = prompts.form(form or str(neuron_set.provenance.get("prompt", "chat")))
         ids = prompt_form.encode(tokenizer, question)
@@ -111,24 +111,31 @@ def monitor_command(
             view.show(steps, threshold)
 
 
-def _probe(
-    neurons: Path | None, bundle: "Bundle | None", domain: str, file: "GGUFFile"
-) -> "tuple[NeuronSet, float]":
-    """The neurons to watch with the threshold, from a NeuronSet file or a bundle's domain.
+def _source(neurons: Path | None, bundle: Path | None) -> "Path | Bundle":
+    """The NeuronSet's file, or the bundle. Raises HQError if not exactly one of them is given."""
+    from hq.monitor.bundle import Bundle
 
-    Raises HQError if not exactly one of the two is given, or it does not fit the model file.
+    if neurons is not None and bundle is None:
+        return neurons
+    if bundle is not None and neurons is None:
+        return Bundle.load(bundle)
+    raise HQError("There must be one source of neurons: give either --neurons or --bundle.")
+
+
+def _probe(source: "Path | Bundle", domain: str, file: "GGUFFile") -> "tuple[NeuronSet, float]":
+    """The neurons to watch with the threshold: a set's, or that of a bundle's domain.
+
+    Raises HQError if the source does not fit the model file, or has no threshold.
     """
     from hq.neurons.neuron_set import NeuronSet
 
-    if neurons is not None and bundle is None:
-        neuron_set = NeuronSet.load(neurons, file.identity)
-        if not neuron_set.thresholds:
-            raise HQError(f"{neurons} has no threshold: write it with `hq identify`.")
-        return neuron_set, next(iter(neuron_set.thresholds.values()))
-    if bundle is None or neurons is not None:
-        raise HQError("There must be one source of neurons: give either --neurons or --bundle.")
-    bundle.require(file)
-    return bundle.neurons, bundle.domain(domain).threshold
+    if not isinstance(source, Path):
+        source.require(file)
+        return source.neurons, source.domain(domain).threshold
+    neuron_set = NeuronSet.load(source, file.identity)
+    if not neuron_set.thresholds:
+        raise HQError(f"{source} has no threshold: write it with `hq identify`.")
+    return neuron_set, next(iter(neuron_set.thresholds.values()))
 
 
 class _ColouredText:

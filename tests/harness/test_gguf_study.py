@@ -53,6 +53,15 @@ def test_a_study_begins_from_a_gguf_file(hq, tiny_study):
     assert detection()["auroc_change"].abs().max() < 0.02
 
 
+def test_the_list_explains_suffixes(hq):
+    listed = {
+        row["name"]: row["about"] for row in json.loads(hq("list", "precisions", "--json").out)
+    }
+    assert listed["gguf-q8_0"] == "run by llamacpp"
+    about = "any GGUF precision, run with flash attention, K q4_0, V q4_0"
+    assert listed["gguf-*+kv-q4_0"] == about
+
+
 def test_sampling_in_llamacpp(hq, tiny_study):
     outcome = hq(
         *("study", "run", tiny_study, "--sampler", "llamacpp", "--precisions", "fp16", "--quiet")

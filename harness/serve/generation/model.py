@@ -99,6 +99,11 @@ class ServedModel:
         return self._backend.file.path.stem
 
     @property
+    def compute(self) -> str:
+        """The type of the arithmetic and, if the bundle's precision has a suffix, the attention."""
+        return self._backend.compute
+
+    @property
     def trims(self) -> bool:
         """Whether answers begin with white space that belongs to the prompt form."""
         return bool(self._form.stop_strings)
