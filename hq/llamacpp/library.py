@@ -20,7 +20,7 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _STRUCT_BYTES = 1024  # larger than a ggml_tensor, smaller than the arena that it is made in
 _SHAPE = (7, 11, 13, 17)  # all different, and different from the strides of such a tensor
 _F32 = 0  # GGML_TYPE_F32
-_NUMBERS = (26, 30)  # GGML_TYPE_I32 and _BF16: numbers that occur nowhere else in a tensor
+_TYPE_NUMBERS = (26, 30)  # GGML_TYPE_I32 and _BF16: numbers that occur nowhere else in a tensor
 _GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 
 
@@ -147,10 +147,10 @@ def _probe(ggml: Any) -> TensorLayout:
         buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, memory)
         strides = tuple(itertools.accumulate(_SHAPE[:3], int.__mul__, initial=4))
         size = min(_STRUCT_BYTES, ggml.ggml_tensor_overhead())
-        typed = (ggml.ggml_new_tensor_4d(context, number, *_SHAPE) for number in _NUMBERS)
+        typed = (ggml.ggml_new_tensor_4d(context, number, *_SHAPE) for number in _TYPE_NUMBERS)
         numbers = zip(*((ctypes.c_int32 * (size // 4)).from_address(t) for t in typed), strict=True)
         layout = TensorLayout(
-            type=_find("type", list(numbers), (_NUMBERS,), 4),
+            type=_find("type", list(numbers), (_TYPE_NUMBERS,), 4),
             buffer=_find("buffer", _words(first, size), (buffer,)),
             ne=_find("ne", _words(first, size), _SHAPE),
             nb=_find("nb", _words(first, size), strides),

@@ -5,6 +5,7 @@ Without one, attention is computed in float32, without flash attention.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
@@ -43,7 +44,7 @@ def attention_of(precision: str) -> Attention:
     return SUFFIXES[suffix] if plus else EXACT
 
 
-def require_head_widths(precision: str, widths: Iterable[int], model: object) -> None:
+def require_head_widths(precision: str, widths: Iterable[int], model: str | Path) -> None:
     """Raises HQError if the K-V cache of a precision cannot store heads of these widths."""
     attention, widths = attention_of(precision), set(widths)
     for kind in (attention.keys, attention.values):
