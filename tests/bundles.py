@@ -20,7 +20,13 @@ from hq.stats.intervals import Estimate
 RATE = Estimate(value=0.1, low=0.02, high=0.2, n=30)
 
 
-def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Domain]) -> Path:
+def save(
+    folder: Path,
+    model: Path,
+    neurons: NeuronSet,
+    domains: Mapping[str, Domain],
+    precision: str = "gguf-q8_0",
+) -> Path:
     """The folder of a bundle named `tiny`."""
     file = GGUFFile(model)
     write_bundle(
@@ -28,7 +34,7 @@ def save(folder: Path, model: Path, neurons: NeuronSet, domains: Mapping[str, Do
         BundleFacts(
             name="tiny",
             hq="0.1.0",
-            precision="gguf-q8_0",
+            precision=precision,
             compute="int8",
             prompt="few-shot",
             model=model_file(file, "q8_0"),

@@ -5,6 +5,7 @@ are multiples of 64, bitsandbytes' block. Windows are shorter than the texts, so
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,10 +63,15 @@ FAMILIES: dict[str, Callable[[], hf.PretrainedConfig]] = {
     ),
 }
 
+# Llamas whose heads fill the blocks of a quantized K-V cache; llama.cpp rotates heads of 64.
+WIDE_HEADS = {
+    f"llama-{width}": partial(hf.LlamaConfig, **_SHAPE, head_dim=width) for width in (32, 64)
+}
+
 
 def model(family: str, seed: int = 0, **changes: int) -> hf.PreTrainedModel:
     """A random model whose weights are FP16 values, held in FP32; `changes` are of its config."""
-    config = FAMILIES[family]()
+    config = (FAMILIES | WIDE_HEADS)[family]()
     config.update(changes)
     return randomized(hf.AutoModelForCausalLM.from_config(config).eval(), seed)
 

@@ -81,7 +81,7 @@ def _contexts(
         return context
 
     def unwatched(callback: Any = None) -> Context:
-        sizes = {"tokens": PROMPT + STEPS, "batch": PROMPT}
+        sizes: dict[str, Any] = {"tokens": PROMPT + STEPS, "batch": PROMPT}
         return stack.enter_context(Context(backend.model, None, callback=callback, **sizes))
 
     kinds: dict[str, Callable[[], Context]] = {

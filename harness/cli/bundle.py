@@ -43,7 +43,8 @@ def bundle_make(
         str,
         typer.Option(
             help="What the file must be quantized to, such as gguf-q4_k_m, gguf-q8_0 or gguf-f16; "
-            "gguf-source accepts any file."
+            "gguf-source accepts any file. A suffix says how the file is run, also by "
+            "`hq serve` and `hq monitor`: gguf-source+fa, +kv-q8_0 or +kv-q4_0."
         ),
     ] = "gguf-source",
     name: Annotated[

@@ -49,9 +49,13 @@ def list_command(kind: ListedKind, as_json: AsJson = False) -> None:
 
 def _precisions() -> Iterator[Listed]:
     from hq.precisions import BACKEND_OF
+    from hq.precisions.gguf import GGUF_PREFIX, PLUS, SUFFIXES
 
     for name in BACKEND_OF:
         yield Listed(name, f"run by {BACKEND_OF[name]}", BACKEND_OF.package(name))
+    for suffix in SUFFIXES:
+        about = f"any GGUF precision, run with {SUFFIXES[suffix].describe()}"
+        yield Listed(f"{GGUF_PREFIX}*{PLUS}{suffix}", about, SUFFIXES.package(suffix))
 
 
 def _scenarios() -> Iterator[Listed]:

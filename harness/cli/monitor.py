@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.models.gguf_tokenizer import GGUFTokenizer
     from hq.gguf.file import GGUFFile
     from hq.monitor import Step
+    from hq.monitor.bundle import Bundle
     from hq.neurons.neuron_set import NeuronSet
 
 
@@ -40,6 +41,13 @@ def monitor_command(
         str,
         typer.Option(help="The domain of the bundle that has the threshold, such as capital."),
     ] = "all",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Precision of the file; a suffix says how it is run: gguf-source+fa, +kv-q8_0 or "
+            "+kv-q4_0 (see `hq list precisions`). Default: as the bundle, else gguf-source."
+        ),
+    ] = "",
     form: Annotated[
         str,
         typer.Option(
@@ -75,10 +83,18 @@ def monitor_command(
     from harness.scenarios import prompts
     from hq.backends.llamacpp.backend import LlamaBackend
     from hq.monitor import LlamaMonitor
+    from hq.monitor.bundle import Bundle
+    from hq.precisions.gguf import GGUF_SOURCE
     from hq.tracing.sampling import StopCriteria
 
-    with LlamaBackend(gguf_of(gguf), threads=threads, n_gpu_layers=gpu_layers) as backend:
-        neuron_set, threshold = _probe(neurons, bundle, domain, backend.file)
+    source = _source(neurons, bundle)
+    if isinstance(source, Bundle):
+        precision = precision or source.source_precision
+        source.require_attention(precision)
+    with LlamaBackend(
+        gguf_of(gguf), precision or GGUF_SOURCE, threads=threads, n_gpu_layers=gpu_layers
+    ) as backend:
+        neuron_set, threshold = _probe(source, domain, backend.file)
         tokenizer = GGUFTokenizer(backend.file, backend.model)
         prompt_form = prompts.form(form or str(neuron_set.provenance.get("prompt", "chat")))
         ids = prompt_form.encode(tokenizer, question)
@@ -95,26 +111,31 @@ def monitor_command(
             view.show(steps, threshold)
 
 
-def _probe(
-    neurons: Path | None, bundle: Path | None, domain: str, file: "GGUFFile"
-) -> "tuple[NeuronSet, float]":
-    """The neurons to watch with the threshold, from a NeuronSet file or a bundle's domain.
-
-    Raises HQError if not exactly one of the two is given, or it does not fit the model file.
-    """
+def _source(neurons: Path | None, bundle: Path | None) -> "Path | Bundle":
+    """The NeuronSet's file, or the bundle. Raises HQError if not exactly one of them is given."""
     from hq.monitor.bundle import Bundle
-    from hq.neurons.neuron_set import NeuronSet
 
     if neurons is not None and bundle is None:
-        neuron_set = NeuronSet.load(neurons, file.identity)
-        if not neuron_set.thresholds:
-            raise HQError(f"{neurons} has no threshold: write it with `hq identify`.")
-        return neuron_set, next(iter(neuron_set.thresholds.values()))
-    if bundle is None or neurons is not None:
-        raise HQError("There must be one source of neurons: give either --neurons or --bundle.")
-    loaded = Bundle.load(bundle)
-    loaded.require(file)
-    return loaded.neurons, loaded.domain(domain).threshold
+        return neurons
+    if bundle is not None and neurons is None:
+        return Bundle.load(bundle)
+    raise HQError("There must be one source of neurons: give either --neurons or --bundle.")
+
+
+def _probe(source: "Path | Bundle", domain: str, file: "GGUFFile") -> "tuple[NeuronSet, float]":
+    """The neurons to watch with the threshold: a set's, or that of a bundle's domain.
+
+    Raises HQError if the source does not fit the model file, or has no threshold.
+    """
+    from hq.neurons.neuron_set import NeuronSet
+
+    if not isinstance(source, Path):
+        source.require(file)
+        return source.neurons, source.domain(domain).threshold
+    neuron_set = NeuronSet.load(source, file.identity)
+    if not neuron_set.thresholds:
+        raise HQError(f"{source} has no threshold: write it with `hq identify`.")
+    return neuron_set, next(iter(neuron_set.thresholds.values()))
 
 
 class _ColouredText:

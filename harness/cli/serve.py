@@ -101,7 +101,8 @@ def _print_summary(service: "Service", host: str, port: int, audit: Path) -> Non
     body = '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
     lines = (
         f"Listening at {address}",
-        f"model    {model.name}, {len(model.neurons.positive)} H-Neurons, prompt form {model.form}",
+        f"model    {model.name}, {len(model.neurons.positive)} H-Neurons, "
+        f"prompt form {model.form}, {model.compute}",
         f"bundle   {model.bundle.name} {model.bundle.digest[:12]}, {model.bundle.precision}",
         f"policy   {rules}; alpha {policy.alpha[0]:g} to {policy.alpha[1]:g}; "
         f"queue of {policy.limits.queue}",

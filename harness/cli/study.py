@@ -32,7 +32,11 @@ ExperimentOption = Annotated[
 ModelOption = Annotated[str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")]
 Precisions = Annotated[
     str | None,
-    typer.Option(help="Comma-separated, instead of those of the study: fp16,nf4,gguf-q4_k_m."),
+    typer.Option(
+        help="Comma-separated, instead of those of the study: fp16,nf4,gguf-q4_k_m. "
+        "A suffix of a gguf- precision (+fa, +kv-q8_0, +kv-q4_0) sets flash attention and the type "
+        "of the K-V cache."
+    ),
 ]
 Questions = Annotated[
     Path | None,

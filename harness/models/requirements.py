@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hq.errors import HQError
 from hq.precisions import BACKEND_OF, PRECISIONS
-from hq.precisions.gguf import GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE, file_precision
 from hq.precisions.packed import NATIVE, recipe_of
 from hq.precisions.packed_checkpoints.quantizers import QUANTIZERS
 
@@ -40,7 +40,7 @@ def packages_to_run(precision: str) -> tuple[str, ...]:
 def packages_to_make(precision: str) -> tuple[str, ...]:
     """Return the packages that make the file or checkpoint that a precision runs."""
     if BACKEND_OF[precision] == "llamacpp":
-        return () if precision == GGUF_SOURCE else ("gguf",)
+        return () if file_precision(precision) == GGUF_SOURCE else ("gguf",)
     recipe = recipe_of(precision)
     return (QUANTIZERS[recipe.method].name,) if recipe and recipe.has_quantizer else ()
 

@@ -7,7 +7,7 @@ from harness.store.node import Node, Stage, Work
 from hq.gguf.quantize import quantize
 from hq.gguf.write import Dtype, write_gguf
 from hq.models.checkpoint import file_digests
-from hq.precisions.gguf import GGUF_PREFIX
+from hq.precisions.gguf import GGUF_PREFIX, file_precision
 
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
@@ -31,6 +31,7 @@ _WRITTEN: tuple[Dtype, ...] = get_args(Dtype)
 
 def node(m: "Materials", precision: str) -> Node:
     """Declare the file of a precision: from the checkpoint, or quantized from the F16 file."""
+    precision = file_precision(precision)
     kind = precision.removeprefix(GGUF_PREFIX)
     dense = {} if kind in _WRITTEN else {"dense": node(m, GGUF_PREFIX + "f16").output()}
     return Node(

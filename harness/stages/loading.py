@@ -12,7 +12,7 @@ from hq.gguf.file import GGUFFile
 from hq.models.checkpoint import file_digests, fingerprint, resolve
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE, file_precision
 from hq.precisions.packed import NATIVE
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
 
@@ -49,7 +49,7 @@ class Models:
 
     def given(self, precision: str) -> Path | None:
         """Return the file or folder that the study gives for a precision; None if it gives none."""
-        if precision == GGUF_SOURCE:
+        if file_precision(precision) == GGUF_SOURCE:
             return gguf_of(self.study.model)
         name = precision.removesuffix(NATIVE)
         if name in self.study.checkpoints:

@@ -21,7 +21,7 @@ from hq.models.alignment import ALIGNED, MISSING, LayerMap, map_model
 from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
 from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE, file_precision
 from hq.precisions.packed import recipe_of
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ class LayerRow(NamedTuple):
 def node(m: "Materials", precision: str) -> Node:
     """Declare the map of the checkpoint's neurons to those of a precision.
 
-    Maps of the checkpoint and of given files run first, as they may reject the study.
+    A map depends on weights only, so precisions that run one file in several ways share it. Maps of
+    the checkpoint and of given files run first, as they may reject the study.
     """
+    precision = file_precision(precision)
     given = m.models.given(precision) is not None
     return Node(
         STAGE,

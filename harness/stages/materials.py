@@ -20,11 +20,13 @@ from harness.stages.units import Part
 from harness.studies.study import SAMPLERS, Study
 from hq.backends.base import require_length
 from hq.errors import HQError
+from hq.models.architectures.llama_cpp import head_width
 from hq.models.auto import context_length
 from hq.models.checkpoint import (
     checkpoint_identity,
     end_tokens,
     resolve,
+    text_config,
     weight_files,
     whole_config,
 )
@@ -33,7 +35,7 @@ from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import BACKEND_OF
-from hq.precisions.gguf import GGUF_SOURCE
+from hq.precisions.gguf import GGUF_SOURCE, PLUS, file_precision, require_head_widths
 from hq.precisions.packed import NATIVE, recipe_of
 from hq.tracing.sampling import Sampling, StopCriteria
 
@@ -72,8 +74,12 @@ class Materials:
         require_packages((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
         for name in {p.removesuffix(NATIVE) for p in study.precisions} & set(study.checkpoints):
             resolve(study.checkpoints[name])
-        if GGUF_SOURCE in study.precisions:
+        if GGUF_SOURCE in map(file_precision, study.precisions):
             gguf_of(study.model)
+        for precision in study.precisions:
+            if PLUS in precision:
+                width = head_width(text_config(self.path))
+                require_head_widths(precision, (width,), study.model)
         _ = self.judge, self.stop_criteria
         self._require_room()
         for number, text in enumerate(self.texts):

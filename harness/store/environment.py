@@ -7,6 +7,7 @@ from hq.backends.opening import device_of
 from hq.backends.transformers.backend import usable_device
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
+from hq.precisions.gguf import attention_of
 
 FIT = ("numba", "numpy", "scikit-learn", "scipy", "skglm")
 """Packages that fit probes and compute the statistics of tables."""
@@ -41,6 +42,7 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
             "packages": versions(*_RUNS[backend]),
             "device": device_of(precision, device),
             "machine": machine_class(),
+            **attention_of(precision).settings,
         }
     torch_device = usable_device(device)
     return {

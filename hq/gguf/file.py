@@ -78,6 +78,11 @@ class GGUFFile:
         return self._sizes.d_ff
 
     @property
+    def head_widths(self) -> tuple[int, int]:
+        """Widths of one attention head: of its keys, and of its values."""
+        return self._sizes.widths["key"], self._sizes.widths["value"]
+
+    @property
     def vocabulary(self) -> int:
         """Number of tokens."""
         return self._sizes.vocabulary

@@ -82,8 +82,13 @@ def sizes_of(path: Path, header: Header, name: str, vocabulary: int) -> Sizes:
     hparams.require(rotated <= key and rotated % 2 == 0, "rope.dimension_count")
     q, k, v = heads * key, kv * key, kv * value
     widths = {"d_model": d_model, "d_ff": d_ff, "2d_ff": 2 * d_ff, "vocabulary": vocabulary}
-    widths |= {"q": q, "k": k, "v": v, "qkv": q + k + v, "o": heads * value, "key": key}
-    widths |= {"rope": rotated // 2, "context": hparams.size("context_length")}
+    widths |= {"q": q, "k": k, "v": v, "qkv": q + k + v, "o": heads * value}
+    widths |= {
+        "key": key,
+        "value": value,
+        "rope": rotated // 2,
+        "context": hparams.size("context_length"),
+    }
     return Sizes(hparams.n_layers, d_model, d_ff, vocabulary, widths)
 
 

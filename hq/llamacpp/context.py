@@ -10,14 +10,13 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
+from hq.llamacpp.attention import EXACT, Attention
 from hq.llamacpp.library import load_library
 from hq.llamacpp.observer import ActiveFactors, GraphObserver
 
 if TYPE_CHECKING:
     from hq.llamacpp.model import LlamaModel
 
-_F32 = 0  # GGML_TYPE_F32
-_FLASH_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
 _INT32_MAX = 2**31 - 1
 _CACHE_INTACT = (0, 1, -1)  # llama_decode's codes after which all sequences are still defined
 
@@ -25,8 +24,9 @@ _CACHE_INTACT = (0, 1, -1)  # llama_decode's codes after which all sequences are
 class Context:
     """Keys and values of up to 256 sequences, and the observer that reads and scales in them.
 
-    Arithmetic is as exact as the weights allow: keys and values are F32, and flash attention is
-    off. Every operation runs on the device of its layer's weights, whatever the number of tokens.
+    By default arithmetic is as exact as the weights allow: keys and values are F32, and flash
+    attention is off. Every operation runs on the device of its layer's weights, whatever the number
+    of tokens.
 
     Args:
         model: The model, whose handles own the context.
@@ -36,6 +36,7 @@ class Context:
         sequences: Number of sequences.
         threads: Number of CPU threads.
         callback: An eval callback in place of an observer.
+        attention: Flash attention or not, and the types of keys and values.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Context:
         sequences: int = 1,
         threads: int = 1,
         callback: Any = None,
+        attention: Attention = EXACT,
     ) -> None:
         llama = load_library().llama
         batch = min(batch, tokens)  # as llama.cpp does
@@ -59,8 +61,15 @@ class Context:
         settings.n_batch = settings.n_ubatch = batch
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
-        settings.flash_attn_type = _FLASH_OFF
-        settings.type_k = settings.type_v = _F32
+        settings.flash_attn_type = (  # never AUTO, which lets llama.cpp choose
+            llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if attention.flash
+            else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        settings.type_k, settings.type_v = (
+            getattr(llama, f"GGML_TYPE_{kind.upper()}")
+            for kind in (attention.keys, attention.values)
+        )
         settings.kv_unified = True  # sequences share the cells of a prefix, and batches keep order
         settings.swa_full = True
         settings.op_offload = False  # otherwise 32 tokens and more would be computed on a GPU

@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _STRUCT_BYTES = 1024  # larger than a ggml_tensor, smaller than the arena that it is made in
 _SHAPE = (7, 11, 13, 17)  # all different, and different from the strides of such a tensor
 _F32 = 0  # GGML_TYPE_F32
+_TYPE_NUMBERS = (26, 30)  # GGML_TYPE_I32 and _BF16: numbers that occur nowhere else in a tensor
 _GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 
 
@@ -26,6 +28,7 @@ _GPU_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 class TensorLayout:
     """Byte offsets of the fields of a ggml_tensor."""
 
+    type: int  # int32: number of the element type
     buffer: int  # pointer to the buffer that `data` is in
     ne: int  # int64[4]: elements along each axis, the innermost first
     nb: int  # size_t[4]: bytes from one element to the next along each axis
@@ -90,6 +93,8 @@ def _functions(ggml: Any) -> Any:
         ("ggml_add", pointer, [pointer, pointer, pointer]),
         ("ggml_set_name", pointer, [pointer, ctypes.c_char_p]),
         ("ggml_get_name", pointer, [pointer]),
+        ("ggml_op_desc", ctypes.c_char_p, [pointer]),
+        ("ggml_type_name", ctypes.c_char_p, [ctypes.c_int]),
         ("ggml_get_data", pointer, [pointer]),
         ("ggml_tensor_overhead", size, []),
         ("ggml_backend_cpu_buffer_type", pointer, []),
@@ -142,7 +147,10 @@ def _probe(ggml: Any) -> TensorLayout:
         buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, memory)
         strides = tuple(itertools.accumulate(_SHAPE[:3], int.__mul__, initial=4))
         size = min(_STRUCT_BYTES, ggml.ggml_tensor_overhead())
+        typed = (ggml.ggml_new_tensor_4d(context, number, *_SHAPE) for number in _TYPE_NUMBERS)
+        numbers = zip(*((ctypes.c_int32 * (size // 4)).from_address(t) for t in typed), strict=True)
         layout = TensorLayout(
+            type=_find("type", list(numbers), (_TYPE_NUMBERS,), 4),
             buffer=_find("buffer", _words(first, size), (buffer,)),
             ne=_find("ne", _words(first, size), _SHAPE),
             nb=_find("nb", _words(first, size), strides),
@@ -163,13 +171,13 @@ def _words(address: int, size: int) -> list[int]:
     return list((ctypes.c_uint64 * (size // 8)).from_address(address))
 
 
-def _find(field: str, words: list[int], values: tuple[int, ...]) -> int:
-    """Byte offset of the only occurrence of consecutive `values` among the words."""
+def _find(field: str, words: Sequence[object], values: tuple[object, ...], nbytes: int = 8) -> int:
+    """Byte offset of the only occurrence of consecutive `values` among words of `nbytes` bytes."""
     width = len(values)
     indices = [i for i in range(len(words)) if tuple(words[i : i + width]) == values]
     if len(indices) != 1:
         raise LookupError(field)
-    return 8 * indices[0]
+    return nbytes * indices[0]
 
 
 _LOG_CALLBACKS: list[Any] = []  # referenced by llama.cpp, so Python must not free them

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from hq.errors import HQError
+from hq.llamacpp.attention import EXACT, Attention
 from hq.llamacpp.context import Context
 from hq.llamacpp.graph import GraphNodeFinder, GraphNodes
 from hq.llamacpp.library import load_library
@@ -58,7 +59,7 @@ class LlamaModel:
         """Free contexts and weights; a second call has no effect."""
         self._free()
 
-    def context(self, observer: GraphObserver | None, **settings: int) -> Context:
+    def context(self, observer: GraphObserver | None, **settings: Any) -> Context:
         """Create a context; see Context for its settings."""
         return Context(self, observer, **settings)
 
@@ -81,14 +82,18 @@ class LlamaModel:
             raise HQError(f"llama.cpp cannot load the adapter {path}: {load_library().reason()}.")
         return adapter
 
-    def graph_nodes(self, layers: int, d_ff: int) -> GraphNodes:
-        """Find the graph nodes that hold h and W_down·h by decoding one token."""
+    def graph_nodes(self, layers: int, d_ff: int, attention: Attention = EXACT) -> GraphNodes:
+        """Find the graph nodes that hold h and W_down·h by decoding one token.
+
+        Raises HQError if there are none, or if llama.cpp computes attention in another way.
+        """
         llama = load_library().llama
         finder = GraphNodeFinder(self.path.name)
         callback = llama.ggml_backend_sched_eval_callback(finder)
-        with Context(self, None, tokens=32, batch=8, callback=callback) as context:
+        sizes = {"tokens": 32, "batch": 8}
+        with Context(self, None, callback=callback, attention=attention, **sizes) as context:
             context.decode([0], [0], [0], [True])
-        return finder.nodes(layers, d_ff)
+        return finder.nodes(layers, d_ff, attention)
 
     def tokenize(
         self, text: str, add_special: bool = True, parse_special: bool = True

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
+from hq.precisions.gguf import attention_of, source_precision
 from hq.stats.intervals import Estimate
 from hq.stats.thresholds import match_quantile
 from hq.storage.verified_folder import read_verified_folder, sha256_of, write_verified_folder
@@ -127,6 +128,11 @@ class Bundle:
         return self.facts.precision
 
     @property
+    def source_precision(self) -> str:
+        """`gguf-source` with the suffix of the bundle: opens its file as it was validated."""
+        return source_precision(self.facts.precision)
+
+    @property
     def prompt(self) -> str:
         """The prompt form with which the set was found."""
         return self.facts.prompt
@@ -166,6 +172,20 @@ class Bundle:
             raise HQError(
                 f"The norms in the bundle {self.name} are not those of {file.path}: make the "
                 "bundle again."
+            )
+
+    def require_attention(self, precision: str) -> None:
+        """Raises HQError if a model at this precision computes attention in another way.
+
+        Other types of keys and values shift the scores, as another quantization does.
+        """
+        validated, runs = attention_of(self.facts.precision), attention_of(precision)
+        if runs != validated:
+            raise HQError(
+                f"The bundle {self.name} was validated with {validated.describe()}, and "
+                f"{precision} runs with {runs.describe()}, where its thresholds promise nothing: "
+                f"run the file at {self.source_precision}, or make a bundle with `hq bundle make "
+                f"--precision {precision}`."
             )
 
     def domain(self, name: str = ALL) -> Domain:

@@ -23,7 +23,7 @@ class LlamaMonitor:
 
     A context manager. Several monitors may share a backend. Every answer has its own context: the
     monitor keeps one, and each further answer that runs at the same time takes the memory of one
-    more (`tokens` keys and values in F32) until it ends.
+    more (`tokens` keys and values, in the types of the backend's precision) until it ends.
 
     Raises HQError for a set of another model, and for an empty set.
     """

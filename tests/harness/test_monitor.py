@@ -123,6 +123,28 @@ def test_a_bundle_has_its_own_threshold(ask, long_context, bundle):
     assert json.loads(of_set.out.splitlines()[-1])["score"] == verdicts["all"]["score"]
 
 
+def test_a_bundle_is_used_with_the_attention_that_it_was_made_with(
+    ask, long_context, neurons, tmp_path
+):
+    domains = {"all": Domain(threshold=0.0, false_alarms=0.1, n=30)}
+    flash = NeuronSet.load(neurons), domains, "gguf-f32+fa"
+    folder = bundles.save(tmp_path / "flash", long_context, *flash)
+    fixed = {"gguf": long_context, "form": None}
+
+    def score(**options):
+        outcome = ask("--json", "--max-new-tokens", 5, **fixed, **options)
+        assert outcome.code == 0, outcome
+        return json.loads(outcome.out.splitlines()[-1])["score"]
+
+    by_bundle = score(neurons=None, bundle=folder)
+    assert by_bundle == score(precision="gguf-source+fa")
+    assert by_bundle != score()  # in float32
+    outcome = ask(neurons=None, bundle=folder, precision="gguf-f32", **fixed)
+    assert outcome.code == 2
+    assert "was validated with flash attention, K f16, V f16" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+
+
 def test_a_bundle_is_for_its_file(ask, bundle, gguf):
     outcome = ask("--bundle", bundle, neurons=None, gguf=gguf("llama"))
     assert outcome.code == 2

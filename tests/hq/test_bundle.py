@@ -131,6 +131,20 @@ def test_a_copy_under_another_name_is_the_file(model, folder, tmp_path):
     Bundle.load(folder).require(GGUFFile(path))
 
 
+def test_another_attention_is_refused(folder):
+    plain = Bundle.load(folder)
+    plain.require_attention("gguf-source")
+    with pytest.raises(HQError, match="validated with no flash attention, K f32, V f32"):
+        plain.require_attention("gguf-q8_0+fa")
+    resealed(folder, facts={"precision": "gguf-q8_0+kv-q8_0"})
+    quantized = Bundle.load(folder)
+    assert quantized.source_precision == "gguf-source+kv-q8_0"
+    quantized.require_attention(quantized.source_precision)
+    for other in ("gguf-source", "gguf-source+fa", "gguf-source+kv-q4_0"):
+        with pytest.raises(HQError, match=r"K q8_0, V q8_0.*run the file at gguf-source\+kv-q8_0"):
+            quantized.require_attention(other)
+
+
 def test_norms_of_another_file_are_refused(model, folder):
     arrays = {"norms": np.ones(2, np.float32), "scores": np.ones(1), "right": np.ones(1)}
     resealed(folder, {ARRAYS: save(arrays)})

@@ -51,7 +51,10 @@ class Detection(Row):
     """
 
     precision: str = Field(description="the precision at which the checkpoint runs")
-    compute: str = Field(description="the type of the arithmetic")
+    compute: str = Field(
+        description="the type of the arithmetic; at a GGUF precision with a suffix, also how "
+        "attention was computed (without a suffix: in float32, without flash attention)"
+    )
     n: int = Field(description="samples, half of them hallucinated")
     units: int = Field(description=UNITS)
     seed: int = Field(description="seed of the study")

@@ -30,7 +30,7 @@ TOP_NEURONS = 8  # neurons listed at each token
 class ServedModel:
     """A GGUF file and the bundle that was validated on it. A context manager; `close` frees it.
 
-    One thread generates at a time.
+    One thread generates at a time. Attention is computed as when the bundle was made.
 
     Args:
         context_tokens: tokens that a prompt and its answer may have together, up to the model's
@@ -52,7 +52,9 @@ class ServedModel:
     ) -> None:
         self.bundle = bundle
         self.neurons: NeuronSet = bundle.neurons
-        self._backend = LlamaBackend(gguf, threads=threads, n_gpu_layers=n_gpu_layers)
+        self._backend = LlamaBackend(
+            gguf, bundle.source_precision, threads=threads, n_gpu_layers=n_gpu_layers
+        )
         try:
             bundle.require(self._backend.file)
             self.form = form_name or bundle.prompt
@@ -95,6 +97,11 @@ class ServedModel:
     def name(self) -> str:
         """The file's name without its suffix."""
         return self._backend.file.path.stem
+
+    @property
+    def compute(self) -> str:
+        """The type of the arithmetic and, if the bundle's precision has a suffix, the attention."""
+        return self._backend.compute
 
     @property
     def trims(self) -> bool:

@@ -22,6 +22,7 @@ from hq.backends.llamacpp.packed_batch import MAX_ROWS, PackedBatch, read_prefix
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.types import GGMLType
+from hq.llamacpp.attention import EXACT
 from hq.llamacpp.context import Context
 from hq.llamacpp.graph import CPU
 from hq.llamacpp.model import LlamaModel
@@ -33,7 +34,12 @@ from hq.models.logits import blocks_of, distributions
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
-from hq.precisions.gguf import require_kind
+from hq.precisions.gguf import (
+    attention_of,
+    file_precision,
+    require_head_widths,
+    require_kind,
+)
 
 _TOKEN_BUDGET = 512  # tokens per decode: a token attends to all cells of its batch, so more is slow
 _VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB
@@ -48,7 +54,8 @@ class LlamaBackend:
 
     Args:
         path: The file, or the first part of a split one.
-        precision: The precision that the file must have; `gguf-source` accepts any.
+        precision: The precision that the file must have, with the suffix that says how it is run;
+            `gguf-source` accepts any file.
         token_budget: Number of tokens per decode.
         model_identity: The identity of the source model, if the file's own is not to be used.
         threads: Number of CPU threads.
@@ -56,7 +63,8 @@ class LlamaBackend:
             -1 for the GPU only.
 
     Raises HQError if the file is damaged or has another quantization than the precision, if the
-    activations of its architecture cannot be observed, or if GPU layers do not run on a GPU.
+    activations of its architecture cannot be observed, if attention is not computed as the suffix
+    says, or if GPU layers do not run on a GPU.
     """
 
     missing: frozenset[int] = frozenset()
@@ -73,13 +81,15 @@ class LlamaBackend:
     ) -> None:
         self.precision = precision
         self.file = GGUFFile(path)
-        require_kind(self.file, precision)
+        require_kind(self.file, file_precision(precision))
+        require_head_widths(precision, self.file.head_widths, path)
+        self.attention = attention_of(precision)
         self.identity = model_identity or self.file.identity
         self.token_budget = token_budget
         self.threads = threads
         self.model = LlamaModel(*self.file.paths, n_gpu_layers=n_gpu_layers)
         try:
-            self._nodes = self.model.graph_nodes(self.file.n_layers, self.file.d_ff)
+            self._nodes = self.model.graph_nodes(self.file.n_layers, self.file.d_ff, self.attention)
             self._require_devices(n_gpu_layers)
         except BaseException:
             self.close()
@@ -98,9 +108,13 @@ class LlamaBackend:
 
     @property
     def compute(self) -> str:
-        """What the FFNs are computed in, as `compute_of` names it; `mixed: …` for several."""
+        """What the FFNs are computed in, as `compute_of` names it; `mixed: …` for several.
+
+        If the precision has a suffix, it is followed by how attention is computed.
+        """
         computes = sorted({r.compute for r in self.audit() if r.module.startswith("ffn")})
-        return computes[0] if len(computes) == 1 else f"mixed: {', '.join(computes)}"
+        ffns = computes[0] if len(computes) == 1 else f"mixed: {', '.join(computes)}"
+        return ffns if self.attention == EXACT else f"{ffns}, {self._nodes.attention}"
 
     @property
     def device(self) -> str:
@@ -127,7 +141,12 @@ class LlamaBackend:
             self._nodes, self.file.norms, batch, self.scales, self.model.on_host
         )
         context = self.model.context(
-            observer, tokens=tokens, sequences=sequences, batch=batch, threads=self.threads
+            observer,
+            tokens=tokens,
+            sequences=sequences,
+            batch=batch,
+            threads=self.threads,
+            attention=self.attention,
         )
         return context, observer
 

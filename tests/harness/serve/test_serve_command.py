@@ -5,12 +5,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from harness.serve.audit.files import read_audit_log
 from harness.serve.audit.log import AuditLog
+from harness.serve.generation.model import ServedModel
+from hq.monitor.bundle import Bundle
 from tests.harness.serve.conftest import ask
 from tests.harness.serve.process import server
 
@@ -19,10 +22,17 @@ def contents(log):
     return [line.content for line in read_audit_log(log)]
 
 
+def test_a_bundle_is_served_with_its_attention(gguf_file, bundle_folder):
+    bundle = Bundle.load(bundle_folder)
+    flash = replace(bundle, facts=replace(bundle.facts, precision="gguf-f32+fa"))
+    with ServedModel(gguf_file, flash, context_tokens=256) as model:
+        assert model.compute == "float32, flash attention, K f16, V f16"
+
+
 def test_output_and_shutdown(gguf_file, bundle_folder, tmp_path):
     log = tmp_path / "audit.jsonl"
     with server(gguf_file, bundle_folder, log) as (process, printed, _):
-        for words in ("tiny, 2 H-Neurons, prompt form chat", "bundle   tiny", str(log)):
+        for words in ("tiny, 2 H-Neurons, prompt form chat, float32", "bundle   tiny", str(log)):
             assert words in printed
         assert "policy   all annotate" in printed
         line = printed.strip().splitlines()[-1]
