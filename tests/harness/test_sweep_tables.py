@@ -31,6 +31,7 @@ def swept(shares, control_shares, precision="nf4"):
         neurons=3,
         alphas=ALPHAS,
         control_alphas=CONTROLS,
+        mixed=order < 0.75,
         components=np.array([f"c{i}" for i in range(N)]),
         h=judged([order < share for share in shares]),
         matched=judged([[order < share for share in row] for row in control_shares]),

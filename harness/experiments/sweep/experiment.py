@@ -124,7 +124,7 @@ class SweepExperiment(Experiment):
                         for precision in m.study.precisions
                     ),
                 }
-                for name in plan.section.scenarios
+                for name in plan.scenarios
             }
         }
 
@@ -297,6 +297,7 @@ class _Results:
             neurons=len(self._neurons.positive),
             alphas=section.alphas,
             control_alphas=section.control_alphas,
+            mixed=np.array([asked.mixed for asked in trials]),
             components=np.array([asked.component for asked in trials]),
             h=judged_sweep(outcomes[:n_h], replies[:n_h], plain),
             matched=JudgedSweep(*map(np.stack, zip(*draws, strict=True))),

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from harness.experiments.sweep.plan import SweepPlan
 from harness.experiments.sweep.trials import label
 from harness.scenarios.base import Trial
-from harness.scenarios.prompts import PromptForm
 from harness.stages import respond
 from harness.stages.materials import Materials
 from harness.store.jsonl import LOG_FILE
@@ -60,8 +59,8 @@ def forecast(m: Materials) -> Forecast:
     variants = len(section.alphas) + section.draws * (len(section.control_alphas) - 1)
     answers = section.questions * len(section.alphas)
     responses = len(study.precisions) * (sum(counts.values()) * variants + answers)
-    name = section.scenarios[0]
-    seconds = _timed(m, plan.form(name), offered[name][:_TIMED])
+    name = plan.scenarios[0]
+    seconds = _timed(m, plan, name, offered[name][:_TIMED])
     return Forecast(
         trials=counts,
         variants=variants,
@@ -72,12 +71,12 @@ def forecast(m: Materials) -> Forecast:
     )
 
 
-def _timed(m: Materials, form: PromptForm, trials: list[Trial]) -> float:
+def _timed(m: Materials, plan: SweepPlan, name: str, trials: list[Trial]) -> float:
     """Return the seconds per response to these trials in one batch."""
+    form, new = plan.form(name), plan.max_new_tokens(name)
     ids = [tuple(form.encode(m.tokenizer, trial.prompt)) for trial in trials]
     criteria = m.stop_criteria_of(form)
     backend = m.models.open(REFERENCE)
-    new = m.of(SweepPlan).section.max_new_tokens
     with TemporaryDirectory() as folder, Progress(quiet=True).task("", len(ids), "") as task:
         log = Path(folder) / LOG_FILE
         started = time.perf_counter()
