@@ -23,7 +23,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def _trials(source: str | None, seed: int) -> Iterable[Trial]:
-    return _build(sampled_facts(seed)) if source is None else read_trials("faitheval", source, _read)
+    return (
+        _build(sampled_facts(seed)) if source is None else read_trials("faitheval", source, _read)
+    )
 
 
 def _build(questions: Iterable[Question]) -> Iterator[Trial]:

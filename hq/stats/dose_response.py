@@ -108,7 +108,8 @@ def estimate_slope_excess(
         )
     statistic = mean_statistic(_slopes(first, doses) - of_draws.mean(axis=0))
     over_units = estimate(statistic, first.shape[1], groups, "difference of slopes")
-    assert over_units.se is not None and over_units.df is not None
+    assert over_units.se is not None
+    assert over_units.df is not None
     of_units = over_units.se**2
     of_mean = float(of_draws.mean(axis=1).var(ddof=1)) / len(of_draws)
     se = float(np.sqrt(of_units + of_mean))

@@ -31,7 +31,7 @@ class SweepPlan:
 
     @property
     def scenarios(self) -> tuple[str, ...]:
-        """The scenarios of the section; by default the study's own questions and `_ON_QUESTIONS`."""
+        """The scenarios of the section; by default the study's own and `_ON_QUESTIONS`."""
         return self.section.scenarios or (self.m.study.scenario.name, *_ON_QUESTIONS)
 
     def check(self) -> None:
