@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from pydantic import BaseModel, ConfigDict
 
 from harness.experiments.sweep.plan import SweepPlan
-from harness.experiments.sweep.trials import label
+from harness.experiments.sweep.trials import label, scenario
 from harness.scenarios.base import Trial
 from harness.stages import respond
 from harness.stages.materials import Materials
@@ -23,8 +23,8 @@ _TIMED = 32  # prompts
 class Forecast(BaseModel):
     """The forecast of a complete sweep, without any earlier responses.
 
-    It assumes that other precisions are as fast as the reference, and that responses of other
-    scenarios are as long as the timed ones.
+    It assumes that other precisions are as fast as the reference, and that answers to the study's
+    own questions take as long as the responses of the fastest scenario.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,22 +33,23 @@ class Forecast(BaseModel):
     variants: int  # combinations of neurons and α; all at α = 1 count once
     precisions: int
     responses: int  # to trials, and to the study's own questions
-    seconds_a_response: float
+    seconds_a_response: dict[str, float]  # by scenario
     seconds: float
 
     def __str__(self) -> str:
         trials = ", ".join(f"{count} of {label}" for label, count in self.trials.items())
+        each = ", ".join(f"{1e3 * s:.0f} ms {name}" for name, s in self.seconds_a_response.items())
         return (
             f"Trials: {trials}.\n"
             f"{self.responses:,} responses: {sum(self.trials.values())} trials × {self.variants} "
             f"variants × {self.precisions} precisions, and the study's own questions at each α.\n"
-            f"About {self.seconds / 60:.0f} minutes at {1e3 * self.seconds_a_response:.0f} ms per "
-            f"response, measured here on {_TIMED} unscaled ones."
+            f"About {self.seconds / 60:.0f} minutes ({each} per response, measured here on "
+            f"{_TIMED} unscaled ones)."
         )
 
 
 def forecast(m: Materials) -> Forecast:
-    """Count trials and variants, and time some responses of the first scenario."""
+    """Count trials and variants, and time some responses of each scenario."""
     plan, study = m.of(SweepPlan), m.study
     section, offered = plan.section, plan.offered
     counts = {
@@ -59,15 +60,16 @@ def forecast(m: Materials) -> Forecast:
     variants = len(section.alphas) + section.draws * (len(section.control_alphas) - 1)
     answers = section.questions * len(section.alphas)
     responses = len(study.precisions) * (sum(counts.values()) * variants + answers)
-    name = plan.scenarios[0]
-    seconds = _timed(m, plan, name, offered[name][:_TIMED])
+    each = {name: _timed(m, plan, name, trials[:_TIMED]) for name, trials in offered.items()}
+    of_trials = sum(count * variants * each[scenario(of)] for of, count in counts.items())
+    seconds = len(study.precisions) * (of_trials + answers * min(each.values()))
     return Forecast(
         trials=counts,
         variants=variants,
         precisions=len(study.precisions),
         responses=responses,
-        seconds_a_response=seconds,
-        seconds=seconds * responses,
+        seconds_a_response=each,
+        seconds=seconds,
     )
 
 
