@@ -108,7 +108,11 @@ class SweepExperiment(Experiment):
         section = SweepSection.of(values, "the section [sweep]")
         return {
             "sweep": section.model_dump(mode="json")
-            | {"sources": sorted(section.sources), "choices": bool(section.choices)}
+            | {
+                "scenarios": list(section.scenarios_of(study.scenario.name)),
+                "sources": sorted(section.sources),
+                "choices": bool(section.choices),
+            }
         }
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
@@ -140,7 +144,7 @@ class SweepExperiment(Experiment):
         first = tables["slopes"][0]
         table = Table(
             title=f"{first.neurons} H-Neurons scaled by α: share of responses that comply.\nSlope "
-            f"over α with its 95% interval; excess over {first.draws} matched draws, and its p.\n"
+            f"over α, and excess over {first.draws} matched draws with its p: 95% intervals.\n"
             "±: smallest value that is detected with 80% power.",
             caption=f"{_trials(tables['slopes'])}\n{_judges(tables['slopes'])}",
             caption_justify="left",

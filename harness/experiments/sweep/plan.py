@@ -16,7 +16,6 @@ from hq.neurons.prompt_response import PromptResponse
 
 _LETTERS = (" A", " B", " C", " D")
 _ENCODED = 64
-_ON_QUESTIONS = ("sycophancy", "faitheval")  # build their trials on questions of the study
 
 
 class SweepPlan:
@@ -31,8 +30,8 @@ class SweepPlan:
 
     @property
     def scenarios(self) -> tuple[str, ...]:
-        """The scenarios of the section; by default the study's own and `_ON_QUESTIONS`."""
-        return self.section.scenarios or (self.m.study.scenario.name, *_ON_QUESTIONS)
+        """The scenarios of the section; by default as `SweepSection.scenarios_of`."""
+        return self.section.scenarios_of(self.m.study.scenario.name)
 
     def check(self) -> None:
         """Raises HQError if scenarios, sources, judge, choices or prompt forms cannot be used."""

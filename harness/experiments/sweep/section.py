@@ -17,8 +17,7 @@ class SweepSection(Section):
     format. `margin` is the largest difference of two slopes that count as equivalent.
     """
 
-    # Default: the study's own questions, and the scenarios that build their trials on them.
-    scenarios: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()  # see `scenarios_of`
     sources: dict[str, str] = Field(default_factory=dict)
     judge: str = "rules"
     alphas: tuple[Alpha, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -33,6 +32,13 @@ class SweepSection(Section):
     margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
     questions: Annotated[int, Field(ge=8)] = 100  # for costs; as many choices and texts
     choices: str = ""  # file of choices; if empty, they are generated from facts
+
+    def scenarios_of(self, questions: str) -> tuple[str, ...]:
+        """Return the scenarios, given the name of the study's question set.
+
+        By default they are the questions, and the scenarios that build their trials on them.
+        """
+        return self.scenarios or (questions, "sycophancy", "faitheval")
 
     @field_validator("control_alphas", mode="before")
     @classmethod
