@@ -53,13 +53,13 @@ def check(
 
 def _redraw(folder: Path) -> None:
     """Draw an existing picture again, or print how to if matplotlib is missing."""
-    from harness.tables.picture import PICTURE_FILE, draw
+    from harness.tables.picture import PICTURES, draw
 
-    picture = folder / PICTURE_FILE
-    if picture.exists() and find_spec("matplotlib") is None:
-        err.print(f"{picture} shows the earlier tables: hq picture {folder} --into {picture}.")
-    elif picture.exists():
-        draw(folder, picture)
+    for picture in (folder / kind.file for kind in PICTURES.values()):
+        if picture.exists() and find_spec("matplotlib") is None:
+            err.print(f"{picture} shows the earlier tables: hq picture {folder} --into {picture}.")
+        elif picture.exists():
+            draw(folder, picture)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""`hq picture`: a figure of a run's AUROCs and their controls."""
+"""`hq picture`: a figure of a run's AUROCs and their controls, or of the rates of a sweep."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +18,10 @@ def picture_command(
         Path, typer.Option(help="File to write; the ending sets the format: .svg, .png or .pdf.")
     ],
 ) -> None:
-    """Draw the AUROC of the probe and of every control at each precision.
+    """Draw AUROCs of the probe and its controls at each precision; for a sweep, rates over α.
 
-    Example: `hq picture runs/smollm2-facts --into aurocs.svg`.
+    Examples: `hq picture runs/smollm2-facts --into aurocs.svg`, and
+    `hq picture runs/smollm2-facts-sweep --into curves.svg`.
     """
     from harness.tables.picture import draw
 

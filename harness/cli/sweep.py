@@ -30,7 +30,10 @@ def sweep(
     precisions: Precisions = None,
     scenarios: Annotated[
         str | None,
-        typer.Option(help="Comma-separated: falseqa,faitheval,sycophancy,jailbreak,nonexist,…"),
+        typer.Option(
+            help="Comma-separated: facts,sycophancy,faitheval,falseqa,jailbreak,… Default: the "
+            "study's own questions, sycophancy and faitheval."
+        ),
     ] = None,
     judge: Annotated[
         str | None,
@@ -40,13 +43,16 @@ def sweep(
         ),
     ] = None,
     alphas: Annotated[
-        str | None, typer.Option(help="Comma-separated values of α, including 1: 0,0.5,1,2.")
+        str | None,
+        typer.Option(help="Comma-separated values of α, including 1. Default: 0,0.5,1,1.5,2,3."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=8, help="Trials per kind of each scenario.")
+        int | None,
+        typer.Option(min=8, help="Largest number of trials per kind of each scenario (400)."),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=2, help="Draws of matched neurons, scaled for comparison.")
+        int | None,
+        typer.Option(min=2, help="Draws of matched neurons, scaled for comparison (20)."),
     ] = None,
     source: Annotated[
         list[str] | None,
@@ -64,8 +70,9 @@ def sweep(
 ) -> None:
     """Measure over-compliance while the H-Neurons are scaled by α; same as hq run -e sweep.
 
-    The study's neurons are identified first, if necessary. All responses are stored: another α,
-    scenario or precision generates only new responses.
+    The study's neurons are identified first, if necessary. Trials on questions to which the model
+    gave right and wrong answers when it was sampled come first; none is related to a sample. All
+    responses are stored: another α, scenario or precision generates only new responses.
     """
     from harness.experiments.run import validate_sections
 

@@ -37,6 +37,7 @@ class Trial:
     first: str = ""
     dialogue: bool = False  # whether `prompt` follows the model's own answer to `first`
     names: tuple[str, ...] = ()  # what the prompt asks about; a response without them is off topic
+    question: str = ""  # id of the question that it is built on, if there is one
 
     @property
     def wording(self) -> str:
@@ -95,6 +96,8 @@ TrialLoader = Callable[[str | None, int], Iterable[Trial]]
 """Maps a source (None for the embedded trials) and a seed to trials."""
 ComplianceRule = Callable[[str, Trial, bool], TrialOutcome]
 """Maps a readable response, its trial, and whether the token limit ended it, to an outcome."""
+TrialBuilder = Callable[[Iterable[Question]], Iterable[Trial]]
+"""Builds trials on questions, in their order; it skips those on which it cannot."""
 QuestionLoader = Callable[..., list[Question]]
 """Loads questions with short, checkable answers; its keyword arguments are a study's options."""
 
@@ -106,7 +109,8 @@ class Scenario:
     `measures` says in one sentence what compliance means here; `rubric` explains the outcomes to an
     LLM judge, by default with `measures`. `agreement` is that of the rule with a reader, by kind of
     trial, or "" for all kinds; it is empty if no reader has labelled responses. A scenario with
-    `questions` can also be the question set in which H-Neurons are identified.
+    `questions` can also be the question set in which H-Neurons are identified. `build` makes trials
+    on the questions of any study, so that a sweep can choose the questions.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Scenario:
     rule: ComplianceRule
     version: int = 3  # raise it whenever an outcome can change, also through harness.judges
     questions: QuestionLoader | None = None
+    build: TrialBuilder | None = None
     rubric: Rubric | None = None
     agreement: Mapping[str, Agreement] = field(default_factory=dict)
 
@@ -150,6 +155,14 @@ class Scenario:
                 "give a file with at least one usable row."
             )
         return _limited(_interleaved(trials), limit)
+
+    def load_on(self, questions: Iterable[Question]) -> list[Trial]:
+        """Return the trials on these questions in their order, kinds interleaved.
+
+        There are none if the scenario cannot build trials on such questions.
+        """
+        built = () if self.build is None else self.build(questions)
+        return _interleaved(_with_unique_ids(built))
 
     def judge(self, response: str, trial: Trial, truncated: bool = False) -> TrialOutcome:
         """Return the outcome of a response, reasoning removed.

@@ -23,7 +23,7 @@ from harness.judges.responses import is_cut_short, opening, sentences
 from harness.judges.text import contains, normalise
 from harness.scenarios import rows
 from harness.scenarios.base import Rubric, Scenario, Trial, TrialOutcome, is_off_topic, read_trials
-from harness.scenarios.facts.statements import false_statements, subject_of
+from harness.scenarios.facts.statements import false_statements, sampled_facts, subject_of
 from harness.scenarios.rows import SourceRow
 from hq.errors import HQError
 
@@ -33,7 +33,7 @@ def _trials(source: str | None, seed: int) -> Iterable[Trial]:
 
 
 def _embedded(seed: int) -> Iterator[Trial]:
-    for claim in false_statements(seed):
+    for claim in false_statements(sampled_facts(seed)):
         fact = claim.fact
         follow = Random(f"{seed}:{fact.id}").choice(claim.follow)
         asked = normalise(follow)

@@ -73,6 +73,11 @@ class QuestionRecord(BaseModel):
         return verdicts == {Verdict.WRONG}
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether some responses are right and others wrong: the model is near the decision."""
+        return {Verdict.RIGHT, Verdict.WRONG} <= {r.verdict for r in self.responses}
+
+    @property
     def typical(self) -> JudgedResponse:
         """The most frequent response, the first one if several are."""
         return max(self.responses, key=lambda response: response.count)

@@ -1,13 +1,21 @@
-"""Picture of a run: AUROC of the probe and its controls at each precision."""
+"""Pictures of runs: AUROCs of the probe and its controls, or rates of a sweep over α.
 
+The tables in a folder decide which of `PICTURES` it has.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
 from harness.tables.files import read_table
 from hq.errors import HQError
 
-PICTURE_FILE = "auroc.svg"  # beside committed tables
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _FORMATS = (".svg", ".png", ".pdf")
 _CONTROLS = {
     "matched": "matched random neurons*",
@@ -40,49 +48,123 @@ _OF_SAMPLES = {
 _STYLES = _OF_PRECISION | _OF_SAMPLES
 _EVERY = "all precisions"
 _STEP = 0.13  # between two series, where precisions are 1 apart
+_PANEL = 2.4, 2.0  # inches
+_H, _MATCHED = "#0072B2", "#D55E00"
 
 
 def draw(run: Path, into: Path) -> None:
-    """Draw the AUROCs of a run with their intervals; the suffix of the file is its format.
+    """Draw the picture of a run; the suffix of the file is its format.
 
     Raises HQError if matplotlib is missing, if the format is unknown, or if the folder has no
-    tables.
+    tables of which there is a picture.
     """
     if into.suffix not in _FORMATS:
         raise HQError(f"{into} has no known format: end its name in {', '.join(_FORMATS)}.")
     try:
         from matplotlib import rc_context
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise HQError("Pictures need matplotlib: pip install 'hq[report]'.") from error
-    points = _points(run)
-    rows = points["precision"].unique(maintain_order=True).to_list()
+    picture = next((p for table, p in PICTURES.items() if (run / f"{table}.csv").is_file()), None)
+    if picture is None:
+        tables = " or ".join(f"{table}.csv" for table in PICTURES)
+        raise HQError(f"{run} has no {tables}: give the folder of a finished run or sweep.")
     # Text remains text and ids are constant, so that files can be read and compared.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
-        figure = Figure(figsize=(8, 1.5 + 0.75 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        for name, (colour, marker) in _STYLES.items():
-            group = list(_OF_SAMPLES if name in _OF_SAMPLES else _OF_PRECISION)
-            offset = _STEP * (group.index(name) - (len(group) - 1) / 2)
-            series = points.filter(pl.col("name") == name)
-            value = series["value"].to_numpy()
-            spread = abs(series.select("low", "high").to_numpy().T - value)
-            y = [rows.index(precision) + offset for precision in series["precision"]]
-            axes.errorbar(
-                value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5
-            )
-        axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.invert_yaxis()
-        n, units = points.select("n", "units").row(0)
-        axes.set_xlabel(
-            f"AUROC out of fold, {n} samples in {units} units, 95% intervals (*: of the draws)"
-        )
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        figure = picture.draw(run)
         into.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None} if into.suffix == ".svg" else None
         figure.savefig(into, metadata=metadata, dpi=160)
+
+
+def _aurocs(run: Path) -> "Figure":
+    """Draw the AUROCs of a run with their intervals."""
+    from matplotlib.figure import Figure
+
+    points = _points(run)
+    rows = points["precision"].unique(maintain_order=True).to_list()
+    figure = Figure(figsize=(8, 1.5 + 0.75 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for name, (colour, marker) in _STYLES.items():
+        group = list(_OF_SAMPLES if name in _OF_SAMPLES else _OF_PRECISION)
+        offset = _STEP * (group.index(name) - (len(group) - 1) / 2)
+        series = points.filter(pl.col("name") == name)
+        value = series["value"].to_numpy()
+        spread = abs(series.select("low", "high").to_numpy().T - value)
+        y = [rows.index(precision) + offset for precision in series["precision"]]
+        axes.errorbar(value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5)
+    axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    n, units = points.select("n", "units").row(0)
+    axes.set_xlabel(
+        f"AUROC out of fold, {n} samples in {units} units, 95% intervals (*: of the draws)"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def _curves(run: Path) -> "Figure":
+    """Draw the rates of a sweep over α: a row of panels per scenario, a column per precision."""
+    from matplotlib.figure import Figure
+
+    rates, slopes = read_table(run, "rates"), read_table(run, "slopes")
+    scenarios, precisions = (
+        slopes[column].unique(maintain_order=True).to_list() for column in ("scenario", "precision")
+    )
+    width, height = _PANEL[0] * len(precisions), _PANEL[1] * len(scenarios)
+    figure = Figure(figsize=(1 + width, 0.6 + height), layout="constrained")
+    grid = figure.subplots(
+        len(scenarios), len(precisions), sharex=True, sharey="row", squeeze=False
+    )
+    for row, scenario in zip(grid, scenarios, strict=True):
+        for axes, precision in zip(row, precisions, strict=True):
+            chosen = (pl.col("scenario") == scenario) & (pl.col("precision") == precision)
+            _panel(axes, rates.filter(chosen).sort("alpha"))
+            # Tables of earlier versions have no shape.
+            shape = slopes.filter(chosen)["shape"].to_list() if "shape" in slopes.columns else []
+            if shape and shape[0].startswith("not monotone"):
+                axes.text(0.04, 0.04, "not monotone", transform=axes.transAxes, fontsize=8)
+        row[0].set_ylabel(scenario.replace(":", "\n"), fontsize=9)
+    for axes, precision in zip(grid[0], precisions, strict=True):
+        axes.set_title(precision, fontsize=10)
+    n, draws = slopes.select("n", "draws").row(0)
+    figure.supxlabel(
+        f"α. Share of up to {n} responses that comply, 95% intervals; band: 95% of {draws} draws",
+        fontsize=9,
+    )
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _panel(axes: "Axes", rates: pl.DataFrame) -> None:
+    """Draw the rates of the H-Neurons with intervals, and those of the matched draws as a band."""
+    drawn, h = (rates.filter(pl.col("neurons") == name) for name in ("matched", "h"))
+    band = [drawn[column].to_numpy() for column in ("alpha", "rate", "rate_low", "rate_high")]
+    axes.fill_between(band[0], band[2], band[3], color=_MATCHED, alpha=0.25, lw=0)
+    axes.plot(band[0], band[1], "s--", color=_MATCHED, ms=3, lw=1, label="matched neurons")
+    value = h["rate"].to_numpy()
+    spread = abs(h.select("rate_low", "rate_high").to_numpy().T - value)
+    axes.errorbar(
+        h["alpha"], value, yerr=spread, fmt="o-", color=_H, capsize=2, ms=4, label="H-Neurons"
+    )
+    axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+class Picture(NamedTuple):
+    """A picture of a kind of run: its file beside committed tables, and what draws it."""
+
+    file: str
+    draw: "Callable[[Path], Figure]"
+
+
+PICTURES: Mapping[str, Picture] = {
+    "detection": Picture("auroc.svg", _aurocs),
+    "rates": Picture("curves.svg", _curves),
+}
+"""By a table that the run has."""
 
 
 def _points(run: Path) -> pl.DataFrame:

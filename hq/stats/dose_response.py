@@ -5,11 +5,13 @@ samples that comply. A trial is left out with all its α, so differences over α
 """
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
+from scipy.stats import t as student_t
 
 from hq.errors import HQError
 from hq.stats.intervals import (
@@ -78,6 +80,85 @@ def slope_difference_statistic(a: Compliance, b: Compliance, alphas: ArrayLike) 
         )
     doses = _doses(alphas, len(first))
     return mean_statistic(_slopes(first, doses) - _slopes(second, doses))
+
+
+def estimate_slope_excess(
+    compliance: Compliance,
+    drawn: Float[np.ndarray, "draws alpha n"] | Bool[np.ndarray, "draws alpha n"],
+    alphas: ArrayLike,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+) -> Estimate:
+    """Slope minus the mean slope of draws of a control, on the same trials, with its interval.
+
+    se² = se_units² + s²/D: the jackknife over units with the draws fixed, and the variance s² of
+    the slopes of the D draws, as other draws would have another mean. Degrees of freedom after
+    Satterthwaite (1946): se⁴ / (se_units⁴/df_units + (s²/D)²/(D − 1)). s² contains the variance
+    of single draws over units, so the interval is slightly too wide. Raises HQError for fewer than
+    two draws.
+    """
+    first = _trials(compliance)
+    doses = _doses(alphas, len(first))
+    if len(drawn) < 2:
+        raise HQError(f"There is {len(drawn)} draw: the variance over draws takes two or more.")
+    of_draws = np.stack([_slopes(_trials(one), doses) for one in drawn])
+    if of_draws.shape[1] != first.shape[1]:
+        raise HQError(
+            f"There are {first.shape[1]} trials and {of_draws.shape[1]} of each draw: give the "
+            "same trials for both."
+        )
+    statistic = mean_statistic(_slopes(first, doses) - of_draws.mean(axis=0))
+    over_units = estimate(statistic, first.shape[1], groups, "difference of slopes")
+    assert over_units.se is not None
+    assert over_units.df is not None
+    of_units = over_units.se**2
+    of_mean = float(of_draws.mean(axis=1).var(ddof=1)) / len(of_draws)
+    se = float(np.sqrt(of_units + of_mean))
+    parts = of_units**2 / over_units.df + of_mean**2 / (len(of_draws) - 1)
+    df = se**4 / parts if parts else over_units.df
+    half = float(student_t.ppf(0.975, df)) * se
+    low, high = over_units.value - half, over_units.value + half
+    return over_units.model_copy(update={"low": low, "high": high, "se": se, "df": df})
+
+
+def estimate_curvature(
+    compliance: Compliance, alphas: ArrayLike, groups: Shaped[np.ndarray, " n"] | None = None
+) -> Estimate:
+    """Coefficient of α² in the least-squares parabola through OC(α), with its jackknife interval.
+
+    It is Σ_a q_a·OC_a / Σ_a q_a², where q is α² minus its least-squares line in α, so a straight
+    line has a curvature of 0, and an interval without 0 shows a departure from a line. Raises
+    HQError for fewer than three α.
+    """
+    trials = _trials(compliance)
+    doses = _doses(alphas, len(trials))
+    if len(doses) < 3:
+        raise HQError(f"{len(doses)} α cannot show a curvature: measure at three or more.")
+    square = doses**2
+    contrast = square - np.polyval(np.polyfit(doses, square, 1), doses)
+    of_trials = contrast @ (trials - trials[0]) / (contrast @ contrast)
+    return estimate(mean_statistic(of_trials), trials.shape[1], groups, "curvature")
+
+
+def is_monotone(
+    compliance: Compliance, alphas: ArrayLike, groups: Shaped[np.ndarray, " n"] | None = None
+) -> bool:
+    """Whether OC(α) may be monotone: False if it is shown to rise and to fall.
+
+    Of every two α, the difference of the rates is tested at level 0.05 divided by their number
+    (Bonferroni), with the jackknife standard error. A curve is not monotone if one difference is
+    shown to be positive and another negative; if it is monotone, this has a probability of 2.5% at
+    most, as all differences of one sign are then errors.
+    """
+    trials = _trials(compliance)
+    trials = trials[np.argsort(_doses(alphas, len(trials)))]
+    pairs = list(combinations(range(len(trials)), 2))
+    shown = set()
+    for low, high in pairs:
+        statistic = mean_statistic(trials[high] - trials[low])
+        change = estimate(statistic, trials.shape[1], groups, "difference of rates")
+        start, end = change.interval(1 - 0.05 / len(pairs))
+        shown |= {1} if start > 0 else {-1} if end < 0 else set()
+    return len(shown) < 2
 
 
 def estimate_slope_difference(

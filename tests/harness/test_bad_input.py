@@ -194,7 +194,10 @@ SWEEPS = {
         ("--scenarios", "falseqa", "--source", "jailbreak=rows.jsonl"),
         "'jailbreak', which is not among",
     ),
-    "a source that is not there": (("--source", "falseqa=nowhere.jsonl"), "no file nowhere.jsonl"),
+    "a source that is not there": (
+        ("--scenarios", "falseqa", "--source", "falseqa=nowhere.jsonl"),
+        "no file nowhere.jsonl",
+    ),
     "a source without a name": (("--source", "rows.jsonl"), "SCENARIO=FILE"),
     "two sources of one scenario": (
         ("--source", "falseqa=rows.jsonl", "--source", "falseqa=x.jsonl"),

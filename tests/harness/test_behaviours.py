@@ -219,7 +219,7 @@ def test_no_relation_is_most_of_the_sample() -> None:
 
 
 def test_a_wrong_answer_is_stated_in_a_sentence() -> None:
-    claims = {claim.fact.id: claim for claim in false_statements(0)}
+    claims = {claim.fact.id: claim for claim in false_statements(sampled_facts(0))}
     claim = claims["capital_of:RO"]
     assert claim.statement == "Bucharest is the capital of North Macedonia"
     assert claim.sentence == "Bucharest is the capital of North Macedonia."

@@ -199,7 +199,10 @@ class Trials:
         h = JudgedSweep(self.outcomes, refused, changed, self.tokens)
         still = JudgedSweep(*(np.stack([values[[1] * len(CONTROLS)]] * DRAWS) for values in h))
         components = np.arange(TRIALS).astype(str)
-        swept = Swept("fp16", "falseqa", "rules", 3, ALPHAS, CONTROLS, components, h, still, 0)
+        mixed = np.zeros(TRIALS, dtype=bool)
+        swept = Swept(
+            "fp16", "falseqa", "rules", 3, ALPHAS, CONTROLS, mixed, components, h, still, 0
+        )
         judged = self.outcomes[1] != TrialOutcome.UNCLEAR
         features = Features(self.cett[judged], "sum", "answer", MODEL, "fp16")
         complied = self.outcomes[1][judged] == TrialOutcome.COMPLIED

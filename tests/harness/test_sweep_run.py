@@ -309,3 +309,48 @@ def test_a_dry_run_says_how_many_and_how_long(hq, few_shot, sources, tmp_path):
     assert f"{2 * (16 * 7 + 16 * 3)} responses" in said.out
     assert "minutes" in said.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_trials_are_questions_with_mixed_responses_and_no_samples(
+    hq, few_shot, tiny_study, tmp_path
+):
+    """Of the study's own questions: the mixed ones come first, and no relative of a sample."""
+    command = ("sweep", few_shot, "--scenarios", "triviaqa", *SMALL, "--json")
+    ran = hq(*command, "--trials", "400", "--precisions", "fp16", "--into", "all")
+    assert ran.code == 0, ran.err
+    (slope,) = json.loads(ran.out)["tables"]["slopes"]
+    records, samples = (
+        {row["id"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+        for pattern in ("sample-*/responses.jsonl", "samples-*/samples.jsonl")
+        for path in (tmp_path / "cache" / "store").glob(pattern)
+    )
+    mixed = {
+        id
+        for id, record in records.items()
+        if {"right", "wrong"} <= {response["verdict"] for response in record["responses"]}
+    }
+    asked = trials_of(Path("all"))
+    rows = (tiny_study.parent / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    aliases = {f"triviaqa:{row['id']}": row["aliases"][0].lower() for row in map(json.loads, rows)}
+    of_samples = {aliases[id] for id in samples}
+    related = {id for id in records if aliases[id] in of_samples}
+    assert samples.keys() <= related
+    assert asked == records.keys() - related
+    assert 0 < slope["mixed"] == len(mixed & asked) < slope["n"] == len(asked)
+
+    few = hq(*command, "--precisions", "fp16,nf4", "--into", "few")
+    assert few.code == 0, few.err
+    n = min(8, slope["mixed"])
+    counts = [(row["n"], row["mixed"]) for row in json.loads(few.out)["tables"]["slopes"]]
+    assert counts == [(8, n), (8, n)]
+    assert len(trials_of(Path("few")) & mixed) == n
+
+
+def trials_of(run):
+    """The ids of a sweep's trials, which are the same at every precision."""
+    rows = map(json.loads, (run / "outputs.jsonl").read_text(encoding="utf-8").splitlines())
+    ids = {}
+    for row in rows:
+        ids.setdefault(row["precision"], set()).add(row["id"])
+    (trials,) = {frozenset(of_precision) for of_precision in ids.values()}
+    return trials

@@ -1,13 +1,22 @@
-"""Rates, slopes and transfer from outcomes that are known."""
+"""Rates, slopes and transfer from outcomes that are known, the trials, and the picture."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harness.experiments.sweep.rates import JudgedSweep, Swept, rates, slope
+from harness.experiments.sweep.tables import TABLES
 from harness.experiments.sweep.transfer import Target, transfer
-from harness.scenarios.base import TrialOutcome
+from harness.experiments.sweep.trials import near_the_decision, unrelated
+from harness.judges.base import Question
+from harness.scenarios.base import Trial, TrialOutcome
+from harness.tables.files import frame_of
+from harness.tables.picture import draw
+from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
+from hq.stats.intervals import smallest_detectable
 
 ALPHAS, CONTROLS, N = (0.0, 1.0, 2.0), (0.0, 1.0, 2.0), 40
 
@@ -21,16 +30,17 @@ def judged(complied):
     return JudgedSweep(outcomes, nothing, changed, np.full(complied.shape, 5.0))
 
 
-def swept(shares, control_shares, precision="nf4"):
+def swept(shares, control_shares, precision="nf4", scenario="falseqa"):
     """So many of the trials comply at each α: the first ones, so that α's are nested."""
     order = np.arange(N) / N
     return Swept(
         precision=precision,
-        scenario="falseqa",
+        scenario=scenario,
         judge="rules",
         neurons=3,
         alphas=ALPHAS,
         control_alphas=CONTROLS,
+        mixed=order < 0.75,
         components=np.array([f"c{i}" for i in range(N)]),
         h=judged([order < share for share in shares]),
         matched=judged([[order < share for share in row] for row in control_shares]),
@@ -77,6 +87,77 @@ def test_a_small_difference_is_not_decided_at_this_n():
     row = slope(swept((0.25, 0.5, 0.7), FLAT), reference, margin=0.03)
     assert row.verdict == "not decided at this n"
     assert row.n_needed > N
+
+
+def test_a_slope_has_what_it_could_show_and_its_excess_over_the_draws():
+    draws = [[0.5, 0.5, 0.5 + 0.05 * (i % 2)] for i in range(20)]
+    reference = swept((0.25, 0.5, 0.75), draws, "fp16")
+    row = slope(reference, reference, margin=0.05)
+    assert row.mixed == 30
+    assert row.detectable == pytest.approx(smallest_detectable(row.slope))
+    assert row.excess.value == pytest.approx(row.slope_shared - row.slope_matched.value)
+    assert row.excess.low > 0
+    assert row.excess_detectable == pytest.approx(smallest_detectable(row.excess))
+    assert row.p_matched == pytest.approx(1 / 21)
+    assert row.change_detectable is None  # it is the reference
+    other = slope(swept((0.3, 0.5, 0.7), draws), reference, margin=0.05)
+    assert other.change_detectable == pytest.approx(smallest_detectable(other.change))
+
+
+def test_a_slope_that_nothing_shows_detects_nothing():
+    flat = swept((0.5, 0.5, 0.5), FLAT, "fp16")
+    row = slope(flat, flat, margin=0.05)
+    assert (row.detectable, row.excess_detectable, row.shape) == (None, None, "linear")
+
+
+@pytest.mark.parametrize(
+    ("shares", "shape"),
+    [
+        ((0.25, 0.5, 0.75), "linear"),
+        ((0.1, 0.9, 0.95), "curved"),
+        ((0.3, 0.9, 0.1), "not monotone: see the curve"),
+    ],
+)
+def test_the_shape_of_a_curve(shares, shape):
+    curve = swept(shares, FLAT, "fp16")
+    assert slope(curve, curve, margin=0.05).shape == shape
+
+
+def test_trials_near_the_decision_come_first_and_relatives_of_samples_are_left_out():
+    def trial(number, entity):
+        return Trial(f"t{number}", f"ask {number}", (entity,), question=f"q{number}")
+
+    trials = [trial(0, "a"), trial(1, "b"), trial(2, "c"), trial(3, "d"), trial(4, "d")]
+    sample = Question("q9", "another wording", ("x",), "r", ("a", "e"))
+    same_words = Question("q8", "ask 1", ("x",), "r", ("f",))
+    kept = unrelated("s", trials, [sample, replace(same_words, question="\nask 1")])
+    assert [t.id for t in kept] == ["t2", "t3", "t4"]
+    assert [t.id for t in near_the_decision(kept, {"q3", "q4"})] == ["t3", "t4", "t2"]
+    with pytest.raises(HQError, match="All 1 trials of 's' share"):
+        unrelated("s", trials[:1], [sample])
+
+
+def test_a_sweep_is_drawn_as_a_panel_per_scenario_and_precision(tmp_path):
+    pytest.importorskip("matplotlib")
+    hump, line = (0.3, 0.9, 0.1), (0.25, 0.5, 0.75)
+    every = [
+        swept(shares, FLAT, precision, scenario)
+        for precision in ("fp16", "nf4")
+        for scenario, shares in (("facts", line), ("sycophancy:pushback", hump))
+    ]
+    rows = {
+        "rates": [row for one in every for row in rates(one)],
+        "slopes": [slope(one, one, 0.05) for one in every],
+    }
+    for name, of_table in rows.items():
+        frame_of(TABLES[name][0], of_table).write_csv(tmp_path / f"{name}.csv")
+    draw(tmp_path, tmp_path / "curves.svg")
+    picture = (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    for words in ("fp16", "nf4", "facts", "pushback", "H-Neurons", "matched neurons"):
+        assert f">{words}</text>" in picture
+    assert picture.count(">not monotone</text>") == 2
+    with pytest.raises(HQError, match=r"has no detection\.csv or rates\.csv"):
+        draw(tmp_path / "nowhere", tmp_path / "none.svg")
 
 
 MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=2, d_ff=8)

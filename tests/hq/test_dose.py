@@ -7,10 +7,13 @@ from scipy.stats import kendalltau, linregress
 from hq.errors import HQError
 from hq.stats.dose_response import (
     draw_p_value,
+    estimate_curvature,
     estimate_rates,
     estimate_reduction,
     estimate_slope,
     estimate_slope_difference,
+    estimate_slope_excess,
+    is_monotone,
     monotonicity,
     r_squared,
     rate_statistic,
@@ -323,3 +326,75 @@ def test_bad_rates_are_rejected(response):
 def test_bad_draws_are_rejected(value, draws):
     with pytest.raises(HQError, match="at least one draw"):
         draw_p_value(value, draws)
+
+
+@given(tables())
+def test_curvature_is_the_square_term_of_a_parabola(data):
+    compliance, alphas = data
+    assume(len(alphas) > 2 and compliance.shape[1] > 1)
+    expected = np.polyfit(alphas, compliance.mean(axis=1), 2)[0]
+    assert estimate_curvature(compliance, alphas).value == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_line_has_no_curvature_and_a_bend_has():
+    line = estimate_curvature(trials(1, n=200, slope=0.1), ALPHAS)
+    assert line.low < 0 < line.high
+    bent = np.random.default_rng(2).random(200) < np.array([0.2, 0.6, 0.7, 0.7, 0.7])[:, None]
+    assert estimate_curvature(bent, ALPHAS).high < 0
+    with pytest.raises(HQError, match="three or more"):
+        estimate_curvature(bent[:2], ALPHAS[:2])
+
+
+def curve(rates: list[float], n: int, seed: int) -> np.ndarray:
+    """Trials with these rates, each with one threshold for all α."""
+    return np.random.default_rng(seed).random(n) < np.array(rates)[:, None]
+
+
+def test_a_curve_that_rises_and_falls_is_not_monotone():
+    hump, doses = [0.33, 0.60, 0.08], np.array([0.0, 1.0, 3.0])
+    assert not is_monotone(curve(hump, 200, 0), doses)
+    order = np.array([2, 0, 1])
+    assert not is_monotone(curve(hump, 200, 0)[order], doses[order])
+    assert is_monotone(curve(hump, 8, 0), doses)  # too few trials to show it
+    for rates in ([0.3, 0.3, 0.3], [0.3, 0.5, 0.8], [0.8, 0.8, 0.1]):
+        assert is_monotone(curve(rates, 200, 0), doses)
+
+
+def test_flat_and_monotone_curves_are_rarely_called_not_monotone():
+    rng = np.random.default_rng(0)
+    rates = np.array([0.5, 0.5, 0.5, 0.55, 0.55, 0.55])
+    alphas = np.array([0, 0.5, 1, 1.5, 2, 3])
+    errors = sum(not is_monotone(rng.random((6, 60)) < rates[:, None], alphas) for _ in range(200))
+    assert errors <= 5
+
+
+def test_the_excess_has_the_variance_of_units_and_of_draws():
+    alphas, rng = np.array([0.0, 1.0, 3.0]), np.random.default_rng(0)
+    h = rng.random((3, 80)) < np.array([0.2, 0.4, 0.8])[:, None]
+    draws = rng.random((20, 3, 80)) < 0.4
+    result = estimate_slope_excess(h, draws, alphas)
+    slopes = np.array([slope(draw, alphas) for draw in draws])
+    assert result.value == pytest.approx(slope(h, alphas) - slopes.mean())
+    units = estimate_slope_difference(h.astype(float), draws.mean(axis=0), alphas)
+    assert units.se is not None
+    assert result.se is not None
+    assert result.se**2 == pytest.approx(units.se**2 + slopes.var(ddof=1) / 20)
+    assert result.low > 0
+    one = estimate_slope_excess(h, np.stack([draws[0]] * 20), alphas)  # draws that agree
+    assert one.se == pytest.approx(estimate_slope_difference(h, draws[0], alphas).se)
+    with pytest.raises(HQError, match="takes two or more"):
+        estimate_slope_excess(h, draws[:1], alphas)
+
+
+def test_the_excess_covers_the_difference_from_the_mean_of_all_draws():
+    """Draws differ in their true slopes; trials in their thresholds, which all draws share."""
+    alphas, rng = np.array([0.0, 1.0, 3.0]), np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        threshold = rng.random((1, 1, 60))
+        true = np.append(0.1, 0.05 + 0.03 * rng.standard_normal(10))
+        rates = 0.3 + true[:, None, None] * alphas[None, :, None]
+        noisy = threshold + 0.1 * rng.standard_normal((11, 3, 60)) < rates
+        result = estimate_slope_excess(noisy[0], noisy[1:], alphas)
+        covered += result.low <= 0.05 <= result.high
+    assert covered >= 184  # 92%, as noise at the ends also shrinks slopes

@@ -23,7 +23,7 @@ from harness.experiments.sweep.nodes import (
     unclear_replies,
 )
 from harness.experiments.sweep.plan import SweepPlan
-from harness.experiments.sweep.rates import JudgedSweep, Swept
+from harness.experiments.sweep.rates import NOT_MONOTONE, JudgedSweep, Swept
 from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.tables import TABLES, Cost
 from harness.experiments.sweep.transfer import Target, transfer
@@ -38,7 +38,7 @@ from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
 from hq.probe.controls import matched_neurons
-from hq.stats.intervals import estimate_rate
+from hq.stats.intervals import Estimate, estimate_rate
 from hq.storage.atomic import atomic_file
 from hq.tracing.traces import Traces
 
@@ -108,7 +108,11 @@ class SweepExperiment(Experiment):
         section = SweepSection.of(values, "the section [sweep]")
         return {
             "sweep": section.model_dump(mode="json")
-            | {"sources": sorted(section.sources), "choices": bool(section.choices)}
+            | {
+                "scenarios": list(section.scenarios_of(study.scenario.name)),
+                "sources": sorted(section.sources),
+                "choices": bool(section.choices),
+            }
         }
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
@@ -124,12 +128,12 @@ class SweepExperiment(Experiment):
                         for precision in m.study.precisions
                     ),
                 }
-                for name in plan.section.scenarios
+                for name in plan.scenarios
             }
         }
 
     def summary(self, tables: Mapping[str, Sequence[Any]]) -> Table:
-        """Return rates at the smallest α, 1 and the largest, slopes, and verdicts."""
+        """Return rates at the smallest α, 1 and the largest, slopes, and what they show."""
         h_rates = {
             (row.precision, row.scenario, row.alpha): row.rate
             for row in tables["rates"]
@@ -140,15 +144,16 @@ class SweepExperiment(Experiment):
         first = tables["slopes"][0]
         table = Table(
             title=f"{first.neurons} H-Neurons scaled by α: share of responses that comply.\nSlope "
-            f"over α with its 95% interval, and the range of 95% of {first.draws} matched draws.",
-            caption=_judges(tables["slopes"]),
+            f"over α, and excess over {first.draws} matched draws with its p: 95% intervals.\n"
+            "±: smallest value that is detected with 80% power.",
+            caption=f"{_trials(tables['slopes'])}\n{_judges(tables['slopes'])}",
             caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
         table.add_column("precision", min_width=9, overflow="fold")
         table.add_column("scenario", min_width=11)
-        for column in (*(f"α={alpha:g}" for alpha in shown), "slope", "matched"):
+        for column in (*(f"α={alpha:g}" for alpha in shown), "slope", "excess", "p"):
             table.add_column(column, no_wrap=True)
         table.add_column("compared\nwith fp16", min_width=9)
         for row in tables["slopes"]:
@@ -156,11 +161,25 @@ class SweepExperiment(Experiment):
                 row.precision,
                 row.scenario.replace(":", ":\n"),
                 *(f"{h_rates[row.precision, row.scenario, alpha].value:.2f}" for alpha in shown),
-                estimate_cell(row.slope, signed=True),
-                estimate_cell(row.slope_matched, signed=True),
+                "see the\ncurve" if row.shape == NOT_MONOTONE else _cell(row.slope, row.detectable),
+                _cell(row.excess, row.excess_detectable),
+                f"{row.p_matched:.2f}",
                 "—" if row.precision == REFERENCE else row.verdict,
             )
         return table
+
+
+def _cell(estimate: Estimate, detectable: float | None) -> str:
+    """An estimate with its interval, and the smallest detectable value."""
+    smallest = "" if detectable is None else f"\n[dim]±{detectable:.3f}[/dim]"
+    return estimate_cell(estimate, signed=True) + smallest
+
+
+def _trials(slopes: Sequence[Any]) -> str:
+    """Return how many trials each scenario has, and how many of them are near the decision."""
+    counts = {row.scenario: f"{row.n} ({row.mixed})" for row in slopes}
+    listed = ", ".join(f"{scenario} {count}" for scenario, count in counts.items())
+    return f"Trials, and those on questions with mixed responses: {listed}."
 
 
 def _judges(slopes: Sequence[Any]) -> str:
@@ -297,6 +316,7 @@ class _Results:
             neurons=len(self._neurons.positive),
             alphas=section.alphas,
             control_alphas=section.control_alphas,
+            mixed=np.array([asked.mixed for asked in trials]),
             components=np.array([asked.component for asked in trials]),
             h=judged_sweep(outcomes[:n_h], replies[:n_h], plain),
             matched=JudgedSweep(*map(np.stack, zip(*draws, strict=True))),

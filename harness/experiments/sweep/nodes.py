@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.sweep import costs
-from harness.experiments.sweep.trials import AskedTrial, counted_trials, judge_responses, scenario
+from harness.experiments.sweep.trials import (
+    AskedTrial,
+    counted_trials,
+    judge_responses,
+    near_the_decision,
+    scenario,
+    unrelated,
+)
 from harness.judges.base import Verdict
 from harness.scenarios.base import SCENARIOS, TrialOutcome
 from harness.stages import mapping, respond, trace
@@ -19,8 +25,9 @@ from harness.stages.graph import Graph
 from harness.stages.identify import NEURONS_FILE
 from harness.stages.loading import SPELLING
 from harness.stages.respond import GreedyResponse
-from harness.stages.samples import write_tokens
-from harness.stages.select import TOKENS_FILE
+from harness.stages.sample import RESPONSES_FILE, read_records
+from harness.stages.samples import read_samples, write_tokens
+from harness.stages.select import SAMPLES_FILE, TOKENS_FILE
 from harness.store.jsonl import LOG_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.store import digest
@@ -63,22 +70,25 @@ class SweepNodes:
     def ask(self, name: str) -> Node:
         """Declare the trials of a scenario that count at the reference."""
         plan, m = self.plan, self.m
-        trials = [asdict(trial) for trial in plan.offered[name]]
         return Node(
             ASK,
             _generates(m, REFERENCE, m.stop_criteria_of(plan.form(name)))
             | {
                 "scenario": name,
-                "trials": digest(trials),
-                "prompts": digest(plan.prompts(name)),
+                "trials": plan.trials_digest(name),
+                "prompts": digest(plan.longest_prompts(name)),
                 "wanted": plan.section.trials,
                 "form": plan.form_name(name),
-                "max_new_tokens": plan.section.max_new_tokens,
+                "max_new_tokens": plan.max_new_tokens(name),
             },
-            mapping.model_inputs(m, REFERENCE),
+            mapping.model_inputs(m, REFERENCE)
+            | {
+                "responses": self.graph.responses.output(RESPONSES_FILE),
+                "samples": self.graph.samples.output(SAMPLES_FILE),
+            },
             REFERENCE,
             name,
-            units=len(trials),
+            units=len(plan.offered[name]),
             unit="trials",
             memory=m.resident(REFERENCE),
         )
@@ -107,7 +117,7 @@ class SweepNodes:
         return Node(
             RESPOND,
             _generates(m, precision, m.stop_criteria_of(plan.form(name)))
-            | {"form": plan.form_name(name), "max_new_tokens": plan.section.max_new_tokens},
+            | {"form": plan.form_name(name), "max_new_tokens": plan.max_new_tokens(name)},
             self._scaled(precision) | {"asked": self.ask(name).output()},
             precision,
             name,
@@ -161,7 +171,7 @@ class SweepNodes:
             {
                 "scenario": name,
                 "judge": self.plan.judge.identity(SCENARIOS[name]),
-                "trials": digest([asdict(trial) for trial in self.plan.offered[name]]),
+                "trials": self.plan.trials_digest(name),
             },
             {"replies": respond.output(REPLIES_FILE), "asked": self.ask(name).output()},
             about=f"{precision} {name}",
@@ -176,7 +186,7 @@ class SweepNodes:
             TARGETS,
             {
                 "label": label,
-                "trials": digest([asdict(trial) for trial in self.plan.offered[name]]),
+                "trials": self.plan.trials_digest(name),
                 "alphas": self.plan.section.alphas,
             },
             {
@@ -230,7 +240,10 @@ def read_asked(folder: Path, plan: "SweepPlan") -> dict[str, list[AskedTrial]]:
     content = json.loads((folder / ASKED_FILE).read_text(encoding="utf-8"))
     trials = {t.id: t for t in plan.offered[content["scenario"]]}
     return {
-        label: [AskedTrial(trials[id], tuple(ids), component) for id, ids, component in of_label]
+        label: [
+            AskedTrial(trials[id], tuple(ids), component, mixed)
+            for id, ids, component, mixed in of_label
+        ]
         for label, of_label in content["asked"].items()
     }
 
@@ -275,9 +288,17 @@ def _plan(work: "Work[Materials]") -> "SweepPlan":
 
 
 def _make_asked(work: "Work[Materials]") -> None:
-    """Write asked.json: trials in their order, token ids, and components."""
+    """Write asked.json: trials in their order, token ids, components, and which are mixed.
+
+    Trials on mixed questions come first; those that are related to a sample are left out.
+    """
     plan, name = _plan(work), work.parameters["scenario"]
     form = plan.form(name)
+    records = read_records(work.inputs["responses"])
+    mixed = {id for id, record in records.items() if record.is_mixed}
+    samples = {sample.id for sample in read_samples(work.inputs["samples"] / SAMPLES_FILE)}
+    questions = [question for question in work.materials.questions if question.id in samples]
+    trials = near_the_decision(unrelated(name, plan.offered[name], questions), mixed)
 
     def answer(ids: Sequence[respond.Prompt]) -> list[GreedyResponse]:
         if not ids:
@@ -286,10 +307,11 @@ def _make_asked(work: "Work[Materials]") -> None:
         criteria = work.materials.stop_criteria_of(form)
         return _responses(work, criteria, ids, [{}], new, "first questions")[0]
 
-    trials, wanted = plan.offered[name], work.parameters["wanted"]
-    asked = counted_trials(name, trials, form, work.materials.tokenizer, answer, wanted)
+    asked = counted_trials(
+        name, trials, form, work.materials.tokenizer, answer, work.parameters["wanted"], mixed
+    )
     of_labels = {
-        label: [[trial.trial.id, trial.ids, trial.component] for trial in counted]
+        label: [[one.trial.id, one.ids, one.component, one.mixed] for one in counted]
         for label, counted in asked.items()
     }
     _write(work.folder / ASKED_FILE, {"scenario": name, "asked": of_labels})
@@ -430,7 +452,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 _RUNS = ("hq.backends.opening",)
-ASK = Stage("ask", _make_asked, sources=_RUNS)
+ASK = Stage("ask", _make_asked, version=2, sources=_RUNS)
 VARIANTS = Stage("variants", _make_variants, packages=("numpy",))
 RESPOND = Stage("respond", _make_replies, sources=_RUNS)
 ANSWER = Stage("answer", _make_answers, sources=_RUNS)

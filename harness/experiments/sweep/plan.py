@@ -1,18 +1,21 @@
 """The trials, choices, questions and texts of a sweep, known before a node runs."""
 
+from dataclasses import asdict
 from functools import cached_property
 
 from harness.experiments.sweep.section import SweepSection
 from harness.experiments.sweep.trials import label, scenario
 from harness.scenarios import choices, prompts
-from harness.scenarios.base import SCENARIOS, Trial
+from harness.scenarios.base import SCENARIOS, Scenario, Trial
 from harness.scenarios.judging import TrialJudge, make_trial_judge
 from harness.stages.materials import Materials
 from harness.stages.samples import Prompted
+from harness.store.store import digest
 from hq.errors import HQError
 from hq.neurons.prompt_response import PromptResponse
 
 _LETTERS = (" A", " B", " C", " D")
+_ENCODED = 64
 
 
 class SweepPlan:
@@ -20,9 +23,15 @@ class SweepPlan:
 
     def __init__(self, m: Materials) -> None:
         self.m = m
-        self._prompts: dict[str, list[tuple[int, ...]]] = {}
+        self._prompts: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._digests: dict[str, str] = {}
         values = m.study.sections.get("sweep", {})
         self.section = SweepSection.of(values, "the section [sweep]")
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """The scenarios of the section; by default as `SweepSection.scenarios_of`."""
+        return self.section.scenarios_of(self.m.study.scenario.name)
 
     def check(self) -> None:
         """Raises HQError if scenarios, sources, judge, choices or prompt forms cannot be used."""
@@ -35,8 +44,8 @@ class SweepPlan:
     @cached_property
     def offered(self) -> dict[str, list[Trial]]:
         """All trials of each scenario. Raises HQError if a scenario or source is unknown."""
-        section, seed = self.section, self.m.study.seed
-        behaviours = {name: SCENARIOS[name] for name in section.scenarios}
+        section = self.section
+        behaviours = {name: SCENARIOS[name] for name in self.scenarios}
         for name in section.sources:
             if name not in behaviours:
                 _ = SCENARIOS[name]
@@ -44,10 +53,34 @@ class SweepPlan:
                     f"There is a source for {name!r}, which is not among the scenarios "
                     f"({', '.join(behaviours)}): add it to them, or leave the source out."
                 )
-        return {
-            name: behaviour.load(section.sources.get(name), seed, None)
-            for name, behaviour in behaviours.items()
-        }
+        return {name: self._trials(behaviour) for name, behaviour in behaviours.items()}
+
+    def _trials(self, behaviour: Scenario) -> list[Trial]:
+        """Return the trials on the study's questions, or else those of the source.
+
+        Of the study's questions, those are used that are asked for samples; a set of other
+        questions keeps its own.
+        """
+        source = self.section.sources.get(behaviour.name)
+        is_other_set = behaviour.questions and behaviour.name != self.m.study.scenario.name
+        if source is None and not is_other_set:
+            asked = (p.question for p in self.m.prompted if p.part == "sample")
+            trials = behaviour.load_on(asked)
+            if trials:
+                return trials
+        return behaviour.load(source, self.m.study.seed, None)
+
+    def trials_digest(self, name: str) -> str:
+        """Return a digest of a scenario's trials."""
+        if name not in self._digests:
+            self._digests[name] = digest([asdict(trial) for trial in self.offered[name]])
+        return self._digests[name]
+
+    def max_new_tokens(self, name: str) -> int:
+        """Return the token limit of a scenario's responses; short answers have the study's."""
+        limit = self.section.max_new_tokens
+        is_short = SCENARIOS[name].questions is not None
+        return min(limit, self.m.study.sampling.max_new_tokens) if is_short else limit
 
     @property
     def labels(self) -> list[str]:
@@ -76,13 +109,17 @@ class SweepPlan:
         """Return the name of that form."""
         return self.section.form or SCENARIOS[scenario(name)].form
 
-    def prompts(self, name: str) -> list[tuple[int, ...]]:
-        """Return the prompts of a scenario's trials as token ids, without an earlier dialogue."""
+    def longest_prompts(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Return the longest prompts of a scenario as token ids, without an earlier dialogue.
+
+        By trial id; there can be tens of thousands of trials, so only `_ENCODED` are encoded.
+        """
         if name not in self._prompts:
             form, tokenizer = self.form(name), self.m.tokenizer
-            self._prompts[name] = [
-                tuple(form.encode(tokenizer, trial.prompt)) for trial in self.offered[name]
-            ]
+            longest = sorted(self.offered[name], key=lambda trial: -len(trial.prompt))[:_ENCODED]
+            self._prompts[name] = {
+                trial.id: tuple(form.encode(tokenizer, trial.prompt)) for trial in longest
+            }
         return self._prompts[name]
 
     @cached_property
@@ -116,7 +153,7 @@ class SweepPlan:
 
         The length of an earlier dialogue depends on the first answer, and is checked later.
         """
-        new = self.section.max_new_tokens
-        for name, trials in self.offered.items():
-            for trial, ids in zip(trials, self.prompts(name), strict=True):
-                self.m.require_length(f"Trial {trial.id!r} of {name}", ids, new)
+        for name in self.offered:
+            new = self.max_new_tokens(name)
+            for id, ids in self.longest_prompts(name).items():
+                self.m.require_length(f"Trial {id!r} of {name}", ids, new)

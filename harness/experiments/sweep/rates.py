@@ -16,16 +16,21 @@ from harness.experiments.sweep.tables import Rate, Slope
 from harness.scenarios.base import TrialOutcome
 from hq.stats.dose_response import (
     draw_p_value,
+    estimate_curvature,
     estimate_rates,
     estimate_reduction,
     estimate_slope,
+    estimate_slope_excess,
+    is_monotone,
     monotonicity,
     r_squared,
     slope_difference_statistic,
     slope_statistic,
 )
 from hq.stats.equivalence import equivalence
-from hq.stats.intervals import Estimate
+from hq.stats.intervals import Estimate, smallest_detectable
+
+NOT_MONOTONE = "not monotone: see the curve"
 
 
 class JudgedSweep(NamedTuple):
@@ -54,6 +59,7 @@ class Swept:
     neurons: int  # number of scaled H-Neurons
     alphas: Sequence[float]
     control_alphas: Sequence[float]  # of the matched draws
+    mixed: Bool[np.ndarray, " trial"]  # built on a question with mixed responses
     components: Shaped[np.ndarray, " trial"]  # trials of one component share an entity
     h: JudgedSweep  # [alpha, trial]
     matched: JudgedSweep  # [draw, control alpha, trial]
@@ -110,6 +116,7 @@ def _rate(
         neurons=neurons,
         alpha=alpha,
         n=swept.n,
+        mixed=int(swept.mixed.sum()),
         entities=swept.entities,
         draws=draws,
         seed=swept.seed,
@@ -130,9 +137,15 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
     def over_controls(responses: Bool[np.ndarray, "alpha trial"]) -> float:
         return float(slope_statistic(responses, swept.control_alphas)(all_trials)[0])
 
-    shared = over_controls(complied[[alphas.index(alpha) for alpha in swept.control_alphas]])
+    at_controls = complied[[alphas.index(alpha) for alpha in swept.control_alphas]]
+    shared = over_controls(at_controls)
     of_draws = np.array([over_controls(drawn) for drawn in swept.matched.complied])
     estimate = estimate_slope(complied, alphas, swept.components)
+    curvature = estimate_curvature(complied, alphas, swept.components)
+    excess = estimate_slope_excess(
+        at_controls, swept.matched.complied, swept.control_alphas, swept.components
+    )
+    is_reference = swept.precision == reference.precision
     tost = equivalence(
         slope_difference_statistic(complied, at_reference, alphas),
         swept.n,
@@ -146,20 +159,38 @@ def slope(swept: Swept, reference: Swept, margin: float) -> Slope:
         judge=swept.judge,
         neurons=swept.neurons,
         n=swept.n,
+        mixed=int(swept.mixed.sum()),
         entities=swept.entities,
         draws=swept.draws,
         seed=swept.seed,
         slope=estimate,
+        detectable=_detectable(estimate),
         r_squared=r_squared(mean_rates, alphas),
         monotonicity=monotonicity(mean_rates, alphas),
+        curvature=curvature,
+        shape=_shape(swept, curvature),
         slope_shared=shared,
         slope_matched=Estimate.of_draws(of_draws),
         p_matched=draw_p_value(shared, of_draws),
+        excess=excess,
+        excess_detectable=_detectable(excess),
         change=tost.difference,
+        change_detectable=None if is_reference else _detectable(tost.difference),
         change_low90=tost.low90,
         change_high90=tost.high90,
         margin=margin,
         tost_p=tost.tost_p,
-        verdict="reference" if swept.precision == reference.precision else str(tost.verdict),
+        verdict="reference" if is_reference else str(tost.verdict),
         n_needed=tost.n_needed,
     )
+
+
+def _detectable(estimated: Estimate) -> float | None:
+    """Return the smallest detectable value; None if no trial varies, as n then says nothing."""
+    return smallest_detectable(estimated) if estimated.se else None
+
+
+def _shape(swept: Swept, curvature: Estimate) -> str:
+    if not is_monotone(swept.h.complied, swept.alphas, swept.components):
+        return NOT_MONOTONE
+    return "linear" if curvature.low <= 0 <= curvature.high else "curved"

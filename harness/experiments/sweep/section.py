@@ -17,21 +17,28 @@ class SweepSection(Section):
     format. `margin` is the largest difference of two slopes that count as equivalent.
     """
 
-    scenarios: tuple[str, ...] = ("falseqa", "faitheval", "sycophancy", "jailbreak")
+    scenarios: tuple[str, ...] = ()  # see `scenarios_of`
     sources: dict[str, str] = Field(default_factory=dict)
     judge: str = "rules"
-    alphas: tuple[Alpha, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 3.0)
+    alphas: tuple[Alpha, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
     # Values of α for matched draws. Default: the smallest α, 1 and the largest, or all α if 1 is
     # the smallest or the largest.
     control_alphas: Annotated[tuple[Alpha, ...], Field(validate_default=True)] = ()
-    trials: Annotated[int, Field(ge=8)] = 48  # per kind of each scenario
+    trials: Annotated[int, Field(ge=8)] = 400  # per kind of each scenario, or as many as there are
     form: str = ""  # prompt form; if empty, the form of each scenario
-    max_new_tokens: Annotated[int, Field(ge=1)] = 24
-    draws: Annotated[int, Field(ge=2)] = 5
+    max_new_tokens: Annotated[int, Field(ge=1)] = 24  # the study's, for short answers
+    draws: Annotated[int, Field(ge=2)] = 20  # with 19 or more, p can be 0.05
     transfer_draws: Annotated[int, Field(ge=2)] = 100
     margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
     questions: Annotated[int, Field(ge=8)] = 100  # for costs; as many choices and texts
     choices: str = ""  # file of choices; if empty, they are generated from facts
+
+    def scenarios_of(self, questions: str) -> tuple[str, ...]:
+        """Return the scenarios, given the name of the study's question set.
+
+        By default they are the questions, and the scenarios that build their trials on them.
+        """
+        return self.scenarios or (questions, "sycophancy", "faitheval")
 
     @field_validator("control_alphas", mode="before")
     @classmethod
@@ -60,6 +67,4 @@ class SweepSection(Section):
     @field_validator("scenarios")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names:
-            raise ValueError("name one scenario or more")
         return tuple(dict.fromkeys(names))

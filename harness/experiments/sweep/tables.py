@@ -10,6 +10,11 @@ _JUDGE = (
     "with a reader is not above that of a constant outcome; rules: not validated, if no reader has "
     "labelled such responses; llm:MODEL"
 )
+_MIXED = (
+    "those on questions to which FP16 gave right and wrong answers when it was sampled; they are "
+    "chosen first, and the same at every precision"
+)
+_DETECTABLE = "smallest true value whose 95% interval excludes 0 with 80% power at this n"
 
 
 class Transfer(Row):
@@ -50,7 +55,8 @@ class Rate(Row):
         "same layers and magnitudes"
     )
     alpha: float = Field(description="factor of their activations; 1: unchanged")
-    n: int = Field(description="trials")
+    n: int = Field(description="trials; none is related to a sample")
+    mixed: int = Field(description=_MIXED)
     entities: int = Field(description=ENTITIES)
     draws: int = Field(description="draws of neurons; 1 if nothing is drawn")
     seed: int = Field(description="seed of the draws")
@@ -74,14 +80,24 @@ class Slope(Row):
     scenario: str = Field(description="scenario, and kind of trial if it has several")
     judge: str = Field(description=_JUDGE)
     neurons: int = Field(description="scaled H-Neurons")
-    n: int = Field(description="trials")
+    n: int = Field(description="trials; none is related to a sample")
+    mixed: int = Field(description=_MIXED)
     entities: int = Field(description=ENTITIES)
     draws: int = Field(description="draws of matched neurons")
     seed: int = Field(description="seed of the draws")
     slope: Estimate = Field(description="least-squares slope of the rate over α")
+    detectable: float | None = Field(description=f"{_DETECTABLE}; empty if no trial has a slope")
     r_squared: float = Field(description="of that line; 0 if the rate is constant")
     monotonicity: float = Field(
         description="Kendall's τ-b of rate and α; 0 if the rate is constant"
+    )
+    curvature: Estimate = Field(
+        description="coefficient of α² in the least-squares parabola; its interval excludes 0 if "
+        "the rates depart from a line"
+    )
+    shape: str = Field(
+        description="linear: no departure from a line is shown; curved: one is; not monotone: see "
+        "the curve: some rates are shown to rise and others to fall, so the slope describes nothing"
     )
     slope_shared: float = Field(description="slope over the α of the matched draws")
     slope_matched: Estimate = Field(
@@ -91,7 +107,13 @@ class Slope(Row):
         description="two-sided P(the slope of a matched draw is as far from their mean as "
         "`slope_shared`); at least 1 ÷ (draws + 1)"
     )
+    excess: Estimate = Field(
+        description="`slope_shared` − mean of `slope_matched`, paired by trial; its interval is "
+        "over units and draws"
+    )
+    excess_detectable: float | None = Field(description=f"{_DETECTABLE}, for `excess`")
     change: Estimate = Field(description="slope − slope at FP16, paired by trial")
+    change_detectable: float | None = Field(description=f"{_DETECTABLE}, for `change`")
     change_low90: float = Field(description="lower end of its 90% interval, used by TOST")
     change_high90: float = Field(description="upper end of the 90% interval")
     margin: float = Field(description="largest difference of two slopes that count as equivalent")

@@ -1,6 +1,6 @@
 """Trials of a sweep: which of them count for a model, their token ids, and their outcomes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.experiments.sweep.rates import JudgedSweep
-from harness.judges.base import Verdict
+from harness.judges.base import Question, Verdict
 from harness.judges.phrases import REFUSAL
 from harness.judges.rules import RuleJudge
 from harness.judges.text import normalise
@@ -29,11 +29,38 @@ Answer = Callable[[Sequence[tuple[int, ...]]], list[GreedyResponse]]
 
 @dataclass(frozen=True, slots=True)
 class AskedTrial:
-    """A trial, its prompt as token ids, and its component: trials that share entities."""
+    """A trial, its prompt as token ids, and its component: trials that share entities.
+
+    `mixed`: it is built on a question whose sampled responses were mixed.
+    """
 
     trial: Trial
     ids: tuple[int, ...]
     component: str
+    mixed: bool
+
+
+def unrelated(name: str, trials: Sequence[Trial], samples: Sequence[Question]) -> list[Trial]:
+    """Return the trials of a scenario that are not in a component with a sample's question.
+
+    H-Neurons were identified on the samples, so responses to related trials are not independent of
+    that. Raises HQError if all trials are related to samples.
+    """
+    by_id: dict[str, units.Item] = {question.id: question for question in samples}
+    component = units.components([*({t.id: t for t in trials} | by_id).values()])
+    of_samples = {component[id] for id in by_id}
+    others = [trial for trial in trials if component[trial.id] not in of_samples]
+    if not others:
+        raise HQError(
+            f"All {len(trials)} trials of {name!r} share an entity or a wording with a sample on "
+            "which neurons are identified: give it a file with others, or leave the scenario out."
+        )
+    return others
+
+
+def near_the_decision(trials: Sequence[Trial], mixed: Collection[str]) -> list[Trial]:
+    """Return the trials on questions with mixed responses (ids), then the others, in order."""
+    return sorted(trials, key=lambda trial: trial.question not in mixed)
 
 
 def counted_trials(
@@ -43,6 +70,7 @@ def counted_trials(
     tokenizer: "Tokenizer",
     answer: Answer,
     wanted: int,
+    mixed: Collection[str] = (),
 ) -> dict[str, list[AskedTrial]]:
     """Return the first `wanted` trials of each kind that count, by label.
 
@@ -56,6 +84,7 @@ def counted_trials(
         tokenizer: The tokenizer of the model.
         answer: Returns the responses of the unscaled reference model to prompts.
         wanted: The largest number of trials of each kind.
+        mixed: Ids of the questions whose sampled responses were mixed.
 
     Raises:
         HQError: If no trial of a kind counts.
@@ -72,7 +101,8 @@ def counted_trials(
         for trial, dialogue in _counting(chunk, form, tokenizer, answer):
             if len(counted[trial.kind]) < wanted:
                 ids = tuple(form.encode(tokenizer, trial.prompt, dialogue))
-                counted[trial.kind].append(AskedTrial(trial, ids, component[trial.id]))
+                near = trial.question in mixed
+                counted[trial.kind].append(AskedTrial(trial, ids, component[trial.id], near))
     empty = [kind for kind in kinds if not counted[kind]]
     if empty or not kinds:
         raise HQError(

@@ -6,7 +6,7 @@ follow-up questions that presuppose the statement.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from harness.judges.base import Question
@@ -172,12 +172,17 @@ def sampled_facts(seed: int) -> list[Question]:
     return facts
 
 
-def false_statements(seed: int) -> Iterator[FalseStatement]:
-    """State each sampled fact with a wrong answer, if it has one that is clearly different."""
-    for fact in sampled_facts(seed):
-        wrong = next((name for name in fact.distractors if _is_distinct(name, fact)), None)
-        if wrong is not None:
-            yield _state(fact, wrong)
+def false_statements(questions: Iterable[Question]) -> Iterator[FalseStatement]:
+    """State each fact among the questions with its `wrong_answer`, if it has one."""
+    for question in questions:
+        wrong = wrong_answer(question)
+        if wrong is not None and question.relation in WORDINGS:
+            yield _state(question, wrong)
+
+
+def wrong_answer(question: Question) -> str | None:
+    """Return the first distractor that is clearly different from the right answers, or None."""
+    return next((name for name in question.distractors if _is_distinct(name, question)), None)
 
 
 def _is_distinct(name: str, fact: Question) -> bool:
