@@ -170,7 +170,8 @@ def degrees_of_freedom(
 ) -> float:
     """Return Satterthwaite's degrees of freedom from the model of unit variances of `estimate`.
 
-    `squares` are the squared deviations of the statistic without each unit, `sizes` the units' rows.
+    `squares` are the squared deviations of the statistic without each unit, `sizes` the numbers of
+    rows of the units.
 
     Up to a factor, v is a mixture of m_g and m_g², each with the sum 1. The moments agree if the
     mean size of a unit, weighted by v, is the mean weighted by the squared deviations.

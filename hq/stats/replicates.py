@@ -35,7 +35,7 @@ class OverReplicates:
 
     @property
     def share(self) -> float | None:
-        """Share of the variance of one replicate's value, S² + Cov₂, that is S²; None if both are 0."""
+        """S² / (S² + Cov₂), the share of one replicate's variance; None if both are 0."""
         total = self.between + self.shared
         return self.between / total if total > 0 else None
 
