@@ -38,7 +38,7 @@ _OF_SAMPLES = {
     "text: characters of both": ("#000000", "X"),
 }
 _STYLES = _OF_PRECISION | _OF_SAMPLES
-_MAKINGS = "the same, further makings"
+_MAKINGS = "frozen probe, further makings"
 _EVERY = "all precisions"
 _STEP = 0.13  # between two series, where precisions are 1 apart
 
@@ -77,8 +77,15 @@ def draw(run: Path, into: Path) -> None:
             offset = _STEP * (1 - len(_OF_PRECISION)) / 2
             y = [rows.index(precision) + offset for precision in makings["precision"]]
             colour, marker = next(iter(_OF_PRECISION.values()))
-            axes.scatter(
-                makings["auroc"], y, 12, "none", marker, edgecolors=colour, lw=0.7, label=_MAKINGS
+            axes.errorbar(
+                makings["auroc"].to_numpy(),
+                y,
+                fmt=marker,
+                color=colour,
+                ms=3.5,
+                mfc="none",
+                mew=0.7,
+                label=_MAKINGS,
             )
         axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
         axes.set_yticks(range(len(rows)), rows)

@@ -48,7 +48,7 @@ def test_further_makings_are_small_points_beside_the_first(picture, tmp_path):
     write_run(tmp_path / "run", makings=makings)
     draw(tmp_path / "run", tmp_path / "auroc.svg")
     with_makings = (tmp_path / "auroc.svg").read_text(encoding="utf-8")
-    assert ">the same, further makings</text>" in with_makings
+    assert ">frozen probe, further makings</text>" in with_makings
     assert with_makings.count("<use ") - picture.count("<use ") == 3 + 1  # and one in the legend
 
 
