@@ -46,7 +46,10 @@ def write_run(
     warning: str = "",
     makings: Sequence[tuple[str, int, float]] = (),
 ) -> CsvTables:
-    """Write the tables and the provenance of a run; makings have a precision, number and AUROC."""
+    """Write the tables and the provenance of a run.
+
+    `makings` has the name of the precision, the number and the AUROC of each making.
+    """
     detection, selection, alarms, controls, fidelities, model, mapping = ([] for _ in range(7))
     for name in precisions:
         auroc = 0.88 + CHANGES[name]
@@ -106,7 +109,10 @@ def write_run(
             default(TABLES["makings"][0], precision=name, making=i, auroc=around(area))
             for name, i, area in makings
         ],
-        "spread": [],
+        "spread": [
+            default(TABLES["spread"][0], precision=name, makings=len(makings))
+            for name in dict.fromkeys(name for name, _, _ in makings)
+        ],
         "selection": selection,
         "alarms": alarms,
         "controls": controls,

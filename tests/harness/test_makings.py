@@ -17,6 +17,7 @@ from tests.harness.test_bad_input import is_one_sentence
 from tests.packed_files import PACKINGS, save_packed
 
 SETTINGS = ("--precisions", "fp16,gptq-4", "--set", "pack.texts=4")
+NAMES = ("gptq-4", "gptq-4-native")
 THREE = (*SETTINGS, "--set", "pack.makings=3")
 
 
@@ -50,16 +51,15 @@ def nodes(hq, *arguments: object) -> dict[str, str]:
 
 def test_the_plan_lists_the_nodes_of_further_makings(tiny_study, hq):
     pytest.importorskip("gptqmodel")
-    one, three = nodes(hq, tiny_study, *SETTINGS), nodes(hq, tiny_study, *THREE)
+    of_both = ("--precisions", "fp16,gptq-4,gptq-4-native,nf4")
+    one, three = (nodes(hq, tiny_study, *settings, *of_both) for settings in (SETTINGS, THREE))
     assert set(three) - set(one) == {
-        f"{stage} gptq-4 making {making}"
-        for stage in ("pack", "map", "trace", "uncertainty")
+        f"{node} making {making}"
         for making in (1, 2)
-    }
-    native = nodes(hq, tiny_study, *THREE, "--precisions", "fp16,gptq-4-native,nf4")
-    assert {name for name in native if "making 2" in name} == {
-        "pack gptq-4 making 2",
-        *(f"{stage} gptq-4-native making 2" for stage in ("map", "trace", "uncertainty")),
+        for node in (
+            "pack gptq-4",
+            *(f"{s} {p}" for s in ("map", "trace", "uncertainty") for p in NAMES),
+        )
     }
 
 
@@ -87,13 +87,12 @@ def test_makings_are_added_resumed_and_decide_the_verdict(
         assert hq("run", tiny_study, *THREE, "--into", "three", "--quiet").code == 130
     assert len(jobs) == 2
     states = nodes(hq, tiny_study, *THREE)
-    assert states["pack gptq-4 making 1"] == states["trace gptq-4"] == "there"
+    assert (states["pack gptq-4 making 1"], states["trace gptq-4"]) == ("there", "there")
     assert states["pack gptq-4 making 2"] == "missing"
     outcome = hq("run", tiny_study, *THREE, "--into", "three", "--quiet")
     assert outcome.code == 0, outcome
     assert len(jobs) == 3
     assert len({job.texts for job in jobs}) == 3
-    assert set(nodes(hq, tiny_study, *THREE).values()) == {"there"}
 
     one, three = (read_table(Path(name), "detection") for name in ("one", "three"))
     decided = ["verdict", "detectable"]
@@ -112,19 +111,18 @@ def test_makings_are_added_resumed_and_decide_the_verdict(
     assert row["auroc_change"] == pytest.approx(changes.mean(), rel=1e-4)
     assert row["deviation"] == pytest.approx(changes.std(ddof=1), rel=1e-4)
     assert 0 < row["share"] <= 1
-    assert f"gptq-4: change over 3 makings {row['auroc_change']:+.3f}" in shown(hq, tiny_study)
+    summary = " ".join(outcome.out.split())
+    assert f"gptq-4: change over 3 makings {row['auroc_change']:+.3f} [" in summary
     assert "a precision with several makings" in Path("three/tables.md").read_text("utf-8")
-    (planned,) = json.loads(hq("plan", tiny_study, *THREE, "--json").out)["power"]
+    plan = json.loads(hq("plan", tiny_study, *THREE, "--json").out)
+    assert {node["state"] for node in plan["nodes"]} == {"there"}
+    (planned,) = plan["power"]
     assert planned["change"] == pytest.approx(first["detectable"], rel=1e-4)
     # Makings only add rows, so results with and without them are of one study.
     assert hq("check", "three", "--against", "results", "--accept").code == 0
     assert hq("check", "one", "--against", "results").code == 0
     again = json.loads(hq("check", "three", "--against", "results", "--json").out)
     assert again["regressed"] == []
-
-
-def shown(hq, study: Path) -> str:
-    return " ".join(hq("run", study, *THREE, "--into", "three", "--quiet").out.split())
 
 
 def test_further_makings_have_random_texts_and_the_first_has_not(tiny_study):
