@@ -113,7 +113,7 @@ def test_makings_are_added_resumed_and_decide_the_verdict(
     assert 0 < row["share"] <= 1
     summary = " ".join(outcome.out.split())
     assert f"gptq-4: change over 3 makings {row['auroc_change']:+.3f} [" in summary
-    assert "a precision with several makings" in Path("three/tables.md").read_text("utf-8")
+    assert "a precision with several makings" in Path("three/tables.md").read_text(encoding="utf-8")
     plan = json.loads(hq("plan", tiny_study, *THREE, "--json").out)
     assert {node["state"] for node in plan["nodes"]} == {"there"}
     (planned,) = plan["power"]
