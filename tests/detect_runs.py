@@ -40,8 +40,16 @@ def default(kind: type, **given: object) -> object:
     return kind(**{**values, **given})
 
 
-def write_run(folder: Path, precisions: Sequence[str] = PRECISIONS, warning: str = "") -> CsvTables:
-    """Write the tables and the provenance of a run."""
+def write_run(
+    folder: Path,
+    precisions: Sequence[str] = PRECISIONS,
+    warning: str = "",
+    makings: Sequence[tuple[str, int, float]] = (),
+) -> CsvTables:
+    """Write the tables and the provenance of a run.
+
+    `makings` has the name of the precision, the number and the AUROC of each making.
+    """
     detection, selection, alarms, controls, fidelities, model, mapping = ([] for _ in range(7))
     for name in precisions:
         auroc = 0.88 + CHANGES[name]
@@ -97,6 +105,14 @@ def write_run(folder: Path, precisions: Sequence[str] = PRECISIONS, warning: str
     rows = {
         "design": [default(TABLES["design"][0], n=1000, balance="answer", warning=warning)],
         "detection": detection,
+        "makings": [
+            default(TABLES["makings"][0], precision=name, making=i, auroc=around(area))
+            for name, i, area in makings
+        ],
+        "spread": [
+            default(TABLES["spread"][0], precision=name, makings=len(makings))
+            for name in dict.fromkeys(name for name, _, _ in makings)
+        ],
         "selection": selection,
         "alarms": alarms,
         "controls": controls,

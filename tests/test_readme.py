@@ -103,6 +103,9 @@ def test_lists_of_precisions_by_result(tmp_path):
     assert fidelity(run, "more") == ["nf4"]
     assert fidelity(run, "same") == ["int8", "gguf-q8_0"]
     assert changes(run, ["nf4"], 2) == "`nf4` (−0.07 [−0.09, −0.07])"
+    several = write_run(tmp_path / "several", makings=[("nf4", i, 0.8) for i in range(5)])
+    assert changes(several, ["nf4"], 2) == "`nf4` (+0.60 [+0.59, +0.61], over 5 checkpoints)"
+    assert "+0.600 [+0.590, +0.610], over 5 checkpoints" in detection_table(several)
 
 
 def test_tables_have_a_row_per_precision_and_control(tmp_path):

@@ -21,6 +21,7 @@ from hq.stats.intervals import (
     Estimate,
     Statistic,
     Weights,
+    auroc_difference_statistic,
     clopper_pearson,
     estimate_auroc,
     estimate_auroc_difference,
@@ -28,6 +29,7 @@ from hq.stats.intervals import (
     estimate_rate,
     grouped_auroc_statistic,
 )
+from hq.stats.replicates import estimate_over_replicates
 from hq.stats.thresholds import estimate_f1
 from hq.storage.atomic import write_whole
 
@@ -57,6 +59,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 CORRELATIONS = (0.0, 0.3, 0.6)
 _RATES = (0.05, 0.1, 0.3, 0.5)
 _SHIFT, _SHIFT_AFTER = 1.66, 1.45  # of the positives, in standard deviations: AUROC 0.88 and 0.85
+_SPREAD, _MAKINGS = 0.1, 5  # of the shift after the change between checkpoints, and their number
 _SHARED_NOISE = 0.9  # correlation of the noise of a row before and after
 _THRESHOLD = 0.8
 
@@ -98,6 +101,7 @@ class Estimand(NamedTuple):
 
     name: str
     simulate: Simulate
+    sizes: tuple[str, ...] = tuple(SIZES)  # the keys of SIZES for which it is simulated
 
 
 class Coverage(NamedTuple):
@@ -144,7 +148,7 @@ def designs() -> list[tuple[Estimand, Design]]:
     return [
         (estimand, Design(sizes, correlation))
         for estimand in ESTIMANDS
-        for sizes in SIZES
+        for sizes in estimand.sizes
         for correlation in CORRELATIONS
         if sizes != "single rows" or (correlation == 0 and "equal units" not in estimand.name)
     ]
@@ -298,6 +302,28 @@ def _simulate_difference(design: Design, rng: np.random.Generator) -> Simulated:
     )
 
 
+def _simulate_makings(design: Design, rng: np.random.Generator) -> Simulated:
+    """Simulate the change at several checkpoints, which differ in the shift of the positives."""
+    units, labels = design.units, design.labels
+    shared, own = _latent(design, rng, by_class=True)
+    shifts = _SHIFT_AFTER + _SPREAD * rng.standard_normal(_MAKINGS)
+    scale = np.sqrt((1 - design.correlation) * (1 - _SHARED_NOISE**2))
+    after = [
+        shared + _SHARED_NOISE * own + scale * rng.standard_normal(len(units)) + shift * labels
+        for shift in shifts
+    ]
+    before = shared + own + _SHIFT * labels
+    first, *others = (grouped_auroc_statistic(s, labels, units) for s in (before, *after))
+    over = estimate_over_replicates(
+        [auroc_difference_statistic(s, before, labels) for s in after], len(units), units
+    )
+    return _simulated(
+        float(norm.cdf(_SHIFT_AFTER / np.sqrt(2 + _SPREAD**2)) - norm.cdf(_SHIFT / np.sqrt(2))),
+        over.mean,
+        lambda weights: sum(other(weights) for other in others) / _MAKINGS - first(weights),
+    )
+
+
 def _simulate_f1(design: Design, rng: np.random.Generator) -> Simulated:
     units, labels = design.units, design.labels
     shared, own = _latent(design, rng, by_class=True)
@@ -340,6 +366,7 @@ ESTIMANDS = (
     Estimand("AUROC, units shift all scores", partial(_simulate_auroc, False)),
     Estimand("AUROC, units shift each class", partial(_simulate_auroc, True)),
     Estimand("difference of AUROCs", _simulate_difference),
+    Estimand(f"mean difference over {_MAKINGS} checkpoints", _simulate_makings, ("study",)),
     Estimand("F1", _simulate_f1),
     Estimand("mean", _simulate_mean),
     *(

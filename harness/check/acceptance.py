@@ -11,7 +11,7 @@ from harness.check.regress import TOLERANCES_FILE
 from harness.experiments import EXPERIMENTS
 from harness.stages.identify import NEURONS_FILE
 from harness.studies.study import REFERENCE
-from harness.tables.files import Frames, read_table, write_frames
+from harness.tables.files import Frames, lacks_table, read_table, write_frames
 from harness.tables.provenance import (
     PROVENANCE_FILE,
     Facts,
@@ -30,9 +30,11 @@ _ROUNDING = 1e-3  # relative difference of fitted numbers between processors
 def accept(run: Path, into: Path) -> None:
     """Make a run's tables the committed ones; existing tolerances are kept.
 
-    Committed rows of precisions that the run lacks are kept. A new column is empty in these rows.
-    Markdown and JSON are rendered from the merged rows. Raises HQError if the run is not finished,
-    if the committed tables are of another study, or if something that kept rows depend on changed.
+    Committed rows of precisions that the run lacks are kept. A new column is empty in these rows,
+    and a new table lacks them. Markdown and JSON are rendered from the merged rows.
+
+    Raises HQError if the run is not finished, if the committed tables are of another study, or if
+    something that kept rows depend on changed.
     """
     facts = read_provenance(run)
     experiment = EXPERIMENTS[facts["kind"]]
@@ -49,9 +51,9 @@ def accept(run: Path, into: Path) -> None:
         if kept:
             order = _order(facts, committed)
             frames = {
-                name: _joined(
-                    frame, read_table(into, name, experiment.tables[name][0]), kept, order
-                )
+                name: frame
+                if lacks_table(into, name)
+                else _joined(frame, read_table(into, name, experiment.tables[name][0]), kept, order)
                 for name, frame in frames.items()
             }
             facts = merged(facts, committed, order)

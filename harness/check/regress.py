@@ -33,7 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.check.tolerance import Committed, Tolerance
 from harness.experiments import EXPERIMENTS
 from harness.stages.identify import NEURONS_FILE
-from harness.tables.files import read_table
+from harness.tables.files import lacks_table, read_table
 from harness.tables.provenance import definition, difference, read_provenance
 from harness.tables.schema import Tables
 from hq.errors import HQError
@@ -67,6 +67,8 @@ class Difference:
 def compare(run: Path, against: Path) -> list[Difference]:
     """Return every compared number of the run's rows.
 
+    Tables that hq did not have yet when a folder was written are not compared.
+
     Raises HQError if a folder lacks tables, if tolerances are malformed or need an interval that a
     column does not have, if models or studies differ, or if no row of the run is in the committed
     tables.
@@ -77,6 +79,7 @@ def compare(run: Path, against: Path) -> list[Difference]:
     differences = [
         Difference(name, row, column, before, after, tolerance, same_samples)
         for name, (_, keys) in tables.items()
+        if not (lacks_table(against, name) or lacks_table(run, name))
         for row, column, before, after, tolerance in _compared(
             name, list(keys), run, against, tolerances.get(name, {})
         )

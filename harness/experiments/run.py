@@ -151,4 +151,5 @@ def definition_of(study: Study) -> dict[str, Any]:
     definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)
     for section in ("compare", "pack"):
         definition[section]["text"] = definition[section]["text"] and _GIVEN
+    definition["pack"].pop("makings")  # more of them only add rows, as more precisions do
     return definition

@@ -28,28 +28,28 @@ class Graph:
         asked = sum(prompted.part == "sample" for prompted in self.m.prompted)
         return min(2 * self.m.study.sampling.quota, asked)
 
-    def trace(self, precision: str) -> Node:
-        """Declare the traces of the samples at a precision."""
+    def trace(self, precision: str, making: int = 0) -> Node:
+        """Declare the traces of the samples at a precision, or at a making of it."""
         tokens, m = self.samples.output(TOKENS_FILE), self.m
-        return trace.node(m, precision, tokens, self._n, m.measures, m.spans)
+        return trace.node(m, precision, tokens, self._n, m.measures, m.spans, making=making)
 
     def identify(self, precision: str) -> Node:
         """Declare the neurons identified at a precision."""
         return identify.node(self.m, self.trace(precision), self.samples)
 
-    def uncertainty(self, precision: str) -> Node:
+    def uncertainty(self, precision: str, making: int = 0) -> Node:
         """Declare the entropy of the samples' answers, and the loss on held-out text."""
         reference = None if precision == REFERENCE else self.uncertainty(REFERENCE)
         tokens = self.samples.output(TOKENS_FILE)
-        return uncertainty.node(self.m, precision, tokens, self._n, reference)
+        return uncertainty.node(self.m, precision, tokens, self._n, reference, making)
 
     def read_samples(self, outputs: Outputs) -> list[Sample]:
         """Return the balanced, consistent samples."""
         return read_samples(outputs[self.samples] / SAMPLES_FILE)
 
-    def read_traces(self, outputs: Outputs, precision: str) -> Traces:
-        """Return the samples' traces at a precision."""
-        return Traces.open(outputs[self.trace(precision)])
+    def read_traces(self, outputs: Outputs, precision: str, making: int = 0) -> Traces:
+        """Return the samples' traces at a precision, or at a making of it."""
+        return Traces.open(outputs[self.trace(precision, making)])
 
     def read_neurons(self, outputs: Outputs, precision: str) -> NeuronSet:
         """Return the neurons identified at a precision."""

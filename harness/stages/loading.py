@@ -28,6 +28,7 @@ class Models:
         self.path = path
         self.identity = identity
         self._loaded: Backend | None = None
+        self._source: Path | None = None  # of the loaded model
         self._fingerprints: dict[str, str] = {}
 
     def close(self) -> None:
@@ -41,9 +42,11 @@ class Models:
 
         `made` is the GGUF file or packed checkpoint that hq made for the precision, if any.
         """
-        if self._loaded is None or self._loaded.precision != precision:
+        source = made or self.given(precision) or self.path
+        is_loaded = self._loaded is not None and self._loaded.precision == precision
+        if self._loaded is None or not is_loaded or self._source != source:
             self.close()
-            source = made or self.given(precision) or self.path
+            self._source = source
             self._loaded = open_backend(source, precision, self.study.device, self.identity)
         return self._loaded
 

@@ -67,8 +67,8 @@ class LayerRow(NamedTuple):
     note: str
 
 
-def node(m: "Materials", precision: str) -> Node:
-    """Declare the map of the checkpoint's neurons to those of a precision.
+def node(m: "Materials", precision: str, making: int = 0) -> Node:
+    """Declare the map of the checkpoint's neurons to those of a precision, or of a making of it.
 
     A map depends on weights only, so precisions that run one file in several ways share it. Maps of
     the checkpoint and of given files run first, as they may reject the study.
@@ -78,8 +78,9 @@ def node(m: "Materials", precision: str) -> Node:
     return Node(
         STAGE,
         m.models.parameters(precision),
-        files(m, precision),
+        files(m, precision, making),
         precision,
+        pack.about(making),
         units=m.model.n_layers,
         unit="layers",
         disk=13 * m.model.n_neurons,
@@ -88,18 +89,18 @@ def node(m: "Materials", precision: str) -> Node:
     )
 
 
-def files(m: "Materials", precision: str) -> dict[str, Output]:
+def files(m: "Materials", precision: str, making: int = 0) -> dict[str, Output]:
     """Return the GGUF file or packed checkpoint that hq makes for a precision, as an input."""
     if m.models.given(precision) is not None:
         return {}
     if recipe_of(precision):
-        return {"file": pack.node(m, precision).output()}
+        return {"file": pack.node(m, precision, making).output()}
     return {} if BACKEND_OF[precision] == "torch" else {"file": gguf.node(m, precision).output()}
 
 
-def model_inputs(m: "Materials", precision: str) -> dict[str, Output]:
-    """Return the inputs of every node that runs the model at a precision."""
-    return {"map": node(m, precision).output(), **files(m, precision)}
+def model_inputs(m: "Materials", precision: str, making: int = 0) -> dict[str, Output]:
+    """Return the inputs of every node that runs the model at a precision, or a making of it."""
+    return {"map": node(m, precision, making).output(), **files(m, precision, making)}
 
 
 def backend(work: "Work[Materials]") -> Backend:

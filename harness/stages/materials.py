@@ -84,8 +84,14 @@ class Materials:
         self._require_room()
         for number, text in enumerate(self.texts):
             self.require_length(f"Held-out text {number}", text.ids)
-        if any(recipe_of(p) for p in made - set(study.checkpoints)):
-            _ = self.calibration
+        calibrated = {p for p in made if recipe_of(p)}
+        if calibrated - set(study.checkpoints):
+            _ = self.calibrations
+        if study.pack.makings > 1 and (given := sorted(calibrated & set(study.checkpoints))):
+            raise HQError(
+                f"The study gives one checkpoint of {given[0]} and sets pack.makings to "
+                f"{study.pack.makings}: set it to 1, or remove {given[0]} from [checkpoints]."
+            )
 
     @cached_property
     def path(self) -> Path:
@@ -189,13 +195,30 @@ class Materials:
         return [p.component for p in self.held_out(len(self.texts))]
 
     @cached_property
-    def calibration(self) -> list[tuple[int, ...]]:
-        """Texts for the calibration of quantizers: pieces of a file, or reserved questions."""
-        section = self.study.pack
+    def calibrations(self) -> list[list[tuple[int, ...]]]:
+        """Texts that calibrate each making: pieces of a file, or reserved questions with answers.
+
+        Making 0 has the first texts, a further one a random draw of as many. Raises HQError if
+        draws would share more than half of their texts on average.
+        """
+        section, seed = self.study.pack, self.study.seed
         if section.text:
-            return [e.ids for e in self._file_texts("calibration", section.text)][: section.texts]
-        reserved = self._reserved("calibration")[: section.texts]
-        return [p.ids + self.encode(f" {p.question.aliases[0]}") for p in reserved]
+            pool = [e.ids for e in self._file_texts("calibration", section.text)]
+        else:
+            reserved = self._reserved("calibration")
+            pool = [p.ids + self.encode(f" {p.question.aliases[0]}") for p in reserved]
+        if section.makings > 1 and len(pool) < 2 * section.texts:
+            more = "give a longer pack.text" if section.text else "raise reserve.calibration"
+            raise HQError(
+                f"There are {len(pool)} calibration texts, of which pack.makings = "
+                f"{section.makings} draws {section.texts} for each checkpoint; draws from fewer "
+                f"than twice as many are nearly the same: {more}, or lower pack.texts."
+            )
+        draws = [
+            np.sort(np.random.default_rng((seed, making)).permutation(len(pool))[: section.texts])
+            for making in range(1, section.makings)
+        ]
+        return [pool[: section.texts], *([pool[i] for i in draw] for draw in draws)]
 
     @cached_property
     def stop_criteria(self) -> StopCriteria:

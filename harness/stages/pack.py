@@ -1,4 +1,8 @@
-"""Stage `pack`: the checkpoint quantized by GPTQ or AWQ, calibrated on its own questions."""
+"""Stage `pack`: the checkpoint quantized by GPTQ or AWQ, calibrated on its own questions.
+
+Other calibration texts make another checkpoint, so a study may have several *makings* of such a
+precision: making 0, and further ones that are calibrated on random draws of texts.
+"""
 
 import shutil
 from dataclasses import asdict
@@ -11,7 +15,7 @@ from harness.store.node import Node, Stage, Work
 from harness.store.store import digest
 from hq.errors import HQError
 from hq.models.checkpoint import file_digests, text_config
-from hq.precisions.packed import NATIVE, RECIPES
+from hq.precisions.packed import NATIVE, RECIPES, recipe_of
 from hq.precisions.packed_checkpoints.quantize import group_size, quantize_checkpoint
 from hq.precisions.packed_checkpoints.quantizers import QUANTIZERS, QuantizationJob
 
@@ -21,8 +25,20 @@ if TYPE_CHECKING:
 FOLDER = "checkpoint"
 
 
-def node(m: "Materials", precision: str) -> Node:
-    """Declare the packed checkpoint of a precision. Raises HQError if hq cannot make one."""
+def makings(m: "Materials", precision: str) -> range:
+    """Return the numbers of a precision's makings: 0 alone if hq makes no checkpoint for it."""
+    recipe = recipe_of(precision)
+    made = recipe is not None and recipe.has_quantizer and m.models.given(precision) is None
+    return range(m.study.pack.makings if made else 1)
+
+
+def about(making: int) -> str:
+    """Return what distinguishes the nodes of a making; empty for making 0."""
+    return f"making {making}" if making else ""
+
+
+def node(m: "Materials", precision: str, making: int = 0) -> Node:
+    """Declare a packed checkpoint of a precision. Raises HQError if hq cannot make one."""
     name = precision.removesuffix(NATIVE)
     recipe = RECIPES[name]
     if not recipe.has_quantizer:
@@ -39,10 +55,12 @@ def node(m: "Materials", precision: str) -> Node:
             "files": file_digests(m.path, ("config.json", *SPELLING)),
             "name": name,
             "recipe": asdict(recipe),
-            "pack": m.study.pack.model_dump(exclude={"text"}),
-            "texts": digest(m.calibration),
+            "pack": m.study.pack.model_dump(exclude={"text", "makings"}),
+            "texts": digest(m.calibrations[making]),
+            **({"making": making} if making else {}),
         },
         precision=name,
+        about=about(making),
         units=m.model.n_layers,
         unit="layers",
         disk=m.weights * 2,
@@ -53,6 +71,7 @@ def node(m: "Materials", precision: str) -> Node:
 def make(work: "Work[Materials]") -> None:
     """Write the checkpoint."""
     m, name = work.materials, work.parameters["name"]
+    making = work.parameters.get("making", 0)
     recipe, section = RECIPES[name], m.study.pack
     assert recipe.method != "compressed-tensors"
     job = QuantizationJob(
@@ -62,10 +81,10 @@ def make(work: "Work[Materials]") -> None:
         group_size=section.group_size or group_size(widths(m.path)),
         desc_act=section.desc_act and recipe.method == "gptq",
         sym=section.sym and recipe.method == "gptq",
-        texts=tuple(m.calibration),
+        texts=tuple(m.calibrations[making]),
     )
     shutil.rmtree(work.folder / FOLDER, ignore_errors=True)  # left by a killed run
-    with work.task(m.model.n_layers, "layers", f"make {name}") as task:
+    with work.task(m.model.n_layers, "layers", f"make {name} {about(making)}".rstrip()) as task:
         quantize_checkpoint(job, work.folder / FOLDER, lambda: task.advance(1))
 
 

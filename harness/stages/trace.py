@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.stages import mapping
+from harness.stages import mapping, pack
 from harness.stages.samples import read_tokens
 from harness.stages.select import TOKENS_FILE
 from harness.store.node import Node, Output, Stage, Work
@@ -26,16 +26,20 @@ def node(
     measures: tuple[Measure, ...],
     spans: tuple[Span, ...],
     about: str = "",
+    making: int = 0,
 ) -> Node:
-    """Declare the traces of at most `n` prompts and responses, which are in the file `tokens`."""
+    """Declare the traces of at most `n` prompts and responses, which are in the file `tokens`.
+
+    `making` is that of the model, for a precision with several packed checkpoints.
+    """
     arrays = len(measures) * len(spans)
     return Node(
         STAGE,
         m.models.parameters(precision)
         | {"measures": measures, "spans": spans, "storage": m.study.identify.storage},
-        mapping.model_inputs(m, precision) | {"tokens": tokens},
+        mapping.model_inputs(m, precision, making) | {"tokens": tokens},
         precision,
-        about,
+        " ".join(filter(None, (about, pack.about(making)))),
         units=n,
         unit="texts",
         disk=4 * arrays * n * m.model.n_neurons,

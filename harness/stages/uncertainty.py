@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from pydantic import BaseModel, ConfigDict
 
-from harness.stages import mapping
+from harness.stages import mapping, pack
 from harness.stages.samples import read_tokens
 from harness.stages.select import TOKENS_FILE
 from harness.store.jsonl import append, read_log
@@ -61,12 +61,19 @@ class UncertaintyBatch(BaseModel):
     seconds: float
 
 
-def node(m: "Materials", precision: str, tokens: Output, n: int, reference: Node | None) -> Node:
+def node(
+    m: "Materials",
+    precision: str,
+    tokens: Output,
+    n: int,
+    reference: Node | None,
+    making: int = 0,
+) -> Node:
     """Declare the uncertainty of at most `n` answers and of the study's held-out texts.
 
     `reference` is the node of the reference precision; None for the reference itself.
     """
-    inputs = mapping.model_inputs(m, precision) | {"tokens": tokens}
+    inputs = mapping.model_inputs(m, precision, making) | {"tokens": tokens}
     if reference is not None:
         inputs["reference"] = reference.output()
     return Node(
@@ -74,6 +81,7 @@ def node(m: "Materials", precision: str, tokens: Output, n: int, reference: Node
         m.models.parameters(precision) | {"texts": exchanges_digest(m.texts)},
         inputs,
         precision,
+        pack.about(making),
         units=n + len(m.texts),
         unit="texts",
         memory=m.resident(precision),

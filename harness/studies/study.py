@@ -134,6 +134,7 @@ class PackSection(Section):
     sym: bool = True  # AWQ is always asymmetric
     texts: Annotated[int, Field(ge=1)] = 128  # for calibration: reserved questions with answers
     text: str = ""  # file of plain text to use instead
+    makings: Annotated[int, Field(ge=1)] = 1  # checkpoints per precision, by different texts
 
 
 class Study(Section):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
-from harness.tables.files import read_table
+from harness.tables.files import lacks_table, read_table
 from hq.errors import HQError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _OF_SAMPLES = {
     "text: characters of both": ("#000000", "X"),
 }
 _STYLES = _OF_PRECISION | _OF_SAMPLES
+_MAKINGS = "frozen probe, further makings"
 _EVERY = "all precisions"
 _STEP = 0.13  # between two series, where precisions are 1 apart
 _PANEL = 2.4, 2.0  # inches
@@ -92,6 +93,15 @@ def _aurocs(run: Path) -> "Figure":
         spread = abs(series.select("low", "high").to_numpy().T - value)
         y = [rows.index(precision) + offset for precision in series["precision"]]
         axes.errorbar(value, y, xerr=spread, fmt=marker, color=colour, capsize=2, label=name, ms=5)
+    makings = _makings(run)
+    if len(makings):  # on the line of the frozen probe, without intervals
+        offset = _STEP * (1 - len(_OF_PRECISION)) / 2
+        y = [rows.index(precision) + offset for precision in makings["precision"]]
+        colour, marker = next(iter(_OF_PRECISION.values()))
+        small = {"ms": 3.5, "mfc": "none", "mew": 0.7}
+        axes.errorbar(
+            makings["auroc"].to_numpy(), y, fmt=marker, color=colour, label=_MAKINGS, **small
+        )
     axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
@@ -183,6 +193,14 @@ def _points(run: Path) -> pl.DataFrame:
             .unique("name", keep="first"),
         ]
     )
+
+
+def _makings(run: Path) -> pl.DataFrame:
+    """Return precision and AUROC of every making after the first."""
+    making = pl.col("making").cast(pl.Int64)  # text in a CSV file without rows
+    if lacks_table(run, "makings"):
+        return pl.DataFrame()
+    return read_table(run, "makings").filter(making > 0).select("precision", "auroc")
 
 
 def _columns(table: pl.DataFrame, name: pl.Expr, column: str) -> pl.DataFrame:

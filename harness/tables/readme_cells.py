@@ -32,6 +32,10 @@ class CsvTables:
         self._folder = folder
         self._frame = cache(lambda table: read_table(folder, table))
 
+    def has(self, table: str) -> bool:
+        """Return whether there is this table, which an earlier hq may not have written."""
+        return self._file(table).is_file()
+
     def rows(self, table: str, **where: object) -> list[Cells]:
         """Return the rows with these values, in the order of the file."""
         frame: pl.DataFrame = self._frame(table)

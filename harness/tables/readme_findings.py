@@ -82,12 +82,17 @@ def adds(run: CsvTables, control: str) -> list[str]:
 
 def changes(run: CsvTables, names: Iterable[str], digits: int = 3) -> str:
     """Return the changes of AUROC at these precisions, with intervals."""
-    return listed(
-        [
-            f"`{name}` ({run.estimate('detection', 'auroc_change', digits, True, precision=name)})"
-            for name in names
-        ]
-    )
+    return listed([f"`{name}` ({change(run, name, digits)})" for name in names])
+
+
+def change(run: CsvTables, name: str, digits: int = 3) -> str:
+    """Return the change that the verdict is about: over all checkpoints if there are several."""
+    rows = run.rows("spread") if run.has("spread") else []
+    spread = [row for row in rows if row["precision"] == name]
+    if not spread:
+        return run.estimate("detection", "auroc_change", digits, True, precision=name)
+    mean = run.estimate("spread", "auroc_change", digits, True, precision=name)
+    return f"{mean}, over {spread[0]['makings']} checkpoints"
 
 
 def detectable(run: CsvTables, name: str) -> str:
@@ -171,7 +176,7 @@ def _detection_row(run: CsvTables, name: str) -> list[str]:
     return [
         name,
         f"**{value}** {interval}",
-        run.estimate("detection", "auroc_change", signed=True, **where),
+        change(run, name),
         detectable(run, name),
         _VERDICTS.get(verdict, verdict),
         matched,

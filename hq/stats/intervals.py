@@ -96,6 +96,24 @@ def estimate(
         HQError: If there are no rows, only one unit, or if the statistic is undefined, for all rows
             or without one of the units.
     """
+    value, left_out, sizes = jackknife(statistic, n, groups, name)
+    squares = (left_out - left_out.mean()) ** 2
+    se = float(np.sqrt((len(sizes) - 1) / len(sizes) * squares.sum()))
+    df = degrees_of_freedom(squares, sizes)
+    low, high = _limits(value, se, df, len(sizes), scale)
+    return Estimate(value=value, low=low, high=high, n=len(sizes), se=se, df=df)
+
+
+def jackknife(
+    statistic: Statistic,
+    n: int,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    name: str = "statistic",
+) -> tuple[float, Float[np.ndarray, " unit"], Float[np.ndarray, " unit"]]:
+    """Return a statistic of all rows, its values without each unit, and the sizes of the units.
+
+    Arguments and errors are those of `estimate`.
+    """
     unit = units_of(n, groups)
     sizes = np.bincount(unit).astype(np.float64)
     value = float(statistic(np.ones((1, n)))[0])
@@ -108,11 +126,7 @@ def estimate(
             f"The {name} is undefined without {undefined} of its {len(sizes)} independent units: "
             "collect more units with the rarer class or value."
         )
-    squares = (left_out - left_out.mean()) ** 2
-    se = float(np.sqrt((len(sizes) - 1) / len(sizes) * squares.sum()))
-    df = _degrees_of_freedom(squares, sizes)
-    low, high = _limits(value, se, df, len(sizes), scale)
-    return Estimate(value=value, low=low, high=high, n=len(sizes), se=se, df=df)
+    return value, left_out, sizes
 
 
 def smallest_detectable(difference: Estimate, power: float = 0.8, alpha: float = 0.05) -> float:
@@ -151,10 +165,13 @@ def _without_each(unit: Int[np.ndarray, " n"], units: int) -> Iterator[Weights]:
         yield (unit != removed[:, None]).astype(np.float64)
 
 
-def _degrees_of_freedom(
+def degrees_of_freedom(
     squares: Float[np.ndarray, " unit"], sizes: Float[np.ndarray, " unit"]
 ) -> float:
     """Return Satterthwaite's degrees of freedom from the model of unit variances of `estimate`.
+
+    `squares` are the squared deviations of the statistic without each unit, `sizes` the numbers of
+    rows of the units.
 
     Up to a factor, v is a mixture of m_g and m_g², each with the sum 1. The moments agree if the
     mean size of a unit, weighted by v, is the mean weighted by the squared deviations.
@@ -239,6 +256,17 @@ def estimate_auroc_difference(
 
     If `scores_b` is [draws, n], the mean AUROC of its rows is subtracted.
     """
+    difference = auroc_difference_statistic(scores_a, scores_b, labels, strata)
+    return estimate(difference, len(np.asarray(labels)), groups, "difference of AUROCs")
+
+
+def auroc_difference_statistic(
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    labels: ArrayLike,
+    strata: Shaped[np.ndarray, " n"] | None = None,
+) -> Statistic:
+    """Return the difference of `estimate_auroc_difference` as a statistic."""
     a, y = _two_classes(scores_a, labels, strata)
     first = auroc_statistic(a, y, strata)
     others = [
@@ -250,7 +278,7 @@ def estimate_auroc_difference(
         subtracted = sum(other(weights) for other in others) / len(others)
         return first(weights) - subtracted
 
-    return estimate(difference, len(y), groups, "difference of AUROCs")
+    return difference
 
 
 def estimate_mean(values: ArrayLike, groups: Shaped[np.ndarray, " n"] | None = None) -> Estimate:

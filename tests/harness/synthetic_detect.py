@@ -12,6 +12,7 @@ import torch
 
 from harness.experiments.detect.compare import Comparison, alignment, selection
 from harness.experiments.detect.design import TextScores, design, text_scores
+from harness.experiments.detect.makings import FurtherMaking
 from harness.experiments.detect.tables import TABLES
 from harness.stages import mapping
 from harness.stages.identify import Rows, StabilitySummary
@@ -30,6 +31,7 @@ from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
 LAYERS, D_FF, D_MODEL, FOLDS = 2, 32, 24, 5
 MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=LAYERS, d_ff=D_FF)
 PRECISIONS = ("fp16", "nf4")
+MAKINGS = {"nf4": ("nf4 making 1", "nf4 making 2")}  # further ones
 BITS = {"fp16": 16.0, "nf4": 4.5, "fp4": 4.25}
 PLANTED = {0: (3, 11, 30), 1: (5, 22, 27)}
 ANSWERS, PER_ANSWER = 30, 8  # half of the responses with an answer are hallucinated
@@ -53,10 +55,11 @@ class Run:
 
     def write(self, folder: Path) -> Path:
         """Write the tables of all precisions."""
-        contributions = {p: self.h[p] * self.norms[p] for p in PRECISIONS}
-        traces = {p: self._traces(folder / p, p, contributions[p]) for p in PRECISIONS}
+        contributions = {p: h * self.norms[p] for p, h in self.h.items()}
+        traces = {p: self._traces(folder / p, p, contributions[p]) for p in self._traced}
         fits = {
-            p: self.probes(self._fit(t), t.features("sum", "answer")) for p, t in traces.items()
+            p: self.probes(self._fit(traces[p]), traces[p].features("sum", "answer"))
+            for p in PRECISIONS
         }
         with pytest.MonkeyPatch.context() as patch:
             for where, name, changed in self.patches:
@@ -91,6 +94,9 @@ class Run:
                 section=CompareSection(draws=2),
                 seed=0,
                 texts=texts,
+                further=[
+                    FurtherMaking(traces[p], self.losses[p]) for p in MAKINGS.get(precision, ())
+                ],
             )
             for name, of_precision in comparison.tables().items():
                 rows[name] += of_precision
@@ -105,22 +111,27 @@ class Run:
             rows["mapping"].append(alignment(maps, precision, probe))
         return rows
 
+    @property
+    def _traced(self) -> list[str]:
+        return [*PRECISIONS, *(p for makings in MAKINGS.values() for p in makings)]
+
     def _traces(self, folder: Path, precision: str, contributions: np.ndarray) -> Traces:
         folder.mkdir(parents=True)
+        name = precision.split(" ")[0]
         shares = contributions / contributions.sum(axis=2, keepdims=True)
         for measure, values in (("sum", shares), ("contribution", contributions)):
             np.save(folder / f"{measure}.answer.npy", values.astype(np.float32))
         info = TraceInfo(
             model=MODEL,
-            precision=precision,
+            precision=name,
             compute="float32",
             n=len(self.samples),
             exchanges=exchanges_digest([sample.exchange for sample in self.samples]),
             measures=("sum", "contribution"),
             spans=("answer",),
             dtype="float32",
-            weight_bytes=int(self.bits[precision] * 2**20),
-            audit=(AuditRow("Linear", 6, "x", self.bits[precision], "float32", 9000),),
+            weight_bytes=int(self.bits[name] * 2**20),
+            audit=(AuditRow("Linear", 6, "x", self.bits[name], "float32", 9000),),
         )
         return Traces(folder, info)
 
@@ -169,6 +180,9 @@ def healthy() -> Run:
     drift = {"fp16": 0.0, "nf4": 0.25, "fp4": 0.5}
     h = {p: size * np.exp(logs + by * rng.standard_normal(shape)) for p, by in drift.items()}
     norms = rng.lognormal(0, 0.5, (LAYERS, D_FF))
+    for i, making in enumerate(MAKINGS["nf4"], start=1):
+        other = np.random.default_rng((3, i))
+        h[making] = size * np.exp(logs + drift["nf4"] * other.standard_normal(shape))
     generator = torch.Generator().manual_seed(0)
 
     def tensor(*sizes: int) -> torch.Tensor:
@@ -194,10 +208,12 @@ def healthy() -> Run:
         for p, by in (("fp16", 0.0), ("nf4", 0.3), ("fp4", 0.6))
         if (divergence := by * rng.random(60)) is not None
     }
+    losses |= {p: losses["nf4"]._replace(nll=losses["nf4"].nll + 0.01) for p in MAKINGS["nf4"]}
     weights = rounded | {"source": source}
     # Rounding of the weights, with errors as at NF4 in a model with 576 inputs.
     of_precision = {
         p: norms * (1 + by * (1 + 0.8 * rng.standard_normal(norms.shape)))
         for p, by in (("fp16", 0.0), ("nf4", 0.005), ("fp4", 0.008))
     }
+    of_precision |= dict.fromkeys(MAKINGS["nf4"], of_precision["nf4"])
     return Run(samples, h, of_precision, weights, losses, BITS)

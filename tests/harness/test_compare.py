@@ -11,6 +11,7 @@ from harness.experiments.detect import compare
 from harness.experiments.detect.compare import MARGIN, Comparison
 from harness.experiments.detect.design import design, text_scores
 from harness.experiments.detect.experiment import DetectExperiment
+from harness.experiments.detect.makings import FurtherMaking
 from harness.experiments.detect.tables import TABLES, ControlRow
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
@@ -86,9 +87,15 @@ def sample(number: int, copy: int = 0) -> Sample:
 
 
 def comparison(
-    folder: Path, copies: int = 1, text_components: list[str] | None = None
+    folder: Path,
+    copies: int = 1,
+    text_components: list[str] | None = None,
+    further: tuple[float, ...] = (),
 ) -> Comparison:
-    """60 units with `copies` equal samples each; neurons 3 and 9 predict the label."""
+    """60 units with `copies` equal samples each; neurons 3 and 9 predict the label.
+
+    `further` has the drift of each further making of the variant.
+    """
     rng = np.random.default_rng(0)
     values = rng.lognormal(0, 0.5, (UNITS, P)).astype(np.float32)
     values[1::2, [3, 9]] *= 3**0.5
@@ -118,13 +125,23 @@ def comparison(
         )
         return Traces(where, info)
 
+    losses = Uncertainty(np.repeat(entropy, copies), *texts[:2], 1 + texts[2], 1.0)
+    makings = [
+        FurtherMaking(
+            traces(f"nf4-{i}", values * other.lognormal(0, drift, values.shape).astype(np.float32)),
+            losses._replace(nll=losses.nll + drift),
+        )
+        for i, drift in enumerate(further, start=1)
+        if (other := np.random.default_rng((0, i)))
+    ]
     return Comparison(
         samples=samples,
         probes=probes(),
         reference=traces("fp16", values),
         variant=traces("nf4", drifted),
         reidentified=probes(),
-        uncertainty=Uncertainty(np.repeat(entropy, copies), *texts[:2], 1 + texts[2], 1.0),
+        uncertainty=losses,
+        further=makings,
         section=SECTION,
         seed=0,
         text_components=text_components,
@@ -316,6 +333,47 @@ def test_verdict_and_smallest_detectable_change(tmp_path):
     broken = replace(made, variant=Traces(made.variant.folder, made.variant.info)).detection()
     assert broken.auroc_change.high < -MARGIN
     assert broken.verdict == Equivalence.CHANGED
+
+
+def test_makings_decide_the_verdict_and_nothing_else(tmp_path):
+    one = comparison(tmp_path / "one").tables()
+    alone, several = one["detection"][0], comparison(tmp_path / "four", further=(0.3, 2.0, 4.0))
+    tables = several.tables()
+    assert (one["makings"], one["spread"]) == ([], [])
+    (row,), (spread,), makings = tables["detection"], tables["spread"], tables["makings"]
+    decided = {"verdict", "detectable"}
+    assert row.model_dump(exclude=decided) == alone.model_dump(exclude=decided)
+    others = set(tables) - {"detection", "makings", "spread"}
+    assert {name: tables[name] for name in others} == {name: one[name] for name in others}
+    assert [m.making for m in makings] == [0, 1, 2, 3]
+    assert (makings[0].auroc, makings[0].auroc_change) == (row.auroc, row.auroc_change)
+    for making in makings:
+        assert making.auroc_change.value == pytest.approx(
+            making.auroc.value - makings[0].auroc.value + row.auroc_change.value
+        )
+    assert makings[1].perplexity.value < makings[2].perplexity.value < makings[3].perplexity.value
+    values = np.array([m.auroc_change.value for m in makings])
+    assert spread.auroc_change.value == pytest.approx(values.mean())
+    assert spread.deviation == pytest.approx(values.std(ddof=1))
+    assert 0.5 < spread.share < 1
+    assert row.detectable == smallest_detectable(spread.auroc_change) > alone.detectable
+    assert makings[3].auroc_change.high < -MARGIN  # a single one of them would have decided
+    assert row.verdict == Equivalence.UNDECIDED
+
+
+def test_makings_that_agree_decide_as_one(tmp_path):
+    made = comparison(tmp_path)
+    same = FurtherMaking(made.reference, made.uncertainty)
+    several = replace(made, variant=made.reference, further=[same, same]).tables()
+    (row,), (spread,) = several["detection"], several["spread"]
+    assert (row.verdict, row.detectable, spread.share) == (Equivalence.PRESERVED, None, None)
+    assert (spread.auroc_change.value, spread.deviation) == (0, 0)
+
+
+def test_a_further_making_of_other_token_ids_is_an_error(tmp_path):
+    made, other = comparison(tmp_path / "a"), comparison(tmp_path / "b", copies=2)
+    with pytest.raises(HQError, match="traces of other token ids"):
+        replace(made, further=[FurtherMaking(other.variant, made.uncertainty)])
 
 
 def test_more_samples_of_the_same_units_narrow_no_interval(tmp_path):

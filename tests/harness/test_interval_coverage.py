@@ -43,6 +43,12 @@ def test_the_interval_covers_the_truth_at_the_sizes_of_the_study():
     assert rows["hq"].covered + rows["hq"].below + rows["hq"].above == RUNS
 
 
+def test_checkpoints_that_differ_are_covered_and_units_alone_miss_them():
+    rows = by_method("mean difference over 5 checkpoints", Design("study", 0.0), 60, 0)
+    assert rows["hq"].covered >= binom.ppf(0.001, 60, 0.93)
+    assert rows["normal"].covered < 0.75 * 60
+
+
 def test_rare_positives_in_large_units_are_covered_and_the_bootstraps_miss_them():
     rows = by_method("rate 0.05", Design("study", 0.6), RUNS, 200)
     assert list(rows) == ["hq", "normal", "percentile", "BCa"]
@@ -65,12 +71,13 @@ def test_every_interval_keeps_its_level(name):
 @pytest.mark.parametrize("name", BY_NAME)
 @pytest.mark.parametrize("correlation", CORRELATIONS)
 def test_the_simulated_data_have_the_stated_truth(name, correlation):
+    count = 20 if "checkpoints" in name else 80  # it takes several times as long
     runs = [
         BY_NAME[name].simulate(Design("long tail", correlation), np.random.default_rng(run))
-        for run in range(80)
+        for run in range(count)
     ]
     values = np.array([run.estimate.value for run in runs])
-    assert values.mean() == pytest.approx(runs[0].truth, abs=4 * values.std() / np.sqrt(80))
+    assert values.mean() == pytest.approx(runs[0].truth, abs=4 * values.std() / np.sqrt(count))
     for run in runs[:3]:
         everything = np.ones((1, run.estimate.n))
         assert run.statistic(everything)[0] == pytest.approx(run.estimate.value)

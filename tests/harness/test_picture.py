@@ -41,6 +41,17 @@ def test_a_control_is_a_point_per_precision_or_one_for_all(picture, tmp_path, mi
     assert picture.count("<use ") - other.count("<use ") == 3 * points  # with two ends each
 
 
+def test_further_makings_are_small_points_beside_the_first(picture, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "further makings" not in picture
+    makings = [("nf4", making, 0.8 + making / 100) for making in range(4)]
+    write_run(tmp_path / "run", makings=makings)
+    draw(tmp_path / "run", tmp_path / "auroc.svg")
+    with_makings = (tmp_path / "auroc.svg").read_text(encoding="utf-8")
+    assert ">frozen probe, further makings</text>" in with_makings
+    assert with_makings.count("<use ") - picture.count("<use ") == 3 + 1  # and one in the legend
+
+
 def test_the_axis_names_samples_units_and_how_they_were_scored(picture):
     label = re.search(r">(AUROC[^<]*)</text>", picture)
     assert label is not None

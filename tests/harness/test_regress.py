@@ -222,6 +222,7 @@ def test_precisions_that_only_one_side_ran_are_left_out(run, tmp_path):
         "fp16",
         "fp16 fp16",
         "fp16 any",
+        "fp16 100",
         "fp16 all 0.25",
     }
 
@@ -311,6 +312,24 @@ def test_a_new_column_is_empty_in_rows_that_stay(run, tmp_path):
     assert row.endswith("| — |")
     stored = json.loads((results / "results.json").read_text(encoding="utf-8"))
     assert [r["kl"] for r in stored["tables"]["model"]["rows"]] == [0.8, None]
+
+
+def test_results_from_before_a_table_are_compared_and_accepted_without_it(run, tmp_path):
+    results = tmp_path / "results"
+    accept(run("whole", precisions=("fp16", "nf4")), results)
+    (results / "makings.csv").unlink()
+    with pytest.raises(HQError, match=r"no makings\.csv"):  # it was there
+        compare(run("same"), results)
+    path = results / "results.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    del stored["tables"]["makings"]
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    differences = compare(run("again"), results)
+    assert "detection" in {d.table for d in differences}
+    assert "makings" not in {d.table for d in differences}
+    accept(run("part"), results)
+    assert read_table(results, "makings")["precision"].to_list() == ["fp16"]
+    assert read_table(results, "detection")["precision"].to_list() == ["fp16", "nf4"]
 
 
 def test_results_json_has_every_table_with_the_meaning_of_its_columns(run):

@@ -16,12 +16,14 @@ from jaxtyping import Float, Int
 
 from harness.experiments.detect.alarms import Scores, alarms
 from harness.experiments.detect.design import TextScores, text_scores
+from harness.experiments.detect.makings import Changes, FurtherMaking, over_makings
 from harness.experiments.detect.tables import (
     Alarm,
     AlignmentRow,
     ControlRow,
     Detection,
     Fidelity,
+    MakingRow,
     ModelRow,
     Selection,
 )
@@ -94,14 +96,16 @@ class Comparison:
     text_components: Sequence[str] | None = None  # of the held-out texts; None if all differ
     # Text-only controls, which are equal at all precisions; None if they are not computed yet.
     texts: Mapping[str, TextScores] | None = None
+    further: Sequence[FurtherMaking] = ()  # makings of the variant after the first
 
     def __post_init__(self) -> None:
-        for traces in (self.reference, self.variant):
+        variants = (self.variant, *(making.traces for making in self.further))
+        for traces in (self.reference, *variants):
             require_same_tokens(traces, self.samples)
             _require_model(traces, self.neurons)
-        info = self.variant.info
         for probe in (self.neurons, *(fold.probe for fold in self.probes.folds)):
-            probe.require_present(info.unmatched, info.precision)
+            for info in (traces.info for traces in variants):
+                probe.require_present(info.unmatched, info.precision)
             if THRESHOLD not in probe.thresholds:
                 raise HQError(
                     f"A probe has no threshold {THRESHOLD!r}: identify the neurons again with "
@@ -117,6 +121,8 @@ class Comparison:
         """Return all rows of this precision by table."""
         return {
             "detection": [self.detection()],
+            "makings": [*self.makings()],
+            "spread": [*self._changes.spread(self.variant.info.precision, self._rows)],
             "alarms": [*self.alarms()],
             "controls": [*self.controls()],
             "fidelity": [*self.fidelity()],
@@ -132,7 +138,7 @@ class Comparison:
         moved = self._before.transfer(np.array(thresholds), self._after, self._rows.folds)
         transferred = moved[self._rows.folds]
         again = self.reidentified.scores(self._variant_cett, self._rows.folds)
-        change = estimate_auroc_difference(after, before, y, *self._draw)
+        decisive = self._changes.decisive
         flat, flat_again = self.neurons.flat, self.reidentified.neurons.flat
         common = len(np.intersect1d(flat, flat_again))
         sizes = len(flat), len(flat_again), self.neurons.model.n_neurons
@@ -146,9 +152,9 @@ class Comparison:
             h_neurons=len(self.neurons.positive),
             per_mille=1000 * sizes[0] / sizes[2],
             auroc=estimate_auroc(after, y, *self._draw),
-            auroc_change=change,
-            detectable=smallest_detectable(change) if change.se else None,
-            verdict=decide(change, MARGIN).verdict,
+            auroc_change=self._changes.each[0],
+            detectable=smallest_detectable(decisive) if decisive.se else None,
+            verdict=decide(decisive, MARGIN).verdict,
             auroc_h=estimate_auroc(self._h_only, y, *self._draw),
             accuracy=estimate_rate((after >= frozen) == (y == 1), units),
             f1=estimate_f1(after, y, frozen, units),
@@ -162,6 +168,25 @@ class Comparison:
             jaccard_chance=expected_jaccard(*sizes),
             overlap_p=overlap_p_value(common, *sizes),
         )
+
+    def makings(self) -> Iterator[MakingRow]:
+        """Yield the result at each making; none if there is only one."""
+        losses = [self.uncertainty, *(making.uncertainty for making in self.further)]
+        if len(losses) == 1:
+            return
+        for making, (scores, u) in enumerate(zip(self._of_makings, losses, strict=True)):
+            assert u is not None  # there are further makings only in a study
+            perplexity_, divergence = self._losses(u)
+            yield MakingRow(
+                precision=self.variant.info.precision,
+                making=making,
+                n=len(scores),
+                units=len(np.unique(self._rows.units)),
+                auroc=estimate_auroc(scores, self._rows.y, *self._draw),
+                auroc_change=self._changes.each[making],
+                perplexity=perplexity_,
+                kl=divergence,
+            )
 
     def alarms(self) -> Iterator[Alarm]:
         """Yield the rates of thresholds that promise a false-alarm rate."""
@@ -201,12 +226,7 @@ class Comparison:
     def model(self, u: Uncertainty) -> ModelRow:
         """Return what ran, and how much its outputs differ from the reference's."""
         audit = self.variant.info.audit
-        share = u.tokens / u.tokens.sum()
-        groups = None if self.text_components is None else np.array(self.text_components)
-        loss = perplexity(u.nll, u.tokens, groups)
-        divergence = estimate(
-            lambda w: w @ (u.kl * share) / (w @ share), len(share), groups, "KL divergence"
-        )
+        loss, divergence = self._losses(u)
         return ModelRow(
             precision=self.variant.info.precision,
             modules=_modules(audit),
@@ -214,11 +234,20 @@ class Comparison:
             bits_per_weight=sum(row.bits_per_weight * row.weights for row in audit)
             / sum(row.weights for row in audit),
             weights_mib=self.variant.info.weight_bytes / MIB,
-            n=len(share),
+            n=len(u.tokens),
             units=loss.n,
             perplexity=loss,
             kl=divergence,
         )
+
+    def _losses(self, u: Uncertainty) -> tuple[Estimate, Estimate]:
+        """Return perplexity and KL divergence on the held-out texts."""
+        share = u.tokens / u.tokens.sum()
+        groups = None if self.text_components is None else np.array(self.text_components)
+        divergence = estimate(
+            lambda w: w @ (u.kl * share) / (w @ share), len(share), groups, "KL divergence"
+        )
+        return perplexity(u.nll, u.tokens, groups), divergence
 
     def _fidelity(
         self,
@@ -346,6 +375,18 @@ class Comparison:
     @cached_property
     def _after(self) -> Scores:
         return Scores.of(self.probes, self._variant_cett, self._rows)
+
+    @cached_property
+    def _of_makings(self) -> list[Float[np.ndarray, " n"]]:
+        """Out-of-fold decision values at each making."""
+        cett, span = self.neurons.cett, self.neurons.tokens
+        features = (making.traces.features(cett, span) for making in self.further)
+        further = (self.probes.scores(of_making, self._rows.folds) for of_making in features)
+        return [self._after.out_of_fold, *further]
+
+    @cached_property
+    def _changes(self) -> Changes:
+        return over_makings(self._before.out_of_fold, self._of_makings, self._rows)
 
     @cached_property
     def _texts(self) -> Mapping[str, TextScores]:

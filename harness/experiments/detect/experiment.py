@@ -14,10 +14,11 @@ from rich.table import Table
 from harness.experiments.base import Experiment, Power, estimate_cell
 from harness.experiments.detect.compare import Comparison, alignment, selection
 from harness.experiments.detect.design import design, text_scores
+from harness.experiments.detect.makings import FurtherMaking
 from harness.experiments.detect.power import power
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
-from harness.stages import mapping, sample, select, uncertainty
+from harness.stages import mapping, pack, sample, select, uncertainty
 from harness.stages.graph import Graph
 from harness.stages.identify import (
     NEURONS_FILE,
@@ -51,11 +52,17 @@ class DetectExperiment(Experiment):
         return study.name
 
     def nodes(self, m: Materials) -> Sequence[Node]:
-        """Declare maps, uncertainty and neurons at each precision."""
+        """Declare maps, uncertainty and neurons at each precision, and further makings."""
         graph, precisions = Graph(m), m.study.precisions
         return [
             *(mapping.node(m, p) for p in precisions),
             *(node for p in precisions for node in (graph.identify(p), graph.uncertainty(p))),
+            *(
+                node
+                for p in precisions
+                for making in pack.makings(m, p)[1:]
+                for node in (graph.trace(p, making), graph.uncertainty(p, making))
+            ),
         ]
 
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
@@ -87,6 +94,13 @@ class DetectExperiment(Experiment):
                 seed=m.study.seed,
                 texts=texts,
                 text_components=m.text_components,
+                further=[
+                    FurtherMaking(
+                        graph.read_traces(outputs, precision, making),
+                        uncertainty.read(outputs[graph.uncertainty(precision, making)]),
+                    )
+                    for making in pack.makings(m, precision)[1:]
+                ],
             )
             for name, of_precision in comparison.tables().items():
                 rows[name] += of_precision
@@ -147,7 +161,7 @@ class DetectExperiment(Experiment):
             title=f"{first.neurons} neurons identified on FP16, {first.h_neurons} of them "
             f"H-Neurons.\nAUROC and 95% intervals at each precision, out of fold: {first.n} "
             f"samples in {first.units} units.",
-            caption=_caption(samples, rows),
+            caption=_caption(samples, rows, tables["spread"]),
             caption_style="",
             caption_justify="left",
             box=SIMPLE_HEAD,
@@ -169,8 +183,8 @@ class DetectExperiment(Experiment):
         return table
 
 
-def _caption(samples: Any, rows: Sequence[Any]) -> str:
-    """The text-only controls, the smallest detectable changes, and a warning if texts leak."""
+def _caption(samples: Any, rows: Sequence[Any], spreads: Sequence[Any]) -> str:
+    """Text-only controls, smallest detectable changes, makings, and a warning if texts leak."""
     areas = (
         ("answer", samples.text_answer),
         ("question", samples.text_question),
@@ -181,6 +195,12 @@ def _caption(samples: Any, rows: Sequence[Any]) -> str:
     shown = [f"{row.precision} {row.detectable:.3f}" for row in rows if row.detectable is not None]
     if shown:
         lines.append(f"Smallest detectable change (80% power): {', '.join(shown)}")
+    for row in spreads:
+        mean = row.auroc_change
+        lines.append(
+            f"{row.precision}: change over {row.makings} makings {mean.value:+.3f} "
+            f"\\[{mean.low:+.3f}, {mean.high:+.3f}], SD {row.deviation:.3f} between them"
+        )
     if samples.warning:
         lines.append(
             "[yellow]Warning: the labels can be predicted from text alone "

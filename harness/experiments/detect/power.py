@@ -13,12 +13,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from harness.experiments.base import Power
+from harness.experiments.detect.makings import over_makings
+from harness.stages import pack
 from harness.stages.graph import Graph
 from harness.stages.identify import Rows
 from harness.stages.materials import Materials
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Balance
-from hq.stats.intervals import Estimate, estimate_auroc_difference, smallest_detectable
+from hq.stats.intervals import Estimate, smallest_detectable
 
 Basis = Literal["quota", "samples", "scores"]
 
@@ -87,17 +89,18 @@ def detectable_changes(m: Materials, outputs: Outputs) -> list[DetectableChange]
 
 def _measured(graph: Graph, outputs: Outputs, precision: str) -> float | None:
     """Return the smallest change by the scores at a precision; None if they are not finished."""
-    needed = (graph.identify(REFERENCE), graph.trace(REFERENCE), graph.trace(precision))
+    makings = pack.makings(graph.m, precision)
+    traces = [graph.trace(precision, making) for making in makings]
+    needed = (graph.identify(REFERENCE), graph.trace(REFERENCE), *traces)
     if any(node not in outputs for node in needed):
         return None
     rows, probes = Rows(graph.read_samples(outputs)), graph.read_probes(outputs, REFERENCE)
     cett, span = probes.neurons.cett, probes.neurons.tokens
-    before, after = (
-        probes.scores(graph.read_traces(outputs, p).features(cett, span), rows.folds)
-        for p in (REFERENCE, precision)
+    before, *after = (
+        probes.scores(graph.read_traces(outputs, p, making).features(cett, span), rows.folds)
+        for p, making in ((REFERENCE, 0), *((precision, making) for making in makings))
     )
-    change = estimate_auroc_difference(after, before, rows.y, rows.units, rows.folds)
-    return smallest_detectable(change)
+    return smallest_detectable(over_makings(before, after, rows).decisive)
 
 
 def power(m: Materials, outputs: Outputs) -> Power | None:

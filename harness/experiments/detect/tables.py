@@ -69,11 +69,14 @@ class Detection(Row):
     )
     auroc_change: Estimate = Field(description="paired difference from the AUROC at FP16")
     detectable: float | None = Field(
-        description="the smallest difference from FP16 that these samples show with 80% power"
+        description="the smallest difference from FP16 that these samples show with 80% power; of "
+        "a precision with several makings, with its column auroc_change of table spread"
     )
     verdict: str = Field(
         description="preserved: the 90% interval of the change lies within ±0.02 (TOST); changed: "
-        "the 95% interval excludes 0; else not decided at this n"
+        "the 95% interval excludes 0; else not decided at this n. Of a precision with several "
+        "makings, the change is that of table spread, while all other columns are of making 0. "
+        "A checkpoint of a calibrated precision (GPTQ, AWQ) without makings speaks only for itself"
     )
     auroc_h: Estimate = Field(description="AUROC of the H-Neurons' weights alone")
     accuracy: Estimate = Field(
@@ -95,6 +98,48 @@ class Detection(Row):
     jaccard: float = Field(description="common ÷ union of the two sets")
     jaccard_chance: float = Field(description="expected value for two random sets of these sizes")
     overlap_p: float = Field(description="hypergeometric P(at least as many in common by chance)")
+
+
+class MakingRow(Row):
+    """The AUROC at each making: each is a checkpoint that was calibrated on other texts."""
+
+    precision: str = Field(description="the precision at which the checkpoints run")
+    making: int = Field(
+        description="0: the checkpoint of all other tables, calibrated on the first texts of the "
+        "reserve; a further making is calibrated on a random draw of as many texts, with the seed "
+        "(seed of the study, making)"
+    )
+    n: int = Field(description="samples, half of them hallucinated")
+    units: int = Field(description=UNITS)
+    auroc: Estimate = Field(description="AUROC of the frozen FP16 probes at this making")
+    auroc_change: Estimate = Field(
+        description="paired difference from the AUROC at FP16; the interval is over units, for "
+        "this checkpoint only"
+    )
+    perplexity: Estimate = Field(description="on held-out text")
+    kl: Estimate = Field(
+        description="mean KL(FP16 ‖ this making) per token on held-out text, in nats"
+    )
+
+
+class SpreadRow(Row):
+    """How much the makings of a precision differ, and what holds for all that could be made."""
+
+    precision: str = Field(description="the precision at which the checkpoints run")
+    makings: int = Field(description="checkpoints, in table makings")
+    n: int = Field(description="samples, half of them hallucinated")
+    units: int = Field(description=UNITS)
+    auroc_change: Estimate = Field(
+        description="mean over makings of the paired difference from the AUROC at FP16; the "
+        "interval is for other makings and other units (Obuchowski & Rockette 1995)"
+    )
+    deviation: float = Field(
+        description="standard deviation of the difference between makings, on these samples"
+    )
+    share: float | None = Field(
+        description="share of the variance of the difference at one making that is between "
+        "makings; the rest is between units. Empty if nothing differs"
+    )
 
 
 class Selection(Row):
@@ -291,6 +336,8 @@ class AlignmentRow(Row):
 TABLES: Tables = {
     "design": (Design, ("balance",)),
     "detection": (Detection, ("precision",)),
+    "makings": (MakingRow, ("precision", "making")),
+    "spread": (SpreadRow, ("precision", "makings")),
     "selection": (Selection, ("precision",)),
     "alarms": (Alarm, ("precision", "domain", "promised")),
     "controls": (ControlRow, ("precision", "control")),
