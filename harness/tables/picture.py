@@ -98,9 +98,16 @@ def _aurocs(run: Path) -> "Figure":
         offset = _STEP * (1 - len(_OF_PRECISION)) / 2
         y = [rows.index(precision) + offset for precision in makings["precision"]]
         colour, marker = next(iter(_OF_PRECISION.values()))
-        small = {"ms": 3.5, "mfc": "none", "mew": 0.7}
-        axes.errorbar(
-            makings["auroc"].to_numpy(), y, fmt=marker, color=colour, label=_MAKINGS, **small
+        axes.plot(
+            makings["auroc"].to_numpy(),
+            y,
+            linestyle="",
+            marker=marker,
+            color=colour,
+            label=_MAKINGS,
+            markersize=3.5,
+            markerfacecolor="none",
+            markeredgewidth=0.7,
         )
     axes.axvline(0.5, color="#bbbbbb", lw=1, zorder=0)
     axes.set_yticks(range(len(rows)), rows)
