@@ -1,6 +1,6 @@
 """Pairs of a right and a hallucinated response, so that the text does not give the label away."""
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -12,6 +12,11 @@ from hq.probe.text import text_only
 
 CALIPER = 0.5
 """Largest difference within a pair of any text-only score, in standard deviations of the score."""
+MOST_OF_UNIT = 20
+"""Most samples of one unit that text matching keeps.
+
+On the study smollm2-knowledge, one answer in 4% of the samples doubled the interval of the AUROC.
+"""
 _FORBIDDEN = 1e6  # cost of a pair beyond the caliper, above the sum of all others
 
 
@@ -31,6 +36,7 @@ class TextCandidate(NamedTuple):
     question: str
     response: str
     hallucinated: bool
+    unit: str
     fold: int
 
 
@@ -66,7 +72,10 @@ def text_pairs(candidates: Sequence[TextCandidate]) -> list[tuple[str, str]]:
 
     Pairs do not cross folds. If they did, a relation with too many right answers in one fold would
     have too many hallucinated ones in the others, and classifiers would learn the opposite of what
-    holds for the held-out fold (AUROCs below 0.5). The order of the candidates has no effect.
+    holds for the held-out fold (AUROCs below 0.5).
+
+    Of these pairs, the most similar ones come first, and those that would bring a unit above
+    `MOST_OF_UNIT` samples are left out. The order of the candidates has no effect.
     """
     # scipy.optimize takes half a second to import.
     from scipy.optimize import linear_sum_assignment
@@ -76,16 +85,26 @@ def text_pairs(candidates: Sequence[TextCandidate]) -> list[tuple[str, str]]:
     groups: dict[tuple[str, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row, candidate in enumerate(candidates):
         groups[candidate.relation, candidate.fold][candidate.hallucinated].append(row)
-    matched: list[tuple[str, str]] = []
+    matched: list[tuple[float, TextCandidate, TextCandidate]] = []
     for right, wrong in groups.values():
         distance = np.abs(scores[right][:, None] - scores[wrong][None]).max(axis=-1, initial=0)
-        allowed = distance <= CALIPER
-        for i, j in zip(
-            *linear_sum_assignment(np.where(allowed, distance, _FORBIDDEN)), strict=True
-        ):
-            if allowed[i, j]:
-                matched.append((candidates[right[i]].id, candidates[wrong[j]].id))
-    return matched
+        cost = np.where(distance <= CALIPER, distance, _FORBIDDEN)
+        for i, j in zip(*linear_sum_assignment(cost), strict=True):
+            if distance[i, j] <= CALIPER:
+                pair = candidates[right[i]], candidates[wrong[j]]
+                matched.append((float(distance[i, j]), *pair))
+    return [(right.id, wrong.id) for right, wrong in _of_small_units(sorted(matched))]
+
+
+def _of_small_units(
+    matched: Iterable[tuple[float, TextCandidate, TextCandidate]],
+) -> Iterator[tuple[TextCandidate, TextCandidate]]:
+    sizes: Counter[str] = Counter()
+    for _, *pair in matched:
+        after = sizes + Counter(candidate.unit for candidate in pair)
+        if all(after[candidate.unit] <= MOST_OF_UNIT for candidate in pair):
+            sizes = after
+            yield pair[0], pair[1]
 
 
 def _text_scores(candidates: Sequence[TextCandidate]) -> Float[np.ndarray, "n control"]:

@@ -75,18 +75,19 @@ def retain(
     records = read_records(folder)
     if balance == "text":
         consistent = [p for p in prompted if label_of(records, p) is not None]
-        fold_of = _assign_folds(consistent, records, folds, seed)
-        closed = text_pairs([_text_candidate(p, records, fold_of) for p in consistent])
+        unit_of = _units(consistent, records)
+        fold_of = _assign_folds(consistent, records, unit_of, folds, seed)
+        closed = text_pairs([_candidate(p, records, unit_of, fold_of) for p in consistent])
     else:
         closed = pairs(candidates(prompted, records, balance), quota)
     selected = {id for pair in closed for id in pair}
     if not selected:
         raise HQError(f"{_NO_PAIR[balance]}, lower the temperature, or choose another scenario.")
     chosen = [p for p in prompted if p.question.id in selected]
-    if balance != "text":
-        fold_of = _assign_folds(chosen, records, folds, seed)
     unit_of = _units(chosen, records)
     units.require_small_units([*unit_of.values()])
+    if balance != "text":
+        fold_of = _assign_folds(chosen, records, unit_of, folds, seed)
     samples = [_as_sample(p.question, records[p.question.id], unit_of, fold_of) for p in chosen]
     units.require_both_labels([s.fold for s in samples], [s.hallucinated for s in samples], folds)
     return samples
@@ -98,10 +99,13 @@ def _units(chosen: Sequence[Prompted], records: Mapping[str, QuestionRecord]) ->
 
 
 def _assign_folds(
-    chosen: Sequence[Prompted], records: Mapping[str, QuestionRecord], folds: int, seed: int
+    chosen: Sequence[Prompted],
+    records: Mapping[str, QuestionRecord],
+    unit_of: Mapping[str, str],
+    folds: int,
+    seed: int,
 ) -> dict[str, int]:
     """Map the id of each question to its fold. Raises HQError if a fold lacks a label."""
-    unit_of = _units(chosen, records)
     fold_of = units.assign_folds(
         [unit_of[p.question.id] for p in chosen],
         [bool(label_of(records, p)) for p in chosen],
@@ -112,8 +116,11 @@ def _assign_folds(
     return {p.question.id: fold for p, fold in zip(chosen, fold_of, strict=True)}
 
 
-def _text_candidate(
-    p: Prompted, records: Mapping[str, QuestionRecord], fold_of: Mapping[str, int]
+def _candidate(
+    p: Prompted,
+    records: Mapping[str, QuestionRecord],
+    unit_of: Mapping[str, str],
+    fold_of: Mapping[str, int],
 ) -> TextCandidate:
     question = p.question
     return TextCandidate(
@@ -122,6 +129,7 @@ def _text_candidate(
         question=question.question,
         response=records[question.id].typical.text.strip(),
         hallucinated=bool(label_of(records, p)),
+        unit=unit_of[question.id],
         fold=fold_of[question.id],
     )
 

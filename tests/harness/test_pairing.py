@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from harness.judges.base import Question, Verdict
 from harness.judges.text import normalise
-from harness.stages.pairing import CALIPER, Candidate, TextCandidate, pairs, text_pairs
+from harness.stages.pairing import (
+    CALIPER,
+    MOST_OF_UNIT,
+    Candidate,
+    TextCandidate,
+    pairs,
+    text_pairs,
+)
 from harness.stages.sample import JudgedResponse, QuestionRecord, candidates
 from harness.stages.samples import Prompted
 from harness.studies.study import Balance
@@ -114,6 +121,7 @@ def written(n: int, seed: int = 0) -> list[TextCandidate]:
                 question=f"Who made {'the famous' if famous else 'some'} thing {i % 7}?",
                 response=random.choice(["Ann", "Bob", "Cleo"]),
                 hallucinated=wrong,
+                unit=f"u{i}",
                 fold=i % 3,
             )
         )
@@ -173,3 +181,13 @@ def test_the_order_of_candidates_does_not_matter():
     rows = written(150)
     shuffled = Random(1).sample(rows, len(rows))
     assert sorted(text_pairs(shuffled)) == sorted(text_pairs(rows))
+
+
+def test_no_unit_gets_more_samples_than_it_may():
+    rows = [row._replace(unit="large" if i % 2 else row.unit) for i, row in enumerate(written(300))]
+    unit_of = {row.id: row.unit for row in rows}
+    free = text_pairs(written(300))
+    limited = text_pairs(rows)
+    assert set(limited) < set(free)
+    sizes = Counter(unit_of[id] for pair in limited for id in pair)
+    assert MOST_OF_UNIT - 1 <= sizes["large"] <= MOST_OF_UNIT
