@@ -236,7 +236,7 @@ def llamacpp(session: nox.Session) -> None:
 
 @nox.session
 def sweep(session: nox.Session) -> None:
-    """Scale the H-Neurons by α at FP16 and NF4 in four scenarios, and check results/."""
+    """Scale the H-Neurons by α at FP16 and NF4, on questions and two scenarios; check results/."""
     shared(session)
     run(session, "hq", "sweep", STUDY, "--precisions", "fp16,nf4", *session.posargs)
     if not session.posargs:

@@ -30,7 +30,10 @@ _CONTROL_NAMES = {
     "text-both": "words of both",
     "text-spelling": "characters of both",
 }
-_PAIRED = {"answer": "relation and given answer", "relation": "relation"}
+_PAIRED = {
+    "answer": "relation and given answer",
+    "text": "relation, fold, and how well their texts predict the label",
+}
 _VERDICTS = {"not decided at this n": "not decided"}
 _MARKS = {"changed": " †", "not decided at this n": " ‡"}
 

@@ -16,7 +16,7 @@ class Design(Row):
 
     balance: str = Field(
         description="answer: a right and a hallucinated response are paired if relation and given "
-        "answer agree; relation: if the relation agrees"
+        "answer agree; text: if relation and fold agree and text-only classifiers score them alike"
     )
     n: int = Field(description="samples, half of them hallucinated")
     answers: int = Field(description="different given answers")
