@@ -75,7 +75,7 @@ def test_sentences_follow_the_tables(checkout):
     assert "Not decided: `gguf-q8_0` (smallest detectable: 0.019)." in text
     assert "entropy has the higher AUROC at every precision. The probe adds to entropy (95%" in text
     assert "above the promised 10% (95% interval) at `nf4`, that of the transferred" in text
-    assert "It does (AUROC of text alone: text-both 0.66 [0.60, 0.72])" in text
+    assert "The text still tells (AUROC of text alone: text-both 0.66 [0.60, 0.72])" in text
     assert "No text-only control of the facts differs from 0.5 by more than 0.05." in text
 
 

@@ -62,8 +62,10 @@ def _pairs(candidates: Iterable[Candidate]) -> Iterator[tuple[str, str]]:
             yield candidate.id, opposite.popleft()
 
 
-def text_pairs(candidates: Sequence[TextCandidate]) -> list[tuple[str, str]]:
+def text_pairs(candidates: Sequence[TextCandidate], quota: int) -> list[tuple[str, str]]:
     """Return the ids of (right, hallucinated) pairs whose texts predict the label alike.
+
+    At most `quota` of them, the most similar ones.
 
     The scores of the text-only controls (`hq.probe.text`) are cross-fitted over the folds on all
     candidates. Within a relation and fold, as many pairs as possible are formed whose scores all
@@ -93,7 +95,8 @@ def text_pairs(candidates: Sequence[TextCandidate]) -> list[tuple[str, str]]:
             if distance[i, j] <= CALIPER:
                 pair = candidates[right[i]], candidates[wrong[j]]
                 matched.append((float(distance[i, j]), *pair))
-    return [(right.id, wrong.id) for right, wrong in _of_small_units(sorted(matched))]
+    chosen = islice(_of_small_units(sorted(matched)), quota)
+    return [(right.id, wrong.id) for right, wrong in chosen]
 
 
 def _of_small_units(

@@ -73,13 +73,12 @@ def retain(
     if a fold lacks a label.
     """
     records = read_records(folder)
-    if balance == "text":
+    closed = pairs(candidates(prompted, records, balance), quota)
+    if balance == "text" and closed:
         consistent = [p for p in prompted if label_of(records, p) is not None]
         unit_of = _units(consistent, records)
         fold_of = _assign_folds(consistent, records, unit_of, folds, seed)
-        closed = text_pairs([_candidate(p, records, unit_of, fold_of) for p in consistent])
-    else:
-        closed = pairs(candidates(prompted, records, balance), quota)
+        closed = text_pairs([_candidate(p, records, unit_of, fold_of) for p in consistent], quota)
     selected = {id for pair in closed for id in pair}
     if not selected:
         raise HQError(f"{_NO_PAIR[balance]}, lower the temperature, or choose another scenario.")

@@ -276,7 +276,7 @@ def test_a_file_where_a_folder_should_be(tiny_study, hq, monkeypatch):
     is_one_sentence(hq("study", "run", tiny_study), "cannot be used")
 
 
-@pytest.mark.parametrize("precisions", ["", "fp16,", "fp8"])
+@pytest.mark.parametrize("precisions", ["", "fp16,", "fp6"])
 def test_precisions_that_do_not_exist(precisions, tiny_study, hq):
     outcome = hq("study", "run", tiny_study, "--precisions", precisions)
     is_one_sentence(outcome, "no precision")

@@ -143,7 +143,7 @@ def text_areas(rows: list[TextCandidate]) -> dict[str, float]:
 def test_text_pairs_share_relation_and_fold_and_have_either_label():
     rows = written(240)
     by_id = {row.id: row for row in rows}
-    matched = [(by_id[right], by_id[wrong]) for right, wrong in text_pairs(rows)]
+    matched = [(by_id[right], by_id[wrong]) for right, wrong in text_pairs(rows, 1000)]
     assert len(matched) > 30
     for right, wrong in matched:
         assert (right.relation, right.fold) == (wrong.relation, wrong.fold)
@@ -155,7 +155,7 @@ def test_text_pairs_share_relation_and_fold_and_have_either_label():
 def test_after_text_matching_no_text_predicts_the_label():
     rows = written(600)
     assert text_areas(rows)["text-question"] > 0.75
-    chosen = {id for pair in text_pairs(rows) for id in pair}
+    chosen = {id for pair in text_pairs(rows, 1000) for id in pair}
     areas = text_areas([row for row in rows if row.id in chosen])
     assert all(abs(area - 0.5) < 0.08 for area in areas.values()), areas
 
@@ -164,7 +164,7 @@ def test_without_anything_to_learn_from_the_text_every_possible_pair_is_formed()
     rows = [row._replace(question="Who?", response="Ann") for row in written(200)]
     counts = Counter((row.relation, row.fold, row.hallucinated) for row in rows)
     possible = sum(min(counts[r, f, True], counts[r, f, False]) for r in "rs" for f in range(3))
-    assert len(text_pairs(rows)) == possible
+    assert len(text_pairs(rows, 1000)) == possible
 
 
 def test_pairs_beyond_the_caliper_are_not_formed():
@@ -174,20 +174,25 @@ def test_pairs_beyond_the_caliper_are_not_formed():
         for row in written(120)
     ]
     assert CALIPER < 1
-    assert text_pairs(rows) == []
+    assert text_pairs(rows, 1000) == []
 
 
 def test_the_order_of_candidates_does_not_matter():
     rows = written(150)
     shuffled = Random(1).sample(rows, len(rows))
-    assert sorted(text_pairs(shuffled)) == sorted(text_pairs(rows))
+    assert sorted(text_pairs(shuffled, 1000)) == sorted(text_pairs(rows, 1000))
+
+
+def test_the_quota_keeps_the_most_similar_pairs():
+    rows = written(150)
+    assert text_pairs(rows, 10) == text_pairs(rows, 1000)[:10]
 
 
 def test_no_unit_gets_more_samples_than_it_may():
     rows = [row._replace(unit="large" if i % 2 else row.unit) for i, row in enumerate(written(300))]
     unit_of = {row.id: row.unit for row in rows}
-    free = text_pairs(written(300))
-    limited = text_pairs(rows)
+    free = text_pairs(written(300), 1000)
+    limited = text_pairs(rows, 1000)
     assert set(limited) < set(free)
     sizes = Counter(unit_of[id] for pair in limited for id in pair)
     assert MOST_OF_UNIT - 1 <= sizes["large"] <= MOST_OF_UNIT

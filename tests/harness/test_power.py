@@ -39,7 +39,7 @@ def test_before_a_run_it_follows_from_the_quota(tiny_study, hq):
         "Smallest change of the AUROC from FP16 that at most 120 samples in "
         f"{row['effective_units']:.0f} effective units show with 80% power: nf4 "
         f"{row['change']:.3f} (if samples have as many units and the scores change as at nf4 in "
-        "the study smollm2-triviaqa)."
+        "the study smollm2-knowledge)."
     ) in shown
     assert not list(Path("cache/store").glob("*"))
 

@@ -164,5 +164,5 @@ def test_a_packed_checkpoint_of_another_format_is_refused(trace, tiny_study, tmp
 def test_the_kind_is_the_one_that_is_asked_for(trace, tiny_study, tmp_path):
     source = tiny_study.parent / "model"
     packed = save_packed(source, tmp_path / "packed", PACKINGS["awq-4"])
-    is_one_sentence(trace(packed, "gptq-4", "--source", source), "not gptq-4")
+    is_one_sentence(trace(packed, "gptq-4", "--source", source), "does not run as gptq-4")
     is_one_sentence(trace(source, "gptq-4", "--source", source), "name a packed checkpoint")
