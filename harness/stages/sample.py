@@ -168,8 +168,8 @@ def collect(
 ) -> list[QuestionRecord]:
     """Return the records of all questions that are asked for the quota, in their order.
 
-    Reserved questions are not asked, nor are more questions of a relation whose first ones have one
-    label only: pairs are of one relation. Missing records are sampled and appended to the log.
+    Reserved questions are not asked. For the balance "text", nor are more questions of a relation
+    whose first ones have one label only: pairs are of one relation. Missing records are sampled and appended to the log.
     Records do not depend on the quota, the balance and the reserve, so runs with other ones share
     the log.
 
@@ -191,7 +191,7 @@ def collect(
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
     asked: list[Prompted] = []
     for chunk in _chunks([p for p in prompted if p.part == "sample"]):
-        fruitless = _fruitless(asked, records)
+        fruitless = _fruitless(asked, records) if balance == "text" else set()
         task.advance(sum(p.question.relation in fruitless for p in chunk))
         chunk = [p for p in chunk if p.question.relation not in fruitless]
         for batch in batches(chunk, max_rows // settings.responses):
