@@ -169,9 +169,9 @@ def collect(
     """Return the records of all questions that are asked for the quota, in their order.
 
     Reserved questions are not asked. For the balance "text", nor are more questions of a relation
-    whose first ones have one label only: pairs are of one relation. Missing records are sampled and appended to the log.
-    Records do not depend on the quota, the balance and the reserve, so runs with other ones share
-    the log.
+    whose first ones have one label only: pairs are of one relation. Missing records are sampled and
+    appended to the log. Records do not depend on the quota, the balance and the reserve, so runs
+    with other ones share the log.
 
     Args:
         log: The file of finished records.
