@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
-from scipy.stats import t as student_t
 
 from hq.errors import HQError
 from hq.stats.intervals import (
     Estimate,
     Statistic,
     Weights,
+    combined_interval,
     estimate,
     estimate_rate,
     mean_statistic,
@@ -110,14 +110,9 @@ def estimate_slope_excess(
     over_units = estimate(statistic, first.shape[1], groups, "difference of slopes")
     assert over_units.se is not None
     assert over_units.df is not None
-    of_units = over_units.se**2
     of_mean = float(of_draws.mean(axis=1).var(ddof=1)) / len(of_draws)
-    se = float(np.sqrt(of_units + of_mean))
-    parts = of_units**2 / over_units.df + of_mean**2 / (len(of_draws) - 1)
-    df = se**4 / parts if parts else over_units.df
-    half = float(student_t.ppf(0.975, df)) * se
-    low, high = over_units.value - half, over_units.value + half
-    return over_units.model_copy(update={"low": low, "high": high, "se": se, "df": df})
+    parts = ((over_units.se**2, over_units.df), (of_mean, len(of_draws) - 1))
+    return combined_interval(over_units.value, over_units.n, parts)
 
 
 def estimate_curvature(

@@ -10,7 +10,7 @@ imprecise, so the interval uses Student's t with the degrees of freedom of Satte
 A statistic is a function of row weights [weightings, n]: rows are sorted once and never copied.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -127,6 +127,25 @@ def jackknife(
             "collect more units with the rarer class or value."
         )
     return value, left_out, sizes
+
+
+def combined_interval(value: float, units: int, parts: Sequence[tuple[float, float]]) -> Estimate:
+    """Return a value whose variance is a sum of independent parts, with its 95% interval.
+
+    The degrees of freedom are those of Satterthwaite (1946): (Σ v)² ÷ Σ v²/df. If all parts are 0,
+    they are those of the first part.
+
+    Args:
+        value: The estimated value.
+        units: Number of independent units.
+        parts: Variance and degrees of freedom of each part.
+    """
+    variance = sum(part for part, _ in parts)
+    spread = sum(part**2 / df for part, df in parts)
+    df = variance**2 / spread if spread else parts[0][1]
+    se = float(np.sqrt(variance))
+    half = float(student_t.ppf(0.975, df)) * se
+    return Estimate(value=value, low=value - half, high=value + half, n=units, se=se, df=df)
 
 
 def smallest_detectable(difference: Estimate, power: float = 0.8, alpha: float = 0.05) -> float:

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Shaped
-from scipy.stats import t as student_t
 
 from hq.errors import HQError
-from hq.stats.intervals import Estimate, Statistic, degrees_of_freedom, jackknife
+from hq.stats.intervals import (
+    Estimate,
+    Statistic,
+    combined_interval,
+    degrees_of_freedom,
+    jackknife,
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,6 @@ def estimate_over_replicates(
     pairs = covariances[~np.eye(k, dtype=bool)]
     between, shared = float(values.var(ddof=1)), max(0.0, float(pairs.mean()))
     df_units = degrees_of_freedom(deviations.mean(axis=0) ** 2, sizes)
-    of_replicates, variance = between / k, between / k + shared
-    df = df_units
-    if variance > 0:
-        df = variance**2 / (of_replicates**2 / (k - 1) + shared**2 / df_units)
-    value, se = float(values.mean()), float(np.sqrt(variance))
-    half = float(student_t.ppf(0.975, df)) * se
-    mean = Estimate(value=value, low=value - half, high=value + half, n=len(sizes), se=se, df=df)
+    parts = ((shared, df_units), (between / k, k - 1))
+    mean = combined_interval(float(values.mean()), len(sizes), parts)
     return OverReplicates(mean, k, between, shared)

@@ -31,6 +31,7 @@ from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import GGUF_PRECISIONS, SUFFIXES, attention_of
 from tests import tiny
+from tests.outputs import logits, off
 
 GGUF = Callable[..., Path]
 # Keys and values have 11 significant bits; softmax and three layers multiply their errors.
@@ -44,18 +45,6 @@ def answers(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     for batch in backend.trace(exchanges, MEASURES, ("answer",)):
         values[batch.rows] = batch.values.reshape(-1, *shape)
     return values
-
-
-def logits(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
-    """[token of all responses, vocab]."""
-    actual = dict(backend.logits(exchanges))
-    return np.concatenate([actual[row] for row in range(len(exchanges))])
-
-
-def off(values: np.ndarray, expected: np.ndarray) -> float:
-    """Largest relative error of a vector along the last axis."""
-    error = np.linalg.norm(values - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    return float(error.max())
 
 
 # --- names

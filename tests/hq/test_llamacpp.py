@@ -28,6 +28,7 @@ from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.neurons.prompt_response import PromptResponse
 from hq.tracing.sampling import Sampling, StopCriteria, sample
 from tests import tiny
+from tests.outputs import logits, off
 
 GGUF = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -47,18 +48,6 @@ def trace(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
     for batch in backend.trace(exchanges, MEASURES, SPANS):
         values[batch.rows] = batch.values.reshape(-1, *values.shape[1:])
     return values
-
-
-def logits(backend: Backend, exchanges: list[PromptResponse]) -> np.ndarray:
-    """[token of all responses, vocab]."""
-    actual = dict(backend.logits(exchanges))
-    return np.concatenate([actual[row] for row in range(len(exchanges))])
-
-
-def off(values: np.ndarray, expected: np.ndarray) -> float:
-    """Largest relative error of a vector along the last axis."""
-    error = np.linalg.norm(values - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    return float(error.max())
 
 
 # --- parity
