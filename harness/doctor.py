@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from harness.models import requirements
-from harness.models.sources import packaged_gguf
+from harness.models.packaged import packaged_gguf
 from harness.store.places import cache_folder
 from hq.errors import HQError
 from hq.llamacpp.library import load_library

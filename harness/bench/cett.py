@@ -16,7 +16,8 @@ from torch import Tensor
 
 from harness.bench import wide_model
 from harness.bench.base import BenchRow, alternate, median_first, median_ratio, seconds_of
-from harness.models.sources import EMBEDDED_NAME, resolve_model
+from harness.models.packaged import EMBEDDED_NAME
+from harness.models.sources import resolve_model
 from harness.scenarios.facts.questions import load_facts
 from harness.scenarios.prompts import FewShot
 from hq.backends.batching import plan

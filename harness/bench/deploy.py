@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from harness.bench.base import BenchRow, alternate, median_first, median_ratio, seconds_of
 from harness.bench.decode_timing import PROMPT, STEPS, decode_ratio, make_contexts, time_decodes
-from harness.models.sources import EMBEDDED_NAME, gguf_of, resolve_model
+from harness.models.packaged import EMBEDDED_NAME
+from harness.models.sources import gguf_of, resolve_model
 from hq.backends.base import Backend
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend

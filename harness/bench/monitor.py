@@ -21,7 +21,8 @@ from harness.bench.decode_timing import (
     make_contexts,
     time_decodes,
 )
-from harness.models.sources import EMBEDDED_NAME, gguf_of, resolve_model
+from harness.models.packaged import EMBEDDED_NAME
+from harness.models.sources import gguf_of, resolve_model
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend
 from hq.backends.transformers.hooks import DownHooks

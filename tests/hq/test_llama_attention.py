@@ -249,7 +249,8 @@ def test_the_api_and_its_monitor_run_at_a_suffix(gguf):
 def test_the_embedded_model_at_every_suffix(tmp_path):
     """On real answers a coarser cache changes more, and Q8_0 hardly more than F16."""
     from harness.bench.cett import question_texts
-    from harness.models.sources import packaged_gguf, resolve_model
+    from harness.models.packaged import packaged_gguf
+    from harness.models.sources import resolve_model
     from hq.backends.transformers.backend import TorchBackend
 
     with TorchBackend(resolve_model("smollm2"), device="cpu") as torch_backend:

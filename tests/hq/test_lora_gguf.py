@@ -179,7 +179,7 @@ def test_the_file_says_what_it_is(gguf, tmp_path):
 @pytest.mark.parametrize("start", [0.0, 0.3, 0.5, 2.0])
 def test_on_the_embedded_model_every_alpha_is_right_to_the_bit(start, tmp_path):
     """Q4_1, and H-Neurons that were found on it; what 8 bits of activation leave is nothing."""
-    from harness.models.sources import packaged_gguf
+    from harness.models.packaged import packaged_gguf
     from hq.neurons.neuron_set import NeuronSet
 
     found = NeuronSet.load(Path(__file__).parents[2] / "results/smollm2-triviaqa/neurons.json")

@@ -16,7 +16,7 @@ pytest.importorskip("playwright", reason="Playwright is not installed: pip insta
 from playwright import sync_api as playwright
 from playwright.sync_api import expect
 
-from harness.models.sources import packaged_gguf
+from harness.models.packaged import packaged_gguf
 from hq.gguf.file import GGUFFile
 from hq.neurons.neuron_set import NeuronSet
 from tests.harness.serve.conftest import ALWAYS, running, seal
