@@ -54,8 +54,11 @@ def precisions(facts: Facts) -> list[str]:
 
 
 def definition(facts: Facts) -> Facts:
-    """Return the definition of the study, without its precisions."""
-    return {key: value for key, value in facts["definition"].items() if key != "precisions"}
+    """Return the definition of the study, without the precisions and makings, which choose rows."""
+    chosen = {key: value for key, value in facts["definition"].items() if key != "precisions"}
+    if isinstance(pack := chosen.get("pack"), dict):
+        chosen["pack"] = {key: value for key, value in pack.items() if key != "makings"}
+    return chosen
 
 
 def of_precisions(facts: Facts, kept: Collection[str]) -> Facts:

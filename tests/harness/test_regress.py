@@ -266,6 +266,17 @@ def test_rows_that_would_no_longer_be_true_are_not_kept(changes, why, run, tmp_p
     assert files(tmp_path / "results") == before
 
 
+def test_runs_with_other_numbers_of_makings_are_of_the_same_study(run, tmp_path):
+    several, one = ({"seed": 0, "pack": {"group_size": 0, "makings": n}} for n in (5, 1))
+    accept(run("whole", precisions=("fp16", "nf4"), definition=several), tmp_path / "results")
+    part = run("part", definition=one)
+    assert compare(part, tmp_path / "results")
+    accept(part, tmp_path / "results")
+    other = run("other", definition=one | {"pack": {"group_size": 128, "makings": 1}})
+    with pytest.raises(HQError, match=r"definition\.pack\.group_size is 128, not 0"):
+        compare(other, tmp_path / "results")
+
+
 def test_rows_stay_beside_neurons_that_another_machine_rounds_otherwise(run, tmp_path):
     def neurons(weight):
         return json.dumps({"model": "m", "neurons": [{"index": 3, "weight": weight}]})
