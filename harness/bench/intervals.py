@@ -17,17 +17,19 @@ from jaxtyping import Float, Int
 from scipy.stats import norm
 
 from harness.bench.base import BenchRow
+from hq.stats.auroc import (
+    auroc_difference_statistic,
+    estimate_auroc,
+    estimate_auroc_difference,
+    grouped_auroc_statistic,
+)
 from hq.stats.intervals import (
     Estimate,
     Statistic,
     Weights,
-    auroc_difference_statistic,
     clopper_pearson,
-    estimate_auroc,
-    estimate_auroc_difference,
     estimate_mean,
     estimate_rate,
-    grouped_auroc_statistic,
 )
 from hq.stats.replicates import estimate_over_replicates
 from hq.stats.thresholds import estimate_f1

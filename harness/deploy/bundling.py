@@ -38,7 +38,7 @@ from hq.monitor.bundle import (
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.cross_fit import CrossFit
-from hq.stats.intervals import estimate_auroc
+from hq.stats.auroc import estimate_auroc
 from hq.storage.atomic import require_free
 
 SAMPLES_FILE = "samples.jsonl"

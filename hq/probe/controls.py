@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 
 from hq.errors import HQError
 from hq.neurons.space import NeuronSpace
-from hq.stats.intervals import Estimate, auroc
+from hq.stats.auroc import auroc
+from hq.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

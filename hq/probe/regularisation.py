@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
 from hq.probe.l1 import Columns, L1Path, l1_path, l1_paths, smallest_c
-from hq.stats.intervals import Estimate, Weights, auroc_statistic, estimate
+from hq.stats.auroc import auroc_statistic
+from hq.stats.intervals import Estimate, Weights, estimate
 
 RULE = "one standard error below the best AUROC"
 

@@ -15,7 +15,8 @@ from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 from hq.errors import HQError
-from hq.stats.intervals import Estimate, Statistic, auroc, estimate
+from hq.stats.auroc import auroc
+from hq.stats.intervals import Estimate, Statistic, estimate
 
 # A half-width this many times too large needs 10^12 times the units, which is not feasible.
 _HOPELESS = 1e6

@@ -15,13 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from hq.errors import HQError
-from hq.stats.intervals import (
-    Estimate,
-    Statistic,
-    combined_interval,
-    degrees_of_freedom,
-    jackknife,
-)
+from hq.stats.intervals import Estimate, Statistic, combined_interval, degrees_of_freedom, jackknife
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 from hq.probe.cross_fit import CrossFit, FoldProbe
 from hq.probe.identify import THRESHOLD
 from hq.probe.text import TEXT_CONTROLS
+from hq.stats.auroc import auroc
 from hq.stats.equivalence import Equivalence
-from hq.stats.intervals import Estimate, auroc, smallest_detectable
+from hq.stats.intervals import Estimate, smallest_detectable
 from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
 
 UNITS, FOLDS = 60, 3

@@ -22,7 +22,7 @@ from harness.stages.sample import JudgedResponse, QuestionRecord, candidates
 from harness.stages.samples import Prompted
 from harness.studies.study import Balance
 from hq.probe.text import text_only
-from hq.stats.intervals import auroc
+from hq.stats.auroc import auroc
 
 streams = st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60).map(
     lambda rows: [Candidate(str(i), group, label) for i, (group, label) in enumerate(rows)]

@@ -14,7 +14,7 @@ from hq.probe.controls import (
     read_control,
     ridge_probe,
 )
-from hq.stats.intervals import auroc
+from hq.stats.auroc import auroc
 
 D_FF, LAYERS = 200, 3
 

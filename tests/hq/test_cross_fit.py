@@ -10,7 +10,7 @@ from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.probe.cross_fit import CrossFit, Curves, cross_fit
 from hq.probe.l1 import l1_path
-from hq.stats.intervals import auroc
+from hq.stats.auroc import auroc
 from hq.stats.thresholds import youden_threshold
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=2, d_ff=60)

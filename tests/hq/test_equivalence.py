@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, rankdata, ttest_1samp
 
 from hq.errors import HQError
+from hq.stats.auroc import auroc
 from hq.stats.dose_response import slope_difference_statistic
 from hq.stats.equivalence import Equivalence, EquivalenceResult, equivalence, holm, permutation_p
-from hq.stats.intervals import auroc, estimate
+from hq.stats.intervals import estimate
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=12)
 

@@ -13,7 +13,7 @@ from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.probe.identify import design_of, identify, neurons_of
 from hq.probe.l1 import TOLERANCE, l1_path
 from hq.probe.regularisation import CurvePoint, choose_c, grouped_folds
-from hq.stats.intervals import auroc, estimate_auroc
+from hq.stats.auroc import auroc, estimate_auroc
 from hq.stats.thresholds import youden_threshold
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=4, d_ff=150)

@@ -21,7 +21,7 @@ from hq.probe.cross_fit import CrossFit, cross_fit
 from hq.probe.l1 import l1_path, smallest_c
 from hq.probe.stability import STABLE, Stability, stability
 from hq.probe.text import text_only
-from hq.stats.intervals import auroc, estimate_auroc
+from hq.stats.auroc import auroc, estimate_auroc
 from tests.planted import CAUSAL, Planted, Question, planted_model
 
 SUBJECTS, PAIRS, EFFECT = 3000, 350, 0.3

@@ -5,14 +5,9 @@ import pytest
 from scipy.stats import binom
 
 from hq.errors import HQError
+from hq.stats.auroc import auroc_difference_statistic, estimate_auroc_difference
 from hq.stats.equivalence import Equivalence, decide
-from hq.stats.intervals import (
-    auroc_difference_statistic,
-    estimate,
-    estimate_auroc_difference,
-    mean_statistic,
-    smallest_detectable,
-)
+from hq.stats.intervals import estimate, mean_statistic, smallest_detectable
 from hq.stats.replicates import estimate_over_replicates
 
 K, UNITS, RUNS = 5, 60, 400

@@ -18,7 +18,7 @@ from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
 from hq.neurons.space import NO_EXPERT, NeuronBlock, NeuronSpace
 from hq.probe.controls import matched_neurons
 from hq.probe.identify import identify
-from hq.stats.intervals import auroc
+from hq.stats.auroc import auroc
 from hq.suppress.bake import bake
 from hq.tracing.traces import Traces, TraceWriter, describe
 from tests import decoders, tiny

@@ -6,17 +6,19 @@ from scipy.stats import binomtest, norm, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from hq.errors import HQError
-from hq.stats.intervals import (
-    Estimate,
+from hq.stats.auroc import (
     auroc,
     auroc_statistic,
-    clopper_pearson,
-    estimate,
     estimate_auroc,
     estimate_auroc_difference,
+    grouped_auroc_statistic,
+)
+from hq.stats.intervals import (
+    Estimate,
+    clopper_pearson,
+    estimate,
     estimate_mean,
     estimate_rate,
-    grouped_auroc_statistic,
     smallest_detectable,
 )
 

@@ -17,7 +17,7 @@ from hq.probe.survival import (
     predict,
     weight_statistics,
 )
-from hq.stats.intervals import auroc
+from hq.stats.auroc import auroc
 
 LAYERS, D_FF = 5, 200
 SPACE = NeuronSpace.rectangular(LAYERS, D_FF)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hq.probe.text import TEXT_CONTROLS, text_only
-from hq.stats.intervals import auroc
+from hq.stats.auroc import auroc
 
 N = 400
 RNG = np.random.default_rng(0)

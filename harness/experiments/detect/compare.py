@@ -57,16 +57,9 @@ from hq.probe.fidelity import (
 from hq.probe.identify import THRESHOLD
 from hq.probe.overlap import expected_jaccard, jaccard, overlap_p_value
 from hq.probe.text import TEXT_CONTROLS
+from hq.stats.auroc import auroc, estimate_auroc, estimate_auroc_difference
 from hq.stats.equivalence import decide
-from hq.stats.intervals import (
-    Estimate,
-    auroc,
-    estimate,
-    estimate_auroc,
-    estimate_auroc_difference,
-    estimate_rate,
-    smallest_detectable,
-)
+from hq.stats.intervals import Estimate, estimate, estimate_rate, smallest_detectable
 from hq.stats.thresholds import estimate_f1
 from hq.tracing.traces import Traces, magnitudes
 

@@ -11,7 +11,7 @@ from harness.experiments.detect.tables import Design
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
 from hq.probe.text import CHANCE, TEXT_CONTROLS, text_only
-from hq.stats.intervals import estimate_auroc
+from hq.stats.auroc import estimate_auroc
 
 
 @dataclass(frozen=True)

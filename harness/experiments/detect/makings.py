@@ -9,7 +9,8 @@ from jaxtyping import Float
 from harness.experiments.detect.tables import SpreadRow
 from harness.stages.identify import Rows
 from harness.stages.uncertainty import Uncertainty
-from hq.stats.intervals import Estimate, auroc_difference_statistic, estimate
+from hq.stats.auroc import auroc_difference_statistic
+from hq.stats.intervals import Estimate, estimate
 from hq.stats.replicates import OverReplicates, estimate_over_replicates
 from hq.tracing.traces import Traces
 

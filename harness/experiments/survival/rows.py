@@ -27,14 +27,8 @@ from hq.probe.survival import (
     predict,
     weight_statistics,
 )
-from hq.stats.intervals import (
-    Estimate,
-    Statistic,
-    auroc,
-    estimate,
-    estimate_auroc,
-    grouped_auroc_statistic,
-)
+from hq.stats.auroc import auroc, estimate_auroc, grouped_auroc_statistic
+from hq.stats.intervals import Estimate, Statistic, estimate
 from hq.tracing.traces import Traces
 
 _MAGNITUDE = list(STATISTICS).index("magnitude")

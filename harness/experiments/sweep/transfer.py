@@ -10,8 +10,8 @@ from harness.experiments.sweep.tables import Transfer
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.controls import fit_draws, read_control
+from hq.stats.auroc import estimate_auroc, estimate_auroc_difference
 from hq.stats.equivalence import holm, permutation_p
-from hq.stats.intervals import estimate_auroc, estimate_auroc_difference
 
 MIN_RESPONSES = 8  # of either outcome, for an AUROC
 _MIN_COMPONENTS = 2  # with either outcome, for its interval
