@@ -26,6 +26,7 @@ class TorchDecoding:
         self._name = name  # in messages
         self._limit = context_length(model.config)
         self._device = device
+        self._last = torch.tensor([-1], device=device)
         self._prefix_ids: tuple[int, ...] = ()
         self._prefix: PrefixCache | None = None
         self._cache: Any = None
@@ -83,7 +84,9 @@ class TorchDecoding:
                 ids.to(self._device),
                 cache=self._cache,
                 use_cache=True,
-                logits_to_keep=1,
+                # An index copies the last states; the view of a slice would make the product with
+                # the output head a batch of vector products, which read the head once per row.
+                logits_to_keep=self._last,
                 **self._position_inputs(ids.shape[1]),
             )
         logits: torch.Tensor = out.logits[:, -1]
