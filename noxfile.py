@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent
 PINS = ROOT / ".ci" / "constraints.txt"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
-STUDY = "smollm2-facts"
+STUDY = "smollm2-knowledge"
 BUILD_VARIABLES = (
     "CC",
     "CFLAGS",
@@ -236,9 +236,10 @@ def llamacpp(session: nox.Session) -> None:
 
 @nox.session
 def sweep(session: nox.Session) -> None:
-    """Scale the H-Neurons by α at FP16 and NF4, on questions and two scenarios; check results/."""
+    """Scale the H-Neurons by α at FP16 and NF4 on the study's questions, and check results/."""
     shared(session)
-    run(session, "hq", "sweep", STUDY, "--precisions", "fp16,nf4", *session.posargs)
+    chosen = session.posargs or ("--scenarios", "knowledge")
+    run(session, "hq", "sweep", STUDY, "--precisions", "fp16,nf4", *chosen)
     if not session.posargs:
         run(session, "hq", "check", f"runs/{STUDY}-sweep", "--against", f"results/{STUDY}-sweep")
 

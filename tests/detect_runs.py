@@ -34,7 +34,7 @@ def default(kind: type, **given: object) -> object:
             else "text"
             if "str" in types
             else 7
-            if field.annotation is int
+            if field.annotation in (int, int | None)
             else 0.25
         )
     return kind(**{**values, **given})

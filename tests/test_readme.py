@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.experiments.sweep.tables import TABLES as SWEEP_TABLES
 from harness.tables import readme
-from harness.tables.readme_cells import at_precisions, listed, text_of
+from harness.tables.files import frame_of
+from harness.tables.readme_cells import CsvTables, at_precisions, listed, text_of
 from harness.tables.readme_findings import (
     adds,
     alarms_above,
@@ -17,23 +19,23 @@ from harness.tables.readme_findings import (
     detection_table,
     fidelity,
     leads,
+    suppression_finding,
+    suppression_table,
     trails,
 )
 from hq.errors import HQError
-from tests.detect_runs import CONTROLS, PRECISIONS, write_run
+from tests.detect_runs import CONTROLS, PRECISIONS, around, default, write_run
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout with small detection runs, and everything else as committed."""
-    for name in ("smollm2-facts-survival", "smollm2-triviaqa-survival"):
-        shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
-    for name in ("smollm2-facts-sweep", "smollm2-triviaqa-sweep"):
+    for name in ("smollm2-knowledge-survival", "smollm2-knowledge-sweep"):
         shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
     judges = tmp_path / "harness" / "judges"
     judges.mkdir(parents=True)
     shutil.copy(readme.CHECKOUT / "harness" / "judges" / "agreement.csv", judges)
-    for name in ("smollm2-facts", "smollm2-facts-cuda", "smollm2-knowledge"):
+    for name in ("smollm2-knowledge", "smollm2-knowledge-cuda", "smollm2-facts"):
         write_run(tmp_path / "results" / name)
     write_run(tmp_path / "results" / "smollm2-triviaqa", warning="text-both 0.66 [0.60, 0.72]")
     for name in readme.DOCUMENTS:
@@ -62,7 +64,7 @@ def test_a_changed_cell_makes_the_document_outdated(checkout):
     for name in readme.DOCUMENTS:
         path = checkout / name
         path.write_text(readme.rendered(checkout, name), encoding="utf-8")
-    table = checkout / "results" / "smollm2-facts" / "detection.csv"
+    table = checkout / "results" / "smollm2-knowledge" / "detection.csv"
     table.write_text(
         table.read_text(encoding="utf-8").replace("-0.075", "-0.065"), encoding="utf-8"
     )
@@ -75,14 +77,14 @@ def test_sentences_follow_the_tables(checkout):
     assert "Not decided: `gguf-q8_0` (smallest detectable: 0.019)." in text
     assert "entropy has the higher AUROC at every precision. The probe adds to entropy (95%" in text
     assert "above the promised 10% (95% interval) at `nf4`, that of the transferred" in text
-    assert "The text still tells (AUROC of text alone: text-both 0.66 [0.60, 0.72])" in text
-    assert "No text-only control of the facts differs from 0.5 by more than 0.05." in text
+    assert "can be predicted from text alone (text-both 0.66 [0.60, 0.72])" in text
+    assert text.count("No text-only control differs from 0.5 by more than 0.05.") == 2
 
 
 @pytest.mark.parametrize("precisions", [("fp16",), ("fp16", "nf4"), ("fp16", "gguf-q8_0")])
 def test_any_precisions_can_be_there(checkout, precisions):
-    shutil.rmtree(checkout / "results" / "smollm2-facts")
-    write_run(checkout / "results" / "smollm2-facts", precisions)
+    shutil.rmtree(checkout / "results" / "smollm2-knowledge")
+    write_run(checkout / "results" / "smollm2-knowledge", precisions)
     for name in readme.DOCUMENTS:
         text = readme.rendered(checkout, name)
         assert "None" not in text
@@ -106,6 +108,54 @@ def test_lists_of_precisions_by_result(tmp_path):
     several = write_run(tmp_path / "several", makings=[("nf4", i, 0.8) for i in range(5)])
     assert changes(several, ["nf4"], 2) == "`nf4` (+0.60 [+0.59, +0.61], over 5 checkpoints)"
     assert "+0.600 [+0.590, +0.610], over 5 checkpoints" in detection_table(several)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Tables of a sweep: a null at FP16, an effect at NF4, and a curve that no line describes."""
+    slopes = {
+        "fp16": {"slope": around(0.004), "excess": around(0.002), "p_matched": 0.6},
+        "nf4": {"slope": around(0.03), "excess": around(0.02), "p_matched": 1 / 21},
+        "int8": {"shape": "not monotone: see the curve"},
+    }
+    usual = {"scenario": "knowledge", "n": 400, "draws": 20, "shape": "linear", "detectable": 0.014}
+    rows = {
+        "slopes": [
+            default(SWEEP_TABLES["slopes"][0], precision=name, **usual | columns)
+            for name, columns in slopes.items()
+        ],
+        "rates": [
+            default(
+                SWEEP_TABLES["rates"][0],
+                precision=name,
+                scenario="knowledge",
+                neurons="h",
+                alpha=1.0,
+            )
+            for name in slopes
+        ],
+    }
+    for name, of_table in rows.items():
+        frame_of(SWEEP_TABLES[name][0], of_table).write_csv(tmp_path / f"{name}.csv")
+    return CsvTables(tmp_path)
+
+
+def test_a_sweep_is_shown_by_lines_where_lines_describe_it(sweep):
+    *_, fp16, nf4, int8 = suppression_table(sweep).splitlines()
+    assert fp16.startswith("| knowledge | fp16 | 400 | 0.60 | +0.004 [−0.006, +0.014] | 0.014 |")
+    assert "| 0.05 | +0.600 [+0.590, +0.610] | text |" in nf4
+    assert (
+        int8 == "| knowledge | int8 | 400 | 0.60 | not monotone: see the curve" + " | —" * 6 + " |"
+    )
+
+
+def test_the_finding_of_a_sweep_says_what_was_not_shown(sweep):
+    text = suppression_finding(sweep)
+    assert "(95% interval of the slope excludes 0): `nf4` on knowledge." in text
+    assert "with the slope that would have been: `fp16` on knowledge (0.014)." in text
+    assert "(95% interval of the excess): `nf4` on knowledge." in text
+    assert "against the draws is 0.05, where 20 draws can show 0.05." in text
+    assert "No line describes `int8` on knowledge" in text
 
 
 def test_tables_have_a_row_per_precision_and_control(tmp_path):

@@ -67,7 +67,7 @@ def bundle_make(
     about the given share of right answers is flagged. False alarms and detection are measured at
     thresholds that are set on other folds.
 
-    Example: `hq bundle make --run runs/smollm2-facts --gguf smollm2 --into bundle`.
+    Example: `hq bundle make --run runs/smollm2-knowledge --gguf smollm2 --into bundle`.
     """
     from harness.deploy.bundling import FinishedRun, make_bundle
     from harness.models.sources import gguf_of

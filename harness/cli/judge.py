@@ -46,7 +46,7 @@ def judge_compare(
     """Judge a study's responses a second time, and report how often the judges disagree.
 
     The first judge is that of the study, or of its sweep. Missing responses are generated first.
-    Example: `hq judge compare smollm2-facts --second llm --limit 500`.
+    Example: `hq judge compare smollm2-knowledge --second llm --limit 500`.
     """
     from harness.judges.registry import make_judge
     from harness.scenarios.judging import make_trial_judge

@@ -23,7 +23,7 @@ def neurons_show(
 ) -> None:
     """Show a set's neurons with their weights, its model, and how the neurons were identified.
 
-    Example: `hq neurons show runs/smollm2-facts/neurons.json`.
+    Example: `hq neurons show runs/smollm2-knowledge/neurons.json`.
     """
     neurons = NeuronSet.load(file)
     if as_json:

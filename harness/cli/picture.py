@@ -20,8 +20,8 @@ def picture_command(
 ) -> None:
     """Draw AUROCs of the probe and its controls at each precision; for a sweep, rates over α.
 
-    Examples: `hq picture runs/smollm2-facts --into aurocs.svg`, and
-    `hq picture runs/smollm2-facts-sweep --into curves.svg`.
+    Examples: `hq picture runs/smollm2-knowledge --into aurocs.svg`, and
+    `hq picture runs/smollm2-knowledge-sweep --into curves.svg`.
     """
     from harness.tables.picture import draw
 

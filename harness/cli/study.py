@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 study_app = typer.Typer(no_args_is_help=True, help="Run a study: model × precisions × scenario.")
 app.add_typer(study_app, name="study")
 
-DEFAULT_STUDY = "smollm2-facts"
+DEFAULT_STUDY = "smollm2-knowledge"
 
 Name = Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged study.")]
 ExperimentOption = Annotated[

@@ -36,7 +36,6 @@ _PAIRED = {
     "relation": "relation only, as an earlier version paired them",
 }
 _VERDICTS = {"not decided at this n": "not decided"}
-_MARKS = {"changed": " †", "not decided at this n": " ‡"}
 
 
 def precisions_of(run: CsvTables) -> list[str]:
@@ -118,7 +117,7 @@ def comparison(run: CsvTables, control: str, name: str) -> str:
     results = ((worse, f"{name} has the higher AUROC"), (better, "the probe has the higher AUROC"))
     parts = [f"{result} {at_precisions(names, every)}" for names, result in results if names]
     if not parts:
-        return f"no difference was detected {at_precisions(every, every)}"
+        return "no difference was detected"
     if len(better) + len(worse) < len(every):
         parts.append("no difference was detected at the others")
     return "; ".join(parts)
@@ -241,26 +240,88 @@ def alarms_above(run: CsvTables, column: str) -> list[str]:
 
 
 def suppression_table(run: CsvTables) -> str:
-    """Return the rate at α = 1 and the slope over α, by scenario and precision."""
-    slopes = run.rows("slopes")
-    names = list(dict.fromkeys(row["precision"] for row in slopes))
-    scenarios = list(dict.fromkeys(row["scenario"] for row in slopes))
-    rows = []
-    for scenario in scenarios:
-        cells = [scenario]
-        for name in names:
-            where: Cells = {"precision": name, "scenario": scenario}
-            rate = run.number("rates", "rate", 2, neurons="h", alpha=1.0, **where)
-            slope = run.estimate("slopes", "slope", signed=True, **where)
-            verdict = run.cell("slopes", "verdict", **where)
-            cells.append(f"{rate}; {slope}{_MARKS.get(verdict, '')}")
-        rows.append(cells)
-    return markdown_table(("scenario", *names), rows)
+    """Return rates, slopes and their excess over matched draws, by scenario and precision."""
+    header = (
+        *("scenario", "precision", "trials", "rate", "slope", "detectable"),
+        *(
+            "excess over matched draws",
+            "detectable",
+            "p of the draws",
+            "change from FP16",
+            "verdict",
+        ),
+    )
+    return markdown_table(header, [_suppression_row(run, row) for row in run.rows("slopes")])
 
 
-def nonzero_slopes(run: CsvTables) -> int:
-    """Return the number of slopes with a 95% interval above or below 0."""
-    return sum(row["slope_low"] > 0 or row["slope_high"] < 0 for row in run.rows("slopes"))
+def _suppression_row(run: CsvTables, row: Cells) -> list[str]:
+    where: Cells = {"precision": row["precision"], "scenario": row["scenario"]}
+    rate = run.number("rates", "rate", 2, neurons="h", alpha=1.0, **where)
+    start = [row["scenario"], row["precision"], text_of(row["n"]), rate]
+    if not _has_slope(row):
+        return [*start, row["shape"], *["—"] * 6]
+    slope, excess = (
+        run.estimate("slopes", column, signed=True, **where) for column in ("slope", "excess")
+    )
+    compared = ["—", "—"]
+    if row["precision"] != _REFERENCE:
+        verdict = run.number("slopes", "verdict", **where)
+        compared = [
+            run.estimate("slopes", "change", signed=True, **where),
+            _VERDICTS.get(verdict, verdict),
+        ]
+    limits = [_or_dash(row[column]) for column in ("detectable", "excess_detectable")]
+    p_draws = text_of(row["p_matched"], 2)
+    return [*start, slope, limits[0], excess, limits[1], p_draws, *compared]
+
+
+def _or_dash(value: float | None) -> str:
+    return "—" if value is None else text_of(value)
+
+
+def _has_slope(row: Cells) -> bool:
+    """Whether a line describes the rates; else only the curve does."""
+    return not row["shape"].startswith("not monotone")
+
+
+def suppression_finding(run: CsvTables) -> str:
+    """Return which slopes differ from 0 and from matched draws, and where no line fits."""
+    rows = run.rows("slopes")
+    lines = [row for row in rows if _has_slope(row)]
+    curves = [_sweep_of(row) for row in rows if not _has_slope(row)]
+    nulls = [
+        f"{_sweep_of(row)} ({text_of(row['detectable'])})"
+        for row in lines
+        if not _excludes_zero(row, "slope") and row["detectable"] is not None
+    ]
+    parts = [
+        f"The rate rises or falls with α (95% interval of the slope excludes 0): "
+        f"{listed([_sweep_of(row) for row in lines if _excludes_zero(row, 'slope')])}."
+    ]
+    if nulls:
+        parts.append(f"Not shown, with the slope that would have been: {listed(nulls)}.")
+    parts.append(
+        "More than on average over the matched draws (95% interval of the excess): "
+        f"{listed([_sweep_of(row) for row in lines if _excludes_zero(row, 'excess')])}."
+    )
+    if lines:
+        p_draws = min(row["p_matched"] for row in lines)
+        parts.append(
+            "Single draws differ as well: the smallest p of a slope against the draws is "
+            f"{text_of(p_draws, 2)}, where {lines[0]['draws']} draws can show "
+            f"{text_of(1 / (lines[0]['draws'] + 1), 2)}."
+        )
+    if curves:
+        parts.append(f"No line describes {listed(curves)}: see the curves.")
+    return " ".join(parts)
+
+
+def _sweep_of(row: Cells) -> str:
+    return f"`{row['precision']}` on {row['scenario']}"
+
+
+def _excludes_zero(row: Cells, column: str) -> bool:
+    return bool(row[f"{column}_low"] > 0 or row[f"{column}_high"] < 0)
 
 
 def measurable(row: Cells) -> bool:
@@ -304,7 +365,7 @@ FUNCTIONS = {
         ),
         *(
             suppression_table,
-            nonzero_slopes,
+            suppression_finding,
             judges_table,
             leads,
             at_precisions,

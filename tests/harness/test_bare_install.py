@@ -55,7 +55,7 @@ json.dump(refused, sys.stdout)
 
 STUDY, GGUF = "{study}/study.toml", "{gguf}"
 FP16 = ("--precisions", "fp16")
-RUN = str(bare.ROOT / "results" / "smollm2-facts")
+RUN = str(bare.ROOT / "results" / "smollm2-knowledge")
 NEEDING = (  # an extra, and the arguments of a command that needs it
     ("bnb", ("study", "run", STUDY, "--precisions", "fp16,int8")),
     ("bnb", ("study", "run", STUDY, "--precisions", "fp16,nf4")),

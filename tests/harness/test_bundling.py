@@ -23,8 +23,9 @@ from hq.gguf.write import write_gguf
 from hq.models.checkpoint import checkpoint_identity
 from hq.monitor.bundle import ALL, Bundle
 from hq.neurons.neuron_set import NeuronSet
+from hq.stats.auroc import estimate_auroc
 from hq.stats.conformal import conformal_threshold
-from hq.stats.intervals import Estimate, estimate_auroc
+from hq.stats.intervals import Estimate
 from hq.storage.verified_folder import MANIFEST
 
 ROOT = Path(__file__).parents[2]
@@ -275,7 +276,7 @@ def test_a_committed_bundle_is_intact_and_of_its_study(folder):
 
 
 def test_there_are_committed_bundles():
-    assert [folder.parent.name for folder in COMMITTED] == ["smollm2-facts", "smollm2-triviaqa"]
+    assert [folder.parent.name for folder in COMMITTED] == ["smollm2-knowledge"]
     assert all((folder / MANIFEST).is_file() for folder in COMMITTED)
 
 
@@ -287,7 +288,7 @@ def test_a_committed_bundle_is_for_the_embedded_file(folder, hq):
 
 
 def test_a_committed_bundle_agrees_with_its_table():
-    folder = ROOT / "results" / "smollm2-facts"
+    folder = ROOT / "results" / "smollm2-knowledge"
     domain = Bundle.load(folder / "bundle").domain()
     row = (
         pl.read_csv(folder / "alarms.csv")

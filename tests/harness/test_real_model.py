@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def materials():
     """The model, questions and prompts of the default study."""
-    with Materials(Study.load("smollm2-facts")) as opened:
+    with Materials(Study.load("smollm2-knowledge")) as opened:
         yield opened
 
 

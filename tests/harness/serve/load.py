@@ -2,7 +2,7 @@
 
 As a script it serves the embedded model and prints its measurements as JSON:
 
-    python -m tests.harness.serve.load --seconds 180 --bundle results/smollm2-facts/bundle
+    python -m tests.harness.serve.load --seconds 180 --bundle results/smollm2-knowledge/bundle
 """
 
 import argparse

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.models.sources import packaged_gguf
+from harness.models.packaged import packaged_gguf
 from hq.errors import HQError
 from tests.harness.serve.load import run
 
-BUNDLE = Path(__file__).parents[3] / "results" / "smollm2-facts" / "bundle"
+BUNDLE = Path(__file__).parents[3] / "results" / "smollm2-knowledge" / "bundle"
 MAX_GROWTH = 1.05  # of memory between the first and the last third; detects large leaks only
 
 
