@@ -35,7 +35,10 @@ def checkout(tmp_path):
     judges = tmp_path / "harness" / "judges"
     judges.mkdir(parents=True)
     shutil.copy(readme.CHECKOUT / "harness" / "judges" / "agreement.csv", judges)
-    for name in ("smollm2-knowledge", "smollm2-knowledge-cuda", "smollm2-facts"):
+    for name in (
+        *("smollm2-knowledge", "smollm2-knowledge-cuda"),
+        *("smollm2-facts", "gemma3-270m-knowledge"),
+    ):
         write_run(tmp_path / "results" / name)
     write_run(tmp_path / "results" / "smollm2-triviaqa", warning="text-both 0.66 [0.60, 0.72]")
     for name in readme.DOCUMENTS:
@@ -78,7 +81,7 @@ def test_sentences_follow_the_tables(checkout):
     assert "entropy has the higher AUROC at every precision. The probe adds to entropy (95%" in text
     assert "above the promised 10% (95% interval) at `nf4`, that of the transferred" in text
     assert "can be predicted from text alone (text-both 0.66 [0.60, 0.72])" in text
-    assert text.count("No text-only control differs from 0.5 by more than 0.05.") == 2
+    assert text.count("No text-only control differs from 0.5 by more than 0.05.") == 3
 
 
 @pytest.mark.parametrize("precisions", [("fp16",), ("fp16", "nf4"), ("fp16", "gguf-q8_0")])
