@@ -141,11 +141,9 @@ class TokenChooser:
         self._settings = settings
 
     def __call__(self, logits: Float[np.ndarray, " vocab"]) -> int:
-        """The next token. Raises HQError for logits that are NaN."""
-        if np.isnan(logits).any():
-            raise _not_finite()
+        """The next token. Raises HQError if logits are NaN or infinite."""
         if self._settings.temperature == 0:
-            return int(logits.argmax())
+            return int(_most_likely(torch.from_numpy(logits)[None])[0])
         tokens, cdf = truncated_cdf(torch.from_numpy(logits)[None], self._settings)
         return int(tokens[0, np.searchsorted(cdf[0], next(self._draws), "right")])
 
@@ -160,15 +158,22 @@ def _draw(
     position: int,
     settings: Sampling,
 ) -> list[Int[np.ndarray, " member"]]:
-    """The next token of each member of each row. Raises HQError if logits are NaN."""
-    if logits.isnan().any():
-        raise _not_finite()
+    """The next token of each member of each row. Raises HQError if logits are NaN or infinite."""
     if settings.temperature == 0:
-        best = logits.argmax(dim=-1).cpu().numpy()
+        best = _most_likely(logits)
         return [np.full(len(path.members), best[r]) for r, (_, path) in enumerate(rows)]
     tokens, cdf = truncated_cdf(logits, settings)
     draws = [tree.draws[path.members, position] for tree, path in rows]
     return [tokens[r, np.searchsorted(cdf[r], draw, "right")] for r, draw in enumerate(draws)]
+
+
+def _most_likely(logits: Float[Tensor, "row vocab"]) -> Int[np.ndarray, " row"]:
+    """The first of the most likely tokens. NaN counts as the largest value, so it is seen here."""
+    values, tokens = logits.max(dim=-1)
+    if not values.isfinite().all():
+        raise _not_finite()
+    best: Int[np.ndarray, " row"] = tokens.cpu().numpy()
+    return best
 
 
 def truncated_cdf(
@@ -178,11 +183,14 @@ def truncated_cdf(
 
     Temperature, top-k and top-p are applied in the order of transformers' logits processors. The
     cumulative probabilities end at infinity, so that a draw never falls past the last token.
+    Raises HQError if logits are NaN or infinite: they are among the largest, or all are.
     """
     k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     top, tokens = torch.topk(logits, k, dim=-1)
     if top.device.type == "mps":  # which has no float64
         top = top.cpu()
+    if not top[:, 0].isfinite().all():
+        raise _not_finite()
     shares = torch.softmax(top.double() / settings.temperature, dim=-1)
     before = shares.cumsum(dim=-1) - shares
     shares = shares.masked_fill(before >= settings.top_p, 0.0)

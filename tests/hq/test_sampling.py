@@ -7,6 +7,7 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,10 +20,12 @@ from transformers import (
 )
 
 from hq.backends.transformers.backend import TorchBackend
+from hq.errors import HQError
 from hq.tracing.sampling import (
     SampledResponse,
     Sampling,
     StopCriteria,
+    TokenChooser,
     Tree,
     sample,
     truncated_cdf,
@@ -117,6 +120,23 @@ def test_the_distribution_is_that_of_transformers(
     # The very same tokens can be drawn, the last one by any number below 1.
     last = [tokens[row, np.searchsorted(cdf[row], 1 - 1e-16, "right")] for row in range(4)]
     assert (expected[np.arange(4), last] > 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error(temperature: float, value: float) -> None:
+    class Damaged(Random):
+        def logits(self) -> torch.Tensor:
+            logits = super().logits()
+            logits[-1, 3] = value
+            return logits
+
+    how = Sampling(responses=1, temperature=temperature, top_k=2)
+    ending = StopCriteria(frozenset(), (), letters)
+    with pytest.raises(HQError, match="not finite"):
+        list(sample(Damaged(), [("p", (1, 2)), ("q", (4, 7))], how, ending))
+    with pytest.raises(HQError, match="not finite"):
+        TokenChooser("q", how)(np.array([0, value, 1], dtype=np.float32))
 
 
 def test_frequencies_follow_the_distribution_over_two_tokens() -> None:
