@@ -317,6 +317,22 @@ def test_the_warning_is_in_the_table_in_the_report_and_on_the_screen(tmp_path, l
     assert f"Smallest detectable change (80% power): nf4 {smallest:.3f}" in shown
 
 
+def test_the_summary_fits_into_80_columns(tmp_path):
+    made = comparison(tmp_path)
+    tables = {name: [] for name in TABLES} | made.tables()
+    tables["design"] = [design(made.samples, "answer", 0)]
+    longest = {"precision": "gguf-q4_k_m+kv-q8_0"}
+    for name in ("detection", "controls"):
+        tables[name] = [row.model_copy(update=longest) for row in tables[name]]
+    counts = {"common": 26, "neurons_again": 40}
+    tables["detection"] = [row.model_copy(update=counts) for row in tables["detection"]]
+    console = Console(width=80)
+    with console.capture() as screen:
+        console.print(DetectExperiment().summary(tables))
+    assert "…" not in screen.get()
+    assert "of 40" in screen.get()
+
+
 def test_verdict_and_smallest_detectable_change(tmp_path):
     made = comparison(tmp_path)
     row = made.detection()

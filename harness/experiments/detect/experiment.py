@@ -168,7 +168,8 @@ class DetectExperiment(Experiment):
             padding=(0, 1),
         )
         columns = ("AUROC", "change", "matched\nrandom", "entropy", "re-\nidentified", "in\ncommon")
-        for column in ("precision", *columns):
+        table.add_column("precision", overflow="fold")  # gguf-q4_k_m+kv-q8_0 fits in two lines
+        for column in columns:
             table.add_column(column, no_wrap=True)
         for row in rows:
             table.add_row(
@@ -178,7 +179,7 @@ class DetectExperiment(Experiment):
                 estimate_cell(controls[row.precision, "matched"]),
                 estimate_cell(controls[row.precision, "entropy"]),
                 estimate_cell(row.auroc_again),
-                f"{row.common} of {row.neurons_again}",
+                f"{row.common}\nof {row.neurons_again}",
             )
         return table
 
