@@ -31,7 +31,9 @@ class Graph:
     def trace(self, precision: str, making: int = 0) -> Node:
         """Declare the traces of the samples at a precision, or at a making of it."""
         tokens, m = self.samples.output(TOKENS_FILE), self.m
-        return trace.node(m, precision, tokens, self._n, m.measures, m.spans, making=making)
+        return trace.node(
+            m, precision, tokens, self._n, m.measures, m.spans, m.scope, making=making
+        )
 
     def identify(self, precision: str) -> Node:
         """Declare the neurons identified at a precision."""

@@ -52,7 +52,7 @@ def node(m: "Materials", traces: Node, samples: Node) -> Node:
             "seed": m.study.seed,
         },
         {"traces": traces.output(), "samples": samples.output(SAMPLES_FILE)},
-        about=str(traces.precision),
+        about=" ".join(filter(None, (traces.precision, m.scope))),
         unit="fits",
         memory=8 * traces.disk,
     )

@@ -45,8 +45,18 @@ T = TypeVar("T")
 class Materials:
     """The model, questions, prompts and texts of a study. Properties are computed on first use."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, beside: "Materials | None" = None) -> None:
+        """Prepare the materials of a study.
+
+        Args:
+            study: The study.
+            beside: Materials of the same model with other questions, whose loaded model and
+                calibration texts are used.
+        """
         self.study = study
+        self.scope = "" if beside is None else study.name
+        """Part of the names of nodes that depend on the questions; empty for the study of a run."""
+        self._beside = beside
         self._added: dict[Callable[..., Any], Any] = {}
 
     def __enter__(self) -> "Materials":
@@ -62,6 +72,23 @@ class Materials:
             self._added[kind] = kind(self)
         added: T = self._added[kind]
         return added
+
+    def with_questions_of(self, name: str) -> "Materials":
+        """Return the materials of another study's questions, prompts and sampling.
+
+        Everything else is of this study: the model, its precisions, the settings of identification
+        and the seed. Raises HQError if there is no such study, or if its questions are the same.
+        """
+        other, own = Study.load(name), self.study
+        if (other.scenario, other.prompt) == (own.scenario, own.prompt):
+            raise HQError(
+                f"The study {name} asks the questions of {own.name} in the same form: name a study "
+                "of another scenario."
+            )
+        parts = {
+            part: getattr(other, part) for part in ("scenario", "prompt", "sampling", "reserve")
+        }
+        return Materials(own.model_copy(update={"name": other.name, **parts}), beside=self)
 
     def check(self) -> None:
         """Validate the study before the first node runs.
@@ -80,8 +107,7 @@ class Materials:
             if PLUS in precision:
                 width = head_width(text_config(self.path))
                 require_head_widths(precision, (width,), study.model)
-        _ = self.judge, self.stop_criteria
-        self._require_room()
+        self.check_questions()
         for number, text in enumerate(self.texts):
             self.require_length(f"Held-out text {number}", text.ids)
         calibrated = {p for p in made if recipe_of(p)}
@@ -92,6 +118,11 @@ class Materials:
                 f"The study gives one checkpoint of {given[0]} and sets pack.makings to "
                 f"{study.pack.makings}: set it to 1, or remove {given[0]} from [checkpoints]."
             )
+
+    def check_questions(self) -> None:
+        """Validate the judge, the questions and the lengths of their prompts. Raises HQError."""
+        _ = self.judge, self.stop_criteria
+        self._require_room()
 
     @cached_property
     def path(self) -> Path:
@@ -116,6 +147,8 @@ class Materials:
     @cached_property
     def models(self) -> Models:
         """The checkpoint at each precision, with at most one loaded model."""
+        if self._beside is not None:
+            return self._beside.models
         return Models(self.study, self.path, self.model)
 
     @cached_property
@@ -201,6 +234,8 @@ class Materials:
         Making 0 has the first texts, a further one a random draw of as many. Raises HQError if
         draws would share more than half of their texts on average.
         """
+        if self._beside is not None:
+            return self._beside.calibrations
         section, seed = self.study.pack, self.study.seed
         if section.text:
             pool = [e.ids for e in self._file_texts("calibration", section.text)]

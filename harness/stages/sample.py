@@ -108,9 +108,11 @@ def node(m: "Materials") -> Node:
         },
         mapping.model_inputs(m, precision),
         precision,
+        m.scope,
         units=len(m.prompted),
         unit="questions",
         memory=m.resident(precision),
+        materials=m,
     )
 
 

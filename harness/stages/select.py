@@ -46,7 +46,8 @@ def node(m: "Materials") -> Node:
         "seed": m.study.seed,
         "design": design_digest(m.prompted),
     }
-    return Node(STAGE, parameters, {"responses": sample.node(m).output(RESPONSES_FILE)})
+    inputs = {"responses": sample.node(m).output(RESPONSES_FILE)}
+    return Node(STAGE, parameters, inputs, about=m.scope, materials=m)
 
 
 def make(work: "Work[Materials]") -> None:

@@ -82,6 +82,7 @@ class Node:
         disk: The largest size of the output in bytes.
         memory: Bytes of memory that the computation takes.
         first: Whether it runs before other nodes, because its output may forbid everything else.
+        materials: What `make` may read, if it is not the materials of the run.
     """
 
     stage: Stage
@@ -94,6 +95,7 @@ class Node:
     disk: int = 0
     memory: int = 0
     first: bool = False
+    materials: Any = None
 
     @cached_property
     def name(self) -> str:

@@ -163,7 +163,7 @@ class Runner:
                     folder,
                     {name: self._outputs[o.node] for name, o in node.inputs.items()},
                     key["inputs"],
-                    self._materials,
+                    self._materials if node.materials is None else node.materials,
                     self._store,
                     self._progress,
                 )
