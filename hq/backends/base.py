@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from hq.models.ffn_weights import FFNs
     from hq.models.head import Head, ReferenceLogits
     from hq.models.logits import Distributions
+
+
+Site = Literal["residual", "heads"]
+"""Where hidden states are read: the residual stream after each layer, or the input of each layer's
+attention output projection, which is the outputs of its heads side by side."""
+SITES: tuple[Site, ...] = get_args(Site)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """Hidden states of one batch of exchanges over the tokens of their responses, by site."""
+
+    number: int  # of the batch in the plan
+    rows: Int[np.ndarray, " batch"]  # indices into the list of exchanges
+    mean: Mapping[Site, Float[np.ndarray, "batch layer width"]]  # over the response's tokens
+    last: Mapping[Site, Float[np.ndarray, "batch layer width"]]  # at its last token
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +164,19 @@ class Backend(Protocol):
         """
         ...
 
+    def hidden_states(
+        self,
+        exchanges: Sequence[PromptResponse],
+        sites: Sequence[Site] = SITES,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[HiddenStates]:
+        """Hidden states of the response tokens at each site and layer, batch by batch.
+
+        Batches whose number is in `skip` are left out. Raises HQError if a site cannot be found in
+        the model, and for states that are not finite.
+        """
+        ...
+
     @property
     def head(self) -> "Head":
         """The map from last hidden states to logits. Raises HQError if the backend has none."""
@@ -160,6 +189,15 @@ class Backend(Protocol):
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """Multiply h_i by α for each (layer, index) and its α, while the context lasts."""
         ...
+
+
+def require_sites(sites: Sequence[Site]) -> None:
+    """Raises HQError for a site that does not exist or is named twice, and if there is none."""
+    if not sites or not set(sites) <= set(SITES) or len(set(sites)) < len(sites):
+        raise HQError(
+            f"The sites of hidden states are {', '.join(SITES)}, each at most once, not "
+            f"{', '.join(sites) or 'none'}."
+        )
 
 
 def require_known(exchanges: Sequence[PromptResponse], vocabulary: int, name: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from scipy.special import log_softmax
 
-from hq.backends.base import Backend
+from hq.backends.base import SITES, Backend
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.head import ReferenceLogits
@@ -347,6 +347,36 @@ def test_logits_that_are_not_finite_are_refused(
     overflow = {(tiny.LAYERS - 1, i): 3e38 for i in range(tiny.D_FF)}
     with backend.scale(overflow), pytest.raises(HQError, match="not finite"):
         list(backend.predictions(exchanges))
+
+
+# --- hidden states
+
+
+def hidden(backend: Backend, exchanges: Sequence[PromptResponse]) -> Array:
+    """Mean and last of each site, in the order asked: [n, site, mean or last, layer, width]."""
+    values = np.zeros((len(exchanges), len(SITES), 2, tiny.LAYERS, 64))
+    for batch in backend.hidden_states(exchanges):
+        for s, site in enumerate(SITES):
+            values[batch.rows, s, 0], values[batch.rows, s, 1] = batch.mean[site], batch.last[site]
+    return values
+
+
+def test_hidden_states_are_the_same_alone(
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
+) -> None:
+    alone = np.concatenate([hidden(backend, [exchange]) for exchange in exchanges])
+    assert off(hidden(backend, exchanges), alone) <= case.shape
+
+
+def test_the_mean_of_one_token_is_the_last(
+    backend: Backend, case: Case, exchanges: list[PromptResponse]
+) -> None:
+    one = [PromptResponse(e.prompt, e.response[:1]) for e in exchanges]
+    values = hidden(backend, one)
+    np.testing.assert_allclose(values[:, :, 0], values[:, :, 1], rtol=1e-6)
+    longer = hidden(backend, exchanges)
+    several = [row for row, e in enumerate(exchanges) if len(e.response) > 1]
+    assert off(longer[several, :, 0], longer[several, :, 1]) > 0.01
 
 
 # --- decoding

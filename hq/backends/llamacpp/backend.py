@@ -9,11 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from hq.backends.base import (
+    SITES,
+    HiddenStates,
     Predictions,
+    Site,
     TraceBatch,
     join_predictions,
     require_finite,
     require_known,
+    require_sites,
     scales_changed,
 )
 from hq.backends.batching import Plan, plan, span_weights
@@ -25,6 +29,8 @@ from hq.gguf.types import GGMLType
 from hq.llamacpp.attention import EXACT
 from hq.llamacpp.context import Context
 from hq.llamacpp.graph import CPU
+from hq.llamacpp.hidden import HiddenReader
+from hq.llamacpp.library import load_library
 from hq.llamacpp.model import LlamaModel
 from hq.llamacpp.observer import ActivationScales, ActiveFactors, GraphObserver
 from hq.models.audit import AuditRow
@@ -249,6 +255,79 @@ class LlamaBackend:
                 parts.append(distributions(blocks_of(logits), tokens[chunk], blocks))
             yield join_predictions(number, rows, batch, parts, None, self.precision)
 
+    def hidden_states(
+        self,
+        exchanges: Sequence[PromptResponse],
+        sites: Sequence[Site] = SITES,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[HiddenStates]:
+        """Means over the response and states at its last token, copied from llama.cpp's graph.
+
+        Raises HQError if a token id is unknown, if states are not finite or cannot be read, or if
+        neurons are scaled.
+        """
+        require_sites(sites)
+        require_known(exchanges, self.model.vocabulary, self.identity.name)
+        if self.scales.factors:
+            raise HQError(
+                "Hidden states are read without scaled neurons in llama.cpp: leave `scale` first."
+            )
+        if not exchanges:
+            return
+        self.require_length(max(map(len, exchanges)))
+        budget = min(self.token_budget, max(1, _LOGIT_BUDGET // self.model.vocabulary))
+        layout = plan(exchanges, budget, MAX_ROWS)
+        reader = HiddenReader(tuple(sites), self.file.n_layers, self.file.path.name)
+        with closing(self._hidden_context(layout, exchanges, reader)) as context:
+            reader.begin(len(layout.prefix), np.arange(len(layout.prefix)))
+            read_prefix(context, layout.prefix)
+            for number, rows in enumerate(layout.batches):
+                if number not in skip:
+                    batch = [exchanges[row] for row in rows]
+                    states = self._hidden_batch(context, reader, batch, len(layout.prefix))
+                    ends = np.cumsum([len(exchange.response) for exchange in batch])
+                    mean: dict[Site, Float[np.ndarray, "batch layer width"]] = {}
+                    last: dict[Site, Float[np.ndarray, "batch layer width"]] = {}
+                    for site in sites:
+                        require_finite(states[site], self.precision)
+                        parts = np.split(states[site], ends[:-1])
+                        mean[site] = np.stack([part.mean(axis=0) for part in parts])
+                        last[site] = states[site][ends - 1]
+                    yield HiddenStates(number, rows, mean, last)
+
+    def _hidden_context(
+        self, layout: Plan, exchanges: Sequence[PromptResponse], reader: HiddenReader
+    ) -> Context:
+        """Create a context like `_context_for`, with a reader of hidden states as its callback."""
+        callback = load_library().llama.ggml_backend_sched_eval_callback(reader)
+        tokens, sequences, batch = self._sizes(layout, exchanges)
+        return self.model.context(
+            None,
+            tokens=tokens,
+            sequences=sequences,
+            batch=batch,
+            threads=self.threads,
+            attention=self.attention,
+            callback=callback,
+        )
+
+    def _hidden_batch(
+        self, context: Context, reader: HiddenReader, batch: Sequence[PromptResponse], start: int
+    ) -> dict[str, Float[np.ndarray, "token layer width"]]:
+        """Return the states of all response tokens of a batch, exchange after exchange."""
+        packed = PackedBatch(batch, start)
+        first = np.array([len(exchange.prompt) for exchange in batch]) - start
+        wanted = packed.positions >= first[packed.rows]
+        parts: list[dict[str, Float[np.ndarray, "token layer width"]]] = []
+        with packed.sequences(context):
+            for chunk in packed.chunks(context.batch):
+                outputs = np.flatnonzero(wanted[chunk])
+                reader.begin(chunk.stop - chunk.start, outputs)
+                packed.decode(context, chunk, wanted[chunk])
+                if len(outputs):
+                    parts.append(reader.end())
+        return {site: np.concatenate([part[site] for part in parts]) for site in parts[0]}
+
     @property
     def head(self) -> Head:
         """Raises HQError: llama.cpp returns logits only."""
@@ -331,12 +410,16 @@ class LlamaBackend:
     def _context_for(
         self, layout: Plan, exchanges: Sequence[PromptResponse]
     ) -> tuple[Context, GraphObserver]:
-        """Create a context that has room for the prefix and any batch."""
+        """Create a context that has room for the prefix and any batch, with its observer."""
+        return self.context(*self._sizes(layout, exchanges))
+
+    def _sizes(self, layout: Plan, exchanges: Sequence[PromptResponse]) -> tuple[int, int, int]:
+        """Return the numbers of tokens, sequences, and tokens per decode of a context."""
         start = len(layout.prefix)
         tokens = max(sum(len(exchanges[row]) - start for row in rows) for rows in layout.batches)
         rows = max(len(rows) for rows in layout.batches)
         batch = max(start, min(tokens, self.token_budget))
-        return self.context(start + tokens, rows + 1, batch)
+        return start + tokens, rows + 1, batch
 
 
 def compute_of(kind: GGMLType, device: str) -> str:

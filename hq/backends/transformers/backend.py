@@ -16,16 +16,21 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hq.backends.base import (
+    SITES,
+    HiddenStates,
     Predictions,
+    Site,
     TraceBatch,
     join_predictions,
     require_finite,
     require_known,
     require_length,
+    require_sites,
 )
 from hq.backends.batching import plan, span_weights
 from hq.backends.transformers.decoding import TorchDecoding
 from hq.backends.transformers.eager import eager
+from hq.backends.transformers.hidden import HiddenHooks
 from hq.backends.transformers.hooks import DownHooks, scaled
 from hq.backends.transformers.prefix import PrefixCache
 from hq.errors import HQError
@@ -253,6 +258,49 @@ class TorchBackend:
                 blocks = None if reference is None else reference.blocks(rows, self.device)
                 part = distributions(self.head.blocks(hidden), chosen, blocks)
             yield join_predictions(number, rows, batch, [part], hidden, self.precision)
+
+    def hidden_states(
+        self,
+        exchanges: Sequence[PromptResponse],
+        sites: Sequence[Site] = SITES,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[HiddenStates]:
+        """Means over the response and states at its last token, at each site and layer.
+
+        Raises HQError for token ids outside of the vocabulary, texts that are too long, states that
+        are not finite, a compiled model, and a model in which a site cannot be found.
+        """
+        require_sites(sites)
+        self._require_fitting(exchanges)
+        layout, hooks = (
+            plan(exchanges, self.token_budget),
+            HiddenHooks(self.decoder, self._family, sites),
+        )
+        with torch.inference_mode():
+            prefix = PrefixCache(self.decoder, layout.prefix, self.device)
+        for number, rows in enumerate(layout.batches):
+            if number not in skip:
+                batch = [exchanges[row] for row in rows]
+                with torch.inference_mode(), eager(self.model, hooks.modules), hooks:
+                    sums = self._hidden_batch(batch, prefix, hooks)
+                mean, last = ({site: values[k] for site, values in sums.items()} for k in (0, 1))
+                yield HiddenStates(number, rows, mean, last)
+
+    def _hidden_batch(
+        self, batch: list[PromptResponse], prefix: PrefixCache, hooks: HiddenHooks
+    ) -> dict[Site, Float[np.ndarray, "weighting batch layer width"]]:
+        start = len(prefix)
+        ids = self.padded(batch, start)
+        weights = np.repeat(span_weights(batch, start, ids.shape[1], ("answer",)), 2, axis=1)
+        weights[:, 1] = 0
+        for row, exchange in enumerate(batch):
+            weights[row, 1, len(exchange) - start - 1] = 1
+        hooks.expect(torch.from_numpy(weights).to(self.device))
+        self.decoder(ids, **prefix.inputs(len(batch)))
+        arrays = {site: values.cpu().numpy() for site, values in hooks.collect().items()}
+        for values in arrays.values():
+            require_finite(values, self.precision)
+        return arrays
 
     @cached_property
     def head(self) -> Head:

@@ -49,7 +49,7 @@ class DownHooks:
     def __enter__(self) -> "DownHooks":
         for layer, down in enumerate(self._downs):
             self._stack.enter_context(
-                _removing(down.register_forward_hook(partial(self._read, layer)))
+                removing(down.register_forward_hook(partial(self._read, layer)))
             )
         return self
 
@@ -70,7 +70,7 @@ class DownHooks:
         Raises HQError unless the pass reached every layer exactly once.
         """
         for layer in range(len(self._downs)):
-            _require_met(layer, self._met.count(layer))
+            require_met(layer, self._met.count(layer))
         means, self._means = self._means, torch.empty(0)
         return means
 
@@ -120,7 +120,7 @@ class ShareHooks:
         self._passes = [_Passes() for _ in self._layers]
         for watched, passes in zip(self._layers, self._passes, strict=True):
             hook = watched.down.register_forward_hook(partial(self._read, watched, passes))
-            self._stack.enter_context(_removing(hook))
+            self._stack.enter_context(removing(hook))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,7 +134,7 @@ class ShareHooks:
         """
         counts = [passes.tokens for passes in self._passes]
         for watched, tokens in zip(self._layers, counts, strict=True):
-            _require_met(watched.layer, len(tokens), max(map(len, (*counts, [0]))))
+            require_met(watched.layer, len(tokens), max(map(len, (*counts, [0]))))
         return counts[0]
 
     def collect(self, batch: int) -> Float[np.ndarray, "batch seq all_k"]:
@@ -179,7 +179,7 @@ class _Passes:
     read: list[Float[Tensor, "token k_plus_1"]] = field(default_factory=list)
 
 
-def _require_met(layer: int, times: int, expected: int = 1) -> None:
+def require_met(layer: int, times: int, expected: int = 1) -> None:
     """Raises HQError unless the hook of a layer was called once per forward pass."""
     if times != expected:
         raise HQError(
@@ -238,16 +238,16 @@ def scaled(
 
     def check(*_: object) -> None:
         for layer in by_layer:
-            _require_met(layer, int(layer in met))
+            require_met(layer, int(layer in met))
 
     with ExitStack() as stack:
         stack.enter_context(eager(model, [downs[layer] for layer in by_layer]))
         for layer, chosen in by_layer.items():
             alphas = torch.tensor(list(chosen.values()))
             hook = partial(_scale, partial(met.add, layer), torch.tensor(list(chosen)), alphas)
-            stack.enter_context(_removing(downs[layer].register_forward_pre_hook(hook)))
+            stack.enter_context(removing(downs[layer].register_forward_pre_hook(hook)))
         decoder = model.get_decoder()
-        stack.enter_context(_removing(decoder.register_forward_hook(check)))
+        stack.enter_context(removing(decoder.register_forward_hook(check)))
         stack.enter_context(_counted(decoder))
         yield
         if not met and anything_compiled():
@@ -267,7 +267,7 @@ def _scale(
 
 
 @contextmanager
-def _removing(handle: Any) -> Iterator[None]:
+def removing(handle: Any) -> Iterator[None]:
     """A hook handle as a context manager."""
     try:
         yield
