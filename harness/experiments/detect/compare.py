@@ -42,7 +42,6 @@ from hq.probe.controls import (
     matched_neurons,
     outliers,
     random_neurons,
-    ridge_probe,
 )
 from hq.probe.cross_fit import CrossFit
 from hq.probe.fidelity import (
@@ -56,6 +55,7 @@ from hq.probe.fidelity import (
 )
 from hq.probe.identify import THRESHOLD
 from hq.probe.overlap import expected_jaccard, jaccard, overlap_p_value
+from hq.probe.stacking import for_folds, stacked
 from hq.probe.text import TEXT_CONTROLS
 from hq.stats.auroc import auroc, estimate_auroc, estimate_auroc_difference
 from hq.stats.equivalence import decide
@@ -288,21 +288,11 @@ class Comparison:
 
     def _cross_fitted(self, seen: Sequence[Float[np.ndarray, "n q"]]) -> Float[np.ndarray, " n"]:
         """Return decision values out of fold; `seen` has the features for each fold."""
-        y, folds = self._rows.y, self._rows.folds
-        decisions = np.empty(len(y))
-        for fold, features in enumerate(seen):
-            test = folds == fold
-            fitted = ridge_probe(features[~test], y[~test])
-            decisions[test] = fitted.decision_function(features[test].astype(np.float64))
-        return decisions
+        return stacked(seen, self._rows.y, self._rows.folds)
 
     def _text_row(self, name: str) -> ControlRow:
         text = self._texts[name]
-        # In a fold, the text's score is that of its own fit; elsewhere, of fits without both folds.
-        seen = [
-            np.where(np.isnan(of_fold), text.out_of_fold, of_fold)[:, None]
-            for of_fold in text.calibration
-        ]
+        seen = for_folds(text.out_of_fold, text.calibration)
         return self._fitted(name, text.out_of_fold, self._adds(text.out_of_fold, seen))
 
     def _fitted(self, name: str, decisions: Float[np.ndarray, " n"], adds: Estimate) -> ControlRow:

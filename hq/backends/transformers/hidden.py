@@ -34,7 +34,7 @@ def attention_outputs(decoder: nn.Module, architecture: Architecture) -> list[nn
         ]
         if len(outputs) != 1:
             raise HQError(
-                f"Layer {number} of this {architecture.model_type} model has {len(outputs)} "
+                f"Layer {number} ({type(layer).__name__}) has {len(outputs)} "
                 "modules that look like the output projection of its attention, not one: read the "
                 "site 'residual' only."
             )
