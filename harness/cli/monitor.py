@@ -95,6 +95,7 @@ def monitor_command(
         gguf_of(gguf), precision or GGUF_SOURCE, threads=threads, n_gpu_layers=gpu_layers
     ) as backend:
         neuron_set, threshold = _probe(source, domain, backend.file)
+        combination = source.facts.combination if isinstance(source, Bundle) else None
         tokenizer = GGUFTokenizer(backend.file, backend.model)
         prompt_form = prompts.form(form or str(neuron_set.provenance.get("prompt", "chat")))
         ids = prompt_form.encode(tokenizer, question)
@@ -103,7 +104,7 @@ def monitor_command(
         )
         h_neurons = [(neuron.layer, neuron.index) for neuron in neuron_set.positive]
         with (
-            LlamaMonitor(backend, neuron_set, len(ids) + max_new_tokens) as watching,
+            LlamaMonitor(backend, neuron_set, len(ids) + max_new_tokens, combination) as watching,
             backend.scale(dict.fromkeys(h_neurons, alpha) if alpha != 1 else {}),
         ):
             steps = watching.answer(ids, stop, max_new_tokens)

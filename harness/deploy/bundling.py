@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
+from harness.deploy.combining import Comparison, combine, compare, mean_entropies
 from harness.deploy.model_card import model_card
 from harness.experiments.detect.alarms import (
     DomainAnswers,
@@ -42,6 +43,7 @@ from hq.stats.auroc import estimate_auroc
 from hq.storage.atomic import require_free
 
 SAMPLES_FILE = "samples.jsonl"
+Scorer = Literal["h-neurons", "combined"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def make_bundle(
     into: Path,
     name: str,
     progress: Progress,
+    scorer: Scorer = "h-neurons",
 ) -> None:
     """Write a bundle for the file that the backend runs.
 
@@ -108,6 +111,7 @@ def make_bundle(
         into: Folder of the bundle.
         name: Name of the bundle in logs.
         progress: Shows how many answers were read.
+        scorer: What the bundle scores by: H-Neurons, or "combined" with token entropy.
 
     Raises:
         HQError: Before any answer is read, if the file is of another model, the calibration
@@ -122,8 +126,17 @@ def make_bundle(
     neurons, rows = run.neurons, Rows(run.samples)
     neurons.require(backend.identity, "The run")
     require_calibration(run.samples, rows, false_alarms)
-    with progress.task("read the answers", len(run.samples), "texts") as task:
-        scores = _scores(backend, run.probes, run.samples, rows, task)
+    if scorer == "combined" and neurons.tokens != "answer":
+        raise HQError(
+            f"The neurons of the run read the span {neurons.tokens!r}, and token entropy is "
+            "combined with neurons that read 'answer': make the bundle with --scorer h-neurons."
+        )
+    with progress.task("read the answers", 2 * len(run.samples), "texts") as task:
+        of_probe = _scores(backend, run.probes, run.samples, rows, task)
+        entropies = mean_entropies(backend, run.samples, task)
+    combined = combine(of_probe, entropies, rows)
+    comparison = compare(of_probe, entropies, combined.scores, rows)
+    scores = combined.scores if scorer == "combined" else of_probe
     by_domain = {
         answers.name: _domain(answers, scores, false_alarms)
         for answers in domains(run.samples, rows, false_alarms)
@@ -135,8 +148,9 @@ def make_bundle(
         compute=backend.compute,
         prompt=str(neurons.provenance.get("prompt", "chat")),
         model=model_file(backend.file, storage(backend.audit())),
+        combination=combined.combination if scorer == "combined" else None,
     )
-    validation = _validation(run, rows, scores)
+    validation = _validation(run, rows, scores, comparison)
     card = model_card(facts, neurons, by_domain, validation)
     # On the scale of the set for use, whose mean the precision shifts as well.
     known = scores.out_of_fold - scores.means[rows.folds] + scores.mean
@@ -159,7 +173,7 @@ def _domain(answers: DomainAnswers, scores: Scores, false_alarms: float) -> Doma
     )
 
 
-def _validation(run: FinishedRun, rows: Rows, scores: Scores) -> Validation:
+def _validation(run: FinishedRun, rows: Rows, scores: Scores, comparison: Comparison) -> Validation:
     return Validation(
         auroc=estimate_auroc(scores.out_of_fold, rows.y, rows.units, rows.folds),
         n=len(rows.y),
@@ -168,6 +182,7 @@ def _validation(run: FinishedRun, rows: Rows, scores: Scores) -> Validation:
         seed=run.seed,
         study=run.study,
         samples=samples_digest(run.samples),
+        **comparison._asdict(),
     )
 
 

@@ -30,7 +30,7 @@ def model_card(
 
 A monitor for {model.identity.name}: it watches {len(neurons.neurons)} neurons, of which
 {len(neurons.positive)} are H-Neurons, while the model answers, and flags answers that are likely to
-be hallucinated. It is for one file only:
+be hallucinated. {_scored_by(facts)} It is for one file only:
 
 | file | {model.name} |
 | --- | --- |
@@ -65,6 +65,8 @@ AUROC {validation.auroc} out of fold, on {validation.n} answers in {validation.e
 {validation.hallucinated} of them hallucinated; seed {validation.seed}.
 {_READS if validation.auroc.low > 0.5 else _CHANCE}
 
+{_beside_entropy(validation)}
+
 ## What it does not promise
 
 - Anything about questions of another kind, in another language, prompt form or way of sampling.
@@ -76,6 +78,38 @@ AUROC {validation.auroc} out of fold, on {validation.n} answers in {validation.e
 Made with hq {facts.hq}. `hq bundle verify` checks every byte of this folder.
 """
     return "\n\n".join(map(_filled, text.split("\n\n"))) + "\n"
+
+
+def _scored_by(facts: BundleFacts) -> str:
+    if facts.combination is None:
+        return "Its score is that of these neurons."
+    return (
+        "Its score combines these neurons with the entropy of the tokens that the model predicts: "
+        f"{facts.combination.probe:.3g} × neurons + {facts.combination.entropy:.3g} × entropy "
+        f"(nats) {facts.combination.intercept:+.3g}."
+    )
+
+
+def _beside_entropy(validation: Validation) -> str:
+    """What the neurons add to token entropy, which is free, in plain words."""
+    gain = validation.combined_minus_entropy
+    if gain is None:
+        return ""
+    verdict = (
+        "H-Neurons add to entropy."
+        if gain.low > 0
+        else "**On these answers H-Neurons add nothing that is shown to entropy, which needs no "
+        "bundle.**"
+    )
+    return (
+        f"On the same answers, the mean token entropy alone has an AUROC of {validation.entropy}, "
+        f"H-Neurons alone {validation.probe}, and both combined {validation.combined}: "
+        f"{_signed(gain)} compared with entropy. {verdict}"
+    )
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def _filled(block: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
+from hq.monitor.combination import Combination
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.precisions.gguf import attention_of, source_precision
 from hq.stats.intervals import Estimate
@@ -80,7 +81,7 @@ class ModelFile:
 
 @record(frozen=True, config=_STRICT)
 class Validation:
-    """Results of the probe in that file, on answers that neither it nor a threshold used."""
+    """Results of the score in that file, on answers that neither it nor a threshold used."""
 
     auroc: Finite
     n: Count  # answers
@@ -89,6 +90,12 @@ class Validation:
     seed: int
     study: str
     samples: str  # digest of the answers with their labels and splits
+    # Of the same answers; None in bundles that were made before entropy was measured.
+    entropy: Finite | None = None  # AUROC of token entropy
+    probe: Finite | None = None  # AUROC of H-Neurons
+    combined: Finite | None = None  # AUROC of both
+    combined_minus_entropy: Finite | None = None  # paired differences of AUROCs
+    combined_minus_probe: Finite | None = None
 
 
 @record(frozen=True, config=_STRICT)
@@ -101,6 +108,7 @@ class BundleFacts:
     compute: str
     prompt: str
     model: ModelFile
+    combination: Combination | None = None  # None: the score is that of H-Neurons
 
 
 @dataclass(frozen=True, eq=False)

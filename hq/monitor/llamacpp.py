@@ -10,6 +10,7 @@ from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.llamacpp.context import Context
 from hq.llamacpp.observer import GraphObserver
+from hq.monitor.combination import Combination
 from hq.monitor.reader import Choose, follow_steps, generate_steps
 from hq.monitor.step import Step
 from hq.neurons.neuron_set import NeuronSet
@@ -25,14 +26,29 @@ class LlamaMonitor:
     monitor keeps one, and each further answer that runs at the same time takes the memory of one
     more (`tokens` keys and values, in the types of the backend's precision) until it ends.
 
-    Raises HQError for a set of another model, and for an empty set.
+    With a `combination`, scores are those of H-Neurons and token entropy together.
+
+    Raises HQError for a set of another model, for an empty set, and for a combination with a set
+    that reads other tokens than the answer's.
     """
 
-    def __init__(self, backend: LlamaBackend, neurons: NeuronSet, tokens: int = 2048) -> None:
+    def __init__(
+        self,
+        backend: LlamaBackend,
+        neurons: NeuronSet,
+        tokens: int = 2048,
+        combination: Combination | None = None,
+    ) -> None:
         neurons.require(backend.identity)
         if not neurons.neurons:
             raise HQError("The neuron set is empty: there is nothing to watch.")
+        if combination is not None and neurons.tokens != "answer":
+            raise HQError(
+                f"The neuron set reads the span {neurons.tokens!r}, and token entropy is combined "
+                "with sets that read 'answer': use the set without a combination."
+            )
         self.neurons = neurons
+        self._combination = combination
         self._capacity = tokens
         self._backend = backend
         self._open = True
@@ -65,7 +81,15 @@ class LlamaMonitor:
         """
         self._require_room(len(prompt), max_new_tokens)
         with self._watched() as reader:
-            yield from generate_steps(reader, self.neurons, prompt, ending, max_new_tokens, choose)
+            yield from generate_steps(
+                reader,
+                self.neurons,
+                prompt,
+                ending,
+                max_new_tokens,
+                choose,
+                self._combination,
+            )
 
     def follow(self, prompt: Sequence[int], response: Iterable[int]) -> Iterator[Step]:
         """Read a response that is generated elsewhere; yields a step per token, as it comes.
@@ -76,7 +100,7 @@ class LlamaMonitor:
         """
         self._require_room(len(prompt), 0)
         with self._watched() as reader:
-            yield from follow_steps(reader, self.neurons, prompt, response)
+            yield from follow_steps(reader, self.neurons, prompt, response, self._combination)
 
     def scale(self, alpha: float) -> AbstractContextManager[None]:
         """h_i ← α·h_i for the H-Neurons of the set, in every context of the model.

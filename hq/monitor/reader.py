@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
+from hq.monitor.combination import Combination, entropy_of
 from hq.monitor.step import Running, Step
 from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.sampling import StopCriteria
@@ -34,33 +35,57 @@ def generate_steps(
     ending: StopCriteria,
     max_new_tokens: int,
     choose: Choose,
+    combination: Combination | None = None,
 ) -> Iterator[Step]:
     """Generate an answer; yields a step per token, without the token that ends it."""
     cett, logits = reader.read(prompt)
-    running = Running(neurons.tokens, neurons.score_unchecked(cett))
+    scoring = _Scoring(neurons, cett, combination)
     ids: tuple[int, ...] = ()
     while len(ids) < max_new_tokens:
+        predicted = logits
         ids = (*ids, choose(logits))
         ended = ending.split(ids)
         if ended is not None and len(ended[0]) < len(ids):
             return
         of_token, logits = reader.append(ids[-1])
-        yield _step(ids[-1], of_token, neurons, running)
+        yield scoring.step(ids[-1], of_token, predicted)
         if ended is not None:
             return
 
 
 def follow_steps(
-    reader: AnswerReader, neurons: NeuronSet, prompt: Sequence[int], response: Iterable[int]
+    reader: AnswerReader,
+    neurons: NeuronSet,
+    prompt: Sequence[int],
+    response: Iterable[int],
+    combination: Combination | None = None,
 ) -> Iterator[Step]:
     """Read a response that is generated elsewhere; yields a step per token, as it comes."""
-    cett, _ = reader.read(prompt)
-    running = Running(neurons.tokens, neurons.score_unchecked(cett))
+    cett, logits = reader.read(prompt)
+    scoring = _Scoring(neurons, cett, combination)
     for token in response:
-        of_token, _ = reader.append(token)
-        yield _step(token, of_token, neurons, running)
+        predicted = logits
+        of_token, logits = reader.append(token)
+        yield scoring.step(token, of_token, predicted)
 
 
-def _step(token: int, cett: Float[np.ndarray, " k"], neurons: NeuronSet, running: Running) -> Step:
-    decision = float(neurons.score_unchecked(cett[None])[0])
-    return Step(token, cett, decision, running.add(decision))
+class _Scoring:
+    """The scores of one answer, as its tokens come."""
+
+    def __init__(
+        self,
+        neurons: NeuronSet,
+        prompt: Float[np.ndarray, "token k"],
+        combination: Combination | None,
+    ) -> None:
+        self._neurons, self._combination = neurons, combination
+        self._running = Running(neurons.tokens, neurons.score_unchecked(prompt))
+
+    def step(
+        self, token: int, cett: Float[np.ndarray, " k"], predicted: Float[np.ndarray, " vocab"]
+    ) -> Step:
+        """Return the step of a token; `predicted` are the logits from which it was chosen."""
+        decision = float(self._neurons.score_unchecked(cett[None])[0])
+        if self._combination is not None:
+            decision = self._combination.decide(decision, entropy_of(predicted))
+        return Step(token, cett, decision, self._running.add(decision))

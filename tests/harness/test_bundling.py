@@ -315,3 +315,22 @@ def test_the_card_warns_if_the_probe_may_be_at_chance(make):
     assert "may be no better than chance" in text
     assert "may be no better" not in model_card(*parts, replace(bundle.validation, auroc=above))
     assert max(len(line) for line in text.splitlines() if line[:1] not in "|-") <= 100
+
+
+def test_a_combined_bundle_scores_both(make, read, hq):
+    assert make("--false-alarms", 0.2, "--scorer", "combined").code == 0
+    bundle = Bundle.load(Path("bundle"))
+    validation, combination = bundle.validation, bundle.facts.combination
+    assert combination is not None
+    assert validation.auroc == validation.combined
+    alone = make("--false-alarms", 0.2, into="alone")
+    assert alone.code == 0
+    assert "Of the same answers: token entropy" in alone.out
+    of_probe = Bundle.load(Path("alone"))
+    assert of_probe.facts.combination is None
+    assert of_probe.validation.auroc == validation.probe
+    for name in ("entropy", "probe", "combined"):
+        assert getattr(of_probe.validation, name) == getattr(validation, name)
+    assert "with the entropy of the tokens" in " ".join(bundle.card.split())
+    assert "Its score is that of these neurons" in of_probe.card
+    assert bundle.domain().threshold != of_probe.domain().threshold

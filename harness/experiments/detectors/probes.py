@@ -165,7 +165,9 @@ class Saplma(Probe):
         from sklearn.neural_network import MLPClassifier
 
         mean, scale = _scale(X)
-        network = MLPClassifier((256, 128, 64), batch_size=32, max_iter=5, random_state=seed)
+        network = MLPClassifier(
+            (256, 128, 64), batch_size=min(32, len(y)), max_iter=5, random_state=seed
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # 5 epochs, as in the paper
             network.fit((X - mean) / scale, y)
@@ -224,7 +226,7 @@ def make(work: "Work[Materials]") -> None:
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, work.folder / _FILE)
 
 
-def _fits(
+def fits_of(
     probe: Probe, states: Hidden, rows: Rows, width: int, seed: int
 ) -> Iterator[tuple[str, Fitted]]:
     """Yield the chosen fits: "f" without fold f, and "f-g" without f and g, per candidate."""

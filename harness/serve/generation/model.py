@@ -71,8 +71,12 @@ class ServedModel:
                 if isinstance(trained_length, int)
                 else context_tokens
             )
-            self._reader = LlamaMonitor(self._backend, self.neurons, self.context_tokens)
-            self._scaled_writer = LlamaMonitor(self._backend, self.neurons, self.context_tokens)
+            self._reader, self._scaled_writer = (
+                LlamaMonitor(
+                    self._backend, self.neurons, self.context_tokens, bundle.facts.combination
+                )
+                for _ in range(2)
+            )
             self._warm_up()
         except BaseException:
             self._backend.close()
@@ -81,6 +85,8 @@ class ServedModel:
             np.array([getattr(neuron, name) for neuron in self.neurons.neurons])
             for name in ("weight", "mean", "scale")
         )
+        if bundle.facts.combination is not None:  # contributions are to the token's score
+            self._weight = self._weight * bundle.facts.combination.probe
         self._indices = [(neuron.layer, neuron.index) for neuron in self.neurons.neurons]
 
     def __enter__(self) -> "ServedModel":
