@@ -261,10 +261,13 @@ def _true_auroc(by_class: bool, design: Design) -> float:
 
 
 def _before_and_after(
-    design: Design, rng: np.random.Generator, shifts: Sequence[float]
+    design: Design, rng: np.random.Generator, makings: int = 1, spread: float = 0.0
 ) -> list[Float[np.ndarray, " row"]]:
-    """Return scores before a change, and after it with each shift of the positives."""
+    """Return scores before a change, and after it for each making, which differ by `spread`."""
     shared, own = latent(design, rng, by_class=True)
+    shifts = np.full(makings, _SHIFT_AFTER)
+    if spread:
+        shifts = shifts + spread * rng.standard_normal(makings)
     scale = np.sqrt((1 - design.correlation) * (1 - _SHARED_NOISE**2))
     after = [
         shared
@@ -277,7 +280,7 @@ def _before_and_after(
 
 
 def _simulate_difference(design: Design, rng: np.random.Generator) -> Simulated:
-    before, after = _before_and_after(design, rng, [_SHIFT_AFTER])
+    before, after = _before_and_after(design, rng)
     statistic = area_by_unit([after, before], design.labels, design.units, (1, -1))
     by_row = of_rows(statistic, design.units)
     difference = estimate(by_row, len(design.units), design.units, "difference of AUROCs")
@@ -286,10 +289,7 @@ def _simulate_difference(design: Design, rng: np.random.Generator) -> Simulated:
 
 def _simulate_accuracies(design: Design, rng: np.random.Generator) -> Simulated:
     units, labels = design.units, design.labels
-    before, after = (
-        (scores >= _THRESHOLD) == labels
-        for scores in _before_and_after(design, rng, [_SHIFT_AFTER])
-    )
+    before, after = ((scores >= _THRESHOLD) == labels for scores in _before_and_after(design, rng))
     change = np.bincount(units, after) - np.bincount(units, before)
     detected = norm.sf(_THRESHOLD - _SHIFT_AFTER) - norm.sf(_THRESHOLD - SHIFT)
     return _simulated(
@@ -302,8 +302,7 @@ def _simulate_accuracies(design: Design, rng: np.random.Generator) -> Simulated:
 def _simulate_makings(design: Design, rng: np.random.Generator) -> Simulated:
     """Simulate the change at several checkpoints, which differ in the shift of the positives."""
     units, labels = design.units, design.labels
-    shifts = _SHIFT_AFTER + _SPREAD * rng.standard_normal(_MAKINGS)
-    before, *after = _before_and_after(design, rng, shifts.tolist())
+    before, *after = _before_and_after(design, rng, _MAKINGS, _SPREAD)
     changes = [area_by_unit([scores, before], labels, units, (1, -1)) for scores in after]
     over = estimate_over_replicates(
         [of_rows(change, units) for change in changes], len(units), units
@@ -359,7 +358,9 @@ ESTIMANDS = (
     Estimand("AUROC within folds", _simulate_auroc_within_folds),
     Estimand("difference of AUROCs", _simulate_difference),
     Estimand("difference of accuracies", _simulate_accuracies),
-    Estimand(f"mean difference over {_MAKINGS} checkpoints", _simulate_makings, ("knowledge",), 4),
+    Estimand(
+        f"mean difference over {_MAKINGS} checkpoints", _simulate_makings, ("knowledge", "facts"), 4
+    ),
     Estimand("F1", _simulate_f1),
     Estimand("mean", _simulate_mean),
     *(
