@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import binom
 
 from harness.bench import BENCHES
+from harness.bench.estimands import ESTIMANDS
 from harness.bench.intervals import (
-    ESTIMANDS,
     NAME,
     Coverage,
     bench_intervals,
