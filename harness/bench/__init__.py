@@ -13,6 +13,7 @@ from harness.bench.l1 import bench_l1
 from harness.bench.logits import bench_logits
 from harness.bench.monitor import bench_monitor
 from harness.bench.sampling import bench_sampling
+from harness.bench.tests import bench_tests
 
 BENCHES.add("cett", bench_cett)
 BENCHES.add("deploy", bench_deploy)
@@ -22,5 +23,6 @@ BENCHES.add("l1", bench_l1)
 BENCHES.add("logits", bench_logits)
 BENCHES.add("monitor", bench_monitor)
 BENCHES.add("sampling", bench_sampling)
+BENCHES.add("tests", bench_tests)
 
 __all__ = ["BENCHES", "report"]

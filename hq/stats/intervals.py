@@ -153,7 +153,9 @@ def smallest_detectable(difference: Estimate, power: float = 0.8, alpha: float =
 
     (t_{1 − alpha/2} + t_{power})·se, with the standard error and degrees of freedom of an estimated
     difference: a true difference of this size has an interval at level 1 − `alpha` that excludes 0
-    with a probability of about `power`. Raises HQError if the estimate has no standard error.
+    with a probability of about `power`, if its standard error is the same. That of an AUROC grows
+    as it falls: `docs/statistics.md` has the measured power. Raises HQError if the estimate has no
+    standard error.
     """
     se, df = _standard_error(difference)
     return float(student_t.ppf(1 - alpha / 2, df) + student_t.ppf(power, df)) * se

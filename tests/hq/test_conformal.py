@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mapie.regression import SplitConformalRegressor
 from scipy.stats import norm
+from sklearn.dummy import DummyRegressor
 
 from hq.errors import HQError
 from hq.stats.conformal import (
@@ -96,6 +98,16 @@ def test_it_is_the_order_statistic_of_split_conformal_prediction(scores, false_a
     # The step by which the guarantee is proven: among n + 1 exchangeable scores at most a share
     # ε lies above this rank.
     assert (n + 1 - place) <= false_alarms * (n + 1) + 1e-9
+
+
+@pytest.mark.parametrize(("n", "false_alarms"), [(21, 0.05), (57, 0.1), (199, 0.1), (200, 0.2)])
+def test_it_is_the_interval_of_mapie(n, false_alarms):
+    """MAPIE's interval around a prediction of 0 ends at the largest score without an alarm."""
+    scores, features = np.random.default_rng(n).random(n), np.zeros((n, 1))
+    zero = DummyRegressor(strategy="constant", constant=0.0).fit(features, scores)
+    split = SplitConformalRegressor(zero, confidence_level=1 - false_alarms, prefit=True)
+    _, limits = split.conformalize(features, scores).predict_interval(features[:1])
+    assert conformal_threshold(scores, false_alarms) == np.nextafter(limits[0, 1, 0], np.inf)
 
 
 @given(st.lists(tied, min_size=20, max_size=60), st.integers(1, 6), rates)
