@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student_t
 
 from harness.experiments.detectors.probes import DetectorScores
 from harness.experiments.detectors.registry import DETECTORS, H_NEURONS, Readings
@@ -12,9 +11,9 @@ from harness.experiments.detectors.tables import DetectorRow, NestedRow
 from harness.stages.identify import Rows
 from hq.errors import HQError
 from hq.probe.stacking import for_folds, log_losses, stacked
-from hq.stats.auroc import estimate_auroc, estimate_auroc_difference
-from hq.stats.equivalence import holm
+from hq.stats.auroc import estimate_auroc
 from hq.stats.intervals import Estimate, estimate_mean
+from hq.stats.paired import estimate_auroc_difference, holm, two_sided_p
 
 Scored = Mapping[str, DetectorScores]
 
@@ -96,13 +95,6 @@ def nested_rows(precision: str, rows: Rows, scored: Scored) -> list[NestedRow]:
         )
         for name, values in pending.items()
     ]
-
-
-def two_sided_p(difference: Estimate) -> float:
-    """Return the p of a difference of 0, by the t test that its interval inverts."""
-    if not difference.se:
-        return float(difference.value == 0)
-    return float(2 * student_t.sf(abs(difference.value) / difference.se, difference.df))
 
 
 def _holm(differences: Mapping[str, Estimate]) -> dict[str, float]:
