@@ -218,7 +218,7 @@ def make(work: "Work[Materials]") -> None:
     arrays: dict[str, np.ndarray] = {}
     with work.task(len(PROBES) * k, "fits") as task:
         for probe in PROBES:
-            for key, fitted in _fits(
+            for key, fitted in fits_of(
                 probe, states, rows, parameters["head_width"], parameters["seed"]
             ):
                 arrays |= {f"{probe.name}/{key}/{name}": a for name, a in fitted.items()}
