@@ -6,6 +6,7 @@ Stages that several experiments share are in `harness.stages`.
 from harness.experiments.base import EXPERIMENTS
 from harness.experiments.conditions.experiment import ConditionsExperiment
 from harness.experiments.detect.experiment import DetectExperiment
+from harness.experiments.distributions.experiment import DistributionsExperiment
 from harness.experiments.information.experiment import InformationExperiment
 from harness.experiments.survival.experiment import SurvivalExperiment
 from harness.experiments.sweep.experiment import SweepExperiment
@@ -16,6 +17,7 @@ for _experiment in (
     SurvivalExperiment(),
     ConditionsExperiment(),
     InformationExperiment(),
+    DistributionsExperiment(),
 ):
     EXPERIMENTS.add(_experiment.name, _experiment)
 
@@ -23,6 +25,7 @@ __all__ = [
     "EXPERIMENTS",
     "ConditionsExperiment",
     "DetectExperiment",
+    "DistributionsExperiment",
     "InformationExperiment",
     "SurvivalExperiment",
     "SweepExperiment",

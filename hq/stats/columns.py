@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy.sparse import csr_array
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 from scipy.stats import t as student_t
@@ -103,7 +104,10 @@ class _Members:
         self.positive = positive
         self.starts = np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]])
         self.sizes = np.diff(np.r_[self.starts, len(unit)]).astype(np.float64)
-        self.positives = np.add.reduceat(positive.astype(np.float64), self.starts)
+        self.of_unit = csr_array(
+            (np.ones(len(unit)), np.arange(len(unit)), np.r_[self.starts, len(unit)])
+        )
+        self.positives = self.of_unit @ positive.astype(np.float64)
         self.pairs = (positive.sum() - self.positives) * (
             (~positive).sum() - (self.sizes - self.positives)
         )
@@ -119,7 +123,7 @@ def _block(X: Float[np.ndarray, "n p"], members: _Members) -> ColumnEstimates:
     won = wins[positive].sum(axis=0)
     value = won / (n_pos * n_neg)
     within = np.stack([_won_within(X, positive, unit) for unit in _ranges(members)])
-    left = won - np.add.reduceat(wins, members.starts, axis=0) + within
+    left = won - members.of_unit @ wins + within
     without = left / members.pairs[:, None]
     squares = (without - without.mean(axis=0)) ** 2
     units = len(members.sizes)

@@ -14,9 +14,7 @@ from hq.stats.intervals import Statistic, Weights
 _EXACT = 2**24  # whole numbers below it are exact in float32
 
 
-def information_statistic(
-    high: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
-) -> Statistic:
+def information_statistic(high: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> Statistic:
     """Return the plug-in information as a statistic of row weights."""
     cells = np.stack([(high == h) & (labels == y) for h in (True, False) for y in (1, 0)])
 

@@ -91,7 +91,11 @@ class ConditionsAnalysis:
         return rows
 
     def _counts(self) -> list[CountsRow]:
-        first, second, chosen = self.aurocs.selection, self.aurocs.second, self.neurons.flat_positive
+        first, second, chosen = (
+            self.aurocs.selection,
+            self.aurocs.second,
+            self.neurons.flat_positive,
+        )
         thresholds = self.section.thresholds
         everyone = counted(first.value, second.value, thresholds)
         shown = counted(first.low, second.low, thresholds)
@@ -185,15 +189,21 @@ class ConditionsAnalysis:
         return auroc_statistic(self._cett(flat)[rows], self.rows.y[rows])
 
     def _area_cross(self, flat: int, rows: Int[np.ndarray, " m"]) -> Statistic:
-        cett = self._column(self.other_traces, flat)
-        return auroc_statistic(cett[rows], self.other_rows.y[rows])
+        return auroc_statistic(self._selected[1][flat][rows], self.other_rows.y[rows])
 
     def _cett(self, flat: int) -> Float[np.ndarray, " n"]:
-        return self._column(self.traces, flat)
+        return self._selected[0][flat]
 
-    def _column(self, traces: Traces, flat: int) -> Float[np.ndarray, " n"]:
-        matrix = traces.matrix(self.neurons.cett, self.neurons.tokens)
-        return np.asarray(matrix[:, flat], dtype=np.float64)
+    @cached_property
+    def _selected(self) -> list[dict[int, Float[np.ndarray, " n"]]]:
+        """CETT of the H-Neurons, and of those of the folds, in both scenarios."""
+        fits = (self.neurons, *(fold.probe for fold in self.probes.folds))
+        flats = np.unique(np.concatenate([fit.flat_positive for fit in fits]))
+        columns = [
+            traces.matrix(self.neurons.cett, self.neurons.tokens)[:, flats].astype(np.float64)
+            for traces in (self.traces, self.other_traces)
+        ]
+        return [dict(zip(flats.tolist(), of.T, strict=True)) for of in columns]
 
 
 def scenarios(studies: Sequence[tuple[str, Sequence[Sample]]]) -> list[ScenarioRow]:
