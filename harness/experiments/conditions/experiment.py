@@ -86,17 +86,17 @@ class ConditionsExperiment(Experiment):
             title=f"{first.h_neurons} H-Neurons of {first.neurons:,} neurons.\n2: AUROC > "
             f"{first.tau:g}; 3: AUROC > {first.tau_cross:g} in {second.scenario} ({second.n} "
             f"samples, {second.units} units).",
-            caption="held out: with AUROCs on folds that did not select the neuron. shown: by the "
-            "lower\nends of 95% intervals. chance: labels flipped by unit, 95% of draws. Other\n"
-            "thresholds: table counts.",
+            caption="held out: on folds that did not select the neuron. shown: by the lower\nends "
+            "of 95% intervals. chance: labels flipped by unit, 95% of draws.\nThe table counts has "
+            "other thresholds.",
             caption_style="",
             caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
         table.add_column("precision", overflow="fold")
-        columns = ("2", "3", "1+2+3", "held\nout", "shown", "mean AUROC\nheld out")
-        for column in (*columns, "all neurons\n2+3", "chance"):
+        columns = ("2", "3", "1+2+3", "held\nout", "shown", "AUROC\nheld out")
+        for column in (*columns, "all with\n2+3", "chance"):
             table.add_column(column, no_wrap=True)
         for row in rows:
             chance = row.both_chance

@@ -92,7 +92,7 @@ class EffectAnalysis:
             size=len(h),
             delta=estimate(signed, n, units, "mean of Cliff's delta"),
             magnitude=estimate(unsigned, n, units, "mean of |delta|"),
-            share=1.0,
+            share=None,
             held_out=estimate(held_out, n, units, "mean of Cliff's delta"),
         )
         rows = [of_h]

@@ -74,8 +74,8 @@ class SetRow(Row):
         description="mean |delta|, as regular neurons of both signs cancel in delta; intervals as "
         "for delta"
     )
-    share: float = Field(
-        description="share of draws with a magnitude as large as that of the H-Neurons; 1 for h"
+    share: float | None = Field(
+        description="share of draws with a magnitude as large as that of the H-Neurons; empty for h"
     )
     held_out: Estimate | None = Field(
         description="mean delta of the neurons of each fold's probe, on the fold that did not "

@@ -17,7 +17,12 @@ from hq.probe.controls import matched_neurons, outliers, random_neurons
 from hq.probe.cross_fit import CrossFit
 from hq.probe.held_out import mean_over_folds, require_selections
 from hq.stats.equivalence import holm
-from hq.stats.information import information_statistic, miller_madow
+from hq.stats.information import (
+    column_corrections,
+    column_information,
+    information_statistic,
+    miller_madow,
+)
 from hq.stats.intervals import Estimate, Statistic, Weights, estimate
 from hq.stats.permutation import maximum_p
 from hq.tracing.traces import Traces, magnitudes
@@ -156,17 +161,17 @@ class InformationAnalysis:
         self, by_fold: Sequence[Int[np.ndarray, " k"]]
     ) -> Float[np.ndarray, " draws"]:
         """Mean corrected information of neurons that match those of each fold, on the fold."""
-        matched = [self._matched(flats) for flats in by_fold]
-        everyone = np.ones((1, len(self.rows.y)))
-        return np.array(
-            [
-                self._mean_held_out([draws[draw] for draws in matched])(everyone)[0]
-                for draw in range(self.section.draws)
-            ]
-        )
+        totals = np.zeros(self.section.draws)
+        for flats, rows in zip(by_fold, self._rows_of_folds, strict=True):
+            drawn = self._matched(flats)
+            distinct, position = np.unique(drawn, return_inverse=True)
+            high, y = self._high(distinct)[rows].T, self.rows.y[rows][None]
+            values = (column_information(high, y) + column_corrections(high, y))[0]
+            totals += values[position].reshape(drawn.shape).sum(axis=1)
+        return totals / sum(map(len, by_fold))
 
     def _of_neuron(self, flat: int, rows: Int[np.ndarray, " m"]) -> Statistic:
-        high, y = self._high(flat)[rows], self.rows.y[rows]
+        high, y = self._of_selected[flat][rows], self.rows.y[rows]
         plug_in, correction = information_statistic(high, y), miller_madow(high, y)
 
         def corrected(weights: Weights) -> Float[np.ndarray, " weightings"]:
@@ -174,16 +179,16 @@ class InformationAnalysis:
 
         return corrected
 
-    def _high(self, flat: int) -> Bool[np.ndarray, " n"]:
-        if flat not in self._indicators:
-            matrix = self.traces.matrix(self.neurons.cett, self.neurons.tokens)
-            column = np.asarray(matrix[:, [flat]])
-            self._indicators[flat] = high_activation(column, self.section.quantile)[:, 0]
-        return self._indicators[flat]
+    def _high(self, flats: Int[np.ndarray, " k"]) -> Bool[np.ndarray, "n k"]:
+        matrix = self.traces.matrix(self.neurons.cett, self.neurons.tokens)
+        return high_activation(matrix[:, flats], self.section.quantile)
 
     @cached_property
-    def _indicators(self) -> dict[int, Bool[np.ndarray, " n"]]:
-        return {}
+    def _of_selected(self) -> dict[int, Bool[np.ndarray, " n"]]:
+        """High activation of the H-Neurons, and of those of the folds."""
+        fits = (self.neurons, *(fold.probe for fold in self.probes.folds))
+        flats = np.unique(np.concatenate([fit.flat_positive for fit in fits]))
+        return dict(zip(flats.tolist(), self._high(flats).T, strict=True))
 
     @property
     def _rows_of_folds(self) -> list[Int[np.ndarray, " m"]]:
