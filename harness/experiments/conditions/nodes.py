@@ -1,5 +1,6 @@
 """Stage `aurocs`: the AUROC of every neuron in two scenarios, and counts under flipped labels."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,25 +61,61 @@ def make(work: "Work[Materials]") -> None:
     """Write AUROCs with intervals, and the counts under flipped labels."""
     parameters = work.parameters
     thresholds = [(float(tau), float(cross)) for tau, cross in parameters["thresholds"]]
-    scenarios = [
-        _scenario(work, role, parameters["seed"] + number) for number, role in enumerate(ROLES)
+    selection, second = (_scenario(work, role) for role in ROLES)
+    with work.task(selection.cett.shape[1], "neurons") as task:
+        computed = aurocs(
+            selection,
+            second,
+            thresholds,
+            parameters["permutations"],
+            parameters["seed"],
+            task.advance,
+        )
+    np.save(work.folder / AUROCS_FILE, np.array([computed.selection, computed.second]))
+    np.save(work.folder / CHANCE_FILE, computed.chance)
+
+
+class Scenario(NamedTuple):
+    """The samples of a scenario, and CETT of every neuron on them."""
+
+    rows: Rows
+    cett: Float[np.ndarray, "n p"]
+
+
+class Aurocs(NamedTuple):
+    """AUROCs of every neuron in two scenarios, and counts under flipped labels."""
+
+    selection: ColumnEstimates
+    second: ColumnEstimates
+    chance: Int[np.ndarray, "3 threshold draws"]  # in the order of `counted`
+
+
+def aurocs(
+    selection: Scenario,
+    second: Scenario,
+    thresholds: Thresholds,
+    permutations: int,
+    seed: int,
+    advance: Callable[[int], object],
+) -> Aurocs:
+    """Compute AUROCs in both scenarios; labels are flipped in each on its own."""
+    scenarios = (selection, second)
+    flips = [
+        flipped_labels(scenario.rows.y, scenario.rows.units, permutations, seed + number)
+        for number, scenario in enumerate(scenarios)
     ]
-    p = scenarios[0].cett.shape[1]
-    aurocs = np.empty((2, 3, p))
-    counts = np.zeros((3, len(thresholds), parameters["permutations"]), dtype=np.int64)
-    with work.task(p, "neurons") as task:
-        for block in column_blocks(p):
-            flipped = []
-            for number, scenario in enumerate(scenarios):
-                cett = np.asarray(scenario.cett[:, block])
-                aurocs[number, :, block] = estimate_column_aurocs(
-                    cett, scenario.rows.y, scenario.rows.units
-                )
-                flipped.append(ranked_aurocs(column_ranks(cett), scenario.flips))
-            counts += counted(*flipped, thresholds)
-            task.advance(block.stop - block.start)
-    np.save(work.folder / AUROCS_FILE, aurocs)
-    np.save(work.folder / CHANCE_FILE, counts)
+    p = selection.cett.shape[1]
+    values = np.empty((2, 3, p))
+    counts = np.zeros((3, len(thresholds), permutations), dtype=np.int64)
+    for block in column_blocks(p):
+        by_chance = []
+        for number, (rows, matrix) in enumerate(scenarios):
+            cett = np.asarray(matrix[:, block])
+            values[number, :, block] = estimate_column_aurocs(cett, rows.y, rows.units)
+            by_chance.append(ranked_aurocs(column_ranks(cett), flips[number]))
+        counts += counted(by_chance[0], by_chance[1], thresholds)
+        advance(block.stop - block.start)
+    return Aurocs(ColumnEstimates(*values[0]), ColumnEstimates(*values[1]), counts)
 
 
 def counted(
@@ -94,14 +131,6 @@ def counted(
     return np.moveaxis(np.array(counts, dtype=np.int64), 0, 1)
 
 
-class Aurocs(NamedTuple):
-    """The output of a node."""
-
-    selection: ColumnEstimates
-    second: ColumnEstimates
-    chance: Int[np.ndarray, "3 threshold draws"]  # counts, in the order of `counted`
-
-
 def read(folder: Path) -> Aurocs:
     """Read the output of a finished node."""
     selection, second = np.load(folder / AUROCS_FILE, allow_pickle=False)
@@ -109,20 +138,12 @@ def read(folder: Path) -> Aurocs:
     return Aurocs(ColumnEstimates(*selection), ColumnEstimates(*second), chance)
 
 
-class _Scenario(NamedTuple):
-    rows: Rows
-    cett: Float[np.ndarray, "n p"]
-    flips: Int[np.ndarray, "draws n"]
-
-
-def _scenario(work: "Work[Materials]", role: str, seed: int) -> _Scenario:
-    parameters = work.parameters
+def _scenario(work: "Work[Materials]", role: str) -> Scenario:
     traces = Traces.open(work.inputs[f"{role} traces"])
     samples = read_samples(work.inputs[f"{role} samples"] / SAMPLES_FILE)
     require_same_tokens(traces, samples)
-    rows = Rows(samples)
-    flips = flipped_labels(rows.y, rows.units, parameters["permutations"], seed)
-    return _Scenario(rows, traces.matrix(parameters["measure"], parameters["span"]), flips)
+    matrix = traces.matrix(work.parameters["measure"], work.parameters["span"])
+    return Scenario(Rows(samples), matrix)
 
 
 STAGE = Stage("aurocs", make, packages=("numpy", "scipy"))

@@ -77,18 +77,18 @@ class InformationExperiment(Experiment):
             f"{first.h_neurons} H-Neurons or as many regular ones: {first.n} samples in "
             f"{first.units} units.",
             caption="held out: neurons of each fold's probe, on the fold that did not select them."
-            "\nIntervals of matched and random neurons contain 95% of draws.",
+            "\nIntervals of matched neurons contain 95% of draws.",
             caption_style="",
             caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
         table.add_column("precision", overflow="fold")
-        columns = ("H-Neurons", "matched", "random", "held out", "matched\nheld out")
+        columns = ("H-Neurons", "matched", "held out", "matched\nheld out")
         for column in (*columns, "p below .05\n(Holm)"):
             table.add_column(column, no_wrap=True)
         for row in rows:
-            values = (row.information, row.matched, row.random, row.held_out, row.held_out_matched)
+            values = (row.information, row.matched, row.held_out, row.held_out_matched)
             table.add_row(
                 row.precision,
                 *map(_millibits, values),

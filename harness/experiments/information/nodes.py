@@ -1,5 +1,6 @@
 """Stage `information`: mutual information of every neuron, and its null distribution."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,24 +66,45 @@ def make(work: "Work[Materials]") -> None:
     traces = Traces.open(work.inputs["traces"])
     samples = read_samples(work.inputs["samples"] / SAMPLES_FILE)
     require_same_tokens(traces, samples)
-    rows = Rows(samples)
-    flips = flipped_labels(rows.y, rows.units, parameters["permutations"], parameters["seed"])
     cett = traces.matrix(parameters["measure"], parameters["span"])
-    values = np.empty((4, cett.shape[1]))
-    maxima = np.zeros(len(flips))
     with work.task(cett.shape[1], "neurons") as task:
-        for block in column_blocks(cett.shape[1]):
-            high = high_activation(np.asarray(cett[:, block]), parameters["quantile"]).T
-            plug_in = column_information(high, rows.y[None])[0]
-            null = column_information(high, flips)
-            values[0, block] = plug_in
-            values[1, block] = plug_in + column_corrections(high, rows.y[None])[0]
-            values[2, block] = (null + column_corrections(high, flips)).mean(axis=0)
-            values[3, block] = rank_p(plug_in, null)
-            maxima = np.maximum(maxima, null.max(axis=1))
-            task.advance(block.stop - block.start)
-    np.save(work.folder / INFORMATION_FILE, values)
+        *values, maxima = information(
+            cett,
+            Rows(samples),
+            parameters["quantile"],
+            parameters["permutations"],
+            parameters["seed"],
+            task.advance,
+        )
+    np.save(work.folder / INFORMATION_FILE, np.array(values))
     np.save(work.folder / MAXIMA_FILE, maxima)
+
+
+def information(
+    cett: Float[np.ndarray, "n p"],
+    rows: Rows,
+    quantile: float,
+    permutations: int,
+    seed: int,
+    advance: Callable[[int], object],
+) -> Information:
+    """Compute the information of every neuron, and its null distribution."""
+    flips = flipped_labels(rows.y, rows.units, permutations, seed)
+    values = np.empty((4, cett.shape[1]))
+    maxima = np.zeros(permutations)
+    for block in column_blocks(cett.shape[1]):
+        high = high_activation(np.asarray(cett[:, block]), quantile).T
+        plug_in = column_information(high, rows.y[None])[0]
+        null = column_information(high, flips)
+        values[:, block] = (
+            plug_in,
+            plug_in + column_corrections(high, rows.y[None])[0],
+            (null + column_corrections(high, flips)).mean(axis=0),
+            rank_p(plug_in, null),
+        )
+        maxima = np.maximum(maxima, null.max(axis=1))
+        advance(block.stop - block.start)
+    return Information(*values, maxima)
 
 
 def high_activation(cett: Float[np.ndarray, "n p"], quantile: float) -> Bool[np.ndarray, "n p"]:
