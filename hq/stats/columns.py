@@ -5,7 +5,7 @@ columns, and many labelings of the same rows cost one matrix product.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -61,9 +61,12 @@ def ranked_aurocs(
     (Mann & Whitney 1947).
     """
     n = labels.shape[1]
-    exact = np.float32 if n * (n + 1) < _EXACT else np.float64
+    exact: type[np.floating[Any]] = np.float32 if n * (n + 1) < _EXACT else np.float64
     # Twice a mean rank is a whole number.
-    sums = labels.astype(exact) @ (2 * ranks).astype(exact).T / np.float64(2)
+    twice: Float[np.ndarray, "labelings p"] = np.matmul(
+        labels.astype(exact), (2 * ranks).astype(exact).T
+    )
+    sums = twice.astype(np.float64) / 2
     positives = labels.sum(axis=1)[:, None].astype(np.float64)
     pairs = positives * (n - positives)
     areas: Float[np.ndarray, "labelings p"] = np.full(sums.shape, np.nan)

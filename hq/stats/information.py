@@ -6,6 +6,8 @@ that occur; Miller (1955), "Note on the bias of information estimates", subtract
 binary variables, that is 1/(2n·ln 2). The correction assumes independent rows.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -26,7 +28,8 @@ def information_statistic(high: Bool[np.ndarray, " n"], labels: Int[np.ndarray, 
             terms -= _x_log_x(joint.sum(axis=axis)).sum(axis=1)
         information: Float[np.ndarray, " weightings"] = np.full(len(total), np.nan)
         np.divide(terms, total, out=information, where=total > 0)
-        return np.maximum(information, 0)  # NaN stays; rounding can leave −1e-16
+        np.maximum(information, 0, out=information)  # NaN stays; rounding can leave −1e-16
+        return information
 
     return statistic
 
@@ -34,7 +37,8 @@ def information_statistic(high: Bool[np.ndarray, " n"], labels: Int[np.ndarray, 
 def miller_madow(high: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> float:
     """Return the correction that is added to the plug-in information."""
     joint = len(np.unique(2 * high.astype(int) + labels))
-    return (len(np.unique(high)) + len(np.unique(labels)) - joint - 1) / (2 * len(high) * np.log(2))
+    excess = len(np.unique(high)) + len(np.unique(labels)) - joint - 1
+    return float(excess / (2 * len(high) * np.log(2)))
 
 
 def column_information(
@@ -70,8 +74,8 @@ def _cells(
 ) -> list[Int[np.ndarray, "labelings p"]]:
     """Return how many rows have each pair of indicator and label."""
     n = labels.shape[1]
-    exact = np.float32 if n < _EXACT else np.float64
-    both = np.rint(labels.astype(exact) @ high.astype(exact).T).astype(np.int64)
+    exact: type[np.floating[Any]] = np.float32 if n < _EXACT else np.float64
+    both = np.matmul(labels.astype(exact), high.astype(exact).T).astype(np.int64)
     n_high, n_pos = high.sum(axis=1), labels.sum(axis=1)[:, None]
     return [both, n_high - both, n_pos - both, n - n_pos - n_high + both]
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from harness.experiments.distributions.tables import EffectRow, QuantileRow, SetRow
 from harness.stages.identify import Rows
 from harness.tables.schema import Row
 from hq.neurons.neuron_set import NeuronSet
-from hq.probe.controls import matched_neurons, outliers, random_neurons
 from hq.probe.cross_fit import CrossFit
 from hq.probe.held_out import mean_over_folds, require_selections
+from hq.probe.regular import RegularNeurons
 from hq.stats.auroc import auroc_statistic, estimate_auroc
 from hq.stats.columns import column_ranks, ranked_aurocs
 from hq.stats.intervals import Estimate, Statistic, Weights, estimate
@@ -144,7 +144,7 @@ class EffectAnalysis:
         """Mean delta, on each fold, of neurons that match those of the fold's probe."""
         totals = np.zeros(self.draws)
         for flats, rows in zip(by_fold, self._rows_of_folds, strict=True):
-            drawn = self._matched_to(flats)
+            drawn = self._regular.matched(flats, self.draws, self.seed)
             totals += self._deltas(drawn.ravel(), rows).reshape(drawn.shape).sum(axis=1)
         return Estimate.of_draws(totals / sum(map(len, by_fold)))
 
@@ -194,33 +194,14 @@ class EffectAnalysis:
 
     @cached_property
     def _matched(self) -> Int[np.ndarray, "draws k"]:
-        return self._matched_to(self.neurons.flat_positive)
-
-    def _matched_to(self, flats: Int[np.ndarray, " k"]) -> Int[np.ndarray, "draws k"]:
-        return matched_neurons(
-            flats,
-            self._magnitudes,
-            self.neurons.model.space,
-            self.draws,
-            self.seed,
-            exclude=np.flatnonzero(~self._regular),
-        )
+        return self._regular.matched(self.neurons.flat_positive, self.draws, self.seed)
 
     @cached_property
     def _random(self) -> Int[np.ndarray, "draws k"]:
-        """Regular neurons of any layer, without super-neurons."""
-        exclude = np.flatnonzero(~self._regular | outliers(self._magnitudes))
-        k, p = len(self.neurons.positive), self.neurons.model.n_neurons
-        return random_neurons(k, p, self.draws, self.seed, exclude)
+        return self._regular.random(len(self.neurons.positive), self.draws, self.seed)
 
     @cached_property
-    def _regular(self) -> Bool[np.ndarray, " p"]:
-        """Neurons without a weight in the FP16 set that the traced variant has."""
-        regular = np.ones(self.neurons.model.n_neurons, dtype=bool)
-        regular[self.neurons.flat] = False
-        regular[list(self.traces.info.missing)] = False
-        return regular
-
-    @cached_property
-    def _magnitudes(self) -> Float[np.ndarray, " p"]:
-        return magnitudes(self.reference, self.neurons.tokens, np.arange(len(self.rows.y)))
+    def _regular(self) -> RegularNeurons:
+        everyone = np.arange(len(self.rows.y))
+        size = magnitudes(self.reference, self.neurons.tokens, everyone)
+        return RegularNeurons(self.neurons, size, self.traces.info.missing)

@@ -104,7 +104,7 @@ def information(
         )
         maxima = np.maximum(maxima, null.max(axis=1))
         advance(block.stop - block.start)
-    return Information(*values, maxima)
+    return _information(values, maxima)
 
 
 def high_activation(cett: Float[np.ndarray, "n p"], quantile: float) -> Bool[np.ndarray, "n p"]:
@@ -121,7 +121,14 @@ def high_activation(cett: Float[np.ndarray, "n p"], quantile: float) -> Bool[np.
 def read(folder: Path) -> Information:
     """Read the output of a finished node."""
     values = np.load(folder / INFORMATION_FILE, allow_pickle=False)
-    return Information(*values, np.load(folder / MAXIMA_FILE, allow_pickle=False))
+    return _information(values, np.load(folder / MAXIMA_FILE, allow_pickle=False))
+
+
+def _information(
+    values: Float[np.ndarray, "4 p"], maxima: Float[np.ndarray, " draws"]
+) -> Information:
+    plug_in, corrected, chance, p = values
+    return Information(plug_in, corrected, chance, p, maxima)
 
 
 STAGE = Stage("information", make, packages=("numpy",))

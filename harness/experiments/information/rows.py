@@ -13,9 +13,9 @@ from harness.experiments.information.tables import InformationRow, LayerRow, Neu
 from harness.stages.identify import Rows
 from harness.tables.schema import Row
 from hq.neurons.neuron_set import NeuronSet
-from hq.probe.controls import matched_neurons, outliers, random_neurons
 from hq.probe.cross_fit import CrossFit
 from hq.probe.held_out import mean_over_folds, require_selections
+from hq.probe.regular import RegularNeurons
 from hq.stats.equivalence import holm
 from hq.stats.information import (
     column_corrections,
@@ -64,8 +64,10 @@ class InformationAnalysis:
     def _information(self) -> InformationRow:
         chosen, of_all = self.neurons.flat_positive, self.information.corrected
         observed = float(of_all[chosen].mean())
-        matched = of_all[self._matched(chosen)].mean(axis=1)
-        random = of_all[self._random(len(chosen))].mean(axis=1)
+        matched = of_all[self._regular.matched(chosen, self.section.draws, self.seed)].mean(axis=1)
+        random = of_all[self._regular.random(len(chosen), self.section.draws, self.seed)].mean(
+            axis=1
+        )
         by_fold = [fold.probe.flat_positive for fold in self.probes.folds]
         held_out = self._estimate(self._mean_held_out(by_fold))
         draws = self._held_out_of_draws(by_fold)
@@ -97,7 +99,7 @@ class InformationAnalysis:
         adjusted, family_wise = holm(info.p[chosen]), maximum_p(info.plug_in, info.maxima)
         rows = []
         for i, (neuron, flat) in enumerate(zip(self.neurons.positive, chosen, strict=True)):
-            of_layer = info.corrected[self._regular & (layers == neuron.layer)]
+            of_layer = info.corrected[self._regular.mask & (layers == neuron.layer)]
             rows.append(
                 NeuronRow(
                     precision=self.traces.info.precision,
@@ -122,7 +124,7 @@ class InformationAnalysis:
         shares: list[float | None] = []
         for layer in range(self.neurons.model.n_layers):
             h = chosen[layers[chosen] == layer]
-            regular = of_all[self._regular & (layers == layer)]
+            regular = of_all[self._regular.mask & (layers == layer)]
             means.append(float(of_all[h].mean()) if len(h) else None)
             if len(h):
                 rng = np.random.default_rng((self.seed, layer))
@@ -139,7 +141,7 @@ class InformationAnalysis:
                 layer=layer,
                 h_neurons=int((layers[chosen] == layer).sum()),
                 information=means[layer],
-                regular=Estimate.of_draws(of_all[self._regular & (layers == layer)]),
+                regular=Estimate.of_draws(of_all[self._regular.mask & (layers == layer)]),
                 p=shares[layer],
                 p_holm=None if shares[layer] is None else next(adjusted),
             )
@@ -163,7 +165,7 @@ class InformationAnalysis:
         """Mean corrected information of neurons that match those of each fold, on the fold."""
         totals = np.zeros(self.section.draws)
         for flats, rows in zip(by_fold, self._rows_of_folds, strict=True):
-            drawn = self._matched(flats)
+            drawn = self._regular.matched(flats, self.section.draws, self.seed)
             distinct, position = np.unique(drawn, return_inverse=True)
             high, y = self._high(distinct)[rows].T, self.rows.y[rows][None]
             values = (column_information(high, y) + column_corrections(high, y))[0]
@@ -201,27 +203,10 @@ class InformationAnalysis:
         return model.space.locate(np.arange(model.n_neurons)).layer
 
     @cached_property
-    def _regular(self) -> Bool[np.ndarray, " p"]:
-        """Neurons without a weight in the FP16 set that the traced variant has."""
-        regular = np.ones(self.neurons.model.n_neurons, dtype=bool)
-        regular[self.neurons.flat] = False
-        regular[list(self.traces.info.missing)] = False
-        return regular
-
-    @cached_property
-    def _magnitudes(self) -> Float[np.ndarray, " p"]:
-        return magnitudes(self.reference, self.neurons.tokens, np.arange(len(self.rows.y)))
-
-    def _matched(self, flats: Int[np.ndarray, " k"]) -> Int[np.ndarray, "draws k"]:
-        space, draws = self.neurons.model.space, self.section.draws
-        exclude = np.flatnonzero(~self._regular)
-        return matched_neurons(flats, self._magnitudes, space, draws, self.seed, exclude=exclude)
-
-    def _random(self, k: int) -> Int[np.ndarray, "draws k"]:
-        """Draw regular neurons of any layer, without super-neurons."""
-        exclude = np.flatnonzero(~self._regular | outliers(self._magnitudes))
-        p = self.neurons.model.n_neurons
-        return random_neurons(k, p, self.section.draws, self.seed, exclude)
+    def _regular(self) -> RegularNeurons:
+        everyone = np.arange(len(self.rows.y))
+        size = magnitudes(self.reference, self.neurons.tokens, everyone)
+        return RegularNeurons(self.neurons, size, self.traces.info.missing)
 
 
 def _share(draws: Float[np.ndarray, " draws"], observed: float) -> float:
