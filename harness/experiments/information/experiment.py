@@ -73,11 +73,11 @@ class InformationExperiment(Experiment):
         rows = tables["information"]
         first = rows[0]
         table = Table(
-            title=f"Mutual information with hallucination in millibits (labels: 1,000), mean over\n"
-            f"{first.h_neurons} H-Neurons or as many regular ones: {first.n} samples in "
+            title="Mutual information with hallucination, in thousandths of a bit:\n"
+            f"mean over {first.h_neurons} H-Neurons or as many regular ones.\n{first.n} samples in "
             f"{first.units} units.",
-            caption="held out: neurons of each fold's probe, on the fold that did not select them."
-            "\nIntervals of matched neurons contain 95% of draws.",
+            caption="held out: neurons of each fold's probe, on the fold that\ndid not select them. "
+            "Intervals of matched neurons contain 95%\nof draws.",
             caption_style="",
             caption_justify="left",
             box=SIMPLE_HEAD,
