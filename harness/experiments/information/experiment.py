@@ -76,8 +76,8 @@ class InformationExperiment(Experiment):
             title="Mutual information with hallucination, in thousandths of a bit:\n"
             f"mean over {first.h_neurons} H-Neurons or as many regular ones.\n{first.n} samples in "
             f"{first.units} units.",
-            caption="held out: neurons of each fold's probe, on the fold that\ndid not select them. "
-            "Intervals of matched neurons contain 95%\nof draws.",
+            caption="held out: neurons of each fold's probe, on the fold that\n"
+            "did not select them. Intervals of matched neurons contain 95%\nof draws.",
             caption_style="",
             caption_justify="left",
             box=SIMPLE_HEAD,
