@@ -1,4 +1,4 @@
-"""`hq neurons show`: the content of a NeuronSet file."""
+"""`hq neurons`: the content of a NeuronSet file, and the test of the formal definition."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,24 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from harness.cli.app import AsJson, app, out, print_json
+from harness.cli.app import AsJson, Quiet, app, out, print_json
+from harness.cli.study import (
+    DEFAULT_STUDY,
+    Into,
+    ModelOption,
+    Name,
+    Overrides,
+    Precisions,
+    Questions,
+    Resume,
+    execute,
+    planned,
+)
 from hq.neurons.neuron_set import NeuronSet
 
-neurons_app = typer.Typer(no_args_is_help=True, help="Show NeuronSet files.")
+neurons_app = typer.Typer(
+    no_args_is_help=True, help="Show NeuronSet files; test neurons against the formal definition."
+)
 app.add_typer(neurons_app, name="neurons")
 
 
@@ -43,3 +57,26 @@ def neurons_show(
         row = (neuron.layer, neuron.index, f"{neuron.weight:+.4f}", f"{neuron.mean:.2e}", mark)
         table.add_row(*map(str, row))
     out.print(table)
+
+
+@neurons_app.command("test")
+def neurons_test(
+    study: Name = DEFAULT_STUDY,
+    model: ModelOption = None,
+    precisions: Precisions = None,
+    questions: Questions = None,
+    overrides: Overrides = None,
+    into: Into = None,
+    resume: Resume = True,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test which neurons meet the formal definition; same as hq run -e conditions.
+
+    An H-Neuron has a positive weight, an AUROC of its CETT above tau on the study's samples, and
+    one above tau_cross in a second scenario: the study `other` of the section [conditions].
+
+    Example: `hq neurons test --precisions fp16,nf4 --set conditions.other=smollm2-facts`.
+    """
+    chosen = planned(study, model, precisions, questions, overrides)
+    execute(chosen, "conditions", into, resume, quiet, as_json)

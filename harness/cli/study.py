@@ -25,8 +25,7 @@ ExperimentOption = Annotated[
     typer.Option(
         "--experiment",
         "-e",
-        help="detect, sweep or survival (see `hq list experiments`); default: the experiment "
-        "in the study's file, else detect.",
+        help="See `hq list experiments`; default: the experiment in the study's file, else detect.",
     ),
 ]
 ModelOption = Annotated[str | None, typer.Option(help="A checkpoint folder, GGUF file or hub id.")]

@@ -1,4 +1,4 @@
-"""Pictures of runs: AUROCs of the probe and its controls, or rates of a sweep over α.
+"""Pictures of runs: AUROCs of the probe and its controls, rates of a sweep, distributions.
 
 The tables in a folder decide which of `PICTURES` it has.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
+from harness.tables.distributions_picture import draw_distributions
 from harness.tables.files import lacks_table, read_table
 from hq.errors import HQError
 
@@ -68,7 +69,10 @@ def draw(run: Path, into: Path) -> None:
     picture = next((p for table, p in PICTURES.items() if (run / f"{table}.csv").is_file()), None)
     if picture is None:
         tables = " or ".join(f"{table}.csv" for table in PICTURES)
-        raise HQError(f"{run} has no {tables}: give the folder of a finished run or sweep.")
+        raise HQError(
+            f"{run} has no {tables}: give the folder of a finished run of detect, sweep or "
+            "distributions."
+        )
     # Text remains text and ids are constant, so that files can be read and compared.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hq"}):
         figure = picture.draw(run)
@@ -180,6 +184,7 @@ class Picture(NamedTuple):
 PICTURES: Mapping[str, Picture] = {
     "detection": Picture("auroc.svg", _aurocs),
     "rates": Picture("curves.svg", _curves),
+    "density": Picture("distributions.svg", draw_distributions),
 }
 """By a table that the run has."""
 

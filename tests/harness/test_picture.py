@@ -56,3 +56,31 @@ def test_the_axis_names_samples_units_and_how_they_were_scored(picture):
     label = re.search(r">(AUROC[^<]*)</text>", picture)
     assert label is not None
     assert label[1] == "AUROC out of fold, 7 samples in 7 units, 95% intervals (*: of the draws)"
+
+
+def test_distributions_are_drawn_by_precision(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    run.mkdir()
+    tables = {
+        "density": "precision,layer,per_mille,expected_low,expected_high\n"
+        "fp16,0,0,0,2\nfp16,1,3.5,0,2\nnf4,0,1,0,2\nnf4,1,0,0,2\n",
+        "quantiles": "precision,neurons,label,q05,q25,q50,q75,q95\n"
+        + "".join(
+            f"{p},{neurons},{label},0.1,0.4,{0.7 + 0.2 * (label == 'hallucinated')},1.2,2\n"
+            for p in ("fp16", "nf4")
+            for neurons in ("h", "matched", "random")
+            for label in ("right", "hallucinated")
+        ),
+        "effects": "precision,layer,index,delta,delta_low,delta_high,matched_low,matched_high\n"
+        "fp16,1,17,0.2,0.1,0.3,-0.1,0.1\nfp16,1,42,0.3,0.2,0.4,-0.1,0.1\n"
+        "nf4,1,17,0.2,0.1,0.3,-0.1,0.1\n",
+        "sets": "precision,neurons,n,units\nfp16,h,240,120\nnf4,h,240,120\n",
+    }
+    for name, text in tables.items():
+        (run / f"{name}.csv").write_text(text, encoding="utf-8")
+    draw(run, tmp_path / "distributions.svg")
+    picture = (tmp_path / "distributions.svg").read_text(encoding="utf-8")
+    for name in ("fp16", "nf4", "H-Neurons", "matched", "240 samples in 120 units"):
+        assert f">{name}</text>" in picture
+    assert picture.index(">1:42</text>") < picture.index(">1:17</text>")  # largest delta first

@@ -1,0 +1,4 @@
+"""Experiment information: mutual information of single neurons and hallucination.
+
+The estimates are in `hq.stats.information`.
+"""
