@@ -38,8 +38,8 @@ def drift_command(
     samples: Annotated[
         Path | None,
         typer.Option(
-            help="A samples.jsonl of the new answers: labels and units. Default: the "
-            "reference's if the same token ids were traced, else each text is a unit without a label."
+            help="A samples.jsonl of the new answers, for labels and units. Default: the "
+            "reference's if the same token ids were traced; else no labels, one unit per text."
         ),
     ] = None,
     reference: Annotated[
@@ -152,7 +152,7 @@ def _table(measured: "MeasuredDrift") -> Table:
         table.add_row("calibration slope", "1 if calibrated", _cell(drift.calibration_slope))
     shift = drift.shift
     for name, value, p in (("PSI", shift.psi, shift.psi_p), ("KS", shift.ks, shift.ks_p)):
-        label = "p unknown: a bundle has no units" if p is None else f"p = {p:.3f}"
+        label = "p needs units" if p is None else f"p = {p:.3f}"
         table.add_row(f"{name} of the scores", "", f"{value:.3f}", label)
     return table
 

@@ -118,7 +118,11 @@ class DomainAnswers:
         centred = (scores.out_of_fold - scores.means[self.rows.folds])[self.right]
         return conformal_threshold(centred, target, self.rows.units[self.right]) + scores.mean
 
-    def rate(self, rows: Int[np.ndarray, " row"], flags: Bool[np.ndarray, " n"]) -> Estimate:
+    def rate(
+        self,
+        rows: Int[np.ndarray, " row"],
+        flags: Bool[np.ndarray, " n"] | Float[np.ndarray, " n"],
+    ) -> Estimate:
         """Return the share of flagged rows; units have equal weights."""
         return estimate_rate(flags[rows], self.rows.units[rows], equal_units=True)
 

@@ -135,7 +135,7 @@ def measure_drift(
             error_before = expected_calibration_error(expit(before.scores), before.labels)
     units = len(np.unique(new.units))
     verdict, more = (
-        _unlabelled_verdict(flagged_change)
+        verdict_without_labels(flagged_change)
         if area_change is None or alarm_change is None
         else _labelled_verdict(area_change, alarm_change, units)
     )
@@ -271,7 +271,8 @@ def _labelled_verdict(
     return Verdict.INCONCLUSIVE, _more(undecided, units)
 
 
-def _unlabelled_verdict(flagged: EquivalenceResult) -> tuple[Verdict, int | None]:
+def verdict_without_labels(flagged: EquivalenceResult) -> tuple[Verdict, int | None]:
+    """Return the verdict on a change of the share of flagged answers, and the units to add."""
     if flagged.verdict is Equivalence.CHANGED:
         return Verdict.THRESHOLD_STALE, None
     if flagged.verdict is Equivalence.PRESERVED:
