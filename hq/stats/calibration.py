@@ -39,18 +39,28 @@ def estimate_calibration_slope(
     HQError if the scores separate the labels, where the slope is infinite.
     """
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    return estimate(lambda weights: _slope(x, y, weights), len(x), groups, "calibration slope")
+    size = float(x.std())
+    if not size:
+        raise HQError("All scores are equal, so there is no calibration slope: trace more texts.")
+    z = (x - x.mean()) / size
+    start = _fit(z, y, np.ones((1, len(x))), np.zeros(2))
+    # Without one unit, the fit is close to that of all rows.
+    return estimate(
+        lambda weights: _fit(z, y, weights, start[0])[:, 1] / size,
+        len(x),
+        groups,
+        "calibration slope",
+    )
 
 
-def _slope(
-    x: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], weights: Weights
-) -> Float[np.ndarray, " weightings"]:
-    """Fit by Newton's method; NaN where it does not converge."""
-    centre, size = x.mean(), x.std()
-    if size == 0:
-        return np.full(len(weights), np.nan)
-    z = (x - centre) / size
-    a, b = np.zeros(len(weights)), np.zeros(len(weights))
+def _fit(
+    z: Float[np.ndarray, " n"],
+    y: Int[np.ndarray, " n"],
+    weights: Weights,
+    start: Float[np.ndarray, "2"],
+) -> Float[np.ndarray, "weightings 2"]:
+    """Return intercepts and slopes by Newton's method; NaN where it does not converge."""
+    a, b = (np.full(len(weights), value) for value in start)
     step = np.full(len(weights), np.inf)
     for _ in range(_STEPS):
         p = expit(a[:, None] + b[:, None] * z)
@@ -63,5 +73,6 @@ def _slope(
         a, b, step = a + da, b + db, np.abs(da) + np.abs(db)
         if not (step > _TOLERANCE).any():
             break
-    slope: Float[np.ndarray, " weightings"] = np.where(step <= _TOLERANCE, b / size, np.nan)
-    return slope
+    fitted: Float[np.ndarray, "weightings 2"] = np.stack([a, b], axis=1)
+    fitted[~(step <= _TOLERANCE)] = np.nan
+    return fitted

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
@@ -39,9 +39,7 @@ def population_stability_index(reference: ArrayLike, new: ArrayLike, bins: int =
     a, b = _scores(reference, "reference"), _scores(new, "new")
     if bins < 2:
         raise HQError(f"The population stability index needs two bins or more, not {bins}.")
-    edges = np.unique(np.quantile(a, np.arange(1, bins) / bins))
-    p, q = (_shares(np.searchsorted(edges, s, side="right"), len(edges) + 1) for s in (a, b))
-    return float(((q - p) * np.log(q / p)).sum())
+    return _psi(np.sort(a), np.sort(b), bins)
 
 
 def ks_statistic(reference: ArrayLike, new: ArrayLike) -> float:
@@ -81,12 +79,14 @@ def score_shift(
     if reference_units is None or new_units is None:
         return ScoreShift(psi, None, ks, None)
     pooled = np.concatenate([a, b])
+    order = np.argsort(pooled, kind="stable")
+    ascending = pooled[order]
     statistic, as_large = _ks(pooled), np.zeros(2, dtype=np.int64)
     exchanged = _exchanged(reference_units, new_units, np.random.default_rng(seed))
     chunk = max(1, _CHUNK // len(pooled))
     for start in range(0, permutations, chunk):
         sides = np.stack([exchanged() for _ in range(min(chunk, permutations - start))])
-        indices = [population_stability_index(pooled[~side], pooled[side]) for side in sides]
+        indices = [_psi(ascending[~side], ascending[side], BINS) for side in sides[:, order]]
         # Rounding must not separate equal statistics.
         as_large += [
             int((np.array(indices) >= psi - 1e-12).sum()),
@@ -138,8 +138,22 @@ def _ks(
     return statistic
 
 
-def _shares(bin_of: Int[np.ndarray, " n"], bins: int) -> Float[np.ndarray, " bin"]:
-    counts = np.bincount(bin_of, minlength=bins) + 0.5
+def _psi(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], bins: int) -> float:
+    """Return the index of sorted scores; quantiles are interpolated linearly."""
+    position = (len(a) - 1) * np.arange(1, bins) / bins
+    lower = position.astype(np.int64)
+    edges = a[lower] + (position - lower) * (a[np.minimum(lower + 1, len(a) - 1)] - a[lower])
+    edges = np.unique(edges)
+    p, q = (_shares(s, edges) for s in (a, b))
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def _shares(
+    ascending: Float[np.ndarray, " n"], edges: Float[np.ndarray, " edge"]
+) -> Float[np.ndarray, " bin"]:
+    """Return the share in each bin, after half a count is added; an edge is in the upper bin."""
+    below = np.searchsorted(ascending, edges, side="left")
+    counts = np.diff(below, prepend=0, append=len(ascending)) + 0.5
     shares: Float[np.ndarray, " bin"] = counts / counts.sum()
     return shares
 

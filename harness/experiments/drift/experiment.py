@@ -1,6 +1,8 @@
 """Experiment drift: the verdicts of `hq drift` at each precision, and repair without labels."""
 
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,12 +11,12 @@ from rich.table import Table
 
 from harness.experiments.base import Experiment, estimate_cell
 from harness.experiments.drift.repair import RepairAnalysis
-from harness.experiments.drift.tables import TABLES, DriftRow
+from harness.experiments.drift.tables import TABLES, DriftRow, RepairRow
 from harness.stages import mapping
 from harness.stages.alarms import Scores, domain_of, require_calibration
 from harness.stages.drift import answers_at, paired_reference
 from harness.stages.graph import Graph
-from harness.stages.identify import Rows
+from harness.stages.identify import NEURONS_FILE, Rows
 from harness.stages.materials import Materials
 from harness.stages.samples import Sample, require_origin
 from harness.store.node import Node
@@ -42,6 +44,7 @@ class DriftExperiment(Experiment):
     name = "drift"
     measures = "drift of the FP16 probe and threshold at each precision, and repair without labels"
     tables = TABLES
+    committed = (NEURONS_FILE,)
 
     def check(self, m: Materials) -> None:
         """Raises HQError if there is no precision besides the reference."""
@@ -83,6 +86,10 @@ class DriftExperiment(Experiment):
             for name, rows in analysis.tables(variant, again).items():
                 tables[name] += rows
         return tables
+
+    def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
+        """Write the neurons of the reference."""
+        shutil.copyfile(Graph(m).neurons_file(outputs), folder / NEURONS_FILE)
 
     def definition(self, study: Study) -> dict[str, Any]:
         """Return the promised rate and the margins of the verdicts."""
@@ -190,27 +197,28 @@ def _drift_table(rows: Sequence[DriftRow]) -> Table:
     return table
 
 
-def _repair_table(rows: Sequence[Any]) -> Table:
+def _repair_table(rows: Sequence[RepairRow]) -> Table:
     table = Table(
-        title="Gain of AUROC by repair on all texts of other folds, and false alarms with\n"
-        "the threshold at the same quantile of their scores",
+        title="Lost AUROC, and gains by repair on all texts of other folds (`labels`: identified\n"
+        "again). False alarms: threshold set at FP16, and at the same quantile of the texts.",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    for column in ("precision", "lost", "repair", "gain", "false\nalarms"):
+    gains = ("standardised", "reweighted", "labels")
+    for column in ("precision", "lost", *gains, "set at\nFP16", "same\nquantile"):
         table.add_column(column, overflow="fold")
     most = max(row.texts for row in rows)
-    for row in rows:
-        if row.texts == most:
-            alarms = row.false_alarms_matched or row.false_alarms
-            first = row.method == "none"
-            table.add_row(
-                row.precision if first else "",
-                estimate_cell(row.lost, signed=True) if first else "",
-                row.method,
-                estimate_cell(row.gain, signed=True),
-                estimate_cell(alarms),
-            )
+    by_key = {(row.precision, row.method): row for row in rows if row.texts == most}
+    for precision in dict.fromkeys(row.precision for row in rows):
+        frozen = by_key[precision, "none"]
+        matched = frozen.false_alarms_matched
+        table.add_row(
+            precision,
+            estimate_cell(frozen.lost, signed=True),
+            *(estimate_cell(by_key[precision, gain].gain, signed=True) for gain in gains),
+            estimate_cell(frozen.false_alarms),
+            "" if matched is None else estimate_cell(matched),
+        )
     return table
 
 
