@@ -5,7 +5,7 @@ one unit are not independent, so p-values are those of permutations of whole uni
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -17,7 +17,8 @@ BINS = 10
 _CHUNK = 2**22  # rows × permutations at a time
 
 
-class ScoreShift(NamedTuple):
+@dataclass(frozen=True)
+class ScoreShift:
     """How far scores moved from a reference; p-values are None if its units are unknown."""
 
     psi: float

@@ -136,7 +136,7 @@ def drift(hq, files):
 
     def call(new, *arguments, probe="run", reference=True, wide=True):
         known = ("--reference", files / "fp16") if reference and probe == "run" else ()
-        margins = ("--margin", 0.1, "--rate-margin", 0.12) if wide else ()
+        margins = ("--margin", 0.1, "--rate-margin", 0.15) if wide else ()
         return hq("drift", files / probe, *known, "--new", files / new, *margins, *arguments)
 
     return call
