@@ -28,7 +28,7 @@ from hq.monitor.drift import (
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.cross_fit import CrossFit
-from hq.stats.intervals import Estimate
+from hq.stats.intervals import combined_interval
 from hq.storage.verified_folder import MANIFEST
 from hq.tracing.traces import Traces
 
@@ -111,13 +111,12 @@ def _of_bundle(
     new = _NewAnswers.of(files.samples, traces, labelled)
     scores = neurons.score(features)
     share = float((bundle.scores >= domain.threshold).mean())
-    units = bundle.validation.entities
-    se = float(np.sqrt(share * (1 - share) / units))
+    units = bundle.validation.entities  # which of its scores are of one unit is not known
     reference = MonitorReference(
         promised=domain.false_alarms,
         calibrated=domain.n,
         scores=np.asarray(bundle.scores, dtype=np.float64),
-        flagged=Estimate(value=share, low=share, high=share, n=units, se=se, df=units - 1),
+        flagged=combined_interval(share, units, [(share * (1 - share) / units, units - 1.0)]),
         auroc=bundle.validation.auroc,
     )
     answers = new.scored(scores, domain.threshold)
@@ -186,7 +185,7 @@ class _NewAnswers:
     def of(cls, path: Path | None, traces: Traces, labelled: bool) -> "_NewAnswers":
         """Read samples; without a file, each text is a unit of its own, without a label."""
         if path is None:
-            new = cls((), np.arange(traces.info.n), None)
+            new = cls((), np.array([f"text {i}" for i in range(traces.info.n)]), None)
         else:
             samples = read_samples(path)
             require_same_tokens(traces, samples)

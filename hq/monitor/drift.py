@@ -7,7 +7,7 @@ of flagged answers takes the place of both. `docs/evidence/drift.md` has the rul
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import ceil
+from math import ceil, isfinite
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -40,6 +40,14 @@ class Margins:
 
     auroc: float = 0.02
     rate: float = 0.05  # of the false-alarm rate, or of the share of flagged answers
+
+    def __post_init__(self) -> None:
+        for margin in (self.auroc, self.rate):
+            if not (isfinite(margin) and margin > 0):
+                raise HQError(
+                    f"The margin {margin} is not a positive number: name the largest negligible "
+                    "change."
+                )
 
 
 @dataclass(frozen=True, eq=False)

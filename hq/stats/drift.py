@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from hq.errors import HQError
 
 BINS = 10
-_CHUNK = 2**22  # rows × permutations at a time
+_CHUNK = 2**20  # rows × permutations at a time
 
 
 @dataclass(frozen=True)

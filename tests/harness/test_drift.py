@@ -10,14 +10,13 @@ from harness.cli.drift import EXIT_CODES
 from harness.experiments.drift.repair import METHODS
 from harness.experiments.drift.tables import TABLES
 from harness.stages.alarms import Scores, domain_of
-from harness.stages.identify import Rows, find_neurons
-from harness.stages.samples import read_samples, write_samples
-from harness.studies.study import IdentifySection
+from harness.stages.identify import NEURONS_FILE, PROBES_FILE, Rows
+from harness.stages.samples import read_samples, samples_digest, write_samples
 from harness.tables.files import read_table
 from hq.monitor.bundle import ALL, BundleFacts, Domain, ModelFile, Validation, write_bundle
 from hq.monitor.drift import Verdict
 from hq.neurons.neuron_set import NeuronSet
-from hq.probe.cross_fit import CrossFit
+from hq.probe.cross_fit import CrossFit, cross_fit
 from hq.stats.auroc import auroc
 from hq.stats.intervals import Estimate
 from hq.tracing.traces import INFO_FILE, TraceInfo, Traces, exchanges_digest
@@ -60,8 +59,19 @@ def write_files(root):
     shares = h / h.sum(axis=2, keepdims=True)
     write_traces(root / "fp16", run.samples, shares, "fp16")
     write_samples(root / "run" / "samples.jsonl", run.samples)
-    section = IdentifySection(folds=synthetic_detect.FOLDS, repeats=1, max_fraction=0.25)
-    find_neurons(root / "run", Traces.open(root / "fp16"), run.samples, section, 0)
+    known, rows = Traces.open(root / "fp16"), Rows(run.samples)
+    origin = {"samples": samples_digest(run.samples), "exchanges": known.info.exchanges}
+    probes, _ = cross_fit(
+        known.features("sum", "answer"),
+        rows.y,
+        rows.units,
+        rows.folds,
+        repeats=1,
+        max_fraction=0.25,
+        provenance=origin,
+    )
+    probes.save(root / "run" / PROBES_FILE)
+    probes.neurons.save(root / "run" / NEURONS_FILE)
     traced("same", h * np.exp(0.01 * rng.standard_normal(h.shape)))
     write_traces(root / "doubled", run.samples, 2 * shares, "nf4")
     traced("noise", h[rng.permutation(len(h))])
