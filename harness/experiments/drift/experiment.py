@@ -199,13 +199,15 @@ def _drift_table(rows: Sequence[DriftRow]) -> Table:
 
 def _repair_table(rows: Sequence[RepairRow]) -> Table:
     table = Table(
-        title="Lost AUROC, and gains by repair on all texts of other folds (`labels`: identified\n"
-        "again). False alarms: threshold set at FP16, and at the same quantile of the texts.",
+        title="Lost AUROC, and gains by repair on all texts of other folds, or by\n"
+        "identification with labels. False alarms: threshold set at FP16, and at\n"
+        "the same quantile of the scores of the texts.",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
     gains = ("standardised", "reweighted", "labels")
-    for column in ("precision", "lost", *gains, "set at\nFP16", "same\nquantile"):
+    titles = ("standard-\nised", "re-\nweighted", "labels")
+    for column in ("precision", "lost", *titles, "set at\nFP16", "same\nquantile"):
         table.add_column(column, overflow="fold")
     most = max(row.texts for row in rows)
     by_key = {(row.precision, row.method): row for row in rows if row.texts == most}
