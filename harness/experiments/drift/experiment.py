@@ -199,15 +199,14 @@ def _drift_table(rows: Sequence[DriftRow]) -> Table:
 
 def _repair_table(rows: Sequence[RepairRow]) -> Table:
     table = Table(
-        title="Lost AUROC, and gains by repair on all texts of other folds, or by\n"
+        title="Gains of AUROC by repair on all texts of other folds, or by\n"
         "identification with labels. False alarms: threshold set at FP16, and at\n"
         "the same quantile of the scores of the texts.",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
     gains = ("standardised", "reweighted", "labels")
-    titles = ("standard-\nised", "re-\nweighted", "labels")
-    for column in ("precision", "lost", *titles, "set at\nFP16", "same\nquantile"):
+    for column in ("precision", *gains, "set at\nFP16", "same\nquantile"):
         table.add_column(column, overflow="fold")
     most = max(row.texts for row in rows)
     by_key = {(row.precision, row.method): row for row in rows if row.texts == most}
@@ -216,7 +215,6 @@ def _repair_table(rows: Sequence[RepairRow]) -> Table:
         matched = frozen.false_alarms_matched
         table.add_row(
             precision,
-            estimate_cell(frozen.lost, signed=True),
             *(estimate_cell(by_key[precision, gain].gain, signed=True) for gain in gains),
             estimate_cell(frozen.false_alarms),
             "" if matched is None else estimate_cell(matched),
