@@ -10,14 +10,14 @@ import numpy as np
 
 from harness.deploy.combining import Comparison, combine, compare, mean_entropies
 from harness.deploy.model_card import model_card
-from harness.experiments.detect.alarms import (
+from harness.experiments.detect.compare import storage
+from harness.stages.alarms import (
     DomainAnswers,
     Scores,
     domain_of,
     domains,
     require_calibration,
 )
-from harness.experiments.detect.compare import storage
 from harness.stages.identify import PROBES_FILE, Rows
 from harness.stages.samples import Sample, read_samples, require_separate, samples_digest
 from harness.store.progress import Progress, Task

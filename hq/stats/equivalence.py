@@ -74,10 +74,17 @@ def equivalence(
     return decide(estimate(statistic, n, groups, name), margin)
 
 
-def decide(difference: Estimate, margin: float) -> EquivalenceResult:
+def decide(difference: Estimate, margin: float, fixed: float = 0.0) -> EquivalenceResult:
     """Return the verdict of `equivalence` on an estimated difference.
 
-    Raises HQError if the margin is not a positive number.
+    Args:
+        difference: The difference, with its standard error.
+        margin: The largest negligible difference.
+        fixed: Share of the variance that more units do not reduce, such as that of an independent
+            reference. `n_needed` is None if this share alone makes the interval too wide.
+
+    Raises:
+        HQError: If the margin is not a positive number.
     """
     if not (math.isfinite(margin) and margin > 0):
         raise HQError(
@@ -87,7 +94,7 @@ def decide(difference: Estimate, margin: float) -> EquivalenceResult:
     verdict = _verdict(difference, low90, high90, margin)
     needed = None
     if verdict is Equivalence.UNDECIDED:
-        needed = _units_needed(difference, (high90 - low90) / 2, margin)
+        needed = _units_needed(difference, (high90 - low90) / 2, margin, fixed)
     return EquivalenceResult(
         verdict, difference, low90, high90, margin, _tost_p(difference, margin), needed
     )
@@ -108,13 +115,20 @@ def _tost_p(difference: Estimate, margin: float) -> float:
     return float(max(student_t.sf((d + margin) / se, df), student_t.cdf((d - margin) / se, df)))
 
 
-def _units_needed(difference: Estimate, h90: float, margin: float) -> int | None:
-    """Return the smallest N > n with h·√(n/N) < room, for the half-width h that decides."""
+def _units_needed(difference: Estimate, h90: float, margin: float, fixed: float) -> int | None:
+    """Return the smallest N > n with h·√(n/N) < room, for the half-width h that decides.
+
+    With a fixed share s of the variance, h·√(s + (1 − s)·n/N) < room.
+    """
     size = abs(difference.value)
     if math.isclose(size, margin, rel_tol=1e-9):
         return None
     h95 = (difference.high - difference.low) / 2
     half, room = (h90, margin - size) if size < margin else (h95, size)
+    if fixed:
+        if room**2 <= fixed * half**2:
+            return None
+        half, room = math.sqrt(1 - fixed) * half, math.sqrt(room**2 - fixed * half**2)
     if half > _HOPELESS * room:
         return None
     return max(difference.n, math.floor(difference.n * (half / room) ** 2)) + 1

@@ -96,7 +96,20 @@ def estimate(
         HQError: If there are no rows, only one unit, or if the statistic is undefined, for all rows
             or without one of the units.
     """
-    value, left_out, sizes = jackknife(statistic, n, groups, name)
+    return from_jackknife(*jackknife(statistic, n, groups, name), scale)
+
+
+def from_jackknife(
+    value: float,
+    left_out: Float[np.ndarray, " unit"],
+    sizes: Float[np.ndarray, " unit"],
+    scale: Scale = "identity",
+) -> Estimate:
+    """Return the estimate of `estimate` from what `jackknife` returned.
+
+    Values of several statistics can be combined first, such as into a difference, if they are of
+    the same rows and units.
+    """
     squares = (left_out - left_out.mean()) ** 2
     se = float(np.sqrt((len(sizes) - 1) / len(sizes) * squares.sum()))
     df = degrees_of_freedom(squares, sizes)

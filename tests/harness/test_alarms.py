@@ -6,14 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.experiments.detect.alarms import (
-    FALSE_ALARM_RATES,
-    Scores,
-    alarms,
-    domain_of,
-    domains,
-    require_calibration,
-)
+from harness.experiments.detect.alarms import FALSE_ALARM_RATES, alarms
+from harness.stages.alarms import Scores, domain_of, domains, require_calibration
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
 from hq.errors import HQError

@@ -13,7 +13,8 @@ pytest.importorskip("llama_cpp")
 
 from harness.deploy.bundling import SAMPLES_FILE, FinishedRun
 from harness.deploy.model_card import model_card
-from harness.experiments.detect.alarms import Scores, alarms
+from harness.experiments.detect.alarms import alarms
+from harness.stages.alarms import Scores
 from harness.stages.identify import NEURONS_FILE, PROBES_FILE, Rows
 from harness.stages.samples import read_samples, samples_digest, write_samples
 from hq.backends.llamacpp.backend import LlamaBackend

@@ -17,7 +17,7 @@ import torch
 from harness.check.acceptance import accept
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
-from harness.experiments.detect import alarms
+from harness.stages import alarms
 from harness.stages.samples import Sample
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet

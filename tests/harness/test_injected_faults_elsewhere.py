@@ -1,4 +1,4 @@
-"""Every compared column of survival and sweep regresses under an injected fault.
+"""Every compared column of survival, sweep and drift regresses under an injected fault.
 
 Runs are computed from synthetic activations, weights and verdicts, committed, and compared with
 the same runs with one fault.
@@ -17,6 +17,8 @@ import torch
 from harness.check.acceptance import accept
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
+from harness.experiments.drift import repair
+from harness.experiments.drift.experiment import DriftAnalysis
 from harness.experiments.survival.rows import SurvivalAnalysis
 from harness.experiments.sweep.rates import JudgedSweep, Swept, rates, slope
 from harness.experiments.sweep.tables import Cost
@@ -30,8 +32,10 @@ from harness.tables.schema import Row
 from hq.models.ffn_weights import FFN, FFNs
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
+from hq.probe.cross_fit import CrossFit, cross_fit
 from hq.stats.intervals import estimate_rate
 from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
+from tests.harness import synthetic_detect
 
 LAYERS, D_FF, D_MODEL = 6, 64, 64
 MODEL = ModelIdentity(name="m", fingerprint="f", architecture="llama", n_layers=LAYERS, d_ff=D_FF)
@@ -299,9 +303,98 @@ def one_token(run: Trials) -> Trials:
     return replace(run, outcomes=outcomes, tokens=tokens, nll=run.nll * (1 + 1e-5))
 
 
+@dataclass(frozen=True)
+class Drifted:
+    """What the tables of drift are computed from: shares of contributions by precision, [n, p]."""
+
+    samples: Sequence[Sample]
+    shares: Mapping[str, np.ndarray]
+    patches: tuple[tuple[object, str, object], ...] = ()
+
+    def tables(self, _: Path) -> Tables:
+        """Compute the tables."""
+        rows = Rows(self.samples)
+        fp16, nf4 = (
+            Features(self.shares[p].astype(np.float32), "sum", "answer", synthetic_detect.MODEL, p)
+            for p in ("fp16", "nf4")
+        )
+        probes = _cross_fitted(fp16, rows)
+        with pytest.MonkeyPatch.context() as patch:
+            for where, name, changed in self.patches:
+                patch.setattr(where, name, changed)
+            return DriftAnalysis(self.samples, probes, fp16, 0).tables(nf4, probes)
+
+
+FITTED: dict[bytes, CrossFit] = {}
+
+
+def _cross_fitted(features: Features, rows: Rows) -> CrossFit:
+    """Fit once, as fits take seconds; the same probes serve as those identified at NF4."""
+    key = features.values.tobytes()
+    if key not in FITTED:
+        settings = {"repeats": 1, "max_fraction": 0.25}
+        FITTED[key], _ = cross_fit(features, rows.y, rows.units, rows.folds, **settings)
+    return FITTED[key]
+
+
+def drifted() -> Drifted:
+    """At NF4 the planted neurons predict less, and some of them have become noise."""
+    run = synthetic_detect.healthy()
+    n = len(run.samples)
+    h = {p: run.h[p].reshape(n, -1).copy() for p in ("fp16", "nf4")}
+    noise = np.random.default_rng(5).lognormal(0, 1, (n, 2))
+    h["nf4"][:, [3, synthetic_detect.D_FF + 5]] *= noise
+    return Drifted(
+        run.samples, {p: values / values.sum(axis=1)[:, None] for p, values in h.items()}
+    )
+
+
+def variant_of(run: Drifted, change: Callable[[np.ndarray], np.ndarray]) -> Drifted:
+    return replace(run, shares={**run.shares, "nf4": change(run.shares["nf4"])})
+
+
+def variant_of_the_next_neuron(run: Drifted) -> Drifted:
+    """Traces of NF4 have every neuron at the index after its own."""
+    return variant_of(run, lambda shares: np.roll(shares, 1, axis=1))
+
+
+def shares_of_half(run: Drifted) -> Drifted:
+    """Contributions at NF4 are divided by the sum over half of the neurons."""
+    return variant_of(run, lambda shares: 2 * shares)
+
+
+def thresholds_stay(run: Drifted) -> Drifted:
+    """The threshold does not follow the quantile, on shares that are too large."""
+    stays = (repair, "match_quantile", lambda threshold, *_: threshold - 0.5)
+    return replace(run, patches=(stays,))
+
+
+def nothing_repaired(run: Drifted) -> Drifted:
+    """Repairs return a probe whose neurons are in another order."""
+
+    def shuffled(neurons: NeuronSet, *_: np.ndarray) -> NeuronSet:
+        weights = [n.weight for n in neurons.neurons][::-1]
+        changed = [
+            n.model_copy(update={"weight": w})
+            for n, w in zip(neurons.neurons, weights, strict=True)
+        ]
+        return neurons.model_copy(update={"neurons": tuple(changed)})
+
+    broken = dict.fromkeys(repair.METHODS, shuffled) | {"none": repair.unrepaired}
+    return replace(run, patches=((repair, "METHODS", broken),))
+
+
+def rounded_shares(run: Drifted) -> Drifted:
+    """Another processor rounds differently."""
+    rng = np.random.default_rng(1)
+    noise = 1 + 1e-6 * rng.standard_normal(run.shares["nf4"].shape)
+    return variant_of(run, lambda shares: shares * noise)
+
+
 HEALTHY: dict[str, tuple[Callable, Callable]] = {
     "survival": (survivors, rounded),
     "sweep": (trials, one_token),
+    "drift": (drifted, rounded_shares),
 }
 FAULTS: dict[str, Sequence[Callable]] = {
     "survival": (
@@ -318,6 +411,12 @@ FAULTS: dict[str, Sequence[Callable]] = {
         probe_shifted,
         responses_cut,
         damaged,
+    ),
+    "drift": (
+        variant_of_the_next_neuron,
+        shares_of_half,
+        thresholds_stay,
+        nothing_repaired,
     ),
 }
 COLUMNS = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.experiments.detect.alarms import Scores, alarms
+from harness.experiments.detect.alarms import alarms
 from harness.experiments.detect.design import TextScores, text_scores
 from harness.experiments.detect.makings import Changes, FurtherMaking, over_makings
 from harness.experiments.detect.tables import (
@@ -28,6 +28,7 @@ from harness.experiments.detect.tables import (
     Selection,
 )
 from harness.stages import mapping
+from harness.stages.alarms import Scores
 from harness.stages.identify import Rows, StabilitySummary, require_same_tokens
 from harness.stages.samples import Sample
 from harness.stages.uncertainty import Uncertainty, perplexity
