@@ -225,9 +225,7 @@ def _nearest(
     return float(means[0]), float(means[1])
 
 
-def _largest(
-    A: Float[np.ndarray, "n a"], B: Float[np.ndarray, "n b"]
-) -> Float[np.ndarray, " a"]:
+def _largest(A: Float[np.ndarray, "n a"], B: Float[np.ndarray, "n b"]) -> Float[np.ndarray, " a"]:
     """The largest |r| of each column of A with a column of B; constant columns have r = 0."""
     unit = [M - M.mean(axis=0, dtype=np.float64) for M in (A, B)]
     norms = [np.linalg.norm(M, axis=0) for M in unit]
