@@ -1,4 +1,4 @@
-"""Pictures of runs: AUROCs of the probe and its controls, or rates of a sweep over α.
+"""Pictures of runs: AUROCs and controls, rates of a sweep over α, or the specification curve.
 
 The tables in a folder decide which of `PICTURES` it has.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from harness.tables.files import lacks_table, read_table
+from harness.tables.specification_picture import specification_curve
 from hq.errors import HQError
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ class Picture(NamedTuple):
 PICTURES: Mapping[str, Picture] = {
     "detection": Picture("auroc.svg", _aurocs),
     "rates": Picture("curves.svg", _curves),
+    "specifications": Picture("specifications.svg", specification_curve),
 }
 """By a table that the run has."""
 

@@ -46,9 +46,10 @@ def consistency(sets: Sequence[Int[np.ndarray, " k"]], p: int) -> float:
 
     Φ = 1 − [Σ_f s_f² ÷ p] ÷ [k̄/p · (1 − k̄/p)], with s_f² = M/(M − 1)·π_f·(1 − π_f), where π_f is
     the share of the M sets that contain neuron f, and k̄ the mean size ("On the stability of feature
-    selection algorithms", JMLR 18, definition 4). 1 if all sets are equal, and 0 on average for
-    random sets. For sets of equal size, it is the mean over pairs of the index of Kuncheva (2007,
-    "A stability index for feature selection"), (r·p − k²) ÷ (k·(p − k)), with r neurons in common.
+    selection algorithms", JMLR 18, definition 4). 1 if all sets are equal. For sets of equal
+    size, it is 0 on average if they are random, and the mean over pairs of the index of Kuncheva
+    (2007, "A stability index for feature selection"), (r·p − k²) ÷ (k·(p − k)), with r neurons in
+    common.
 
     Raises HQError if there are fewer than two sets, or if all are empty or contain every neuron.
     """

@@ -47,18 +47,7 @@ class SpecificationsExperiment(Experiment):
 
     def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
         """Return the rows of each table."""
-        analysis = _analysis(m, outputs)
-        precisions = m.study.precisions
-        return {
-            "curve": [row for p in precisions for row in analysis.curve(p)],
-            "influence": [row for p in precisions for row in analysis.influence(p)],
-            "specifications": [row for p in precisions for row in analysis.specifications(p)],
-            "split_half": [analysis.split_half()],
-            "stability": [*analysis.stability()],
-            "neurons": [*analysis.selected()],
-            "partitions": [*analysis.placed()],
-            "not_fitted": [*analysis.not_fitted()],
-        }
+        return _analysis(m, outputs).tables()
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
         """Write the study's own set, with the digest of its samples."""
@@ -78,31 +67,28 @@ class SpecificationsExperiment(Experiment):
         """Return the medians and ranges of the settings, and the choice that changes most."""
         own = tables["specifications"][0]
         table = Table(
-            title=f"AUROC and its change from FP16 over other choices (own: {own.cett}, "
-            f"{own.tokens}, {own.labels}, {own.rule}).",
+            title=f"AUROC and its change from FP16 with other choices, median and range.\nThe "
+            f"study's own: {own.cett} CETT, {own.tokens} tokens, {own.labels}, {own.rule}.",
             caption=_caption(tables),
             caption_style="",
             caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
-        for column in ("precision", "scope", "n", "own", "median", "range"):
-            table.add_column(column)
-        table.add_column("change:\nmedian", no_wrap=True)
-        table.add_column("range", no_wrap=True)
+        table.add_column("precision", overflow="fold")
+        for column in ("choices", "n", "own\nAUROC", "AUROC", "own\nchange", "change"):
+            table.add_column(column, no_wrap=True)
         table.add_column("same\nverdict")
         for row in tables["curve"]:
-            changes = row.change_median is not None
             table.add_row(
                 row.precision,
                 row.scope,
                 str(row.specifications),
                 f"{row.auroc:.3f}",
-                f"{row.auroc_median:.3f}",
-                f"{row.auroc_least:.2f}–{row.auroc_most:.2f}",
-                f"{row.change_median:+.3f}" if changes else "",
-                f"{row.change_least:+.2f} {row.change_most:+.2f}" if changes else "",
-                f"{row.same_verdict:.0%}" if changes else "",
+                _range_cell(row.auroc_median, row.auroc_least, row.auroc_most),
+                "" if row.change is None else f"{row.change:+.3f}",
+                _range_cell(row.change_median, row.change_least, row.change_most, "+"),
+                "" if row.same_verdict is None else f"{row.same_verdict:.0%}",
             )
         return table
 
@@ -118,6 +104,16 @@ def _analysis(m: Materials, outputs: Outputs) -> SpecificationAnalysis:
         agreement=nodes.read_agreement(outputs),
         failures=nodes.read_failures(outputs),
     )
+
+
+def _range_cell(
+    median: float | None, least: float | None, most: float | None, sign: str = ""
+) -> str:
+    """A median for a cell of the summary, and the range on a second line; empty without one."""
+    if median is None or least is None or most is None:
+        return ""
+    low, high = (f"{end:{sign}.2f}".replace("0.", ".") for end in (least, most))
+    return f"{median:{sign}.3f}\n[dim]{low} {high}[/dim]"
 
 
 def _caption(tables: Mapping[str, Sequence[Any]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 
 from harness.experiments.specifications import partitions
@@ -316,28 +316,43 @@ def _make_estimates(work: Work[Materials]) -> None:
                 scores[i] = sets[fit][rule].scores(features, folds[fit])
     reference = work.inputs.get("reference")
     before = None if reference is None else np.load(reference / _SCORES_FILE)
-    rows, own = Rows(samples), folds[names[0][0]]
+    rows, own = Rows(samples), (scores[0], folds[names[0][0]])
     written: list[list[dict[str, Any] | None] | None] = []
     with work.task(len(names), "specifications") as task:
         for i, (fit, _) in enumerate(names):
-            inside = np.flatnonzero(~np.isnan(scores[i]))
-            if not inside.size:  # the fit failed
+            if np.isnan(scores[i]).all():  # the fit failed
                 written.append(None)
                 continue
-            y, units, fold = rows.y[inside], rows.units[inside], folds[fit][inside]
-            now = scores[i, inside]
-            change = None
-            if before is not None:
-                change = estimate_auroc_difference(now, before[i, inside], y, units, fold)
-            row = EstimatedSpecification(
-                estimate_auroc(now, y, units, fold),
-                change,
-                _difference((now, fold), (scores[0, inside], own[inside]), y, units),
-            )
+            earlier = None if before is None else before[i]
+            row = estimated(rows, (scores[i], folds[fit]), own, earlier)
             written.append([None if one is None else one.model_dump() for one in row])
             task.advance(1)
     np.save(work.folder / _SCORES_FILE, scores)
     write_whole(work.folder / _ESTIMATES_FILE, json.dumps(written) + "\n")
+
+
+def estimated(
+    rows: Rows,
+    scored: tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]],
+    own: tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]],
+    reference: Float[np.ndarray, " n"] | None,
+) -> EstimatedSpecification:
+    """Return the estimates of a specification on the samples that it scores.
+
+    Args:
+        rows: Labels and units of all samples.
+        scored: Scores of the specification, NaN for samples that it does not score, and folds.
+        own: Scores and folds of the study's own specification.
+        reference: Scores of the specification at FP16; None at FP16.
+    """
+    inside = np.flatnonzero(~np.isnan(scored[0]))
+    y, units = rows.y[inside], rows.units[inside]
+    now, fold = scored[0][inside], scored[1][inside]
+    change = None
+    if reference is not None:
+        change = estimate_auroc_difference(now, reference[inside], y, units, fold)
+    difference = _difference((now, fold), (own[0][inside], own[1][inside]), y, units)
+    return EstimatedSpecification(estimate_auroc(now, y, units, fold), change, difference)
 
 
 def _difference(

@@ -93,7 +93,7 @@ def make(work: "Work[Materials]") -> None:
     with work.task(len(names), "partitions") as task:
         for name in names:
             fold = place(name, samples, work.parameters["seed"])
-            texts = {t: e.model_dump() for t, e in _texts(samples, fold).items()}
+            texts = {t: e.model_dump() for t, e in text_aurocs(samples, fold).items()}
             written.append({"name": list(name), "fold": fold.tolist(), "texts": texts})
             task.advance(1)
     write_whole(work.folder / _FILE, json.dumps(written) + "\n")
@@ -195,7 +195,7 @@ def _has_both_labels(rows: Rows, half: np.ndarray, k: int) -> bool:
     ) and all(len(np.unique(rows.units[half & (rows.y == label)])) >= k for label in (0, 1))
 
 
-def _texts(samples: Sequence[Sample], fold: Int[np.ndarray, " n"]) -> dict[str, Estimate]:
+def text_aurocs(samples: Sequence[Sample], fold: Int[np.ndarray, " n"]) -> dict[str, Estimate]:
     """Return the AUROC of each text-only control on these folds."""
     chosen = [sample for sample, f in zip(samples, fold, strict=True) if f != LEFT_OUT]
     rows, folds = Rows(chosen), fold[fold != LEFT_OUT]

@@ -25,6 +25,7 @@ from harness.experiments.specifications.tables import (
     Stability,
 )
 from harness.stages.identify import Rows
+from harness.tables.schema import Row
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.overlap import consistency, expected_jaccard, jaccard, mean_jaccard
 from hq.probe.rules import FoldSets
@@ -61,6 +62,19 @@ class SpecificationAnalysis:
     scores: Mapping[str, Mapping[Specification, Float[np.ndarray, " n"]]]
     agreement: Agreement
     failures: Mapping[Fit, str]  # fits without sets, each with the reason
+
+    def tables(self) -> dict[str, list[Row]]:
+        """Return all rows by table."""
+        return {
+            "curve": [row for p in self.estimates for row in self.curve(p)],
+            "influence": [row for p in self.estimates for row in self.influence(p)],
+            "specifications": [row for p in self.estimates for row in self.specifications(p)],
+            "split_half": [self.split_half()],
+            "stability": [*self.stability()],
+            "neurons": [*self.selected()],
+            "partitions": [*self.placed()],
+            "not_fitted": [*self.not_fitted()],
+        }
 
     @property
     def own(self) -> Specification:
