@@ -160,7 +160,7 @@ def samples_of(units: int, seed: int = 0) -> list[Sample]:
             Sample(
                 id=f"q{i}{label}",
                 relation=relation,
-                question=f"{relation} asks {i}",
+                question=f"{relation} asks {2 * i + label}",
                 text=f"reply {i % 7}",
                 answer=f"a{i}",
                 hallucinated=label,
@@ -198,7 +198,7 @@ def test_other_folds_keep_units_and_the_balance_within_relations(samples):
         ) == len({s.unit for s in samples})
         assert imbalance(samples, folds) <= 0.05 * len(samples)
         sizes = np.bincount(folds)
-        assert sizes.max() - sizes.min() <= 0.1 * sizes.mean()
+        assert sizes.max() - sizes.min() <= 0.2 * sizes.mean()
         assert (folds == own).mean() < 0.5
         random = np.random.default_rng(seed).permutation(own)
         assert imbalance(samples, random) > 0.3 * len(samples)
