@@ -71,8 +71,8 @@ class Specification(NamedTuple):
 
     def changes(self, other: "Specification") -> int:
         """Return the number of choices that differ."""
-        mine, theirs = self.choices, other.choices
-        return sum(mine[choice] != theirs[choice] for choice in mine)
+        others = other.choices
+        return sum(level != others[choice] for choice, level in self.choices.items())
 
 
 class EstimatedSpecification(NamedTuple):
