@@ -1,4 +1,4 @@
-"""`hq picture`: a figure of a run's AUROCs and their controls, or of the rates of a sweep."""
+"""`hq picture`: a figure of AUROCs, of the rates of a sweep, or of a specification curve."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,8 @@ def picture_command(
     ],
 ) -> None:
     """Draw AUROCs of the probe and its controls at each precision; for a sweep, rates over α.
+
+    For a run of specifications, draw their curve.
 
     Examples: `hq picture runs/smollm2-knowledge --into aurocs.svg`, and
     `hq picture runs/smollm2-knowledge-sweep --into curves.svg`.
