@@ -1,4 +1,4 @@
-"""`hq picture`: a figure of a run of detect, sweep or distributions."""
+"""`hq picture`: a figure of the tables of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ def picture_command(
     """Draw AUROCs of the probe and its controls at each precision; for a sweep, rates over α.
 
     For distributions: H-Neurons per layer, CETT of right and hallucinated answers, Cliff's delta.
+    For a run of specifications, draw their curve.
 
     Examples: `hq picture runs/smollm2-knowledge --into aurocs.svg`, and
     `hq picture runs/smollm2-knowledge-sweep --into curves.svg`.

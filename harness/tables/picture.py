@@ -1,4 +1,4 @@
-"""Pictures of runs: AUROCs of the probe and its controls, rates of a sweep, distributions.
+"""Pictures of runs, by the tables that they have.
 
 The tables in a folder decide which of `PICTURES` it has.
 """
@@ -11,6 +11,7 @@ import polars as pl
 
 from harness.tables.distributions_picture import draw_distributions
 from harness.tables.files import lacks_table, read_table
+from harness.tables.specification_picture import specification_curve
 from hq.errors import HQError
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ PICTURES: Mapping[str, Picture] = {
     "detection": Picture("auroc.svg", _aurocs),
     "rates": Picture("curves.svg", _curves),
     "density": Picture("distributions.svg", draw_distributions),
+    "specifications": Picture("specifications.svg", specification_curve),
 }
 """By a table that the run has."""
 

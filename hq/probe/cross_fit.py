@@ -163,7 +163,7 @@ def cross_fit(
     Raises:
         HQError: A group lies in two folds, a fold has one label only, or as `identify` does.
     """
-    k = _require_folds(y, groups, folds)
+    k = require_folds(y, groups, folds)
     design = design_of(features, y, groups, k, other)
     fold_of = folds if other is None else np.concatenate([folds, folds])
     cap = max_fraction * features.model.n_neurons
@@ -232,7 +232,7 @@ def _with(neurons: NeuronSet, added: Mapping[str, str | int | float]) -> NeuronS
     return neurons.model_copy(update={"provenance": neurons.provenance | dict(added)})
 
 
-def _require_folds(
+def require_folds(
     y: Int[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], folds: Int[np.ndarray, " n"]
 ) -> int:
     """Return the number of folds. Raises HQError if they are not valid."""

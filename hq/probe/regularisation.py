@@ -8,7 +8,7 @@ cross-validation is noisy, so it is repeated with other folds. `hq bench identif
 planted neurons.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,10 @@ class CurvePoint(BaseModel):
     tolerance: float  # loosest that a fit at this C met; see hq.probe.l1
 
 
+Rule = Callable[[Sequence[CurvePoint]], int]
+"""Chooses the index of a point of a curve, in ascending order of C."""
+
+
 class Choice(NamedTuple):
     """The chosen solution, and what it was chosen from."""
 
@@ -77,6 +81,41 @@ class Choice(NamedTuple):
     held_out: Float[np.ndarray, " n"]  # of the first repeat at this C; NaN outside of the rows
 
 
+class ValidatedPath(NamedTuple):
+    """The eligible solutions on some rows, each with its cross-validation."""
+
+    columns: Columns
+    path: L1Path
+    curve: list[CurvePoint]
+    held_out: Float[np.ndarray, "c n"]  # of the first repeat
+
+    def choice(self, rule: Rule) -> Choice:
+        """Return the solution that a rule chooses."""
+        i = rule(self.curve)
+        return Choice(
+            self.curve[i],
+            self.columns,
+            self.path.coefs[i],
+            float(self.path.intercepts[i]),
+            self.curve,
+            self.held_out[i],
+        )
+
+
+def one_standard_error(curve: Sequence[CurvePoint]) -> int:
+    """Return the index of the smallest C with an AUROC at most one standard error below the best.
+
+    The standard error is that of the best AUROC.
+    """
+    best = curve[best_auroc(curve)]
+    return next(i for i, p in enumerate(curve) if p.auroc >= best.auroc - best.auroc_se)
+
+
+def best_auroc(curve: Sequence[CurvePoint]) -> int:
+    """Return the index of the smallest C with the best cross-validated AUROC."""
+    return max(range(len(curve)), key=lambda i: curve[i].auroc)
+
+
 def choose_c(
     design: Design,
     rows: Int[np.ndarray, " m"],
@@ -86,7 +125,20 @@ def choose_c(
     seed: int,
     Cs: Sequence[float] | None = None,
 ) -> Choice:
-    """Fit the path on these rows, and choose C by cross-validation within them.
+    """Fit the path on these rows, and choose C by cross-validation: see `validated_path`."""
+    return validated_path(design, rows, cap, folds, repeats, seed, Cs).choice(one_standard_error)
+
+
+def validated_path(
+    design: Design,
+    rows: Int[np.ndarray, " m"],
+    cap: float,
+    folds: int,
+    repeats: int,
+    seed: int,
+    Cs: Sequence[float] | None = None,
+) -> ValidatedPath:
+    """Fit the path on these rows, and cross-validate every eligible C within them.
 
     A C is eligible if its fit on the rows has fewer than `cap` non-zero weights, one of them
     positive; the path ends at the first C above the cap. Folds are stratified by label, never
@@ -94,20 +146,38 @@ def choose_c(
     one label only.
     """
     (columns,) = Columns.parts(design.Z, [rows])
-    y = design.y[rows]
-    grid = smallest_c(columns, y) * _DEFAULT_GRID if Cs is None else np.asarray(Cs)
-    path = _eligible(l1_path(columns, y, _positive(grid), max_nonzero=int(cap)), cap)
+    path = l1_path(columns, design.y[rows], _grid(columns, design.y[rows], Cs), int(cap))
+    path = _eligible(path, cap)
     curve, first = _cross_validate(design, rows, path, folds, repeats, seed)
-    best = max(curve, key=lambda point: point.auroc)
-    chosen = next(i for i, p in enumerate(curve) if p.auroc >= best.auroc - best.auroc_se)
-    return Choice(
-        curve[chosen],
-        columns,
-        path.coefs[chosen],
-        float(path.intercepts[chosen]),
-        curve,
-        first[chosen],
-    )
+    return ValidatedPath(columns, path, curve, first)
+
+
+def fit_sizes(
+    design: Design, parts: Sequence[Int[np.ndarray, " m"]], sizes: Sequence[int]
+) -> list[list[tuple[Columns, Float[np.ndarray, " p"], float]]]:
+    """Fit the path on each part of the rows, and return a solution for each number of neurons.
+
+    Without cross-validation: each is the solution at the largest C of the grid with at most this
+    number of non-zero weights. Raises HQError if the first solution has more.
+    """
+    columns = Columns.parts(design.Z, parts)
+    labels = [design.y[rows] for rows in parts]
+    grids = [_grid(of_part, y, None) for of_part, y in zip(columns, labels, strict=True)]
+    paths = l1_paths(columns, labels, grids, max_nonzero=max(sizes))
+    return [
+        [(of_part, *_of_size(path, size)) for size in sizes]
+        for of_part, path in zip(columns, paths, strict=True)
+    ]
+
+
+def _of_size(path: L1Path, size: int) -> tuple[Float[np.ndarray, " p"], float]:
+    fitting = np.flatnonzero((path.n_nonzero <= size) & (path.n_nonzero > 0))
+    if not fitting.size:
+        raise HQError(
+            f"No C selects from 1 to {size} neurons: the fits have {path.n_nonzero.tolist()}; ask "
+            "for more neurons."
+        )
+    return path.coefs[fitting[-1]], float(path.intercepts[fitting[-1]])
 
 
 def fit_at(
@@ -145,7 +215,9 @@ def grouped_folds(
     return parts
 
 
-def _positive(grid: Float[np.ndarray, " c"]) -> list[float]:
+def _grid(columns: Columns, y: Int[np.ndarray, " m"], Cs: Sequence[float] | None) -> list[float]:
+    """Return the given values of C in ascending order, or those of the default grid."""
+    grid = smallest_c(columns, y) * _DEFAULT_GRID if Cs is None else np.asarray(Cs)
     if grid.size == 0 or not (np.isfinite(grid).all() and (grid > 0).all()):
         raise HQError("Every C must be a positive number, and there must be one: check the list.")
     return sorted(grid.tolist())

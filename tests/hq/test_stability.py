@@ -10,7 +10,7 @@ from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity
 from hq.probe import stability as module
-from hq.probe.stability import STABLE, Stability, stability
+from hq.probe.stability import STABLE, Stability, frequency_agreement, split_half, stability
 
 MODEL = ModelIdentity(name="tiny", fingerprint="abc", architecture="Llama", n_layers=2, d_ff=60)
 PLANTED = [3, 70, 101]
@@ -104,3 +104,103 @@ def test_one_group_with_all_of_a_label_raises_an_error(data):
     with pytest.raises(HQError, match="1 groups of hallucinated"):
         stability(data[0], (GROUPS < 1).astype(np.int64), GROUPS, C)
     assert stability(data[0], y, GROUPS, C, pairs=2).subsamples == 4
+
+
+M, COPIES, PENALTY = 600, 12, 0.02
+UNITS = np.arange(M) // 4
+FOLDS = UNITS % 5
+
+
+def planted(copies: int) -> tuple[Features, np.ndarray]:
+    """Three causes, each read by `copies` neurons that differ by some noise."""
+    rng = np.random.default_rng(1)
+    causes = rng.standard_normal((M, 3))
+    y = (2 * causes.sum(axis=1) + rng.logistic(size=M) > 0).astype(np.int64)
+    logs = rng.standard_normal((M, MODEL.n_neurons))
+    for cause in range(3):
+        of_cause = logs[:, cause * COPIES : cause * COPIES + copies]
+        of_cause[:] = causes[:, [cause]] + 0.15 * of_cause
+    return Features(np.exp(logs / 2 - 5).astype(np.float32), "sum", "answer", MODEL, "fp16"), y
+
+
+@pytest.fixture(scope="module")
+def unique():
+    return split_half(*planted(1), UNITS, FOLDS, PENALTY, splits=10)
+
+
+@pytest.fixture(scope="module")
+def copied():
+    return split_half(*planted(COPIES), UNITS, FOLDS, PENALTY, splits=10)
+
+
+def test_halves_select_the_same_neurons_where_each_cause_has_one(unique):
+    assert unique.consistency.mean() > 0.9
+    assert unique.jaccard.mean() > 0.9 > 10 * unique.jaccard_chance.mean()
+    assert unique.correlation.mean() > 0.9
+
+
+def test_copies_make_the_set_unstable_while_scores_agree(unique, copied):
+    assert copied.consistency.mean() < 0.3
+    assert copied.jaccard.mean() < 0.3
+    assert copied.correlation.mean() > 0.9
+    assert copied.correlation_within.mean() > 0.8
+    assert copied.auroc.mean() == pytest.approx(unique.auroc.mean(), abs=0.03)
+    # The neurons of one half only are copies of those of the other.
+    assert copied.nearest.mean() > 0.9
+    assert copied.nearest_chance.mean() < 0.4
+
+
+def test_halves_agree_on_nothing_where_nothing_is_planted():
+    features, y = planted(1)
+    shuffled = np.random.default_rng(2).permutation(y)
+    result = split_half(features, shuffled, UNITS, FOLDS, 0.03, splits=10)
+    assert abs(result.correlation.mean()) < 0.15
+    assert result.auroc.mean() == pytest.approx(0.5, abs=0.05)
+    assert abs(result.consistency.mean()) < 0.1
+    assert result.nearest.mean() == pytest.approx(result.nearest_chance.mean(), abs=0.03)
+    frequencies = frequency_agreement(features, shuffled, UNITS, 0.03, splits=3, pairs=3)
+    assert abs(frequencies.mean()) < 0.15
+
+
+def test_frequencies_agree_where_neurons_are_planted():
+    frequencies = frequency_agreement(*planted(1), UNITS, 0.015, splits=3, pairs=3)
+    assert frequencies.shape == (3,)
+    assert frequencies.mean() > 0.6
+
+
+def test_halves_exclude_the_held_out_fold_and_share_no_group(monkeypatch):
+    parts: list[np.ndarray] = []
+    fit_at = module.fit_at
+
+    def recorded(design: Any, given: Any, Cs: Any) -> Iterator[Any]:
+        parts.extend(given)
+        return fit_at(design, given, Cs)
+
+    monkeypatch.setattr(module, "fit_at", recorded)
+    finished: list[int] = []
+    split_half(*planted(1), UNITS, FOLDS, PENALTY, splits=6, finished=lambda: finished.append(1))
+    assert (len(parts), len(finished)) == (12, 6)
+    for split in range(6):
+        a, b = parts[2 * split : 2 * split + 2]
+        assert not np.intersect1d(UNITS[a], UNITS[b]).size
+        outside = np.flatnonzero(split % 5 != FOLDS)
+        np.testing.assert_array_equal(np.sort(np.concatenate([a, b])), outside)
+
+
+def test_agreement_on_three_vs_one_labels_is_that_of_answers():
+    features, y = planted(1)
+    rng = np.random.default_rng(5)
+    others = np.exp(rng.standard_normal(features.values.shape) / 2 - 5).astype(np.float32)
+    other = Features(others, "sum", "other", MODEL, "fp16")
+    result = split_half(features, y, UNITS, FOLDS, PENALTY, splits=4, other=other)
+    assert result.auroc.mean() > 0.8
+
+
+def test_one_split_has_no_spread():
+    with pytest.raises(HQError, match="two splits or more, not 1"):
+        split_half(*planted(1), UNITS, FOLDS, PENALTY, splits=1)
+
+
+def test_halves_that_select_nothing():
+    with pytest.raises(HQError, match="selects no neuron: raise C"):
+        split_half(*planted(1), UNITS, FOLDS, 1e-4, splits=2)
