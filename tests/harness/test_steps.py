@@ -445,6 +445,34 @@ def test_steps_of_a_file_leave_their_tables(hq, tiny_study, tmp_path):
 
 
 @pytest.mark.usefixtures("stages")
+def test_a_killed_reading_continues(hq, tiny_study, tmp_path, monkeypatch):
+    path = solutions(tmp_path / "solutions.jsonl")
+    precisions = ("--precisions", "fp16", "--set", f"steps.source={path}", "--quiet")
+    options = ("run", tiny_study, "-e", "steps", *precisions)
+    save, saved = nodes._save, []
+
+    def killed(folder, kind, number, **arrays):
+        save(folder, kind, number, **arrays)
+        saved.append(kind)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(nodes, "_save", killed)
+    assert hq(*options).code != 0
+    assert saved == ["cett"]
+    assert hq(*options).code == 0
+    assert saved.count("cett") == 1  # 24 short texts are one batch
+    scores = tmp_path / "runs" / "tiny-steps" / "step_scores.jsonl"
+    before = scores.read_bytes()
+    monkeypatch.setattr(nodes, "_save", save)
+    for folder in (tmp_path / "cache" / "store").glob("step-tokens-*"):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    assert hq(*options).code == 0
+    assert scores.read_bytes() == before
+
+
+@pytest.mark.usefixtures("stages")
 def test_two_hop_questions_are_answered_and_scored(hq, tiny_study, tmp_path):
     options = ("run", tiny_study, "-e", "steps", "--set", "steps.chains=40", "--quiet")
     ran = hq(*options)

@@ -15,7 +15,7 @@ from harness.experiments.steps.answers import ANSWERS_FILE, read_answers
 from harness.experiments.steps.chains import by_relation
 from harness.experiments.steps.nodes import StepsNodes, read_readings
 from harness.experiments.steps.plan import StepsPlan
-from harness.experiments.steps.rows import HIGHEST, StepsAnalysis
+from harness.experiments.steps.rows import FIRST_ALARM, HIGHEST, StepsAnalysis
 from harness.experiments.steps.scores import PrecisionScores, fit_of, held_out_folds
 from harness.experiments.steps.section import StepsSection
 from harness.experiments.steps.tables import TABLES
@@ -132,7 +132,7 @@ class StepsExperiment(Experiment):
                     row.scorer,
                     _cell(row.auroc),
                     _cell(located[*key, HIGHEST, row.scorer].wrong),
-                    _cell(located[*key, "first alarm", row.scorer].f1),
+                    _cell(located[*key, FIRST_ALARM, row.scorer].f1),
                 )
         return table
 

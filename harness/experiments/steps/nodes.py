@@ -254,11 +254,19 @@ def _make_readings(work: "Work[Materials]") -> None:
     """Write the readings, after the batches of a killed run."""
     exchanges = read_tokens(work.inputs["tokens"] / TOKENS_FILE)
     probes = CrossFit.load(work.inputs["probes"] / PROBES_FILE, work.materials.model)
-    neurons = probe_neurons(probes)
-    parts: dict[str, dict[int, Path]] = {"cett": {}, "predictions": {}}
-    for path in sorted(work.folder.glob("part-*.npz")):
-        _, kind, number = path.stem.split("-")
-        parts[kind][int(number)] = path
+    neurons, measure = probe_neurons(probes), probes.neurons.cett
+    with work.task(2 * len(exchanges), "texts") as task:
+        backend, done = mapping.backend(work), _parts(work.folder)
+        for kind in _KINDS:
+            task.advance(sum(len(part["rows"]) for part in done[kind].values()))
+        cett = backend.read_tokens(exchanges, neurons, measure, frozenset(done["cett"]))
+        for read in cett:
+            _save(work.folder, "cett", read.number, rows=read.rows, cett=read.values)
+            task.advance(len(read.rows))
+        for made in backend.predictions(exchanges, None, frozenset(done["predictions"])):
+            of_tokens = {"entropy": made.entropy, "log_prob": made.log_prob}
+            _save(work.folder, "predictions", made.number, rows=made.rows, **of_tokens)
+            task.advance(len(made.rows))
     lengths = np.array([len(exchange.response) for exchange in exchanges])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     values = {
@@ -266,35 +274,35 @@ def _make_readings(work: "Work[Materials]") -> None:
         "entropy": np.empty(lengths.sum(), dtype=np.float32),
         "log_prob": np.empty(lengths.sum(), dtype=np.float32),
     }
-    with work.task(2 * len(exchanges), "texts") as task:
-        backend = mapping.backend(work)
-        for readings in backend.read_tokens(
-            exchanges, neurons, probes.neurons.cett, frozenset(parts["cett"])
-        ):
-            path = work.folder / f"part-cett-{readings.number}.npz"
-            _save(path, rows=readings.rows, cett=readings.values)
-            parts["cett"][readings.number] = path
-            task.advance(len(readings.rows))
-        for made in backend.predictions(exchanges, None, frozenset(parts["predictions"])):
-            path = work.folder / f"part-predictions-{made.number}.npz"
-            _save(path, rows=made.rows, entropy=made.entropy, log_prob=made.log_prob)
-            parts["predictions"][made.number] = path
-            task.advance(len(made.rows))
-    for path in (path for of_kind in parts.values() for path in of_kind.values()):
-        with np.load(path, allow_pickle=False) as part:
-            tokens = np.concatenate(
-                [np.arange(starts[row], starts[row] + lengths[row]) for row in part["rows"]]
-            )
-            for name in set(part.files) - {"rows"}:
-                values[name][tokens] = part[name]
+    for part in (part for of_kind in _parts(work.folder).values() for part in of_kind.values()):
+        rows = part.pop("rows")
+        tokens = np.concatenate([np.arange(starts[r], starts[r] + lengths[r]) for r in rows])
+        for name, of_tokens in part.items():
+            values[name][tokens] = of_tokens
     np.savez(work.folder / _READINGS_FILE, neurons=neurons, starts=starts, **values)
     for path in work.folder.glob("part-*.npz"):
         path.unlink()
 
 
-def _save(path: Path, **arrays: np.ndarray) -> None:
-    """Write a part; a kill leaves no part under its final name."""
-    with atomic_file(path) as draft, open(draft, "wb") as file:
+_KINDS = ("cett", "predictions")
+
+
+def _parts(folder: Path) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+    """Read the finished batches, by kind and number."""
+    parts: dict[str, dict[int, dict[str, np.ndarray]]] = {kind: {} for kind in _KINDS}
+    for path in folder.glob("part-*.npz"):
+        _, kind, number = path.stem.split("-")
+        with np.load(path, allow_pickle=False) as part:
+            parts[kind][int(number)] = dict(part)
+    return parts
+
+
+def _save(folder: Path, kind: str, number: int, **arrays: np.ndarray) -> None:
+    """Write a batch; a kill leaves none that is incomplete."""
+    with (
+        atomic_file(folder / f"part-{kind}-{number}.npz") as draft,
+        open(draft, "wb") as file,
+    ):
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

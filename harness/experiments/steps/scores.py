@@ -34,7 +34,7 @@ def held_out_folds(
     about = {question.id: question.entities for question in questions}
     folds: dict[str, set[int]] = defaultdict(set)
     for sample in samples:
-        names = {entity.partition(":")[2] for entity in about.get(sample.id, ())}
+        names = {e.partition(":")[2] or e for e in about.get(sample.id, ())}
         for name in {sample.id, sample.answer, *names} - {""}:
             folds[name].add(sample.fold)
     return [
