@@ -8,6 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from harness.check.acceptance import accept
+from harness.check.regress import compare
+from harness.experiments import EXPERIMENTS
+from harness.experiments.steps import nodes
 from harness.experiments.steps.answers import (
     ALL_RIGHT,
     StepLabels,
@@ -23,7 +27,7 @@ from harness.experiments.steps.scores import centred, fit_of, held_out_folds
 from harness.judges.base import Question
 from harness.judges.text import contains, normalise
 from harness.scenarios.knowledge.questions import relations as knowledge
-from harness.tables.files import read_table
+from harness.tables.files import read_table, write_tables
 from hq.errors import HQError
 from hq.stats.auroc import auroc
 
@@ -374,6 +378,51 @@ def test_answers_of_one_kind_are_counted_and_explained():
     assert all("0 right and 12 wrong steps" in row.note for row in detected if row.step == "1")
     located = analysis.localisation("fp16", Scores(flat, flat))
     assert all(row.right is None and row.f1 is None for row in located)
+
+
+# --- tolerances
+
+
+def written(folder, analysis, scores):
+    """Write the tables of a run on the same samples as every other run here."""
+    tables = {
+        "answers": [analysis.counts("x", 10, 300, 0, 0)],
+        "pairs": analysis.pairs({"r > s": 10}),
+        "detection": analysis.detection("fp16", scores),
+        "localisation": analysis.localisation("fp16", scores),
+    }
+    definition = {"precisions": ["fp16"]}
+    facts = {
+        "kind": "steps",
+        "study": "s",
+        "fingerprint": "f",
+        "definition": definition,
+        "nodes": {},
+    }
+    write_tables(folder, EXPERIMENTS["steps"].tables, tables, facts)
+    neurons = json.dumps({"provenance": {"samples": "0123456789abcdef"}})
+    (folder / "neurons.json").write_text(neurons, encoding="utf-8")
+    return folder
+
+
+def regressed(run, committed):
+    return {(d.table, d.column) for d in compare(run, committed) if d.regressed}
+
+
+def test_faults_turn_each_compared_column_red_and_rounding_none(analysed, tmp_path):
+    analysis, scores, _ = analysed
+    committed = tmp_path / "committed"
+    accept(written(tmp_path / "run", analysis, scores), committed)
+    probe, noise = scores.values["probe"], scores.values["entropy"]
+    rng = np.random.default_rng(1)
+    rounded = [of * (1 + 1e-4 * rng.normal(size=2)) for of in probe]
+    assert regressed(written(tmp_path / "a", analysis, Scores(rounded, noise)), committed) == set()
+    next_answer = Scores(probe[1:] + probe[:1], noise)
+    red = regressed(written(tmp_path / "b", analysis, next_answer), committed)
+    assert red == {("detection", "auroc"), ("localisation", "wrong")}
+    fewer = StepsAnalysis(analysis.answers[:290], 5, True)
+    lost = written(tmp_path / "c", fewer, Scores(probe[:290], noise[:290]))
+    assert ("detection", "n") in regressed(lost, committed)
 
 
 # --- the tiny study

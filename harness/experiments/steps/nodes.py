@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -264,8 +264,8 @@ def _make_readings(work: "Work[Materials]") -> None:
             _save(work.folder, "cett", read.number, rows=read.rows, cett=read.values)
             task.advance(len(read.rows))
         for made in backend.predictions(exchanges, None, frozenset(done["predictions"])):
-            of_tokens = {"entropy": made.entropy, "log_prob": made.log_prob}
-            _save(work.folder, "predictions", made.number, rows=made.rows, **of_tokens)
+            predictions = {"entropy": made.entropy, "log_prob": made.log_prob}
+            _save(work.folder, "predictions", made.number, rows=made.rows, **predictions)
             task.advance(len(made.rows))
     lengths = np.array([len(exchange.response) for exchange in exchanges])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -297,13 +297,13 @@ def _parts(folder: Path) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     return parts
 
 
-def _save(folder: Path, kind: str, number: int, **arrays: np.ndarray) -> None:
+def _save(folder: Path, kind: str, number: int, **arrays: Any) -> None:
     """Write a batch; a kill leaves none that is incomplete."""
     with (
         atomic_file(folder / f"part-{kind}-{number}.npz") as draft,
         open(draft, "wb") as file,
     ):
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
 
 
 _RUNS = ("hq.backends.opening",)

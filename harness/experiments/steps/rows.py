@@ -175,13 +175,13 @@ class StepsAnalysis:
     def _hits(self, scores: StepScores, rule: str) -> Float[np.ndarray, " answer"]:
         """Return whether each answer is located rightly; thresholds are of the other folds."""
         if rule == HIGHEST:
-            return (highest(scores) == self.first_wrong).astype(float)
+            return _as_floats(highest(scores) == self.first_wrong)
         thresholds = np.empty(len(scores))
         for fold in range(self.folds):
             others = np.flatnonzero(self.fold != fold)
             seen = [scores[i] for i in others.tolist()]
             thresholds[self.fold == fold] = best_threshold(seen, self.first_wrong[others])
-        return (first_alarm(scores, thresholds) == self.first_wrong).astype(float)
+        return _as_floats(first_alarm(scores, thresholds) == self.first_wrong)
 
     def _position(self, rule: str) -> Float[np.ndarray, " answer"]:
         """Return whether the most frequent outcome of the other folds is right for each answer."""
@@ -211,7 +211,8 @@ class StepsAnalysis:
 
     @property
     def _wrong(self) -> Bool[np.ndarray, " answer"]:
-        return self.first_wrong != ALL_RIGHT
+        wrong: Bool[np.ndarray, " answer"] = self.first_wrong != ALL_RIGHT
+        return wrong
 
     def _located(
         self,
@@ -336,11 +337,13 @@ def _gain(
         return None
 
     def accuracy(weights: Weights, hits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " w"]:
-        a = weights[:, wrong] @ hits[wrong] / weights[:, wrong].sum(axis=1)
+        a: Float[np.ndarray, " w"] = weights[:, wrong] @ hits[wrong] / weights[:, wrong].sum(axis=1)
         if rule == HIGHEST:
             return a
         b = weights[:, ~wrong] @ hits[~wrong] / weights[:, ~wrong].sum(axis=1)
-        return np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
+        f1 = np.zeros_like(a)
+        np.divide(2 * a * b, a + b, out=f1, where=a + b > 0)
+        return f1
 
     return estimate(
         lambda weights: accuracy(weights, first) - accuracy(weights, second),
@@ -348,6 +351,11 @@ def _gain(
         units,
         "gain",
     )
+
+
+def _as_floats(hits: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    floats: Float[np.ndarray, " n"] = hits.astype(np.float64)
+    return floats
 
 
 _NEEDED = 50  # independent units of a kind, for an interval of about ±0.14 of a share
