@@ -269,7 +269,7 @@ def _make_readings(work: "Work[Materials]") -> None:
             task.advance(len(made.rows))
     lengths = np.array([len(exchange.response) for exchange in exchanges])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    values = {
+    values: dict[str, Any] = {
         "cett": np.empty((lengths.sum(), len(neurons)), dtype=np.float32),
         "entropy": np.empty(lengths.sum(), dtype=np.float32),
         "log_prob": np.empty(lengths.sum(), dtype=np.float32),
