@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from hq.stats.intervals import Estimate, Weights, estimate, estimate_rate
+from hq.stats.intervals import Estimate, Weights, estimate, estimate_mean, estimate_rate
 
 ALL_RIGHT = -1
 """In place of the index of the first wrong step."""
@@ -84,13 +84,14 @@ def localisation_of_hits(
     """Return the same from the probability that each answer is located rightly.
 
     Args:
-        hits: 0 or 1 for each answer, or a probability for a rule that draws at random.
+        hits: 0 or 1 for each answer, or a probability for a rule that draws at random; the interval
+            is then that of the mean probability.
         wrong: Whether each answer has a wrong step.
         groups: The unit of each answer.
     """
+    share = estimate_rate if np.isin(hits, (0, 1)).all() else estimate_mean
     on_wrong, on_right = (
-        estimate_rate(hits[of], groups[of]) if _units(groups[of]) > 1 else None
-        for of in (wrong, ~wrong)
+        share(hits[of], groups[of]) if _units(groups[of]) > 1 else None for of in (wrong, ~wrong)
     )
     of_both = min(_units(groups[wrong]), _units(groups[~wrong])) > 1
     return Localisation(on_wrong, on_right, _f1(hits, wrong, groups) if of_both else None)

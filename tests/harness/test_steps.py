@@ -338,6 +338,15 @@ def test_localisation_agrees_with_counts(analysed):
     assert rows["step", "highest", "chance"].wrong.value == pytest.approx(0.5)
     first = (truth[truth >= 0] == 0).mean()
     assert rows["step", "highest", "position"].wrong.value == pytest.approx(first)
+    only = [
+        i
+        for i, answer in enumerate(analysis.answers)
+        if sorted(step.label for step in answer.steps) == ["right", "wrong"]
+    ]
+    row = rows["step", "only wrong", "probe"]
+    assert row.n_wrong == len(only)
+    expected = [int(np.argmax(levelled[i])) == truth[i] for i in only]
+    assert row.wrong.value == pytest.approx(np.mean(expected))
     alarm = rows["step", "first alarm", "probe"]
     a, b = alarm.wrong.value, alarm.right.value
     assert alarm.f1.value == pytest.approx(2 * a * b / (a + b))

@@ -15,7 +15,7 @@ from harness.experiments.steps.answers import ANSWERS_FILE, read_answers
 from harness.experiments.steps.chains import by_relation
 from harness.experiments.steps.nodes import StepsNodes, read_readings
 from harness.experiments.steps.plan import StepsPlan
-from harness.experiments.steps.rows import FIRST_ALARM, HIGHEST, StepsAnalysis
+from harness.experiments.steps.rows import FIRST_ALARM, HIGHEST, ONLY_WRONG, StepsAnalysis
 from harness.experiments.steps.scores import PrecisionScores, fit_of, held_out_folds
 from harness.experiments.steps.section import StepsSection
 from harness.experiments.steps.tables import TABLES
@@ -112,17 +112,21 @@ class StepsExperiment(Experiment):
         located = {
             (row.precision, row.span, row.rule, row.scorer): row for row in tables["localisation"]
         }
+        rules = {row.rule for row in tables["localisation"]}
+        rule, among = (
+            (ONLY_WRONG, "exactly one") if ONLY_WRONG in rules else (HIGHEST, "at least one")
+        )
         table = Table(
             title=f"{counts.n} answers to {counts.source}: {counts.first_right} with a right first "
             f"step, {counts.all_right} all right.\nAUROC of wrong against right steps of one "
-            "number, and how often the highest\nscore is at the first wrong step; F1 of the first "
-            "alarm. 95% intervals.",
+            f"number; how often, among\nanswers with {among} wrong step, the first one has the "
+            "highest score;\nF1 of the first alarm. 95% intervals.",
             caption=f"Note: {counts.note}." if counts.note else None,
             caption_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1),
         )
-        for column in ("precision", "span", "scorer", "AUROC", "highest", "F1"):
+        for column in ("precision", "span", "scorer", "AUROC", "located", "F1"):
             table.add_column(column, no_wrap=True)
         for row in tables["detection"]:
             if row.step == "all":
@@ -131,7 +135,7 @@ class StepsExperiment(Experiment):
                     *key,
                     row.scorer,
                     _cell(row.auroc),
-                    _cell(located[*key, HIGHEST, row.scorer].wrong),
+                    _cell(located[*key, rule, row.scorer].wrong),
                     _cell(located[*key, FIRST_ALARM, row.scorer].f1),
                 )
         return table

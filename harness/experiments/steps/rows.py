@@ -32,7 +32,7 @@ from hq.stats.localisation import (
     localisation_of_hits,
 )
 
-HIGHEST, FIRST_ALARM = "highest", "first alarm"
+HIGHEST, ONLY_WRONG, FIRST_ALARM = "highest", "only wrong", "first alarm"
 _POOLED = "all"
 
 
@@ -163,7 +163,7 @@ class StepsAnalysis:
             levelled = {
                 name: centred(of, self.fold) for name, of in self._scores(scores, span).items()
             }
-            for rule in (HIGHEST, FIRST_ALARM):
+            for rule in self.rules:
                 hits = {name: self._hits(of, rule) for name, of in levelled.items()}
                 hits |= {"position": self._position(rule), "chance": self._chance(rule)}
                 listed += [
@@ -174,7 +174,7 @@ class StepsAnalysis:
 
     def _hits(self, scores: StepScores, rule: str) -> Float[np.ndarray, " answer"]:
         """Return whether each answer is located rightly; thresholds are of the other folds."""
-        if rule == HIGHEST:
+        if rule != FIRST_ALARM:
             return _as_floats(highest(scores) == self.first_wrong)
         thresholds = np.empty(len(scores))
         for fold in range(self.folds):
@@ -188,14 +188,14 @@ class StepsAnalysis:
         hits = np.empty(len(self.answers))
         for fold, counts in self._outcomes(rule):
             here = self.fold == fold
-            # Among equally frequent ones, the first step.
-            common = min(counts, key=lambda outcome: (-counts[outcome], outcome))
+            # Among equally frequent ones, the first step; there may be none outside of a fold.
+            common = min(counts, key=lambda outcome: (-counts[outcome], outcome), default=0)
             hits[here] = self.first_wrong[here] == common
         return hits
 
     def _chance(self, rule: str) -> Float[np.ndarray, " answer"]:
         """Return the probability that a random outcome is right for each answer."""
-        if rule == HIGHEST:
+        if rule != FIRST_ALARM:
             return np.array([1 / len(answer.steps) for answer in self.answers])
         hits = np.empty(len(self.answers))
         for fold, counts in self._outcomes(rule):
@@ -204,15 +204,28 @@ class StepsAnalysis:
         return hits
 
     def _outcomes(self, rule: str) -> list[tuple[int, Counter[int]]]:
-        """Count the outcomes outside of each fold; the highest step is of answers with one."""
-        counted = self.first_wrong if rule == FIRST_ALARM else self.first_wrong[self._wrong]
-        fold = self.fold if rule == FIRST_ALARM else self.fold[self._wrong]
+        """Count the outcomes outside of each fold, among the answers of the rule."""
+        rows = self._rows(rule)
+        counted, fold = self.first_wrong[rows], self.fold[rows]
         return [(k, Counter(counted[fold != k].tolist())) for k in range(self.folds)]
 
     @property
-    def _wrong(self) -> Bool[np.ndarray, " answer"]:
-        wrong: Bool[np.ndarray, " answer"] = self.first_wrong != ALL_RIGHT
-        return wrong
+    def rules(self) -> tuple[str, ...]:
+        """The rules; a file does not label the steps after the first wrong one."""
+        return (HIGHEST, *([ONLY_WRONG] if self.has_answers else []), FIRST_ALARM)
+
+    def _rows(self, rule: str) -> Int[np.ndarray, " row"]:
+        """The answers on which a rule is tested."""
+        if rule == FIRST_ALARM:
+            return np.arange(len(self.answers))
+        labels = [Counter(step.label for step in answer.steps) for answer in self.answers]
+        tested = [
+            i
+            for i, of in enumerate(labels)
+            if self.first_wrong[i] != ALL_RIGHT
+            and (rule == HIGHEST or (of["wrong"] == 1 and not of["unknown"]))
+        ]
+        return np.array(tested, dtype=np.int64)
 
     def _located(
         self,
@@ -223,8 +236,8 @@ class StepsAnalysis:
         hits: Float[np.ndarray, " answer"],
         of_probe: Float[np.ndarray, " answer"],
     ) -> Located:
-        rows = self._wrong if rule == HIGHEST else np.ones(len(hits), dtype=bool)
-        wrong, units = self._wrong[rows], self.units[rows]
+        rows = self._rows(rule)
+        wrong, units = self.first_wrong[rows] != ALL_RIGHT, self.units[rows]
         result = localisation_of_hits(hits[rows], wrong, units)
         gain = None
         if scorer != PROBE:
@@ -333,12 +346,12 @@ def _gain(
     rule: str,
 ) -> Estimate | None:
     """Return the paired difference of the two accuracies, or of F1."""
-    if (result.wrong if rule == HIGHEST else result.f1) is None:
+    if (result.f1 if rule == FIRST_ALARM else result.wrong) is None:
         return None
 
     def accuracy(weights: Weights, hits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " w"]:
         a: Float[np.ndarray, " w"] = weights[:, wrong] @ hits[wrong] / weights[:, wrong].sum(axis=1)
-        if rule == HIGHEST:
+        if rule != FIRST_ALARM:
             return a
         b = weights[:, ~wrong] @ hits[~wrong] / weights[:, ~wrong].sum(axis=1)
         f1 = np.zeros_like(a)

@@ -15,5 +15,5 @@ class StepsSection(Section):
     """
 
     source: str = ""
-    chains: Annotated[int, Field(ge=20)] = 600
+    chains: Annotated[int, Field(ge=20)] = 800
     max_new_tokens: Annotated[int, Field(ge=1)] = 16

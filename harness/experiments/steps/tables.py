@@ -77,7 +77,8 @@ class Located(Row):
     span: str = Field(description=_SPAN)
     rule: str = Field(
         description="highest: the step with the highest score, among answers with a wrong step; "
-        "first alarm: the first step at or above a threshold with the best F1 on other units"
+        "only wrong: the same, among answers with exactly one wrong step; first alarm: the first "
+        "step at or above a threshold with the best F1 on other units"
     )
     scorer: str = Field(
         description=f"{_SCORER}; position, the most frequent outcome on other units; chance, a "
@@ -94,8 +95,8 @@ class Located(Row):
     )
     f1: Estimate | None = Field(description="harmonic mean of both, as in ProcessBench")
     gain: Estimate | None = Field(
-        description="paired difference between the probe and this scorer: of the share for the "
-        "highest step, of F1 for the first alarm"
+        description="paired difference between the probe and this scorer: of F1 for the "
+        "first alarm, otherwise of the share"
     )
 
 
