@@ -117,10 +117,11 @@ class StepsExperiment(Experiment):
             (ONLY_WRONG, "exactly one") if ONLY_WRONG in rules else (HIGHEST, "at least one")
         )
         table = Table(
-            title=f"{counts.n} answers to {counts.source}: {counts.first_right} with a right first "
-            f"step, {counts.all_right} all right.\nAUROC of wrong against right steps of one "
-            f"number; how often, among\nanswers with {among} wrong step, the first one has the "
-            "highest score;\nF1 of the first alarm. 95% intervals.",
+            title=f"{counts.n} answers to {counts.source}:\n{counts.first_right} with a right "
+            f"first step, {counts.all_right} all right.\n"
+            "AUROC of wrong against right steps of one number.\n"
+            f"Located: with {among} wrong step, the first\none has the highest score. F1 of the "
+            "first alarm.\n95% intervals.",
             caption=f"Note: {counts.note}." if counts.note else None,
             caption_justify="left",
             box=SIMPLE_HEAD,
