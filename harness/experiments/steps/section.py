@@ -15,5 +15,5 @@ class StepsSection(Section):
     """
 
     source: str = ""
-    chains: Annotated[int, Field(ge=20)] = 800
+    chains: Annotated[int, Field(ge=20)] = 500
     max_new_tokens: Annotated[int, Field(ge=1)] = 16
