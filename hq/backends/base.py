@@ -83,6 +83,20 @@ class Predictions:
         return np.array([part.mean() for part in np.split(values, self.ends[:-1])])
 
 
+@dataclass(frozen=True, slots=True)
+class TokenReadings:
+    """The CETT of some neurons at each response token of a batch of exchanges.
+
+    Rows are in the order of `Predictions`. A decision value of a NeuronSet is linear in the CETT,
+    so that of a span is the mean of those of its tokens.
+    """
+
+    number: int  # of the batch in the plan
+    rows: Int[np.ndarray, " batch"]  # indices into the list of exchanges
+    ends: Int[np.ndarray, " batch"]  # index after the last token of each exchange
+    values: Float[np.ndarray, "token k"]  # a column per neuron
+
+
 class Decoding(Protocol):
     """Continuations of prompts in parallel, one row per continuation."""
 
@@ -143,6 +157,19 @@ class Backend(Protocol):
         skip: frozenset[int] = frozenset(),
     ) -> Iterator[TraceBatch]:
         """CETT of every neuron, batch by batch, without the batches whose number is in `skip`."""
+        ...
+
+    def read_tokens(
+        self,
+        exchanges: Sequence[PromptResponse],
+        neurons: Int[np.ndarray, " k"],
+        measure: Literal["sum", "output"],
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TokenReadings]:
+        """CETT of these neurons (flat indices, ascending) at each response token.
+
+        Batches whose number is in `skip` are left out.
+        """
         ...
 
     def logits(
@@ -245,6 +272,18 @@ def join_predictions(
     states = None if hidden is None else hidden.float().cpu().numpy()
     ends = np.cumsum([len(exchange.response) for exchange in batch])
     return Predictions(number, rows, ends, entropy, log_prob, kl, states)
+
+
+def join_readings(
+    number: int,
+    rows: Int[np.ndarray, " batch"],
+    parts: Sequence[Float[np.ndarray, "_ k"]],
+    precision: str,
+) -> TokenReadings:
+    """The readings of a batch, from those of each exchange. Raises HQError if not finite."""
+    values = np.concatenate(parts)
+    require_finite(values, precision)
+    return TokenReadings(number, rows, np.cumsum([len(part) for part in parts]), values)
 
 
 def require_finite(values: Float[np.ndarray, "..."], precision: str) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hq.backends.base import Backend, TraceBatch
+from hq.backends.base import Backend, TokenReadings, TraceBatch
 from hq.errors import HQError
 from hq.models.alignment import MISSING
 from hq.neurons.cett import Measure, Span
@@ -57,6 +57,22 @@ class PermutedBackend:
         """Traces in the order of the source."""
         for batch in self._inner.trace(exchanges, measures, spans, skip):
             yield replace(batch, values=self._ordered(batch.values), missing=self.missing)
+
+    def read_tokens(
+        self,
+        exchanges: Sequence[PromptResponse],
+        neurons: Int[np.ndarray, " k"],
+        measure: Literal["sum", "output"],
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TokenReadings]:
+        """Readings of neurons of the source; zero for missing neurons."""
+        own = np.flatnonzero(self._present[neurons])
+        columns = self._columns[neurons[own]]
+        order = np.argsort(columns)
+        for batch in self._inner.read_tokens(exchanges, columns[order], measure, skip):
+            values = np.zeros((len(batch.values), len(neurons)), dtype=batch.values.dtype)
+            values[:, own[order]] = batch.values
+            yield replace(batch, values=values)
 
     def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
         """h_i ← α·h_i for neurons of the source. Raises HQError for a neuron that is missing."""

@@ -226,6 +226,30 @@ def test_neighbours_of_the_same_shape_leave_the_bits_alone(
             assert off(found, expected) <= case.shape
 
 
+@pytest.mark.parametrize("measure", ["sum", "output"])
+def test_each_token_is_read_as_a_response_of_its_own(
+    backend: Backend, exchanges: list[PromptResponse], case: Case, measure: str
+) -> None:
+    neurons = np.array([1, 5, tiny.D_FF + 2, (tiny.LAYERS - 1) * tiny.D_FF + 3])
+    readings = list(backend.read_tokens(exchanges, neurons, measure))
+    assert len(readings) > 1
+    values: dict[int, Array] = {}
+    for batch in readings:
+        values |= dict(zip(batch.rows, np.split(batch.values, batch.ends[:-1]), strict=True))
+    assert sorted(values) == list(range(len(exchanges)))
+    assert [len(values[i]) for i in range(len(exchanges))] == [len(e.response) for e in exchanges]
+    tokens = [
+        PromptResponse(e.prompt + e.response[:t], (e.response[t],))
+        for e in exchanges
+        for t in range(len(e.response))
+    ]
+    alone = trace(backend, tokens)[:, MEASURES.index(measure), SPANS.index("answer")]
+    read = np.concatenate([values[i] for i in range(len(exchanges))])
+    assert off(read, alone.reshape(len(tokens), -1)[:, neurons]) < max(case.shape, 1e-5) * 3
+    rest = backend.read_tokens(exchanges, neurons, measure, frozenset({readings[0].number}))
+    assert [batch.number for batch in rest] == [batch.number for batch in readings[1:]]
+
+
 def test_measures_and_spans_come_in_the_order_asked(
     backend: Backend, exchanges: list[PromptResponse]
 ) -> None:

@@ -230,6 +230,18 @@ def test_permuted_layers_read_in_the_order_of_the_source(backend):
         for of_layer, block in zip(order, backend.identity.space.slices, strict=True):
             inside = theirs.values[..., block]
             np.testing.assert_array_equal(ours.values[..., block], inside[..., of_layer])
+    chosen = np.array([3, 130, 300, 301, 700])
+    flat = np.concatenate(
+        [of + block.start for of, block in zip(order, backend.identity.space.slices, strict=True)]
+    )
+    own = flat[chosen]  # of the backend itself, whose readings come in ascending order
+    for ours, theirs in zip(
+        mapped.read_tokens(texts, chosen, "sum"),
+        backend.read_tokens(texts, np.sort(own), "sum"),
+        strict=True,
+    ):
+        columns = np.searchsorted(np.sort(own), own)
+        np.testing.assert_array_equal(ours.values, theirs.values[:, columns])
     source = int(np.flatnonzero(order[3] == 200)[0])
     with mapped.scale({(3, source): 0.0}):
         ours = logits(mapped, texts)

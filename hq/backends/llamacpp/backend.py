@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from hq.backends.base import (
     HiddenStates,
     Predictions,
     Site,
+    TokenReadings,
     TraceBatch,
     join_predictions,
+    join_readings,
     require_finite,
     require_known,
     require_sites,
@@ -223,6 +226,46 @@ class LlamaBackend:
                 rows = packed.rows[chunk].copy()
                 with observer.traced(rows, chunk_weights, values, measures):
                     packed.decode(context, chunk, chunk_weights.any(axis=1))
+
+    def read_tokens(
+        self,
+        exchanges: Sequence[PromptResponse],
+        neurons: Int[np.ndarray, " k"],
+        measure: Literal["sum", "output"],
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TokenReadings]:
+        """CETT of these neurons (flat indices, ascending) at each response token.
+
+        A prefix that all prompts share is computed once. Raises HQError as `trace` does.
+        """
+        require_known(exchanges, self.model.vocabulary, self.identity.name)
+        if not exchanges:
+            return
+        self.require_length(max(map(len, exchanges)))
+        layout = plan(exchanges, self.token_budget, MAX_ROWS)
+        context, observer = self._context_for(layout, exchanges)
+        layers, _, indices = self.identity.space.locate(neurons)
+        positions = list(zip(layers.tolist(), indices.tolist(), strict=True))
+        start, factors = len(layout.prefix), self.scales.factors
+        with closing(context):
+            read_prefix(context, layout.prefix)
+            for number, rows in enumerate(layout.batches):
+                if number in skip:
+                    continue
+                self._require_same_scales(factors)
+                batch = [exchanges[row] for row in rows]
+                packed, parts = PackedBatch(batch, start), []
+                with packed.sequences(context), observer.watched(positions, measure) as readings:
+                    for chunk in packed.chunks(context.batch):
+                        # Every token is an output, as the last layer computes no others.
+                        count = chunk.stop - chunk.start
+                        packed.decode(context, chunk, np.ones(count))
+                        parts.append(readings.cett(count))
+                prompts = np.array([len(e.prompt) - start for e in batch])
+                of_responses = packed.positions >= prompts[packed.rows]
+                cett = np.concatenate(parts)[of_responses]
+                ends = np.cumsum([len(e.response) for e in batch])
+                yield join_readings(number, rows, np.split(cett, ends[:-1]), self.precision)
 
     def logits(
         self, exchanges: Sequence[PromptResponse]

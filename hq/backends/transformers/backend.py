@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from hq.backends.base import (
     HiddenStates,
     Predictions,
     Site,
+    TokenReadings,
     TraceBatch,
     join_predictions,
+    join_readings,
     require_finite,
     require_known,
     require_length,
@@ -31,7 +33,7 @@ from hq.backends.batching import plan, span_weights
 from hq.backends.transformers.decoding import TorchDecoding
 from hq.backends.transformers.eager import eager
 from hq.backends.transformers.hidden import HiddenHooks
-from hq.backends.transformers.hooks import DownHooks, scaled
+from hq.backends.transformers.hooks import DownHooks, ShareHooks, Watched, scaled
 from hq.backends.transformers.prefix import PrefixCache
 from hq.errors import HQError
 from hq.models.architectures import down_projections
@@ -227,6 +229,47 @@ class TorchBackend:
         array = values.cpu().numpy()
         require_finite(array, self.precision)
         return array
+
+    def read_tokens(
+        self,
+        exchanges: Sequence[PromptResponse],
+        neurons: Int[np.ndarray, " k"],
+        measure: Literal["sum", "output"],
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[TokenReadings]:
+        """CETT of these neurons (flat indices, ascending) at each response token.
+
+        A prefix that all prompts share is computed once. Raises HQError as `trace` does.
+        """
+        self._require_fitting(exchanges)
+        layout, watched = plan(exchanges, self.token_budget), self._watched(neurons)
+        start = len(layout.prefix)
+        downs, hooks = [layer.down for layer in watched], ShareHooks(watched, measure)
+        with torch.inference_mode():
+            prefix = PrefixCache(self.decoder, layout.prefix, self.device)
+        for number, rows in enumerate(layout.batches):
+            if number not in skip:
+                batch = [exchanges[row] for row in rows]
+                with torch.inference_mode(), eager(self.model, downs), hooks:
+                    self.decoder(self.padded(batch, start), **prefix.inputs(len(batch)))
+                    cett = hooks.collect(len(batch))
+                parts = [
+                    of_row[len(e.prompt) - start : len(e) - start]
+                    for of_row, e in zip(cett, batch, strict=True)
+                ]
+                yield join_readings(number, rows, parts, self.precision)
+
+    def _watched(self, neurons: Int[np.ndarray, " k"]) -> list[Watched]:
+        layers, _, indices = self.identity.space.locate(neurons)
+        return [
+            Watched(
+                layer=layer,
+                down=self.downs[layer],
+                norms=self._norms[layer],
+                indices=torch.from_numpy(indices[layers == layer]).to(self.device),
+            )
+            for layer in np.unique(layers).tolist()
+        ]
 
     def logits(
         self, exchanges: Sequence[PromptResponse]
