@@ -28,8 +28,7 @@ CUES = 12  # with an effect; bystanders read as many others
 RELATIONS = 3
 ANSWERS = 12  # of each relation
 D_FF = 256
-SHARED = 0.3
-"""Correlation of two cues of a subject: all have a part of one latent variable."""
+SHARED = 0.3  # correlation of two cues of a subject, which all have a part of one latent variable
 
 Kind = Literal["causal", "bystanders", "twins", "correlates", "nothing"]
 _READERS: dict[Kind, list[tuple[int, bool]]] = {
@@ -64,8 +63,6 @@ _ALL_ANSWERS = RELATIONS * ANSWERS
 _FIRST_ANSWER = 1 + RELATIONS  # token ids: the beginning, the relations, the answers, the subjects
 _FIRST_SUBJECT = _FIRST_ANSWER + _ALL_ANSWERS
 _BATCH = 500  # prompts that are answered together
-
-_DOUBT_PER_CUE = float(1 / np.sqrt(CUES * (1 + (CUES - 1) * SHARED)))  # so that its SD is 1
 
 
 class Question(NamedTuple):
@@ -143,7 +140,9 @@ _UNIT = float(_NORM / np.sqrt(_BLOCKS.width))
 _UNIT_COPIED = float(np.sqrt((_NORM**2 + len(_BLOCKS["copied"])) / _BLOCKS.width))
 
 
-def planted_model(kind: Kind, subjects: int, noise: float, seed: int) -> Planted:
+def planted_model(
+    kind: Kind, subjects: int, noise: float, seed: int, shared: float = SHARED
+) -> Planted:
     """Return a model and one question about each subject.
 
     Args:
@@ -153,6 +152,7 @@ def planted_model(kind: Kind, subjects: int, noise: float, seed: int) -> Planted
             question is answered right, relative to that of the doubt. It has no effect with
             "nothing".
         seed: Seed of subjects and of weights.
+        shared: Correlation of two cues of a subject.
     """
     rng = np.random.default_rng(seed)
     popularity = 1 / (2 + np.arange(ANSWERS))
@@ -171,17 +171,17 @@ def planted_model(kind: Kind, subjects: int, noise: float, seed: int) -> Planted
         tie_word_embeddings=False,
     )
     llama = hf.LlamaForCausalLM(config).eval().requires_grad_(False)
-    readers = _READERS[kind]
+    readers, doubt_per_cue = _READERS[kind], _doubt_per_cue(shared)
     for name, parameter in llama.named_parameters():
         parameter.fill_(1.0 if "norm" in name else 0.0)
-    _embed(llama, right, wrong, noise if kind != "nothing" else 1.0, rng)
-    _attend(llama, doubt=kind == "correlates")
+    _embed(llama, right, wrong, noise if kind != "nothing" else 1.0, shared, rng)
+    _attend(llama, doubt_per_cue if kind == "correlates" else 0.0)
     for layer in range(2):
         _noise_neurons(llama, layer, rng)
         _answer_neurons(llama, layer)
-    _reading_neurons(llama, readers, rng)
+    _reading_neurons(llama, readers, doubt_per_cue, rng)
     through_neurons = any(cause for _, cause in readers)
-    doubt = CUES * _DOUBT_PER_CUE * _REST if through_neurons else 0.0
+    doubt = CUES * doubt_per_cue * _REST if through_neurons else 0.0
     _recall_neurons(llama, _MEMORY - doubt)
     _unembed(llama)
     moved = [_permute(llama, layer, rng) for layer in range(2)]
@@ -205,7 +205,7 @@ def planted_model(kind: Kind, subjects: int, noise: float, seed: int) -> Planted
     )
 
 
-def expected_auroc(noise: float, neurons: int = CUES) -> float:
+def expected_auroc(noise: float, cues: int = CUES, shared: float = SHARED) -> float:
     """Return the AUROC of the sum of some cues with an effect: 0.5 + 2/π·asin(ρ/√2).
 
     ρ is the correlation of the sum with doubt minus memory, u, whose sign is the label. Draw a
@@ -213,10 +213,15 @@ def expected_auroc(noise: float, neurons: int = CUES) -> float:
     of three normal variables with correlations ρ/√2, ρ/√2 and 0, which is 1/8 + asin(ρ/√2)/(2π)
     (Sheppard 1899; David 1953), and the AUROC is 4 times it.
     """
-    covariance = neurons * (1 + (CUES - 1) * SHARED) * _DOUBT_PER_CUE
-    deviation = np.sqrt(neurons * (1 + (neurons - 1) * SHARED))
+    covariance = cues * (1 + (CUES - 1) * shared) * _doubt_per_cue(shared)
+    deviation = np.sqrt(cues * (1 + (cues - 1) * shared))
     rho = covariance / deviation / np.sqrt(1 + noise**2)
     return float(0.5 + 2 / np.pi * np.arcsin(rho / np.sqrt(2)))
+
+
+def _doubt_per_cue(shared: float) -> float:
+    """Return the weight of a cue with which the doubt has a standard deviation of 1."""
+    return float(1 / np.sqrt(CUES * (1 + (CUES - 1) * shared)))
 
 
 def greedy(backend: Backend, prompts: Sequence[tuple[int, ...]]) -> list[int]:
@@ -248,6 +253,7 @@ def _embed(
     right: Int[np.ndarray, " s"],
     wrong: Int[np.ndarray, " s"],
     noise: float,
+    shared: float,
     rng: np.random.Generator,
 ) -> None:
     weight = np.zeros((llama.config.vocab_size, _BLOCKS.width))
@@ -259,28 +265,25 @@ def _embed(
     weight[rows, _BLOCKS["right"][right]] = memory
     weight[rows, _BLOCKS["wrong"][wrong]] = 1
     latent, own = rng.standard_normal((len(rows), 1)), rng.standard_normal((len(rows), 2 * CUES))
-    weight[np.ix_(rows, _BLOCKS["cue"])] = np.sqrt(SHARED) * latent + np.sqrt(1 - SHARED) * own
+    weight[np.ix_(rows, _BLOCKS["cue"])] = np.sqrt(shared) * latent + np.sqrt(1 - shared) * own
     drawn = rng.standard_normal((len(rows), _NOISE))
     drawn *= np.sqrt(_NOISE) / np.linalg.norm(drawn, axis=1, keepdims=True)
-    weight[np.ix_(rows, _BLOCKS["noise"])] = (
-        drawn  # of one norm, so that CETT's denominator is calm
-    )
+    weight[np.ix_(rows, _BLOCKS["noise"])] = drawn  # of one norm, as it fills CETT's denominator
     weight[:, _BLOCKS["filler"][0]] = np.sqrt(_NORM**2 - (weight**2).sum(axis=1))
     llama.model.embed_tokens.weight.copy_(torch.as_tensor(weight))
 
 
-def _attend(llama: hf.LlamaForCausalLM, doubt: bool) -> None:
+def _attend(llama: hf.LlamaForCausalLM, doubt_per_cue: float) -> None:
     """Equal attention to all tokens, which copies the cues and the noise of the subject.
 
-    With `doubt`, it writes the doubt as well.
+    It also writes the doubt, if a cue has a weight in it.
     """
     attention = llama.model.layers[0].self_attn
     sources = np.concatenate([_BLOCKS["cue"], _BLOCKS["noise"]])
     slots = np.arange(len(sources))
     attention.v_proj.weight[slots, sources] = _UNIT
     attention.o_proj.weight[_BLOCKS["copied"], slots] = _PROMPT  # attention takes a mean
-    if doubt:
-        attention.o_proj.weight[_BLOCKS["doubt"], slots[:CUES]] = _PROMPT * _DOUBT_PER_CUE
+    attention.o_proj.weight[_BLOCKS["doubt"], slots[:CUES]] = _PROMPT * doubt_per_cue
 
 
 def _noise_neurons(llama: hf.LlamaForCausalLM, layer: int, rng: np.random.Generator) -> None:
@@ -318,7 +321,10 @@ def _answer_neurons(llama: hf.LlamaForCausalLM, layer: int) -> None:
 
 
 def _reading_neurons(
-    llama: hf.LlamaForCausalLM, readers: Sequence[tuple[int, bool]], rng: np.random.Generator
+    llama: hf.LlamaForCausalLM,
+    readers: Sequence[tuple[int, bool]],
+    doubt_per_cue: float,
+    rng: np.random.Generator,
 ) -> None:
     """The planted neurons: the first of layer 0. At the end of a prompt, h = rest + cue."""
     neurons = np.arange(len(readers))
@@ -329,8 +335,8 @@ def _reading_neurons(
     up[neurons, constant] = _REST / _GATE * _UNIT_COPIED / _CONSTANT
     up[neurons, _BLOCKS["copied"][cues]] = _UNIT_COPIED / _GATE
     down[:, neurons] = 0
-    down[_BLOCKS["doubt"][0], neurons[causes == 1]] = _DOUBT_PER_CUE
-    outputs = _outputs_without_effect(_DOUBT_PER_CUE * (1 - causes), rng)
+    down[_BLOCKS["doubt"][0], neurons[causes == 1]] = doubt_per_cue
+    outputs = _outputs_without_effect(doubt_per_cue * (1 - causes), rng)
     down[np.ix_(_BLOCKS["junk"], neurons)] = outputs
 
 
