@@ -307,7 +307,7 @@ def _outputs_without_effect(
 def _cleared_gates(
     llama: hf.LlamaForCausalLM, layer: int, neurons: Int[np.ndarray, " k"]
 ) -> Float[Tensor, "d_ff width"]:
-    weight = llama.model.layers[layer].mlp.gate_proj.weight
+    weight: Tensor = llama.model.layers[layer].mlp.gate_proj.weight
     weight[neurons] = 0
     return weight
 

@@ -1,4 +1,4 @@
-"""`hq bench NAME`: speed and memory of one part of hq, or the coverage of its intervals."""
+"""`hq bench NAME`: speed and memory of one part of hq, or a simulation with a known truth."""
 
 from typing import Annotated
 
@@ -14,13 +14,13 @@ def bench_command(
         str,
         typer.Argument(
             help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
-            "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching) or "
-            "sampling. Each takes 2 to 5 minutes."
+            "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching), "
+            "planted (known causal neurons) or sampling. Each takes 2 to 5 minutes."
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Measure the speed and memory of one part of hq, or the coverage of its intervals.
+    """Measure the speed and memory of one part of hq, or simulate data with a known truth.
 
     A row with a goal says whether the goal was met. Example: `hq bench l1`.
     """
