@@ -170,9 +170,7 @@ def measure(
                 if not fits:
                     questions = planted.ask(backend)[:-_HELD_OUT]
                     fits = {n: _fitted(backend, questions, n, seed) for n in sizes}
-                for fitted in fits.values():
-                    row = _measured(backend, planted, fitted, seed)
-                    rows.append(row._replace(kind=kind, noise=noise))
+                rows += [_measured(backend, planted, of_size, seed) for of_size in fits.values()]
     return rows
 
 
@@ -210,8 +208,8 @@ def _measured(backend: Backend, planted: Planted, fitted: Fitted, seed: int) -> 
     readers = planted.signal[:CUES]
     ended = silencing(backend, planted)
     return Measured(
-        kind="",
-        noise=0.0,
+        kind=planted.kind,
+        noise=planted.noise,
         n=len(samples.y),
         precision=backend.precision,
         runs=1,

@@ -91,6 +91,8 @@ class Question(NamedTuple):
 class Planted(NamedTuple):
     """A model, where its planted neurons are, and a prompt and the right answer per subject."""
 
+    kind: Kind
+    noise: float
     llama: hf.LlamaForCausalLM  # FP16 values, held in FP32
     identity: ModelIdentity
     causal: Int[np.ndarray, " c"]  # flat indices of the neurons that write the doubt
@@ -190,6 +192,8 @@ def planted_model(
         parameter.copy_(parameter.half())
     signal = moved[0][: len(readers)]
     return Planted(
+        kind,
+        noise,
         llama,
         ModelIdentity(
             name=f"planted-{kind}",
