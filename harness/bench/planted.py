@@ -127,6 +127,9 @@ class Measured(NamedTuple):
     ended_causal: float  # without all causal neurons
 
 
+_VALUES = Measured._fields[5:]
+
+
 def bench_planted(runs: int = 1, sizes: Sequence[int] = (200, SIZE)) -> list[BenchRow]:
     """Identify planted neurons, and silence them. Takes about 4 minutes.
 
@@ -250,14 +253,20 @@ def silencing(backend: Backend, planted: Planted) -> Callable[[Int[np.ndarray, "
 
 def means(rows: Sequence[Measured]) -> list[Measured]:
     """Return the means over the runs of each kind, noise, size and precision; NaN if undefined."""
-    frame = pl.DataFrame(rows, schema=list(Measured._fields), orient="row").fill_nan(None)
-    of_values = [pl.col(name).mean() for name in Measured._fields[5:]]
-    grouped = frame.group_by(Measured._fields[:4], maintain_order=True).agg(
-        pl.col("runs").sum(), *of_values
+    grouped = _frame(rows).group_by(Measured._fields[:4], maintain_order=True)
+    return _rows(grouped.agg(pl.col("runs").sum(), pl.col(*_VALUES).mean()))
+
+
+def _frame(rows: Sequence[Measured]) -> pl.DataFrame:
+    """Return rows as a table, with null for NaN."""
+    return pl.DataFrame(rows, schema=list(Measured._fields), orient="row").with_columns(
+        pl.col(*_VALUES).cast(pl.Float64).fill_nan(None)
     )
-    return [
-        Measured(*row) for row in grouped.fill_null(np.nan).select(Measured._fields).iter_rows()
-    ]
+
+
+def _rows(frame: pl.DataFrame) -> list[Measured]:
+    """Return a table as rows, with NaN for null."""
+    return [Measured(*row) for row in frame.with_columns(pl.col(*_VALUES).fill_null(np.nan)).rows()]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -345,8 +354,9 @@ def _row(name: str, value: float, goal: str | None, note: str) -> BenchRow:
 
 def write_planted(folder: Path, rows: Sequence[Measured]) -> None:
     """Write the data, and the tables between the markers of the documentation."""
-    frame = pl.DataFrame(rows, schema=list(Measured._fields), orient="row").fill_nan(None)
-    write_whole(folder / DATA_FILE, frame.with_columns(pl.col(pl.Float64).round(4)).write_csv())
+    write_whole(
+        folder / DATA_FILE, _frame(rows).with_columns(pl.col(*_VALUES).round(4)).write_csv()
+    )
     document = (folder / TABLE_FILE).read_text(encoding="utf-8")
     before, rest = document.split(BEGIN)
     after = rest.split(END)[1]
@@ -355,8 +365,8 @@ def write_planted(folder: Path, rows: Sequence[Measured]) -> None:
 
 def tables(folder: Path) -> str:
     """Return the findings and the Markdown tables of the data in a folder."""
-    frame = pl.read_csv(folder / DATA_FILE).fill_null(np.nan)
-    rows = [Measured(*values) for values in frame.iter_rows()]
+    types = {"noise": pl.Float64, **dict.fromkeys(_VALUES, pl.Float64)}
+    rows = _rows(pl.read_csv(folder / DATA_FILE, schema_overrides=types))
     found = [
         [
             row.kind,
@@ -413,8 +423,8 @@ _MOVED = (
 
 
 def _markdown(header: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, "|".join(["---"] * (header.count("|") + 1)), *(" | ".join(r) for r in rows)]
-    return [f"| {line} |" for line in lines]
+    rule = "---|" * (header.count("|") + 1)
+    return [f"| {header} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _share(value: float, digits: int = 2) -> str:
