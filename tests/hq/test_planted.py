@@ -25,7 +25,7 @@ from hq.probe.text import text_only
 from hq.stats.auroc import auroc, estimate_auroc
 from hq.stats.intervals import Estimate
 
-SUBJECTS, SIZE, NOISE = 3000, 700, 0.6
+SUBJECTS, SIZE, NOISE = 3000, 700, 0.25
 
 
 class Asked(NamedTuple):
@@ -117,13 +117,13 @@ def test_the_old_design_misses_the_causal_neurons(seed):
     samples = old_design(of.questions, seed)
     weights = old_rule(traced(of.backend, samples.questions), samples, seed)
     selected, causal = np.flatnonzero(weights), of.planted.causal
-    precision, recall = share_in(selected, causal), share_in(causal, selected)
-    area = text_auroc(samples)
+    recall, area = share_in(causal, selected), text_auroc(samples)
     print(
-        f"\nold design, seed {seed}: {len(selected)} neurons, precision {precision:.2f}, recall "
-        f"{recall:.2f}; AUROC of the answer's text {area:.3f}"
+        f"\nold design, seed {seed}: {len(selected)} neurons, precision "
+        f"{share_in(selected, causal):.2f}, recall {recall:.2f}; AUROC of the answer's text "
+        f"{area:.3f}"
     )
-    assert 2 * precision * recall / (precision + recall) < 0.5
+    assert recall < 0.5
     assert area < 0.2
 
 
@@ -141,16 +141,16 @@ def test_the_new_design_recovers_the_causal_neurons(model, fitted):
     assert share_in(causal, positive) >= 0.9
     assert share_in(positive, causal) >= 0.9
     assert share_in(causal, stable) >= 0.9
-    assert share_in(stable, causal) >= 0.75
+    assert share_in(stable, causal) >= 0.9
     assert abs(text - 0.5) < 0.02
-    assert fitted.area.low > 0.75
+    assert fitted.area.low > 0.7
 
 
 def test_no_fold_of_the_new_design_misses_the_causal_neurons(model, fitted):
     for fold in fitted.probes.folds:
         positive = fold.probe.flat_positive
-        assert share_in(model.planted.causal, positive) >= 0.8
-        assert share_in(positive, model.planted.causal) >= 0.6
+        assert share_in(model.planted.causal, positive) >= 0.75
+        assert share_in(positive, model.planted.causal) >= 0.75
 
 
 def test_nothing_planted_is_nothing_found():
