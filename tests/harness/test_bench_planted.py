@@ -247,7 +247,7 @@ def test_data_and_tables_are_written(tmp_path):
     write_planted(tmp_path, rows)
     document = (tmp_path / TABLE_FILE).read_text(encoding="utf-8")
     assert document == f"before\n{BEGIN}\n{tables(tmp_path)}{END}\nafter\n"
-    assert "| causal | 1 | 800 | 9.0 | 0.75 |" in document
+    assert "| causal | 1 | 800 | 1 | 9.0 | 0.75 |" in document
     (values,) = pl.read_csv(tmp_path / DATA_FILE).iter_rows(named=True)
     assert values["recall"] == 0.7512
     assert values["causal"] is None
