@@ -54,7 +54,7 @@ PRECISIONS = ("fp16", "int8", "nf4")
 _SUBJECTS = 4000
 _HELD_OUT = 400  # questions that are asked with silenced neurons
 _FOLDS = 5
-_RUNS = 3  # models per kind and noise of the documentation
+_RUNS = 2  # models per kind and noise of the documentation
 CAP = 0.1  # largest share of neurons with a weight
 _DRAWS = 3  # of matched neurons
 
