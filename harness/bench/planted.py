@@ -34,6 +34,7 @@ from harness.bench.planted_model import (
 )
 from harness.stages.pairing import Candidate, pairs
 from harness.stages.units import assign_folds
+from harness.store.progress import silence_transformers
 from hq.backends.base import Backend
 from hq.backends.opening import open_backend
 from hq.errors import HQError
@@ -162,6 +163,7 @@ def measure(
     Labels, folds and traced tokens are those at the first precision, FP16. The last subjects are in
     no sample: they are asked with neurons silenced.
     """
+    silence_transformers()
     planted = planted_model(kind, _SUBJECTS, noise, seed)
     rows: list[Measured] = []
     fits: dict[int, Fitted] = {}
