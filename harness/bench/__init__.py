@@ -12,6 +12,7 @@ from harness.bench.intervals import bench_intervals
 from harness.bench.l1 import bench_l1
 from harness.bench.logits import bench_logits
 from harness.bench.monitor import bench_monitor
+from harness.bench.planted import bench_planted
 from harness.bench.sampling import bench_sampling
 from harness.bench.tests import bench_tests
 
@@ -22,6 +23,7 @@ BENCHES.add("intervals", bench_intervals)
 BENCHES.add("l1", bench_l1)
 BENCHES.add("logits", bench_logits)
 BENCHES.add("monitor", bench_monitor)
+BENCHES.add("planted", bench_planted)
 BENCHES.add("sampling", bench_sampling)
 BENCHES.add("tests", bench_tests)
 

@@ -1,4 +1,4 @@
-"""`hq bench NAME`: speed and memory of one part of hq, or errors of its intervals and tests."""
+"""`hq bench NAME`: speed and memory of one part of hq, or a simulation with a known truth."""
 
 from typing import Annotated
 
@@ -15,12 +15,12 @@ def bench_command(
         typer.Argument(
             help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
             "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching), "
-            "sampling or tests (levels). Each takes 2 to 5 minutes."
+            "planted (known causal neurons), sampling or tests (levels). Each takes 2 to 5 minutes."
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Measure the speed and memory of one part of hq, or the errors of its intervals and tests.
+    """Measure the speed and memory of one part of hq, or simulate data with a known truth.
 
     A row with a goal says whether the goal was met. Example: `hq bench l1`.
     """

@@ -5,60 +5,46 @@ cross-validation of half of the samples. New: pairs of a relation and a given an
 answer and subject, `cross_fit` of all samples. `pytest -s` prints the figures.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from sklearn.model_selection import StratifiedGroupKFold
 
 import hq
-from harness.stages.pairing import Candidate, pairs
-from harness.stages.units import assign_folds
+from harness.bench.planted import CAP, Samples, balanced, traced
+from harness.bench.planted_model import Kind, Planted, Question, planted_model, share_in
+from hq.backends.base import Backend
 from hq.neurons.features import standardise
 from hq.probe.cross_fit import CrossFit, cross_fit
 from hq.probe.l1 import l1_path, smallest_c
 from hq.probe.stability import STABLE, Stability, stability
 from hq.probe.text import text_only
 from hq.stats.auroc import auroc, estimate_auroc
-from tests.planted import CAUSAL, Planted, Question, planted_model
+from hq.stats.intervals import Estimate
 
-SUBJECTS, PAIRS, EFFECT = 3000, 350, 0.3
-CAP = 0.1  # largest share of neurons with a weight
-
-
-class Samples(NamedTuple):
-    """Balanced questions of a planted model, in folds of whole groups."""
-
-    features: hq.Features
-    y: Int[np.ndarray, " n"]
-    groups: Int[np.ndarray, " n"]
-    folds: Int[np.ndarray, " n"]
-    text_auroc: float  # of a classifier that sees the given answer only
+SUBJECTS, SIZE, NOISE = 3000, 700, 0.25
 
 
-def sample(
-    of: Planted,
-    seed: int,
-    balanced: Callable[[Question], Hashable],
-    group: Callable[[Question], int],
-) -> Samples:
-    """Return the first pairs of the questions of a model that agree in `balanced`."""
-    questions = of.questions
-    candidates = [Candidate(str(i), balanced(q), q.hallucinated) for i, q in enumerate(questions)]
-    kept = [questions[int(id)] for pair in pairs(candidates, PAIRS) for id in pair]
-    assert len(kept) == 2 * PAIRS
-    y = np.array([q.hallucinated for q in kept], dtype=np.int64)
-    groups = np.array([group(q) for q in kept])
-    names, relations = groups.astype(str).tolist(), [str(q.relation) for q in kept]
-    folds = np.array(assign_folds(names, y.astype(bool).tolist(), relations, 5, seed))
-    return Samples(of.trace(kept), y, groups, folds, text_auroc(kept, y, folds))
+class Asked(NamedTuple):
+    """A model in memory, and its answers."""
+
+    planted: Planted
+    backend: Backend
+    questions: list[Question]
 
 
-def text_auroc(
-    questions: Sequence[Question], y: Int[np.ndarray, " n"], folds: Int[np.ndarray, " n"]
-) -> float:
+def asked(kind: Kind, seed: int) -> Asked:
+    planted = planted_model(kind, SUBJECTS, NOISE, seed, shared=0)
+    backend = hq.wrap(planted.llama, model_identity=planted.identity).backend
+    return Asked(planted, backend, planted.ask(backend))
+
+
+def text_auroc(samples: Samples) -> float:
+    """Return the AUROC of a classifier that sees the subject and the given answer only."""
+    questions, y, _, folds = samples
     subjects = [f"subject {q.prompt[-1]}" for q in questions]
     answers = [f"answer {q.given}" for q in questions]
     decisions = np.empty(len(y))
@@ -68,20 +54,15 @@ def text_auroc(
     return auroc(decisions, y, folds)
 
 
-def old_design(of: Planted, seed: int) -> Samples:
-    return sample(of, seed, lambda q: q.relation, lambda q: q.right)
+def old_design(questions: Sequence[Question], seed: int) -> Samples:
+    return balanced(questions, SIZE, seed, lambda q: q.relation, lambda q: q.right)
 
 
-def new_design(of: Planted, seed: int) -> Samples:
-    """Each subject is asked about once, so the given answer is the unit."""
-    return sample(of, seed, lambda q: (q.relation, q.given), lambda q: q.given)
-
-
-def old_rule(samples: Samples, seed: int) -> Float[np.ndarray, " p"]:
+def old_rule(features: hq.Features, samples: Samples, seed: int) -> Float[np.ndarray, " p"]:
     """Return the weights that the first version of the study would select; a frozen reference."""
     entities = np.random.default_rng(seed).permutation(np.unique(samples.groups))
     train = np.flatnonzero(np.isin(samples.groups, entities[: len(entities) // 2]))
-    X, y, groups = samples.features.values[train], samples.y[train], samples.groups[train]
+    X, y, groups = features.values[train], samples.y[train], samples.groups[train]
     cap = CAP * X.shape[1]
     Z = standardise(X).Z
     Cs = smallest_c(Z, y) * np.geomspace(1.1, 100.0, 48)
@@ -99,93 +80,84 @@ def old_rule(samples: Samples, seed: int) -> Float[np.ndarray, " p"]:
     return best
 
 
-def precision_and_recall(flat: Int[np.ndarray, " k"]) -> tuple[float, float]:
-    right = len(np.intersect1d(flat, CAUSAL))
-    return right / len(flat), right / len(CAUSAL)
-
-
 class Fitted(NamedTuple):
     samples: Samples
+    features: hq.Features
     probes: CrossFit
     stability: Stability
 
+    @property
+    def area(self) -> Estimate:
+        scores = self.probes.scores(self.features, self.samples.folds)
+        return estimate_auroc(scores, self.samples.y, self.samples.groups, self.samples.folds)
 
-def fit(samples: Samples, seed: int) -> Fitted:
-    features, y, groups, folds, _ = samples
-    probes, _ = cross_fit(features, y, groups, folds, max_fraction=CAP, seed=seed)
+
+def fit(of: Asked, seed: int) -> Fitted:
+    samples = balanced(of.questions, SIZE, seed)
+    features, y, groups = traced(of.backend, samples.questions), samples.y, samples.groups
+    probes, _ = cross_fit(features, y, groups, samples.folds, max_fraction=CAP, seed=seed)
     C = float(probes.neurons.provenance["C"])
-    return Fitted(samples, probes, stability(features, y, groups, C, pairs=10, seed=seed))
+    halves = stability(features, y, groups, C, pairs=10, seed=seed)
+    return Fitted(samples, features, probes, halves)
 
 
 @pytest.fixture(scope="module")
-def model() -> Planted:
-    return planted_model(SUBJECTS, EFFECT, seed=0)
+def model() -> Asked:
+    return asked("causal", 0)
 
 
 @pytest.fixture(scope="module")
-def planted(model) -> Fitted:
-    return fit(new_design(model, 0), 0)
+def fitted(model) -> Fitted:
+    return fit(model, 0)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_old_design_misses_the_causal_neurons(seed):
-    samples = old_design(planted_model(SUBJECTS, EFFECT, seed), seed)
-    weights = old_rule(samples, seed)
-    precision, recall = precision_and_recall(np.flatnonzero(weights))
-    of_positive, _ = precision_and_recall(np.flatnonzero(weights > 0))
+    of = asked("causal", seed)
+    samples = old_design(of.questions, seed)
+    weights = old_rule(traced(of.backend, samples.questions), samples, seed)
+    selected, causal = np.flatnonzero(weights), of.planted.causal
+    recall, area = share_in(causal, selected), text_auroc(samples)
     print(
-        f"\nold design, seed {seed}: {np.count_nonzero(weights)} neurons, precision "
-        f"{precision:.2f} (of the positive ones {of_positive:.2f}), recall {recall:.2f}; "
-        f"AUROC of the answer's text {samples.text_auroc:.3f}"
+        f"\nold design, seed {seed}: {len(selected)} neurons, precision "
+        f"{share_in(selected, causal):.2f}, recall {recall:.2f}; AUROC of the answer's text "
+        f"{area:.3f}"
     )
     assert recall < 0.5
-    assert samples.text_auroc < 0.2
+    assert area < 0.2
 
 
-def test_the_new_design_recovers_the_causal_neurons(planted):
-    samples, probes, halves = planted
-    precision, recall = precision_and_recall(probes.neurons.flat)
-    of_positive, recall_of_positive = precision_and_recall(probes.neurons.flat_positive)
-    of_stable, recall_of_stable = precision_and_recall(np.flatnonzero(halves.frequency >= STABLE))
-    scores = probes.scores(samples.features, samples.folds)
-    area = estimate_auroc(scores, samples.y, samples.groups, samples.folds)
+def test_the_new_design_recovers_the_causal_neurons(model, fitted):
+    causal, probes = model.planted.causal, fitted.probes
+    positive = probes.neurons.flat_positive
+    stable = np.flatnonzero(fitted.stability.frequency >= STABLE)
+    text = text_auroc(fitted.samples)
     print(
-        f"\nnew design: {len(probes.neurons.neurons)} neurons, precision {precision:.2f} (of the "
-        f"positive ones {of_positive:.2f}, of the stable ones {of_stable:.2f}), recall "
-        f"{recall:.2f} (stable {recall_of_stable:.2f}); AUROC {area}, of the answer's text "
-        f"{samples.text_auroc:.3f}"
+        f"\nnew design: {len(probes.neurons.neurons)} neurons, precision of the positive ones "
+        f"{share_in(positive, causal):.2f} (of the stable ones {share_in(stable, causal):.2f}), "
+        f"recall {share_in(causal, positive):.2f} (stable {share_in(causal, stable):.2f}); AUROC "
+        f"{fitted.area}, of the answer's text {text:.3f}"
     )
-    assert recall_of_positive >= 0.9
-    assert precision >= 0.5
-    assert of_positive >= 0.75
-    assert recall_of_stable >= 0.9
-    assert of_stable >= 0.75
-    assert abs(samples.text_auroc - 0.5) < 0.02
-    assert area.low > 0.75
+    assert share_in(causal, positive) >= 0.9
+    assert share_in(positive, causal) >= 0.9
+    assert share_in(causal, stable) >= 0.9
+    assert share_in(stable, causal) >= 0.9
+    assert abs(text - 0.5) < 0.02
+    assert fitted.area.low > 0.7
 
 
-def test_no_fold_of_the_new_design_misses_the_causal_neurons(planted):
-    for fold in planted.probes.folds:
-        precision, recall = precision_and_recall(fold.probe.flat_positive)
-        assert recall >= 0.8
-        assert precision >= 0.6
-
-
-def test_silencing_the_recovered_neurons_ends_most_hallucinations(model, planted):
-    """So they are causal, and not only correlated with hallucination."""
-    before = model.hallucinated()
-    with model.model.scale(planted.probes.neurons, 0.0):
-        after = model.hallucinated()
-    print(f"\nhallucinated: {before:.2f}, and {after:.2f} without the recovered neurons")
-    assert before > 0.4
-    assert after < 0.1
+def test_no_fold_of_the_new_design_misses_the_causal_neurons(model, fitted):
+    for fold in fitted.probes.folds:
+        positive = fold.probe.flat_positive
+        assert share_in(model.planted.causal, positive) >= 0.75
+        assert share_in(positive, model.planted.causal) >= 0.75
 
 
 def test_nothing_planted_is_nothing_found():
     """The interval has 0.5 far from its ends here; in simulations of this case it covers 86%."""
-    samples, probes, halves = fit(new_design(planted_model(SUBJECTS, 0.0, seed=4), 4), 4)
-    scores = probes.scores(samples.features, samples.folds)
-    area = estimate_auroc(scores, samples.y, samples.groups, samples.folds)
-    print(f"\nnothing planted: AUROC {area}, {halves.stable(STABLE)} stable neurons")
-    assert area.low < 0.5 < area.high
-    assert halves.stable(STABLE) <= 2
+    fitted = fit(asked("nothing", 4), 4)
+    print(
+        f"\nnothing planted: AUROC {fitted.area}, {fitted.stability.stable(STABLE)} stable neurons"
+    )
+    assert fitted.area.low < 0.5 < fitted.area.high
+    assert fitted.stability.stable(STABLE) <= 2
