@@ -76,7 +76,7 @@ def test_the_blocks_of_a_document_run(document: str, names: dict[str, Any]) -> N
 TEXTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 ]
 
 

@@ -147,15 +147,16 @@ def _print_summary(bundle: "Bundle") -> None:
             "The AUROC's interval includes 0.5: in this file the probe may be no better than "
             "chance, so do not rely on it."
         )
-    if validation.combined_minus_entropy is not None:
+    over_entropy, over_probe = validation.combined_minus_entropy, validation.combined_minus_probe
+    if over_entropy is not None and over_probe is not None:
         out.print(
             f"Of the same answers: token entropy {validation.entropy}, H-Neurons "
             f"{validation.probe}, both combined {validation.combined}",
             soft_wrap=True,
         )
-        if bundle.facts.combination is None and validation.combined_minus_probe.low > 0:
+        if bundle.facts.combination is None and over_probe.low > 0:
             err.print("The combination is better: make the bundle with --scorer combined.")
-        if validation.combined_minus_entropy.low <= 0:
+        if over_entropy.low <= 0:
             err.print("H-Neurons are not shown to add anything to token entropy on these answers.")
     for name, domain in bundle.domains.items():
         out.print(

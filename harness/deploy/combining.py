@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from harness.experiments.detect.alarms import Scores
+from harness.stages.alarms import Scores
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
 from harness.store.progress import Task

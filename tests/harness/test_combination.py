@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from harness.deploy.combining import combine, compare
-from harness.experiments.detect.alarms import Scores
+from harness.stages.alarms import Scores
 from hq.errors import HQError
 from hq.monitor.combination import Combination, entropy_of
 from hq.stats.auroc import auroc
