@@ -1,6 +1,7 @@
 """The detectors: scores against lm-polygraph and by hand, folds of the probes, and the experiment."""
 
 import importlib
+import shutil
 import sys
 from importlib.metadata import distribution
 from itertools import combinations
@@ -241,8 +242,6 @@ def test_the_ratio_includes_generation():
 
 
 def test_the_experiment_leaves_its_tables(hq, tiny_study, tmp_path, finished):
-    import shutil
-
     shutil.copytree(finished / "cache", tmp_path / "cache")
     options = ("run", tiny_study, "-e", "detectors", "--set", "detectors.timed=4")
     ran = hq(*options, "--set", "detectors.responses=4", "--precisions", "fp16", "--quiet")
@@ -254,12 +253,11 @@ def test_the_experiment_leaves_its_tables(hq, tiny_study, tmp_path, finished):
     detect = pl.read_csv(finished / "runs" / "tiny" / "detection.csv")
     own = table.filter(pl.col("detector") == "h-neurons")
     assert own["auroc"][0] == detect.filter(pl.col("precision") == "fp16")["auroc"][0]
-    controls = pl.read_csv(finished / "runs" / "tiny" / "controls.csv")
-    entropy = controls.filter((pl.col("control") == "entropy") & (pl.col("precision") == "fp16"))
-    same = table.filter(pl.col("detector") == "entropy")
-    assert same["auroc"][0] == pytest.approx(entropy["auroc"][0], abs=0.01)
     assert table.filter(pl.col("detector") == "semantic-entropy")["passes"][0] == 4
-    assert pl.read_csv(run / "nested.csv").height == len(list(DETECTORS)) - 1
+    nested = pl.read_csv(run / "nested.csv").join(table, on=["precision", "detector"])
+    assert nested.height == len(list(DETECTORS)) - 1
+    gains = nested["auroc_both"] - nested["auroc"]
+    assert gains.to_list() == pytest.approx(nested["probe_adds"].to_list(), abs=1e-5)
     costs = pl.read_csv(run / "costs.csv")
     assert (costs["ratio_to_generation"] >= 1).all()
     before = (run / "detectors.csv").read_bytes()
