@@ -27,6 +27,15 @@ PINS = ROOT / ".ci" / "constraints.txt"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-knowledge"
+EVIDENCE = (
+    "detectors",
+    "conditions",
+    "information",
+    "distributions",
+    "specifications",
+    "drift",
+    "steps",
+)
 BUILD_VARIABLES = (
     "CC",
     "CFLAGS",
@@ -247,6 +256,15 @@ def sweep(session: nox.Session) -> None:
 
 
 @nox.session
+def evidence(session: nox.Session) -> None:
+    """Run the experiments of docs/evidence.md at FP16 and NF4, and check results/."""
+    shared(session)
+    for name in session.posargs or EVIDENCE:
+        run(session, "hq", "run", STUDY, "-e", name, "--precisions", "fp16,nf4")
+        run(session, "hq", "check", f"runs/{STUDY}-{name}", "--against", f"results/{STUDY}-{name}")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the fast tests on every core; print the slowest 25."""
     shared(session)
@@ -326,5 +344,6 @@ def bench(session: nox.Session) -> None:
         "sampling",
         "monitor",
         "deploy",
+        "planted",
     ):
         run(session, "hq", "bench", name)

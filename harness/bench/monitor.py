@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from transformers.generation.streamers import BaseStreamer
 
-from harness.bench.base import BenchRow, alternate, median_first, median_ratio
+from harness.bench.base import BenchRow, alternate, median_first, median_ratio, seconds_of
 from harness.bench.decode_timing import (
     PROMPT,
     STEPS,
@@ -29,6 +29,7 @@ from hq.backends.transformers.hooks import DownHooks
 from hq.llamacpp.context import Context
 from hq.llamacpp.library import load_library
 from hq.monitor import TorchMonitor
+from hq.monitor.combination import entropy_of
 from hq.neurons.neuron_set import Neuron, NeuronSet
 
 _LAYERS = 5
@@ -60,9 +61,24 @@ def bench_monitor(seed: int = 0, rounds: int = 12, model: str = EMBEDDED_NAME) -
     p99 = f"{1e3 * np.percentile(plain, 99):.2f} ms without a callback; {by_context(plain)} median"
     return [
         *rows,
+        _entropy_row(backend.model.vocabulary, float(np.median(plain)), rng),
         BenchRow(name="added_p99_ms", value=float(added), unit="ms", goal="<= 1", note=p99),
         *_torch_rows(model, ids[:PROMPT], ids[PROMPT:], rounds, rng),
     ]
+
+
+def _entropy_row(vocabulary: int, plain: float, rng: np.random.Generator) -> BenchRow:
+    """What a combined bundle adds: the entropy of the logits that the model returns anyway."""
+    logits = rng.normal(size=vocabulary).astype(np.float32)
+    entropy_of(logits)
+    seconds = float(np.median([seconds_of(lambda: entropy_of(logits)) for _ in range(200)]))
+    return BenchRow(
+        name="decode_ratio_entropy",
+        value=1 + seconds / plain,
+        unit="x",
+        goal="<= 1.03",
+        note=f"{1e3 * seconds:.3f} ms for {vocabulary:,} logits; plain {1e3 * plain:.2f} ms",
+    )
 
 
 # --- llama.cpp

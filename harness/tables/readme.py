@@ -1,4 +1,4 @@
-"""Render the results in README.md and two documents of docs/ from the committed CSV files.
+"""Render the results in README.md and documents of docs/ from the committed CSV files.
 
 `python -m harness.tables.readme` replaces the text between the markers of these documents; with
 `--check`, it writes nothing and exits with 1 if a document differs. The prose is in
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.tables.evidence_findings import EVIDENCE
 from harness.tables.readme_cells import CsvTables
 from harness.tables.readme_findings import FUNCTIONS
 from hq.errors import HQError
@@ -110,7 +111,7 @@ def _fill(root: Path, template: str) -> str:
         return CsvTables(root / "results" / name)
 
     agreement = CsvTables(root / "harness" / "judges")
-    names = {**FUNCTIONS, "run": run, "judges": agreement}
+    names = {**FUNCTIONS, **EVIDENCE, "run": run, "judges": agreement}
     return environment.get_template(template).render(names)
 
 

@@ -33,7 +33,6 @@ _CONTROL_NAMES = {
 _PAIRED = {
     "answer": "relation and given answer",
     "text": "relation, fold, and how well their texts predict the label",
-    "relation": "relation only, as an earlier version paired them",
 }
 _VERDICTS = {"not decided at this n": "not decided"}
 
