@@ -8,8 +8,9 @@ that depend on no label of f and g.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -77,6 +78,14 @@ class Probe(ABC):
         """Return the candidates whose mean decision is the score, given their AUROCs."""
         return [int(np.argmax(areas))]
 
+    def refinements(self, candidates: Sequence[Any], best: int) -> list[int]:
+        """Return further candidates that are compared with the best one, such as penalties."""
+        return []
+
+    def first(self, candidates: Sequence[Any]) -> list[int]:
+        """Return the candidates that are compared first."""
+        return list(range(len(candidates)))
+
 
 class ResidualProbe(Probe):
     """L2 logistic regression on the residual stream of one layer, mean over the answer."""
@@ -87,6 +96,15 @@ class ResidualProbe(Probe):
     def candidates(self, states: Hidden, width: int) -> Sequence[tuple[int, float]]:
         """Return every layer with every penalty."""
         return [(layer, C) for layer in range(states.residual_mean.shape[1]) for C in _PENALTIES]
+
+    def first(self, candidates: Sequence[tuple[int, float]]) -> list[int]:
+        """Return every layer with the middle penalty."""
+        return [c for c, (_, C) in enumerate(candidates) if _PENALTIES[1] == C]
+
+    def refinements(self, candidates: Sequence[tuple[int, float]], best: int) -> list[int]:
+        """Return the layer of the best candidate with the other penalties."""
+        layer = candidates[best][0]
+        return [c for c, (other, _) in enumerate(candidates) if other == layer and c != best]
 
     def features(self, states: Hidden, candidate: tuple[int, float]) -> Features:
         """Return the states of the layer."""
@@ -205,8 +223,8 @@ def node(m: "Materials") -> Node:
             "samples": graph.samples.output(SAMPLES_FILE),
         },
         about=REFERENCE,
-        units=len(PROBES) * m.study.identify.folds,
-        unit="fits",
+        units=m.model.n_layers,
+        unit="layers",
     )
 
 
@@ -214,42 +232,58 @@ def make(work: "Work[Materials]") -> None:
     """Write the probes of all folds, and of all pairs of folds, in one file."""
     rows = Rows(read_samples(work.inputs["samples"] / SAMPLES_FILE))
     states, parameters = hidden.read(work.inputs["hidden"]), work.parameters
-    k = int(rows.folds.max()) + 1
     arrays: dict[str, np.ndarray] = {}
-    with work.task(len(PROBES) * k, "fits") as task:
+    width = parameters["head_width"]
+    total = sum(len(probe.first(probe.candidates(states, width))) for probe in PROBES)
+    with work.task(total, "candidates") as task:
         for probe in PROBES:
-            for key, fitted in fits_of(
-                probe, states, rows, parameters["head_width"], parameters["seed"]
-            ):
+            fits = fits_of(probe, states, rows, width, parameters["seed"], lambda: task.advance(1))
+            for key, fitted in fits:
                 arrays |= {f"{probe.name}/{key}/{name}": a for name, a in fitted.items()}
-            task.advance(k)
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, work.folder / _FILE)
 
 
 def fits_of(
-    probe: Probe, states: Hidden, rows: Rows, width: int, seed: int
+    probe: Probe,
+    states: Hidden,
+    rows: Rows,
+    width: int,
+    seed: int,
+    compared: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[str, Fitted]]:
-    """Yield the chosen fits: "f" without fold f, and "f-g" without f and g, per candidate."""
+    """Yield the chosen fits: "f" without fold f, and "f-g" without f and g, per candidate.
+
+    `compared` is called after each candidate of the first comparison.
+    """
     k, y, folds = int(rows.folds.max()) + 1, rows.y, rows.folds
     candidates = probe.candidates(states, width)
-    pairs = [(f, g) for f in range(k) for g in range(f)]
-    areas = np.zeros((k, len(candidates)))
-    for c, candidate in enumerate(candidates):
-        X = probe.features(states, candidate)
-        for f, g in pairs:
-            seen = (folds != f) & (folds != g)
-            fitted = probe.fit(X[seen], y[seen], candidate, seed)
-            for test, of in ((g, f), (f, g)):
-                held_out = folds == test
-                areas[of, c] += auroc(probe.decide(fitted, X[held_out]), y[held_out]) / (k - 1)
+    areas = np.full((k, len(candidates)), -np.inf)
+
+    def fitted(X: Features, c: int, *without: int) -> Fitted:
+        seen = ~np.isin(folds, without)
+        return probe.fit(X[seen], y[seen], candidates[c], seed)
+
+    def area(X: Features, fit: Fitted, held_out: int) -> float:
+        test = folds == held_out
+        return auroc(probe.decide(fit, X[test]), y[test]) / (k - 1)
+
+    for c in probe.first(candidates):
+        X, areas[:, c] = probe.features(states, candidates[c]), 0
+        for f, g in combinations(range(k), 2):
+            fit = fitted(X, c, f, g)  # it chooses for f by its AUROC in g, and for g by that in f
+            areas[f, c] += area(X, fit, g)
+            areas[g, c] += area(X, fit, f)
+        compared()
     for f in range(k):
+        others = sorted(set(range(k)) - {f})
+        for c in probe.refinements(candidates, int(np.argmax(areas[f]))):
+            X = probe.features(states, candidates[c])
+            areas[f, c] = sum(area(X, fitted(X, c, f, g), g) for g in others)
         for c in probe.chosen(areas[f]):
             X = probe.features(states, candidates[c])
-            seen = folds != f
-            yield f"{f}/{c}", probe.fit(X[seen], y[seen], candidates[c], seed)
-            for g in set(range(k)) - {f}:
-                seen = (folds != f) & (folds != g)
-                yield f"{f}-{g}/{c}", probe.fit(X[seen], y[seen], candidates[c], seed)
+            yield f"{f}/{c}", fitted(X, c, f)
+            for g in others:
+                yield f"{f}-{g}/{c}", fitted(X, c, f, g)
 
 
 def read(folder: Path) -> Mapping[str, np.ndarray]:
@@ -305,13 +339,13 @@ def _scale(X: Features) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"
 
 def _logistic(X: Features, y: Int[np.ndarray, " n"], C: float) -> Fitted:
     """Return weights and bias of raw features, fitted on standardised ones."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = _scale(X)
     with warnings.catch_warnings():
-        # Where features tell nothing, rounding can end its line search; it then runs lbfgs itself.
-        warnings.filterwarnings("ignore", "Line search of Newton solver")
-        fitted = LogisticRegression(C=C, solver="newton-cholesky").fit((X - mean) / scale, y)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the AUROC has converged long before
+        fitted = LogisticRegression(C=C, max_iter=300).fit((X - mean) / scale, y)
     weight = fitted.coef_[0] / scale
     return {"weight": weight, "bias": np.array([fitted.intercept_[0] - mean @ weight])}
 
