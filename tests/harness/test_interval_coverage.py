@@ -75,7 +75,7 @@ def test_every_interval_keeps_its_level(name):
     combinations = [(e, design) for e, design in designs() if e.name == name]
     for row in coverage(combinations, RUNS):
         if row.method == "hq":
-            assert row.covered >= binom.ppf(1e-4, RUNS, 0.94), row
+            assert row.covered >= binom.ppf(1e-4, row.runs, 0.94), row
 
 
 @pytest.mark.parametrize("name", BY_NAME)
