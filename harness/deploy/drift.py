@@ -100,6 +100,12 @@ def _of_bundle(
             "out --reference, --reference-samples and --false-alarms."
         )
     bundle = Bundle.load(files.probe)
+    if bundle.facts.combination is not None:
+        raise HQError(
+            f"The bundle {bundle.name} scores H-Neurons and token entropy together, and traces "
+            "have no entropy: give a bundle that was made with --scorer h-neurons, or the folder "
+            "of its run."
+        )
     neurons, domain = bundle.neurons, bundle.domain()
     features = _features(neurons, traces, revision, f"The bundle {bundle.name}")
     if neurons.provenance.get("exchanges") == traces.info.exchanges:

@@ -318,7 +318,7 @@ def test_the_card_warns_if_the_probe_may_be_at_chance(make):
     assert max(len(line) for line in text.splitlines() if line[:1] not in "|-") <= 100
 
 
-def test_a_combined_bundle_scores_both(make, read, hq):
+def test_a_combined_bundle_scores_both(make, hq, finished):
     assert make("--false-alarms", 0.2, "--scorer", "combined").code == 0
     bundle = Bundle.load(Path("bundle"))
     validation, combination = bundle.validation, bundle.facts.combination
@@ -335,3 +335,5 @@ def test_a_combined_bundle_scores_both(make, read, hq):
     assert "with the entropy of the tokens" in " ".join(bundle.card.split())
     assert "Its score is that of these neurons" in of_probe.card
     assert bundle.domain().threshold != of_probe.domain().threshold
+    traces = next((finished / "cache" / "store").glob("trace-*/"))
+    is_one_sentence(hq("drift", "bundle", "--new", traces), "have no entropy")
