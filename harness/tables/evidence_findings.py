@@ -5,6 +5,11 @@ from harness.tables.readme_cells import Cells, CsvTables, code, listed, markdown
 _REFERENCE = "fp16"
 
 
+def p_value(p: float) -> str:
+    """Return a p-value with three decimals, or as a bound."""
+    return "<0.001" if p < 0.001 else text_of(p, 3)
+
+
 def runs_at(run: CsvTables, table: str) -> list[str]:
     """Return the precisions of a table, in the order of the file."""
     return list(dict.fromkeys(row["precision"] for row in run.rows(table)))
@@ -30,11 +35,22 @@ def detectors_table(run: CsvTables) -> str:
                     for p in precisions
                 ),
                 "—" if own else run.estimate("detectors", "probe_minus", signed=True, **where),
-                "—" if own else text_of(row["p"], 3),
+                "—" if own else p_value(row["p"]),
                 str(row["passes"]),
             ]
         )
     return markdown_table(header, rows)
+
+
+def changes_of(run: CsvTables, precision: str, *detectors: str) -> str:
+    """Return the changes of some detectors from the reference."""
+    return listed(
+        [
+            f"`{name}` "
+            + run.estimate("detectors", "change", signed=True, precision=precision, detector=name)
+            for name in detectors
+        ]
+    )
 
 
 def beaten_by(run: CsvTables, precision: str, alpha: float = 0.05) -> list[str]:
@@ -151,7 +167,7 @@ def names_of(detectors: list[str]) -> str:
 EVIDENCE = {
     function.__name__: function
     for function in (
-        *(runs_at, detectors_table, beaten_by, beats, adds_to, nested_table),
+        *(p_value, runs_at, detectors_table, changes_of, beaten_by, beats, adds_to, nested_table),
         *(drift_table, repair_table, steps_table, names_of),
     )
 }
