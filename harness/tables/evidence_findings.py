@@ -159,6 +159,19 @@ def steps_table(run: CsvTables, span: str) -> str:
     return markdown_table(header, rows)
 
 
+def localisation_table(run: CsvTables, span: str) -> str:
+    """Return how often each score locates the first wrong step at the reference."""
+    rules = ("only wrong", "first alarm")
+    header = ["score", *rules]
+    scorers = dict.fromkeys(row["scorer"] for row in run.rows("localisation", span=span))
+    rows = []
+    for name in scorers:
+        where: Cells = {"precision": _REFERENCE, "span": span, "scorer": name}
+        cells = [run.estimate("localisation", "wrong", 2, rule=rule, **where) for rule in rules]
+        rows.append([name, *cells])
+    return markdown_table(header, rows)
+
+
 def names_of(detectors: list[str]) -> str:
     """Return names as code, in one list."""
     return listed(code(detectors))
@@ -168,6 +181,6 @@ EVIDENCE = {
     function.__name__: function
     for function in (
         *(p_value, runs_at, detectors_table, changes_of, beaten_by, beats, adds_to, nested_table),
-        *(drift_table, repair_table, steps_table, names_of),
+        *(drift_table, repair_table, steps_table, localisation_table, names_of),
     )
 }
