@@ -24,6 +24,7 @@ from harness.experiments.detectors.probes import (
 )
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
+from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.probe.cross_fit import CrossFit
 from hq.registry import Registry
@@ -75,7 +76,14 @@ class Detector:
         return self.needs in ("none", "states")
 
 
-DETECTORS: Registry[Detector] = Registry("detector", "hq.detectors")
+def _detector(name: str, thing: object) -> Detector:
+    """Return the detector that an entry point names. Raises HQError for anything else."""
+    if not isinstance(thing, Detector):
+        raise HQError(f"{thing!r} is not a Detector")
+    return thing
+
+
+DETECTORS: Registry[Detector] = Registry("detector", "hq.detectors", adopt=_detector)
 
 
 def unsupervised(values: Float[np.ndarray, " n"], rows: Rows) -> DetectorScores:
