@@ -36,6 +36,7 @@ DOCUMENTS: Mapping[str, _Document] = {
     "README.md": _Document("readme.md.j2", 120),
     "docs/fair-study.md": _Document("fair_study.md.j2", 100),
     "docs/gpu.md": _Document("gpu.md.j2", 104),
+    "docs/evidence.md": _Document("evidence.md.j2", 120),
 }
 
 

@@ -79,7 +79,7 @@ class Detector:
 def _detector(name: str, thing: object) -> Detector:
     """Return the detector that an entry point names. Raises HQError for anything else."""
     if not isinstance(thing, Detector):
-        raise HQError(f"{thing!r} is not a Detector")
+        raise HQError(f"{name} is {thing!r}, not a Detector")
     return thing
 
 
@@ -237,5 +237,5 @@ _BUILT_IN = {
         for probe in PROBES
     },
 }
-for _name, _detector in _BUILT_IN.items():
-    DETECTORS.add(_name, _detector)
+for _name, _entry in _BUILT_IN.items():
+    DETECTORS.add(_name, _entry)
