@@ -8,6 +8,7 @@ import pytest
 
 from harness.experiments.sweep.tables import TABLES as SWEEP_TABLES
 from harness.tables import readme
+from harness.tables.evidence_findings import beaten_by, beats, detectors_table, p_value
 from harness.tables.files import frame_of
 from harness.tables.readme_cells import CsvTables, at_precisions, listed, text_of
 from harness.tables.readme_findings import (
@@ -30,8 +31,9 @@ from tests.detect_runs import CONTROLS, PRECISIONS, around, default, write_run
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout with small detection runs, and everything else as committed."""
-    for name in ("smollm2-knowledge-survival", "smollm2-knowledge-sweep"):
-        shutil.copytree(readme.CHECKOUT / "results" / name, tmp_path / "results" / name)
+    for folder in (readme.CHECKOUT / "results").glob("smollm2-knowledge-*"):
+        if folder.name != "smollm2-knowledge-cuda":
+            shutil.copytree(folder, tmp_path / "results" / folder.name)
     judges = tmp_path / "harness" / "judges"
     judges.mkdir(parents=True)
     shutil.copy(readme.CHECKOUT / "harness" / "judges" / "agreement.csv", judges)
@@ -242,3 +244,22 @@ def test_code_intervals_and_links_are_not_divided():
     assert readme.reflow(text, 10) == (
         "a\n`b = c d`\nof\n[0.1, 0.2]\nin\n[all tables](a/b.md)\nhere"
     )
+
+
+def test_the_evidence_follows_its_tables(checkout):
+    run = CsvTables(checkout / "results" / "smollm2-knowledge-detectors")
+    rows = run.rows("detectors", precision="fp16")
+    better, worse = beaten_by(run, "fp16"), beats(run, "fp16")
+    for row in rows:
+        decided = row["p"] < 0.05
+        assert (row["detector"] in better) == (decided and row["probe_minus"] < 0)
+        assert (row["detector"] in worse) == (decided and row["probe_minus"] > 0)
+    assert "h-neurons" not in [*better, *worse]
+    table = detectors_table(run).splitlines()[2:]
+    assert len(table) == len(rows)
+    areas = [float(line.split("|")[2].split()[0]) for line in table]
+    assert areas == sorted(areas, reverse=True)
+
+
+def test_small_p_values_are_bounds():
+    assert [p_value(p) for p in (0.5, 0.0123, 0.0009)] == ["0.500", "0.012", "<0.001"]
