@@ -80,9 +80,8 @@ class HiddenReader:
                 ctypes.c_void_p.from_address(tensor + layout.src + offset).value
                 for offset in (0, 8)
             )
-            match = _ATTENTION_OUTPUT.fullmatch(_name(weight)) if weight and states else None
-            if match is not None:
-                assert states is not None
+            match = _ATTENTION_OUTPUT.fullmatch(_name(weight)) if weight else None
+            if match is not None and states is not None:
                 return _Wanted("heads", int(match[1]), states)
         return None
 
