@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,7 +21,7 @@ from harness.judges.text import normalise
 from harness.stages import mapping
 from harness.stages.loading import SPELLING
 from harness.stages.pairing import Candidate, pairs
-from harness.stages.samples import Prompted
+from harness.stages.samples import Prompted, Sample
 from harness.store.jsonl import LOG_FILE, append, parse, read_log
 from harness.store.node import GrowingLog, Node, Stage, Work
 from harness.store.progress import Task
@@ -34,6 +34,7 @@ from hq.tracing.sampling import Sampling, StopCriteria, Tree, sample
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
+T = TypeVar("T", Prompted, Sample)
 RESPONSE_LOG = GrowingLog("responses", sources=("hq.backends.opening",))
 RESPONSES_FILE = "responses.jsonl"
 CHUNK = 1024  # questions between two checks of the quota
@@ -313,12 +314,16 @@ def _chunks(prompted: Sequence[Prompted]) -> Iterator[list[Prompted]]:
         yield chunk
 
 
-def batches(chunk: Sequence[Prompted], limit: int = _BATCH) -> Iterator[list[Prompted]]:
+def batches(chunk: Sequence[T], limit: int = _BATCH) -> Iterator[list[T]]:
     """Yield batches of prompts of equal length, so that none is padded."""
-    by_length = sorted(chunk, key=lambda p: len(p.ids))
-    for _, group in groupby(by_length, key=lambda p: len(p.ids)):
+    by_length = sorted(chunk, key=_length)
+    for _, group in groupby(by_length, key=_length):
         while batch := list(islice(group, min(max(limit, 1), _BATCH))):
             yield batch
+
+
+def _length(item: Prompted | Sample) -> int:
+    return len(item.ids if isinstance(item, Prompted) else item.prompt_ids)
 
 
 STAGE = Stage("sample", make, version=2)

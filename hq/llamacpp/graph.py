@@ -75,7 +75,7 @@ class GraphNodeFinder:
         ]
         self._inspect_attention(tensor, operands)
         weight, h, *_ = operands
-        match = _DOWN.fullmatch(_name(weight)) if weight and h else None
+        match = _DOWN.fullmatch(name_of(weight)) if weight and h else None
         if match is None or h is None:
             return
         self._experts = self._experts or match[2] is not None
@@ -83,17 +83,17 @@ class GraphNodeFinder:
         d_ff, d_model = (
             ctypes.c_int64.from_address(node + layout.ne).value for node in (h, tensor)
         )
-        down = _DownProjection(_name(h), _name(tensor), d_ff, d_model, device)
+        down = _DownProjection(name_of(h), name_of(tensor), d_ff, d_model, device)
         self._layers[int(match[1])] = down
 
     def _inspect_attention(self, tensor: int, operands: list[int | None]) -> None:
         self._rotated |= {
-            match[1] for match in map(_ROTATION.search, map(_name, operands)) if match
+            match[1] for match in map(_ROTATION.search, map(name_of, operands)) if match
         }
         operation = load_library().ggml.ggml_op_desc(tensor)
         if operation == b"FLASH_ATTN_EXT":
             self._flash_devices.append(_device_of(tensor))
-        elif operation == b"SET_ROWS" and (match := _CACHE.match(_name(tensor))):
+        elif operation == b"SET_ROWS" and (match := _CACHE.match(name_of(tensor))):
             self._cache_types.add((match[1], _type_of(tensor)))
 
     def nodes(self, layers: int, d_ff: int, attention: Attention = EXACT) -> GraphNodes:
@@ -156,7 +156,8 @@ def _device_of(tensor: int) -> str:
     return str(ggml.ggml_backend_buffer_name(buffer).decode(errors="replace"))
 
 
-def _name(tensor: int | None) -> str:
+def name_of(tensor: int | None) -> str:
+    """The name of a tensor; empty if there is none."""
     if not tensor:
         return ""
     return ctypes.string_at(tensor + load_library().layout.name).decode(errors="replace")

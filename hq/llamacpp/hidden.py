@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from hq.errors import HQError
+from hq.llamacpp.graph import name_of
 from hq.llamacpp.library import load_library
 
 _RESIDUAL = re.compile(r"l_out-(\d+)")
@@ -73,14 +74,14 @@ class HiddenReader:
 
     def _wanted(self, tensor: int) -> _Wanted | None:
         layout = load_library().layout
-        if "residual" in self._sites and (match := _RESIDUAL.fullmatch(_name(tensor))):
+        if "residual" in self._sites and (match := _RESIDUAL.fullmatch(name_of(tensor))):
             return _Wanted("residual", int(match[1]), tensor)
         if "heads" in self._sites:
             weight, states = (
                 ctypes.c_void_p.from_address(tensor + layout.src + offset).value
                 for offset in (0, 8)
             )
-            match = _ATTENTION_OUTPUT.fullmatch(_name(weight)) if weight else None
+            match = _ATTENTION_OUTPUT.fullmatch(name_of(weight)) if weight else None
             if match is not None and states is not None:
                 return _Wanted("heads", int(match[1]), states)
         return None
@@ -100,9 +101,3 @@ class HiddenReader:
         ggml.ggml_backend_tensor_get(wanted.tensor, values.ctypes.data, 0, values.nbytes)
         chosen = values[self._outputs] if rows == self._tokens else values
         self._values[wanted.site, wanted.layer] = chosen
-
-
-def _name(tensor: int | None) -> str:
-    if not tensor:
-        return ""
-    return ctypes.string_at(tensor + load_library().layout.name).decode(errors="replace")

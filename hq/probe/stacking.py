@@ -4,11 +4,20 @@ Whether a score adds to another is a question about nested models: the other one
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from hq.probe.controls import ridge_probe
+
+
+@dataclass(frozen=True)
+class CrossFittedScores:
+    """Decision values of a detector that does not see the label of what it scores."""
+
+    out_of_fold: Float[np.ndarray, " n"]  # by the fit without the row's fold
+    calibration: Float[np.ndarray, "fold n"]  # row f: by fits without f and the row's fold
 
 
 def stacked(

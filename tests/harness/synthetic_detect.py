@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.experiments.detect.compare import Comparison, alignment, selection
-from harness.experiments.detect.design import TextScores, design, text_scores
+from harness.experiments.detect.design import design, text_scores
 from harness.experiments.detect.makings import FurtherMaking
 from harness.experiments.detect.tables import TABLES
 from harness.stages import mapping
@@ -26,6 +26,7 @@ from hq.models.ffn_weights import FFN
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity
 from hq.probe.cross_fit import CrossFit, cross_fit
+from hq.probe.stacking import CrossFittedScores
 from hq.tracing.traces import TraceInfo, Traces, exchanges_digest
 
 LAYERS, D_FF, D_MODEL, FOLDS = 2, 32, 24, 5
@@ -51,7 +52,7 @@ class Run:
     patches: tuple[tuple[object, str, object], ...] = ()
     # Shared by faults, as fits take seconds.
     fitted: dict[bytes, CrossFit] = field(default_factory=dict)
-    of_texts: dict[tuple[object, ...], dict[str, TextScores]] = field(default_factory=dict)
+    of_texts: dict[tuple[object, ...], dict[str, CrossFittedScores]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Write the tables of all precisions."""
@@ -135,7 +136,7 @@ class Run:
         )
         return Traces(folder, info)
 
-    def _texts(self) -> dict[str, TextScores]:
+    def _texts(self) -> dict[str, CrossFittedScores]:
         key = tuple((s.question, s.text, s.hallucinated, s.fold) for s in self.samples)
         if key not in self.of_texts:
             self.of_texts[key] = text_scores(self.samples)

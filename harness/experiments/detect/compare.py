@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.detect.alarms import alarms
-from harness.experiments.detect.design import TextScores, text_scores
+from harness.experiments.detect.design import text_scores
 from harness.experiments.detect.makings import Changes, FurtherMaking, over_makings
 from harness.experiments.detect.tables import (
     Alarm,
@@ -56,7 +56,7 @@ from hq.probe.fidelity import (
 )
 from hq.probe.identify import THRESHOLD
 from hq.probe.overlap import expected_jaccard, jaccard, overlap_p_value
-from hq.probe.stacking import for_folds, stacked
+from hq.probe.stacking import CrossFittedScores, for_folds, stacked
 from hq.probe.text import TEXT_CONTROLS
 from hq.stats.auroc import auroc, estimate_auroc, estimate_auroc_difference
 from hq.stats.equivalence import decide
@@ -89,7 +89,7 @@ class Comparison:
     seed: int
     text_components: Sequence[str] | None = None  # of the held-out texts; None if all differ
     # Text-only controls, which are equal at all precisions; None if they are not computed yet.
-    texts: Mapping[str, TextScores] | None = None
+    texts: Mapping[str, CrossFittedScores] | None = None
     further: Sequence[FurtherMaking] = ()  # makings of the variant after the first
 
     def __post_init__(self) -> None:
@@ -373,7 +373,7 @@ class Comparison:
         return over_makings(self._before.out_of_fold, self._of_makings, self._rows)
 
     @cached_property
-    def _texts(self) -> Mapping[str, TextScores]:
+    def _texts(self) -> Mapping[str, CrossFittedScores]:
         return text_scores(self.samples) if self.texts is None else self.texts
 
     @property

@@ -1,34 +1,25 @@
 """The design of a study: its samples, their units, and classifiers that see only the text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from harness.experiments.detect.power import effective_units
 from harness.experiments.detect.tables import Design
 from harness.stages.identify import Rows
 from harness.stages.samples import Sample
+from hq.probe.stacking import CrossFittedScores
 from hq.probe.text import CHANCE, TEXT_CONTROLS, text_only
 from hq.stats.auroc import estimate_auroc
 
 
-@dataclass(frozen=True)
-class TextScores:
-    """Cross-fitted decision values of a text-only control."""
-
-    out_of_fold: Float[np.ndarray, " n"]
-    calibration: Float[np.ndarray, "fold n"]  # row f: by fits without f and the sample's fold
-
-
-def text_scores(samples: Sequence[Sample]) -> dict[str, TextScores]:
+def text_scores(samples: Sequence[Sample]) -> dict[str, CrossFittedScores]:
     """Return the decision values of the text-only controls, cross-fitted as the probes are."""
     rows = Rows(samples)
     questions, answers = [s.question for s in samples], [s.text for s in samples]
     k = int(rows.folds.max()) + 1
     scores = {
-        name: TextScores(np.empty(len(samples)), np.full((k, len(samples)), np.nan))
+        name: CrossFittedScores(np.empty(len(samples)), np.full((k, len(samples)), np.nan))
         for name in TEXT_CONTROLS
     }
     for fold in range(k):
@@ -49,7 +40,7 @@ def design(
     samples: Sequence[Sample],
     balance: str,
     seed: int,
-    texts: Mapping[str, TextScores] | None = None,
+    texts: Mapping[str, CrossFittedScores] | None = None,
 ) -> Design:
     """Return the row of the samples: their balance, their units, and the text-only controls."""
     rows = Rows(samples)

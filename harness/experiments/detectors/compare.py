@@ -1,21 +1,20 @@
 """Rows of the tables of detectors: AUROCs, paired differences, and nested models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
-from harness.experiments.detectors.probes import DetectorScores
 from harness.experiments.detectors.registry import DETECTORS, H_NEURONS, Readings
 from harness.experiments.detectors.tables import DetectorRow, NestedRow
 from harness.stages.identify import Rows
 from hq.errors import HQError
-from hq.probe.stacking import for_folds, log_losses, stacked
+from hq.probe.stacking import CrossFittedScores, for_folds, log_losses, stacked
 from hq.stats.auroc import estimate_auroc
 from hq.stats.intervals import Estimate, estimate_mean
 from hq.stats.paired import estimate_auroc_difference, holm, two_sided_p
 
-Scored = Mapping[str, DetectorScores]
+Scored = Mapping[str, CrossFittedScores]
 
 
 def score_all(readings: Readings, precision: str) -> Scored:
@@ -113,8 +112,3 @@ def _loss_gain(
 ) -> Estimate:
     gains = log_losses(before, rows.y) - log_losses(after, rows.y)
     return estimate_mean(gains, rows.units)
-
-
-def best(rows: Sequence[DetectorRow]) -> DetectorRow:
-    """Return the row with the largest AUROC."""
-    return max(rows, key=lambda row: row.auroc.value)

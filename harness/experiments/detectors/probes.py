@@ -9,7 +9,6 @@ that depend on no label of f and g.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +28,7 @@ from harness.store.node import Node, Stage, Work
 from harness.studies.study import REFERENCE
 from hq.models.architectures.llama_cpp import head_width
 from hq.models.checkpoint import text_config
+from hq.probe.stacking import CrossFittedScores
 from hq.stats.auroc import auroc
 
 if TYPE_CHECKING:
@@ -41,14 +41,6 @@ _HEADS = 0.05  # share of all heads; ITI keeps 48 of 1,024
 
 Fitted = dict[str, np.ndarray]
 Features = Float[np.ndarray, "n q"]
-
-
-@dataclass(frozen=True)
-class DetectorScores:
-    """Cross-fitted decision values of a detector; larger means hallucinated."""
-
-    out_of_fold: Float[np.ndarray, " n"]
-    calibration: Float[np.ndarray, "fold n"]  # row f: by fits without f and the sample's fold
 
 
 class Probe(ABC):
@@ -294,7 +286,7 @@ def read(folder: Path) -> Mapping[str, np.ndarray]:
 
 def scores(
     probe: Probe, arrays: Mapping[str, np.ndarray], states: Hidden, rows: Rows, width: int
-) -> DetectorScores:
+) -> CrossFittedScores:
     """Return the decision values of a probe, centred in each fit over the rows outside of fold f.
 
     A fit's constant has no meaning across folds, and quantization shifts it.
@@ -324,7 +316,7 @@ def scores(
         for g in set(range(k)) - {f}:
             held_out = folds == g
             calibration[f, held_out] = decisions(f"{f}-{g}", f)[held_out]
-    return DetectorScores(out_of_fold, calibration)
+    return CrossFittedScores(out_of_fold, calibration)
 
 
 def stored_numbers(probe: Probe, arrays: Mapping[str, np.ndarray]) -> int:

@@ -17,7 +17,6 @@ from harness.experiments.detectors.confidence import Confidence
 from harness.experiments.detectors.hidden import Hidden
 from harness.experiments.detectors.probes import (
     PROBES,
-    DetectorScores,
     Probe,
     scores,
     stored_numbers,
@@ -27,6 +26,7 @@ from harness.stages.samples import Sample
 from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.probe.cross_fit import CrossFit
+from hq.probe.stacking import CrossFittedScores
 from hq.registry import Registry
 
 H_NEURONS = "h-neurons"
@@ -67,7 +67,7 @@ class Detector:
     about: str
     needs: Need
     passes: int | Literal["responses"]
-    score: Callable[[Readings], DetectorScores]
+    score: Callable[[Readings], CrossFittedScores]
     size: Callable[[Readings], int] = lambda _: 0
 
     @property
@@ -86,18 +86,18 @@ def _detector(name: str, thing: object) -> Detector:
 DETECTORS: Registry[Detector] = Registry("detector", "hq.detectors", adopt=_detector)
 
 
-def unsupervised(values: Float[np.ndarray, " n"], rows: Rows) -> DetectorScores:
+def unsupervised(values: Float[np.ndarray, " n"], rows: Rows) -> CrossFittedScores:
     """Return the scores of a detector that is not fitted, which are the same in every fold."""
     k = int(rows.folds.max()) + 1
     calibration = np.tile(values, (k, 1))
     calibration[rows.folds, np.arange(len(values))] = np.nan
-    return DetectorScores(values, calibration)
+    return CrossFittedScores(values, calibration)
 
 
-def _h_neurons(r: Readings) -> DetectorScores:
+def _h_neurons(r: Readings) -> CrossFittedScores:
     folds = r.rows.folds
     means = r.crossfit.means(r.cett, folds)
-    return DetectorScores(
+    return CrossFittedScores(
         r.crossfit.scores(r.cett, folds) - means[folds],
         r.crossfit.calibration_scores(r.cett, folds),
     )
@@ -106,10 +106,10 @@ def _h_neurons(r: Readings) -> DetectorScores:
 def _of_tokens(
     pick: Callable[[Confidence], Float[np.ndarray, " token"]],
     reduce: Callable[[Float[np.ndarray, " t"]], float],
-) -> Callable[[Readings], DetectorScores]:
+) -> Callable[[Readings], CrossFittedScores]:
     """Return a score that reduces one value per token to one per answer."""
 
-    def score(r: Readings) -> DetectorScores:
+    def score(r: Readings) -> CrossFittedScores:
         parts = r.confidence.over_answers(pick(r.confidence))
         return unsupervised(np.array([reduce(part) for part in parts]), r.rows)
 
@@ -118,10 +118,10 @@ def _of_tokens(
 
 def _of_responses(
     measure: Callable[[str, list[str]], float],
-) -> Callable[[Readings], DetectorScores]:
+) -> Callable[[Readings], CrossFittedScores]:
     """Return a score that compares each answer with the further responses."""
 
-    def score(r: Readings) -> DetectorScores:
+    def score(r: Readings) -> CrossFittedScores:
         pairs = zip(r.samples, r.responses, strict=True)
         return unsupervised(np.array([measure(s.text, texts) for s, texts in pairs]), r.rows)
 
@@ -136,7 +136,7 @@ def _mean(values: Float[np.ndarray, " t"]) -> float:
     return float(values.mean())
 
 
-def _of_probe(probe: Probe, r: Readings) -> DetectorScores:
+def _of_probe(probe: Probe, r: Readings) -> CrossFittedScores:
     return scores(probe, r.probes, r.hidden, r.rows, r.head_width)
 
 

@@ -4,7 +4,7 @@ The labels of the samples come from other responses, which were drawn at FP16 wi
 detector that compared an answer with those would read its own label.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from harness.experiments.detectors.section import DetectorsSection
 from harness.stages import mapping
 from harness.stages.graph import Graph
 from harness.stages.loading import SPELLING
+from harness.stages.sample import batches
 from harness.stages.samples import Sample, read_samples
 from harness.stages.select import SAMPLES_FILE
 from harness.store.jsonl import append, parse, read_log
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from harness.stages.materials import Materials
 
 _FILE = "resampled.jsonl"
-_ROWS = 64  # prompts per batch
 _SEED = 1_000_003  # is added to the study's seed, so that no response repeats one that gave a label
 
 
@@ -75,14 +75,13 @@ def make(work: "Work[Materials]") -> None:
     log = work.folder / _FILE
     done = {record.id for record in read_log(log, Resampled)}
     left = [s for s in samples if s.id not in done]
-    rows = min(_ROWS, max(1, max_rows(precision) // settings.responses))
     with work.task(len(samples), "questions") as task:
         task.advance(len(done))
         if not left:
             return
         decoding = mapping.backend(work).decoding()
         decoding.share([s.prompt_ids for s in samples])
-        for batch in batches(left, rows):
+        for batch in batches(left, max_rows(precision) // settings.responses):
             prompts = [(s.id, s.prompt_ids) for s in batch]
             trees = sample(decoding, prompts, settings, m.stop_criteria)
             append(
@@ -97,18 +96,6 @@ def make(work: "Work[Materials]") -> None:
                 ],
             )
             task.advance(len(batch))
-
-
-def batches(samples: Sequence[Sample], rows: int) -> Iterator[list[Sample]]:
-    """Yield at most `rows` samples with prompts of equal length, so that none is padded."""
-    batch: list[Sample] = []
-    for s in sorted(samples, key=lambda s: len(s.prompt_ids)):
-        if batch and (len(batch) == rows or len(batch[0].prompt_ids) != len(s.prompt_ids)):
-            yield batch
-            batch = []
-        batch.append(s)
-    if batch:
-        yield batch
 
 
 def read(folder: Path, samples: Sequence[Sample]) -> list[list[str]]:

@@ -25,6 +25,7 @@ from harness.experiments.detectors.section import DetectorsSection
 from harness.stages import mapping
 from harness.stages.graph import Graph
 from harness.stages.loading import SPELLING
+from harness.stages.sample import batches
 from harness.stages.samples import Sample, read_samples
 from harness.stages.select import SAMPLES_FILE
 from harness.store.node import Node, Stage, Work
@@ -142,7 +143,7 @@ def _generate(
     rows: int,
 ) -> None:
     decoding.share([s.prompt_ids for s in samples])
-    for batch in resampling.batches(samples, rows):
+    for batch in batches(samples, rows):
         list(sample(decoding, [(s.id, s.prompt_ids) for s in batch], settings, criteria))
 
 
