@@ -134,6 +134,7 @@ def test_monitor_has_its_rows_at_a_small_size(gguf, tmp_path, monkeypatch):
         "decode_ratio_all_layers",
         "decode_ratio_python_callback_5_layers",
         "decode_ratio_python_callback_all_layers",
+        "decode_ratio_entropy",
         "added_p99_ms",
         "torch_monitor_ratio_5_layers",
         "torch_monitor_ratio_all_layers",
