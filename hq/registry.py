@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +16,8 @@ class Registry(Generic[T]):
     """Entries of one kind by name.
 
     A name that is not registered is looked up among the entry points of installed packages, and the
-    object of the entry point becomes the entry. Names of hq itself cannot be replaced.
+    object of the entry point becomes the entry. Names of hq itself cannot be replaced. Entries that
+    are expensive to import can be named by module and attribute, and are imported on first use.
 
     Args:
         kind: The word for an entry in messages.
@@ -37,6 +39,7 @@ class Registry(Generic[T]):
         self._accepts = accepts
         self._adopt = adopt
         self._entries: dict[str, T] = {}
+        self._named: dict[str, str] = {}  # module:attribute of entries that are not imported yet
         self._packages: dict[str, str] = {}
         self._others: set[str] = set()  # entry points that belong to another registry of the group
 
@@ -51,9 +54,16 @@ class Registry(Generic[T]):
 
     def add(self, name: str, entry: T) -> None:
         """Register an entry. Raises ValueError if the name is already registered."""
-        if name in self._entries:
-            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._require_new(name)
         self._entries[name] = entry
+
+    def add_named(self, name: str, place: str) -> None:
+        """Register the object at `module:attribute`, which is imported when the entry is read.
+
+        Raises ValueError if the name is already registered.
+        """
+        self._require_new(name)
+        self._named[name] = place
 
     def package(self, name: str) -> str:
         """Return the distribution that provides an entry, with its version."""
@@ -63,6 +73,9 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Return an entry. Raises HQError, with the most similar known name, if there is none."""
         if name in self:
+            if name not in self._entries:
+                module, _, attribute = self._named[name].partition(":")
+                self._entries[name] = self._adopt(name, getattr(import_module(module), attribute))
             return self._entries[name]
         known = sorted(self)
         near = get_close_matches(name, known, n=1, cutoff=0.4)
@@ -70,7 +83,9 @@ class Registry(Generic[T]):
         raise HQError(f"There is no {self.kind} {name!r}: {hint}known are {', '.join(known)}.")
 
     def __contains__(self, name: str) -> bool:
-        if name not in self._entries and name not in self._others:
+        if name in self._named or name in self._entries:
+            return True
+        if name not in self._others:
             for point in self._points():
                 if point.name == name:
                     self._load(point)
@@ -80,9 +95,13 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         """Iterate over all names: those of hq in the order of registration, then of packages."""
         for point in self._points():
-            if point.name not in self._entries and point.name not in self._others:
+            if not {point.name}.intersection(self._named, self._entries, self._others):
                 self._load(point)
-        return iter(list(self._entries))
+        return iter(list(dict.fromkeys([*self._named, *self._entries])))
+
+    def _require_new(self, name: str) -> None:
+        if name in self._entries or name in self._named:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
 
     def _points(self) -> Iterator[EntryPoint]:
         return iter(entry_points(group=self._group) if self._group else ())

@@ -1,32 +1,24 @@
 """Kinds of experiments, one folder each, with its nodes, tables and summary.
 
-Stages that several experiments share are in `harness.stages`.
+Stages that several experiments share are in `harness.stages`. An experiment is imported when it is
+used, because stages import torch.
 """
 
 from harness.experiments.base import EXPERIMENTS
-from harness.experiments.conditions.experiment import ConditionsExperiment
-from harness.experiments.detect.experiment import DetectExperiment
-from harness.experiments.detectors.experiment import DetectorsExperiment
-from harness.experiments.distributions.experiment import DistributionsExperiment
-from harness.experiments.drift.experiment import DriftExperiment
-from harness.experiments.information.experiment import InformationExperiment
-from harness.experiments.specifications.experiment import SpecificationsExperiment
-from harness.experiments.steps.experiment import StepsExperiment
-from harness.experiments.survival.experiment import SurvivalExperiment
-from harness.experiments.sweep.experiment import SweepExperiment
 
-for _experiment in (
-    DetectExperiment(),
-    SweepExperiment(),
-    SurvivalExperiment(),
-    DetectorsExperiment(),
-    ConditionsExperiment(),
-    InformationExperiment(),
-    DistributionsExperiment(),
-    DriftExperiment(),
-    SpecificationsExperiment(),
-    StepsExperiment(),
-):
-    EXPERIMENTS.add(_experiment.name, _experiment)
+for _name, _class in {
+    "detect": "DetectExperiment",
+    "sweep": "SweepExperiment",
+    "survival": "SurvivalExperiment",
+    "detectors": "DetectorsExperiment",
+    "conditions": "ConditionsExperiment",
+    "information": "InformationExperiment",
+    "distributions": "DistributionsExperiment",
+    "drift": "DriftExperiment",
+    "specifications": "SpecificationsExperiment",
+    "steps": "StepsExperiment",
+    "tokens": "TokensExperiment",
+}.items():
+    EXPERIMENTS.add_named(_name, f"{__name__}.{_name}.experiment:{_class}")
 
 __all__ = ["EXPERIMENTS"]

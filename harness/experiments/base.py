@@ -4,19 +4,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rich.console import RenderableType
 
-from harness.stages.materials import Materials
-from harness.store.node import Node
-from harness.store.runner import Outputs
 from harness.studies.section import Section
-from harness.studies.study import Study
 from harness.tables.schema import Row, Tables
 from hq.errors import HQError
 from hq.registry import Registry
 from hq.stats.intervals import Estimate
+
+if TYPE_CHECKING:  # they import torch, and reading a finished run needs no torch
+    from harness.stages.materials import Materials
+    from harness.store.node import Node
+    from harness.store.runner import Outputs
+    from harness.studies.study import Study
 
 
 class Power(NamedTuple):
@@ -45,7 +47,7 @@ class Experiment(ABC):
     committed: ClassVar[tuple[str, ...]] = ()
     """Files that are committed with the tables."""
 
-    def study_name(self, study: Study) -> str:
+    def study_name(self, study: "Study") -> str:
         """Return the name of a run, for its folder and provenance."""
         return f"{study.name}-{self.name}"
 
@@ -60,35 +62,35 @@ class Experiment(ABC):
             )
         return file.read_text(encoding="utf-8")
 
-    def check(self, m: Materials) -> None:  # noqa: B027
+    def check(self, m: "Materials") -> None:  # noqa: B027
         """Validate what this experiment reads from the study. Raises HQError.
 
         The study's own sections are validated by `Materials.check`.
         """
 
     @abstractmethod
-    def nodes(self, m: Materials) -> Sequence[Node]:
+    def nodes(self, m: "Materials") -> "Sequence[Node]":
         """Declare the nodes to read; the runner adds the nodes that they depend on."""
 
     @abstractmethod
-    def rows(self, m: Materials, outputs: Outputs) -> dict[str, list[Row]]:
+    def rows(self, m: "Materials", outputs: "Outputs") -> dict[str, list[Row]]:
         """Return the rows of each table."""
 
-    def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:  # noqa: B027
+    def write(self, folder: Path, m: "Materials", outputs: "Outputs") -> None:  # noqa: B027
         """Write further files into the folder of the tables."""
 
-    def definition(self, study: Study) -> dict[str, Any]:
+    def definition(self, study: "Study") -> dict[str, Any]:
         """Return what the definition of a run contains in addition to the study's own sections.
 
         Paths have no meaning on other machines, so it only contains whether they are given.
         """
         return {}
 
-    def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
+    def facts(self, m: "Materials", outputs: "Outputs") -> dict[str, Any]:
         """Return what provenance contains in addition to model, definition and nodes."""
         return {}
 
-    def power(self, m: Materials, outputs: Outputs) -> Power | None:
+    def power(self, m: "Materials", outputs: "Outputs") -> Power | None:
         """Return the smallest effects that a run could show, from the finished nodes; or None."""
         return None
 

@@ -24,16 +24,15 @@ class Graph:
         self.responses = sample.node(m)
 
     @property
-    def _n(self) -> int:
+    def n(self) -> int:
+        """The largest possible number of samples."""
         asked = sum(prompted.part == "sample" for prompted in self.m.prompted)
         return min(2 * self.m.study.sampling.quota, asked)
 
     def trace(self, precision: str, making: int = 0) -> Node:
         """Declare the traces of the samples at a precision, or at a making of it."""
         tokens, m = self.samples.output(TOKENS_FILE), self.m
-        return trace.node(
-            m, precision, tokens, self._n, m.measures, m.spans, m.scope, making=making
-        )
+        return trace.node(m, precision, tokens, self.n, m.measures, m.spans, m.scope, making=making)
 
     def identify(self, precision: str) -> Node:
         """Declare the neurons identified at a precision."""
@@ -43,7 +42,7 @@ class Graph:
         """Declare the entropy of the samples' answers, and the loss on held-out text."""
         reference = None if precision == REFERENCE else self.uncertainty(REFERENCE)
         tokens = self.samples.output(TOKENS_FILE)
-        return uncertainty.node(self.m, precision, tokens, self._n, reference, making)
+        return uncertainty.node(self.m, precision, tokens, self.n, reference, making)
 
     def read_samples(self, outputs: Outputs) -> list[Sample]:
         """Return the balanced, consistent samples."""

@@ -11,7 +11,6 @@ import pytest
 from harness.check.acceptance import accept
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
-from harness.experiments.steps import nodes
 from harness.experiments.steps.answers import (
     ALL_RIGHT,
     StepLabels,
@@ -27,6 +26,7 @@ from harness.experiments.steps.scores import centred, fit_of, held_out_folds
 from harness.judges.base import Question
 from harness.judges.text import contains, normalise
 from harness.scenarios.knowledge.questions import relations as knowledge
+from harness.stages import readings
 from harness.tables.files import read_table, write_tables
 from hq.errors import HQError
 from hq.stats.auroc import auroc
@@ -507,7 +507,7 @@ def test_a_killed_reading_continues(hq, tiny_study, tmp_path, monkeypatch):
     path = solutions(tmp_path / "solutions.jsonl")
     precisions = ("--precisions", "fp16", "--set", f"steps.source={path}", "--quiet")
     options = ("run", tiny_study, "-e", "steps", *precisions)
-    save, saved = nodes._save, []
+    save, saved = readings._save, []
 
     def killed(folder, kind, number, **arrays):
         save(folder, kind, number, **arrays)
@@ -515,14 +515,14 @@ def test_a_killed_reading_continues(hq, tiny_study, tmp_path, monkeypatch):
         if len(saved) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(nodes, "_save", killed)
+    monkeypatch.setattr(readings, "_save", killed)
     assert hq(*options).code != 0
     assert saved == ["cett"]
     assert hq(*options).code == 0
     assert saved.count("cett") == 1  # 24 short texts are one batch
     scores = tmp_path / "runs" / "tiny-steps" / "step_scores.jsonl"
     before = scores.read_bytes()
-    monkeypatch.setattr(nodes, "_save", save)
+    monkeypatch.setattr(readings, "_save", save)
     for folder in (tmp_path / "cache" / "store").glob("step-tokens-*"):
         if folder.is_dir():
             shutil.rmtree(folder)

@@ -1,5 +1,6 @@
 """The table of named things: lookups that fail say what to do."""
 
+import math
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -61,3 +62,18 @@ def test_an_entry_of_a_package_that_cannot_be_adopted_is_one_sentence(
     for call in (list, lambda entries: entries["cherry"]):
         with pytest.raises(HQError, match=sentence):
             call(registry)
+
+
+def test_a_named_entry_is_imported_when_it_is_read() -> None:
+    registry: Registry[float] = Registry("number")
+    registry.add_named("pi", "math:pi")
+    registry.add_named("missing", "no_such_module:thing")
+    assert list(registry) == ["pi", "missing"]
+    assert "missing" in registry
+    assert registry["pi"] == math.pi
+    with pytest.raises(ModuleNotFoundError):
+        registry["missing"]
+    with pytest.raises(ValueError, match="'pi' is registered twice"):
+        registry.add("pi", 3.0)
+    with pytest.raises(HQError, match="did you mean 'missing'"):
+        registry["mising"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -33,10 +34,12 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
+from hq.probe.identify import THRESHOLD
 from hq.storage.atomic import write_whole
 
 SET_ASIDE_FILE = "rows_set_aside.csv"
 SPEED_FILE = "speed.csv"
+SCORES_FILE = "scores.csv"
 
 
 class DetectExperiment(Experiment):
@@ -110,7 +113,7 @@ class DetectExperiment(Experiment):
         return rows
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
-        """Write samples, neurons, probes of the folds, paths, stability, layers and speeds.
+        """Write samples, scores, neurons, probes of the folds, paths, stability, layers and speeds.
 
         Speeds differ between runs; all other files are byte-identical on one machine.
         """
@@ -120,6 +123,7 @@ class DetectExperiment(Experiment):
         neurons = graph.neurons_file(outputs)
         for name in (NEURONS_FILE, PROBES_FILE, PATH_FILE, STABILITY_FILE):
             shutil.copyfile(neurons.with_name(name), folder / name)
+        _write_scores(folder / SCORES_FILE, graph, outputs, precisions)
         maps = {p: outputs[mapping.node(m, p)] for p in precisions}
         mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
         speeds = {p: uncertainty.read(outputs[graph.uncertainty(p)]) for p in precisions}
@@ -209,6 +213,34 @@ def _caption(samples: Any, rows: Sequence[Any], spreads: Sequence[Any]) -> str:
             "controls.[/yellow]"
         )
     return "\n".join(lines)
+
+
+def _write_scores(path: Path, graph: Graph, outputs: Outputs, precisions: Sequence[str]) -> None:
+    """Write a row per precision and sample, by the FP16 probe that has not seen its fold.
+
+    Columns: the decision value, its threshold at FP16, and the mean entropy of the answer's tokens.
+    """
+    probes = graph.read_probes(outputs, REFERENCE)
+    samples = graph.read_samples(outputs)
+    folds = np.array([sample.fold for sample in samples])
+    thresholds = np.array([fold.probe.thresholds[THRESHOLD] for fold in probes.folds])
+    frames = []
+    for precision in precisions:
+        traces = graph.read_traces(outputs, precision)
+        features = traces.features(probes.neurons.cett, probes.neurons.tokens)
+        entropy = uncertainty.read(outputs[graph.uncertainty(precision)]).entropy
+        frames.append(
+            pl.DataFrame(
+                {
+                    "precision": [precision] * len(samples),
+                    "sample": [sample.id for sample in samples],
+                    "score": probes.scores(features, folds),
+                    "threshold": thresholds[folds],
+                    "entropy": entropy.astype(np.float64),
+                }
+            )
+        )
+    write_whole(path, pl.concat(frames).write_csv(float_precision=6))
 
 
 def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from harness.experiments.base import Experiment, estimate_cell
 from harness.experiments.steps.answers import ANSWERS_FILE, read_answers
 from harness.experiments.steps.chains import by_relation
-from harness.experiments.steps.nodes import StepsNodes, read_readings
+from harness.experiments.steps.nodes import StepsNodes
 from harness.experiments.steps.plan import StepsPlan
 from harness.experiments.steps.rows import FIRST_ALARM, HIGHEST, ONLY_WRONG, StepsAnalysis
 from harness.experiments.steps.scores import PrecisionScores, fit_of, held_out_folds
@@ -22,6 +22,7 @@ from harness.experiments.steps.tables import TABLES
 from harness.stages import mapping
 from harness.stages.identify import NEURONS_FILE
 from harness.stages.materials import Materials
+from harness.stages.readings import read_readings
 from harness.stages.samples import require_origin
 from harness.store.node import Node
 from harness.store.runner import Outputs

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from harness.experiments.steps.answers import Range, Step, SteppedAnswer
-from harness.experiments.steps.nodes import Readings
 from harness.judges.base import Question
+from harness.stages.readings import Readings
 from harness.stages.samples import Sample
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.cross_fit import CrossFit

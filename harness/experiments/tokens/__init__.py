@@ -1,0 +1,1 @@
+"""Experiment tokens: the score of every token of the samples' answers."""
