@@ -29,7 +29,7 @@ from hq.backends.transformers.hooks import DownHooks
 from hq.llamacpp.context import Context
 from hq.llamacpp.library import load_library
 from hq.monitor import TorchMonitor
-from hq.monitor.combination import entropy_of
+from hq.monitor.combination import uncertainty_of
 from hq.neurons.neuron_set import Neuron, NeuronSet
 
 _LAYERS = 5
@@ -70,8 +70,8 @@ def bench_monitor(seed: int = 0, rounds: int = 12, model: str = EMBEDDED_NAME) -
 def _entropy_row(vocabulary: int, plain: float, rng: np.random.Generator) -> BenchRow:
     """What a combined bundle adds: the entropy of the logits that the model returns anyway."""
     logits = rng.normal(size=vocabulary).astype(np.float32)
-    entropy_of(logits)
-    seconds = float(np.median([seconds_of(lambda: entropy_of(logits)) for _ in range(200)]))
+    uncertainty_of(logits, 0)
+    seconds = float(np.median([seconds_of(lambda: uncertainty_of(logits, 0)) for _ in range(200)]))
     return BenchRow(
         name="decode_ratio_entropy",
         value=1 + seconds / plain,

@@ -57,8 +57,8 @@ def bundle_make(
     scorer: Annotated[
         Literal["h-neurons", "combined"],
         typer.Option(
-            help="What answers are scored by: H-Neurons alone, or combined with the entropy of the "
-            "tokens, which is known at no cost while the model answers."
+            help="What answers are scored by: H-Neurons alone, or combined with entropy and "
+            "log-probability of the tokens, which are known at no cost while the model answers."
         ),
     ] = "h-neurons",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of llama.cpp.")] = 2,
@@ -147,17 +147,18 @@ def _print_summary(bundle: "Bundle") -> None:
             "The AUROC's interval includes 0.5: in this file the probe may be no better than "
             "chance, so do not rely on it."
         )
-    over_entropy, over_probe = validation.combined_minus_entropy, validation.combined_minus_probe
-    if over_entropy is not None and over_probe is not None:
+    gain, over_probe = validation.combined_minus_uncertainty, validation.combined_minus_probe
+    if gain is not None and over_probe is not None:
         out.print(
-            f"Of the same answers: token entropy {validation.entropy}, H-Neurons "
-            f"{validation.probe}, both combined {validation.combined}",
+            f"Of the same answers: token entropy {validation.entropy}, log-probability "
+            f"{validation.log_probability}, both {validation.uncertainty}, H-Neurons "
+            f"{validation.probe}, all combined {validation.combined}",
             soft_wrap=True,
         )
         if bundle.facts.combination is None and over_probe.low > 0:
             err.print("The combination is better: make the bundle with --scorer combined.")
-        if over_entropy.low <= 0:
-            err.print("H-Neurons are not shown to add anything to token entropy on these answers.")
+        if gain.low <= 0:
+            err.print("H-Neurons are not shown to add anything to the probabilities of tokens.")
     for name, domain in bundle.domains.items():
         out.print(
             f"{name}: {domain.false_alarms:g} promised, by {domain.n} units; measured: false "

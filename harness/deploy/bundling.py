@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from harness.deploy.combining import Comparison, combine, compare, mean_entropies
+from harness.deploy.combining import Comparison, combine, compare, uncertainties
 from harness.deploy.model_card import model_card
 from harness.experiments.detect.compare import storage
 from harness.stages.alarms import (
@@ -111,7 +111,7 @@ def make_bundle(
         into: Folder of the bundle.
         name: Name of the bundle in logs.
         progress: Shows how many answers were read.
-        scorer: What the bundle scores by: H-Neurons, or "combined" with token entropy.
+        scorer: What the bundle scores by: H-Neurons, or "combined" with token probabilities.
 
     Raises:
         HQError: Before any answer is read, if the file is of another model, the calibration
@@ -128,14 +128,14 @@ def make_bundle(
     require_calibration(run.samples, rows, false_alarms)
     if scorer == "combined" and neurons.tokens != "answer":
         raise HQError(
-            f"The neurons of the run read the span {neurons.tokens!r}, and token entropy is "
+            f"The neurons of the run read the span {neurons.tokens!r}, and probabilities are "
             "combined with neurons that read 'answer': make the bundle with --scorer h-neurons."
         )
     with progress.task("read the answers", 2 * len(run.samples), "texts") as task:
         of_probe = _scores(backend, run.probes, run.samples, rows, task)
-        entropies = mean_entropies(backend, run.samples, task)
-    combined = combine(of_probe, entropies, rows)
-    comparison = compare(of_probe, entropies, combined.scores, rows)
+        uncertainty = uncertainties(backend, run.samples, task)
+    combined = combine(of_probe, uncertainty, rows)
+    comparison = compare(of_probe, uncertainty, combined.scores, rows)
     scores = combined.scores if scorer == "combined" else of_probe
     by_domain = {
         answers.name: _domain(answers, scores, false_alarms)

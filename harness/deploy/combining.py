@@ -1,4 +1,4 @@
-"""H-Neurons and token entropy as one score, cross-fitted on the answers of a run."""
+"""H-Neurons and token probabilities as one score, cross-fitted on the answers of a run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from harness.store.progress import Task
 from hq.backends.base import Backend
 from hq.monitor.combination import Combination
 from hq.probe.controls import ridge_probe
-from hq.probe.stacking import for_folds
+from hq.probe.stacking import for_folds, stacked
 from hq.stats.auroc import estimate_auroc, estimate_auroc_difference
 from hq.stats.intervals import Estimate
 
@@ -29,25 +29,29 @@ class Comparison(NamedTuple):
     """AUROCs of the scores that are known while a model answers, and paired differences."""
 
     entropy: Estimate
+    log_probability: Estimate
+    uncertainty: Estimate  # both, without H-Neurons
     probe: Estimate
     combined: Estimate
+    combined_minus_uncertainty: Estimate
     combined_minus_entropy: Estimate
     combined_minus_probe: Estimate
 
 
-def mean_entropies(
+def uncertainties(
     backend: Backend, samples: Sequence[Sample], task: Task
-) -> Float[np.ndarray, " n"]:
-    """Return the mean entropy over each answer's tokens, in nats."""
-    entropies = np.zeros(len(samples))
+) -> Float[np.ndarray, "n 2"]:
+    """Return mean entropy and mean surprisal over each answer's tokens, in nats."""
+    values = np.zeros((len(samples), 2))
     for predictions in backend.predictions([sample.exchange for sample in samples]):
-        entropies[predictions.rows] = predictions.means(predictions.entropy)
+        of_batch = (predictions.entropy, -predictions.log_prob)
+        values[predictions.rows] = np.column_stack([*map(predictions.means, of_batch)])
         task.advance(len(predictions.rows))
-    return entropies
+    return values
 
 
-def combine(scores: Scores, entropies: Float[np.ndarray, " n"], rows: Rows) -> Combined:
-    """Fit H-Neurons and entropy to the labels, for each fold on the other folds.
+def combine(scores: Scores, uncertainty: Float[np.ndarray, "n 2"], rows: Rows) -> Combined:
+    """Fit H-Neurons, entropy and surprisal to the labels, for each fold on the other folds.
 
     The probe's scores of the other folds are by fits that have not seen fold f, so nothing about
     f depends on its labels. The combination for use is fitted on all out-of-fold scores.
@@ -58,42 +62,48 @@ def combine(scores: Scores, entropies: Float[np.ndarray, " n"], rows: Rows) -> C
     out_of_fold, means = np.empty(len(y)), np.empty(k)
     calibration = np.full((k, len(y)), np.nan)
     for fold, probe in enumerate(for_folds(centred, scores.calibration)):
-        own = folds == fold
-        fitted = _fitted(np.column_stack([probe, entropies])[~own], y[~own], scores.means[fold])
-        out_of_fold[own] = _decisions(fitted, scores.out_of_fold[own], entropies[own])
-        outside = _decisions(fitted, probe[~own, 0] + scores.means[fold], entropies[~own])
+        own, mean = folds == fold, scores.means[fold]
+        fitted = _fitted(np.column_stack([probe, uncertainty])[~own], y[~own], mean)
+        out_of_fold[own] = _decisions(fitted, scores.out_of_fold[own], uncertainty[own])
+        outside = _decisions(fitted, probe[~own, 0] + mean, uncertainty[~own])
         means[fold] = outside.mean()
         calibration[fold, ~own] = outside - means[fold]
-    for_use = _fitted(np.column_stack([centred, entropies]), y, scores.mean)
-    mean = float(_decisions(for_use, centred + scores.mean, entropies).mean())
+    for_use = _fitted(np.column_stack([centred, uncertainty]), y, scores.mean)
+    mean = float(_decisions(for_use, centred + scores.mean, uncertainty).mean())
     return Combined(for_use, Scores(out_of_fold, calibration, means, mean))
 
 
 def compare(
-    probe: Scores, entropies: Float[np.ndarray, " n"], combined: Scores, rows: Rows
+    probe: Scores, uncertainty: Float[np.ndarray, "n 2"], combined: Scores, rows: Rows
 ) -> Comparison:
     """Return the AUROC of each score, and how much the combination gains."""
-    both, alone = combined.out_of_fold, probe.out_of_fold
-    draw = rows.units, rows.folds
+    y, draw = rows.y, (rows.units, rows.folds)
+    alone = stacked([uncertainty] * (int(rows.folds.max()) + 1), y, rows.folds)
+    both = combined.out_of_fold
+    compared = (*uncertainty.T, alone, probe.out_of_fold, both)
     return Comparison(
-        *(estimate_auroc(s, rows.y, *draw) for s in (entropies, alone, both)),
-        *(estimate_auroc_difference(both, s, rows.y, *draw) for s in (entropies, alone)),
+        *(estimate_auroc(scores, y, *draw) for scores in compared),
+        *(
+            estimate_auroc_difference(both, scores, y, *draw)
+            for scores in (alone, uncertainty[:, 0], probe.out_of_fold)
+        ),
     )
 
 
-def _fitted(features: Float[np.ndarray, "m 2"], y: np.ndarray, probe_mean: float) -> Combination:
-    """Return the fit on centred probe scores and entropies, for scores that are not centred."""
+def _fitted(features: Float[np.ndarray, "m 3"], y: np.ndarray, probe_mean: float) -> Combination:
+    """Return the fit on centred probe scores, entropy and surprisal, for scores not centred."""
     scaler, regression = ridge_probe(features, y).steps
     weights = regression[1].coef_[0] / scaler[1].scale_
     intercept = float(regression[1].intercept_[0] - weights @ scaler[1].mean_)
-    probe, entropy = map(float, weights)
-    return Combination(probe, entropy, intercept - probe * float(probe_mean))
+    probe, entropy, surprisal = map(float, weights)
+    return Combination(probe, entropy, intercept - probe * float(probe_mean), surprisal)
 
 
 def _decisions(
-    fitted: Combination, probe: Float[np.ndarray, " m"], entropy: Float[np.ndarray, " m"]
+    fitted: Combination, probe: Float[np.ndarray, " m"], uncertainty: Float[np.ndarray, "m 2"]
 ) -> Float[np.ndarray, " m"]:
+    weights = np.array([fitted.entropy, fitted.surprisal])
     decisions: Float[np.ndarray, " m"] = (
-        fitted.probe * probe + fitted.entropy * entropy + fitted.intercept
+        fitted.probe * probe + uncertainty @ weights + fitted.intercept
     )
     return decisions

@@ -102,9 +102,9 @@ def _of_bundle(
     bundle = Bundle.load(files.probe)
     if bundle.facts.combination is not None:
         raise HQError(
-            f"The bundle {bundle.name} scores H-Neurons and token entropy together, and traces "
-            "have no entropy: give a bundle that was made with --scorer h-neurons, or the folder "
-            "of its run."
+            f"The bundle {bundle.name} scores H-Neurons and token probabilities together, and "
+            "traces have no probabilities: give a bundle that was made with --scorer h-neurons, "
+            "or the folder of its run."
         )
     neurons, domain = bundle.neurons, bundle.domain()
     features = _features(neurons, traces, revision, f"The bundle {bundle.name}")

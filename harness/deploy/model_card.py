@@ -65,7 +65,7 @@ AUROC {validation.auroc} out of fold, on {validation.n} answers in {validation.e
 {validation.hallucinated} of them hallucinated; seed {validation.seed}.
 {_READS if validation.auroc.low > 0.5 else _CHANCE}
 
-{_beside_entropy(validation)}
+{_beside_probabilities(validation)}
 
 ## What it does not promise
 
@@ -84,27 +84,30 @@ def _scored_by(facts: BundleFacts) -> str:
     if facts.combination is None:
         return "Its score is that of these neurons."
     return (
-        "Its score combines these neurons with the entropy of the tokens that the model predicts: "
-        f"{facts.combination.probe:.3g} × neurons + {facts.combination.entropy:.3g} × entropy "
-        f"(nats) {facts.combination.intercept:+.3g}."
+        "Its score combines these neurons with the entropy of each prediction and the surprisal of "
+        f"each token (−log p), in nats: {facts.combination.probe:.3g} × neurons "
+        f"{facts.combination.entropy:+.3g} × entropy {facts.combination.surprisal:+.3g} × "
+        f"surprisal {facts.combination.intercept:+.3g}."
     )
 
 
-def _beside_entropy(validation: Validation) -> str:
-    """What the neurons add to token entropy, which is free, in plain words."""
-    gain = validation.combined_minus_entropy
+def _beside_probabilities(validation: Validation) -> str:
+    """What the neurons add to the probabilities of tokens, which are free, in plain words."""
+    gain = validation.combined_minus_uncertainty
     if gain is None:
         return ""
     verdict = (
-        "H-Neurons add to entropy."
+        "H-Neurons add to the probabilities of tokens."
         if gain.low > 0
-        else "**On these answers H-Neurons add nothing that is shown to entropy, which needs no "
-        "bundle.**"
+        else "**On these answers H-Neurons add nothing that is shown to the probabilities of "
+        "tokens, which need no bundle.**"
     )
     return (
         f"On the same answers, the mean token entropy alone has an AUROC of {validation.entropy}, "
-        f"H-Neurons alone {validation.probe}, and both combined {validation.combined}: "
-        f"{_signed(gain)} compared with entropy. {verdict}"
+        f"the mean log-probability {validation.log_probability}, both together "
+        f"{validation.uncertainty}, H-Neurons alone {validation.probe}, and all combined "
+        f"{validation.combined}: {_signed(gain)} compared with entropy and log-probability. "
+        f"{verdict}"
     )
 
 

@@ -90,11 +90,14 @@ class Validation:
     seed: int
     study: str
     samples: str  # digest of the answers with their labels and splits
-    # Of the same answers; None in bundles that were made before entropy was measured.
-    entropy: Finite | None = None  # AUROC of token entropy
+    # Of the same answers; None in bundles that were made before these were measured.
+    entropy: Finite | None = None  # AUROC of the mean token entropy
+    log_probability: Finite | None = None  # AUROC of the mean log-probability of the tokens
+    uncertainty: Finite | None = None  # AUROC of both together, fitted on other folds
     probe: Finite | None = None  # AUROC of H-Neurons
-    combined: Finite | None = None  # AUROC of both
-    combined_minus_entropy: Finite | None = None  # paired differences of AUROCs
+    combined: Finite | None = None  # AUROC of H-Neurons and both
+    combined_minus_uncertainty: Finite | None = None  # paired differences of AUROCs
+    combined_minus_entropy: Finite | None = None
     combined_minus_probe: Finite | None = None
 
 

@@ -26,7 +26,7 @@ class LlamaMonitor:
     monitor keeps one, and each further answer that runs at the same time takes the memory of one
     more (`tokens` keys and values, in the types of the backend's precision) until it ends.
 
-    With a `combination`, scores are those of H-Neurons and token entropy together.
+    With a `combination`, scores are those of H-Neurons and token probabilities together.
 
     Raises HQError for a set of another model, for an empty set, and for a combination with a set
     that reads other tokens than the answer's.
@@ -44,7 +44,7 @@ class LlamaMonitor:
             raise HQError("The neuron set is empty: there is nothing to watch.")
         if combination is not None and neurons.tokens != "answer":
             raise HQError(
-                f"The neuron set reads the span {neurons.tokens!r}, and token entropy is combined "
+                f"The neuron set reads the span {neurons.tokens!r}, and probabilities are combined "
                 "with sets that read 'answer': use the set without a combination."
             )
         self.neurons = neurons

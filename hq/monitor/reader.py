@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
-from hq.monitor.combination import Combination, entropy_of
+from hq.monitor.combination import Combination, uncertainty_of
 from hq.monitor.step import Running, Step
 from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.sampling import StopCriteria
@@ -87,5 +87,5 @@ class _Scoring:
         """Return the step of a token; `predicted` are the logits from which it was chosen."""
         decision = float(self._neurons.score_unchecked(cett[None])[0])
         if self._combination is not None:
-            decision = self._combination.decide(decision, entropy_of(predicted))
+            decision = self._combination.decide(decision, uncertainty_of(predicted, token))
         return Step(token, cett, decision, self._running.add(decision))

@@ -330,10 +330,10 @@ def test_a_combined_bundle_scores_both(make, hq, finished):
     of_probe = Bundle.load(Path("alone"))
     assert of_probe.facts.combination is None
     assert of_probe.validation.auroc == validation.probe
-    for name in ("entropy", "probe", "combined"):
+    for name in ("entropy", "log_probability", "uncertainty", "probe", "combined"):
         assert getattr(of_probe.validation, name) == getattr(validation, name)
-    assert "with the entropy of the tokens" in " ".join(bundle.card.split())
+    assert "with the entropy of each prediction" in " ".join(bundle.card.split())
     assert "Its score is that of these neurons" in of_probe.card
     assert bundle.domain().threshold != of_probe.domain().threshold
     traces = next((finished / "cache" / "store").glob("trace-*/"))
-    is_one_sentence(hq("drift", "bundle", "--new", traces), "have no entropy")
+    is_one_sentence(hq("drift", "bundle", "--new", traces), "have no probabilities")
