@@ -1,4 +1,4 @@
-"""Render the results in README.md and documents of docs/ from the committed CSV files.
+"""Render results in README.md, results/README.md and docs/ from the committed CSV files.
 
 `python -m harness.tables.readme` replaces the text between the markers of these documents; with
 `--check`, it writes nothing and exits with 1 if a document differs. The prose is in
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from harness.tables.evidence_findings import EVIDENCE
 from harness.tables.readme_cells import CsvTables
 from harness.tables.readme_findings import FUNCTIONS
+from harness.tables.readme_summary import SUMMARY
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
@@ -34,6 +35,8 @@ class _Document(NamedTuple):
 
 DOCUMENTS: Mapping[str, _Document] = {
     "README.md": _Document("readme.md.j2", 120),
+    "results/README.md": _Document("results_index.md.j2", 120),
+    "docs/results.md": _Document("results.md.j2", 120),
     "docs/fair-study.md": _Document("fair_study.md.j2", 100),
     "docs/gpu.md": _Document("gpu.md.j2", 104),
     "docs/evidence.md": _Document("evidence.md.j2", 120),
@@ -112,7 +115,7 @@ def _fill(root: Path, template: str) -> str:
         return CsvTables(root / "results" / name)
 
     agreement = CsvTables(root / "harness" / "judges")
-    names = {**FUNCTIONS, **EVIDENCE, "run": run, "judges": agreement}
+    names = {**FUNCTIONS, **EVIDENCE, **SUMMARY, "run": run, "judges": agreement}
     return environment.get_template(template).render(names)
 
 
