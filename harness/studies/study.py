@@ -33,30 +33,42 @@ class ScenarioSection(Section):
     """The scenario, and the options of its loader of questions."""
 
     name: str = "facts"
+    """Name of the scenario: `hq list scenarios`."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Options of its loader of questions, such as `source`, a file or hub id, and `limit`."""
 
 
 class PromptSection(Section):
-    """The form of prompts; `shots` are (question, answer) pairs for few-shot."""
+    """The form of prompts."""
 
     form: str = "chat"
+    """`chat` (the chat template of the model) or `few-shot`."""
     shots: tuple[tuple[str, str], ...] = ()
+    """(question, answer) pairs for `few-shot`; default: four general ones."""
 
 
 class SamplingSection(Section):
     """Number of responses per question, settings of the sampler, and number of pairs."""
 
     responses: Annotated[int, Field(ge=1)] = 10
+    """Responses per question; a question is kept if all of them are right, or all wrong."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Temperature of sampling; 0 is greedy."""
     top_k: Annotated[int, Field(ge=0)] = 50
+    """Number of most likely tokens that are sampled from; 0 for all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Probability mass of the most likely tokens that are sampled from."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
-    quota: Annotated[int, Field(ge=1)] = 1000  # pairs of a right and a hallucinated answer
-    # What a pair shares: relation and given answer; or relation, and how well its texts predict the
-    # label (propensity matching), for answers that rarely repeat.
+    """The largest length of a response, in tokens; one that is cut off is set aside."""
+    quota: Annotated[int, Field(ge=1)] = 1000
+    """Pairs of a right and a hallucinated answer; sampling stops when there are as many."""
     balance: Balance = "answer"
+    """What a pair shares. `answer`: relation and given answer. `text`: relation, and how well its
+    texts predict the label (propensity matching), for answers that rarely repeat."""
     judge: str = "rules"
+    """Judge of the responses: `hq list judges`."""
     sampler: Literal["torch", "llamacpp"] = "torch"
+    """What samples the responses: torch at FP16, or llama.cpp at Q8_0."""
 
     def settings(self, seed: int) -> Sampling:
         """Return the settings of the sampler."""
@@ -73,8 +85,10 @@ class SamplingSection(Section):
 class ReserveSection(Section):
     """Shares of the questions that never become samples."""
 
-    calibration: Fraction = 0.03  # texts for quantizers
-    held_out: Fraction = 0.03  # text for perplexity and KL, questions for the costs of sweeps
+    calibration: Fraction = 0.03
+    """Share of the questions that are texts for quantizers."""
+    held_out: Fraction = 0.03
+    """Share of the questions for perplexity and KL, and for the costs of sweeps."""
 
     @model_validator(mode="after")
     def _leaves_questions(self) -> Self:
@@ -87,12 +101,20 @@ class IdentifySection(Section):
     """Settings of CETT and the fit of the probe."""
 
     cett: Literal["sum", "output"] = "sum"
+    """Denominator of CETT: the sum of contributions, or the norm of the layer's output."""
     tokens: Span = "answer"
+    """Tokens of CETT: the answer, the last token of the prompt, or all other tokens."""
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
-    folds: Annotated[int, Field(ge=3)] = 5  # outer folds, and inner folds to choose C
-    repeats: Annotated[int, Field(ge=1)] = 3  # of the inner cross-validation
+    """`1-vs-1`: hallucinated against right answers. `3-vs-1`: the other tokens of all answers also
+    count as not hallucinated."""
+    folds: Annotated[int, Field(ge=3)] = 5
+    """Outer folds, and inner folds to choose C."""
+    repeats: Annotated[int, Field(ge=1)] = 3
+    """Repeats of the inner cross-validation."""
     max_fraction: Fraction = 1e-3
-    storage: StorageType = "float32"  # type of stored traces
+    """The largest share of all neurons that may have a weight."""
+    storage: StorageType = "float32"
+    """Type of stored traces."""
 
     @field_validator("labels")
     @classmethod
@@ -122,29 +144,43 @@ class CompareSection(Section):
     """Controls, and held-out text for perplexity and KL."""
 
     draws: Annotated[int, Field(ge=2)] = 20
-    text: str = ""  # file of plain text; if empty, held-out questions with true answers
+    """Draws of random and of matched neurons."""
+    text: str = ""
+    """File of plain text for perplexity and KL; default: held-out questions with right answers."""
     text_tokens: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of this text."""
 
 
 class PackSection(Section):
     """Settings of the quantizers that make GPTQ and AWQ checkpoints."""
 
-    group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 if all widths are multiples of it, else 64
-    desc_act: bool = False  # columns in order of activation; only for GPTQ
-    sym: bool = True  # AWQ is always asymmetric
-    texts: Annotated[int, Field(ge=1)] = 128  # for calibration: reserved questions with answers
-    text: str = ""  # file of plain text to use instead
-    makings: Annotated[int, Field(ge=1)] = 1  # checkpoints per precision, by different texts
+    group_size: Annotated[int, Field(ge=0)] = 0
+    """Weights per scale; 0 is 128 if all widths are multiples of it, else 64."""
+    desc_act: bool = False
+    """Quantize columns in order of activation; only for GPTQ."""
+    sym: bool = True
+    """Symmetric codes; AWQ is always asymmetric."""
+    texts: Annotated[int, Field(ge=1)] = 128
+    """Number of texts for calibration: reserved questions with right answers."""
+    text: str = ""
+    """File of plain text to calibrate on instead."""
+    makings: Annotated[int, Field(ge=1)] = 1
+    """Checkpoints per precision, each calibrated on other texts."""
 
 
 class Study(Section):
     """One study: a model, precisions, questions, and settings of every step."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
+    """Name of the study, and of its folder in `runs/`."""
     model: str = "smollm2"
+    """A checkpoint folder, a GGUF file, a hub id, or the name of a packaged model."""
     precisions: tuple[str, ...] = (REFERENCE, "nf4")
+    """Precisions to compare; `fp16` is always included. `hq list precisions` shows all."""
     seed: Seed = 0
+    """Seed of questions, samples, folds and draws."""
     device: Literal["cpu", "cuda"] | None = None
+    """Where the model runs; default: CUDA if there is a GPU."""
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
@@ -152,11 +188,12 @@ class Study(Section):
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
     pack: PackSection = PackSection()
-    # Existing packed checkpoints of the model, by precision.
     checkpoints: dict[str, str] = Field(default_factory=dict)
-    experiment: str = "detect"  # experiment that `hq run` runs
-    # Sections of experiments, by their names, as in the file.
+    """Existing packed checkpoints of the model, by precision."""
+    experiment: str = "detect"
+    """Experiment that `hq run` runs."""
     sections: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Sections of experiments, by their names, as in the file."""
 
     @model_validator(mode="before")
     @classmethod

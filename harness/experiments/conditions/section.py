@@ -15,16 +15,20 @@ Area = Annotated[float, Field(gt=0, lt=1)]
 class ConditionsSection(Section):
     """The second scenario, and the thresholds of the definition.
 
-    `other` is a study (a packaged name or a TOML file) whose questions, prompts and sampling make
-    the second scenario. The article defines `tau` and `tau_cross` without values. The defaults are
+    The article defines `tau` and `tau_cross` without values. The defaults are
     the AUROCs of random neurons in its table of Mistral-7B: 0.617 within the scenario, and 0.523,
     the largest across scenarios.
     """
 
     other: str = ""
+    """A study (a packaged name or a TOML file) whose questions, prompts and sampling make the second
+    scenario."""
     tau: Area = 0.617
+    """Smallest AUROC of a neuron within the scenario."""
     tau_cross: Area = 0.523
-    permutations: Annotated[int, Field(ge=20)] = 200  # of flipped labels
+    """Smallest AUROC of a neuron in the second scenario."""
+    permutations: Annotated[int, Field(ge=20)] = 200
+    """Permutations of flipped labels."""
 
     @property
     def thresholds(self) -> list[tuple[float, float]]:

@@ -8,13 +8,11 @@ from harness.studies.section import Section
 
 
 class DetectorsSection(Section):
-    """Settings of the detectors that need more than one pass over the model.
-
-    `responses` are sampled afresh for each question at each precision, with the temperature of the
-    study. `verification_tokens` is the largest length of a verification question. `timed` questions
-    are answered once more by every detector, to measure its time; 0 measures none.
-    """
+    """Settings of the detectors that need more than one pass over the model."""
 
     responses: Annotated[int, Field(ge=2)] = 10
+    """Responses sampled for each question at each precision, with the temperature of the study."""
     verification_tokens: Annotated[int, Field(ge=4)] = 24
+    """The largest length of a verification question, in tokens."""
     timed: Annotated[int, Field(ge=0)] = 64
+    """Questions that every detector answers once more, to measure its time; 0 measures none."""

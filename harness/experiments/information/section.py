@@ -17,8 +17,11 @@ class InformationSection(Section):
     """
 
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    permutations: Annotated[int, Field(ge=100)] = 999  # of flipped labels
-    draws: Annotated[int, Field(ge=20)] = 200  # of regular neurons
+    """Quantile of a neuron's CETT above which its activation counts as high."""
+    permutations: Annotated[int, Field(ge=100)] = 999
+    """Permutations of flipped labels."""
+    draws: Annotated[int, Field(ge=20)] = 200
+    """Draws of regular neurons."""
 
 
 def section_of(m: Materials) -> InformationSection:

@@ -11,10 +11,15 @@ class SpecificationsSection(Section):
     """Other folds, halves of the units, and numbers of neurons that are tried."""
 
     sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (10, 30, 100)
-    seeds: Annotated[int, Field(ge=1)] = 3  # other assignments of units to folds
-    halves: Annotated[int, Field(ge=1)] = 2  # pairs of complementary halves of the units
-    splits: Annotated[int, Field(ge=2)] = 30  # of the agreement of probes on two halves
-    frequency_splits: Annotated[int, Field(ge=2)] = 10  # of the agreement of frequencies
+    """Numbers of neurons to select."""
+    seeds: Annotated[int, Field(ge=1)] = 3
+    """Other assignments of units to folds."""
+    halves: Annotated[int, Field(ge=1)] = 2
+    """Pairs of complementary halves of the units."""
+    splits: Annotated[int, Field(ge=2)] = 30
+    """Splits to measure how far probes on two halves agree."""
+    frequency_splits: Annotated[int, Field(ge=2)] = 10
+    """Splits to measure how far selection frequencies agree."""
 
     @field_validator("sizes")
     @classmethod

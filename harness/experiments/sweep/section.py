@@ -10,28 +10,36 @@ Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SweepSection(Section):
-    """Scenarios, values of α, draws of matched neurons, and costs of a sweep.
+    """Scenarios, values of α, draws of matched neurons, and costs of a sweep."""
 
-    `judge` decides what the responses did: "rules", or a judge that answers prompts, such as "llm".
-    `sources` are files of the scenarios that read one, `choices` is a file of questions in MMLU's
-    format. `margin` is the largest difference of two slopes that count as equivalent.
-    """
-
-    scenarios: tuple[str, ...] = ()  # see `scenarios_of`
+    scenarios: tuple[str, ...] = ()
+    """Scenarios; default: the study's questions, `sycophancy` and `faitheval`."""
     sources: dict[str, str] = Field(default_factory=dict)
+    """Files of the scenarios that read one, by scenario."""
     judge: str = "rules"
+    """What decides what a response did: `rules`, or a judge that answers prompts, such as `llm`."""
     alphas: tuple[Alpha, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-    # Values of α for matched draws. Default: the smallest α, 1 and the largest, or all α if 1 is
-    # the smallest or the largest.
+    """Values of α, 1 among them."""
     control_alphas: Annotated[tuple[Alpha, ...], Field(validate_default=True)] = ()
-    trials: Annotated[int, Field(ge=8)] = 400  # per kind of each scenario, or as many as there are
-    form: str = ""  # prompt form; if empty, the form of each scenario
-    max_new_tokens: Annotated[int, Field(ge=1)] = 24  # the study's, for short answers
-    draws: Annotated[int, Field(ge=2)] = 20  # with 19 or more, p can be 0.05
+    """Values of α for matched draws; default: the smallest α, 1 and the largest, or all α if 1 is
+    the smallest or the largest."""
+    trials: Annotated[int, Field(ge=8)] = 400
+    """Trials per kind of each scenario, or as many as there are."""
+    form: str = ""
+    """Prompt form; default: the form of each scenario."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 24
+    """The largest length of a response, in tokens; for short answers, that of the study."""
+    draws: Annotated[int, Field(ge=2)] = 20
+    """Draws of matched neurons; with 19 or more, p can be 0.05."""
     transfer_draws: Annotated[int, Field(ge=2)] = 100
-    margin: Annotated[float, Field(gt=0)] = 0.05  # of the rate, for α from 0 to 1
-    questions: Annotated[int, Field(ge=8)] = 100  # for costs; as many choices and texts
-    choices: str = ""  # file of choices; if empty, they are generated from facts
+    """Draws of matched probes for the table `transfer`."""
+    margin: Annotated[float, Field(gt=0)] = 0.05
+    """The largest difference of two slopes that count as equivalent: change of the rate per unit of
+    α."""
+    questions: Annotated[int, Field(ge=8)] = 100
+    """Questions for costs, and as many choices and texts."""
+    choices: str = ""
+    """File of choices in MMLU's format, for costs; default: generated from facts."""
 
     def scenarios_of(self, questions: str) -> tuple[str, ...]:
         """Return the scenarios, given the name of the study's question set.

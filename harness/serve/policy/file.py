@@ -35,39 +35,51 @@ DEFAULT_BLOCK_MESSAGE = "This answer is withheld: it is likely to be made up."
 class Limits(BaseModel):
     """Limits of one request, and of the queue. The defaults suit a small model on a laptop."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     body_bytes: Annotated[int, Field(ge=1024)] = 1 << 18
-    context: Annotated[int, Field(ge=16)] = 2048  # tokens of a prompt and its answer together
-    new_tokens: Annotated[int, Field(ge=1)] = 512  # tokens of an answer
-    queue: Annotated[int, Field(ge=1)] = 16  # requests that wait while one is answered
-    seconds: Annotated[float, Field(gt=0)] = 120.0  # from a request's arrival to its answer's end
-    grace: Annotated[int, Field(ge=0)] = 20  # seconds for running answers at shutdown
+    """The largest body of a request, in bytes."""
+    context: Annotated[int, Field(ge=16)] = 2048
+    """The largest number of tokens of a prompt and its answer together."""
+    new_tokens: Annotated[int, Field(ge=1)] = 512
+    """The largest number of tokens of an answer."""
+    queue: Annotated[int, Field(ge=1)] = 16
+    """Requests that wait while one is answered; others get status 429."""
+    seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds from a request's arrival to its answer's end."""
+    grace: Annotated[int, Field(ge=0)] = 20
+    """Seconds for running answers at shutdown."""
 
 
 class DomainRule(BaseModel):
-    """The action of one domain for answers whose score reaches the threshold.
+    """The action of one domain for answers whose score reaches the threshold."""
 
-    `alpha` scales the H-Neurons when an answer is regenerated; `message` replaces a blocked answer.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     action: ActionName = "annotate"
+    """`annotate` streams the answer with its score, `regenerate` and `block` withhold it until the
+    verdict."""
     alpha: ScaleFactor = 0.5
+    """Factor of the H-Neurons when an answer is regenerated."""
     message: Annotated[str, Field(min_length=1)] = DEFAULT_BLOCK_MESSAGE
+    """Text in place of a blocked answer."""
 
 
 class Policy(BaseModel):
     """A policy file; each key has a default. Domains without a rule are annotated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     domain: str = "all"
+    """Domain of requests that name none."""
     alpha: tuple[ScaleFactor, ScaleFactor] = (0.0, 2.0)
+    """Range in which a request may scale the H-Neurons."""
     form: str = ""
+    """Prompt form of chats; if empty, the one that the bundle was validated with."""
     record: Literal["hash", "text", "none"] = "hash"
+    """What the audit log records of prompts and answers."""
     domains: Annotated[dict[str, DomainRule], Field(default_factory=dict)]
+    """Rules by domain."""
     limits: Limits = Limits()
 
     @model_validator(mode="after")
