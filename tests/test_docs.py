@@ -10,16 +10,10 @@ import hq
 from hq.gguf.write import write_gguf
 from hq.models.checkpoint import checkpoint_identity
 from tests import chat_templates, tiny, tiny_tokenizers
+from tests.documents import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
 VOCABULARY = 512
 D_FF = 1024  # so that 1 in 1,000 neurons is three
-
-
-def blocks(document: str) -> list[str]:
-    """The fenced Python blocks of a document."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +59,7 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_blocks_of_a_document_run(document: str, names: dict[str, Any]) -> None:
-    found, (count, left) = blocks(document), DOCUMENTS[document]
+    found, (count, left) = blocks(document, "python"), DOCUMENTS[document]
     assert len(found) >= count
     namespace = dict(names)
     for number, block in enumerate(found):
@@ -73,14 +67,11 @@ def test_the_blocks_of_a_document_run(document: str, names: dict[str, Any]) -> N
     assert left <= namespace.keys()
 
 
-TEXTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
-]
+def test_no_other_page_has_python() -> None:
+    assert {page for page in PAGES if blocks(page, "python")} == set(DOCUMENTS)
 
 
-@pytest.mark.parametrize("document", TEXTS)
+@pytest.mark.parametrize("document", [*PAGES, "CHANGELOG.md"])
 def test_links_to_files_of_the_tree_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)

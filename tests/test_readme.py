@@ -1,4 +1,4 @@
-"""The results in README.md and docs/fair-study.md are those of the committed tables."""
+"""The results in README.md, results/README.md and docs/ are those of the committed tables."""
 
 import re
 import shutil
@@ -24,6 +24,7 @@ from harness.tables.readme_findings import (
     suppression_table,
     trails,
 )
+from harness.tables.readme_summary import best_detector, other_detectors, summary_table
 from hq.errors import HQError
 from tests.detect_runs import CONTROLS, PRECISIONS, around, default, write_run
 
@@ -45,7 +46,7 @@ def checkout(tmp_path):
     write_run(tmp_path / "results" / "smollm2-triviaqa", warning="text-both 0.66 [0.60, 0.72]")
     for name in readme.DOCUMENTS:
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
     return tmp_path
 
@@ -73,11 +74,11 @@ def test_a_changed_cell_makes_the_document_outdated(checkout):
     table.write_text(
         table.read_text(encoding="utf-8").replace("-0.075", "-0.065"), encoding="utf-8"
     )
-    assert readme.outdated(checkout) == ["README.md", "docs/gpu.md"]
+    assert readme.outdated(checkout) == ["README.md", "docs/results.md", "docs/gpu.md"]
 
 
 def test_sentences_follow_the_tables(checkout):
-    text = " ".join(readme.rendered(checkout, "README.md").split())
+    text = " ".join(readme.rendered(checkout, "docs/results.md").split())
     assert "Changed: `nf4` (−0.075 [−0.085, −0.065]). Preserved within ±0.02: `int8`." in text
     assert "Not decided: `gguf-q8_0` (smallest detectable: 0.019)." in text
     assert "entropy has the higher AUROC at every precision. The probe adds to entropy (95%" in text
@@ -95,7 +96,8 @@ def test_any_precisions_can_be_there(checkout, precisions):
         assert "None" not in text
         for line in text.splitlines():
             assert line.startswith("|") or "](" in line or len(line) <= readme.DOCUMENTS[name].width
-    assert ("At NF4" in readme.rendered(checkout, "README.md")) == ("nf4" in precisions)
+    assert ("At NF4" in readme.rendered(checkout, "docs/results.md")) == ("nf4" in precisions)
+    assert ("`nf4` −0.075" in readme.rendered(checkout, "README.md")) == ("nf4" in precisions)
 
 
 def test_lists_of_precisions_by_result(tmp_path):
@@ -189,6 +191,35 @@ def test_an_unknown_cell_is_named(tmp_path):
     with pytest.raises(HQError, match=r"does not record definition\.sampling\.top"):
         run.recorded("definition", "sampling", "top")
     assert run.recorded("definition", "sampling", "responses") == "10"
+
+
+def test_the_summary_follows_the_tables(checkout):
+    text = " ".join(readme.rendered(checkout, "README.md").split())
+    run = CsvTables(checkout / "results" / "smollm2-knowledge")
+    assert "`nf4` −0.075 [−0.085, −0.065] (changed) and `int8` +0.001 [" in text
+    header, _, *rows = summary_table(run).splitlines()
+    assert header.count("|") == 6  # five columns
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(PRECISIONS)
+    assert rows[0].count("—") == 2
+    assert "| not decided |" in rows[3]
+    assert all(row in readme.rendered(checkout, "README.md") for row in rows)
+
+
+def test_the_best_detector_is_another_one(checkout):
+    run = CsvTables(checkout / "results" / "smollm2-knowledge-detectors")
+    others = other_detectors(run, "fp16")
+    rows = run.rows("detectors", precision="fp16")
+    assert "h-neurons" not in others
+    assert len(others) == len(rows) - 1
+    best = max((row for row in rows if row["detector"] in others), key=lambda row: row["auroc"])
+    assert best_detector(run, "fp16").startswith(f"`{best['detector']}`, {best['auroc']:.3f} [")
+
+
+def test_the_index_has_every_committed_run():
+    results = readme.CHECKOUT / "results"
+    text = (results / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"^- \[[\w-]+\]\(([\w-]+)/tables\.md\)", text, flags=re.MULTILINE))
+    assert linked == {path.parent.name for path in results.glob("*/tables.md")}
 
 
 def test_a_document_without_markers_is_an_error(checkout):

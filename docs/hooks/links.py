@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 _ALWAYS = ("results/README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 _ON_SITE = (".md", ".svg", ".png")
 _LINK = re.compile(r"\[([^][]*)\]\(([^)#\s]+)(#[^)]*)?\)")
+_INTERVAL = re.compile(r"(\[[−+]?[\d.]+,) (?=[−+]?[\d.]+\])")
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -35,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Rewrite links to files outside of docs/; a link to other files becomes its text."""
     uri = page.file.src_uri
     added = page.file.generated_by is not None
@@ -46,7 +47,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def on_site(found: re.Match[str]) -> str:
         text, link, anchor = found[1], found[2], found[3] or ""
         target = _target(place, link)
-        if "://" in link or target.startswith("docs/") and not added:
+        if "://" in link or (target.startswith("docs/") and not added):
             return found[0]
         if not _is_added(target) and not target.startswith("docs/"):
             return f"`{text}`"
@@ -54,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"[{text}]({posixpath.relpath(target, posixpath.dirname(uri))}{anchor})"
 
     parts = _FENCE.split(markdown)  # code blocks at the odd positions
-    parts[::2] = [_LINK.sub(on_site, part) for part in parts[::2]]
+    parts[::2] = [_LINK.sub(on_site, _INTERVAL.sub("\\1\xa0", part)) for part in parts[::2]]
     return "".join(parts)
 
 

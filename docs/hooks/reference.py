@@ -71,7 +71,7 @@ def _value(param: Any, context: Any) -> str:
         for sign, limit in (("≥", param.min), ("≤", param.max))
         if limit is not None
     ]
-    name = param.display_type(context).strip("<>").split(" range")[0]
+    name = param.display_type(context).strip("<>").split(" range")[0].replace("|", " or ")
     if name.startswith("list["):
         return f"{_TOML_TYPES.get(name[5:-1], name[5:-1])}, repeatable"
     return "".join([_TOML_TYPES.get(name, name), *limits])
@@ -163,14 +163,14 @@ def _type_name(kind: Any) -> str:
         return _type_name(arguments[0])
     name = getattr(origin, "__name__", str(origin))
     if name == "Literal":
-        return " | ".join(map(_toml, arguments))
+        return " or ".join(map(_toml, arguments))
     if origin is tuple:
         inner = [_type_name(a) for a in arguments if a is not Ellipsis]
         return f"list of {inner[0]}" if Ellipsis in arguments else "[" + ", ".join(inner) + "]"
     if origin is dict:
         return f"table of {_type_name(arguments[1])}"
     if origin is Union or name == "UnionType":
-        return " | ".join(_type_name(a) for a in arguments if a is not type(None))
+        return " or ".join(_type_name(a) for a in arguments if a is not type(None))
     text = getattr(kind, "__name__", str(kind))
     return _TOML_TYPES.get(text, text)
 
@@ -190,7 +190,11 @@ def columns() -> str:
             ]
             one_per = f"One row per {', '.join(map(_code, keys))}. " if keys else "One row. "
             about = one_per + _text(kind.__doc__ or "")
-            parts += [f"### {name}: {table}", about, _table(("column", "type", "description"), rows)]
+            parts += [
+                f"### {name}: {table}",
+                about,
+                _table(("column", "type", "description"), rows),
+            ]
     return "\n\n".join(parts)
 
 
@@ -213,8 +217,15 @@ def _text(text: str | None) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header)]
-    lines += [[cell.replace("\n", " ").replace("|", "\\|") for cell in row] for row in rows]
+    lines += [[_cell(text) for text in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Return text in one line, with `|` escaped outside of code."""
+    parts = text.replace("\n", " ").split("`")
+    parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+    return "`".join(parts)
 
 
 PAGES: Mapping[str, Callable[[], str]] = {

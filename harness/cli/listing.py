@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from inspect import getdoc
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import typer
 from rich.table import Table
 
 from harness.cli.app import AsJson, app, out, print_json
@@ -30,7 +31,9 @@ class Listed(NamedTuple):
 
 
 @app.command("list")
-def list_command(kind: ListedKind, as_json: AsJson = False) -> None:
+def list_command(
+    kind: Annotated[ListedKind, typer.Argument(help="What to list.")], as_json: AsJson = False
+) -> None:
     """List precisions, scenarios, judges, experiments or families, and the package of each.
 
     Installed packages add to them by the entry-point groups hq.precisions, hq.scenarios, hq.judges,

@@ -21,9 +21,7 @@ def summary_table(run: CsvTables) -> str:
     rows = []
     for name in precisions_of(run):
         where: Cells = {"precision": name}
-        compared = (
-            ["—", "—"] if name == _REFERENCE else [change(run, name), _verdict(run, name)]
-        )
+        compared = ["—", "—"] if name == _REFERENCE else [change(run, name), _verdict(run, name)]
         entropy = run.number("controls", "auroc", control="entropy", **where)
         rows.append([name, run.estimate("detection", "auroc", **where), *compared, entropy])
     return markdown_table(header, rows)
@@ -44,9 +42,7 @@ def best_detector(run: CsvTables, precision: str) -> str:
     """Return the other detector with the highest AUROC, and its AUROC."""
     best = max(
         other_detectors(run, precision),
-        key=lambda name: float(
-            run.cell("detectors", "auroc", precision=precision, detector=name)
-        ),
+        key=lambda name: float(run.cell("detectors", "auroc", precision=precision, detector=name)),
     )
     area = run.estimate("detectors", "auroc", precision=precision, detector=best)
     return f"`{best}`, {area}"

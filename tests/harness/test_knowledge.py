@@ -32,8 +32,8 @@ def test_it_has_breadth():
     assert len(relations()) >= 200
     assert len({entity for question in QUESTIONS for entity in question.entities}) >= 15_000
     assert f"{len(QUESTIONS):,} short-answer questions in {len(relations())} relations" in DOCUMENT
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.count(f"{len(QUESTIONS):,} questions") == 1
+    scenarios = (ROOT / "docs" / "how-to" / "scenarios.md").read_text(encoding="utf-8")
+    assert scenarios.count(f"{len(QUESTIONS):,} questions") == 1
 
 
 def test_the_order_is_that_of_the_seed_and_ids_and_wordings_are_not():

@@ -21,8 +21,8 @@ class ConditionsSection(Section):
     """
 
     other: str = ""
-    """A study (a packaged name or a TOML file) whose questions, prompts and sampling make the second
-    scenario."""
+    """A study (a packaged name or a TOML file) whose questions, prompts and sampling make the
+    second scenario."""
     tau: Area = 0.617
     """Smallest AUROC of a neuron within the scenario."""
     tau_cross: Area = 0.523

@@ -11,7 +11,8 @@ class StepsSection(Section):
     """The answers whose steps are scored."""
 
     source: str = ""
-    """File of given solutions (docs/evidence/steps.md); default: the model answers two-hop questions."""
+    """File of given solutions (docs/evidence/steps.md); default: the model answers two-hop
+    questions."""
     chains: Annotated[int, Field(ge=20)] = 500
     """Number of two-hop questions."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 16
