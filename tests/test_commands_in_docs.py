@@ -97,14 +97,29 @@ def test_sessions_of_nox_exist_and_explain_themselves():
 
 
 QUICK = ("bundle show", "check", "doctor", "families", "list", "neurons show", "picture")
-RUN = sorted({line for _, line in COMMANDS if line.startswith(QUICK)})
+COMMITTED = {path.parent.name for path in (ROOT / "results").glob("*/tables.md")}
+FOLDER = re.compile(r"\b(runs|results)/([\w.-]+)")
+
+
+def is_quick(line):
+    """Whether a command takes seconds and its folders are here; words in capitals are not."""
+    against = re.findall(r"--against (\S+)", line)
+    return (
+        line.startswith(QUICK)
+        and {name for _, name in FOLDER.findall(line)} <= COMMITTED | {"mine"}
+        and all(folder.startswith("results/") for folder in against)
+        and not re.search(r"(?:^| )[A-Z]{2,}\b", line)
+    )
+
+
+RUN = sorted({line for _, line in COMMANDS if is_quick(line)})
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A folder with committed results, in which they are also finished runs."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in {name for line in RUN for name in re.findall(r"(?:runs|results)/([\w-]+)", line)}:
+    for name in {name for line in RUN for _, name in FOLDER.findall(line)}:
         committed = ROOT / "results" / ("smollm2-triviaqa" if name == "mine" else name)
         for place in ("runs", "results"):
             shutil.copytree(committed, folder / place / name)
