@@ -121,9 +121,7 @@ def _key(row: Values, keys: Mapping[str, list[str]], gate: Gate) -> list[object]
     return [row[key] for key in keys[gate.table]]
 
 
-def _design(
-    row: Values, name: str, margin: float, tolerance: Tolerance, noise: float
-) -> Design:
+def _design(row: Values, name: str, margin: float, tolerance: Tolerance, noise: float) -> Design:
     column = name.split(".")[1]
     committed = Committed(*(float(str(row[f"{column}{end}"])) for end in ("", "_low", "_high")))
     allowed, spread = tolerance.allowed(committed, same_samples=True), _PER_HALF_WIDTH * noise

@@ -52,8 +52,8 @@ def judge(run: Path, against: Path, asked: Sequence[str] | None = None) -> Repor
     lacking = {
         p: f"{folder} has no rows of {p}: {fix}"
         for facts, folder, fix in (
-            (committed, against, "accept a run of this precision first."),
             (new, run, "run the study at this precision."),
+            (committed, against, "accept a run of this precision first."),
         )
         for p in wanted
         if p not in precisions(facts)
@@ -109,8 +109,8 @@ def _incomparable(run: str, against: Path, wanted: Collection[str], why: str) ->
 
 def _groups(wanted: Collection[str], compared: Compared) -> list[str]:
     """Return the precisions, and STUDY if rows of none were compared or should have been."""
-    of_study = [x for x in (*compared.differences, *compared.uncompared) if x.group == STUDY]
-    return [*([STUDY] if of_study else []), *wanted]
+    groups = {d.group for d in compared.differences} | {u.group for u in compared.uncompared}
+    return [*({STUDY} & groups), *wanted]
 
 
 def _judged(name: str, compared: Compared, design: Design | None, run: Path) -> GroupVerdict:
@@ -125,15 +125,13 @@ def _judged(name: str, compared: Compared, design: Design | None, run: Path) -> 
     verdict = worst(v for v, _ in reasons)
     plain = f"{len(differences)} numbers are within their tolerances."
     judged = GroupVerdict(name, verdict, plain, differences, uncompared, design)
-    whys = [why for v, why in reasons if v is verdict]
-    if judged.worst in judged.regressed and not uncompared:
-        whys.insert(0, describe(judged.worst))
+    whys = [why for v, why in reasons if v is verdict] or [plain]
+    if judged.worst is not None and judged.worst.regressed and not uncompared:
+        whys = [describe(judged.worst)]
     repairs: list[Repair] = []
     if verdict is Verdict.THRESHOLD_STALE and gate is not None and gate.repair is not None:
         repairs = _repairs(gate.repair, run, name, judged.regressed)
-    return GroupVerdict(
-        name, verdict, whys[0] if whys else plain, differences, uncompared, design, repairs
-    )
+    return GroupVerdict(name, verdict, whys[0], differences, uncompared, design, repairs)
 
 
 def _error(u: Uncompared) -> str:
@@ -167,8 +165,9 @@ def _wide(d: Difference, margin: float, design: Design | None) -> str:
         size = f"{grown(design.n, (d.allowed / room) ** 2):,} samples"
     lost = d.loss + d.allowed
     return (
-        f"{d.name} of {d.row} changed by {d.found - d.expected.value:+.3g}, within ±{d.allowed:.3g} "
-        f"of no change, so a loss of up to {lost:.3g} is possible, and the margin is {margin:g}: "
+        f"{d.name} of {d.row} changed by {d.found - d.expected.value:+.3g}, within "
+        f"±{d.allowed:.3g} of no change, so a loss of up to {lost:.3g} is possible, and the margin "
+        f"is {margin:g}: "
         f"{enough(size)}"
     )
 

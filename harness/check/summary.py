@@ -27,7 +27,11 @@ def markdown(report: Report) -> str:
         "",
         report.sentence,
         *(f"- **{group.name}**: {group.why}" for group in failed(report)),
-        *(f"- **{group.name}**, repair: {repair}" for group in failed(report) for repair in group.repairs),
+        *(
+            f"- **{group.name}**, repair: {repair}"
+            for group in failed(report)
+            for repair in group.repairs
+        ),
     ]
     return "\n".join(lines) + "\n\n"
 

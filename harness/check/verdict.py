@@ -101,7 +101,7 @@ class Report:
     against: Path
     groups: list[GroupVerdict]
     same_samples: bool | None  # None before the run
-    left_out: list[str] = field(default_factory=list)  # committed precisions that were not asked for
+    left_out: list[str] = field(default_factory=list)  # committed, not asked for
 
     @property
     def verdict(self) -> Verdict:
@@ -128,11 +128,11 @@ class Report:
 
 def describe(d: Difference) -> str:
     """Return the numbers of a comparison: found, committed with its interval, tolerance, reason."""
-    reason = f" {d.tolerance.reason}" if d.tolerance.reason else ""
+    reason = f" (reason: {d.tolerance.reason.rstrip('.')})" if d.tolerance.reason else ""
     return (
         f"{d.name} of {d.row or 'the study'} is {d.found:.4g}; committed is "
         f"{_interval(d.expected.value, d.expected.low, d.expected.high)}, and {d.allowed:.3g} is "
-        f"allowed.{reason}"
+        f"allowed{reason}."
     )
 
 

@@ -134,15 +134,20 @@ def _redraw(folder: Path) -> None:
 
 
 def _verdicts(report: "Report") -> Table:
+    """Return a row per precision; with the reason of the tolerance unless it passed."""
     from harness.check.summary import cells
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("precision", "verdict"):
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("precision\nverdict", no_wrap=True)
+    table.add_column("worst column\nreason of its tolerance", overflow="fold")
+    for name in ("committed\n95% interval", "found", "tolerance"):
         table.add_column(name, no_wrap=True)
-    for name in ("worst column", "committed", "found", "tolerance", "reason"):
-        table.add_column(name, overflow="fold")
     for group in report.groups:
-        table.add_row(*map(escape, cells(group)))
+        name, verdict, column, committed, found, allowed, reason = map(escape, cells(group))
+        value, _, interval = committed.partition(" ")
+        if reason and group.verdict.exit_code:
+            column = f"{column}\n[dim]{reason}[/dim]"
+        table.add_row(f"{name}\n{verdict}", column, f"{value}\n{interval}", found, allowed)
     return table
 
 
@@ -154,10 +159,9 @@ def _regressed(report: "Report") -> Table:
         table.add_column(name, overflow="fold")
     for name in ("committed", "95% interval", "found", "tolerance"):
         table.add_column(name, no_wrap=True)
-    table.add_column("means", no_wrap=True)
     for d in report.differences:
         if d.regressed:
             value, _, interval = committed(d).partition(" ")
             numbers = value, escape(interval) or "—", f"{d.found:.4g}", f"{d.allowed:.4g}"
-            table.add_row(d.table, d.row, d.column, *numbers, d.tolerance.means)
+            table.add_row(d.table, d.row, d.column, *numbers)
     return table
