@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from harness.check.regress import TOLERANCES_FILE
+from harness.check.limits import TOLERANCES_FILE
 from harness.experiments import EXPERIMENTS
 from harness.stages.identify import NEURONS_FILE
 from harness.studies.study import REFERENCE

@@ -18,27 +18,34 @@ replaces the amount, in the same unit. The digest of the samples is in neurons.j
 
 `worse` is "lower", "higher" or "either" (the default). With `only = "all"`, only rows with that key
 are compared. Columns without a tolerance are not compared, nor are cells that are empty in both
-folders.
+folders. A committed number that the run lacks is an error, not a pass. `harness.check.limits` has
+the whole format, and `harness.check.gate` the verdicts.
+
+Only files are read, and no module that imports torch.
 """
 
 import json
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
-from pydantic import TypeAdapter, ValidationError
 
+from harness.check.comparability import facts_differ, read_contents
+from harness.check.limits import TOLERANCES_FILE, Limits, read_limits
 from harness.check.tolerance import Committed, Tolerance
-from harness.experiments import EXPERIMENTS
-from harness.stages.identify import NEURONS_FILE
-from harness.tables.files import lacks_table, read_table
-from harness.tables.provenance import definition, difference, read_provenance
-from harness.tables.schema import Tables
+from harness.tables.files import read_table
+from harness.tables.provenance import precisions, read_provenance
 from hq.errors import HQError
 
-TOLERANCES_FILE = "tolerances.toml"
+STUDY = "study"
+"""Group of the rows that belong to no precision."""
+
+_PRECISION = "precision"
+_NEURONS_FILE = "neurons.json"  # that of harness.stages.identify, which imports torch
+
+Values = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class Difference:
     found: float
     tolerance: Tolerance
     same_samples: bool
+    group: str = STUDY  # its precision, if the table has rows of precisions
 
     @property
     def allowed(self) -> float:
@@ -59,39 +67,92 @@ class Difference:
         return self.tolerance.allowed(self.expected, self.same_samples)
 
     @property
+    def loss(self) -> float:
+        """The change in the bad direction."""
+        return self.tolerance.loss(self.expected, self.found)
+
+    @property
     def regressed(self) -> bool:
         """Whether the change exceeds the tolerance."""
         return self.tolerance.exceeded(self.expected, self.found, self.same_samples)
+
+    @property
+    def name(self) -> str:
+        """Table and column."""
+        return f"{self.table}.{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Uncompared:
+    """A committed number that could not be compared."""
+
+    table: str
+    row: str
+    column: str
+    why: str
+    group: str = STUDY
+
+    @property
+    def name(self) -> str:
+        """Table and column."""
+        return f"{self.table}.{self.column}"
+
+
+class Compared(NamedTuple):
+    """The compared numbers of some precisions, and those that should have been compared."""
+
+    differences: list[Difference]
+    uncompared: list[Uncompared]
+    limits: Limits
+    same_samples: bool
 
 
 def compare(run: Path, against: Path) -> list[Difference]:
     """Return every compared number of the run's rows.
 
-    Tables that hq did not have yet when a folder was written are not compared.
-
-    Raises HQError if a folder lacks tables, if tolerances are malformed or need an interval that a
-    column does not have, if models or studies differ, or if no row of the run is in the committed
-    tables.
+    Raises HQError as `compare_tables`, if models or studies differ, or if no row of the run is in
+    the committed tables.
     """
-    tables = _require_same_study(run, against)
-    tolerances = _tolerances(against, tables)
-    same_samples = have_same_samples(run, against)
-    differences = [
-        Difference(name, row, column, before, after, tolerance, same_samples)
-        for name, (_, keys) in tables.items()
-        if not (lacks_table(against, name) or lacks_table(run, name))
-        for row, column, before, after, tolerance in _compared(
-            name, list(keys), run, against, tolerances.get(name, {})
-        )
-    ]
+    new = read_provenance(run)
+    why = facts_differ(str(run), new, against, read_provenance(against))
+    if why is not None:
+        raise HQError(why)
+    differences = compare_tables(run, against, precisions(new)).differences
     if not differences:
         raise HQError(f"{run} and {against} have no row in common: give results of the same study.")
     return differences
 
 
+def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared:
+    """Compare the numbers of the asked precisions, and those that belong to no precision.
+
+    Tables that hq did not have yet when the committed folder was written are not compared.
+
+    Raises HQError if a folder lacks tables, or if tolerances are malformed or need an interval that
+    a column does not have.
+    """
+    contents, new = read_contents(against), read_contents(run)
+    limits = read_limits(against, list(dict.fromkeys([*contents.keys, *new.keys])))
+    same_samples = have_same_samples(run, against)
+    found: list[Difference | Uncompared] = []
+    for name, keys in contents.keys.items():
+        columns = limits.tolerances.get(name, {})
+        if columns and name not in new.keys:
+            found.append(Uncompared(name, "", "", f"{run} was written before hq had this table"))
+        elif columns:
+            sides = _Sides(name, keys, run, against)
+            found += sides.compared(columns, asked, same_samples)
+    return Compared(
+        [d for d in found if isinstance(d, Difference)],
+        [d for d in found if isinstance(d, Uncompared)],
+        limits,
+        same_samples,
+    )
+
+
 def have_same_samples(run: Path, against: Path) -> bool:
     """Return whether the neurons in both folders state the same digest of their samples."""
-    digests = [_samples(folder / NEURONS_FILE) for folder in (run, against)]
+    digests = [_samples(folder / _NEURONS_FILE) for folder in (run, against)]
     return digests[0] is not None and digests[0] == digests[1]
 
 
@@ -104,39 +165,93 @@ def _samples(path: Path) -> object:
         return None
 
 
-def _compared(
-    name: str, keys: list[str], run: Path, against: Path, columns: Mapping[str, Tolerance]
-) -> Iterator[tuple[str, str, Committed, float, Tolerance]]:
-    """Yield row, column, both numbers and tolerance of the cells of a table that are compared."""
-    expected, found = read_table(against, name), read_table(run, name)
-    for side, where in ((expected, against), (found, run)):
-        missing = [c for c in [*keys, *columns] if c not in side.columns]
-        if missing:
-            raise HQError(f"{where / name}.csv has no column {missing[0]!r}: run the study again.")
-    if expected.is_empty() or found.is_empty():
-        return  # columns of a CSV without rows have no type for the join
-    for column, tolerance in columns.items():
-        if tolerance.half_widths is not None and f"{column}_low" not in expected.columns:
-            raise HQError(
-                f"{against / TOLERANCES_FILE}: {name}.{column} has no interval for half_widths: "
-                "use within or relative."
-            )
-        rows = expected.select(keys).iter_rows()
-        if tolerance.only is not None and not any(map(tolerance.covers, rows)):
-            raise HQError(
-                f"{against / TOLERANCES_FILE}: {name}.{column} is for {tolerance.only!r} only, "
-                "which no row has: correct it."
-            )
-    both = expected.join(found, on=keys, suffix=".found", how="inner", maintain_order="left")
-    for row in both.iter_rows(named=True):
-        values = [str(row[key]) for key in keys]
-        compared = {c: t for c, t in columns.items() if t.covers(values)}
-        for column, tolerance in compared.items():
-            if row[column] is None and row[f"{column}.found"] is None:
+@dataclass(frozen=True)
+class _Sides:
+    """A table in both folders."""
+
+    name: str
+    keys: list[str]
+    run: Path
+    against: Path
+
+    def compared(
+        self, columns: Mapping[str, Tolerance], asked: Collection[str], same_samples: bool
+    ) -> Iterator[Difference | Uncompared]:
+        """Yield the cells of the committed table that have a tolerance."""
+        expected, found = (read_table(folder, self.name) for folder in (self.against, self.run))
+        self._require(columns, expected, found)
+        rows = {self._key(row): row for row in found.iter_rows(named=True)}
+        for before in expected.iter_rows(named=True):
+            group = str(before.get(_PRECISION, STUDY)) if _PRECISION in self.keys else STUDY
+            if group != STUDY and group not in asked:
                 continue
-            before = _committed(row, against, name, column)
-            after = _number(row[f"{column}.found"], run, name, column)
-            yield " ".join(values), column, before, after, tolerance
+            key = self._key(before)
+            row = " ".join(map(str, key))
+            for column, tolerance in columns.items():
+                if tolerance.covers(key):
+                    after = rows.get(key)
+                    cell = self._cell(row, group, column, tolerance, before, after, same_samples)
+                    yield from cell
+
+    def _key(self, row: Values) -> tuple[object, ...]:
+        return tuple(row[key] for key in self.keys)
+
+    def _cell(
+        self,
+        row: str,
+        group: str,
+        column: str,
+        tolerance: Tolerance,
+        before: Values,
+        after: Values | None,
+        same_samples: bool,
+    ) -> Iterator[Difference | Uncompared]:
+        if after is None:
+            if tolerance.rows == "fixed" and before[column] is not None:
+                yield self._uncompared(row, group, column, f"{self.run} has no such row")
+            return
+        cells = before[column], after[column]
+        if cells == (None, None):
+            return
+        for cell, folder in zip(cells, (self.against, self.run), strict=True):
+            if cell is None:
+                yield self._uncompared(row, group, column, f"it is empty in {folder}")
+                return
+        yield Difference(
+            self.name,
+            row,
+            column,
+            _committed(before, self.against, self.name, column),
+            _number(cells[1], self.run, self.name, column),
+            tolerance,
+            same_samples,
+            group,
+        )
+
+    def _uncompared(self, row: str, group: str, column: str, why: str) -> Uncompared:
+        return Uncompared(self.name, row, column, why, group)
+
+    def _require(
+        self, columns: Mapping[str, Tolerance], expected: pl.DataFrame, found: pl.DataFrame
+    ) -> None:
+        """Raises HQError if a side lacks a column, or a tolerance cannot be applied."""
+        for side, where in ((expected, self.against), (found, self.run)):
+            missing = [c for c in [*self.keys, *columns] if c not in side.columns]
+            if missing:
+                raise HQError(
+                    f"{where / self.name}.csv has no column {missing[0]!r}: run the study again."
+                )
+        if expected.is_empty() or found.is_empty():
+            return
+        for column, tolerance in columns.items():
+            place = f"{self.against / TOLERANCES_FILE}: {self.name}.{column}"
+            if tolerance.half_widths is not None and f"{column}_low" not in expected.columns:
+                raise HQError(f"{place} has no interval for half_widths: use within or relative.")
+            rows = expected.select(self.keys).iter_rows()
+            if tolerance.only is not None and not any(map(tolerance.covers, rows)):
+                raise HQError(
+                    f"{place} is for {tolerance.only!r} only, which no row has: correct it."
+                )
 
 
 def _committed(row: Mapping[str, object], folder: Path, table: str, column: str) -> Committed:
@@ -155,46 +270,6 @@ def _number(value: object, folder: Path, table: str, column: str) -> float:
         ) from error
 
 
-def _tolerances(folder: Path, tables: Tables) -> dict[str, dict[str, Tolerance]]:
-    path = folder / TOLERANCES_FILE
-    if not path.is_file():
-        raise HQError(f"{folder} has no {TOLERANCES_FILE}: `hq check --accept` writes one.")
-    try:
-        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
-        tolerances = TypeAdapter(dict[str, dict[str, Tolerance]]).validate_python(parsed)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HQError(f"{path} is not valid TOML: {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        raise HQError(f"{path}: {where}: {what}.") from error
-    unknown = [name for name in tolerances if name not in tables]
-    if unknown:
-        raise HQError(f"{path} has an unknown table {unknown[0]!r}: known are {', '.join(tables)}.")
-    return tolerances
-
-
-def _require_same_study(run: Path, against: Path) -> Tables:
-    """Return the tables of both. Raises HQError if they are of other models or studies."""
-    new, committed = read_provenance(run), read_provenance(against)
-    models = new["fingerprint"], committed["fingerprint"]
-    if models[0] != models[1]:
-        raise HQError(
-            f"{run} is of model {models[0]}, {against} of model {models[1]}: "
-            "check a run of the same model."
-        )
-    changed = difference(
-        {key: new[key] for key in ("kind", "study")} | {"definition": definition(new)},
-        {key: committed[key] for key in ("kind", "study")} | {"definition": definition(committed)},
-    )
-    if changed:
-        raise HQError(
-            f"{run} and {against} are of other studies ({changed}): check a run of the same study."
-        )
-    return EXPERIMENTS[new["kind"]].tables
-
-
 def as_frame(differences: list[Difference]) -> pl.DataFrame:
     """Return the differences as a table, regressions first.
 
@@ -211,6 +286,8 @@ def as_frame(differences: list[Difference]) -> pl.DataFrame:
             "found": d.found,
             "tolerance": d.allowed,
             "regressed": d.regressed,
+            "means": d.tolerance.means,
+            "reason": d.tolerance.reason,
         }
         for d in sorted(differences, key=lambda d: not d.regressed)
     ]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Meaning = Literal["degraded", "threshold", "incomparable"]
 
 
 class Committed(NamedTuple):
@@ -23,6 +24,11 @@ class Tolerance(BaseModel):
     number; `half_widths`, a share of half the width of its committed 95% interval. If the run has
     other samples than the committed tables, `other_samples` replaces this amount, in the same unit.
     With `only`, only rows with this value among their keys are compared.
+
+    `means` is what a larger change says: the model or its monitor is `degraded`, the frozen
+    `threshold` has to be set again, or the two runs are `incomparable`. `reason` explains the
+    tolerance. A committed row that the run lacks is an error if `rows` is "fixed"; with "vary",
+    such as for rows of single neurons, only rows of both folders are compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,12 +39,21 @@ class Tolerance(BaseModel):
     other_samples: Amount | None = None
     worse: Literal["lower", "higher", "either"] = "either"
     only: str | None = None
+    means: Meaning = "degraded"
+    reason: str = ""
+    rows: Literal["fixed", "vary"] = "fixed"
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         if [self.within, self.relative, self.half_widths].count(None) != 2:
             raise ValueError("give exactly one of within, relative and half_widths")
         return self
+
+    def __str__(self) -> str:
+        names = ("within", "relative", "half_widths")
+        ((kind, amount),) = ((n, a) for n in names if (a := getattr(self, n)) is not None)
+        kind = {"within": "absolute", "relative": "relative", "half_widths": "half-widths"}[kind]
+        return f"{amount:g} {kind}"
 
     def allowed(self, expected: Committed, same_samples: bool) -> float:
         """Return the allowed change in the unit of the column."""
@@ -55,9 +70,13 @@ class Tolerance(BaseModel):
 
     def exceeded(self, expected: Committed, found: float, same_samples: bool) -> bool:
         """Return whether the change is a regression."""
+        allowed = self.allowed(expected, same_samples)
+        return not self.loss(expected, found) <= allowed  # NaN regresses
+
+    def loss(self, expected: Committed, found: float) -> float:
+        """Return the change in the bad direction, in the unit of the column."""
         change = found - expected.value
-        bad = {"lower": -change, "higher": change, "either": abs(change)}[self.worse]
-        return not bad <= self.allowed(expected, same_samples)  # NaN regresses
+        return {"lower": -change, "higher": change, "either": abs(change)}[self.worse]
 
     def covers(self, keys: Iterable[object]) -> bool:
         """Return whether the row with these keys is compared."""

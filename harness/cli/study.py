@@ -1,18 +1,22 @@
 """`hq run`, `hq plan` and `hq study run`: experiments of a study, from questions to tables."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.app import AsJson, Quiet, app, err, out, print_json
+from harness.cli.check import print_report
 from hq.errors import HQError
 
 if TYPE_CHECKING:
     from harness.store.runner import Planned
     from harness.studies.study import Study
+    from harness.tables.provenance import Facts
 
 study_app = typer.Typer(no_args_is_help=True, help="Run a study: model × precisions × scenario.")
 app.add_typer(study_app, name="study")
@@ -77,9 +81,21 @@ def planned(
 
 
 def execute(
-    study: "Study", experiment: str, into: Path | None, resume: bool, quiet: bool, as_json: bool
+    study: "Study",
+    experiment: str,
+    into: Path | None,
+    resume: bool,
+    quiet: bool,
+    as_json: bool,
+    against: Path | None = None,
 ) -> None:
-    """Run an experiment of a study, and print its summary. Raises HQError as `run`."""
+    """Run an experiment of a study, and print its summary. Raises HQError as `run`.
+
+    With `against`, nothing is run if these tables cannot decide, or cannot be compared; then the
+    run is checked, and the command exits with the verdict's code unless it is pass.
+    """
+    from harness.check.gate import judge
+    from harness.check.summary import as_json as verdicts
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import run as run_experiment
     from harness.store.places import cache_folder
@@ -92,13 +108,32 @@ def execute(
         raise HQError(f"{folder} is a file: name a folder for the tables.")
     store = Store(cache_folder() / "store", fresh=not resume)
     with Progress(quiet=quiet) as progress:
-        result = run_experiment(study, kind, store, progress, folder)
+        require = None if against is None else partial(_require_decision, study.name, against)
+        result = run_experiment(study, kind, store, progress, folder, require)
+    report = None if against is None else judge(folder, against)
     if as_json:
         tables = {name: [row.model_dump() for row in rows] for name, rows in result.tables.items()}
-        print_json({"folder": str(folder), "tables": tables, "provenance": result.provenance})
+        facts = {"folder": str(folder), "tables": tables, "provenance": result.provenance}
+        print_json(facts if report is None else facts | {"gate": verdicts(report)})
     else:
         out.print(kind.summary(result.tables))
         err.print(f"All tables: {folder}/tables.md")
+        if report is not None:
+            print_report(report)
+    if report is not None and report.verdict.exit_code:
+        raise typer.Exit(report.verdict.exit_code)
+
+
+def _require_decision(study: str, against: Path, facts: "Facts") -> None:
+    """Exit with the verdict's code, and a sentence per reason, unless the gate can decide."""
+    from harness.check.gate import judge_design
+
+    report = judge_design(study, facts, against)
+    for why in dict.fromkeys(group.why for group in report.groups if group.why):
+        names = [group.name for group in report.groups if group.why == why]
+        err.print(f"[red]hq:[/red] {', '.join(names)}: {escape(why)}", soft_wrap=True)
+    if report.verdict.exit_code:
+        raise typer.Exit(report.verdict.exit_code)
 
 
 @app.command("run")
@@ -110,6 +145,13 @@ def run_command(
     questions: Questions = None,
     overrides: Overrides = None,
     into: Into = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of committed tables: nothing runs if they cannot decide (exit code 5) or "
+            "cannot be compared (6); then the run is checked as by `hq check`, with its exit codes."
+        ),
+    ] = None,
     resume: Resume = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -120,7 +162,7 @@ def run_command(
     everything it depends on, so after a change only affected nodes are computed again.
     """
     chosen = planned(study, model, precisions, questions, overrides)
-    execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json)
+    execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against)
 
 
 @app.command("plan")

@@ -1,7 +1,7 @@
 """Runs of experiments: validation, nodes, rows, and the folder of results."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from harness.store.runner import Outputs, Planned, Runner
 from harness.store.store import Store
 from harness.studies.study import Study
 from harness.tables.files import write_tables
+from harness.tables.provenance import Facts
 from harness.tables.schema import Row
 from hq import __version__
 from hq.errors import HQError
@@ -53,15 +54,24 @@ def validate_sections(study: Study) -> None:
 
 
 def run(
-    study: Study, experiment: Experiment, store: Store, progress: Progress, folder: Path
+    study: Study,
+    experiment: Experiment,
+    store: Store,
+    progress: Progress,
+    folder: Path,
+    require: Callable[[Facts], None] | None = None,
 ) -> Result:
     """Run an experiment of a study, and write its tables to `folder`.
 
-    Everything is validated before the first node. Raises HQError if the study or its files are
-    wrong, if the disk has too little space, or if a node cannot be computed.
+    Everything is validated before the first node; then `require` is called with what provenance
+    will state about the study and its nodes, and may raise to prevent the run. Raises HQError if
+    the study or its files are wrong, if the disk has too little space, or if a node cannot be
+    computed.
     """
     with Materials(study) as m:
         nodes = _validated(m, experiment)
+        if require is not None:
+            require(declared(m, experiment, nodes))
         runner = Runner(store, progress, m)
         require_space(store.root, runner.missing(nodes))
         outputs = runner.run(nodes)
@@ -114,17 +124,33 @@ def provenance_of(
     architecture = architecture_at(m.path)
     detected = {"architecture": architecture.described} if architecture.detected else {}
     return {
-        "kind": experiment.name,
-        "study": experiment.study_name(m.study),
-        "fingerprint": m.model.fingerprint,
+        **_identity(m, experiment),
         "model": m.model.model_dump(mode="json"),
-        "definition": definition_of(m.study) | experiment.definition(m.study),
         "questions": versions(*QUESTIONS.get(m.study.scenario.name, ())),
         "statistics": {"hq": __version__, "packages": versions(*FIT), "machine": machine_class()},
         "threads": threads(),
         "nodes": {node.name: _node(node, outputs) for node in ordered(nodes)},
         **detected,
         **experiment.facts(m, outputs),
+    }
+
+
+def declared(m: Materials, experiment: Experiment, nodes: Sequence[Node]) -> Facts:
+    """Return what provenance will state that is known before a node runs."""
+    stages = {
+        node.name: {"stage": node.stage.name, "version": node.stage.version}
+        for node in ordered(nodes)
+    }
+    return {**_identity(m, experiment), "nodes": stages}
+
+
+def _identity(m: Materials, experiment: Experiment) -> Facts:
+    """Return the kind, the study with its definition, and the model's fingerprint."""
+    return {
+        "kind": experiment.name,
+        "study": experiment.study_name(m.study),
+        "fingerprint": m.model.fingerprint,
+        "definition": definition_of(m.study) | experiment.definition(m.study),
     }
 
 

@@ -557,7 +557,9 @@ def test_a_table_with_a_hole(finished, hq):
     run, path = finished / "runs" / "tiny", Path("results/detection.csv")
     assert hq("check", run, "--against", "results", "--accept").code == 0
     pl.read_csv(path).with_columns(auroc=None).write_csv(path)
-    is_one_sentence(hq("check", run, "--against", "results"), "None in column 'auroc'")
+    checked = hq("check", run, "--against", "results")
+    assert checked.code == 6
+    assert "detection.auroc of fp16 could not be compared: it is empty in results." in checked.out
 
 
 def test_a_picture_of_nothing_and_in_no_format(finished, hq):

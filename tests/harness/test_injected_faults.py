@@ -4,7 +4,6 @@ A run of detect is written from synthetic activations with planted neurons. Its 
 committed, and compared with those of the same run with one fault in the path of the monitor.
 """
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from harness.check.acceptance import accept
+from harness.check.limits import parse_limits
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
 from harness.stages import alarms
@@ -201,7 +201,7 @@ FAULTS: dict[str, Callable[[Run], Run]] = {
     "one relation lost": relation_lost,
     "neurons replaced": neurons_replaced,
 }
-TOLERANCES = tomllib.loads(EXPERIMENTS["detect"].tolerances())
+TOLERANCES = parse_limits(EXPERIMENTS["detect"].tolerances()).tolerances
 COLUMNS = [(table, column) for table, columns in TOLERANCES.items() for column in columns]
 
 

@@ -5,7 +5,6 @@ the same runs with one fault.
 """
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from harness.check.acceptance import accept
+from harness.check.limits import parse_limits
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
 from harness.experiments.drift import repair
@@ -422,7 +422,7 @@ FAULTS: dict[str, Sequence[Callable]] = {
 COLUMNS = [
     (kind, table, column)
     for kind in HEALTHY
-    for table, columns in tomllib.loads(EXPERIMENTS[kind].tolerances()).items()
+    for table, columns in parse_limits(EXPERIMENTS[kind].tolerances()).tolerances.items()
     for column in columns
 ]
 

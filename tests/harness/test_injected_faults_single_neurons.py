@@ -3,7 +3,6 @@
 Runs are computed from synthetic CETT of a model with a few neurons that predict the labels.
 """
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from harness.check.acceptance import accept
+from harness.check.limits import parse_limits
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
 from harness.experiments.conditions.nodes import Scenario, aurocs
@@ -230,7 +230,7 @@ KINDS = ("conditions", "information", "distributions")
 COLUMNS = [
     (kind, table, column)
     for kind in KINDS
-    for table, columns in tomllib.loads(EXPERIMENTS[kind].tolerances()).items()
+    for table, columns in parse_limits(EXPERIMENTS[kind].tolerances()).tolerances.items()
     for column in columns
 ]
 

@@ -1,7 +1,6 @@
 """Every compared column of specifications regresses under an injected fault."""
 
 import json
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.check.acceptance import accept
+from harness.check.limits import parse_limits
 from harness.check.regress import compare
 from harness.experiments import EXPERIMENTS
 from harness.experiments.specifications.nodes import Agreement, Fit, Specification, estimated
@@ -185,7 +185,7 @@ FAULTS = (
 )
 COLUMNS = [
     (table, column)
-    for table, columns in tomllib.loads(EXPERIMENTS[KIND].tolerances()).items()
+    for table, columns in parse_limits(EXPERIMENTS[KIND].tolerances()).tolerances.items()
     for column in columns
 ]
 

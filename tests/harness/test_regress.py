@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from harness.check.acceptance import accept
-from harness.check.regress import as_frame, compare
+from harness.check.regress import as_frame, compare, compare_tables
 from harness.experiments.detect.tables import TABLES, Alarm, Fidelity
 from harness.tables.files import read_table, write_tables
 from hq.errors import HQError
@@ -181,8 +181,10 @@ def test_cells_that_are_empty_in_both_folders_are_not_compared(run, tmp_path):
     columns = [f"probe_adds{end}" for end in ("", "_low", "_high")]
     empty = pl.read_csv(other / "controls.csv").with_columns(pl.lit(None).alias(c) for c in columns)
     empty.write_csv(results / "controls.csv")
-    with pytest.raises(HQError, match="None in column 'probe_adds'"):
-        compare(other, results)
+    assert [d.column for d in compare(other, results)] == ["auroc"]
+    (missing,) = compare_tables(other, results, ["fp16"]).uncompared
+    assert (missing.name, missing.group) == ("controls.probe_adds", "fp16")
+    assert missing.why == f"it is empty in {results}"
     empty.write_csv(other / "controls.csv")
     assert [d.column for d in compare(other, results)] == ["auroc"]
 
@@ -190,7 +192,7 @@ def test_cells_that_are_empty_in_both_folders_are_not_compared(run, tmp_path):
 def test_regressions_are_listed_with_the_committed_interval(hq, run, tmp_path):
     accept(run("a"), tmp_path / "results")
     ran = hq("check", run("low", 0.7), "--against", tmp_path / "results")
-    assert ran.code == 1
+    assert ran.code == 4
     row = next(line for line in ran.out.split("\n") if "detection" in line and " auroc " in line)
     assert [cell.strip() for cell in row.split("│")[4:8]] == ["0.8", "[0.7, 0.9]", "0.7", "0.05"]
     ran = hq("check", tmp_path / "low", "--against", tmp_path / "results", "--json")

@@ -1,0 +1,91 @@
+"""Whether two results are of the same model, study and stages, so that their numbers compare."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.tables.files import RESULTS_FILE
+from harness.tables.provenance import Facts, definition, difference
+from hq.errors import HQError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    keys: list[str]
+
+
+class _Results(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: int | None = None
+    tables: dict[str, _Table]
+
+
+class Contents(NamedTuple):
+    """What results.json says about the tables of a folder."""
+
+    schema: int | None
+    keys: dict[str, list[str]]  # of each table
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read the key columns of each table in a folder. Raises HQError if they cannot be read."""
+    path = folder / RESULTS_FILE
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        results = _Results.model_validate(content | {"schema_version": content.get("schema")})
+    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
+        raise HQError(
+            f"{folder} has no readable {RESULTS_FILE}: give the folder of a finished run."
+        ) from error
+    return Contents(results.schema_version, {n: t.keys for n, t in results.tables.items()})
+
+
+def facts_differ(name: str, new: Facts, against: Path, committed: Facts) -> str | None:
+    """Say in one sentence why results cannot be compared with committed ones; None if they can.
+
+    Fingerprints of the models, kinds, studies, their definitions without precisions, and versions
+    of stages that both have must be equal. `name` is the run in the sentence.
+    """
+    models = new["fingerprint"], committed["fingerprint"]
+    if models[0] != models[1]:
+        return (
+            f"{name} is of model {models[0]}, {against} of model {models[1]}: "
+            "check a run of the same model."
+        )
+    changed = difference(
+        {key: new[key] for key in ("kind", "study")} | {"definition": definition(new)},
+        {key: committed[key] for key in ("kind", "study")} | {"definition": definition(committed)},
+    )
+    if changed:
+        return (
+            f"{name} and {against} are of other studies ({changed}): check a run of the same study."
+        )
+    return _stages_differ(name, new, against, committed)
+
+
+def _stages_differ(name: str, new: Facts, against: Path, committed: Facts) -> str | None:
+    """Name a stage with another version, which can change its output."""
+    for node in sorted(new["nodes"].keys() & committed["nodes"].keys()):
+        versions = new["nodes"][node].get("version"), committed["nodes"][node].get("version")
+        if versions[0] != versions[1]:
+            stage = committed["nodes"][node].get("stage", node)
+            return (
+                f"{name} has version {versions[0]} of the stage {stage}, {against} version "
+                f"{versions[1]}, and their outputs differ: run the study with one version of hq, "
+                "and accept the tables again."
+            )
+    return None
+
+
+def schemas_differ(run: Path, new: Contents, against: Path, committed: Contents) -> str | None:
+    """Name the schemas of results.json if they differ."""
+    if new.schema == committed.schema:
+        return None
+    return (
+        f"{run / RESULTS_FILE} has schema {new.schema}, {against / RESULTS_FILE} schema "
+        f"{committed.schema}: run the study with the version of hq that wrote the committed tables."
+    )
