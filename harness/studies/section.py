@@ -22,9 +22,9 @@ def checked(kind: type[S], values: Mapping[str, object], where: str) -> S:
 
 
 class Section(BaseModel):
-    """An immutable section, without unknown keys."""
+    """An immutable section, without unknown keys; docstrings of its fields describe its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, values: Mapping[str, object], where: str) -> Self:

@@ -33,30 +33,42 @@ class ScenarioSection(Section):
     """The scenario, and the options of its loader of questions."""
 
     name: str = "facts"
+    """What is asked: see `hq list scenarios`."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Options of the scenario. `source` is its question file, if it reads one."""
 
 
 class PromptSection(Section):
-    """The form of prompts; `shots` are (question, answer) pairs for few-shot."""
+    """The form of prompts."""
 
     form: str = "chat"
+    """chat, for instruction-tuned models; or few-shot, which suits base models and small ones."""
     shots: tuple[tuple[str, str], ...] = ()
+    """Pairs of question and answer before the question, for few-shot; if empty, four of hq's."""
 
 
 class SamplingSection(Section):
     """Number of responses per question, settings of the sampler, and number of pairs."""
 
     responses: Annotated[int, Field(ge=1)] = 10
+    """Responses per question. A question becomes a sample if all are right or all are wrong."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Temperature; at a lower one more questions are answered consistently. 0 is greedy."""
     top_k: Annotated[int, Field(ge=0)] = 50
+    """Number of the most probable tokens that are drawn from; 0 for all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Probability of the smallest set of tokens that is drawn from (nucleus sampling)."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
-    quota: Annotated[int, Field(ge=1)] = 1000  # pairs of a right and a hallucinated answer
-    # What a pair shares: relation and given answer; or relation, and how well its texts predict the
-    # label (propensity matching), for answers that rarely repeat.
+    """Longest response, in tokens; a longer one is cut, and not judged."""
+    quota: Annotated[int, Field(ge=1)] = 1000
+    """Pairs of a right and a hallucinated answer; sampling ends when there are so many."""
     balance: Balance = "answer"
+    """What a pair shares: answer (relation and given answer), or text (relation, and how well its
+    texts predict the label: propensity matching), for answers that rarely repeat."""
     judge: str = "rules"
+    """What decides whether a response is right: see `hq list judges`."""
     sampler: Literal["torch", "llamacpp"] = "torch"
+    """What samples responses: torch (at fp16), or llamacpp (at gguf-q8_0)."""
 
     def settings(self, seed: int) -> Sampling:
         """Return the settings of the sampler."""
@@ -73,8 +85,10 @@ class SamplingSection(Section):
 class ReserveSection(Section):
     """Shares of the questions that never become samples."""
 
-    calibration: Fraction = 0.03  # texts for quantizers
-    held_out: Fraction = 0.03  # text for perplexity and KL, questions for the costs of sweeps
+    calibration: Fraction = 0.03
+    """Share for the texts on which quantizers calibrate."""
+    held_out: Fraction = 0.03
+    """Share for the text of perplexity and KL, and for the costs of sweeps."""
 
     @model_validator(mode="after")
     def _leaves_questions(self) -> Self:
@@ -87,12 +101,19 @@ class IdentifySection(Section):
     """Settings of CETT and the fit of the probe."""
 
     cett: Literal["sum", "output"] = "sum"
+    """Denominator of CETT: sum (of all contributions), or output (norm of the FFN's output)."""
     tokens: Span = "answer"
+    """Tokens at which neurons are read: answer, prompt (the last prompt token) or other."""
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
-    folds: Annotated[int, Field(ge=3)] = 5  # outer folds, and inner folds to choose C
-    repeats: Annotated[int, Field(ge=1)] = 3  # of the inner cross-validation
+    """1-vs-1: tokens of hallucinated against right answers; 3-vs-1: against all other tokens."""
+    folds: Annotated[int, Field(ge=3)] = 5
+    """Outer folds, and inner folds to choose C."""
+    repeats: Annotated[int, Field(ge=1)] = 3
+    """Repeats of the inner cross-validation."""
     max_fraction: Fraction = 1e-3
-    storage: StorageType = "float32"  # type of stored traces
+    """Largest share of all neurons that may have a non-zero weight."""
+    storage: StorageType = "float32"
+    """Type of stored traces; float16 would hold neither contributions nor most shares."""
 
     @field_validator("labels")
     @classmethod
@@ -122,29 +143,45 @@ class CompareSection(Section):
     """Controls, and held-out text for perplexity and KL."""
 
     draws: Annotated[int, Field(ge=2)] = 20
-    text: str = ""  # file of plain text; if empty, held-out questions with true answers
+    """Draws of random neurons, and of neurons of the same layers and magnitudes."""
+    text: str = ""
+    """File of plain text; if empty, held-out questions with true answers."""
     text_tokens: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of that text that are used."""
 
 
 class PackSection(Section):
     """Settings of the quantizers that make GPTQ and AWQ checkpoints."""
 
-    group_size: Annotated[int, Field(ge=0)] = 0  # 0: 128 if all widths are multiples of it, else 64
-    desc_act: bool = False  # columns in order of activation; only for GPTQ
-    sym: bool = True  # AWQ is always asymmetric
-    texts: Annotated[int, Field(ge=1)] = 128  # for calibration: reserved questions with answers
-    text: str = ""  # file of plain text to use instead
-    makings: Annotated[int, Field(ge=1)] = 1  # checkpoints per precision, by different texts
+    group_size: Annotated[int, Field(ge=0)] = 0
+    """Weights that share a scale; 0: 128 if all widths are multiples of it, else 64."""
+    desc_act: bool = False
+    """Whether columns are quantized in order of activation; only for GPTQ."""
+    sym: bool = True
+    """Whether codes are symmetric about zero; AWQ is always asymmetric."""
+    texts: Annotated[int, Field(ge=1)] = 128
+    """Number of calibration texts: reserved questions with answers."""
+    text: str = ""
+    """File of plain text to calibrate on instead."""
+    makings: Annotated[int, Field(ge=1)] = 1
+    """Checkpoints per precision, each calibrated on other texts."""
 
 
 class Study(Section):
     """One study: a model, precisions, questions, and settings of every step."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
+    """Name of the study: its tables are in runs/NAME."""
     model: str = "smollm2"
+    """A checkpoint folder, a GGUF file, a hub id, or a model in a package: smollm2, gemma3-270m."""
     precisions: tuple[str, ...] = (REFERENCE, "nf4")
+    """Precisions to evaluate, fp16 first: see `hq list precisions`."""
     seed: Seed = 0
+    """Seed of all random numbers."""
     device: Literal["cpu", "cuda"] | None = None
+    """cpu or cuda; if it is not set, cuda where torch finds it."""
+    experiment: str = "detect"
+    """The experiment that `hq run` runs: see `hq list experiments`."""
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
@@ -152,11 +189,10 @@ class Study(Section):
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()
     pack: PackSection = PackSection()
-    # Existing packed checkpoints of the model, by precision.
     checkpoints: dict[str, str] = Field(default_factory=dict)
-    experiment: str = "detect"  # experiment that `hq run` runs
-    # Sections of experiments, by their names, as in the file.
+    """Existing packed checkpoints of the model, by precision: gptq-4 = "folder or hub id"."""
     sections: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Sections of experiments, by their names, as in the file."""
 
     @model_validator(mode="before")
     @classmethod
@@ -187,8 +223,7 @@ class Study(Section):
         path = Path(source)
         packaged = files("harness") / "studies" / f"{source}.toml"
         if not path.is_file() and not packaged.is_file():
-            studies = (files("harness") / "studies").iterdir()
-            known = sorted(p.name[:-5] for p in studies if p.name.endswith(".toml"))
+            known = packaged_studies()
             raise HQError(f"There is no study {source!r}: name a TOML file, or one of {known}.")
         try:
             text = (path if path.is_file() else packaged).read_text(encoding="utf-8")
@@ -238,6 +273,12 @@ class Study(Section):
         options = self.scenario.options | {"source": source}
         scenario = ScenarioSection(name=self.scenario.name, options=options)
         return self.model_copy(update={"scenario": scenario})
+
+
+def packaged_studies() -> list[str]:
+    """Return the names of the studies in this package, sorted."""
+    paths = (files("harness") / "studies").iterdir()
+    return sorted(path.name[:-5] for path in paths if path.name.endswith(".toml"))
 
 
 def _toml_value(text: str) -> Any:
