@@ -31,8 +31,9 @@ def test_a_command_of_the_readme_parses(line):
     command.make_context("hq", arguments)
 
 
-def test_the_readme_shows_every_command():
-    shown = {line.split()[0] for line in COMMANDS} | set(re.findall(r"`hq (\w+)", README))
+def test_the_documentation_shows_every_command():
+    pages = [README, *(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))]
+    shown = {name for page in pages for name in re.findall(r"(?:`|^    )hq (\w+)", page, re.M)}
     assert set(typer.main.get_command(app).commands) <= shown
 
 
