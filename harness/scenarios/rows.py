@@ -63,9 +63,15 @@ def read_rows(
         if reader is None:
             raise HQError(f"{source} is not a .jsonl or .parquet file: convert it to one of them.")
         return reader(path)
-    if reader is None and _HUB_ID.fullmatch(source) and not path.exists():
+    if is_hub_id(source):
         return _hub_rows(Hub(source, hub.config if hub else None, "validation"))
     raise HQError(f"There is no file {source}: set the scenario's source to an existing one.")
+
+
+def is_hub_id(source: str) -> bool:
+    """Return whether a source can only be a data set of the hub: owner/name, and no path."""
+    path = Path(source).expanduser()
+    return path.suffix not in _READERS and bool(_HUB_ID.fullmatch(source)) and not path.exists()
 
 
 class BadRowError(HQError):
