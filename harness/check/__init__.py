@@ -1,4 +1,4 @@
-"""The regression check: comparison of a run with committed tables, and acceptance of its tables.
+"""The release gate: comparison of a run with committed tables, verdicts, and acceptance.
 
 Default tolerances of an experiment are in its folder in `harness.experiments`.
 """

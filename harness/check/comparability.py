@@ -56,9 +56,10 @@ def facts_differ(name: str, new: Facts, against: Path, committed: Facts) -> str 
             f"{name} is of model {models[0]}, {against} of model {models[1]}: "
             "check a run of the same model."
         )
-    changed = difference(
-        {key: new[key] for key in ("kind", "study")} | {"definition": definition(new)},
-        {key: committed[key] for key in ("kind", "study")} | {"definition": definition(committed)},
+    names = ("kind", "study")
+    changed = difference({k: new[k] for k in names}, {k: committed[k] for k in names})
+    changed = changed or difference(
+        {"definition": definition(new)}, {"definition": definition(committed)}
     )
     if changed:
         return (

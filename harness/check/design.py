@@ -29,7 +29,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from harness.check.limits import TOLERANCES_FILE, Gate, Limits
-from harness.check.regress import STUDY
+from harness.check.regress import STUDY, committed_number
 from harness.check.tolerance import Committed, Tolerance
 from harness.tables.files import read_table
 from hq.errors import HQError
@@ -105,25 +105,27 @@ def designs(
                 f"{against / TOLERANCES_FILE}: [gate] needs an interval of {gate.table}.{name}, "
                 "which is not in the table: name another column."
             )
-    rows = [row for row in frame.iter_rows(named=True) if tolerance.covers(_key(row, keys, gate))]
+    rows = [
+        row
+        for row in frame.iter_rows(named=True)
+        if row[column] is not None and tolerance.covers(row[key] for key in keys[gate.table])
+    ]
     changes = [_half_width(row, change) for row in rows]
     found: dict[str, Design] = {}
     for row, own_change in zip(rows, changes, strict=True):
         group = str(row["precision"]) if "precision" in keys[gate.table] else STUDY
         if group in asked or group == STUDY:
             noise = own_change or min([_half_width(row, column), *filter(None, [max(changes)])])
-            design = _design(row, gate.column, gate.margin, tolerance, noise)
+            committed = committed_number(row, against, gate.table, column)
+            design = _design(row, committed, gate, tolerance, noise)
             found[group] = max(found.get(group, design), design, key=lambda d: d.smallest)
     return found
 
 
-def _key(row: Values, keys: Mapping[str, list[str]], gate: Gate) -> list[object]:
-    return [row[key] for key in keys[gate.table]]
-
-
-def _design(row: Values, name: str, margin: float, tolerance: Tolerance, noise: float) -> Design:
-    column = name.split(".")[1]
-    committed = Committed(*(float(str(row[f"{column}{end}"])) for end in ("", "_low", "_high")))
+def _design(
+    row: Values, committed: Committed, gate: Gate, tolerance: Tolerance, noise: float
+) -> Design:
+    margin = gate.margin
     allowed, spread = tolerance.allowed(committed, same_samples=True), _PER_HALF_WIDTH * noise
     growth = None
     if tolerance.half_widths is not None:
@@ -131,7 +133,7 @@ def _design(row: Values, name: str, margin: float, tolerance: Tolerance, noise: 
     elif allowed < margin:  # the tolerance does not shrink
         growth = (spread / (margin - allowed)) ** 2
     n, units = (None if row.get(k) is None else int(str(row[k])) for k in ("n", "units"))
-    return Design(name, allowed + spread, margin, n, units, growth)
+    return Design(gate.column, allowed + spread, margin, n, units, growth)
 
 
 def _half_width(row: Values, column: str | None) -> float:

@@ -109,29 +109,29 @@ def _incomparable(run: str, against: Path, wanted: Collection[str], why: str) ->
 
 def _groups(wanted: Collection[str], compared: Compared) -> list[str]:
     """Return the precisions, and STUDY if rows of none were compared or should have been."""
-    groups = {d.group for d in compared.differences} | {u.group for u in compared.uncompared}
-    return [*({STUDY} & groups), *wanted]
+    return [*({STUDY} & compared.committed), *wanted]
 
 
 def _judged(name: str, compared: Compared, design: Design | None, run: Path) -> GroupVerdict:
     differences = [d for d in compared.differences if d.group == name]
     uncompared = [u for u in compared.uncompared if u.group == name]
+    regressed = sorted((d for d in differences if d.regressed), key=lambda d: -d.used)
     gate = compared.limits.gate
     reasons = [
         *((Verdict.INCOMPARABLE, _error(u)) for u in uncompared),
-        *((OF_MEANING[d.tolerance.means], describe(d)) for d in differences if d.regressed),
+        *((OF_MEANING[d.tolerance.means], describe(d)) for d in regressed),
         *((Verdict.INCONCLUSIVE, why) for why in _undecided(differences, gate, design)),
     ]
+    if not differences and not uncompared and name in compared.committed:
+        why = f"No committed row of {name} is in {run}: run all of the study."
+        reasons.append((Verdict.INCOMPARABLE, why))
     verdict = worst(v for v, _ in reasons)
-    plain = f"{len(differences)} numbers are within their tolerances."
-    judged = GroupVerdict(name, verdict, plain, differences, uncompared, design)
-    whys = [why for v, why in reasons if v is verdict] or [plain]
-    if judged.worst is not None and judged.worst.regressed and not uncompared:
-        whys = [describe(judged.worst)]
+    within = f"{len(differences)} numbers are within their tolerances."
+    why = next((why for v, why in reasons if v is verdict), within)
     repairs: list[Repair] = []
     if verdict is Verdict.THRESHOLD_STALE and gate is not None and gate.repair is not None:
-        repairs = _repairs(gate.repair, run, name, judged.regressed)
-    return GroupVerdict(name, verdict, whys[0], differences, uncompared, design, repairs)
+        repairs = _repairs(gate.repair, run, name, regressed)
+    return GroupVerdict(name, verdict, why, differences, uncompared, design, repairs)
 
 
 def _error(u: Uncompared) -> str:

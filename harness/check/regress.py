@@ -25,6 +25,7 @@ Only files are read, and no module that imports torch.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,13 @@ class Difference:
         return self.tolerance.loss(self.expected, self.found)
 
     @property
+    def used(self) -> float:
+        """The loss as a share of the allowed one; infinite if that is 0 or the number is NaN."""
+        if self.loss <= 0:
+            return 0.0
+        return self.loss / self.allowed if self.allowed and self.loss == self.loss else math.inf
+
+    @property
     def regressed(self) -> bool:
         """Whether the change exceeds the tolerance."""
         return self.tolerance.exceeded(self.expected, self.found, self.same_samples)
@@ -105,6 +113,7 @@ class Compared(NamedTuple):
     uncompared: list[Uncompared]
     limits: Limits
     same_samples: bool
+    committed: frozenset[str]  # precisions (or STUDY) of which a committed number has a tolerance
 
 
 def compare(run: Path, against: Path) -> list[Difference]:
@@ -135,18 +144,20 @@ def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared
     limits = read_limits(against, list(dict.fromkeys([*contents.keys, *new.keys])))
     same_samples = have_same_samples(run, against)
     found: list[Difference | Uncompared] = []
+    committed: set[str] = set()
     for name, keys in contents.keys.items():
         columns = limits.tolerances.get(name, {})
         if columns and name not in new.keys:
             found.append(Uncompared(name, "", "", f"{run} was written before hq had this table"))
         elif columns:
             sides = _Sides(name, keys, run, against)
-            found += sides.compared(columns, asked, same_samples)
+            found += sides.compared(columns, asked, same_samples, committed)
     return Compared(
         [d for d in found if isinstance(d, Difference)],
         [d for d in found if isinstance(d, Uncompared)],
         limits,
         same_samples,
+        frozenset(committed),
     )
 
 
@@ -175,9 +186,13 @@ class _Sides:
     against: Path
 
     def compared(
-        self, columns: Mapping[str, Tolerance], asked: Collection[str], same_samples: bool
+        self,
+        columns: Mapping[str, Tolerance],
+        asked: Collection[str],
+        same_samples: bool,
+        committed: set[str],
     ) -> Iterator[Difference | Uncompared]:
-        """Yield the cells of the committed table that have a tolerance."""
+        """Yield the cells of the committed table that have a tolerance; add their precisions."""
         expected, found = (read_table(folder, self.name) for folder in (self.against, self.run))
         self._require(columns, expected, found)
         rows = {self._key(row): row for row in found.iter_rows(named=True)}
@@ -189,6 +204,7 @@ class _Sides:
             row = " ".join(map(str, key))
             for column, tolerance in columns.items():
                 if tolerance.covers(key):
+                    committed.add(group)
                     after = rows.get(key)
                     cell = self._cell(row, group, column, tolerance, before, after, same_samples)
                     yield from cell
@@ -221,7 +237,7 @@ class _Sides:
             self.name,
             row,
             column,
-            _committed(before, self.against, self.name, column),
+            committed_number(before, self.against, self.name, column),
             _number(cells[1], self.run, self.name, column),
             tolerance,
             same_samples,
@@ -254,7 +270,7 @@ class _Sides:
                 )
 
 
-def _committed(row: Mapping[str, object], folder: Path, table: str, column: str) -> Committed:
+def committed_number(row: Mapping[str, object], folder: Path, table: str, column: str) -> Committed:
     """Return a committed number, with its interval if the table has one."""
     limits = [limit for limit in (f"{column}_low", f"{column}_high") if limit in row]
     return Committed(*(_number(row[c], folder, table, c) for c in (column, *limits)))

@@ -90,7 +90,7 @@ class GroupVerdict:
         decisive = [
             d for d in self.regressed if OF_MEANING[d.tolerance.means] is self.verdict
         ] or self.differences
-        return max(decisive, key=_used, default=None)
+        return max(decisive, key=lambda d: d.used, default=None)
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,6 @@ def describe(d: Difference) -> str:
         f"{_interval(d.expected.value, d.expected.low, d.expected.high)}, and {d.allowed:.3g} is "
         f"allowed{reason}."
     )
-
-
-def _used(d: Difference) -> float:
-    if d.loss != d.loss:
-        return float("inf")
-    if d.loss <= 0:
-        return 0.0
-    return d.loss / d.allowed if d.allowed else float("inf")
 
 
 def _interval(value: float, low: float | None, high: float | None) -> str:

@@ -14,7 +14,6 @@ import polars as pl
 from harness.tables.provenance import PROVENANCE_FILE, provenance_json
 from harness.tables.schema import Row, Tables
 from hq.errors import HQError
-from hq.stats.intervals import Estimate
 from hq.storage.atomic import write_whole
 
 RESULTS_FILE = "results.json"
@@ -132,12 +131,16 @@ def _type(kind: type[Row], name: str) -> pl.DataType:
 
 def _columns(kind: type[Row], name: str) -> list[str]:
     """Return the columns of a field: three for an estimate."""
+    from hq.stats.intervals import Estimate  # it imports SciPy, and reading CSV needs none
+
     estimate = kind.model_fields[name].annotation in (Estimate, Estimate | None)
     return [name, f"{name}_low", f"{name}_high"] if estimate else [name]
 
 
 def _flat(row: Row) -> list[Any]:
     """Return the cells of a row: three per estimate, with six significant digits."""
+    from hq.stats.intervals import Estimate
+
     cells: list[Any] = []
     for name in type(row).model_fields:
         value = getattr(row, name)
