@@ -24,6 +24,8 @@ nox.options.default_venv_backend = "none"
 
 ROOT = Path(__file__).parent
 PINS = ROOT / ".ci" / "constraints.txt"
+LOWEST = ROOT / ".ci" / "lowest.txt"
+DIST = ROOT / "dist"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-knowledge"
@@ -35,6 +37,17 @@ EVIDENCE = (
     "specifications",
     "drift",
     "steps",
+)
+# torchao and the tests' other oracles need a newer torch.
+LOWEST_EXTRAS = ("bnb", "embedded", "report", "serve", "test")
+LOWEST_TESTS = (
+    *("tests/harness/test_init.py", "tests/harness/test_push.py", "tests/harness/test_store.py"),
+    *("tests/harness/test_study_run.py", "tests/harness/test_tolerance.py"),
+    *(
+        "tests/harness/serve/test_routes.py",
+        "tests/hq/test_identify.py",
+        "tests/hq/test_opening.py",
+    ),
 )
 BUILD_VARIABLES = (
     "CC",
@@ -285,25 +298,37 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def bare(session: nox.Session) -> None:
-    """Install hq without extras and check its imports, help texts and messages."""
+    """Build dist/, install the wheel without extras, and check imports, help texts and messages."""
     shared(session)
     with tempfile.TemporaryDirectory() as scratch:
-        home, packages, source = (Path(scratch) / name for name in ("bare", "packages", "source"))
+        home, packages = (Path(scratch) / name for name in ("bare", "packages"))
         session.run(sys.executable, "-m", "venv", "--without-pip", str(home), external=True)
         # The required packages by links to the shared ones: torch again would take a gigabyte.
         run(session, "python", "-m", "tests.bare", str(packages), str(home))
-        # A copy, because setuptools would pack what an earlier build left in ./build.
-        for package in ("hq", "harness"):
-            shutil.copytree(ROOT / package, source / package)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copyfile(ROOT / name, source / name)
+        # The wheel is built from the unpacked sdist, so it has nothing that the sdist lacks.
+        shutil.rmtree(DIST, ignore_errors=True)
+        run(session, "python", "-m", "build", "--no-isolation", "--outdir", str(DIST), str(ROOT))
         # Nothing can be downloaded, so pip fails if `dependencies` requires more than the links.
-        python = str(home / BIN.name / "python")
-        offline = ("--no-index", "--no-build-isolation", "--no-cache-dir")
-        install = ("-m", "pip", "--python", python, "install", "--quiet", *offline, str(source))
+        python, wheel = str(home / BIN.name / "python"), str(next(DIST.glob("*.whl")))
+        install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-index", wheel)
         run(session, "python", *install)
         session.env["HQ_BARE"] = python
         run(session, "pytest", "tests/harness/test_bare_install.py", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Test the core with the lowest versions that pyproject.toml allows (.ci/lowest.txt)."""
+    shared(session)
+    python = str(ROOT / ".nox" / "lowest" / BIN.name / "python")
+    # uv, because pip searches the old releases for many minutes.
+    run(session, "uv", "venv", "--quiet", "--clear", str(ROOT / ".nox" / "lowest"))
+    install = ("uv", "pip", "install", "--quiet", "--python", python, "-c", str(LOWEST))
+    run(session, *install, "-e", f".[{','.join(LOWEST_EXTRAS)}]")
+    session.env["OMP_NUM_THREADS"] = "1"
+    # Old releases warn about each other.
+    options = ("-W", "default", *(session.posargs or LOWEST_TESTS))
+    session.run(python, "-m", "pytest", *options, external=True)
 
 
 @nox.session

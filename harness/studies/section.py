@@ -22,7 +22,7 @@ def checked(kind: type[S], values: Mapping[str, object], where: str) -> S:
 
 
 class Section(BaseModel):
-    """An immutable section, without unknown keys; docstrings of its fields describe its keys."""
+    """An immutable section, without unknown keys. The text below a key is its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

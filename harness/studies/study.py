@@ -33,42 +33,42 @@ class ScenarioSection(Section):
     """The scenario, and the options of its loader of questions."""
 
     name: str = "facts"
-    """What is asked: see `hq list scenarios`."""
+    """Name of the scenario: `hq list scenarios`."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Options of the scenario. `source` is its question file, if it reads one."""
+    """Options of its loader of questions, such as `source`, a file or hub id, and `limit`."""
 
 
 class PromptSection(Section):
     """The form of prompts."""
 
     form: str = "chat"
-    """chat, for instruction-tuned models; or few-shot, which suits base models and small ones."""
+    """`chat` (the chat template of the model) or `few-shot`."""
     shots: tuple[tuple[str, str], ...] = ()
-    """Pairs of question and answer before the question, for few-shot; if empty, four of hq's."""
+    """(question, answer) pairs for `few-shot`; default: four general ones."""
 
 
 class SamplingSection(Section):
     """Number of responses per question, settings of the sampler, and number of pairs."""
 
     responses: Annotated[int, Field(ge=1)] = 10
-    """Responses per question. A question becomes a sample if all are right or all are wrong."""
+    """Responses per question; a question is kept if all of them are right, or all wrong."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Temperature; at a lower one more questions are answered consistently. 0 is greedy."""
+    """Temperature of sampling; 0 is greedy."""
     top_k: Annotated[int, Field(ge=0)] = 50
-    """Number of the most probable tokens that are drawn from; 0 for all."""
+    """Number of most likely tokens that are sampled from; 0 for all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Probability of the smallest set of tokens that is drawn from (nucleus sampling)."""
+    """Probability mass of the most likely tokens that are sampled from."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
-    """Longest response, in tokens; a longer one is cut, and not judged."""
+    """The largest length of a response, in tokens; one that is cut off is set aside."""
     quota: Annotated[int, Field(ge=1)] = 1000
-    """Pairs of a right and a hallucinated answer; sampling ends when there are so many."""
+    """Pairs of a right and a hallucinated answer; sampling stops when there are as many."""
     balance: Balance = "answer"
-    """What a pair shares: answer (relation and given answer), or text (relation, and how well its
-    texts predict the label: propensity matching), for answers that rarely repeat."""
+    """What a pair shares. `answer`: relation and given answer. `text`: relation, and how well its
+    texts predict the label (propensity matching), for answers that rarely repeat."""
     judge: str = "rules"
-    """What decides whether a response is right: see `hq list judges`."""
+    """Judge of the responses: `hq list judges`."""
     sampler: Literal["torch", "llamacpp"] = "torch"
-    """What samples responses: torch (at fp16), or llamacpp (at gguf-q8_0)."""
+    """What samples the responses: torch at FP16, or llama.cpp at Q8_0."""
 
     def settings(self, seed: int) -> Sampling:
         """Return the settings of the sampler."""
@@ -86,9 +86,9 @@ class ReserveSection(Section):
     """Shares of the questions that never become samples."""
 
     calibration: Fraction = 0.03
-    """Share for the texts on which quantizers calibrate."""
+    """Share of the questions that are texts for quantizers."""
     held_out: Fraction = 0.03
-    """Share for the text of perplexity and KL, and for the costs of sweeps."""
+    """Share of the questions for perplexity and KL, and for the costs of sweeps."""
 
     @model_validator(mode="after")
     def _leaves_questions(self) -> Self:
@@ -101,19 +101,20 @@ class IdentifySection(Section):
     """Settings of CETT and the fit of the probe."""
 
     cett: Literal["sum", "output"] = "sum"
-    """Denominator of CETT: sum (of all contributions), or output (norm of the FFN's output)."""
+    """Denominator of CETT: the sum of contributions, or the norm of the layer's output."""
     tokens: Span = "answer"
-    """Tokens at which neurons are read: answer, prompt (the last prompt token) or other."""
+    """Tokens of CETT: the answer, the last token of the prompt, or all other tokens."""
     labels: Literal["1-vs-1", "3-vs-1"] = "1-vs-1"
-    """1-vs-1: tokens of hallucinated against right answers; 3-vs-1: against all other tokens."""
+    """`1-vs-1`: hallucinated against right answers. `3-vs-1`: the other tokens of all answers also
+    count as not hallucinated."""
     folds: Annotated[int, Field(ge=3)] = 5
     """Outer folds, and inner folds to choose C."""
     repeats: Annotated[int, Field(ge=1)] = 3
     """Repeats of the inner cross-validation."""
     max_fraction: Fraction = 1e-3
-    """Largest share of all neurons that may have a non-zero weight."""
+    """The largest share of all neurons that may have a weight."""
     storage: StorageType = "float32"
-    """Type of stored traces; float16 would hold neither contributions nor most shares."""
+    """Type of stored traces."""
 
     @field_validator("labels")
     @classmethod
@@ -143,24 +144,24 @@ class CompareSection(Section):
     """Controls, and held-out text for perplexity and KL."""
 
     draws: Annotated[int, Field(ge=2)] = 20
-    """Draws of random neurons, and of neurons of the same layers and magnitudes."""
+    """Draws of random and of matched neurons."""
     text: str = ""
-    """File of plain text; if empty, held-out questions with true answers."""
+    """File of plain text for perplexity and KL; default: held-out questions with right answers."""
     text_tokens: Annotated[int, Field(ge=16)] = 1024
-    """Tokens of that text that are used."""
+    """Tokens of this text."""
 
 
 class PackSection(Section):
     """Settings of the quantizers that make GPTQ and AWQ checkpoints."""
 
     group_size: Annotated[int, Field(ge=0)] = 0
-    """Weights that share a scale; 0: 128 if all widths are multiples of it, else 64."""
+    """Weights per scale; 0 is 128 if all widths are multiples of it, else 64."""
     desc_act: bool = False
-    """Whether columns are quantized in order of activation; only for GPTQ."""
+    """Quantize columns in order of activation; only for GPTQ."""
     sym: bool = True
-    """Whether codes are symmetric about zero; AWQ is always asymmetric."""
+    """Symmetric codes; AWQ is always asymmetric."""
     texts: Annotated[int, Field(ge=1)] = 128
-    """Number of calibration texts: reserved questions with answers."""
+    """Number of texts for calibration: reserved questions with right answers."""
     text: str = ""
     """File of plain text to calibrate on instead."""
     makings: Annotated[int, Field(ge=1)] = 1
@@ -171,17 +172,15 @@ class Study(Section):
     """One study: a model, precisions, questions, and settings of every step."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "study"
-    """Name of the study: its tables are in runs/NAME."""
+    """Name of the study, and of its folder in `runs/`."""
     model: str = "smollm2"
-    """A checkpoint folder, a GGUF file, a hub id, or a model in a package: smollm2, gemma3-270m."""
+    """A checkpoint folder, a GGUF file, a hub id, or the name of a packaged model."""
     precisions: tuple[str, ...] = (REFERENCE, "nf4")
-    """Precisions to evaluate, fp16 first: see `hq list precisions`."""
+    """Precisions to compare; `fp16` is always included. `hq list precisions` shows all."""
     seed: Seed = 0
-    """Seed of all random numbers."""
+    """Seed of questions, samples, folds and draws."""
     device: Literal["cpu", "cuda"] | None = None
-    """cpu or cuda; if it is not set, cuda where torch finds it."""
-    experiment: str = "detect"
-    """The experiment that `hq run` runs: see `hq list experiments`."""
+    """Where the model runs; default: CUDA if there is a GPU."""
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
@@ -190,7 +189,9 @@ class Study(Section):
     compare: CompareSection = CompareSection()
     pack: PackSection = PackSection()
     checkpoints: dict[str, str] = Field(default_factory=dict)
-    """Existing packed checkpoints of the model, by precision: gptq-4 = "folder or hub id"."""
+    """Existing packed checkpoints of the model, by precision."""
+    experiment: str = "detect"
+    """Experiment that `hq run` runs."""
     sections: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Sections of experiments, by their names, as in the file."""
 
