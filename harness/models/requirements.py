@@ -17,7 +17,7 @@ EXTRAS = {
     "llama": ("llama-cpp-python", "gguf"),
     "report": ("matplotlib",),
     "serve": ("fastapi", "jinja2", "llguidance", "prometheus-client", "uvicorn"),
-    "torchao": ("torchao",),
+    "torchao": ("torch", "torchao"),
 }
 """The packages of each extra of pyproject.toml."""
 
