@@ -72,7 +72,7 @@ def push_command(
 def _require_id(option: str, value: str) -> None:
     """Raises HQError if a value is given and is no id of a repository."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if not value:
         return

@@ -71,11 +71,11 @@ def measured_in(tables: Mapping[str, Any]) -> list[Measured]:
 
 def _measured(row: Mapping[str, Any], keys: Sequence[str]) -> Measured:
     named = {key: str(row[key]) for key in ("precision", *keys)}
-    bounds = row.get("auroc_low"), row.get("auroc_high")
+    low, high = row.get("auroc_low"), row.get("auroc_high")
     return Measured(
         named,
         row["auroc"],
-        None if None in bounds else bounds,
+        None if low is None or high is None else (low, high),
         row["n"],
         row.get("units", row.get("entities")),
         row.get("seed"),

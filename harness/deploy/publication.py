@@ -88,7 +88,7 @@ class Publication:
         """
         from huggingface_hub import CommitOperationAdd, HfApi, get_token
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its client
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         if get_token() is None:
             raise HQError(
