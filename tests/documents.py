@@ -29,9 +29,10 @@ def prose(page: str) -> str:
 
 
 def shell_lines(page: str) -> list[str]:
-    """The lines of indented and of fenced code, continued lines joined, without comments."""
+    """The first commands of the lines of code, continued lines joined, without comments."""
     text = text_of(page)
     code = "\n".join(blocks(page, "bash") + blocks(page, "yaml") + blocks(page, ""))
     indented = re.findall(r"^ {4}(\S.*)$", _FENCE.sub("", text.replace("\\\n", " ")), re.MULTILINE)
     lines = [*indented, *code.replace("\\\n", " ").splitlines()]
-    return [re.sub(r"\s+#.*$", "", line.strip().removeprefix("- run: ")) for line in lines]
+    stripped = (line.strip().removeprefix("- run: ") for line in lines)
+    return [re.split(r"\s+(?:#|\|\|?|&&|>)(?:\s|$)", line)[0] for line in stripped]

@@ -55,10 +55,13 @@ def test_a_command_is_described_with_all_its_options(name):
 
 
 def test_a_parameter_has_its_default_and_limits():
-    found = {row[0]: row[1:] for row in rows(CLI)}
+    of_bundle = CLI.split("### hq bundle make\n")[1].split("\n##")[0]
+    found = {row[0]: row[1:] for row in rows(of_bundle)}
     assert found["`--threads`"][:2] == ["`integer ≥ 1`", "`2`"]
-    assert found["`--against`"][1] == "required" or "original" in found["`--against`"][2]
-    assert found["`--set`"][0] == "`text, repeatable`"
+    assert found["`--into`"][:2] == ["`path`", "required"]
+    assert found["`--scorer`"][0] == "`h-neurons or combined`"
+    of_run = CLI.split("## hq run\n")[1].split("\n##")[0]
+    assert {row[0]: row[1] for row in rows(of_run)}["`--set`"] == "`text, repeatable`"
 
 
 def sections():

@@ -29,12 +29,14 @@ def test_the_gate_in_ci_as_the_tutorial_types_it(tiny_study, finished, hq, tmp_p
     assert ["check", "runs/mine", "--against", "results/mine", "--accept"] in typed
     for words in typed:
         outcome = hq(*words)
-        assert outcome.code == 0, (words, outcome)
+        is_verdict = words[0] == "check" and "--accept" not in words
+        # So few samples can be too few to rule the margin out.
+        assert outcome.code in ((0, 5) if is_verdict else (0,)), (words, outcome)
     assert Path("results/mine/tolerances.toml").is_file()
     table = Path("runs/mine/detection.csv")
     changed = re.sub(r",0\.\d+", ",0.001", table.read_text(encoding="utf-8"))
     table.write_text(changed, encoding="utf-8")
-    assert hq(*typed[3]).code != 0  # a number regressed
+    assert hq(*typed[3]).code not in (0, 5)
 
 
 def test_one_stage_at_a_time_as_the_page_types_it(tiny_study, finished, hq):
