@@ -1,5 +1,7 @@
 """The file tolerances.toml: the tolerance of each column, and what a gate must rule out.
 
+    by_processor = ["int8"]           # precisions whose numbers depend on the processor
+
     [gate]
     margin = 0.02                     # a loss of this size must not pass
     column = "detection.auroc"        # of this number
@@ -16,7 +18,9 @@
     auroc = {half_widths = 0.1, other_samples = 0.5, worse = "lower"}
 
 A text-valued key of a table, such as `reason`, `means` or `rows`, is the default of its columns.
-Without [gate], no verdict is "inconclusive".
+Without [gate], no verdict is "inconclusive". Numbers of the precisions `by_processor` differ between
+processors more than by rounding, because their kernels round activations to 8 bits, so they are
+compared as if the samples were others, with `other_samples`.
 """
 
 import tomllib
@@ -76,6 +80,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     gate: Gate | None = None
+    by_processor: tuple[str, ...] = ()
     tolerances: dict[str, dict[str, Tolerance]]
 
 
@@ -108,10 +113,9 @@ def read_limits(folder: Path, tables: Collection[str] | None = None) -> Limits:
 def parse_limits(text: str) -> Limits:
     """Return the content of tolerances.toml. Raises as `tomllib` and pydantic."""
     parsed = tomllib.loads(text)
-    gate = parsed.pop("gate", None)
-    return Limits.model_validate(
-        {"gate": gate, "tolerances": {n: _with_defaults(t) for n, t in parsed.items()}}
-    )
+    whole = {key: parsed.pop(key) for key in ("gate", "by_processor") if key in parsed}
+    tolerances = {name: _with_defaults(table) for name, table in parsed.items()}
+    return Limits.model_validate(whole | {"tolerances": tolerances})
 
 
 def _with_defaults(table: Any) -> Any:

@@ -150,7 +150,7 @@ def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared
         if columns and name not in new.keys:
             found.append(Uncompared(name, "", "", f"{run} was written before hq had this table"))
         elif columns:
-            sides = _Sides(name, keys, run, against)
+            sides = _Sides(name, keys, run, against, limits.by_processor)
             found += sides.compared(columns, asked, same_samples, committed)
     return Compared(
         [d for d in found if isinstance(d, Difference)],
@@ -184,6 +184,7 @@ class _Sides:
     keys: list[str]
     run: Path
     against: Path
+    by_processor: Collection[str]
 
     def compared(
         self,
@@ -202,11 +203,12 @@ class _Sides:
                 continue
             key = self._key(before)
             row = " ".join(map(str, key))
+            same = same_samples and group not in self.by_processor
             for column, tolerance in columns.items():
                 if tolerance.covers(key):
                     committed.add(group)
                     after = rows.get(key)
-                    cell = self._cell(row, group, column, tolerance, before, after, same_samples)
+                    cell = self._cell(row, group, column, tolerance, before, after, same)
                     yield from cell
 
     def _key(self, row: Values) -> tuple[object, ...]:

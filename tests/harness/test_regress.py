@@ -377,3 +377,17 @@ def test_rows_that_a_precision_no_longer_has_do_not_stay(run, tmp_path):
     accept(part, results)
     assert read_table(results, "alarms")["precision"].to_list() == ["fp16", "int8"]
     assert read_table(results, "controls")["precision"].to_list() == ["fp16", "int8", "nf4"]
+
+
+def test_numbers_of_a_processor_are_compared_as_if_the_samples_were_others(run, tmp_path):
+    same = '{"provenance": {"samples": "0"}}'
+    precisions = ("fp16", "int8")
+    accept(run("a", precisions=precisions, neurons=same), tmp_path / "results")
+    path = tmp_path / "results" / "tolerances.toml"
+    columns = "[detection]\nauroc = {half_widths = 0.1, other_samples = 0.5}\n"
+    path.write_text('by_processor = ["int8"]\n' + columns, encoding="utf-8")
+    fallen = run("low", 0.77, precisions=precisions, neurons=same)
+    regressed = {d.row: d.regressed for d in compare(fallen, tmp_path / "results")}
+    assert regressed == {"fp16": True, "int8": False}
+    path.write_text(columns, encoding="utf-8")
+    assert all(d.regressed for d in compare(fallen, tmp_path / "results"))
