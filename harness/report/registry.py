@@ -1,0 +1,17 @@
+"""Builders of reports, by kind of experiment.
+
+An experiment of another package registers its builder by an entry point in the group `hq.reports`,
+under the name of the experiment. Those of hq are registered in `harness.experiments`. A kind without
+a builder gets the report of `harness.report.generic`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from harness.report.page import Part
+from harness.report.run import RunFolder
+from hq.registry import Registry
+
+Builder = Callable[[RunFolder, Sequence[RunFolder]], Part]
+"""Makes the part of a page from a run, and from the other runs that were given with it."""
+
+REPORTS: Registry[Builder] = Registry("report", "hq.reports")
