@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from harness.report.charts.forest import Look, forest
+from harness.report.charts.forest import Look, forest, points_of
 from harness.report.charts.style import BLUE
 from harness.report.grids import grid, value_text
 from harness.report.page import Block, Column, Facts, Figure, Grid, Part, Prose, Section
@@ -39,13 +39,7 @@ def forests(run: RunFolder, table: str) -> list[Figure]:
     names = pl.concat_str([pl.col(k).cast(pl.String) for k in keys], separator=" · ")
     figures = []
     for column in run.estimates(table)[:_PANELS]:
-        points = frame.select(
-            names.alias("row"),
-            pl.lit(column).alias("series"),
-            pl.col(column).cast(pl.Float64).alias("value"),
-            pl.col(f"{column}_low").cast(pl.Float64).alias("low"),
-            pl.col(f"{column}_high").cast(pl.Float64).alias("high"),
-        ).filter(pl.col("value").is_not_null())
+        points = points_of(frame, column, names, pl.lit(column))
         if not points.height:
             continue
         ordered = points.sort("value")

@@ -88,8 +88,10 @@ def value_text(value: object, digits: int | None = None) -> str:
     return text_of(value) if isinstance(value, int) else unmarked(str(value))
 
 
-def of_frame(title: str, frame: pl.DataFrame, source: str, most: int = 200) -> Grid:
-    """Return the data of a figure as a table."""
+def of_frame(
+    title: str, frame: pl.DataFrame, source: str, most: int = 200, folded: bool = True
+) -> Grid:
+    """Return data that are no table of a run, such as those of a figure, as a table."""
     kept = frame.head(most)
     digits = [_digits(kept[c]) if t.is_float() else None for c, t in kept.schema.items()]
     rows = [
@@ -98,7 +100,7 @@ def of_frame(title: str, frame: pl.DataFrame, source: str, most: int = 200) -> G
     columns = [Column(c, "", not t.is_numeric()) for c, t in frame.schema.items()]
     more = frame.height - kept.height
     note = f"The first {kept.height} of {frame.height} rows." if more else ""
-    return Grid(title, columns, rows, (), source, True, note)
+    return Grid(title, columns, rows, (), source, folded, note)
 
 
 def legend(columns: Sequence[Column]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import polars as pl
 from harness.experiments.detect import report_scores
 from harness.experiments.detect.tables import MARGIN
 from harness.report.charts.detection import auroc_points, aurocs
-from harness.report.charts.forest import Look, forest
+from harness.report.charts.forest import Look, forest, points_of
 from harness.report.charts.neurons import error_map, layer_bars, pareto
 from harness.report.charts.scores import alarm_panels
 from harness.report.charts.style import BLUE, GREEN, GREY, PURPLE, TICK, VERMILION
@@ -353,13 +353,8 @@ def _fidelity(run: RunFolder) -> Section:
     }
     blocks: list[Block] = []
     if rows.height:
-        points = rows.filter(pl.col("group").is_in(list(looks))).select(
-            pl.col("precision").alias("row"),
-            pl.col("group").alias("series"),
-            pl.col("relative_error").alias("value"),
-            pl.col("relative_error_low").alias("low"),
-            pl.col("relative_error_high").alias("high"),
-        )
+        drawn = rows.filter(pl.col("group").is_in(list(looks)))
+        points = points_of(drawn, "relative_error", pl.col("precision"), pl.col("group"))
         kinds = [f"{kind}: {listed(code(fidelity(run.tables, kind)))}" for kind in ("more", "less")]
         blocks.append(
             Figure(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from harness.report.charts.forest import Look, forest
+from harness.report.charts.forest import Look, forest, points_of
 from harness.report.charts.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from harness.report.page import Figure, Part, Section
 from harness.report.run import REFERENCE, RunFolder
@@ -35,13 +35,7 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
         else f"The highest is that of `{best}`: {t.estimate('tokens', 'auroc', **of_best)}, "
         f"{t.estimate('tokens', 'auroc_minus_mean', signed=True, **of_best)} from the mean's."
     )
-    points = run.frame("tokens").select(
-        pl.col("precision").alias("row"),
-        pl.col("reduction").alias("series"),
-        pl.col("auroc").alias("value"),
-        pl.col("auroc_low").alias("low"),
-        pl.col("auroc_high").alias("high"),
-    )
+    points = points_of(run.frame("tokens"), "auroc", pl.col("precision"), pl.col("reduction"))
     figure = Figure(
         "AUROC of one number per answer, from its token scores",
         "By the frozen FP16 probes, out of fold. `mean` is the score of the answer, because scores "

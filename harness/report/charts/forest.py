@@ -19,6 +19,17 @@ class Look(NamedTuple):
     filled: bool = True
 
 
+def points_of(frame: pl.DataFrame, column: str, row: pl.Expr, series: pl.Expr) -> pl.DataFrame:
+    """Return row, series, value, low and high of an estimate, without empty cells."""
+    return frame.select(
+        row.cast(pl.String).alias("row"),
+        series.cast(pl.String).alias("series"),
+        pl.col(column).cast(pl.Float64).alias("value"),
+        pl.col(f"{column}_low").cast(pl.Float64).alias("low"),
+        pl.col(f"{column}_high").cast(pl.Float64).alias("high"),
+    ).filter(pl.col("value").is_not_null())
+
+
 def forest(
     points: pl.DataFrame,
     looks: Mapping[str, Look],

@@ -26,6 +26,7 @@ _DROPPED = re.compile(
 _EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
 _CLIP = re.compile(r'(id="|url\(#)(clip\d+)')
 _GROUP = re.compile(r"<g></g>|<defs></defs>")
+_TAG = re.compile(r"<[^>]+>")
 _ROUNDED = re.compile(r"(-?\d+\.\d{2})\d+")
 
 
@@ -83,7 +84,9 @@ def to_svg(chart: alt.TopLevelMixin, prefix: str = "") -> str:
     def renamed(match: re.Match[str]) -> str:
         return f"{match[1]}{prefix}clip{numbers.setdefault(match[2], len(numbers))}"
 
-    return _ROUNDED.sub(r"\1", _CLIP.sub(renamed, text)) + "\n"
+    # Coordinates only: numbers of the text stay as they are.
+    text = _TAG.sub(lambda tag: _ROUNDED.sub(r"\1", tag[0]), text)
+    return _CLIP.sub(renamed, text) + "\n"
 
 
 def save(chart: alt.TopLevelMixin, path: Path, suffix: str) -> None:
