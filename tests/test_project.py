@@ -65,7 +65,7 @@ def test_nox_sessions_are_in_the_readme_or_ci_and_explain_themselves():
 
 
 SLOW_TO_IMPORT = (  # by seconds: torch, transformers; by tenths of one: the others
-    *("bitsandbytes", "fastapi", "gguf", "huggingface_hub", "llama_cpp", "matplotlib", "numba"),
+    *("altair", "bitsandbytes", "fastapi", "gguf", "huggingface_hub", "llama_cpp", "numba"),
     *("safetensors", "scipy", "skglm", "sklearn", "tokenizers", "torch", "torchao", "transformers"),
 )
 NOT_IN_THE_LIBRARY = ("harness", "httpx", "numpy", "polars", "psutil", "pydantic", "rich", "typer")

@@ -46,7 +46,6 @@ def report_command(
     `hq report runs/smollm2-knowledge runs/smollm2-knowledge-tokens`, and
     `hq report --compare results/smollm2-knowledge runs/smollm2-knowledge`.
     """
-    import harness.experiments  # registers the reports of its experiments
     from harness.report.build import write_report
 
     if compare:

@@ -1,11 +1,10 @@
 """Kinds of experiments, one folder each, with its nodes, tables and summary.
 
 Stages that several experiments share are in `harness.stages`. An experiment is imported when it is
-used, because stages import torch; its report, in the module `report` of its folder, needs no torch.
+used, because stages import torch.
 """
 
 from harness.experiments.base import EXPERIMENTS
-from harness.report.registry import REPORTS
 
 for _name, _class in {
     "detect": "DetectExperiment",
@@ -21,6 +20,5 @@ for _name, _class in {
     "tokens": "TokensExperiment",
 }.items():
     EXPERIMENTS.add_named(_name, f"{__name__}.{_name}.experiment:{_class}")
-    REPORTS.add_named(_name, f"{__name__}.{_name}.report:report")
 
-__all__ = ["EXPERIMENTS", "REPORTS"]
+__all__ = ["EXPERIMENTS"]

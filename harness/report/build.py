@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import polars as pl
+
 from harness.report.page import Part, Report, RunReport
 from harness.report.registry import REPORTS
 from harness.report.run import RunFolder, read_runs, require_one_model
@@ -83,7 +85,13 @@ def _run_report(run: RunFolder, others: Sequence[RunFolder]) -> RunReport:
     from harness.report import generic
 
     builder = REPORTS[run.kind] if run.kind in REPORTS else generic.report
-    part = builder(run, others)
+    try:
+        part = builder(run, others)
+    except pl.exceptions.ColumnNotFoundError as error:
+        raise HQError(
+            f"A table in {run.path} lacks a column ({str(error).splitlines()[0]}): it was written "
+            "by another version of hq, so run the experiment again."
+        ) from error
     sections = [*part.sections]
     if builder is not generic.report:
         sections.append(generic.every_table(run))

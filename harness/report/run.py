@@ -85,8 +85,13 @@ class RunFolder:
         self._tables = results.tables
         self.tables = TracedTables(path)
         self._frames: dict[str, pl.DataFrame] = {}
-        for name in self._tables:
-            self.frame(name)  # an unreadable table is an error before anything is drawn
+        for name, table in self._tables.items():  # before anything is drawn
+            lacking = [column for column in table.columns if column not in self.frame(name).columns]
+            if lacking:
+                raise HQError(
+                    f"{path / name}.csv lacks the column {lacking[0]!r} that {RESULTS_FILE} "
+                    "describes: write both files in one run."
+                )
 
     @property
     def names(self) -> list[str]:

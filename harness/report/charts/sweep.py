@@ -31,6 +31,8 @@ def curves(run: Path) -> alt.TopLevelMixin:
         pl.col("rate_high").alias("high"),
     )
     points = points.join(shapes, on=["scenario", "precision"], how="left", maintain_order="left")
+    is_first = pl.int_range(pl.len()).over("scenario", "precision") == 0  # the note is drawn once
+    points = points.with_columns(note=pl.when(is_first).then("note").otherwise(pl.lit("")))
     rows = [
         _row(points.filter(scenario=scenario), precisions, scenario, side)
         for scenario in scenarios
