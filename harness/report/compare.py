@@ -95,20 +95,19 @@ def paired_changes(a: RunFolder, b: RunFolder) -> Iterator[Change]:
     assert a.scores is not None
     assert b.scores is not None
     for precision in a.scores["precision"].unique(maintain_order=True):
-        before, after = (
-            s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores)
-        )
+        before, after = (s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores))
         if before["sample"].to_list() != after["sample"].to_list():
             continue
         old, new = (s["score"].to_numpy() for s in (before, after))
         y, units, folds = (before[c].to_numpy() for c in ("hallucinated", "unit", "fold"))
         estimate = estimate_auroc_difference(new, old, y.astype(int), units, folds)
-        values = [auroc(scores, y.astype(int), folds) for scores in (old, new)]
+        was, now = (auroc(scores, y.astype(int), folds) for scores in (old, new))
         yield Change(
             "detection",
             precision,
             "auroc",
-            *values,
+            was,
+            now,
             estimate.value,
             estimate.low,
             estimate.high,
@@ -177,7 +176,8 @@ def _answer(
         worst = max(shown, key=lambda c: abs(c.change))
         text = (
             f"`{label}` changed from A to B in {len(shown)} of {len(main)} rows "
-            f"({listed(code([c.row for c in shown]))}; most in `{worst.row}`: **{_change(worst)}**)."
+            f"({listed(code([c.row for c in shown]))}; most in `{worst.row}`: "
+            f"**{_change(worst)}**)."
         )
     else:
         widest = max(main, key=lambda c: c.high - c.low)
@@ -243,7 +243,9 @@ def _main(a: RunFolder, b: RunFolder, changes: Sequence[Change]) -> PageSection:
     )
     blocks: list[Block] = [figure, _grid("Change by row", changes, folded=False)]
     blocks += _of_samples(a, b) if first.paired else []
-    return PageSection(f"{first.table}: {first.column}", blocks, f"`{first.table}.csv` of both runs")
+    return PageSection(
+        f"{first.table}: {first.column}", blocks, f"`{first.table}.csv` of both runs"
+    )
 
 
 def _of_samples(a: RunFolder, b: RunFolder) -> list[Block]:
@@ -252,9 +254,7 @@ def _of_samples(a: RunFolder, b: RunFolder) -> list[Block]:
     assert b.scores is not None
     items = []
     for precision in a.scores["precision"].unique(maintain_order=True):
-        before, after = (
-            s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores)
-        )
+        before, after = (s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores))
         if before["sample"].to_list() != after["sample"].to_list():
             continue
         units = before["unit"].to_numpy()
@@ -277,8 +277,10 @@ def _estimates(changes: Sequence[Change]) -> PageSection:
     if not changes:
         return PageSection(title, [Prose("The runs have no other estimate in common.", "absent")])
     text = (
-        "Estimates whose interval of the difference excludes 0, the largest change for its interval "
-        "first. They are many comparisons at once, so about one in twenty of all is here by chance. "
+        "Estimates whose interval of the difference excludes 0, the largest change for its "
+        "interval "
+        "first. They are many comparisons at once, so about one in twenty of all is here by "
+        "chance. "
         "Ranges of draws of neurons are treated as intervals."
         if shown
         else "No interval of a difference excludes 0."
@@ -368,7 +370,11 @@ def _origins(a: RunFolder, b: RunFolder) -> PageSection:
     found = [unmarked(text) for text in differences(facts[0], facts[1])]
     items = [f"{text}." for text in found[:_MOST_FACTS]]
     if not found:
-        return PageSection("Provenance", [Prose("Model, definition and packages are equal.", "note")])
+        return PageSection(
+            "Provenance", [Prose("Model, definition and packages are equal.", "note")]
+        )
     more = f" The first {_MOST_FACTS} of {len(found)}." if len(found) > _MOST_FACTS else ""
     text = f"In B, compared with A:{more}"
-    return PageSection("Provenance", [Prose(text), Bullets(items)], "`provenance.json` of both runs")
+    return PageSection(
+        "Provenance", [Prose(text), Bullets(items)], "`provenance.json` of both runs"
+    )

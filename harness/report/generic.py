@@ -16,7 +16,7 @@ _MOST = 40  # rows of a forest plot
 _PANELS = 4  # forest plots of a table
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the report of a run of an experiment without a builder of its own."""
     shown = [name for name in run.names if run.has(name)]
     counts = listed([f"`{name}` ({run.frame(name).height} rows)" for name in shown])

@@ -42,7 +42,7 @@ def to_page(report: Report) -> str:
         "anchor": anchor,
         "kind": lambda block: type(block).__name__.lower(),
         "svg": lambda figure: _drawing(figure, next(drawn)),
-        "data": lambda figure: of_frame("Data of this figure", figure.data, figure.source),
+        "data": lambda figure: of_frame(f"Data of {figure.title}", figure.data, figure.source),
         "legend": lambda grid: legend(grid.columns),
         "origin": _origin,
         "embedded": embedded,
@@ -54,7 +54,10 @@ def to_page(report: Report) -> str:
         f"style-src {_digest(style)}; script-src {_digest(script)}"
     )
     return environment.get_template("page.html.j2").render(
-        report=report, style=Markup(style), script=Markup(script), policy=policy  # noqa: S704
+        report=report,
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        policy=policy,
     )
 
 

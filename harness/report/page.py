@@ -4,14 +4,11 @@ Text is inline Markdown (`code`, **strong**, links to `#anchors`). Numbers in it
 cells of CSV files by `harness.report.traced`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import polars as pl
-
-if TYPE_CHECKING:  # it takes a second to import
-    import altair as alt
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,8 @@ class Figure:
     title: str
     alt: str
     """What the chart shows, with its main numbers, for readers who do not see it."""
-    chart: "alt.TopLevelMixin"
+    chart: Any
+    """An Altair chart, which this module does not import."""
     data: pl.DataFrame
     source: str
     """The files and columns that the data are from."""
@@ -140,4 +138,3 @@ class Report:
 
     title: str
     runs: Sequence[RunReport]
-    facts: Mapping[str, Any] = field(default_factory=dict)

@@ -145,7 +145,8 @@ class RunFolder:
         path = self.path / NEURONS_FILE
         if not path.is_file():
             return None
-        return _json(path).get("provenance", {}).get("samples")
+        digest = _json(path).get("provenance", {}).get("samples")
+        return None if digest is None else str(digest)
 
     @cached_property
     def samples(self) -> list[RunSample] | None:

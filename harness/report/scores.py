@@ -65,7 +65,7 @@ def reliability(scores: pl.DataFrame) -> pl.DataFrame:
         )
     schema = ["predicted", "observed", "low", "high", "answers"]
     return pl.DataFrame(
-        rows, schema={c: pl.Float64 for c in schema[:4]} | {"answers": pl.Int64}, orient="row"
+        rows, schema=dict.fromkeys(schema[:4], pl.Float64) | {"answers": pl.Int64}, orient="row"
     )
 
 

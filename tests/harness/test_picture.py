@@ -11,7 +11,6 @@ from harness.report.picture import draw
 from hq.probe.text import TEXT_CONTROLS
 from tests.detect_runs import CONTROLS, PRECISIONS, write_run
 
-
 pytest.importorskip("altair")
 
 

@@ -353,8 +353,10 @@ def test_a_browser_has_each_sample_with_its_scores_and_tokens(with_scores, tmp_p
     assert rows == min(50, len(folder.samples))
     first = scores["fp16", folder.samples[0].id]
     flagged = first["score"] >= first["threshold"]
-    kind = "correct" if flagged == folder.samples[0].hallucinated else (
-        "false alarm" if flagged else "missed"
+    kind = (
+        "correct"
+        if flagged == folder.samples[0].hallucinated
+        else ("false alarm" if flagged else "missed")
     )
     assert re.search(r'class="kind" data-kind="([^"]+)"', page.source)[1] == kind
 

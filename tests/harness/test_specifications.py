@@ -18,9 +18,9 @@ from harness.experiments.specifications.partitions import (
     text_aurocs,
 )
 from harness.experiments.specifications.tables import TABLES
+from harness.report.picture import draw
 from harness.stages.samples import Sample
 from harness.tables.files import read_table
-from harness.report.picture import draw
 from hq.errors import HQError
 
 SETTINGS = ("sizes=[3,8]", "seeds=1", "halves=1", "splits=4", "frequency_splits=2")

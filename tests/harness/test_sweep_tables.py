@@ -10,9 +10,9 @@ from harness.experiments.sweep.tables import TABLES
 from harness.experiments.sweep.transfer import Target, transfer
 from harness.experiments.sweep.trials import near_the_decision, unrelated
 from harness.judges.base import Question
+from harness.report.picture import draw
 from harness.scenarios.base import Trial, TrialOutcome
 from harness.tables.files import frame_of
-from harness.report.picture import draw
 from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet

@@ -9,6 +9,7 @@ from harness.report.charts.style import BLUE, GREEN, VERMILION
 from harness.report.grids import grid
 from harness.report.page import Figure, Part, Section
 from harness.report.run import RunFolder
+from harness.tables.readme_cells import Cells
 
 _LOOKS = {
     "on its own samples": Look(BLUE, "circle"),
@@ -18,21 +19,22 @@ _LOOKS = {
 _COLUMNS = dict(zip(("auroc", "auroc_held_out", "auroc_cross"), _LOOKS, strict=True))
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of conditions."""
     t = run.tables
     row = t.rows("counts")[0]
-    where = {key: row[key] for key in ("precision", "tau", "tau_cross")}
+    where: Cells = {key: row[key] for key in ("precision", "tau", "tau_cross")}
     precision = row["precision"]
     answer = (
         f"At {precision}, with thresholds of {t.number('counts', 'tau', **where)} and "
         f"{t.number('counts', 'tau_cross', **where)}, "
         f"**{t.count('counts', 'h_all', **where)} of {t.count('counts', 'h_neurons', **where)}** "
-        f"H-Neurons meet all three conditions, {t.count('counts', 'h_held_out', **where)} of them if "
+        f"H-Neurons meet all three conditions, {t.count('counts', 'h_held_out', **where)} of them "
+        "if "
         "condition 2 uses answers that did not select the neuron, and "
         f"{t.count('counts', 'h_shown', **where)} by the lower ends of the intervals."
     )
-    held = {"precision": precision}
+    held: Cells = {"precision": precision}
     second = (
         "Selection makes a neuron look better by "
         f"{t.estimate('held_out', 'optimism', signed=True, **held)} of AUROC: "

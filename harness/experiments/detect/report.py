@@ -15,7 +15,7 @@ from harness.report.grids import grid
 from harness.report.page import Block, Figure, Part, Prose, Section
 from harness.report.run import REFERENCE, RunFolder
 from harness.report.traced import traced
-from harness.tables.readme_cells import code, listed, text_of
+from harness.tables.readme_cells import Cells, code, listed, text_of
 from harness.tables.readme_findings import (
     alarms_above,
     by_verdict,
@@ -55,7 +55,7 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
 
 def _answer(run: RunFolder) -> list[str]:
     t = run.tables
-    where = {"precision": REFERENCE}
+    where: Cells = {"precision": REFERENCE}
     best = max(
         (row for row in t.rows("controls", **where) if row["control"] in _TEXTS),
         key=lambda row: float(row["auroc"]),
@@ -107,7 +107,7 @@ def _warning(run: RunFolder) -> str:
     (row,) = run.tables.rows("design")
     if not row["warning"]:
         return ""
-    spelling = {"precision": REFERENCE, "control": "text-spelling"}
+    spelling: Cells = {"precision": REFERENCE, "control": "text-spelling"}
     leak = traced(str(row["warning"]), "design.csv: warning")
     lead = run.tables.estimate("controls", "probe_minus_control", signed=True, **spelling)
     adds = run.tables.estimate("controls", "probe_adds", signed=True, **spelling)
@@ -243,7 +243,8 @@ def _change_figure(run: RunFolder, detection: pl.DataFrame) -> Figure:
     ]
     return Figure(
         "Paired change of the AUROC, with the equivalence band",
-        f"Verdicts: {'; '.join(verdicts)}. The grey band is ±{MARGIN}: a change within it counts as "
+        f"Verdicts: {'; '.join(verdicts)}. The grey band is ±{MARGIN}: a change within it counts "
+        "as "
         "negligible. A tick is the smallest true change that this study would show with 80% power.",
         forest(
             drawn,
@@ -307,8 +308,13 @@ def _neurons(run: RunFolder) -> Section:
     names = ("positive weight: H-Neurons", "negative weight")
     layers = pl.DataFrame(
         [
-            (layer, name, 1000 * sum(n.layer == layer and (n.weight > 0) == is_h for n in neurons)
-             / model["d_ff"])
+            (
+                layer,
+                name,
+                1000
+                * sum(n.layer == layer and (n.weight > 0) == is_h for n in neurons)
+                / model["d_ff"],
+            )
             for layer in range(model["n_layers"])
             for name, is_h in zip(names, (True, False), strict=True)
         ],

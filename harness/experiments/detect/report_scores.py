@@ -32,13 +32,13 @@ def sections(run: RunFolder) -> list[Section]:
         ]
     order = scores["precision"].unique(maintain_order=True).to_list()
     return [
-        Section("ROC curves", [_roc(run, scores, order)], "`scores.csv`, `samples.jsonl`"),
+        Section("ROC curves", [_roc(scores, order)], "`scores.csv`, `samples.jsonl`"),
         Section("Calibration", [_reliability(scores, order)], "`scores.csv`, `samples.jsonl`"),
         Section("Scores compared with FP16", [_scatter(scores, order)], "`scores.csv`: score"),
     ]
 
 
-def _roc(run: RunFolder, scores: pl.DataFrame, order: Sequence[str]) -> Figure:
+def _roc(scores: pl.DataFrame, order: Sequence[str]) -> Figure:
     curves = {p: roc(scores.filter(precision=p)) for p in order}
     frame = pl.concat(
         [
@@ -95,7 +95,8 @@ def _scatter(scores: pl.DataFrame, order: Sequence[str]) -> Figure | Prose:
     cells = binned(scores, REFERENCE, others)
     pairs = [agreement(scores, REFERENCE, p) for p in others]
     defined = [(p, r) for p, (r, _) in zip(others, pairs, strict=True) if r == r]
-    correlations = _extremes(*zip(*defined, strict=True), 2) if defined else "undefined"
+    names, values = [p for p, _ in defined], [r for _, r in defined]
+    correlations = _extremes(names, values, 2) if defined else "undefined"
     shifts = _extremes(others, [shift for _, shift in pairs], 2, signed=True)
     return Figure(
         "Score of each answer at FP16 and at each other precision",

@@ -10,7 +10,7 @@ from harness.report.grids import grid, of_frame
 from harness.report.page import Figure, Part, Prose, Section
 from harness.report.run import REFERENCE, RunFolder
 from harness.tables.evidence_findings import adds_to, beaten_by, beats
-from harness.tables.readme_cells import code, listed
+from harness.tables.readme_cells import Cells, code, listed
 
 _COLOURS, _SHAPES = (
     (BLUE, VERMILION, GREEN, ORANGE, PURPLE),
@@ -19,14 +19,13 @@ _COLOURS, _SHAPES = (
 _OWN, _COSTS = "h-neurons", "costs.csv"
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of detectors."""
     t = run.tables
-    ranked = sorted(
-        t.rows("detectors", precision=REFERENCE), key=lambda row: -float(row["auroc"])
-    )
+    ranked = sorted(t.rows("detectors", precision=REFERENCE), key=lambda row: -float(row["auroc"]))
     best = ranked[0]["detector"]
-    own, top = ({"precision": REFERENCE, "detector": name} for name in (_OWN, best))
+    own: Cells = {"precision": REFERENCE, "detector": _OWN}
+    top: Cells = {"precision": REFERENCE, "detector": best}
     better, worse = beaten_by(t, REFERENCE), beats(t, REFERENCE)
     added = adds_to(t, REFERENCE)
     answer = (
@@ -95,7 +94,9 @@ def _nested(run: RunFolder) -> Section:
 def _costs(run: RunFolder) -> Section:
     costs = run.file(_COSTS)
     if costs is None:
-        text = f"Times are not shown: the folder has no `{_COSTS}`, which a run on one machine writes."
+        text = (
+            f"Times are not shown: the folder has no `{_COSTS}`, which a run on one machine writes."
+        )
         return Section("Costs", [Prose(text, "absent")])
     labels = {"seconds_per_answer": "seconds per answer", "ratio_to_generation": "× generation"}
     table = of_frame("Time of each detector", costs.rename(labels), f"`{_COSTS}`", folded=False)

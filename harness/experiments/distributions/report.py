@@ -10,7 +10,7 @@ from harness.report.charts.style import BLUE, GREY, VERMILION
 from harness.report.grids import grid
 from harness.report.page import Figure, Part, Section
 from harness.report.run import RunFolder
-from harness.tables.readme_cells import code, listed
+from harness.tables.readme_cells import Cells, code, listed
 
 _LOOKS = {
     "h": Look(BLUE, "circle"),
@@ -19,14 +19,12 @@ _LOOKS = {
 }
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of distributions."""
     t = run.tables
     first = t.rows("sets")[0]["precision"]
-    h, matched = (
-        {"precision": first, "neurons": name} for name in ("h", "matched")
-    )
-    place = {"precision": first}
+    h, matched = ({"precision": first, "neurons": name} for name in ("h", "matched"))
+    place: Cells = {"precision": first}
     answer = (
         f"On {t.count('sets', 'n', **h)} answers in {t.count('sets', 'units', **h)} units, the "
         f"{t.count('sets', 'size', **h)} H-Neurons have a mean Cliff's delta of "
@@ -44,7 +42,8 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
     )
     figure = Figure(
         "Density per layer, CETT by label, and the effect of each H-Neuron",
-        f"One row per precision. {second} Boxes are quartiles of CETT divided by the neuron's mean.",
+        f"One row per precision. {second} Boxes are quartiles of CETT divided by the neuron's "
+        "mean.",
         distributions(run.path),
         run.frame("quantiles"),
         "`density.csv`, `quantiles.csv`, `effects.csv`",

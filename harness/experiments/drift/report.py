@@ -9,7 +9,7 @@ from harness.report.charts.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMI
 from harness.report.grids import grid
 from harness.report.page import Figure, Part, Section
 from harness.report.run import RunFolder
-from harness.tables.readme_cells import listed
+from harness.tables.readme_cells import Cells, listed
 
 _REPAIRS = {
     "none": Look(GREY, "circle"),
@@ -20,7 +20,7 @@ _REPAIRS = {
 }
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of drift."""
     t, rows = run.tables, run.tables.rows("drift")
     verdicts = [
@@ -28,9 +28,10 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
         f"(AUROC {t.estimate('drift', 'auroc_change', signed=True, precision=row['precision'])})"
         for row in rows
     ]
-    first = {"precision": rows[0]["precision"]}
+    first: Cells = {"precision": rows[0]["precision"]}
     answer = (
-        f"On {t.count('drift', 'n', **first)} answers in {t.count('drift', 'units', **first)} units, "
+        f"On {t.count('drift', 'n', **first)} answers in {t.count('drift', 'units', **first)} "
+        "units, "
         f"the verdicts on the FP16 monitor are {listed(verdicts)}."
     )
     alarms = [
@@ -39,8 +40,10 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
         for row in rows
     ]
     second = (
-        f"With the threshold set at FP16 for {t.number('drift', 'promised', 2, **first)} false alarms "
-        f"(observed there {t.estimate('drift', 'false_alarms_fp16', 2, **first)}), the share of right "
+        f"With the threshold set at FP16 for {t.number('drift', 'promised', 2, **first)} false "
+        "alarms "
+        f"(observed there {t.estimate('drift', 'false_alarms_fp16', 2, **first)}), the share of "
+        "right "
         f"answers flagged is {listed(alarms)}."
     )
     return Part([answer, second], [_alarms(run, second), _repair(run)])

@@ -7,8 +7,9 @@ import polars as pl
 from harness.report.charts.forest import Look, forest, points_of
 from harness.report.charts.style import BLUE, GREEN, GREY, VERMILION
 from harness.report.grids import grid
-from harness.report.page import Figure, Part, Section
+from harness.report.page import Block, Figure, Part, Section
 from harness.report.run import RunFolder
+from harness.tables.readme_cells import Cells
 
 _LOOKS = {
     "H-Neurons": Look(BLUE, "circle"),
@@ -19,22 +20,26 @@ _LOOKS = {
 _COLUMNS = dict(zip(("information", "held_out", "matched", "random"), _LOOKS, strict=True))
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of information."""
     t = run.tables
-    where = {"precision": t.rows("information")[0]["precision"]}
+    where: Cells = {"precision": t.rows("information")[0]["precision"]}
     answer = (
         f"On {t.count('information', 'n', **where)} answers in "
-        f"{t.count('information', 'units', **where)} units at {where['precision']}, an H-Neuron has "
-        f"**{t.estimate('information', 'information', 4, **where)}** bits of mutual information with "
-        f"the label on average; matched neurons have {t.estimate('information', 'matched', 4, **where)}."
+        f"{t.count('information', 'units', **where)} units at {where['precision']}, an H-Neuron "
+        "has "
+        f"**{t.estimate('information', 'information', 4, **where)}** bits of mutual information "
+        "with "
+        "the label on average; matched neurons have "
+        f"{t.estimate('information', 'matched', 4, **where)}."
     )
     second = (
         "On answers that did not select the neuron it is "
         f"{t.estimate('information', 'held_out', 4, **where)}; "
         f"{t.count('information', 'significant', **where)} of "
         f"{t.count('information', 'h_neurons', **where)} H-Neurons and "
-        f"{t.count('information', 'all_significant', **where)} neurons of the whole model have more "
+        f"{t.count('information', 'all_significant', **where)} neurons of the whole model have "
+        "more "
         "than none (corrected for multiple tests)."
     )
     frame = run.frame("information")
@@ -61,5 +66,7 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
         single.drop("series").rename({"row": "neuron"}),
         "`neurons.csv`: information",
     )
-    blocks = [main, each, grid(run, "information", folded=True)]
-    return Part([answer, second], [Section("Information", blocks, "`information.csv`, `neurons.csv`")])
+    blocks: list[Block] = [main, each, grid(run, "information", folded=True)]
+    return Part(
+        [answer, second], [Section("Information", blocks, "`information.csv`, `neurons.csv`")]
+    )

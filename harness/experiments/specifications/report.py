@@ -9,14 +9,15 @@ from harness.report.run import REFERENCE, RunFolder
 from harness.tables.readme_cells import listed
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of specifications."""
     t = run.tables
     every = [row for row in t.rows("curve") if row["scope"] == "all"] or t.rows("curve")
     at = {"precision": REFERENCE, "scope": every[0]["scope"]}
     answer = (
         f"Over {t.count('curve', 'specifications', **at)} specifications, the AUROC at FP16 is "
-        f"{t.number('curve', 'auroc_least', **at)} to {t.number('curve', 'auroc_most', **at)} with a "
+        f"{t.number('curve', 'auroc_least', **at)} to {t.number('curve', 'auroc_most', **at)} "
+        "with a "
         f"median of **{t.number('curve', 'auroc_median', **at)}**; the study's own has "
         f"{t.number('curve', 'auroc', **at)}, and a share of "
         f"{t.number('curve', 'above_chance', 2, **at)} has an interval above 0.5."
@@ -37,7 +38,8 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
     )
     figure = Figure(
         "Specification curve",
-        f"Each column is one combination of {listed(list(CHOICES))}, ordered by its AUROC. {second}",
+        f"Each column is one combination of {listed(list(CHOICES))}, ordered by its AUROC. "
+        f"{second}",
         specification_curve(run.path),
         run.frame("specifications").select("precision", *CHOICES, "auroc", "change"),
         "`specifications.csv`: auroc, change",

@@ -23,7 +23,7 @@ _LOOKS = {
 }
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of steps."""
     t = run.tables
     span = t.rows("detection")[0]["span"]
@@ -37,12 +37,14 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
             f"Over {t.count('detection', 'n', **where)} steps, "
             f"{t.count('detection', 'wrong', **where)} of them wrong, in "
             f"{t.count('detection', 'units', **where)} units, the FP16 probe separates wrong from "
-            f"right steps with an AUROC of **{t.estimate('detection', 'auroc', **where)}**; text has "
+            f"right steps with an AUROC of **{t.estimate('detection', 'auroc', **where)}**; text "
+            "has "
             f"{_auroc(run, where, 'text')}, token entropy {_auroc(run, where, 'entropy')}."
         )
         only: Cells = {"precision": REFERENCE, "span": span, "rule": "only wrong"}
         second = (
-            "In answers with one wrong step, the step with the highest probe score is the wrong one "
+            "In answers with one wrong step, the step with the highest probe score is the wrong "
+            "one "
             f"in {t.estimate('localisation', 'wrong', 2, scorer='probe', **only)}; by chance "
             f"{t.estimate('localisation', 'wrong', 2, scorer='chance', **only)}."
             if t.rows("localisation", scorer="probe", **only)

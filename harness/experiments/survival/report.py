@@ -7,8 +7,9 @@ import polars as pl
 from harness.report.charts.forest import Look, forest, points_of
 from harness.report.charts.style import BLUE, GREEN, VERMILION
 from harness.report.grids import grid
-from harness.report.page import Figure, Part, Section
+from harness.report.page import Block, Figure, Part, Section
 from harness.report.run import RunFolder
+from harness.tables.readme_cells import Cells
 
 _LOOKS = {
     "prediction": Look(BLUE, "circle"),
@@ -18,11 +19,11 @@ _LOOKS = {
 _COLUMNS = dict(zip(("auroc", "auroc_small", "auroc_loud"), _LOOKS, strict=True))
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of survival."""
     t = run.tables
     row = t.rows("survival")[0]
-    where = {key: row[key] for key in ("precision", "target")}
+    where: Cells = {key: row[key] for key in ("precision", "target")}
     rows = [r for r in t.rows("survival") if r["target"] == row["target"]]
     low, high = (f(rows, key=lambda r: float(r["auroc"])) for f in (min, max))
     ends = [
@@ -52,5 +53,7 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
         points,
         "`survival.csv`: auroc, auroc_small, auroc_loud",
     )
-    blocks = [figure, grid(run, "statistics", "What predicts it")]
-    return Part([answer, second], [Section("Prediction", blocks, "`survival.csv`, `statistics.csv`")])
+    blocks: list[Block] = [figure, grid(run, "statistics", "What predicts it")]
+    return Part(
+        [answer, second], [Section("Prediction", blocks, "`survival.csv`, `statistics.csv`")]
+    )

@@ -19,7 +19,7 @@ _LOOKS = {
 }
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a sweep."""
     rows = run.tables.rows("slopes")
     return Part([_answer(run, rows), suppression_finding(run.tables)], [_curves(run), _slopes(run)])
@@ -28,21 +28,25 @@ def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
 def _answer(run: RunFolder, rows: Sequence[Cells]) -> str:
     t = run.tables
     reference = [row for row in rows if row["precision"] == REFERENCE]
-    slopes = [
-        f"{t.estimate('slopes', 'slope', signed=True, **_of(row))} per unit α on "
-        f"{row['scenario']} (matched draws {t.estimate('slopes', 'slope_matched', signed=True, **_of(row))})"
-        for row in reference
-    ]
+    slopes = []
+    for row in reference:
+        own, drawn = (
+            t.estimate("slopes", column, signed=True, **_of(row))
+            for column in ("slope", "slope_matched")
+        )
+        slopes.append(f"{own} per unit α on {row['scenario']} (matched draws {drawn})")
     first = _of(reference[0] if reference else rows[0])
     unsure = sorted({row["scenario"] for row in rows if "not " in row["judge"]})
     judged = (
-        f" The judge of {listed(code(unsure))} is not validated or not measurable, so its rates are "
+        f" The judge of {listed(code(unsure))} is not validated or not measurable, so its rates "
+        "are "
         "hints only."
         if unsure
         else ""
     )
     return (
-        f"Scaling {t.count('slopes', 'neurons', **first)} H-Neurons by α changes the share of up to "
+        f"Scaling {t.count('slopes', 'neurons', **first)} H-Neurons by α changes the share of up "
+        "to "
         f"{t.count('slopes', 'n', **first)} trials that comply by {listed(slopes)} at FP16.{judged}"
     )
 
@@ -54,10 +58,11 @@ def _of(row: Cells) -> Cells:
 def _curves(run: RunFolder) -> Section:
     rates = run.frame("rates")
     ends = [
-        f"{row['rate'].min():.2f} to {row['rate'].max():.2f} at `{precision}` on {scenario}"
-        for (scenario, precision), row in rates.filter(neurons="h").group_by(
-            "scenario", "precision", maintain_order=True
-        )
+        f"{float(low):.2f} to {float(high):.2f} at `{precision}` on {scenario}"
+        for scenario, precision, low, high in rates.filter(neurons="h")
+        .group_by("scenario", "precision", maintain_order=True)
+        .agg(low=pl.col("rate").min(), high=pl.col("rate").max())
+        .iter_rows()
     ]
     figure = Figure(
         "Rates over α, with matched neurons",

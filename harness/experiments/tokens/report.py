@@ -8,6 +8,7 @@ from harness.report.charts.forest import Look, forest, points_of
 from harness.report.charts.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from harness.report.page import Figure, Part, Section
 from harness.report.run import REFERENCE, RunFolder
+from harness.tables.readme_cells import Cells
 
 _LOOKS = {
     "mean": Look(BLUE, "circle"),
@@ -18,14 +19,15 @@ _LOOKS = {
 }
 
 
-def report(run: RunFolder, others: Sequence[RunFolder]) -> Part:
+def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of tokens."""
     t, rows = run.tables, run.tables.rows("tokens", precision=REFERENCE)
     best = max(rows, key=lambda row: float(row["auroc"]))["reduction"]
-    where = {"precision": REFERENCE, "reduction": "mean"}
-    of_best = {"precision": REFERENCE, "reduction": best}
+    where: Cells = {"precision": REFERENCE, "reduction": "mean"}
+    of_best: Cells = {"precision": REFERENCE, "reduction": best}
     answer = (
-        f"On {t.count('tokens', 'n', **where)} answers of {t.number('tokens', 'tokens', 1, **where)} "
+        f"On {t.count('tokens', 'n', **where)} answers of "
+        f"{t.number('tokens', 'tokens', 1, **where)} "
         f"tokens on average, in {t.count('tokens', 'units', **where)} units, the mean of the "
         f"tokens' scores has an AUROC of **{t.estimate('tokens', 'auroc', **where)}** at FP16."
     )

@@ -52,19 +52,13 @@ def aurocs(run: Path) -> alt.TopLevelMixin:
     # Both panels have one scale, in steps of 0.05 around all intervals and 0.5.
     domain = (int(min(ends[0], 0.5) * 20) / 20, -int(-max(ends[1], 0.5) * 20 // 1) / 20)
     of_samples = pl.col("series").is_in(list(OF_SAMPLES))
-    upper = forest(
-        points.filter(~of_samples), OF_PRECISION, "", rule=0.5, domain=domain
-    )
+    upper = forest(points.filter(~of_samples), OF_PRECISION, "", rule=0.5, domain=domain)
     once = points.filter(of_samples).with_columns(row=pl.col("series"))
-    title = (
-        f"AUROC out of fold, {n:,} samples in {units:,} units, 95% intervals (*: of the draws)"
-    )
+    title = f"AUROC out of fold, {n:,} samples in {units:,} units, 95% intervals (*: of the draws)"
     if not once.height:
         return forest(points, OF_PRECISION, title, rule=0.5, domain=domain)
     lower = forest(once, OF_SAMPLES, title, rule=0.5, domain=domain, legend=False)
-    return alt.vconcat(
-        upper, lower.properties(title="all precisions")
-    ).resolve_scale(
+    return alt.vconcat(upper, lower.properties(title="all precisions")).resolve_scale(
         color="independent", shape="independent", y="independent", yOffset="independent"
     )
 

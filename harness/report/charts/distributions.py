@@ -1,6 +1,7 @@
 """The picture of distributions: density per layer, CETT by label, Cliff's delta."""
 
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -81,7 +82,7 @@ def _cett(quantiles: pl.DataFrame, has_legend: bool) -> alt.LayerChart:
             legend=alt.Legend(symbolType="square", symbolOpacity=1) if has_legend else None,
         ),
     )
-    y = {"title": None, "axis": alt.Axis(grid=True)}
+    y: dict[str, Any] = {"title": None, "axis": alt.Axis(grid=True)}
     return alt.layer(
         base.mark_rule().encode(y=alt.Y("q05:Q", **y), y2="q95:Q"),
         base.mark_bar(size=18, opacity=0.75).encode(y=alt.Y("q25:Q", **y), y2="q75:Q"),
@@ -103,7 +104,7 @@ def _effects(effects: pl.DataFrame) -> alt.LayerChart:
         axis=alt.Axis(labelAngle=-90, labelFontSize=8),
     )
     base = alt.Chart(ordered).encode(x=x)
-    y = {"title": None, "axis": alt.Axis(grid=True)}
+    y: dict[str, Any] = {"title": None, "axis": alt.Axis(grid=True)}
     return alt.layer(
         base.mark_area(color=GREY, opacity=0.3).encode(
             y=alt.Y("matched_low:Q", **y), y2="matched_high:Q"

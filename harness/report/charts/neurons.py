@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from harness.report.charts.style import BLUE, INK, VERMILION
@@ -74,7 +75,9 @@ def pareto(points: pl.DataFrame, column: str, title: str) -> alt.LayerChart:
     """Draw AUROC with its interval against a cost or speed: precision, auroc, ends, `best`."""
     x = alt.X(f"{column}:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=24))
     y = alt.Y(
-        "auroc:Q", title="AUROC of the FP16 probe", scale=alt.Scale(zero=False),
+        "auroc:Q",
+        title="AUROC of the FP16 probe",
+        scale=alt.Scale(zero=False),
         axis=alt.Axis(grid=True),
     )
     base = alt.Chart(points).encode(x=x)
@@ -110,8 +113,8 @@ def pareto(points: pl.DataFrame, column: str, title: str) -> alt.LayerChart:
 
 def _labels(points: pl.DataFrame, column: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return the names of the points, each at the nearest free place around its point."""
-    wide = max(float(points[column].max() - points[column].min()), 1e-9)  # type: ignore[operator]
-    high = max(float(points["auroc_high"].max() - points["auroc_low"].min()), 1e-9)  # type: ignore[operator]
+    wide = max(np.ptp(points[column].to_numpy()), 1e-9)
+    high = max(np.ptp(points.select("auroc_low", "auroc_high").to_numpy()), 1e-9)
     taken: list[tuple[float, float, float]] = []  # left, right and y of labels and points
     placed: list[alt.Chart] = []
     rows = points.sort("auroc", descending=True).rows(named=True)

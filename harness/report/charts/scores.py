@@ -46,7 +46,9 @@ def roc_panels(curves: pl.DataFrame, order: Sequence[str]) -> alt.FacetChart:
     x = _share("false:Q")
     base = alt.Chart().encode(x=x)
     layers = alt.layer(
-        base.mark_line(color=EDGE, strokeDash=[3, 3], strokeWidth=1).encode(y=alt.Y("false:Q", title=None)),
+        base.mark_line(color=EDGE, strokeDash=[3, 3], strokeWidth=1).encode(
+            y=alt.Y("false:Q", title=None)
+        ),
         base.mark_line(color=GREY, strokeWidth=1.5).encode(y=alt.Y("reference:Q", title=None)),
         base.mark_line(color=BLUE, strokeWidth=2).encode(
             y=alt.Y("detected:Q", title=None, axis=_axis())
@@ -62,9 +64,7 @@ def reliability_panels(bins: pl.DataFrame, order: Sequence[str]) -> alt.FacetCha
     base = alt.Chart().encode(x=x)
     layers = alt.layer(
         _diagonal(),
-        base.mark_rule(color=BLUE).encode(
-            y=alt.Y("low:Q", title=None, axis=_axis()), y2="high:Q"
-        ),
+        base.mark_rule(color=BLUE).encode(y=alt.Y("low:Q", title=None, axis=_axis()), y2="high:Q"),
         base.mark_point(filled=True, color=BLUE, opacity=1).encode(
             y=alt.Y("observed:Q", title=None),
             size=alt.Size(
@@ -177,4 +177,3 @@ def _diagonal() -> alt.Chart:
 
 def _axis() -> alt.Axis:
     return alt.Axis(values=[0, 0.5, 1], format=".1f", grid=True)
-

@@ -4,6 +4,7 @@ After Simonsohn, Simmons & Nelson (2020), "Specification curve analysis", Nature
 """
 
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -60,7 +61,7 @@ def _x(scale: alt.Scale, title: str | None = None) -> alt.X:
     return alt.X("place:Q", title=title, scale=scale, axis=axis)
 
 
-def _look() -> dict[str, alt.Color | alt.Shape]:
+def _look() -> dict[str, Any]:
     domain = [_OTHERS, _OWN]
     return {
         "color": alt.Color("kind:N", scale=alt.Scale(domain=domain, range=[BLUE, VERMILION])),
@@ -71,10 +72,16 @@ def _look() -> dict[str, alt.Color | alt.Shape]:
 def _estimates(rows: pl.DataFrame, column: str, title: str, scale: alt.Scale) -> alt.LayerChart:
     """Draw a column with its intervals, the study's own specification in another colour."""
     look = _look()
-    y = {"title": title, "scale": alt.Scale(zero=False), "axis": alt.Axis(grid=True, tickCount=5)}
+    y: dict[str, Any] = {
+        "title": title,
+        "scale": alt.Scale(zero=False),
+        "axis": alt.Axis(grid=True, tickCount=5),
+    }
     base = alt.Chart(rows).encode(x=_x(scale), color=look["color"])
     return alt.layer(
-        base.mark_rule(strokeWidth=1).encode(y=alt.Y(f"{column}_low:Q", **y), y2=f"{column}_high:Q"),
+        base.mark_rule(strokeWidth=1).encode(
+            y=alt.Y(f"{column}_low:Q", **y), y2=f"{column}_high:Q"
+        ),
         base.mark_point(filled=True, opacity=1, size=24).encode(
             y=alt.Y(f"{column}:Q", **y), shape=look["shape"]
         ),

@@ -1,6 +1,7 @@
 """The picture of a sweep: rates over α, a row of panels per scenario, a panel per precision."""
 
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -34,8 +35,7 @@ def curves(run: Path) -> alt.TopLevelMixin:
     is_first = pl.int_range(pl.len()).over("scenario", "precision") == 0  # the note is drawn once
     points = points.with_columns(note=pl.when(is_first).then("note").otherwise(pl.lit("")))
     rows = [
-        _row(points.filter(scenario=scenario), precisions, scenario, side)
-        for scenario in scenarios
+        _row(points.filter(scenario=scenario), precisions, scenario, side) for scenario in scenarios
     ]
     n, draws = slopes.select("n", "draws").row(0)
     caption = alt.Title(
@@ -63,7 +63,7 @@ def _row(points: pl.DataFrame, precisions: list[str], scenario: str, side: int) 
     shape = alt.Shape("series:N", scale=alt.Scale(domain=names, range=_SHAPES), legend=_LEGEND)
     is_h = alt.datum.series == names[0]
     base = alt.Chart().encode(x=x, color=colour)
-    ends_of = {"y": alt.Y("low:Q", title=None, scale=scale), "y2": "high:Q"}
+    ends_of: dict[str, Any] = {"y": alt.Y("low:Q", title=None, scale=scale), "y2": "high:Q"}
     layers = alt.layer(
         alt.Chart().mark_rule(color=EDGE, strokeDash=[3, 3]).encode(x=alt.datum(1)),
         base.mark_area(opacity=0.2).encode(**ends_of).transform_filter(~is_h),
