@@ -1,11 +1,10 @@
 """Tables of a detect run with made-up numbers: NF4 is worse, and entropy better than the probe."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.experiments.detect.tables import TABLES
-from harness.tables.files import frame_of
+from harness.tables.files import write_tables
 from harness.tables.readme_cells import CsvTables
 from hq.stats.intervals import Estimate
 
@@ -46,7 +45,7 @@ def write_run(
     warning: str = "",
     makings: Sequence[tuple[str, int, float]] = (),
 ) -> CsvTables:
-    """Write the tables and the provenance of a run.
+    """Write the tables, results.json and the provenance of a run.
 
     `makings` has the name of the precision, the number and the AUROC of each making.
     """
@@ -120,9 +119,12 @@ def write_run(
         "model": model,
         "mapping": mapping,
     }
-    folder.mkdir(parents=True)
-    for name, of_table in rows.items():
-        frame_of(TABLES[name][0], of_table).write_csv(folder / f"{name}.csv")
-    provenance = {"definition": {"sampling": {"responses": 10}}}
-    (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
+    provenance = {
+        "kind": "detect",
+        "study": "made-up",
+        "fingerprint": "0" * 16,
+        "model": {"name": "made-up", "fingerprint": "0" * 16, "n_layers": 30, "d_ff": 1536},
+        "definition": {"precisions": list(precisions), "sampling": {"responses": 10}},
+    }
+    write_tables(folder, TABLES, rows, provenance)
     return CsvTables(folder)

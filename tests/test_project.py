@@ -15,7 +15,7 @@ from hq import __version__
 
 ROOT = Path(__file__).parents[1]
 SLOW_TO_IMPORT = (  # by seconds: torch, transformers; by tenths of one: the others
-    *("bitsandbytes", "fastapi", "gguf", "huggingface_hub", "llama_cpp", "matplotlib", "numba"),
+    *("altair", "bitsandbytes", "fastapi", "gguf", "huggingface_hub", "llama_cpp", "numba"),
     *("safetensors", "scipy", "skglm", "sklearn", "tokenizers", "torch", "torchao", "transformers"),
 )
 NOT_IN_THE_LIBRARY = ("harness", "httpx", "numpy", "polars", "psutil", "pydantic", "rich", "typer")

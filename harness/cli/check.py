@@ -123,11 +123,11 @@ def _names(precisions: str | None) -> list[str] | None:
 
 
 def _redraw(folder: Path) -> None:
-    """Draw an existing picture again, or print how to if matplotlib is missing."""
-    from harness.tables.picture import PICTURES, draw
+    """Draw an existing picture again, or print how to if Altair is missing."""
+    from harness.report.picture import PICTURES, draw
 
     for picture in (folder / kind.file for kind in PICTURES.values()):
-        if picture.exists() and find_spec("matplotlib") is None:
+        if picture.exists() and find_spec("altair") is None:
             err.print(f"{picture} shows the earlier tables: hq picture {folder} --into {picture}.")
         elif picture.exists():
             draw(folder, picture)

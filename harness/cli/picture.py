@@ -26,7 +26,7 @@ def picture_command(
     Examples: `hq picture runs/smollm2-knowledge --into aurocs.svg`, and
     `hq picture runs/smollm2-knowledge-sweep --into curves.svg`.
     """
-    from harness.tables.picture import draw
+    from harness.report.picture import draw
 
     draw(run, into)
     err.print(f"Drawn: {into}")

@@ -15,7 +15,7 @@ EXTRAS = {
     "datasets": ("datasets",),
     "gptq": ("gptqmodel", "auto-round"),
     "llama": ("llama-cpp-python", "gguf"),
-    "report": ("matplotlib",),
+    "report": ("altair", "vl-convert-python", "jinja2"),
     "serve": ("fastapi", "jinja2", "llguidance", "prometheus-client", "uvicorn"),
     "torchao": ("torch", "torchao"),
 }

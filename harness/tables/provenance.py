@@ -85,15 +85,18 @@ def difference(new: Facts, committed: Facts, rounding: float = 0.0) -> str | Non
 
     Floats may differ by `rounding`, relative to the larger one.
     """
-    return next(_differences(new, committed, "", rounding), None)
+    return next(differences(new, committed, rounding=rounding), None)
 
 
-def _differences(new: object, committed: object, key: str, rounding: float) -> Iterator[str]:
+def differences(
+    new: object, committed: object, key: str = "", rounding: float = 0.0
+) -> Iterator[str]:
+    """Describe each value in which two provenances differ, below the dotted `key`."""
     if isinstance(new, dict) and isinstance(committed, dict):
         for name in sorted(new.keys() | committed.keys()):
             dotted = f"{key}.{name}" if key else name
             if name in new and name in committed:
-                yield from _differences(new[name], committed[name], dotted, rounding)
+                yield from differences(new[name], committed[name], dotted, rounding)
             else:
                 yield f"only one of them has {dotted}"
     elif not _is_equal(new, committed, rounding):
@@ -105,5 +108,5 @@ def _is_equal(new: object, committed: object, rounding: float) -> bool:
         return math.isclose(new, committed, rel_tol=rounding)
     if isinstance(new, list) and isinstance(committed, list) and len(new) == len(committed):
         pairs = zip(new, committed, strict=True)
-        return all(next(_differences(a, b, "", rounding), None) is None for a, b in pairs)
+        return all(next(differences(a, b, "", rounding), None) is None for a, b in pairs)
     return bool(new == committed)

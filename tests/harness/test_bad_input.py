@@ -563,7 +563,7 @@ def test_a_table_with_a_hole(finished, hq):
 
 
 def test_a_picture_of_nothing_and_in_no_format(finished, hq):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("altair")
     is_one_sentence(hq("picture", "nowhere", "--into", "a.svg"), "no detection.csv")
     is_one_sentence(hq("picture", finished / "runs" / "tiny", "--into", "a.xyz"), "a.xyz")
 

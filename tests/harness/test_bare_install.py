@@ -69,6 +69,7 @@ NEEDING = (  # an extra, and the arguments of a command that needs it
     ("llama", ("study", "run", STUDY, "--sampler", "llamacpp", *FP16)),
     ("llama", ("monitor", "Why?", "--gguf", GGUF, "--neurons", f"{RUN}/neurons.json")),
     ("report", ("picture", RUN, "--into", "auroc.svg")),
+    ("report", ("report", RUN, "--into", "report.html")),
     ("serve", ("serve", "--gguf", GGUF, "--bundle", "bundle")),
     ("torchao", ("study", "run", STUDY, "--precisions", "fp16,hqq-4")),
     ("torchao", ("study", "run", STUDY, "--precisions", "fp16,torchao-int8")),

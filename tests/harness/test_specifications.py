@@ -18,9 +18,9 @@ from harness.experiments.specifications.partitions import (
     text_aurocs,
 )
 from harness.experiments.specifications.tables import TABLES
+from harness.report.picture import draw
 from harness.stages.samples import Sample
 from harness.tables.files import read_table
-from harness.tables.picture import draw
 from hq.errors import HQError
 
 SETTINGS = ("sizes=[3,8]", "seeds=1", "halves=1", "splits=4", "frequency_splits=2")
@@ -121,14 +121,14 @@ def test_a_run_of_the_tiny_study(run, hq, tiny_study, finished, tmp_path):
     assert hq("check", run, "--against", tmp_path / "results", "--accept").code == 0
     assert hq("check", run, "--against", tmp_path / "results").code == 0
 
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("altair")
     draw(run, tmp_path / "curve.svg")
     picture = (tmp_path / "curve.svg").read_text(encoding="utf-8")
     for choice in CHOICES:
         for level in table[choice].unique():
             assert f">{choice}: {level}</text>" in picture
     assert ">AUROC, fp16</text>" in picture
-    assert ">nf4</text>" in picture
+    assert ">change, nf4</text>" in picture
 
 
 @pytest.mark.parametrize(

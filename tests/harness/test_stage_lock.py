@@ -52,7 +52,7 @@ def test_a_stage_is_named_only_for_what_it_imports(copied):
 
 def test_what_no_stage_imports_is_free_to_change(copied):
     before = lock.locked(copied)
-    append(copied / "harness" / "tables" / "picture.py", "\nFACTOR = 2\n")
+    append(copied / "harness" / "report" / "picture.py", "\nFACTOR = 2\n")
     assert lock.differences(before, lock.locked(copied)) == []
 
 

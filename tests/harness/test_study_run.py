@@ -239,7 +239,7 @@ def test_accepting_draws_a_picture_that_is_there_anew(finished, hq, monkeypatch)
         outcome = hq("check", run, "--against", "results", "--accept")
     assert "hq picture results --into results/auroc.svg" in " ".join(outcome.err.split())
     assert picture.read_text(encoding="utf-8") == "old"
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("altair")
     assert hq("check", run, "--against", "results", "--accept").code == 0
     assert "matched random neurons" in picture.read_text(encoding="utf-8")
 
@@ -272,7 +272,7 @@ def test_neurons_and_pictures_can_be_shown(finished, hq):
     assert shown.code == 0
     assert "H-Neurons" in shown.out
     assert json.loads(hq("neurons", "show", run / "neurons.json", "--json").out)["neurons"]
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("altair")
     assert hq("picture", run, "--into", "auroc.svg").code == 0
     picture = Path("auroc.svg").read_text(encoding="utf-8")
     n, units = read_table(run, "detection").select("n", "units").row(0)

@@ -10,9 +10,9 @@ from harness.experiments.sweep.tables import TABLES
 from harness.experiments.sweep.transfer import Target, transfer
 from harness.experiments.sweep.trials import near_the_decision, unrelated
 from harness.judges.base import Question
+from harness.report.picture import draw
 from harness.scenarios.base import Trial, TrialOutcome
 from harness.tables.files import frame_of
-from harness.tables.picture import draw
 from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity, Neuron, NeuronSet
@@ -138,7 +138,7 @@ def test_trials_near_the_decision_come_first_and_relatives_of_samples_are_left_o
 
 
 def test_a_sweep_is_drawn_as_a_panel_per_scenario_and_precision(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("altair")
     hump, line = (0.3, 0.9, 0.1), (0.25, 0.5, 0.75)
     every = [
         swept(shares, FLAT, precision, scenario)
@@ -153,7 +153,7 @@ def test_a_sweep_is_drawn_as_a_panel_per_scenario_and_precision(tmp_path):
         frame_of(TABLES[name][0], of_table).write_csv(tmp_path / f"{name}.csv")
     draw(tmp_path, tmp_path / "curves.svg")
     picture = (tmp_path / "curves.svg").read_text(encoding="utf-8")
-    for words in ("fp16", "nf4", "facts", "pushback", "H-Neurons", "matched neurons"):
+    for words in ("fp16", "nf4", "facts", "sycophancy:pushback", "H-Neurons", "matched neurons"):
         assert f">{words}</text>" in picture
     assert picture.count(">not monotone</text>") == 2
     with pytest.raises(HQError, match=r"has no detection\.csv or rates\.csv"):

@@ -18,6 +18,7 @@ from harness.experiments.detect.alarms import alarms
 from harness.experiments.detect.design import text_scores
 from harness.experiments.detect.makings import Changes, FurtherMaking, over_makings
 from harness.experiments.detect.tables import (
+    MARGIN,
     Alarm,
     AlignmentRow,
     ControlRow,
@@ -64,8 +65,6 @@ from hq.stats.intervals import Estimate, estimate, estimate_rate, smallest_detec
 from hq.stats.thresholds import estimate_f1
 from hq.tracing.traces import Traces, magnitudes
 
-MARGIN = 0.02
-"""The largest change of an AUROC that counts as negligible."""
 MIB = 2**20
 ANY = 1000  # neurons that represent the whole model
 Draw = Callable[[NeuronSet], Int[np.ndarray, "draws k"]]

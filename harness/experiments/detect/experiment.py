@@ -34,12 +34,14 @@ from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
 from harness.tables.schema import Row
+from hq.probe.fidelity import relative_error
 from hq.probe.identify import THRESHOLD
 from hq.storage.atomic import write_whole
 
 SET_ASIDE_FILE = "rows_set_aside.csv"
 SPEED_FILE = "speed.csv"
 SCORES_FILE = "scores.csv"
+NEURON_ERRORS_FILE = "neuron_errors.csv"
 
 
 class DetectExperiment(Experiment):
@@ -113,9 +115,10 @@ class DetectExperiment(Experiment):
         return rows
 
     def write(self, folder: Path, m: Materials, outputs: Outputs) -> None:
-        """Write samples, scores, neurons, probes of the folds, paths, stability, layers and speeds.
+        """Write samples, scores, neurons with their errors, probes, paths, stability and layers.
 
-        Speeds differ between runs; all other files are byte-identical on one machine.
+        Speeds, which are also written, differ between runs; all other files are byte-identical on
+        one machine.
         """
         graph, precisions = Graph(m), m.study.precisions
         shutil.copyfile(outputs[graph.samples] / select.SAMPLES_FILE, folder / "samples.jsonl")
@@ -124,6 +127,7 @@ class DetectExperiment(Experiment):
         for name in (NEURONS_FILE, PROBES_FILE, PATH_FILE, STABILITY_FILE):
             shutil.copyfile(neurons.with_name(name), folder / name)
         _write_scores(folder / SCORES_FILE, graph, outputs, precisions)
+        _write_neuron_errors(folder / NEURON_ERRORS_FILE, graph, outputs, precisions)
         maps = {p: outputs[mapping.node(m, p)] for p in precisions}
         mapping.write_layers(folder / mapping.LAYERS_FILE, maps)
         speeds = {p: uncertainty.read(outputs[graph.uncertainty(p)]) for p in precisions}
@@ -241,6 +245,35 @@ def _write_scores(path: Path, graph: Graph, outputs: Outputs, precisions: Sequen
             )
         )
     write_whole(path, pl.concat(frames).write_csv(float_precision=6))
+
+
+def _write_neuron_errors(
+    path: Path, graph: Graph, outputs: Outputs, precisions: Sequence[str]
+) -> None:
+    """Write a row per precision and neuron of the FP16 probe that is fitted on all samples.
+
+    Columns: the neuron, its weight, and the relative error of its contribution, Σ|difference| ÷
+    Σ FP16 over samples, as in the table fidelity; empty for a neuron that is silent at FP16.
+    """
+    neurons = graph.read_probes(outputs, REFERENCE).neurons
+
+    def contributions(precision: str) -> np.ndarray:
+        return graph.read_traces(outputs, precision).matrix("contribution", neurons.tokens)[
+            :, neurons.flat
+        ]
+
+    reference = contributions(REFERENCE)
+    rows = []
+    for precision in precisions:
+        measure = relative_error(reference, contributions(precision))
+        for neuron, error in zip(
+            neurons.neurons, measure(np.ones((1, len(reference))))[0].tolist(), strict=True
+        ):
+            value = None if np.isnan(error) else error
+            rows.append((precision, neuron.layer, neuron.index, neuron.weight, value))
+    schema = ["precision", "layer", "index", "weight", "relative_error"]
+    frame = pl.DataFrame(rows, schema=schema, orient="row", infer_schema_length=None)
+    write_whole(path, frame.write_csv(float_precision=6))
 
 
 def _write_set_aside(path: Path, rows: Sequence[SetAside]) -> None:

@@ -1,0 +1,1 @@
+"""Charts of runs as Altair specifications, for the report and for `hq picture`."""
