@@ -18,9 +18,9 @@
     auroc = {half_widths = 0.1, other_samples = 0.5, worse = "lower"}
 
 A text-valued key of a table, such as `reason`, `means` or `rows`, is the default of its columns.
-Without [gate], no verdict is "inconclusive". Numbers of the precisions `by_processor` differ between
-processors more than by rounding, because their kernels round activations to 8 bits, so they are
-compared as if the samples were others, with `other_samples`.
+Without [gate], no verdict is "inconclusive". Numbers of the precisions `by_processor` differ
+between processors more than by rounding, because their kernels round activations to 8 bits, so they
+are compared as if the samples were others, with `other_samples`.
 """
 
 import tomllib

@@ -23,3 +23,4 @@ for _name in (
     *("distributions", "drift", "specifications", "steps"),
 ):
     REPORTS.add_named(_name, f"harness.experiments.{_name}.report:report")
+REPORTS.add_named("scores", "harness.demo.report:report")

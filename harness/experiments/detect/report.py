@@ -176,7 +176,7 @@ def _changes(run: RunFolder) -> Section:
     )
     blocks: list[Block] = [table]
     if detection.height:
-        blocks.insert(0, _change_figure(run, detection))
+        blocks.insert(0, change_figure(run, detection))
     else:
         blocks.insert(0, Prose("The run has FP16 only, so there is no change to show.", "absent"))
     if run.has("spread"):
@@ -195,7 +195,8 @@ def _changes(run: RunFolder) -> Section:
     return Section("Change from FP16", blocks, "`detection.csv`, `spread.csv`")
 
 
-def _change_figure(run: RunFolder, detection: pl.DataFrame) -> Figure:
+def change_figure(run: RunFolder, detection: pl.DataFrame) -> Figure:
+    """Return the paired change at each precision, with the equivalence band."""
     points = detection.select(
         pl.col("precision").alias("row"),
         pl.when(pl.col("verdict").is_in(["changed", "preserved"]))

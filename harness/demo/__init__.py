@@ -1,0 +1,1 @@
+"""The demonstration: comparison, gate and report of committed scores, without a model or torch."""
