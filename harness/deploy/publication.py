@@ -21,9 +21,9 @@ from harness.deploy.hub_card import (
     measured_of,
     results_text,
 )
+from harness.report.picture import PICTURES
 from harness.stages.identify import NEURONS_FILE, PROBES_FILE
 from harness.tables.files import MARKDOWN_FILE, RESULTS_FILE
-from harness.tables.picture import PICTURES
 from harness.tables.provenance import PROVENANCE_FILE, read_provenance
 from hq.errors import HQError, first_line
 from hq.monitor.bundle import BUNDLE_SCHEMA, FILES, Bundle
