@@ -48,14 +48,14 @@ def demo_command(
 
 def _comparison(folder: Path) -> Table:
     from harness.demo.comparison import REFERENCE
-    from harness.tables.readme_cells import CsvTables
+    from harness.tables.readme_cells import Cells, CsvTables
 
     tables = CsvTables(folder)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for column in ("precision", "AUROC", "change from FP16", "token entropy", "verdict"):
         table.add_column(column, no_wrap=True)
     for row in tables.rows("detection"):
-        where = {"precision": row["precision"]}
+        where: Cells = {"precision": row["precision"]}
         is_reference = row["precision"] == REFERENCE
         table.add_row(
             row["precision"],

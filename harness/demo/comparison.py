@@ -104,8 +104,10 @@ class ScoredSamples:
     def _column(self, precision: str, name: str) -> Float[np.ndarray, " n"]:
         rows = self.scores.filter(pl.col("precision") == precision)
         assert rows["sample"].to_list() == list(self.ids)
-        return rows[name].to_numpy().astype(np.float64)
+        values: Float[np.ndarray, " n"] = rows[name].to_numpy().astype(np.float64)
+        return values
 
     @cached_property
     def _right(self) -> Bool[np.ndarray, " n"]:
-        return self.y == 0
+        right: Bool[np.ndarray, " n"] = self.y == 0
+        return right

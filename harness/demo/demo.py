@@ -7,6 +7,7 @@ from harness.demo.comparison import ScoredSamples
 from harness.demo.tables import TABLES
 from harness.tables.files import write_tables
 from harness.tables.provenance import read_provenance
+from harness.tables.schema import Row
 
 DATA = Path(__file__).with_name("data")
 COMMITTED = DATA / "committed"
@@ -21,7 +22,7 @@ SCORED = ("samples.jsonl", "scores.csv", "token_scores.jsonl")
 def write_tables_of_scores(folder: Path) -> None:
     """Compute the tables from scores and labels, and write them as those of a run."""
     samples = ScoredSamples.read(DATA)
-    rows = {"design": [samples.design()], "detection": [*samples.detection()]}
+    rows: dict[str, list[Row]] = {"design": [samples.design()], "detection": [*samples.detection()]}
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(DATA / NEURONS, folder / NEURONS)  # it has the digest of the samples
     write_tables(folder, TABLES, rows, read_provenance(DATA))

@@ -11,6 +11,7 @@ from harness.report.charts.style import BLUE, GREEN, ORANGE, VERMILION
 from harness.report.generic import section
 from harness.report.page import Figure, Part, Section
 from harness.report.run import REFERENCE, RunFolder
+from harness.tables.readme_cells import Cells
 
 _PROBE, _ENTROPY = "FP16 probe, frozen", "token entropy"
 _FROZEN, _TRANSFERRED = "FP16 threshold", "transferred without labels"
@@ -18,7 +19,8 @@ _FROZEN, _TRANSFERRED = "FP16 threshold", "transferred without labels"
 
 def report(run: RunFolder, _: Sequence[RunFolder]) -> Part:
     """Return the part of a page on a run of scores."""
-    t, where = run.tables, {"precision": REFERENCE}
+    t = run.tables
+    where: Cells = {"precision": REFERENCE}
     answer = (
         f"On {t.count('detection', 'n', **where)} answers in "
         f"{t.count('detection', 'units', **where)} units, the FP16 probe has an AUROC of "
@@ -27,7 +29,7 @@ def report(run: RunFolder, _: Sequence[RunFolder]) -> Part:
     )
     rows = t.rows("detection")
     worst = min(rows, key=lambda row: float(row["auroc_change"]))["precision"]
-    of_worst = {"precision": worst}
+    of_worst: Cells = {"precision": worst}
     alarms = [t.estimate("detection", "false_alarms", 2, **of) for of in (of_worst, where)]
     second = (
         f"The largest loss is at `{worst}`: "
