@@ -23,7 +23,7 @@ from harness.tables.provenance import differences
 from harness.tables.readme_cells import code, listed, text_of
 from hq.errors import HQError
 from hq.stats.auroc import auroc, estimate_auroc_difference
-from hq.stats.intervals import estimate_mean, estimate_rate
+from hq.stats.intervals import Estimate, estimate_mean, estimate_rate
 
 _MOST_FACTS = 40
 _MOST_ROWS = 60
@@ -263,12 +263,19 @@ def _of_samples(a: RunFolder, b: RunFolder) -> list[Block]:
         moved = estimate_mean((after["score"] - before["score"]).to_numpy(), units)
         source = f"scores.csv: {precision}"
         items.append(
-            f"`{precision}`: a share of {traced(str(flips), source)} of the decisions differ; the "
-            f"score changed by {traced(str(moved), source)} on average."
+            f"`{precision}`: a share of {_traced(flips, source)} of the decisions differ; the "
+            f"score changed by {_traced(moved, source, signed=True)} on average."
         )
     same = a.scores["score"].equals(b.scores["score"])
     text = "All scores are equal." if same else "Decisions at the thresholds of each run:"
     return [Prose(text), *([] if same else [Bullets(items)])]
+
+
+def _traced(estimate: Estimate, source: str, signed: bool = False) -> str:
+    value, low, high = (
+        text_of(number, 3, signed) for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return traced(f"{value} [{low}, {high}]", source)
 
 
 def _estimates(changes: Sequence[Change]) -> PageSection:

@@ -191,10 +191,6 @@ def test_accessibility_in_both_themes(visit):
         page = visit(width=width, reduced_motion="reduce", bypass_csp=True)
         page.evaluate(source)
         page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        page.evaluate(
-            "document.querySelectorAll('section').forEach("
-            "(s) => { s.style.contentVisibility = 'visible'; })"
-        )
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             violations = page.evaluate("axe.run()")["violations"]

@@ -171,7 +171,6 @@ def _changes(run: RunFolder) -> Section:
             "verdict": "verdict",
             "auroc_again": "re-identified",
             "common": "in common",
-            "neurons_again": "of",
         },
     )
     blocks: list[Block] = [table]
