@@ -96,6 +96,8 @@ def _sample_lines(browser: Browser) -> Iterator[str]:
             [round(score, 3) for score in s.scores],
             list(s.tokens),
             [[round(score, 2) for score in scores] for scores in s.token_scores],
+            # Decisions by the exact scores; those above are rounded.
+            "".join(str(int(score >= s.threshold)) for score in s.scores),
         ]
         yield json.dumps(record, ensure_ascii=False, separators=(",", ":"))
 

@@ -340,7 +340,7 @@ def test_a_browser_has_each_sample_with_its_scores_and_tokens(with_scores, tmp_p
     assert len(held["samples"]) == len(folder.samples)
     scores = {(r["precision"], r["sample"]): r for r in folder.scores.iter_rows(named=True)}
     for sample, held_sample in zip(folder.samples, held["samples"], strict=True):
-        question, answer, _, label, threshold, values, texts, of_tokens = held_sample
+        question, answer, _, label, threshold, values, texts, of_tokens, flags = held_sample
         assert (question, answer) == (sample.question, sample.text.strip())
         assert label == sample.hallucinated
         for precision, value, of in zip(("fp16", "nf4"), values, of_tokens, strict=True):
@@ -349,6 +349,8 @@ def test_a_browser_has_each_sample_with_its_scores_and_tokens(with_scores, tmp_p
             assert threshold == pytest.approx(row["threshold"], abs=1e-3)
             assert of == pytest.approx([row["score"]] * len(sample.text), abs=0.01)
         assert "".join(texts) == sample.text
+        rows_of = [scores[precision, sample.id] for precision in ("fp16", "nf4")]
+        assert flags == "".join(str(int(r["score"] >= r["threshold"])) for r in rows_of)
     rows = page.source.count('class="kind" data-kind=')
     assert rows == min(50, len(folder.samples))
     first = scores["fp16", folder.samples[0].id]

@@ -23,11 +23,12 @@ for (const browser of document.querySelectorAll(".browser")) {
   const body = browser.querySelector("tbody");
   const count = browser.querySelector(".count");
   const more = browser.querySelector(".more");
-  const [QUESTION, ANSWER, RELATION, LABEL, THRESHOLD, SCORES, TOKENS, TOKEN_SCORES] = Array(8).keys();
+  const [QUESTION, ANSWER, RELATION, LABEL, THRESHOLD, SCORES, TOKENS, TOKEN_SCORES, FLAGS] =
+    Array(9).keys();
   let chosen = [];
   let shown = 0;
 
-  const flagged = (sample, p) => sample[SCORES][p] >= sample[THRESHOLD];
+  const flagged = (sample, p) => sample[FLAGS][p] === "1";
   const kind = (sample, p) => {
     if (flagged(sample, p) === Boolean(sample[LABEL])) return "correct";
     return sample[LABEL] ? "missed" : "false alarm";
