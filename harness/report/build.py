@@ -43,10 +43,14 @@ def write_report(paths: Sequence[Path], into: Path) -> Written:
 
 def page(runs: Sequence[RunFolder]) -> Report:
     """Return the page on some runs, detect first."""
-    parts = [_run_report(run, [r for r in runs if r is not run]) for run in runs]
+    parts = [
+        _run_report(run, [r for r in runs if r is not run], f"run-{number}")
+        for number, run in enumerate(runs, 1)
+    ]
     studies = list(dict.fromkeys(unmarked(run.study) for run in runs))
-    title = studies[0] if len(studies) == 1 else f"{studies[0]} and {len(runs) - 1} more runs"
-    return Report(f"{title}: {unmarked(runs[0].model)}", parts)
+    more = len(runs) - 1
+    also = f" and {more} more run{'s' if more != 1 else ''}" if len(studies) > 1 else ""
+    return Report(f"{studies[0]}{also}: {unmarked(runs[0].model)}", parts)
 
 
 def write(report: Report, into: Path) -> Written:
@@ -81,7 +85,7 @@ def require_extra() -> None:
             raise HQError(f"Reports and pictures need {package}: pip install 'hq[report]'.")
 
 
-def _run_report(run: RunFolder, others: Sequence[RunFolder]) -> RunReport:
+def _run_report(run: RunFolder, others: Sequence[RunFolder], anchor: str) -> RunReport:
     from harness.report import generic
 
     # Registry.__contains__ looks among the entry points of installed packages too.
@@ -104,15 +108,9 @@ def _run_report(run: RunFolder, others: Sequence[RunFolder]) -> RunReport:
         kind=kind,
         subtitle=f"Experiment `{kind}` on {unmarked(run.model)} at {precisions} "
         f"precision{'s' if precisions != 1 else ''}",
-        anchor=_anchor(run),
+        anchor=anchor,
         part=Part(part.answer, sections, part.warning),
     )
-
-
-def _anchor(run: RunFolder) -> str:
-    from harness.report.inline import anchor
-
-    return anchor("run", run.path.name, run.kind)
 
 
 def _rank(kind: str) -> tuple[int, str]:

@@ -168,11 +168,16 @@ def test_the_answer_comes_first_with_intervals_units_and_controls(knowledge):
 
 
 def test_a_leak_of_the_labels_into_the_texts_is_said_before_the_answer(tmp_path):
-    write_report([RESULTS / "smollm2-facts"], tmp_path / "facts.html")
-    words = Page(tmp_path / "facts.html").words
+    runs = [RESULTS / "smollm2-facts", RESULTS / "smollm2-triviaqa"]
+    write_report(runs, tmp_path / "facts.html")
+    page = Page(tmp_path / "facts.html")
+    assert len(page.ids) == len(set(page.ids))
+    words = page.words
     leak = words.index("Read this first. The labels can be predicted from text alone")
     assert leak < words.index("On 1,494 answers")
     assert "text-spelling 0.570 [0.526, 0.614]" in words
+    assert "+0.301 [+0.249, +0.353] over text-spelling at FP16" in words
+    assert "+0.124 [+0.053, +0.195] over text-question at FP16" in words
     twin = (tmp_path / "facts.md").read_text(encoding="utf-8")
     assert twin.index("**Warning.** The labels can be predicted") < twin.index("On 1,494 answers")
 

@@ -107,14 +107,17 @@ def _warning(run: RunFolder) -> str:
     (row,) = run.tables.rows("design")
     if not row["warning"]:
         return ""
-    spelling: Cells = {"precision": REFERENCE, "control": "text-spelling"}
+    controls = run.tables.rows("controls", precision=REFERENCE)
+    texts = [control for control in controls if control["control"] in _TEXTS]
+    worst = max(texts, key=lambda control: abs(control["auroc"] - 0.5))["control"]
+    where: Cells = {"precision": REFERENCE, "control": worst}
     leak = traced(str(row["warning"]), "design.csv: warning")
-    lead = run.tables.estimate("controls", "probe_minus_control", signed=True, **spelling)
-    adds = run.tables.estimate("controls", "probe_adds", signed=True, **spelling)
+    lead = run.tables.estimate("controls", "probe_minus_control", signed=True, **where)
+    adds = run.tables.estimate("controls", "probe_adds", signed=True, **where)
     return (
         f"The labels can be predicted from text alone ({leak}), without the model. So the AUROC by "
-        f"itself says little; what counts is the probe's lead over text ({lead} over characters of "
-        f"both at FP16) and what it adds to text ({adds})."
+        f"itself says little; what counts is the probe's lead over text ({lead} over `{worst}` at "
+        f"FP16) and what it adds to text ({adds})."
     )
 
 

@@ -165,8 +165,9 @@ def browser(run: RunFolder, tokens: RunFolder | None) -> Section:
     shading = (
         "Tokens are shaded by the probe's score of each, relative to the threshold: orange and "
         "underlined above it, blue below."
-        if tokens
-        else "Give the run of `tokens` on the same samples too to shade answers by token."
+        if of_tokens
+        else "Give a run of `tokens` on the same samples too, with its `token_scores.jsonl`, to "
+        "shade answers by token."
     )
     text = (
         "A decision compares the score with FP16's threshold of the sample's fold, at every "
@@ -175,6 +176,6 @@ def browser(run: RunFolder, tokens: RunFolder | None) -> Section:
     )
     return Section(
         title,
-        [Prose(text), Browser(order, shown, len(shown), tokens is not None)],
+        [Prose(text), Browser(order, shown, len(shown), bool(of_tokens))],
         "`scores.csv`: score, threshold; `samples.jsonl`; `token_scores.jsonl`",
     )
