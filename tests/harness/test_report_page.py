@@ -101,6 +101,8 @@ def test_filters_show_the_decisions_of_the_files(visit, run):
             assert said.startswith(f"{count} of {total} samples at {precision}; ")
             shown = browser.locator("tbody td.kind").all_text_contents()
             assert shown == [kind] * min(count, 50)
+            first = browser.locator("tbody td.right .relation").first
+            assert precision == "fp16" or not count or first.text_content().startswith("fp16 ")
     browser.get_by_label("Decision").select_option("changed")
     changed = sum(a != b for a, b in zip(kinds(run, "fp16"), kinds(run, "nf4"), strict=True))
     assert browser.get_by_role("status").text_content().startswith(f"{changed} of {total} ")

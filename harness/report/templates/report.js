@@ -68,6 +68,9 @@ for (const browser of document.querySelectorAll(".browser")) {
     question.append(cell("span", sample[RELATION], "relation"));
     const score = cell("td", signed(sample[SCORES][p]), "right");
     score.title = `threshold ${signed(sample[THRESHOLD])}`;
+    if (p) {
+      score.append(cell("span", `${head.precisions[0]} ${signed(sample[SCORES][0])}`, "relation"));
+    }
     const decided = cell("td", kind(sample, p), "kind");
     decided.dataset.kind = decided.textContent;
     line.append(
