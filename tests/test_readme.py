@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from harness.experiments.sweep.tables import TABLES as SWEEP_TABLES
@@ -294,3 +295,13 @@ def test_the_evidence_follows_its_tables(checkout):
 
 def test_small_p_values_are_bounds():
     assert [p_value(p) for p in (0.5, 0.0123, 0.0009)] == ["0.500", "0.012", "<0.001"]
+
+
+def test_the_committed_report_has_the_numbers_of_the_tables():
+    folder = readme.CHECKOUT / "results" / "smollm2-knowledge"
+    text = (folder / "report.md").read_text(encoding="utf-8").replace("\u2212", "-")
+    page = (folder / "report.html").read_text(encoding="utf-8").replace("\u2212", "-")
+    for row in pl.read_csv(folder / "detection.csv").iter_rows(named=True):
+        auroc = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+        assert auroc in text
+        assert auroc in page
