@@ -38,7 +38,7 @@ def in_parts(monkeypatch, tmp_path):
         (data.parent / "__init__.py").write_text("raise ImportError", encoding="utf-8")
         (data / f"model.gguf.part{number}").write_bytes(content)
     sha256 = hashlib.sha256(b"GGUF first and second").hexdigest()
-    model = packaged.Packaged(names, "data/*.gguf.part*", "pip install parted", sha256)
+    model = packaged.Packaged(names, "data/*.gguf.part*", "pip install parted", "", "", "", sha256)
     monkeypatch.setitem(packaged.PACKAGED, "parted", model)
     return tmp_path
 

@@ -89,17 +89,17 @@ def test_a_lower_auroc_is_degraded(run, hq):
 
 
 def test_rates_of_the_frozen_threshold_are_stale_and_repaired(run, hq):
-    change(run, "alarms", "false_alarms", 0.03, precision="int8", domain="all", promised=0.1)
+    change(run, "alarms", "false_alarms", 0.03, precision="nvfp4", domain="all", promised=0.1)
     checked = hq("check", run, "--against", COMMITTED)
     assert checked.code == 3
-    assert "int8: threshold-stale: alarms.false_alarms of int8 all 0.1" in checked.out
+    assert "nvfp4: threshold-stale: alarms.false_alarms of nvfp4 all 0.1" in checked.out
     row = read_table(run, "alarms").row(
-        by_predicate=(pl.col("precision") == "int8")
+        by_predicate=(pl.col("precision") == "nvfp4")
         & (pl.col("domain") == "all")
         & (pl.col("promised") == 0.1),
         named=True,
     )
-    (group,) = (g for g in judge(run, COMMITTED).groups if g.name == "int8")
+    (group,) = (g for g in judge(run, COMMITTED).groups if g.name == "nvfp4")
     (repair,) = group.repairs
     assert (repair.row, repair.threshold) == ({"promised": 0.1}, row["threshold_recalibrated"])
     assert repair.rates["recalibrated with labels"] == tuple(
@@ -307,7 +307,7 @@ def test_other_experiments_get_verdicts_from_their_columns(tmp_path):
 
 def test_junit_has_failures_and_errors_of_their_types(run, tmp_path, hq):
     change(run, "detection", "auroc", -0.03, precision="nf4")
-    change(run, "alarms", "false_alarms", 0.03, precision="int8", domain="all", promised=0.1)
+    change(run, "alarms", "false_alarms", 0.03, precision="nvfp4", domain="all", promised=0.1)
     without(run, "mapping", precision="fp8")
     path = tmp_path / "hq.xml"
     checked = hq("check", run, "--against", COMMITTED, "--junit", path, "--json")
@@ -323,7 +323,7 @@ def test_junit_has_failures_and_errors_of_their_types(run, tmp_path, hq):
     assert failure.type == "degraded"
     assert "0.6815; committed is 0.7115 [0.6872, 0.7347]" in failure.message
     assert "Rounding hardly changes" in failure.text
-    assert results["int8", "false_alarms of int8 all 0.1"].type == "threshold-stale"
+    assert results["nvfp4", "false_alarms of nvfp4 all 0.1"].type == "threshold-stale"
     assert isinstance(results["fp8", "bits of fp8"], Error)
 
 
@@ -342,26 +342,26 @@ def test_a_summary_is_appended(run, tmp_path, hq, monkeypatch):
     path = tmp_path / "summary.md"
     path.write_text("before\n", encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
-    change(run, "alarms", "false_alarms", 0.03, precision="int8", domain="all")
+    change(run, "alarms", "false_alarms", 0.03, precision="nvfp4", domain="all")
     hq("check", run, "--against", COMMITTED)
     text = path.read_text(encoding="utf-8")
     assert text.startswith("before\n### hq check")
-    assert "| int8 | threshold-stale | alarms.false_alarms all 0." in text
-    assert "**int8**, repair: promised 0.1: threshold" in text
+    assert "| nvfp4 | threshold-stale | alarms.false_alarms all 0." in text
+    assert "**nvfp4**, repair: promised 0.1: threshold" in text
     hq("check", run, "--against", COMMITTED, "--summary", tmp_path / "own.md")
     assert path.read_text(encoding="utf-8") == text
     assert (tmp_path / "own.md").exists()
 
 
 def test_json_has_stable_keys(run, hq):
-    change(run, "alarms", "false_alarms", 0.03, precision="int8", domain="all", promised=0.1)
+    change(run, "alarms", "false_alarms", 0.03, precision="nvfp4", domain="all", promised=0.1)
     report = json.loads(hq("check", run, "--against", COMMITTED, "--json").out)
     assert set(report) == {
         *("run", "against", "verdict", "exit_code", "same_samples", "compared", "regressed"),
         *("errors", "left_out", "precisions"),
     }
     assert (report["verdict"], report["exit_code"]) == ("threshold-stale", 3)
-    (group,) = (g for g in report["precisions"] if g["precision"] == "int8")
+    (group,) = (g for g in report["precisions"] if g["precision"] == "nvfp4")
     assert set(group) == {
         *("precision", "verdict", "exit_code", "why", "compared", "regressed", "worst"),
         *("design", "repairs"),

@@ -120,9 +120,10 @@ def test_makings_are_added_resumed_and_decide_the_verdict(
     assert planned["change"] == pytest.approx(first["detectable"], rel=1e-4)
     # Makings only add rows, so results with and without them are of one study.
     assert hq("check", "three", "--against", "results", "--accept").code == 0
-    assert hq("check", "one", "--against", "results").code == 0
-    again = json.loads(hq("check", "three", "--against", "results", "--json").out)
-    assert again["regressed"] == []
+    for name in ("one", "three"):
+        again = json.loads(hq("check", name, "--against", "results", "--json").out)
+        assert not any(group["regressed"] for group in again["precisions"])
+        assert again["verdict"] in ("pass", "inconclusive")  # few samples
 
 
 def test_further_makings_have_random_texts_and_the_first_has_not(tiny_study):

@@ -219,9 +219,9 @@ def test_a_sweep_leaves_its_tables(hq, few_shot, sources, tmp_path):
     worse[1] = ",".join(cells)
     (tmp_path / "results" / "slopes.csv").write_text("\n".join(worse) + "\n", encoding="utf-8")
     checked = hq("check", run, "--against", tmp_path / "results")
-    assert checked.code == 1
+    assert checked.code == 4
     assert "slope" in checked.out
-    assert hq("check", tmp_path / "results", "--against", finished_study(tmp_path)).code == 2
+    assert hq("check", tmp_path / "results", "--against", finished_study(tmp_path)).code == 6
 
 
 def finished_study(folder):
