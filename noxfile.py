@@ -49,6 +49,8 @@ LOWEST_TESTS = (
         "tests/hq/test_opening.py",
     ),
 )
+MUTATED = ("cett", "intervals", "conformal", "baking")  # each has a file in .ci/mutation
+MUTANTS, MUTATION_SEED = "25", "20261127"
 BUILD_VARIABLES = (
     "CC",
     "CFLAGS",
@@ -329,6 +331,37 @@ def lowest(session: nox.Session) -> None:
     # Old releases warn about each other.
     options = ("-W", "default", *(session.posargs or LOWEST_TESTS))
     session.run(python, "-m", "pytest", *options, external=True)
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the arithmetic of .ci/mutation at random; print what share of changes tests detect."""
+    shared(session)
+    settings, home = ROOT / ".ci" / "mutation", ROOT / ".nox" / "mutation"
+    if not (home / BIN.name).exists():
+        session.run(sys.executable, "-m", "venv", str(home), external=True)
+    programs = home / BIN.name
+    install = ("-m", "pip", "install", "--quiet", "-r", str(settings / "requirements.txt"))
+    session.run(str(programs / "python"), *install, external=True)
+    session.env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+    session.env["PATH"] = os.pathsep.join([str(BIN), os.environ["PATH"]])  # python of the tests
+    for place in session.posargs or MUTATED:
+        config, database = str(settings / f"{place}.toml"), home / f"{place}.sqlite"
+        database.unlink(missing_ok=True)
+        sample = (str(programs / "python"), str(settings / "sample.py"))
+        seed = ("--seed", MUTATION_SEED, str(database))
+        # In a copy: a mutant is written over its module.
+        with tempfile.TemporaryDirectory() as scratch:
+            for folder in ("hq", "harness", "tests"):
+                shutil.copytree(ROOT / folder, Path(scratch) / folder)
+            shutil.copy(ROOT / "pyproject.toml", scratch)
+            with session.chdir(scratch):
+                tool = (str(programs / "cosmic-ray"),)
+                session.run(*tool, "init", config, str(database), external=True)
+                session.run(*tool, "baseline", config, external=True)
+                session.run(*sample, "draw", "--count", MUTANTS, *seed, external=True)
+                session.run(*tool, "exec", config, str(database), external=True)
+                session.run(*sample, "rate", "--place", place, *seed, external=True)
 
 
 @nox.session

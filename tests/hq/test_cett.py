@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 
 from hq.backends.transformers.backend import TorchBackend
-from hq.neurons.cett import MEASURES, SPANS, Measure, Span, span_means
+from hq.errors import HQError
+from hq.neurons.cett import MEASURES, SPANS, Measure, Span, require_measures, span_means
 from hq.neurons.prompt_response import PromptResponse
 from tests import tiny
 
@@ -178,3 +179,19 @@ def test_a_token_without_output_counts_as_zero() -> None:
     without = weights.clone()
     without[0, :, 2] = 0
     torch.testing.assert_close(means, _means(h, weight, without))
+
+
+@pytest.mark.parametrize("measures", [("contribution", "sum"), *((m,) for m in MEASURES)])
+def test_some_of_the_measures_are_those_among_all(measures: tuple[Measure, ...]) -> None:
+    require_measures(measures)
+    h, weight, weights = _case(1)
+    norms = torch.linalg.vector_norm(weight, dim=0)
+    some = span_means(h, h @ weight.T, norms, weights, measures)
+    chosen = [MEASURES.index(measure) for measure in measures]
+    torch.testing.assert_close(some, _means(h, weight, weights)[:, chosen])
+
+
+@pytest.mark.parametrize("measures", [("sum", "sum"), (*MEASURES, "sum"), ("sum", "cett")])
+def test_a_measure_exists_and_is_named_once(measures: tuple[Measure, ...]) -> None:
+    with pytest.raises(HQError, match="each at most once"):
+        require_measures(measures)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score
 
 from hq.errors import HQError
@@ -16,6 +17,8 @@ from hq.stats.auroc import (
 from hq.stats.intervals import (
     Estimate,
     clopper_pearson,
+    combined_interval,
+    degrees_of_freedom,
     estimate,
     estimate_mean,
     estimate_rate,
@@ -251,6 +254,33 @@ def test_degrees_of_freedom_count_large_units():
     assert np.mean(independent) > dependent.df
 
 
+def test_degrees_of_freedom_solve_their_equations():
+    """Satterthwaite's for v = a·m + b·m² with Σ v·(m - observed mean size) = 0."""
+    m = np.array([1.0, 1, 1, 2, 2, 3, 4])
+    squares = np.array([0.2, 0.1, 0.3, 0.5, 0.4, 1.1, 2.0])
+    from_mean = m - (m * squares).sum() / squares.sum()
+    v = m * (from_mean * m**2).sum() - m**2 * (from_mean * m).sum()
+    assert (v > 0).all()
+    expected = v.sum() ** 2 / (v**2).sum() - 1
+    assert degrees_of_freedom(squares, m) == pytest.approx(expected)
+    assert degrees_of_freedom(7 * squares, m) == pytest.approx(expected)
+    small, large = np.eye(7)[0], np.eye(7)[6]  # beyond both ends: b = 0, and a = 0
+    assert degrees_of_freedom(small, m) == pytest.approx(14**2 / 36 - 1)
+    assert degrees_of_freedom(large, m) == pytest.approx(36**2 / 372 - 1)
+    assert degrees_of_freedom(np.zeros(7), m) == 6
+
+
+def test_variances_of_independent_parts_add_up():
+    both = combined_interval(0.3, 12, [(0.04, 5), (0.09, 20)])
+    df = 0.13**2 / (0.04**2 / 5 + 0.09**2 / 20)
+    half = student_t.ppf(0.975, df) * np.sqrt(0.13)
+    assert (both.value, both.n) == (0.3, 12)
+    assert (both.se, both.df) == pytest.approx((np.sqrt(0.13), df))
+    assert (both.low, both.high) == pytest.approx((0.3 - half, 0.3 + half))
+    none = combined_interval(0.3, 12, [(0.0, 5), (0.0, 20)])
+    assert (none.low, none.high, none.se, none.df) == (0.3, 0.3, 0, 5)
+
+
 def test_chunks_do_not_change_an_estimate(monkeypatch):
     scores, labels, units = clustered(np.random.default_rng(0))
     expected = estimate_auroc(scores, labels, units)
@@ -294,7 +324,7 @@ def test_rows_of_two_units_are_needed():
         estimate_mean([1.0, 2.0], np.array(["a"]))
 
 
-@pytest.mark.parametrize("values", [[np.nan, 1.0], [[1.0], [2.0]]])
+@pytest.mark.parametrize("values", [[np.nan, 1.0], [[1.0], [2.0]], 0.5])
 def test_a_mean_needs_one_finite_number_per_row(values):
     with pytest.raises(HQError, match="finite"):
         estimate_mean(values)
@@ -339,6 +369,9 @@ def test_a_rate_of_units_that_agree_has_the_interval_of_the_units():
     exact = clopper_pearson(10, 40)
     assert (rate.low, rate.high) == pytest.approx(exact, abs=0.01)
     assert rate.high - rate.low >= exact[1] - exact[0]
+    # 1 + p·(1 - p)/se² is the number of units here.
+    trials = 40 * (student_t.ppf(0.975, 199) / student_t.ppf(0.975, 39)) ** 2
+    assert (rate.low, rate.high) == pytest.approx(clopper_pearson(0.25 * trials, trials))
     none = estimate_rate(np.zeros(200), np.repeat(np.arange(40), 5))
     assert (none.low, none.high) == pytest.approx(clopper_pearson(0, 40))
 
@@ -389,6 +422,8 @@ def test_the_smallest_detectable_difference_in_closed_form():
     )
     with pytest.raises(HQError, match="has no standard error"):
         smallest_detectable(Estimate.of_draws(np.arange(10.0)))
+    with pytest.raises(HQError, match="has no standard error"):
+        Estimate(value=0.1, low=0, high=0.2, n=9, se=0.05).interval(0.9)
 
 
 def test_draws_have_the_interval_of_95_percent_of_them():

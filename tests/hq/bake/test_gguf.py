@@ -37,6 +37,27 @@ def dense(tensor: gguf.ReaderTensor) -> np.ndarray:
     return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
 
 
+def test_a_weight_is_its_codes_times_the_scales_of_its_block(typed):
+    """The layouts of Q8_0 (d, 32 codes) and Q4_1 (d, m, 32 codes of 4 bits), written out."""
+    name, row = "blk.1.ffn_up.weight", 7
+    rows = {
+        kind: tensors(typed(kind))[name].data[row].view(np.uint8).reshape(-1, size)
+        for kind, size in (("Q8_0", 34), ("Q4_1", 20))
+    }
+    codes = rows["Q8_0"][:, 2:].view(np.int8).astype(float)
+    d = rows["Q8_0"][:, :2].copy().view(np.float16)
+    expected = {"Q8_0": (d * codes, abs(d * codes), np.spacing(abs(d)) * abs(codes))}
+    packed = rows["Q4_1"][:, 4:]
+    codes = np.concatenate([packed & 15, packed >> 4], axis=1).astype(float)
+    d, m = (rows["Q4_1"][:, at : at + 2].copy().view(np.float16) for at in (0, 2))
+    ulps = np.spacing(abs(d)) * codes + np.spacing(abs(m))
+    expected["Q4_1"] = (d * codes + m, abs(d * codes) + abs(m), ulps)
+    for kind, parts in expected.items():
+        found = GGUFModel(typed(kind)).neuron_weights(1, row)
+        for part, values in zip(parts, (found.values, found.magnitudes, found.ulps), strict=True):
+            np.testing.assert_allclose(values[: part.size], part.ravel(), rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.3, 2.0])
 def test_rows_are_scaled_and_all_else_stays(kind, alpha, typed, tmp_path):

@@ -28,6 +28,14 @@ def test_rounding_is_that_of_torch(name, values):
     np.testing.assert_array_equal(number_format.rounded(given[finite]), expected[finite])
 
 
+@pytest.mark.parametrize("name", THEIRS)
+def test_beyond_the_largest_number_is_infinity(name):
+    most, digits = torch.finfo(THEIRS[name]).max, torch.finfo(THEIRS[name]).eps
+    assert FORMATS[name].largest == most
+    values = np.array([most, most * (1 + digits / 8), most * (1 + digits), -1.5 * most])
+    np.testing.assert_array_equal(FORMATS[name].rounded(values), [most, most, np.inf, -np.inf])
+
+
 @given(NAMES, st.lists(st.floats(width=32, allow_nan=False), min_size=1))
 def test_what_is_written_is_read_and_is_what_torch_stores(name, values):
     theirs = torch.tensor(values, dtype=torch.float32).to(THEIRS[name])
@@ -92,3 +100,4 @@ def test_the_largest_alpha_overflows_nowhere_and_one_a_little_larger_does():
     assert np.isfinite(number_format.rounded(most * numbers[0][1])).all()
     assert not np.isfinite(number_format.rounded(1.001 * most * numbers[0][1])).all()
     assert largest_alpha([(number_format, np.zeros(2))]) == math.inf
+    assert largest_alpha([(number_format, np.array([0.25, -0.01]))]) == 262000  # of 262016
