@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from harness.check.limits import TOLERANCES_FILE, Gate, Limits
 from harness.check.regress import STUDY, committed_number
-from harness.check.tolerance import Committed, Tolerance
+from harness.check.tolerance import Tolerance
 from harness.tables.files import read_table
 from hq.errors import HQError
 
@@ -117,16 +117,15 @@ def designs(
         if group in asked or group == STUDY:
             noise = own_change or min([_half_width(row, column), *filter(None, [max(changes)])])
             committed = committed_number(row, against, gate.table, column)
-            design = _design(row, committed, gate, tolerance, noise)
+            allowed = tolerance.allowed(committed, same_samples=limits.repeats(group))
+            design = _design(row, allowed, gate, tolerance, noise)
             found[group] = max(found.get(group, design), design, key=lambda d: d.smallest)
     return found
 
 
-def _design(
-    row: Values, committed: Committed, gate: Gate, tolerance: Tolerance, noise: float
-) -> Design:
+def _design(row: Values, allowed: float, gate: Gate, tolerance: Tolerance, noise: float) -> Design:
     margin = gate.margin
-    allowed, spread = tolerance.allowed(committed, same_samples=True), _PER_HALF_WIDTH * noise
+    spread = _PER_HALF_WIDTH * noise
     growth = None
     if tolerance.half_widths is not None:
         growth = ((allowed + spread) / margin) ** 2

@@ -83,6 +83,10 @@ class Limits(BaseModel):
     by_processor: tuple[str, ...] = ()
     tolerances: dict[str, dict[str, Tolerance]]
 
+    def repeats(self, group: str) -> bool:
+        """Return whether the same samples have the same numbers on another processor."""
+        return group not in self.by_processor
+
 
 def read_limits(folder: Path, tables: Collection[str] | None = None) -> Limits:
     """Read the tolerances beside committed tables.

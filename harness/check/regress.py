@@ -26,7 +26,7 @@ Only files are read, and no module that imports torch.
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -150,7 +150,7 @@ def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared
         if columns and name not in new.keys:
             found.append(Uncompared(name, "", "", f"{run} was written before hq had this table"))
         elif columns:
-            sides = _Sides(name, keys, run, against, limits.by_processor)
+            sides = _Sides(name, keys, run, against, limits.repeats)
             found += sides.compared(columns, asked, same_samples, committed)
     return Compared(
         [d for d in found if isinstance(d, Difference)],
@@ -184,7 +184,7 @@ class _Sides:
     keys: list[str]
     run: Path
     against: Path
-    by_processor: Collection[str]
+    repeats: Callable[[str], bool]  # of a precision
 
     def compared(
         self,
@@ -203,7 +203,7 @@ class _Sides:
                 continue
             key = self._key(before)
             row = " ".join(map(str, key))
-            same = same_samples and group not in self.by_processor
+            same = same_samples and self.repeats(group)
             for column, tolerance in columns.items():
                 if tolerance.covers(key):
                     committed.add(group)
