@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.check.regress import Difference, as_frame
-from harness.check.verdict import GroupVerdict, Report, Verdict
+from harness.check.verdict import GroupVerdict, Report, Verdict, interval_text
+from harness.tables.readme_cells import markdown_table
 
 _HEADER = ("precision", "verdict", "worst column", "committed", "found", "tolerance", "reason")
 
@@ -21,9 +22,7 @@ def markdown(report: Report) -> str:
     lines = [
         f"### hq check: {report.run}: {report.verdict}",
         "",
-        _line(_HEADER),
-        _line(["---"] * len(_HEADER)),
-        *(_line(cells(group)) for group in report.groups),
+        markdown_table(_HEADER, map(cells, report.groups)),
         "",
         report.sentence,
         *(f"- **{group.name}**: {group.why}" for group in failed(report)),
@@ -59,8 +58,7 @@ def cells(group: GroupVerdict) -> list[str]:
 
 def committed(d: Difference) -> str:
     """Return a committed number with its interval."""
-    value, low, high = d.expected
-    return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    return interval_text(*d.expected)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -131,7 +129,3 @@ def _rows(differences: list[Difference]) -> list[dict[str, Any]]:
 def _row(group: GroupVerdict, d: Difference) -> str:
     """Return the key of the row without the precision."""
     return d.row.removeprefix(group.name).strip()
-
-
-def _line(values: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(values)} |"

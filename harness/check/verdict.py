@@ -63,7 +63,7 @@ class Repair:
 
     def __str__(self) -> str:
         where = " ".join(f"{key} {value:g}" for key, value in self.row.items())
-        rates = "; ".join(f"{how}, {_interval(*rate)}" for how, rate in self.rates.items())
+        rates = "; ".join(f"{how}, {interval_text(*rate)}" for how, rate in self.rates.items())
         return f"{where}: threshold {self.threshold:.4g}, false alarms {rates}"
 
 
@@ -131,10 +131,11 @@ def describe(d: Difference) -> str:
     reason = f" (reason: {d.tolerance.reason.rstrip('.')})" if d.tolerance.reason else ""
     return (
         f"{d.name} of {d.row or 'the study'} is {d.found:.4g}; committed is "
-        f"{_interval(d.expected.value, d.expected.low, d.expected.high)}, and {d.allowed:.3g} is "
+        f"{interval_text(*d.expected)}, and {d.allowed:.3g} is "
         f"allowed{reason}."
     )
 
 
-def _interval(value: float, low: float | None, high: float | None) -> str:
+def interval_text(value: float, low: float | None, high: float | None) -> str:
+    """Return a number with its interval, if it has one."""
     return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"

@@ -47,7 +47,7 @@ def demo_command(
 
 
 def _comparison(folder: Path) -> Table:
-    from harness.demo.comparison import REFERENCE
+    from harness.report.run import REFERENCE
     from harness.tables.readme_cells import Cells, CsvTables
 
     tables = CsvTables(folder)

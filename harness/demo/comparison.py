@@ -12,14 +12,12 @@ import polars as pl
 from jaxtyping import Bool, Float, Int, Shaped
 
 from harness.demo.tables import ScoredDesign, ScoredPrecision
+from harness.experiments.detect.tables import MARGIN
+from harness.report.run import REFERENCE
 from hq.stats.auroc import estimate_auroc, estimate_auroc_difference
 from hq.stats.equivalence import decide
 from hq.stats.intervals import estimate_rate, smallest_detectable
 from hq.stats.thresholds import match_quantile
-
-REFERENCE = "fp16"
-MARGIN = 0.02
-"""The largest change of an AUROC that counts as negligible."""
 
 
 @dataclass(frozen=True, eq=False)

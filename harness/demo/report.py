@@ -1,6 +1,6 @@
 """The report of a run of scores and labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -52,36 +52,51 @@ def report(run: RunFolder, _: Sequence[RunFolder]) -> Part:
 
 
 def _detection(run: RunFolder) -> Figure:
-    frame = run.frame("detection")
-    points = pl.concat(
-        [
-            points_of(frame, "auroc", pl.col("precision"), pl.lit(_PROBE)),
-            points_of(frame, "auroc_entropy", pl.col("precision"), pl.lit(_ENTROPY)),
-        ]
-    )
-    looks = {_PROBE: Look(BLUE, "circle"), _ENTROPY: Look(GREEN, "triangle-down")}
-    return Figure(
+    return _forest(
+        run,
         "AUROC of the probe and of token entropy",
+        "score",
         "Each sample is scored by a probe that has not seen its fold.",
-        forest(points, looks, "AUROC out of fold, 95% intervals"),
-        points.rename({"row": "precision", "series": "score"}),
-        "`detection.csv`: auroc, auroc_entropy",
+        "AUROC out of fold, 95% intervals",
+        {
+            "auroc": (_PROBE, Look(BLUE, "circle")),
+            "auroc_entropy": (_ENTROPY, Look(GREEN, "triangle-down")),
+        },
     )
 
 
 def _alarms(run: RunFolder) -> Figure:
+    return _forest(
+        run,
+        "Share of right answers that are flagged",
+        "threshold",
+        "At the threshold set on FP16, and at one that keeps its quantile among the new scores.",
+        "false alarms, 95% intervals",
+        {
+            "false_alarms": (_FROZEN, Look(VERMILION, "square")),
+            "false_alarms_transferred": (_TRANSFERRED, Look(ORANGE, "diamond")),
+        },
+    )
+
+
+def _forest(
+    run: RunFolder,
+    title: str,
+    series: str,
+    alt: str,
+    x_title: str,
+    drawn: Mapping[str, tuple[str, Look]],
+) -> Figure:
+    """Return a forest plot of some columns of the table detection, {column: (name, look)}."""
     frame = run.frame("detection")
     points = pl.concat(
-        [
-            points_of(frame, "false_alarms", pl.col("precision"), pl.lit(_FROZEN)),
-            points_of(frame, "false_alarms_transferred", pl.col("precision"), pl.lit(_TRANSFERRED)),
-        ]
+        points_of(frame, column, pl.col("precision"), pl.lit(name))
+        for column, (name, _) in drawn.items()
     )
-    looks = {_FROZEN: Look(VERMILION, "square"), _TRANSFERRED: Look(ORANGE, "diamond")}
     return Figure(
-        "Share of right answers that are flagged",
-        "At the threshold set on FP16, and at one that keeps its quantile among the new scores.",
-        forest(points, looks, "false alarms, 95% intervals"),
-        points.rename({"row": "precision", "series": "threshold"}),
-        "`detection.csv`: false_alarms, false_alarms_transferred",
+        title,
+        alt,
+        forest(points, dict(drawn.values()), x_title),
+        points.rename({"row": "precision", "series": series}),
+        f"`detection.csv`: {', '.join(drawn)}",
     )

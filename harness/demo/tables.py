@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import UNITS, Row, Tables
 from hq.stats.intervals import Estimate
 
 
@@ -12,10 +12,7 @@ class ScoredDesign(Row):
     scorer: str = Field(description="what the scores are of")
     n: int = Field(description="samples")
     hallucinated: int = Field(description="hallucinated samples")
-    units: int = Field(
-        description="independent units: samples linked by a given answer, an entity or a wording. "
-        "Intervals are jackknife intervals over units (docs/statistics.md)"
-    )
+    units: int = Field(description=UNITS)
     folds: int = Field(description="outer folds; a sample's score is by a fit without its fold")
 
 

@@ -92,12 +92,7 @@ def paired_changes(a: RunFolder, b: RunFolder) -> Iterator[Change]:
     """
     if not have_same_samples(a, b):
         return
-    assert a.scores is not None
-    assert b.scores is not None
-    for precision in a.scores["precision"].unique(maintain_order=True):
-        before, after = (s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores))
-        if before["sample"].to_list() != after["sample"].to_list():
-            continue
+    for precision, before, after in _scored_by_both(a, b):
         old, new = (s["score"].to_numpy() for s in (before, after))
         y, units, folds = (before[c].to_numpy() for c in ("hallucinated", "unit", "fold"))
         estimate = estimate_auroc_difference(new, old, y.astype(int), units, folds)
@@ -113,6 +108,16 @@ def paired_changes(a: RunFolder, b: RunFolder) -> Iterator[Change]:
             estimate.high,
             paired=True,
         )
+
+
+def _scored_by_both(a: RunFolder, b: RunFolder) -> Iterator[tuple[str, pl.DataFrame, pl.DataFrame]]:
+    """Yield each precision at which both runs scored the same samples, with these scores."""
+    assert a.scores is not None
+    assert b.scores is not None
+    for precision in a.scores["precision"].unique(maintain_order=True):
+        before, after = (s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores))
+        if before["sample"].to_list() == after["sample"].to_list():
+            yield precision, before, after
 
 
 def have_same_samples(a: RunFolder, b: RunFolder) -> bool:
@@ -250,13 +255,8 @@ def _main(a: RunFolder, b: RunFolder, changes: Sequence[Change]) -> PageSection:
 
 def _of_samples(a: RunFolder, b: RunFolder) -> list[Block]:
     """Return how decisions and scores of single samples changed."""
-    assert a.scores is not None
-    assert b.scores is not None
     items = []
-    for precision in a.scores["precision"].unique(maintain_order=True):
-        before, after = (s.filter(precision=precision).sort("sample") for s in (a.scores, b.scores))
-        if before["sample"].to_list() != after["sample"].to_list():
-            continue
+    for precision, before, after in _scored_by_both(a, b):
         units = before["unit"].to_numpy()
         flagged = [(s["score"] >= s["threshold"]).to_numpy() for s in (before, after)]
         flips = estimate_rate((flagged[0] != flagged[1]).astype(float), units)
@@ -266,6 +266,8 @@ def _of_samples(a: RunFolder, b: RunFolder) -> list[Block]:
             f"`{precision}`: a share of {_traced(flips, source)} of the decisions differ; the "
             f"score changed by {_traced(moved, source, signed=True)} on average."
         )
+    assert a.scores is not None
+    assert b.scores is not None
     same = a.scores["score"].equals(b.scores["score"])
     text = "All scores are equal." if same else "Decisions at the thresholds of each run:"
     return [Prose(text), *([] if same else [Bullets(items)])]
@@ -285,10 +287,8 @@ def _estimates(changes: Sequence[Change]) -> PageSection:
         return PageSection(title, [Prose("The runs have no other estimate in common.", "absent")])
     text = (
         "Estimates whose interval of the difference excludes 0, the largest change for its "
-        "interval "
-        "first. They are many comparisons at once, so about one in twenty of all is here by "
-        "chance. "
-        "Ranges of draws of neurons are treated as intervals."
+        "interval first. They are many comparisons at once, so about one in twenty of all is here "
+        "by chance. Ranges of draws of neurons are treated as intervals."
         if shown
         else "No interval of a difference excludes 0."
     )

@@ -49,6 +49,15 @@ class Readings(NamedTuple):
     log_prob: Float[np.ndarray, " token"]  # of each token
     starts: Int[np.ndarray, " answer"]  # index of the first token of each answer
 
+    def decisions(self, neurons: NeuronSet) -> Float[np.ndarray, " token"]:
+        """Return the decision value of each token by one of the probes."""
+        columns = np.searchsorted(self.neurons, neurons.flat)
+        return neurons.score_unchecked(self.cett[:, columns].astype(np.float64))
+
+    def by_answer(self, values: Float[np.ndarray, " token"]) -> list[Float[np.ndarray, " token"]]:
+        """Return the values of the tokens of each answer, in float64."""
+        return [part.astype(np.float64) for part in np.split(values, self.starts[1:])]
+
 
 def read_readings(folder: Path) -> Readings:
     """Read the output of a finished node."""

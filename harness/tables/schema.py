@@ -8,6 +8,10 @@ units, not rows, because answers of one unit are not independent.
 from pydantic import BaseModel, ConfigDict
 
 ENTITIES = "independent units of these, left out one at a time to compute intervals"
+UNITS = (
+    "independent units: samples linked by a given answer, an entity or a wording. Intervals are "
+    "jackknife intervals over units (docs/statistics.md)"
+)
 
 
 class Row(BaseModel):

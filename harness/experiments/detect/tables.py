@@ -2,15 +2,11 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import UNITS, Row, Tables
 from hq.stats.intervals import Estimate
 
 MARGIN = 0.02
 """The largest change of an AUROC that counts as negligible."""
-UNITS = (
-    "independent units: samples linked by a given answer, an entity or a wording. Intervals are "
-    "jackknife intervals over units (docs/statistics.md)"
-)
 
 
 class Design(Row):

@@ -88,15 +88,14 @@ class PrecisionScores:
         values = {}
         for fit in set(self.fits):
             neurons = _neurons_of(self.probes, fit)
-            columns = np.searchsorted(self.readings.neurons, neurons.flat)
-            decision = neurons.score_unchecked(self.readings.cett[:, columns].astype(np.float64))
+            decision = self.readings.decisions(neurons)
             values[fit] = self.per_token(decision - decision.mean())
         return [values[fit][i] for i, fit in enumerate(self.fits)]
 
     def per_token(self, values: Float[np.ndarray, " token"]) -> list[Float[np.ndarray, " token"]]:
         """Return the values of the tokens of each answer."""
-        parts = np.split(values, self.readings.starts[1:])
-        return [parts[row].astype(np.float64) for row in self.rows]
+        parts = self.readings.by_answer(values)
+        return [parts[row] for row in self.rows]
 
     def _reduced(self, tokens: Sequence[Float[np.ndarray, " token"]], span: str) -> StepScores:
         """Return the mean over each step's tokens; over sentences, the highest of their means."""

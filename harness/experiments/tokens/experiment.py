@@ -132,11 +132,7 @@ def _scored(
 
 def out_of_fold(read: Readings, probes: CrossFit, samples: Sequence[Sample]) -> TokenScores:
     """Score each token of each sample by the probe of the sample's fold."""
-    by_fold = []
-    for fold in probes.folds:
-        columns = np.searchsorted(read.neurons, fold.probe.flat)
-        decision = fold.probe.score_unchecked(read.cett[:, columns].astype(np.float64))
-        by_fold.append(np.split(decision, read.starts[1:]))
+    by_fold = [read.by_answer(read.decisions(fold.probe)) for fold in probes.folds]
     return [by_fold[sample.fold][i] for i, sample in enumerate(samples)]
 
 
@@ -163,8 +159,8 @@ def _lines(
 ) -> Iterator[dict[str, object]]:
     """Yield each sample's tokens with the probe's score and the entropy of each."""
     scores, read = _scored(m, outputs, precision, samples)
-    entropy = np.split(read.entropy.astype(np.float64), read.starts[1:])
-    for sample, of_sample, of_prediction in zip(samples, scores, entropy, strict=True):
+    entropies = read.by_answer(read.entropy)
+    for sample, of_sample, of_prediction in zip(samples, scores, entropies, strict=True):
         yield {
             "precision": precision,
             "id": sample.id,

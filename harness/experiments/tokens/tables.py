@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import UNITS, Row, Tables
 from hq.stats.intervals import Estimate
 
 
@@ -15,10 +15,7 @@ class Reduction(Row):
         "are linear in CETT; max, min, first, last: of the token scores of an answer"
     )
     n: int = Field(description="samples, half of them hallucinated")
-    units: int = Field(
-        description="independent units: samples linked by a given answer, an entity or a wording. "
-        "Intervals are jackknife intervals over units (docs/statistics.md)"
-    )
+    units: int = Field(description=UNITS)
     seed: int = Field(description="seed of the study")
     tokens: float = Field(description="mean number of tokens per answer")
     auroc: Estimate = Field(
