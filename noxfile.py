@@ -37,7 +37,11 @@ EVIDENCE = (
     "specifications",
     "drift",
     "steps",
+    "tokens",
 )
+# Codes of `hq check` that a checkpoint made by calibration may have: on another processor it has
+# other weights, and one making cannot rule out the margin (5, inconclusive).
+MADE_AGAIN = (0, 5)
 # torchao and the tests' other oracles need a newer torch.
 LOWEST_EXTRAS = ("bnb", "embedded", "report", "serve", "test")
 LOWEST_TESTS = (
@@ -208,17 +212,23 @@ def with_browser(session: nox.Session) -> None:
     with_extra(session, "browser", ("playwright",), ("--no-deps", "axe-playwright-python"))
 
 
-def run(session: nox.Session, command: str, *arguments: str) -> None:
+def run(
+    session: nox.Session, command: str, *arguments: str, accepted: Sequence[int] = (0,)
+) -> None:
     """Runs a program of the shared environment."""
-    session.run(str(BIN / command), *arguments, external=True)
+    session.run(str(BIN / command), *arguments, external=True, success_codes=accepted)
 
 
-def study(session: nox.Session, precisions: str) -> None:
-    """Runs the default study; without options, compares its tables with the committed ones."""
+def study(session: nox.Session, precisions: str, accepted: Sequence[int] = (0,)) -> None:
+    """Runs the default study; without options, compares its tables with the committed ones.
+
+    `accepted` are the codes of `hq check` with which the session succeeds.
+    """
     shared(session)
     run(session, "hq", "study", "run", STUDY, "--precisions", precisions, *session.posargs)
     if not session.posargs:
-        run(session, "hq", "check", f"runs/{STUDY}", "--against", f"results/{STUDY}")
+        tables = (f"runs/{STUDY}", "--against", f"results/{STUDY}")
+        run(session, "hq", "check", *tables, accepted=accepted)
 
 
 @nox.session
@@ -243,14 +253,14 @@ def int4(session: nox.Session) -> None:
 def gptq(session: nox.Session) -> None:
     """Quantize by GPTQ to 4 bits, read the FP16 neurons there, and check results/."""
     with_gptq(session)
-    study(session, "fp16,gptq-4")
+    study(session, "fp16,gptq-4", MADE_AGAIN)
 
 
 @nox.session
 def awq(session: nox.Session) -> None:
     """Quantize by AWQ to 4 bits, read the FP16 neurons there, and check results/."""
     with_gptq(session)
-    study(session, "fp16,awq-4")
+    study(session, "fp16,awq-4", MADE_AGAIN)
 
 
 @nox.session

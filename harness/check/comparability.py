@@ -82,6 +82,17 @@ def _stages_differ(name: str, new: Facts, against: Path, committed: Facts) -> st
     return None
 
 
+def remade_precisions(new: Facts, committed: Facts) -> frozenset[str]:
+    """Return the precisions whose checkpoints were calibrated again, with another outcome."""
+    return frozenset(
+        node["precision"]
+        for name, node in new["nodes"].items()
+        if node.get("stage") == "pack"
+        and name in committed["nodes"]
+        and node.get("outputs") != committed["nodes"][name].get("outputs")
+    )
+
+
 def schemas_differ(run: Path, new: Contents, against: Path, committed: Contents) -> str | None:
     """Name the schemas of results.json if they differ."""
     if new.schema == committed.schema:

@@ -85,11 +85,16 @@ class Design(NamedTuple):
 
 
 def designs(
-    against: Path, keys: Mapping[str, list[str]], limits: Limits, asked: Collection[str]
+    against: Path,
+    keys: Mapping[str, list[str]],
+    limits: Limits,
+    asked: Collection[str],
+    remade: Collection[str] = (),
 ) -> dict[str, Design]:
     """Return what the committed tables can show at each asked precision; {} without [gate].
 
-    Of several rows of a precision, that with the largest smallest change. Raises HQError if the
+    Of several rows of a precision, that with the largest smallest change. `remade` are precisions
+    with checkpoints of another making. Raises HQError if the
     table lacks a column that [gate] names.
     """
     gate = limits.gate
@@ -117,7 +122,7 @@ def designs(
         if group in asked or group == STUDY:
             noise = own_change or min([_half_width(row, column), *filter(None, [max(changes)])])
             committed = committed_number(row, against, gate.table, column)
-            allowed = tolerance.allowed(committed, same_samples=limits.repeats(group))
+            allowed = tolerance.allowed(committed, limits.other(group, remade=remade))
             design = _design(row, allowed, gate, tolerance, noise)
             found[group] = max(found.get(group, design), design, key=lambda d: d.smallest)
     return found

@@ -48,7 +48,7 @@ def judge(run: Path, against: Path, asked: Sequence[str] | None = None) -> Repor
         read_limits(against)  # malformed tolerances are an error in any case
         return _incomparable(str(run), against, wanted, why)
     compared = compare_tables(run, against, wanted)
-    possible = designs(against, contents.keys, compared.limits, wanted)
+    possible = designs(against, contents.keys, compared.limits, wanted, compared.remade)
     lacking = {
         p: f"{folder} has no rows of {p}: {fix}"
         for facts, folder, fix in (
@@ -68,7 +68,8 @@ def judge(run: Path, against: Path, asked: Sequence[str] | None = None) -> Repor
         why = f"{run} and {against} have no row in common: give results of the same study."
         return _incomparable(str(run), against, wanted, why)
     left_out = [p for p in precisions(committed) if p not in wanted]
-    return Report(str(run), against, groups, compared.same_samples, left_out)
+    remade = [p for p in wanted if p in compared.remade]
+    return Report(str(run), against, groups, compared.same_samples, left_out, remade)
 
 
 def judge_design(name: str, new: Facts, against: Path) -> Report:

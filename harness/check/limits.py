@@ -20,7 +20,8 @@
 A text-valued key of a table, such as `reason`, `means` or `rows`, is the default of its columns.
 Without [gate], no verdict is "inconclusive". Numbers of the precisions `by_processor` differ
 between processors more than by rounding, because their kernels round activations to 8 bits, so they
-are compared as if the samples were others, with `other_samples`.
+are compared as if the samples were others, with `other_samples`. A checkpoint that calibration made
+again, with another outcome (provenance.json has the digest), is compared with `other_making`.
 """
 
 import tomllib
@@ -30,7 +31,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.check.tolerance import Tolerance
+from harness.check.tolerance import Other, Tolerance
 from hq.errors import HQError
 
 TOLERANCES_FILE = "tolerances.toml"
@@ -83,9 +84,20 @@ class Limits(BaseModel):
     by_processor: tuple[str, ...] = ()
     tolerances: dict[str, dict[str, Tolerance]]
 
-    def repeats(self, group: str) -> bool:
-        """Return whether the same samples have the same numbers on another processor."""
-        return group not in self.by_processor
+    def other(
+        self, group: str, *, same_samples: bool = True, remade: Collection[str] = ()
+    ) -> tuple[Other, ...]:
+        """Return what differs between two runs at a precision, beside rounding.
+
+        Precisions of `by_processor` count as having other samples; `remade` are those whose
+        checkpoints have been calibrated again, with another outcome.
+        """
+        samples: tuple[Other, ...] = ("samples",)
+        making: tuple[Other, ...] = ("making",)
+        return (
+            *(samples if not same_samples or group in self.by_processor else ()),
+            *(making if group in remade else ()),
+        )
 
 
 def read_limits(folder: Path, tables: Collection[str] | None = None) -> Limits:

@@ -14,7 +14,9 @@ A number regresses if it is worse by more than the tolerance, which is one of
 
 A rerun has the samples of the committed tables, unless it runs on a processor on which single
 sampled tokens differ, or the sampling has changed. For a run with other samples, `other_samples`
-replaces the amount, in the same unit. The digest of the samples is in neurons.json.
+replaces the amount, in the same unit. The digest of the samples is in neurons.json. A checkpoint
+that was calibrated again (GPTQ, AWQ) has other weights on another processor, where rounding grows
+through the layers; its rows have the tolerance `other_making`. provenance.json has its digest.
 
 `worse` is "lower", "higher" or "either" (the default). With `only = "all"`, only rows with that key
 are compared. Columns without a tolerance are not compared, nor are cells that are empty in both
@@ -28,14 +30,15 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from harness.check.comparability import facts_differ, read_contents
+from harness.check.comparability import facts_differ, read_contents, remade_precisions
 from harness.check.limits import TOLERANCES_FILE, Limits, read_limits
-from harness.check.tolerance import Committed, Tolerance
+from harness.check.tolerance import Committed, Other, Tolerance
 from harness.tables.files import read_table
 from harness.tables.provenance import precisions, read_provenance
 from hq.errors import HQError
@@ -59,13 +62,13 @@ class Difference:
     expected: Committed
     found: float
     tolerance: Tolerance
-    same_samples: bool
+    other: tuple[Other, ...] = ()
     group: str = STUDY  # its precision, if the table has rows of precisions
 
     @property
     def allowed(self) -> float:
         """The allowed change in the unit of the column."""
-        return self.tolerance.allowed(self.expected, self.same_samples)
+        return self.tolerance.allowed(self.expected, self.other)
 
     @property
     def loss(self) -> float:
@@ -82,7 +85,7 @@ class Difference:
     @property
     def regressed(self) -> bool:
         """Whether the change exceeds the tolerance."""
-        return self.tolerance.exceeded(self.expected, self.found, self.same_samples)
+        return self.tolerance.exceeded(self.expected, self.found, self.other)
 
     @property
     def name(self) -> str:
@@ -113,6 +116,7 @@ class Compared(NamedTuple):
     uncompared: list[Uncompared]
     limits: Limits
     same_samples: bool
+    remade: frozenset[str]  # precisions with checkpoints of another making
     committed: frozenset[str]  # precisions (or STUDY) of which a committed number has a tolerance
 
 
@@ -143,6 +147,8 @@ def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared
     contents, new = read_contents(against), read_contents(run)
     limits = read_limits(against, list(dict.fromkeys([*contents.keys, *new.keys])))
     same_samples = have_same_samples(run, against)
+    remade = remade_precisions(read_provenance(run), read_provenance(against))
+    other = partial(limits.other, same_samples=same_samples, remade=remade)
     found: list[Difference | Uncompared] = []
     committed: set[str] = set()
     for name, keys in contents.keys.items():
@@ -150,13 +156,14 @@ def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared
         if columns and name not in new.keys:
             found.append(Uncompared(name, "", "", f"{run} was written before hq had this table"))
         elif columns:
-            sides = _Sides(name, keys, run, against, limits.repeats)
-            found += sides.compared(columns, asked, same_samples, committed)
+            sides = _Sides(name, keys, run, against, other)
+            found += sides.compared(columns, asked, committed)
     return Compared(
         [d for d in found if isinstance(d, Difference)],
         [d for d in found if isinstance(d, Uncompared)],
         limits,
         same_samples,
+        remade,
         frozenset(committed),
     )
 
@@ -184,13 +191,12 @@ class _Sides:
     keys: list[str]
     run: Path
     against: Path
-    repeats: Callable[[str], bool]  # of a precision
+    other: Callable[[str], tuple[Other, ...]]  # of a precision
 
     def compared(
         self,
         columns: Mapping[str, Tolerance],
         asked: Collection[str],
-        same_samples: bool,
         committed: set[str],
     ) -> Iterator[Difference | Uncompared]:
         """Yield the cells of the committed table that have a tolerance; add their precisions."""
@@ -203,13 +209,11 @@ class _Sides:
                 continue
             key = self._key(before)
             row = " ".join(map(str, key))
-            same = same_samples and self.repeats(group)
             for column, tolerance in columns.items():
                 if tolerance.covers(key):
                     committed.add(group)
                     after = rows.get(key)
-                    cell = self._cell(row, group, column, tolerance, before, after, same)
-                    yield from cell
+                    yield from self._cell(row, group, column, tolerance, before, after)
 
     def _key(self, row: Values) -> tuple[object, ...]:
         return tuple(row[key] for key in self.keys)
@@ -222,7 +226,6 @@ class _Sides:
         tolerance: Tolerance,
         before: Values,
         after: Values | None,
-        same_samples: bool,
     ) -> Iterator[Difference | Uncompared]:
         if after is None:
             if tolerance.rows == "fixed" and before[column] is not None:
@@ -242,7 +245,7 @@ class _Sides:
             committed_number(before, self.against, self.name, column),
             _number(cells[1], self.run, self.name, column),
             tolerance,
-            same_samples,
+            self.other(group),
             group,
         )
 

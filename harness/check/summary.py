@@ -78,6 +78,7 @@ def as_json(report: Report) -> dict[str, Any]:
             for u in group.uncompared
         ],
         "left_out": report.left_out,
+        "remade": report.remade,
         "precisions": [_group(group) for group in report.groups],
     }
 

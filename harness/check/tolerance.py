@@ -1,12 +1,14 @@
 """The largest change of a compared number that is no regression."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Meaning = Literal["degraded", "threshold", "incomparable"]
+Other = Literal["samples", "making"]
+"""What may differ between two runs of a study: the samples, or a checkpoint made by calibration."""
 
 
 class Committed(NamedTuple):
@@ -22,8 +24,9 @@ class Tolerance(BaseModel):
 
     The change is one of: `within`, in the unit of the column; `relative`, a share of the committed
     number; `half_widths`, a share of half the width of its committed 95% interval. If the run has
-    other samples than the committed tables, `other_samples` replaces this amount, in the same unit.
-    With `only`, only rows with this value among their keys are compared.
+    other samples than the committed tables, `other_samples` replaces this amount, in the same unit,
+    if it is larger; so does `other_making` if the checkpoint was calibrated again with another
+    outcome. With `only`, only rows with this value among their keys are compared.
 
     `means` is what a larger change says: the model or its monitor is `degraded`, the frozen
     `threshold` has to be set again, or the two runs are `incomparable`. `reason` explains the
@@ -37,6 +40,7 @@ class Tolerance(BaseModel):
     relative: Amount | None = None
     half_widths: Amount | None = None
     other_samples: Amount | None = None
+    other_making: Amount | None = None
     worse: Literal["lower", "higher", "either"] = "either"
     only: str | None = None
     means: Meaning = "degraded"
@@ -55,11 +59,11 @@ class Tolerance(BaseModel):
         kind = {"within": "absolute", "relative": "relative", "half_widths": "half-widths"}[kind]
         return f"{amount:g} {kind}"
 
-    def allowed(self, expected: Committed, same_samples: bool) -> float:
-        """Return the allowed change in the unit of the column."""
+    def allowed(self, expected: Committed, other: Collection[Other] = ()) -> float:
+        """Return the allowed change in the unit of the column, for a run with these others."""
         (amount,) = (a for a in (self.within, self.relative, self.half_widths) if a is not None)
-        if not same_samples and self.other_samples is not None:
-            amount = self.other_samples
+        others = {"samples": self.other_samples, "making": self.other_making}
+        amount = max([amount, *(a for name in other if (a := others[name]) is not None)])
         if self.within is not None:
             return amount
         if self.relative is not None:
@@ -68,9 +72,9 @@ class Tolerance(BaseModel):
             raise ValueError(f"half_widths needs an interval, and {expected} has none")
         return amount * (expected.high - expected.low) / 2
 
-    def exceeded(self, expected: Committed, found: float, same_samples: bool) -> bool:
+    def exceeded(self, expected: Committed, found: float, other: Collection[Other] = ()) -> bool:
         """Return whether the change is a regression."""
-        allowed = self.allowed(expected, same_samples)
+        allowed = self.allowed(expected, other)
         return not self.loss(expected, found) <= allowed  # NaN regresses
 
     def loss(self, expected: Committed, found: float) -> float:

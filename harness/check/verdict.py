@@ -102,6 +102,7 @@ class Report:
     groups: list[GroupVerdict]
     same_samples: bool | None  # None before the run
     left_out: list[str] = field(default_factory=list)  # committed, not asked for
+    remade: list[str] = field(default_factory=list)  # with checkpoints of another making
 
     @property
     def verdict(self) -> Verdict:
@@ -119,10 +120,15 @@ class Report:
         of = "the same samples" if self.same_samples else "other samples, which widens tolerances"
         regressed = sum(d.regressed for d in self.differences)
         errors = sum(len(group.uncompared) for group in self.groups)
+        made = "".join(
+            f" {name} was calibrated again, with other weights than the committed checkpoint, "
+            "which widens tolerances."
+            for name in self.remade
+        )
         missing = f", {errors} could not be compared" if errors else ""
         return (
             f"{len(self.differences)} numbers compared with {self.against} ({of}): "
-            f"{regressed} regressed{missing}."
+            f"{regressed} regressed{missing}.{made}"
         )
 
 

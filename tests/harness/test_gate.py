@@ -88,6 +88,24 @@ def test_a_lower_auroc_is_degraded(run, hq):
     assert found(judge(run, COMMITTED)) == {"nf4": "degraded"}
 
 
+def test_a_checkpoint_made_again_is_judged_by_the_spread_of_makings(run, hq):
+    for column in ("auroc", "auroc_change"):
+        change(run, "detection", column, -0.007, precision="gptq-4")
+    assert found(judge(run, COMMITTED)) == {"gptq-4": "degraded"}  # the committed checkpoint
+
+    provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    provenance["nodes"]["pack gptq-4"]["outputs"] = "0" * 16
+    (run / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
+    checked = hq("check", run, "--against", COMMITTED)
+    assert checked.code == 5
+    assert "gptq-4 was calibrated again, with other weights than the committed" in checked.out
+    assert found(judge(run, COMMITTED)) == {"gptq-4": "inconclusive"}
+
+    change(run, "detection", "auroc", -0.02, precision="gptq-4")
+    change(run, "detection", "auroc", -0.007, precision="nf4")
+    assert found(judge(run, COMMITTED)) == {"gptq-4": "degraded", "nf4": "degraded"}
+
+
 def test_rates_of_the_frozen_threshold_are_stale_and_repaired(run, hq):
     change(run, "alarms", "false_alarms", 0.03, precision="nvfp4", domain="all", promised=0.1)
     checked = hq("check", run, "--against", COMMITTED)
@@ -358,7 +376,7 @@ def test_json_has_stable_keys(run, hq):
     report = json.loads(hq("check", run, "--against", COMMITTED, "--json").out)
     assert set(report) == {
         *("run", "against", "verdict", "exit_code", "same_samples", "compared", "regressed"),
-        *("errors", "left_out", "precisions"),
+        *("errors", "left_out", "remade", "precisions"),
     }
     assert (report["verdict"], report["exit_code"]) == ("threshold-stale", 3)
     (group,) = (g for g in report["precisions"] if g["precision"] == "nvfp4")
