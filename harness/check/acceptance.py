@@ -11,7 +11,8 @@ from harness.check.limits import TOLERANCES_FILE
 from harness.experiments import EXPERIMENTS
 from harness.stages.identify import NEURONS_FILE
 from harness.studies.study import REFERENCE
-from harness.tables.files import Frames, lacks_table, read_table, write_frames
+from harness.tables.contents import lacks_table
+from harness.tables.files import Frames, read_table, write_frames
 from harness.tables.provenance import (
     PROVENANCE_FILE,
     Facts,

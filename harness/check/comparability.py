@@ -1,47 +1,10 @@
 """Whether two results are of the same model, study and stages, so that their numbers compare."""
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from harness.tables.contents import Contents
 from harness.tables.files import RESULTS_FILE
 from harness.tables.provenance import Facts, definition, difference
-from hq.errors import HQError
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    keys: list[str]
-
-
-class _Results(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    schema_version: int | None = None
-    tables: dict[str, _Table]
-
-
-class Contents(NamedTuple):
-    """What results.json says about the tables of a folder."""
-
-    schema: int | None
-    keys: dict[str, list[str]]  # of each table
-
-
-def read_contents(folder: Path) -> Contents:
-    """Read the key columns of each table in a folder. Raises HQError if they cannot be read."""
-    path = folder / RESULTS_FILE
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        results = _Results.model_validate(content | {"schema_version": content.get("schema")})
-    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
-        raise HQError(
-            f"{folder} has no readable {RESULTS_FILE}: give the folder of a finished run."
-        ) from error
-    return Contents(results.schema_version, {n: t.keys for n, t in results.tables.items()})
 
 
 def facts_differ(name: str, new: Facts, against: Path, committed: Facts) -> str | None:
@@ -95,9 +58,10 @@ def remade_precisions(new: Facts, committed: Facts) -> frozenset[str]:
 
 def schemas_differ(run: Path, new: Contents, against: Path, committed: Contents) -> str | None:
     """Name the schemas of results.json if they differ."""
-    if new.schema == committed.schema:
+    if new.schema_version == committed.schema_version:
         return None
     return (
-        f"{run / RESULTS_FILE} has schema {new.schema}, {against / RESULTS_FILE} schema "
-        f"{committed.schema}: run the study with the version of hq that wrote the committed tables."
+        f"{run / RESULTS_FILE} has schema {new.schema_version}, {against / RESULTS_FILE} schema "
+        f"{committed.schema_version}: run the study with the version of hq that wrote the "
+        "committed tables."
     )

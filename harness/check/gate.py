@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from harness.check.comparability import facts_differ, read_contents, schemas_differ
+from harness.check.comparability import facts_differ, schemas_differ
 from harness.check.design import Design, designs, enough, grown
 from harness.check.limits import Gate, RepairColumns, read_limits
 from harness.check.regress import (
@@ -22,6 +22,7 @@ from harness.check.verdict import (
     describe,
     worst,
 )
+from harness.tables.contents import read_contents
 from harness.tables.files import read_table
 from harness.tables.provenance import Facts, precisions, read_provenance
 from hq.errors import HQError

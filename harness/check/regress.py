@@ -26,7 +26,6 @@ the whole format, and `harness.check.gate` the verdicts.
 Only files are read, and no module that imports torch.
 """
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,9 +35,10 @@ from typing import NamedTuple
 
 import polars as pl
 
-from harness.check.comparability import facts_differ, read_contents, remade_precisions
+from harness.check.comparability import facts_differ, remade_precisions
 from harness.check.limits import TOLERANCES_FILE, Limits, read_limits
 from harness.check.tolerance import Committed, Other, Tolerance
+from harness.tables.contents import read_contents, stated_samples
 from harness.tables.files import read_table
 from harness.tables.provenance import precisions, read_provenance
 from hq.errors import HQError
@@ -47,7 +47,6 @@ STUDY = "study"
 """Group of the rows that belong to no precision."""
 
 _PRECISION = "precision"
-_NEURONS_FILE = "neurons.json"  # that of harness.stages.identify, which imports torch
 
 Values = Mapping[str, object]
 
@@ -170,17 +169,8 @@ def compare_tables(run: Path, against: Path, asked: Collection[str]) -> Compared
 
 def have_same_samples(run: Path, against: Path) -> bool:
     """Return whether the neurons in both folders state the same digest of their samples."""
-    digests = [_samples(folder / _NEURONS_FILE) for folder in (run, against)]
+    digests = [stated_samples(folder) for folder in (run, against)]
     return digests[0] is not None and digests[0] == digests[1]
-
-
-def _samples(path: Path) -> object:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["provenance"]["samples"]
-    except (KeyError, TypeError, ValueError):  # neurons of another tool or an earlier version
-        return None
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,24 @@
 """The folder of a finished run, read without its model: tables, provenance, samples and scores."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from harness.report.traced import TracedTables
-from harness.tables.files import MARKDOWN_FILE, RESULTS_FILE, read_table
+from harness.tables.contents import read_contents, read_neurons, stated_samples
+from harness.tables.files import RESULTS_FILE, read_table
 from harness.tables.provenance import Facts, read_provenance
 from hq.errors import HQError
 
 SAMPLES_FILE = "samples.jsonl"
 SCORES_FILE = "scores.csv"
 TOKEN_SCORES_FILE = "token_scores.jsonl"  # noqa: S105
-NEURONS_FILE = "neurons.json"
 REFERENCE = "fp16"
 T = TypeVar("T", bound=BaseModel)
-_FOLDER = "give the folder of a finished run, such as runs/NAME"
-
-
-class _Table(BaseModel):
-    keys: list[str]
-    columns: dict[str, str]
-
-
-class _Results(BaseModel):
-    kind: str
-    study: str
-    fingerprint: str
-    tables: dict[str, _Table]
 
 
 class RunSample(BaseModel):
@@ -79,10 +65,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        results = _validated(_Results, path / RESULTS_FILE)
+        contents = read_contents(path)
         self.provenance: Facts = read_provenance(path)
-        self.kind, self.study, self.fingerprint = results.kind, results.study, results.fingerprint
-        self._tables = results.tables
+        self.kind, self.study, self.fingerprint = (
+            contents.kind,
+            contents.study,
+            contents.fingerprint,
+        )
+        self._tables = contents.tables
         self.tables = TracedTables(path)
         self._frames: dict[str, pl.DataFrame] = {}
         for name, table in self._tables.items():  # before anything is drawn
@@ -134,19 +124,13 @@ class RunFolder:
     @cached_property
     def neurons(self) -> list[RunNeuron] | None:
         """The neurons of the FP16 probe; None if the folder has no neurons.json."""
-        path = self.path / NEURONS_FILE
-        if not path.is_file():
-            return None
-        return _Neurons.validate_python(_json(path).get("neurons"))
+        content = read_neurons(self.path)
+        return None if content is None else _Neurons.validate_python(content.get("neurons"))
 
     @property
     def samples_digest(self) -> str | None:
         """The digest of the samples that the neurons were identified on; None if not recorded."""
-        path = self.path / NEURONS_FILE
-        if not path.is_file():
-            return None
-        digest = _json(path).get("provenance", {}).get("samples")
-        return None if digest is None else str(digest)
+        return stated_samples(self.path)
 
     @cached_property
     def samples(self) -> list[RunSample] | None:
@@ -210,30 +194,6 @@ def require_one_model(runs: Sequence[RunFolder]) -> None:
                 f"{run.path} one of {run.model} ({run.fingerprint}): give runs of one model, or "
                 "compare two of them with --compare."
             )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HQError(f"{path} cannot be read as JSON: {_FOLDER}.") from error
-    if not isinstance(content, dict):
-        raise HQError(f"{path} holds no JSON object: {_FOLDER}.")
-    return content
-
-
-def _validated(kind: type[_Results], path: Path) -> _Results:
-    if not path.parent.is_dir():
-        raise HQError(f"There is no folder {path.parent}: {_FOLDER}.")
-    if not path.is_file():
-        raise HQError(
-            f"{path.parent} has no {path.name} beside {MARKDOWN_FILE}, so it is no finished run: "
-            f"{_FOLDER}."
-        )
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise HQError(f"{path} is not readable as results of a run: run it again.") from error
 
 
 def _lines(kind: type[T], path: Path) -> Iterator[T]:

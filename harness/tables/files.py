@@ -71,15 +71,6 @@ def read_table(folder: Path, name: str, kind: type[Row] | None = None) -> pl.Dat
     return frame.with_columns(missing).select(list(schema))
 
 
-def lacks_table(folder: Path, name: str) -> bool:
-    """Return whether results in a folder were written before hq had this table."""
-    try:
-        written = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        return name not in written["tables"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # reading the table will say what is wrong
-
-
 def section(name: str, kind: type[Row], frame: pl.DataFrame) -> str:
     """Return a table as Markdown, with its name and a description of each column."""
     return f"## {name}\n\n{markdown(kind, frame)}\n\n{_legend(kind)}\n"

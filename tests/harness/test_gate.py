@@ -14,11 +14,11 @@ from junitparser import Error, Failure, JUnitXml
 from harness.check.design import designs
 from harness.check.gate import judge
 from harness.check.limits import parse_limits, read_limits
-from harness.check.regress import _NEURONS_FILE
 from harness.check.verdict import Verdict, worst
 from harness.cli.drift import EXIT_CODES
 from harness.experiments import EXPERIMENTS
 from harness.stages.identify import NEURONS_FILE
+from harness.tables.contents import NEURONS_FILE as STATED_FILE
 from harness.tables.files import read_table
 from hq.errors import HQError
 
@@ -394,13 +394,13 @@ def test_a_folder_that_is_no_run_is_bad_input(run, hq):
     (run / "results.json").unlink()
     checked = hq("check", run, "--against", COMMITTED)
     assert checked.code == 2
-    assert "no readable results.json" in checked.err
+    assert "has no results.json" in checked.err
     with pytest.raises(HQError, match="no readable provenance"):
         judge(run.parent, COMMITTED)
 
 
 def test_checking_imports_no_torch():
-    assert _NEURONS_FILE == NEURONS_FILE
+    assert STATED_FILE == NEURONS_FILE
     code = f"""
 import sys
 from pathlib import Path

@@ -7,7 +7,8 @@ import polars as pl
 
 from harness.report.charts.forest import Look, forest
 from harness.report.charts.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION
-from harness.tables.files import lacks_table, read_table
+from harness.tables.contents import lacks_table
+from harness.tables.files import read_table
 
 CONTROLS = {
     "matched": "matched random neurons*",
