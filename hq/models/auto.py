@@ -1,24 +1,23 @@
 """The class of transformers that runs a checkpoint: a language model or a multimodal wrapper."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    PretrainedConfig,
-    PreTrainedModel,
-)
 
 from hq.errors import HQError
 
+if TYPE_CHECKING:  # the import takes seconds
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def model_class(config: PretrainedConfig) -> Any:
+
+def model_class(config: "PretrainedConfig") -> Any:
     """Return the class with a language-model head for this config, multimodal wrappers included.
 
     Raises HQError if transformers has no such class for the model type.
     """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
     for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         if type(config) in mapping:
             return mapping[type(config)]
@@ -28,7 +27,7 @@ def model_class(config: PretrainedConfig) -> Any:
     )
 
 
-def context_length(config: PretrainedConfig) -> int | None:
+def context_length(config: "PretrainedConfig") -> int | None:
     """Return the largest number of tokens in a text, or None if the config has no limit.
 
     The configs of models with scaled rotary embeddings state the scaled length.
@@ -46,7 +45,7 @@ def is_wrapper(model: Any) -> bool:
     return model.config.get_text_config() is not model.config
 
 
-def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+def without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
     """Build the model on the meta device: all modules, no weights.
 
     Raises HQError if the model cannot be built from the config.

@@ -5,13 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hq.errors import HQError, first_line
 from hq.models.auto import model_class
@@ -23,6 +22,9 @@ from hq.models.checkpoint import (
     whole_config,
 )
 from hq.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _DENSE_TYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -52,7 +54,7 @@ class Precision(Protocol):
     packages: tuple[str, ...]  # that compute it, besides torch and transformers
     settings: Mapping[str, object]  # of quantization that the name does not state
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model at this precision, on `device`."""
         ...
 
@@ -125,7 +127,7 @@ def require_precision(path: Path, precision: str) -> Mapping[str, Any] | None:
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
 
-def from_pretrained(path: Path, device: torch.device, **options: object) -> PreTrainedModel:
+def from_pretrained(path: Path, device: torch.device, **options: object) -> "PreTrainedModel":
     """Load a checkpoint with transformers: safetensors only, every weight found, on `device`."""
     options = {"use_safetensors": True, "device_map": {"": device}, **options}
     return load_complete(path, model_class(whole_config(path)), path, **options)
@@ -140,7 +142,7 @@ _UNUSED = re.compile(
 
 def load_complete(
     path: Path, transformers_class: Any, source: Path | None, **options: object
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """A frozen model of a transformers class, loaded from `source` or from options.
 
     Raises HQError, which names `path`, if weights are missing or not used.

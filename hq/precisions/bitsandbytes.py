@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hq.errors import HQError
 from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 class Int8:
@@ -24,8 +26,10 @@ class Int8:
         """Whether bitsandbytes quantized it to 8 bits."""
         return _is_own(quantization) and bool(quantization.get("load_in_8bit"))
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model, quantized while it is loaded, unless its checkpoint is."""
+        from transformers import BitsAndBytesConfig
+
         import_bitsandbytes(self.name)
         return _load(path, device, self.name, BitsAndBytesConfig(load_in_8bit=True))
 
@@ -83,8 +87,10 @@ class FourBit:
             and bool(quantization.get("bnb_4bit_use_double_quant")) == self._double
         )
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model, quantized while it is loaded, unless its checkpoint is."""
+        from transformers import BitsAndBytesConfig
+
         import_bitsandbytes(self.name)
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -156,8 +162,8 @@ def import_bitsandbytes(precision: str) -> Any:
 
 
 def _load(
-    path: Path, device: torch.device, precision: str, config: BitsAndBytesConfig
-) -> PreTrainedModel:
+    path: Path, device: torch.device, precision: str, config: "BitsAndBytesConfig"
+) -> "PreTrainedModel":
     """A model of a dense checkpoint, or of one that bitsandbytes quantized at this precision."""
     is_quantized = require_precision(path, precision) is not None
     options = {} if is_quantized else {"quantization_config": config}

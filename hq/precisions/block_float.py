@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hq.errors import HQError
 from hq.models.checkpoint import DENSE_DTYPES, StoredTensor, read_tensor, tensors_of
@@ -29,6 +28,9 @@ from hq.precisions.dense import FP16
 from hq.precisions.packed import Dequantized, load_dequantized, packed_weight, record
 from hq.precisions.packed_checkpoints import checkpoint
 from hq.precisions.packed_checkpoints.checkpoint import compressed_group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Scales of activations and of the key-value cache that were fixed by a calibration.
 _STATIC_SCALES = (
@@ -113,7 +115,7 @@ class BlockFloat(Dequantized):
         """Float32 weights, rounded to the nearest codes of their blocks and dequantized."""
         raise NotImplementedError
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """A dense model of the weights that the checkpoint stores, or that its FP16 rounds to."""
         quantization = require_precision(path, self.name)
         if quantization is not None:
@@ -162,7 +164,7 @@ class BlockFloat(Dequantized):
         unapplied = ", activations not quantized" if scheme.activations else ""
         return StoredWeight(f"{self.storage}, {granularity}, {compute}{unapplied}", nbytes, weights)
 
-    def _read(self, path: Path, scheme: BlockScheme, device: torch.device) -> PreTrainedModel:
+    def _read(self, path: Path, scheme: BlockScheme, device: torch.device) -> "PreTrainedModel":
         """All projections are checked, and all scales read, before the first weight is."""
         tensors = tensors_of(path)
         projections = self._projections(path, scheme, tensors)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FP16:
@@ -17,7 +20,7 @@ class FP16:
     packages: tuple[str, ...] = ()
     settings: Mapping[str, object] = {}
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model, loaded in FP16 first, so that wider weights are rounded as they would ship."""
         require_precision(path, self.name)
         model = from_pretrained(path, device, dtype=torch.float16)

@@ -9,13 +9,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
 
 from hq.errors import HQError
 from hq.models.auto import model_class
@@ -35,6 +34,9 @@ from hq.precisions.packed_checkpoints.checkpoint import (
     compressed_weights,
 )
 from hq.precisions.packed_checkpoints.layer import PackedLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NATIVE = "-native"
 UNCHECKED = "not compared with its source"
@@ -171,7 +173,7 @@ class _OfRecipe:
 class Exact(_OfRecipe, Dequantized):
     """Integer codes, dequantized once into dense linears."""
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """A dense model of the weights that the checkpoint's codes represent."""
         checkpoint = load_packed(path, self.name, self._recipe)
         stored: dict[str, StoredWeight] = {}
@@ -194,7 +196,7 @@ class Native(_OfRecipe, _Packed):
 
     packages: tuple[str, ...] = ("gptqmodel",)
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model of gptqmodel, with each kernel checked against its weights."""
         checkpoint = load_packed(path, self.name, self._recipe)
         gptqmodel = import_gptqmodel(self.name)
@@ -304,11 +306,13 @@ def round_to_nearest(
 
 def load_dequantized(
     path: Path, state: dict[str, Tensor], stored: Mapping[str, StoredWeight], device: torch.device
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """A dense model with exactly these weights, some of which are `stored` packed.
 
     Raises HQError if weights are missing or do not fit.
     """
+    from transformers import AutoConfig
+
     config = copy.deepcopy(AutoConfig.from_pretrained(path))
     for part in (config, config.get_text_config()):
         vars(part).pop("quantization_config", None)

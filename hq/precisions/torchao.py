@@ -6,15 +6,17 @@ Activations and sums stay in the compute type. Memory holds each 4-bit code in a
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hq.errors import HQError
 from hq.precisions.base import StoredWeight
 from hq.precisions.dense import FP16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GROUP = 64  # inputs that share a scale at 4 bits; divides the widths of most models
 
@@ -28,7 +30,7 @@ class TorchAO:
     _bits: int
     _storage: str
 
-    def load(self, path: Path, device: torch.device) -> PreTrainedModel:
+    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model, with every linear of its body quantized after loading."""
         import_torchao(self.name)
         model = FP16().load(path, device)

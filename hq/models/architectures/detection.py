@@ -14,18 +14,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError, first_line
 from hq.models.architectures.record import Architecture
 from hq.models.auto import without_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TOKENS = 4
 _TOLERANCE = 0.05  # relative; LLM.int8() rounds activations to 8 bits, others stay below 1e-3
@@ -248,7 +251,7 @@ def _refusal(name: str, cause: str) -> HQError:
 
 
 def verify_detection(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     downs: Sequence[nn.Module],
     dense: Callable[[nn.Module], Float[Tensor, "d_out d_in"]],
     device: torch.device,
