@@ -17,6 +17,7 @@ from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import ModelIdentity
 from hq.probe.cross_fit import cross_fit
 from hq.probe.l1 import TOLERANCE, Columns, l1_path, l1_paths, objective, smallest_c, warm_up
+from hq.probe.matrix import InMemory
 from hq.probe.regularisation import CurvePoint, Design, choose_c, fit_at
 
 OLD, RULE = "old", "one_se"
@@ -99,7 +100,9 @@ def planted(
     odds = X[:, truth] @ (effect * signed) + 0.6 * rng.standard_normal(units)[unit]
     y = (odds + rng.logistic(size=n) > 0).astype(np.int64)
     scaled = standardise(X)
-    return Design(scaled.Z, scaled.mean, scaled.scale, y, unit, np.ones(n, dtype=bool)), truth
+    return Design(
+        InMemory(scaled.Z), scaled.mean, scaled.scale, y, unit, np.ones(n, dtype=bool)
+    ), truth
 
 
 def compare_rules(design: Design, truth: Int[np.ndarray, " k"], seed: int) -> dict[str, Recovery]:

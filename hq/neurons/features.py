@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from hq.errors import HQError
 from hq.neurons.cett import Measure, Span
@@ -81,16 +81,22 @@ def standardise(
     )
     for start in range(0, p, _BLOCK):
         columns = slice(start, start + _BLOCK)
-        _standardise_block(X[chosen, columns].astype(np.float64), columns, standardised)
+        block = X[chosen, columns].astype(np.float64)
+        mean, scale, _ = standardise_block(block)
+        standardised.Z[:, columns] = block
+        standardised.mean[columns], standardised.scale[columns] = mean, scale
     if not np.isfinite(standardised.mean).all():
-        raise HQError(_where_not_finite(X, space))
+        raise HQError(where_not_finite(X, space))
     return standardised
 
 
-def _standardise_block(
-    block: Float[np.ndarray, "n b"], columns: slice, standardised: Standardised
-) -> None:
-    """Fill `standardised` at `columns` from their raw values, in place in `block`."""
+def standardise_block(
+    block: Float[np.ndarray, "n b"],
+) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
+    """Standardise float64 columns in place, and return their means, scales, and which are constant.
+
+    The mean of a column with NaN or infinite values is not finite.
+    """
     # inf − inf is NaN: the caller finds such columns by their mean.
     with np.errstate(invalid="ignore", over="ignore"):
         mean = block.mean(axis=0)
@@ -100,13 +106,14 @@ def _standardise_block(
         scale[constant] = 1.0
         block /= scale
     block[:, constant] = 0.0
-    standardised.Z[:, columns] = block
-    standardised.mean[columns], standardised.scale[columns] = mean, scale
+    return mean, scale, constant
 
 
-def _where_not_finite(X: Float[np.ndarray, "n p"], space: NeuronSpace | None) -> str:
+def where_not_finite(X: Float[np.ndarray, "n p"], space: NeuronSpace | None, start: int = 0) -> str:
+    """Name the first value that is NaN or infinite in columns that begin at `start`."""
     bad = ~np.isfinite(X)
     row, column = np.unravel_index(int(bad.argmax()), X.shape)
+    column += start
     column_name = f"column {column}"
     if space is not None:
         layer, _, index = space.locate(column)

@@ -12,10 +12,11 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
-from hq.neurons.features import Features, standardise
+from hq.neurons.features import Features
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.neurons.space import NeuronSpace
 from hq.probe.l1 import SOLVER, TOLERANCE, Columns
+from hq.probe.matrix import standardised
 from hq.probe.regularisation import RULE, Choice, Design, choose_c
 from hq.stats.thresholds import youden_threshold
 
@@ -93,20 +94,20 @@ def design_of(
         raise HQError(
             f"There are {len(unit)} groups for {n} responses: pass one group per response."
         )
-    X, judged = features.values, np.ones(n, dtype=bool)
+    arrays, judged = [features.values], np.ones(n, dtype=bool)
     if other is not None:
-        if other.values.shape != X.shape:
+        if other.values.shape != features.values.shape:
             raise HQError(
                 f"Features of other tokens have shape {other.values.shape}, those of answers "
-                f"{X.shape}: trace both spans of the same responses."
+                f"{features.values.shape}: trace both spans of the same responses."
             )
         # An answer and its other tokens are two rows of one group.
-        X = np.concatenate([X, other.values])
+        arrays.append(other.values)
         unit, judged = np.concatenate([unit, unit]), np.arange(2 * n) < n
         y = np.concatenate([y, np.zeros_like(y)])
     _check(features, y[:n], folds, unit[:n])
-    fitted = standardise(X, space=features.model.space)
-    return Design(fitted.Z, fitted.mean, fitted.scale, y, unit, judged)
+    Z, mean, scale = standardised(arrays, features.model.space)
+    return Design(Z, mean, scale, y, unit, judged)
 
 
 def neurons_of(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hq.errors import HQError
 from hq.probe.l1 import Columns, L1Path, l1_path, l1_paths, smallest_c
+from hq.probe.matrix import Matrix
 from hq.stats.auroc import auroc_statistic
 from hq.stats.intervals import Estimate, Weights, estimate
 
@@ -30,7 +31,7 @@ _DEFAULT_GRID = np.geomspace(1.1, 100.0, 48)
 class Design(NamedTuple):
     """Standardised features with labels and groups, of which fits see parts of the rows."""
 
-    Z: Float[np.ndarray, "n p"]  # mean 0 and variance 1 over all rows; float32, Fortran order
+    Z: Matrix  # mean 0 and variance 1 over all rows
     mean: Float[np.ndarray, " p"]
     scale: Float[np.ndarray, " p"]
     y: Int[np.ndarray, " n"]
@@ -46,9 +47,10 @@ class Design(NamedTuple):
         self, columns: Columns, path: L1Path, rows: Int[np.ndarray, " m"]
     ) -> Float[np.ndarray, "c m"]:
         """Return the decision values of rows by each solution of a path that was fitted there."""
-        used = np.flatnonzero(path.coefs.any(axis=0))
+        used = np.unique(path.weights.indices)
         seen = columns._replace(rows=rows).dense(used).astype(np.float64)
-        values: Float[np.ndarray, "c m"] = path.coefs[:, used] @ seen.T + path.intercepts[:, None]
+        weights = path.weights[:, used].toarray()
+        values: Float[np.ndarray, "c m"] = weights @ seen.T + path.intercepts[:, None]
         return values
 
 
@@ -95,7 +97,7 @@ class ValidatedPath(NamedTuple):
         return Choice(
             self.curve[i],
             self.columns,
-            self.path.coefs[i],
+            self.path.coef(i),
             float(self.path.intercepts[i]),
             self.curve,
             self.held_out[i],
@@ -177,7 +179,7 @@ def _of_size(path: L1Path, size: int) -> tuple[Float[np.ndarray, " p"], float]:
             f"No C selects from 1 to {size} neurons: the fits have {path.n_nonzero.tolist()}; ask "
             "for more neurons."
         )
-    return path.coefs[fitting[-1]], float(path.intercepts[fitting[-1]])
+    return path.coef(fitting[-1]), float(path.intercepts[fitting[-1]])
 
 
 def fit_at(
@@ -189,7 +191,7 @@ def fit_at(
     # A few smaller C lead to the solution faster than a fit from zero.
     steps = [np.geomspace(C / 4, C, 4).tolist() for C in Cs]
     for of_part, path in zip(columns, l1_paths(columns, labels, steps), strict=True):
-        yield of_part, path.coefs[-1], float(path.intercepts[-1])
+        yield of_part, path.coef(-1), float(path.intercepts[-1])
 
 
 def grouped_folds(
@@ -225,14 +227,14 @@ def _grid(columns: Columns, y: Int[np.ndarray, " m"], Cs: Sequence[float] | None
 
 def _eligible(path: L1Path, cap: float) -> L1Path:
     """The solutions under the cap that have a positive weight."""
-    keep = (path.n_nonzero < cap) & (path.coefs > 0).any(axis=1)
+    keep = (path.n_nonzero < cap) & (path.n_positive > 0)
     if not keep.any():
         raise HQError(
             f"No C selects an H-Neuron within the cap of {cap:g} non-zero weights "
             f"(from C = {path.Cs[0]:g} on, the fits have {path.n_nonzero.tolist()}): "
             "gather more samples, or raise max_fraction."
         )
-    return L1Path(*(part[keep] for part in path))
+    return path.kept(keep)
 
 
 def _cross_validate(
@@ -275,8 +277,8 @@ def _cross_validate(
                 auroc=area.value,
                 auroc_se=float(area.se or 0.0),
                 deviance=float(2 * loss),
-                n_nonzero=int(np.count_nonzero(path.coefs[i])),
-                n_positive=int(np.count_nonzero(path.coefs[i] > 0)),
+                n_nonzero=int(path.n_nonzero[i]),
+                n_positive=int(path.n_positive[i]),
                 tolerance=float(tolerances[i]),
             )
         )

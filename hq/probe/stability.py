@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -11,6 +12,7 @@ from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.probe.identify import design_of
 from hq.probe.l1 import Columns
+from hq.probe.matrix import Matrix
 from hq.probe.overlap import consistency, expected_jaccard, jaccard
 from hq.probe.regularisation import Design, fit_at
 from hq.stats.auroc import auroc
@@ -140,7 +142,7 @@ def split_half(
                 jaccard(*sets),
                 expected_jaccard(*sizes, design.Z.shape[1]),
                 consistency(sets, design.Z.shape[1]),
-                *_nearest(design.Z[:n], sets, rng),
+                *_nearest(design.Z, n, sets, rng),
                 float(np.corrcoef(scores)[0, 1]),
                 float(np.corrcoef(deviations)[0, 1]),
                 float(np.mean([auroc(s, label) for s in scores])),
@@ -208,20 +210,25 @@ def _decisions(
 
 
 def _nearest(
-    Z: Float[np.ndarray, "n p"],
+    Z: Matrix,
+    n: int,
     sets: Sequence[Int[np.ndarray, " k"]],
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Mean largest |r| of the neurons of one set only with the other set, and of random ones."""
+    """Mean largest |r| of the neurons of one set only with the other set, and of random ones.
+
+    Over the first n rows.
+    """
     only = [np.setdiff1d(a, b) for a, b in (sets, sets[::-1])]
     if not any(map(len, only)):
         return np.nan, np.nan
     others = np.setdiff1d(np.arange(Z.shape[1]), np.concatenate(sets))
     drawn = [rng.choice(others, len(neurons)) for neurons in only]
+    take = partial(Z.take, np.arange(n))
     means = []
     for neurons in (only, drawn):
         pairs = zip(neurons, sets[::-1], strict=True)
-        means.append(np.concatenate([_largest(Z[:, a], Z[:, b]) for a, b in pairs]).mean())
+        means.append(np.concatenate([_largest(take(a), take(b)) for a, b in pairs]).mean())
     return float(means[0]), float(means[1])
 
 

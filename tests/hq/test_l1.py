@@ -7,7 +7,9 @@ from sklearn.linear_model import LogisticRegression
 
 from hq.errors import HQError
 from hq.neurons.features import standardise
+from hq.neurons.space import NeuronSpace
 from hq.probe.l1 import TOLERANCE, Columns, l1_path, l1_paths, objective, smallest_c
+from hq.probe.matrix import InMemory, Streamed, standardised
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_a_warm_start_ends_where_a_cold_one_does(problem):
     Z, y = problem
     path = l1_path(Z, y, [0.4, 0.05, 0.1])
     assert path.Cs.tolist() == [0.05, 0.1, 0.4]
-    for C, coef, intercept, _ in zip(*path, strict=True):
+    for C, coef, intercept in zip(path.Cs, path.coefs, path.intercepts, strict=True):
         cold = l1_path(Z, y, [C])
         assert objective(Z, y, coef, intercept, C) == pytest.approx(
             objective(Z, y, cold.coefs[0], cold.intercepts[0], C), rel=1e-5
@@ -163,12 +165,14 @@ def test_paths_of_several_problems_equal_single_fits(problem, parts):
     assert 4 < len(paths[2].Cs) < 11
     for rows, of_part, path in zip(parts, labels, paths, strict=True):
         standardised = standardise(Z[rows]).Z
-        for C, coef, intercept, tolerance in zip(*path, strict=True):
+        for i, C in enumerate(path.Cs):
             alone = l1_path(standardised, of_part, [C])
-            assert objective(standardised, of_part, coef, intercept, C) == pytest.approx(
+            assert objective(
+                standardised, of_part, path.coef(i), path.intercepts[i], C
+            ) == pytest.approx(
                 objective(standardised, of_part, alone.coefs[0], alone.intercepts[0], C), rel=1e-5
             )
-            assert tolerance == TOLERANCE
+            assert path.tolerances[i] == TOLERANCE
 
 
 def test_columns_outside_of_the_first_working_set_are_found():
@@ -185,7 +189,68 @@ def test_columns_outside_of_the_first_working_set_are_found():
     Z = standardise(X).Z
     first = np.abs(Z.T @ (y - y.mean()))
     assert (first[-weak:] < np.sort(first)[-250]).all()  # none among the first working columns
-    (coef,), (intercept,) = (part for part in l1_path(Z, y, [0.2])[1:3])
+    path = l1_path(Z, y, [0.2])
+    coef, intercept = path.coef(0), path.intercepts[0]
     assert (coef[-weak:] != 0).sum() >= weak / 2
     residual = 1 / (1 + np.exp(-(Z @ coef + intercept))) - y
     assert 0.2 * np.abs(Z.T @ residual).max() < 1 + 2 * TOLERANCE
+
+
+def test_streamed_features_have_the_values_of_those_in_memory(problem):
+    rng = np.random.default_rng(3)
+    X = rng.lognormal(-7, 1, (50, 9000)).astype(np.float32)
+    X[:, [0, 8500]] = 0.25  # constant
+    arrays = [X[:20], X[20:]]
+    whole, streamed = InMemory(standardise(X).Z), Streamed(arrays)
+    assert streamed.shape == whole.shape == (50, 9000)
+    blocks = list(streamed.blocks())
+    assert len(blocks) == 2
+    np.testing.assert_array_equal(np.hstack([b for _, b in blocks]), next(whole.blocks())[1])
+    rows, columns = np.array([3, 19, 20, 49]), np.array([0, 17, 8500, 8999])
+    np.testing.assert_array_equal(streamed.take(rows, columns), whole.take(rows, columns))
+    for one, other in zip(streamed.moments, standardise(X)[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_streamed_fits_are_those_in_memory(problem, parts, monkeypatch):
+    """Blocks of 64 columns, so that the largest gradients come from several of them."""
+    monkeypatch.setattr("hq.probe.matrix._WIDTH", 64)
+    Z, y = problem
+    X = np.exp(Z.astype(np.float64)).astype(np.float32)
+    whole = Columns.parts(standardise(X).Z, parts)
+    streamed = Columns.parts(Streamed([X[:90], X[90:]]), parts)
+    labels = [y[rows] for rows in parts]
+    Cs = [np.geomspace(0.02, 2, 9).tolist()] * len(parts)
+    for columns, of_part, one, other in zip(
+        whole,
+        labels,
+        l1_paths(whole, labels, Cs, max_nonzero=40),
+        l1_paths(streamed, labels, Cs, max_nonzero=40),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.Cs, other.Cs)
+        design = columns.dense(np.arange(400))
+        for i, C in enumerate(one.Cs):
+            assert objective(
+                design, of_part, other.coef(i), other.intercepts[i], C
+            ) == pytest.approx(
+                objective(design, of_part, one.coef(i), one.intercepts[i], C), rel=1e-6
+            )
+    assert smallest_c(streamed[0], labels[0]) == pytest.approx(
+        smallest_c(whole[0], labels[0]), rel=1e-6
+    )
+
+
+def test_features_larger_than_the_limit_are_streamed(problem, monkeypatch):
+    X = np.random.default_rng(4).lognormal(size=(30, 12)).astype(np.float32)
+    space = NeuronSpace.of_widths([5, 7])
+    whole = standardised([X, X], space)
+    monkeypatch.setattr("hq.probe.matrix.IN_MEMORY", 4 * 60 * 12 - 1)
+    streamed = standardised([X, X], space)
+    assert isinstance(whole[0], InMemory)
+    assert isinstance(streamed[0], Streamed)
+    for one, other in zip(whole[1:], streamed[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    X[4, 6] = np.nan
+    with pytest.raises(HQError, match=r"NaN or infinite, the first in row 4 at neuron \(1, 1\)"):
+        standardised([X], space)
