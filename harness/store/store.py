@@ -7,6 +7,7 @@ content digest of each file.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from hq.storage.atomic import remove_drafts, write_whole
 
@@ -23,6 +24,9 @@ NODE_FILE = "node.json"
 LOG_RECORD_FILE = "log.json"
 _DIGEST_PATTERN = "[0-9a-f]" * 16
 _BLOCK = 1 << 22
+_PATIENCE_S = 2.0  # a process that waits longer for another one says so
+
+_log = logging.getLogger("hq")
 
 
 def digest(value: object) -> str:
@@ -111,7 +115,7 @@ class Store:
     def _locked(self, name: str) -> Iterator[None]:
         """Lock a name; a `fresh` store removes its folders at the first use."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f"{name}.lock"):
+        with _lock(self.root / f"{name}.lock", name):
             if self._fresh and name not in self._used:
                 for folder in (name, f"{name}.partial"):
                     self._remove(folder)
@@ -126,6 +130,21 @@ class Store:
         if folder.exists():
             os.rename(folder, removed)
             shutil.rmtree(removed)
+
+
+@contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock; say so if another process holds it for long."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        _log.warning("Another process computes %s: waiting until it ends.", name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _digests(folder: Path, volatile: frozenset[str]) -> dict[str, str]:

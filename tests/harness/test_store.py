@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from threading import Event, Thread
 
 import pytest
+from filelock import FileLock
 
 from harness.store.store import Store, read_record
 from tests.harness.killing import needs_sigkill
@@ -43,6 +46,25 @@ def test_the_record_has_what_it_was_made_from_and_digests_of_contents(tmp_path):
     assert set(record["outputs"]) == {"deep/a", "b"}
     assert record["outputs"]["b"] == record["outputs"]["deep/a"]
     assert [r["outputs"] for r in store.records("stage")] == [record["outputs"]]
+
+
+def test_a_process_that_waits_for_another_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("harness.store.store._PATIENCE_S", 0.05)
+    held = Event()
+
+    def hold():
+        with FileLock(tmp_path / "stage-1.lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = Thread(target=hold)
+    other.start()
+    held.wait()
+    Store(tmp_path).build("stage-1", {}, lambda folder: None)
+    other.join()
+    assert caplog.messages == ["Another process computes stage-1: waiting until it ends."]
+    Store(tmp_path).build("stage-2", {}, lambda folder: None)
+    assert len(caplog.messages) == 1
 
 
 def test_an_error_leaves_nothing_under_the_final_name_and_the_next_run_continues(tmp_path):
