@@ -29,6 +29,7 @@ DIST = ROOT / "dist"
 SHARED = ROOT / ".nox" / "hq"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 STUDY = "smollm2-knowledge"
+RESPONSES = f"results/{STUDY}/responses.jsonl.gz"  # sampling them takes a third of an hour
 EVIDENCE = (
     "detectors",
     "conditions",
@@ -220,12 +221,17 @@ def run(
 
 
 def study(session: nox.Session, precisions: str, accepted: Sequence[int] = (0,)) -> None:
-    """Runs the default study; without options, compares its tables with the committed ones.
+    """Runs the default study on its committed responses.
+
+    Without options, compares its tables with the committed ones. With NOX_SAMPLE set to 1 in the
+    environment, the model is asked instead.
 
     `accepted` are the codes of `hq check` with which the session succeeds.
     """
     shared(session)
-    run(session, "hq", "study", "run", STUDY, "--precisions", precisions, *session.posargs)
+    given = () if os.environ.get("NOX_SAMPLE") == "1" else ("--responses", RESPONSES)
+    chosen = ("--precisions", precisions, *given)
+    run(session, "hq", "study", "run", STUDY, *chosen, *session.posargs)
     if not session.posargs:
         tables = (f"runs/{STUDY}", "--against", f"results/{STUDY}")
         run(session, "hq", "check", *tables, accepted=accepted)
@@ -233,39 +239,39 @@ def study(session: nox.Session, precisions: str, accepted: Sequence[int] = (0,))
 
 @nox.session
 def fp16(session: nox.Session) -> None:
-    """Find H-Neurons on the FP16 model, with controls, and check results/."""
+    """Find H-Neurons on FP16 from the committed responses, with controls; check results/."""
     study(session, "fp16")
 
 
 @nox.session
 def int8(session: nox.Session) -> None:
-    """Read the FP16 neurons at INT8 (LLM.int8()), and check results/."""
+    """Read the FP16 neurons at INT8 (LLM.int8()), on committed responses; check results/."""
     study(session, "fp16,int8")
 
 
 @nox.session
 def int4(session: nox.Session) -> None:
-    """Read the FP16 neurons at INT4 (NF4), and check results/."""
+    """Read the FP16 neurons at INT4 (NF4), on committed responses; check results/."""
     study(session, "fp16,nf4")
 
 
 @nox.session
 def gptq(session: nox.Session) -> None:
-    """Quantize by GPTQ to 4 bits, read the FP16 neurons there, and check results/."""
+    """Quantize by GPTQ to 4 bits, read the FP16 neurons on committed responses; check results/."""
     with_gptq(session)
     study(session, "fp16,gptq-4", MADE_AGAIN)
 
 
 @nox.session
 def awq(session: nox.Session) -> None:
-    """Quantize by AWQ to 4 bits, read the FP16 neurons there, and check results/."""
+    """Quantize by AWQ to 4 bits, read the FP16 neurons on committed responses; check results/."""
     with_gptq(session)
     study(session, "fp16,awq-4", MADE_AGAIN)
 
 
 @nox.session
 def llamacpp(session: nox.Session) -> None:
-    """Read the FP16 neurons in llama.cpp, at Q8_0, Q4_K_M and the embedded Q4_1; check results/."""
+    """Read the FP16 neurons in llama.cpp on committed responses (Q8_0, Q4_K_M, Q4_1); check."""
     with_llama(session)
     study(session, "fp16,gguf-q8_0,gguf-q4_k_m,gguf-source")
 

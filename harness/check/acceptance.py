@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.studies.study import REFERENCE
 from harness.tables.contents import lacks_table
 from harness.tables.files import Frames, read_table, write_frames
 from harness.tables.provenance import (
+    FROM_FILE,
     PROVENANCE_FILE,
     Facts,
     difference,
@@ -25,6 +27,7 @@ from harness.tables.provenance import (
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
+_RESPONSES = ("recorded", "sample")  # stages
 _ROUNDING = 1e-3  # relative difference of fitted numbers between processors
 
 
@@ -77,7 +80,8 @@ def _kept(new: Facts, committed: Facts, run: Path, into: Path) -> list[str]:
     if not kept:
         return []
     # Kept rows depend only on the reference: other precisions may be computed again.
-    changed = difference(_declared(new), _declared(committed))
+    compared = _with_equal_responses(new, committed)
+    changed = difference(_declared(compared[0]), _declared(compared[1]))
     has_neurons = NEURONS_FILE in EXPERIMENTS[new["kind"]].committed
     if has_neurons and difference(_neurons(run), _neurons(into), _ROUNDING) is not None:
         changed = changed or "the neurons differ"
@@ -89,6 +93,33 @@ def _kept(new: Facts, committed: Facts, run: Path, into: Path) -> list[str]:
     return kept
 
 
+def _with_equal_responses(new: Facts, committed: Facts) -> tuple[Facts, Facts]:
+    """Return both without responses that one sampled and the other read from a file, if equal.
+
+    Equal responses have equal outputs, and later nodes depend on nothing else of them.
+    """
+    given, sampled = _outputs((new, committed), "recorded"), _outputs((new, committed), "sample")
+    equal = given & sampled
+    without = [
+        facts
+        | {
+            "nodes": {
+                name: node
+                for name, node in facts["nodes"].items()
+                if node.get("stage") not in _RESPONSES or node.get("outputs") not in equal
+            }
+        }
+        for facts in (new, committed)
+    ]
+    return without[0], without[1]
+
+
+def _outputs(several: Sequence[Facts], stage: str) -> set[str]:
+    """Return the digests of the outputs of a stage."""
+    nodes = [node for facts in several for node in facts["nodes"].values()]
+    return {node["outputs"] for node in nodes if node.get("stage") == stage and "outputs" in node}
+
+
 def _declared(facts: Facts) -> Facts:
     """Return what the reference's rows depend on, without content digests.
 
@@ -96,6 +127,9 @@ def _declared(facts: Facts) -> Facts:
     """
     reference = of_precisions(facts, {REFERENCE})
     reference.pop("threads", None)  # they change the last digits only
+    if "sampling" in reference:
+        counts = {k: v for k, v in reference["sampling"].items() if k != FROM_FILE}
+        reference["sampling"] = counts
     nodes = {
         name: {k: v for k, v in node.items() if k not in ("inputs", "outputs")}
         for name, node in reference["nodes"].items()

@@ -70,7 +70,7 @@ def judge_compare(
 
 def _on_answers(plan: "Study", other: "Judge", limit: int, quiet: bool) -> "JudgeComparison":
     from harness.experiments.judge_comparison import compare_judges, distinct_responses
-    from harness.stages import sample
+    from harness.stages import responses as stage
     from harness.stages.materials import Materials
     from harness.store.places import cache_folder
     from harness.store.progress import Progress
@@ -80,7 +80,7 @@ def _on_answers(plan: "Study", other: "Judge", limit: int, quiet: bool) -> "Judg
     store = Store(cache_folder() / "store", fresh=False)
     with Progress(quiet=quiet) as progress, Materials(plan) as m:
         m.check()
-        node = sample.node(m)
+        node = stage.node(m)
         folder = Runner(store, progress, m).run([node])[node]
         responses = distinct_responses(m, folder, limit)
         with progress.task("judge", len(responses), "responses") as task:

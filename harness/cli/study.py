@@ -45,6 +45,14 @@ Questions = Annotated[
     Path | None,
     typer.Option(help="Question file of the scenario, if the scenario reads one."),
 ]
+Responses = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of `hq responses export` with the model's responses to the study's questions: "
+        "they are validated and used, and none is sampled. Default: sample them.",
+        metavar="FILE",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -66,6 +74,7 @@ def planned(
     precisions: str | None,
     questions: Path | None,
     overrides: Sequence[str] | None = None,
+    responses: Path | None = None,
 ) -> "Study":
     """Load a study, and apply the options that commands share."""
     from harness.experiments.run import load_study, validate_sections
@@ -75,7 +84,9 @@ def planned(
         study = study.overridden(overrides)
         validate_sections(study)
     study = study.changed(
-        model=model, precisions=None if precisions is None else tuple(precisions.split(","))
+        model=model,
+        precisions=None if precisions is None else tuple(precisions.split(",")),
+        responses=None if responses is None else str(responses),
     )
     return study if questions is None else study.reading(str(questions))
 
@@ -143,6 +154,7 @@ def run_command(
     model: ModelOption = None,
     precisions: Precisions = None,
     questions: Questions = None,
+    responses: Responses = None,
     overrides: Overrides = None,
     into: Into = None,
     against: Annotated[
@@ -161,7 +173,7 @@ def run_command(
     After a kill, the same command continues. The output of each node is stored under a digest of
     everything it depends on, so after a change only affected nodes are computed again.
     """
-    chosen = planned(study, model, precisions, questions, overrides)
+    chosen = planned(study, model, precisions, questions, overrides, responses)
     execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against)
 
 
@@ -172,6 +184,7 @@ def plan_command(
     model: ModelOption = None,
     precisions: Precisions = None,
     questions: Questions = None,
+    responses: Responses = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -186,7 +199,7 @@ def plan_command(
     from harness.store.places import cache_folder
     from harness.store.store import Store
 
-    chosen = planned(study, model, precisions, questions, overrides)
+    chosen = planned(study, model, precisions, questions, overrides, responses)
     kind = EXPERIMENTS[experiment or chosen.experiment]
     steps, power = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
     if as_json:
@@ -258,6 +271,7 @@ def study_run(
         typer.Option(help="Sampler of responses: torch, or llamacpp at Q8_0."),
     ] = None,
     questions: Questions = None,
+    responses: Responses = None,
     overrides: Overrides = None,
     into: Into = None,
     resume: Resume = True,
@@ -265,7 +279,7 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Identify H-Neurons on FP16 and evaluate them at each precision; same as hq run -e detect."""
-    chosen = planned(study, model, precisions, questions, overrides)
+    chosen = planned(study, model, precisions, questions, overrides, responses)
     if sampler is not None:
         chosen = chosen.overridden([f"sampling.sampler={sampler}"])
     execute(chosen, "detect", into, resume, quiet, as_json)

@@ -13,6 +13,7 @@ from harness.cli.study import (
     Overrides,
     Precisions,
     Questions,
+    Responses,
     Resume,
     execute,
     planned,
@@ -59,6 +60,7 @@ def sweep(
         typer.Option(help="SCENARIO=FILE, a file or hub id; can be given several times."),
     ] = None,
     questions: Questions = None,
+    responses: Responses = None,
     overrides: Overrides = None,
     into: Into = None,
     dry_run: Annotated[
@@ -76,7 +78,7 @@ def sweep(
     """
     from harness.experiments.run import validate_sections
 
-    chosen = planned(study, model, precisions, questions, overrides)
+    chosen = planned(study, model, precisions, questions, overrides, responses)
     given = {
         "scenarios": None if scenarios is None else scenarios.split(","),
         "alphas": None if alphas is None else alphas.split(","),

@@ -167,12 +167,14 @@ def _precision_in(node: Node) -> str | None:
 
 
 def definition_of(study: Study) -> dict[str, Any]:
-    """Return the study without its model and without sections of experiments.
+    """Return the study without its model, sections of experiments, and file of responses.
 
     Paths have no meaning on other machines, so it only contains whether they are given; nodes have
     digests of the files.
     """
-    definition = study.model_dump(mode="json", exclude={"model", "experiment", "sections"})
+    definition = study.model_dump(
+        mode="json", exclude={"model", "experiment", "responses", "sections"}
+    )
     definition["scenario"]["options"].pop("source", None)
     definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)
     for section in ("compare", "pack"):

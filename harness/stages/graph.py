@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.stages import identify, sample, select, trace, uncertainty
+from harness.stages import identify, responses, select, trace, uncertainty
 from harness.stages.identify import NEURONS_FILE, PROBES_FILE
 from harness.stages.materials import Materials
 from harness.stages.samples import Sample, read_samples
@@ -21,7 +21,7 @@ class Graph:
     def __init__(self, m: Materials) -> None:
         self.m = m
         self.samples = select.node(m)
-        self.responses = sample.node(m)
+        self.responses = responses.node(m)
 
     @property
     def n(self) -> int:

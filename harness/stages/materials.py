@@ -15,6 +15,7 @@ from harness.scenarios import prompts
 from harness.scenarios.questions import QuestionSet, load_questions
 from harness.stages import units
 from harness.stages.loading import Models
+from harness.stages.recorded import Recorded, load
 from harness.stages.samples import Prompted
 from harness.stages.units import Part
 from harness.studies.study import SAMPLERS, Study
@@ -86,7 +87,8 @@ class Materials:
                 "of another scenario."
             )
         parts = {
-            part: getattr(other, part) for part in ("scenario", "prompt", "sampling", "reserve")
+            part: getattr(other, part)
+            for part in ("scenario", "prompt", "sampling", "reserve", "responses")
         }
         return Materials(own.model_copy(update={"name": other.name, **parts}), beside=self)
 
@@ -120,9 +122,13 @@ class Materials:
             )
 
     def check_questions(self) -> None:
-        """Validate the judge, the questions and the lengths of their prompts. Raises HQError."""
+        """Validate the judge, the questions, the lengths of their prompts, and given responses.
+
+        Raises HQError.
+        """
         _ = self.judge, self.stop_criteria
         self._require_room()
+        _ = self.recorded
 
     @cached_property
     def path(self) -> Path:
@@ -200,6 +206,11 @@ class Materials:
     def judge(self) -> Judge:
         """The judge that labels the responses."""
         return make_judge(self.study.sampling.judge)
+
+    @cached_property
+    def recorded(self) -> Recorded | None:
+        """The responses in the study's file; None if they are sampled. Raises HQError."""
+        return load(self)
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -193,10 +193,8 @@ def collect(
     consistent = consistency(prompted, judge)
     shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
     asked: list[Prompted] = []
-    for chunk in _chunks([p for p in prompted if p.part == "sample"]):
-        fruitless = _fruitless(asked, records) if balance == "text" else set()
-        task.advance(sum(p.question.relation in fruitless for p in chunk))
-        chunk = [p for p in chunk if p.question.relation not in fruitless]
+    for chunk, left_out in chunks_for(prompted, records, quota, balance):
+        task.advance(left_out)
         for batch in batches(chunk, max_rows // settings.responses):
             if not all(p.question.id in records for p in batch):
                 prompts = [(p.question.id, p.ids) for p in batch]
@@ -210,9 +208,29 @@ def collect(
         unclear = f", {judge.unclear} replies of the judge unclear" if judge.unclear else ""
         saved = savings(records[p.question.id] for p in asked)
         task.note(f"{len(closed)} of {quota} pairs, {saved}{unclear}")
-        if len(closed) == quota:
-            break
     return [records[p.question.id] for p in asked]
+
+
+def chunks_for(
+    prompted: Sequence[Prompted],
+    records: Mapping[str, QuestionRecord],
+    quota: int,
+    balance: Balance,
+) -> Iterator[tuple[list[Prompted], int]]:
+    """Yield the questions to ask, in chunks, until the quota of pairs is reached.
+
+    With each chunk comes the number of questions that are left out of it. The records of a chunk
+    must be in `records` before the next one is requested: which questions are asked depends on the
+    responses to earlier ones.
+    """
+    asked: list[Prompted] = []
+    for whole in _chunks([p for p in prompted if p.part == "sample"]):
+        fruitless = _fruitless(asked, records) if balance == "text" else set()
+        chunk = [p for p in whole if p.question.relation not in fruitless]
+        yield chunk, len(whole) - len(chunk)
+        asked += chunk
+        if len(pairs(candidates(asked, records, balance), quota)) == quota:
+            return
 
 
 def _fruitless(asked: Iterable[Prompted], records: Mapping[str, QuestionRecord]) -> set[str]:

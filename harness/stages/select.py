@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.judges.base import Question
-from harness.stages import sample, units
+from harness.stages import responses, units
 from harness.stages.pairing import TextCandidate, pairs, text_pairs
 from harness.stages.sample import (
     RESPONSES_FILE,
@@ -46,7 +46,7 @@ def node(m: "Materials") -> Node:
         "seed": m.study.seed,
         "design": design_digest(m.prompted),
     }
-    inputs = {"responses": sample.node(m).output(RESPONSES_FILE)}
+    inputs = {"responses": responses.node(m).output(RESPONSES_FILE)}
     return Node(STAGE, parameters, inputs, about=m.scope, materials=m)
 
 

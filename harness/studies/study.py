@@ -181,6 +181,9 @@ class Study(Section):
     """Seed of questions, samples, folds and draws."""
     device: Literal["cpu", "cuda"] | None = None
     """Where the model runs; default: CUDA if there is a GPU."""
+    responses: str = ""
+    """File of `hq responses export` with the responses to the questions, which are then not
+    sampled; default: sample them."""
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hq.errors import HQError
 
 PROVENANCE_FILE = "provenance.json"
+FROM_FILE = "responses_from_file"  # in `sampling`: the digest of the file
 
 Facts = dict[str, Any]
 

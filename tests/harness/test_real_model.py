@@ -1,12 +1,15 @@
 """Properties that tiny models cannot show, on the embedded model and the default study."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from harness.models.sources import resolve_model
 from harness.stages import mapping
 from harness.stages.materials import Materials
-from harness.stages.sample import batches
+from harness.stages.sample import batches, consistency, record_of
 from harness.store.progress import Progress
 from harness.studies.study import Study
 from hq.backends.transformers.backend import TorchBackend
@@ -15,6 +18,7 @@ from hq.neurons.prompt_response import PromptResponse
 from hq.tracing.sampling import sample
 
 pytestmark = pytest.mark.slow
+COMMITTED = Path(__file__).parents[2] / "results/smollm2-knowledge/responses.jsonl.gz"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,34 @@ def test_a_response_does_not_depend_on_what_is_sampled_beside_it(materials, aske
     beside_dropped = responses(materials, asked, lambda tree: tree.key not in dropped)
     for key, finished in alone.items():
         assert together[key] == finished == beside_dropped[key]
+
+
+def test_the_committed_responses_are_those_of_the_sampler(materials):
+    """A single token can differ between processors, and with it the responses that share it."""
+    committed = Study.load("smollm2-knowledge").changed(responses=str(COMMITTED))
+    with Materials(committed) as m:
+        recorded = {record.id: record for record in m.recorded.records}
+    drawn = set(np.random.default_rng(20261128).choice(sorted(recorded), 200, replace=False))
+    decoding = materials.models.open("fp16").decoding()
+    decoding.share([p.ids for p in materials.prompted])
+    consistent = consistency(materials.prompted, materials.judge)
+    questions = {p.question.id: p for p in materials.prompted}
+    equal = total = 0
+    for batch in batches([questions[id] for id in sorted(drawn)]):
+        prompts = [(p.question.id, p.ids) for p in batch]
+        settings, criteria = materials.sampling, materials.stop_criteria
+        for tree in sample(decoding, prompts, settings, criteria, consistent):
+            question = questions[tree.key].question
+            found = _counts(record_of(tree, question, materials.judge, settings))
+            stated = _counts(recorded[tree.key])
+            equal += (found & stated).total()
+            total += stated.total()
+    assert total > 1000
+    assert equal / total >= 0.99
+
+
+def _counts(record):
+    return Counter(r.ids for r in record.responses for _ in range(r.count))
 
 
 def test_four_shots_make_it_answer(materials, asked):

@@ -33,6 +33,7 @@ from harness.stages.samples import require_origin
 from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
+from harness.tables.provenance import FROM_FILE
 from harness.tables.schema import Row
 from hq.probe.fidelity import relative_error
 from hq.probe.identify import THRESHOLD
@@ -135,14 +136,19 @@ class DetectExperiment(Experiment):
         write_whole(folder / SPEED_FILE, "precision,prompt_tokens_per_second\n" + "".join(lines))
 
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
-        """Return the numbers of questions asked, of samples, and of generated tokens."""
+        """Return the numbers of questions asked, of samples, and of generated tokens.
+
+        With the digest of the file that the responses came from, if they were not sampled.
+        """
         graph = Graph(m)
         records = sample.read_records(outputs[graph.responses]).values()
         labels = Counter(record.hallucinated for record in records)
         unusable = len(m.questions.set_aside)
         set_aside = {"rows_set_aside": unusable} if unusable else {}
+        given = {} if m.recorded is None else {FROM_FILE: m.recorded.digest}
         return {
             "sampling": set_aside
+            | given
             | {
                 "questions": len(m.prompted),
                 "asked": len(records),
