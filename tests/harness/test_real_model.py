@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.models.sources import resolve_model
-from harness.stages import mapping
+from harness.stages import mapping, response_file
 from harness.stages.materials import Materials
 from harness.stages.sample import batches, consistency, record_of
 from harness.store.progress import Progress
@@ -55,16 +55,14 @@ def test_a_response_does_not_depend_on_what_is_sampled_beside_it(materials, aske
 
 def test_the_committed_responses_are_those_of_the_sampler(materials):
     """A single token can differ between processors, and with it the responses that share it."""
-    committed = Study.load("smollm2-knowledge").changed(responses=str(COMMITTED))
-    with Materials(committed) as m:
-        recorded = {record.id: record for record in m.recorded.records}
-    drawn = set(np.random.default_rng(20261128).choice(sorted(recorded), 200, replace=False))
+    recorded = {line.id: line for line in response_file.read(COMMITTED).lines}
+    drawn = np.random.default_rng(20261128).choice(sorted(recorded), 200, replace=False)
     decoding = materials.models.open("fp16").decoding()
     decoding.share([p.ids for p in materials.prompted])
     consistent = consistency(materials.prompted, materials.judge)
     questions = {p.question.id: p for p in materials.prompted}
     equal = total = 0
-    for batch in batches([questions[id] for id in sorted(drawn)]):
+    for batch in batches([questions[id] for id in drawn.tolist()]):
         prompts = [(p.question.id, p.ids) for p in batch]
         settings, criteria = materials.sampling, materials.stop_criteria
         for tree in sample(decoding, prompts, settings, criteria, consistent):
