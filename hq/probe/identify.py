@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from hq.errors import HQError
 from hq.neurons.features import Features, standardise
 from hq.neurons.neuron_set import Neuron, NeuronSet
-from hq.neurons.space import NeuronSpace
+from hq.neurons.space import NO_EXPERT, NeuronSpace
 from hq.probe.l1 import SOLVER, TOLERANCE, Columns
 from hq.probe.regularisation import RULE, Choice, Design, choose_c
 from hq.stats.thresholds import youden_threshold
@@ -261,16 +261,18 @@ def _neurons(
     space: NeuronSpace,
 ) -> tuple[Neuron, ...]:
     chosen = np.flatnonzero(coef)
-    layers, _, indices = space.locate(chosen)
+    experts = space.locate(chosen).expert.tolist()
+    positions = zip(chosen, space.positions(chosen), experts, strict=True)
     return tuple(
         Neuron(
-            layer=layer,
-            index=index,
+            layer=position[0],
+            expert=None if expert == NO_EXPERT else expert,
+            index=position[-1],
             weight=_shortest(coef[flat]),
             mean=_shortest(mean[flat]),
             scale=_shortest(scale[flat]),
         )
-        for flat, layer, index in zip(chosen, layers.tolist(), indices.tolist(), strict=True)
+        for flat, position, expert in positions
     )
 
 
