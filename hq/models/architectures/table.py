@@ -43,14 +43,17 @@ model. Every type below can be traced and scaled at all precisions of the torch 
 as a PEFT adapter. A type with a *record* is described in `hq/models/architectures/`, one file per
 family. The others are *detected*: hq builds the model without weights, finds the down projections
 in one forward pass, compares activations with the formulas once the weights are loaded, and logs a
-warning. A dense decoder that is not listed is detected too, or rejected in one sentence. Mixtures
-of experts and models with a recurrent state are always rejected. Layers may have different widths.
+warning. A dense decoder that is not listed is detected too, or rejected in one sentence. Models
+with a recurrent state are always rejected, and so are mixtures of experts without a record. Layers
+may have different widths.
 Falcon runs at FP16 only, as bitsandbytes does not replace its linear layers; DeepSeek has no PEFT
 adapters, as PEFT mistakes its FFNs for experts.
 
 Baking a factor α into *rows* of the up projection works for dense and quantized weights; into
 *columns* of the down projection, only for dense weights. OPT is baked into rows if its activation
-is ReLU. The column GGUF says whether hq *writes* such a checkpoint as GGUF (needed for the `gguf-`
+is ReLU. Experts of a mixture are traced, scaled and monitored, at fp16, fp8, nvfp4 and mxfp4
+([mixtures of experts](explanation/mixtures.md)); they are not baked, and have no adapters and no
+GGUF. The column GGUF says whether hq *writes* such a checkpoint as GGUF (needed for the `gguf-`
 precisions) and *reads* GGUF files of the architecture.
 
 """
@@ -82,6 +85,7 @@ def family_rows() -> list[FamilyRow]:
         uses = ["writes"] if record.conversion else []
         uses += ["reads"] if name in readable else []
         bake = "rows" if (record.gated and record.linear_in_up) else "columns"
+        bake = "—" if record.experts else bake
         rows.append(FamilyRow(name, "record", bake, ", ".join(uses) or "—"))
     return sorted(rows)
 

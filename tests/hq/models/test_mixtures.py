@@ -10,18 +10,26 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch.nn.functional import silu
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hq.backends.transformers.backend import TorchBackend
 from hq.backends.transformers.hooks import DownHooks
 from hq.backends.transformers.loaded import LoadedBackend
+from hq.backends.transformers.routing import routed_shares
 from hq.errors import HQError
+from hq.gguf.write import write_gguf
 from hq.models.alignment import map_model
 from hq.models.checkpoint import checkpoint_identity
 from hq.models.ffn_weights import of_checkpoint
+from hq.monitor.torch import TorchMonitor
 from hq.neurons.cett import MEASURES, SPANS
+from hq.neurons.features import Features
+from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import PRECISIONS
+from hq.probe.identify import identify
+from hq.suppress.bake import bake
+from hq.suppress.lora.peft import write_peft_adapter
 from tests import tiny
 from tests.hq.models.test_architectures import far
 
@@ -244,3 +252,104 @@ def test_precisions_that_would_leave_experts_unquantized_are_refused(path: Path,
     with pytest.raises(HQError, match=rf"^{name} would leave the experts of .* unquantized") as e:
         TorchBackend(path, name, "cpu")
     assert str(e.value).endswith("use fp16, fp8, nvfp4 or mxfp4.")
+
+
+def test_routed_shares_count_the_tokens_that_reach_an_expert(backend: TorchBackend) -> None:
+    texts = tiny.exchanges()
+    shares, space = routed_shares(backend, texts), backend.identity.space
+    tokens = [  # each token of an answer as an answer of its own
+        PromptResponse(e.prompt + e.response[:t], (e.response[t],))
+        for e in texts
+        for t in range(len(e.response))
+    ]
+    alone = np.zeros((len(tokens), len(space.blocks)))
+    for batch in backend.trace(tokens, ("contribution",)):
+        for number, block in enumerate(space.slices):
+            alone[batch.rows, number] = (batch.values[:, 0, 0, block] > 0).any(axis=1)
+    ends = np.cumsum([len(e.response) for e in texts])[:-1]
+    expected = [part.mean(axis=0) for part in np.split(alone, ends)]
+    np.testing.assert_allclose(shares, expected, atol=1e-6)
+    assert 0 < shares.mean() < 1
+
+
+def test_identification_says_how_many_responses_reach_each_expert(path: Path) -> None:
+    texts = tiny.exchanges(60, seed=3)
+    with TorchBackend(path, device="cpu", token_budget=512) as backend:
+        space = backend.identity.space
+        values = np.empty((len(texts), len(space)), dtype=np.float32)
+        for batch in backend.trace(texts):
+            values[batch.rows] = batch.values[:, 0, 0]
+        features = Features(values, "sum", "answer", backend.identity, "fp16")
+    reached = (values != 0).mean(axis=0)
+    planted = int(np.argmin(np.where(reached > 0.3, reached, 1)))
+    labels = np.isin(np.arange(60), np.argsort(values[:, planted])[-30:]).astype(int)
+    found = identify(features, labels, max_fraction=0.02, folds=3)
+    rare = 0
+    for neuron, flat in zip(found.neurons, found.flat, strict=True):
+        assert neuron.position == space.positions(flat)[0]
+        if neuron.expert is None:
+            assert neuron.routed is None
+            continue
+        assert neuron.routed == pytest.approx(reached[flat])
+        rare += min(((values[:, flat] != 0) & (labels == y)).sum() for y in (0, 1)) < 10
+    assert found.provenance["rarely_routed"] == rare
+    assert NeuronSet.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_experts_cannot_do_is_said_in_a_sentence(path: Path, tmp_path: Path) -> None:
+    factors = {(0, 1, 2): 0.0}
+    with pytest.raises(HQError, match="mixture of experts, into which hq does not bake"):
+        bake(path, tmp_path / "baked", factors)
+    with pytest.raises(HQError, match="whose experts are no linear layers that an adapter"):
+        write_peft_adapter(path, checkpoint_identity(path), factors, tmp_path / "adapter")
+    with pytest.raises(HQError, match="GGUF"):
+        write_gguf(path, tmp_path / "model.gguf", "f16", checkpoint_identity(path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_a_model_that_bitsandbytes_quantized_without_its_experts_is_refused(
+    checkpoint: Any, family: str
+) -> None:
+    """It leaves them as they are, without a warning."""
+    quantized = AutoModelForCausalLM.from_pretrained(
+        checkpoint(family), quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+    )
+    assert quantized.model.layers[0].mlp.experts.down_proj.is_floating_point()
+    with pytest.raises(HQError, match=r"bitsandbytes \(fp4\) without its experts, .* weights"):
+        LoadedBackend(quantized.eval())
+
+
+def test_a_monitor_reads_and_scales_experts(path: Path) -> None:
+    with TorchBackend(path, device="cpu") as backend:
+        text, space = tiny.exchanges(1)[0], backend.identity.space
+        flat = np.array([3, 40, 70, 127, tiny.D_FF + 100, 3 * tiny.D_FF - 1])
+        neurons = tuple(
+            Neuron(
+                layer=p[0],
+                expert=p[1] if len(p) == 3 else None,
+                index=p[-1],
+                weight=1.0,
+                mean=0,
+                scale=1,
+            )
+            for p in space.positions(flat)
+        )
+        found = NeuronSet(
+            model=backend.identity,
+            cett="output",
+            tokens="answer",
+            labels="1-vs-1",
+            intercept=0,
+            neurons=neurons,
+        )
+        monitor = TorchMonitor(backend.model, found)  # known by its norms
+        steps = list(monitor.follow(text.prompt, text.response))
+        for alpha in (1.0, 0.5):
+            with monitor.scale(alpha):
+                steps = list(monitor.follow(text.prompt, text.response))
+                (batch,) = backend.read_tokens([text], flat, "output")
+            read = np.stack([step.cett for step in steps])
+            np.testing.assert_allclose(read, batch.values[: len(read)], rtol=1e-4, atol=1e-7)
+        assert (read == 0).any()
+        assert (read > 0).any()
