@@ -118,7 +118,8 @@ class RoutedActivations:
         for columns, tokens, magnitude in blocks:
             of_row = (tokens // seq == rows).float()  # [batch, n]
             folded = of_row[:, None] * by_token[:, tokens]
-            sums[..., columns] = (folded.flatten(0, 1) @ magnitude).unflatten(0, folded.shape[:2])
+            products = folded.flatten(0, 1) @ magnitude
+            sums[..., columns] = products.reshape(batch, len(by_token), -1)
         return sums.mul_(norms).reshape(batch, len(measures), spans, -1)
 
     def chosen(

@@ -156,7 +156,8 @@ class Mixture:
         if not self.routed.has_bias:
             return product
         biases = self.routed.down_proj_bias[routing.experts].float()
-        return product - (biases * routing.weights[..., None].float()).sum(dim=1)
+        without: Tensor = product - (biases * routing.weights[..., None].float()).sum(dim=1)
+        return without
 
 
 @contextmanager
@@ -218,13 +219,14 @@ def verify_experts(modules: Sequence[nn.Module]) -> None:
             except Exception as error:
                 raise _unverified(mixture, layer, "it fails") from error
             expected = torch.zeros_like(found)
-            for expert in chosen.unique().tolist():
+            for expert in sorted(set(chosen.flatten().tolist())):
                 tokens, weight = routing.to(expert)
                 product = linear(mixture.h(x[tokens], expert), mixture.down(expert)).float()
                 expected.index_add_(0, tokens, product * weight[:, None])
-            error = (mixture.output(routing, found) - expected).norm() / expected.norm()
-        if not float(error) <= _TOLERANCE:
-            raise _unverified(mixture, layer, f"its output is off by {float(error):.0%}")
+            difference = mixture.output(routing, found) - expected
+            off = float(difference.norm() / expected.norm())
+        if not off <= _TOLERANCE:
+            raise _unverified(mixture, layer, f"its output is off by {off:.0%}")
 
 
 def _unverified(mixture: Mixture, layer: int, cause: str) -> HQError:

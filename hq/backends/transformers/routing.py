@@ -49,10 +49,10 @@ def routed_shares(
                     hooks.enter_context(removing(mixture.routed.register_forward_hook(keep)))
                 backend.decoder(ids, **prefix.inputs(len(batch)))
             for number, block in enumerate(space.blocks):
-                mixture = mixtures.get(block.layer)
-                if mixture is None or block.expert == len(mixture.routed.down_proj):
+                own = mixtures.get(block.layer)
+                if own is None or block.expert in (None, len(own.routed.down_proj)):
                     continue
-                reached = (routings[block.layer].experts == block.expert).any(dim=1)
+                reached = torch.eq(routings[block.layer].experts, block.expert).any(dim=1)
                 at_token = reached.cpu().numpy().reshape(weights.shape)
                 shares[rows, number] = (weights * at_token).sum(axis=1)
     return shares
