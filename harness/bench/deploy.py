@@ -286,5 +286,5 @@ def _decode_seconds(
                 ]
             )
 
-    silenced = dict.fromkeys(neurons, 0.0)
+    silenced: dict[Position, float] = dict.fromkeys(neurons, 0.0)
     return alternate(partial(seconds, {}), partial(seconds, silenced), _PAIRS)

@@ -85,7 +85,9 @@ def test_neurons_of_experts_tell_what_the_model_does_not_know():
         values = np.empty((SUBJECTS, identity.n_neurons), dtype=np.float32)
         for batch in backend.trace(exchanges, ("sum",), ("prompt",)):
             values[batch.rows] = batch.values[:, 0, 0]
-        shares = routed_shares(backend, exchanges)
+        shares = routed_shares(
+            backend, [PromptResponse(e.prompt[:2], e.prompt[2:]) for e in exchanges]
+        )
         features = hq.Features(values, "sum", "prompt", identity, "float32")
         groups = np.arange(SUBJECTS)
         folds = np.random.default_rng(0).permutation(SUBJECTS) % 5
@@ -97,13 +99,15 @@ def test_neurons_of_experts_tell_what_the_model_does_not_know():
         for alpha in (0.0, 1.0, 2.0):
             with opened.scale(fitted.neurons, alpha):
                 rates[alpha] = float((asked(model)[0] != right).mean())
-    neurons = fitted.neurons
+    neurons, reached = fitted.neurons, shares.mean(axis=0)
+    routing = [auroc(share, wrong) for share in shares.T]
     print(
         f"\n{len(neurons.positive)} H-Neurons of {identity.n_neurons} in "
         f"{sum(p.numel() for p in model.parameters()):,} parameters: AUROC {found:.3f} out of fold "
         f"(n = {SUBJECTS}, permuted scores {chance:.3f}; published .86); "
-        f"{neurons.provenance['rarely_routed']} rarely routed; tokens reach "
-        f"{shares.min():.1%} to {shares.max():.1%} of the experts; "
+        f"{neurons.provenance['rarely_routed']} rarely routed; an expert is reached by "
+        f"{reached.min():.1%} to {reached.max():.1%} of responses, and the best single one tells "
+        f"{max(max(a, 1 - a) for a in routing):.3f} (in sample); "
         f"wrong answers at α = 0, 1, 2: {list(rates.values())} (published: no effect)"
     )
     assert found > 0.7
