@@ -231,11 +231,11 @@ DETECTED: dict[str, Config] = {
     "stablelm-parallel": _of("stablelm", _WITHOUT_HEAD_DIM, use_parallel_residual=True),
 }
 
+# Mixtures of experts, all with a record.
+MIXTURES: dict[str, Config] = dict(tiny.MIXTURES)
+
 # Model types without identifiable neurons, with words of the error message.
 REJECTED: dict[str, tuple[Config, str]] = {
-    "mixtral": (_of("mixtral", num_local_experts=2), "mixture of experts"),
-    "qwen3_moe": (_of("qwen3_moe", num_experts=2, num_experts_per_tok=1), "mixture of experts"),
-    "gpt_oss": (_of("gpt_oss", num_local_experts=2, num_experts_per_tok=1), "mixture of experts"),
     "deepseek_v3": (
         _of("deepseek_v3", _WITHOUT_HEAD_DIM, **_LATENT, **_FEW_EXPERTS, first_k_dense_replace=1),
         "mixture of experts",

@@ -68,10 +68,37 @@ WIDE_HEADS = {
     f"llama-{width}": partial(hf.LlamaConfig, **_SHAPE, head_dim=width) for width in (32, 64)
 }
 
+# Mixtures of experts, whose layers have D_FF neurons in all.
+_MIXTURE = {"num_hidden_layers": LAYERS, "num_experts_per_tok": 2, "pad_token_id": 0}
+_EXPERTS = {"eos_token_id": 1, **_SHAPE, **_MIXTURE, "num_experts": 4}
+MIXTURES: dict[str, Callable[[], hf.PretrainedConfig]] = {
+    "mixtral": lambda: hf.MixtralConfig(
+        **_SHAPE | _MIXTURE | {"intermediate_size": D_FF // 4}, num_local_experts=4
+    ),
+    "qwen2_moe": lambda: hf.Qwen2MoeConfig(
+        **_EXPERTS | {"num_experts": 3},
+        moe_intermediate_size=D_FF // 4,
+        shared_expert_intermediate_size=D_FF // 4,
+        mlp_only_layers=[1],
+    ),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+        **_EXPERTS, moe_intermediate_size=D_FF // 4, head_dim=16, norm_topk_prob=True
+    ),
+    "olmoe": lambda: hf.OlmoeConfig(**_EXPERTS | {"intermediate_size": D_FF // 4}),
+    "gpt_oss": lambda: hf.GptOssConfig(
+        **_EXPERTS | {"intermediate_size": D_FF // 4},
+        num_local_experts=4,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
+}
+
 
 def model(family: str, seed: int = 0, **changes: int) -> hf.PreTrainedModel:
     """A random model whose weights are FP16 values, held in FP32; `changes` are of its config."""
-    config = (FAMILIES | WIDE_HEADS)[family]()
+    config = (FAMILIES | WIDE_HEADS | MIXTURES)[family]()
     config.update(changes)
     return randomized(hf.AutoModelForCausalLM.from_config(config).eval(), seed)
 

@@ -27,7 +27,9 @@ from hq.backends.llamacpp.backend import LlamaBackend
 from hq.backends.transformers.backend import TorchBackend
 from hq.gguf.write import write_gguf
 from hq.llamacpp.context import Context
+from hq.neurons.factors import Factors
 from hq.neurons.prompt_response import PromptResponse
+from hq.neurons.space import Position
 from hq.storage.copying import copy_to_disk
 from hq.suppress.bake import bake
 from hq.suppress.lora.gguf import write_gguf_adapter as write_adapter
@@ -116,7 +118,7 @@ def _agreement(
     differences: dict[str, dict[float, float]] = {"baked": {}, "lora": {}}
     errors: dict[str, dict[float, float]] = {"baked": {}, "lora": {}}
     for alpha in (0.0, *_OTHER_ALPHAS):
-        factors = dict.fromkeys(neurons, alpha)
+        factors: dict[Position, float] = dict.fromkeys(neurons, alpha)
         context, _ = backend.context(len(ids), 1, len(ids))
         with context, backend.scale(factors):
             scaled = _logits(context, ids)
@@ -262,7 +264,8 @@ def _with_and_without(backend: Backend, neurons: Neurons, ids: np.ndarray) -> li
     """Logits of the unscaled model, and of the model with the neurons silenced."""
     text = PromptResponse((int(ids[0]),), tuple(ids[1:].tolist()))
     plain_and_scaled = []
-    for factors in ({}, dict.fromkeys(neurons, 0.0)):
+    silent: dict[Position, float] = dict.fromkeys(neurons, 0.0)
+    for factors in ({}, silent):
         with backend.scale(factors):
             plain_and_scaled += [logits for _, logits in backend.logits([text])]
     return plain_and_scaled
@@ -274,7 +277,7 @@ def _decode_seconds(
     """Seconds of the tokens after the prompt, without and with hooks."""
     decoding = backend.decoding()
 
-    def seconds(factors: Mapping[tuple[int, int], float]) -> float:
+    def seconds(factors: Factors) -> float:
         decoding.start([tuple(ids[:PROMPT].tolist())])
         with backend.scale(factors):
             return seconds_of(
@@ -283,5 +286,5 @@ def _decode_seconds(
                 ]
             )
 
-    silenced = dict.fromkeys(neurons, 0.0)
+    silenced: dict[Position, float] = dict.fromkeys(neurons, 0.0)
     return alternate(partial(seconds, {}), partial(seconds, silenced), _PAIRS)

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hq.backends.base import Backend
+from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 
@@ -246,10 +247,9 @@ def share_in(some: Int[np.ndarray, " k"], others: Int[np.ndarray, " m"]) -> floa
     return len(np.intersect1d(some, others)) / len(some) if len(some) else float("nan")
 
 
-def silenced(flat: Int[np.ndarray, " k"], model: ModelIdentity) -> dict[tuple[int, int], float]:
+def silenced(flat: Int[np.ndarray, " k"], model: ModelIdentity) -> Factors:
     """Return α = 0 for neurons with these flat indices, as `Backend.scale` takes it."""
-    layers, _, indices = model.space.locate(flat)
-    return dict.fromkeys(zip(layers.tolist(), indices.tolist(), strict=True), 0.0)
+    return dict.fromkeys(model.space.positions(flat), 0.0)
 
 
 def _embed(

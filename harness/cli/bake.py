@@ -11,6 +11,7 @@ from harness.cli.app import AsJson, app, out, print_json
 from hq.errors import HQError
 
 if TYPE_CHECKING:
+    from hq.neurons.factors import Factors
     from hq.suppress.bake import BakeRecord, Verification
 
 NOT_VERIFIED = 1
@@ -100,7 +101,7 @@ class _Selection:
     neurons: Path
     source: Path | None
 
-    def factors(self, model: Path, alpha: float) -> dict[tuple[int, int], float]:
+    def factors(self, model: Path, alpha: float) -> "Factors":
         """α for each H-Neuron. Raises HQError for a set of another model or without H-Neurons."""
         from transformers.utils import logging
 
@@ -112,7 +113,7 @@ class _Selection:
         require_owner(neuron_set, model, self.source, str(self.neurons))
         if not neuron_set.positive:
             raise HQError(f"{self.neurons} has no H-Neuron: no weight is above zero.")
-        return {(neuron.layer, neuron.index): alpha for neuron in neuron_set.positive}
+        return {neuron.position: alpha for neuron in neuron_set.positive}
 
 
 def _bake(model: Path, target: Path, selection: _Selection, alpha: float, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from harness.cli.app import app, err
 from hq.errors import HQError
 
 if TYPE_CHECKING:
+    from hq.neurons.factors import Factors
     from hq.neurons.neuron_set import NeuronSet
 
 
@@ -89,11 +90,11 @@ def _require_unbaked(path: Path) -> None:
         raise HQError(f"{path} has α baked in already: restore it with `hq bake --undo` first.")
 
 
-def _factors(neuron_set: "NeuronSet", path: Path, alpha: float) -> dict[tuple[int, int], float]:
+def _factors(neuron_set: "NeuronSet", path: Path, alpha: float) -> "Factors":
     """α for each H-Neuron. Raises HQError for a set without H-Neurons."""
     if not neuron_set.positive:
         raise HQError(f"{path} has no H-Neuron: no weight is above zero.")
-    return {(neuron.layer, neuron.index): alpha for neuron in neuron_set.positive}
+    return {neuron.position: alpha for neuron in neuron_set.positive}
 
 
 def _alpha_of_scale(alpha: float) -> str:

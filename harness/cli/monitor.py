@@ -102,7 +102,7 @@ def monitor_command(
         stop = StopCriteria(
             prompt_form.stop_ids(tokenizer), prompt_form.stop_strings, tokenizer.decode
         )
-        h_neurons = [(neuron.layer, neuron.index) for neuron in neuron_set.positive]
+        h_neurons = [neuron.position for neuron in neuron_set.positive]
         with (
             LlamaMonitor(backend, neuron_set, len(ids) + max_new_tokens, combination) as watching,
             backend.scale(dict.fromkeys(h_neurons, alpha) if alpha != 1 else {}),

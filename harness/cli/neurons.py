@@ -51,11 +51,16 @@ def neurons_show(
     out.print(f"CETT `{neurons.cett}` over the {neurons.tokens} span, labels {neurons.labels}")
     for values in (neurons.thresholds, neurons.provenance):
         out.print(", ".join(f"{name} = {value}" for name, value in values.items()))
-    table = Table("layer", "index", "weight", "mean CETT", "H-Neuron")
+    experts = model.space.has_experts
+    routed = ("expert", "responses routed") if experts else ("", "")
+    columns = ("layer", routed[0], "index", "weight", "mean CETT", routed[1], "H-Neuron")
+    table = Table(*filter(None, columns))
     for neuron in sorted(neurons.neurons, key=lambda n: -n.weight):
+        expert = ("—" if neuron.expert is None else str(neuron.expert),) if experts else ()
+        share = ("—" if neuron.routed is None else f"{neuron.routed:.1%}",) if experts else ()
+        weights = f"{neuron.weight:+.4f}", f"{neuron.mean:.2e}"
         mark = "yes" if neuron.weight > 0 else ""
-        row = (neuron.layer, neuron.index, f"{neuron.weight:+.4f}", f"{neuron.mean:.2e}", mark)
-        table.add_row(*map(str, row))
+        table.add_row(str(neuron.layer), *expert, str(neuron.index), *weights, *share, mark)
     out.print(table)
 
 

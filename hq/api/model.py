@@ -199,7 +199,7 @@ class Model:
         neurons.require_present(self.backend.missing, self.precision)
         if not neurons.positive:
             raise HQError("The set has no neuron with a positive weight: there is none to scale.")
-        positions = [(neuron.layer, neuron.index) for neuron in neurons.positive]
+        positions = [neuron.position for neuron in neurons.positive]
         return self.backend.scale(dict.fromkeys(positions, alpha))
 
     def _pairs(

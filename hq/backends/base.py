@@ -13,6 +13,7 @@ from torch import Tensor
 from hq.errors import HQError
 from hq.models.audit import AuditRow
 from hq.neurons.cett import Measure, Span
+from hq.neurons.factors import Factors
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
@@ -213,8 +214,8 @@ class Backend(Protocol):
         """A new set of continuations."""
         ...
 
-    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """Multiply h_i by α for each (layer, index) and its α, while the context lasts."""
+    def scale(self, factors: Factors) -> AbstractContextManager[None]:
+        """Multiply h_i by α for each neuron and its α, while the context lasts."""
         ...
 
 

@@ -1,6 +1,6 @@
 """A backend with permuted neurons, traced and scaled by their indices in the source model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from hq.backends.base import Backend, TokenReadings, TraceBatch
 from hq.errors import HQError
 from hq.models.alignment import MISSING
 from hq.neurons.cett import Measure, Span
-from hq.neurons.factors import check_factors
+from hq.neurons.factors import Factors, check_factors, named
 from hq.neurons.prompt_response import PromptResponse
 
 
@@ -74,18 +74,18 @@ class PermutedBackend:
             values[:, own[order]] = batch.values
             yield replace(batch, values=values)
 
-    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
+    def scale(self, factors: Factors) -> AbstractContextManager[None]:
         """h_i ← α·h_i for neurons of the source. Raises HQError for a neuron that is missing."""
         check_factors(factors, self._space)
         permuted = {}
-        for (layer, index), alpha in factors.items():
-            flat = self._space.flat(layer, index)
+        for position, alpha in factors.items():
+            (flat,) = self._space.flat_of([position])
             if not self._present[flat]:
                 raise HQError(
-                    f"Neuron ({layer}, {index}) is not in {self._inner.precision}, which pruned or "
+                    f"Neuron {named(position)} is not in {self._inner.precision}, which pruned or "
                     "replaced it, so it cannot be scaled: leave it out."
                 )
-            permuted[layer, int(self._indices[flat])] = alpha
+            permuted[*position[:-1], int(self._indices[flat])] = alpha
         return self._inner.scale(permuted)
 
     def _ordered(self, values: Float[np.ndarray, "*batch p"]) -> Float[np.ndarray, "*batch p"]:

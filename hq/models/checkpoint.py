@@ -133,6 +133,8 @@ def read_tensor(file: Path, name: str) -> Tensor:
 def checkpoint_identity(path: Path) -> ModelIdentity:
     """Return the name, fingerprint, shape and norm digest of the checkpoint in `path`."""
     config, architecture = text_config(path), architecture_at(path)
+    if architecture.experts is not None:
+        architecture.experts.require_count(config, tensors_of(path).values())
     return ModelIdentity.of(
         name=path.name,
         fingerprint=fingerprint(path),

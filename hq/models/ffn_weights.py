@@ -1,6 +1,7 @@
-"""Dequantized FFN weights of a checkpoint or a loaded model, one layer in memory at a time."""
+"""Dequantized FFN weights of a checkpoint or a loaded model, one block in memory at a time."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -13,11 +14,14 @@ from hq.errors import HQError
 from hq.models.architectures import Architecture
 from hq.models.checkpoint import (
     DENSE_DTYPES,
+    StoredTensor,
     architecture_at,
     read_tensor,
     tensors_of,
     text_config,
 )
+from hq.models.expert_weights import Matrices, loaded_expert, stored_expert
+from hq.neurons.space import NeuronBlock
 
 
 class FFN(NamedTuple):
@@ -51,7 +55,7 @@ class FFN(NamedTuple):
 
 
 class FFNs(Sequence[FFN]):
-    """The FFN of each layer, read again at each access."""
+    """The FFN of each block (a layer, or an expert of a layer), read again at each access."""
 
     def __init__(self, count: int, read: Callable[[int], FFN]) -> None:
         self._count = count
@@ -78,11 +82,27 @@ def weights_of(path: Path, family: Architecture) -> Callable[[int, str], Tensor]
     Weights are float32 and have the shape in which they are stored. The function raises HQError if
     the checkpoint lacks the weight, or stores codes in its place.
     """
-    tensors = tensors_of(path)
+    tensor = _tensors(path, family)
+    return lambda layer, name: tensor(layer, f"{name}.weight")
+
+
+def _in_layers(path: Path, family: Architecture) -> dict[str, StoredTensor]:
+    """Return the tensors of the layers of a checkpoint, by name from the list of layers on."""
+    inside = re.compile(rf"(?:^|\.)({re.escape(family.layers)}\.\d+\..+)$")
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors_of(path).items():
+        if match := inside.search(name):
+            found.setdefault(match[1], tensor)
+    return found
+
+
+def _tensors(path: Path, family: Architecture) -> Callable[[int, str], Tensor]:
+    """Return a function that reads a dense checkpoint's tensor, by layer and name in the layer."""
+    tensors = _in_layers(path, family)
 
     def read(layer: int, name: str) -> Tensor:
-        ending = f"{family.layers}.{layer}.{name}.weight"
-        tensor = next((t for n, t in tensors.items() if f".{n}".endswith(f".{ending}")), None)
+        ending = f"{family.layers}.{layer}.{name}"
+        tensor = tensors.get(ending)
         if tensor is None:
             raise HQError(
                 f"{path} lacks {ending}: name the dense checkpoint, with weights under the names "
@@ -107,45 +127,92 @@ def of_checkpoint(path: Path, folded: bool = True) -> FFNs:
     family = architecture_at(path)
     tensor = weights_of(path, family)
 
+    named, names = _tensors(path, family), _in_layers(path, family)
+    blocks = family.space(config).blocks
+
     def weight(layer: int, name: str) -> Tensor:
         stored = tensor(layer, name)
         return stored.T if family.transposed else stored
 
-    def read(layer: int) -> FFN:
+    def read(number: int) -> FFN:
+        block = blocks[number]
         folds = folded and family.norm
-        norm = tensor(layer, family.norm) + family.norm_offset if folds else torch.ones(())
-        return _ffn(family, lambda name: weight(layer, name), norm, 16.0)
+        norm = tensor(block.layer, family.norm) + family.norm_offset if folds else torch.ones(())
 
-    return FFNs(int(config.num_hidden_layers), read)
+        def has(name: str) -> bool:
+            return f"{family.layers}.{block.layer}.{name}" in names
+
+        if _is_routed(block, family, config):
+            assert block.expert is not None
+            matrices = stored_expert(lambda n: named(block.layer, n), has, family, block.expert)
+            return _expert(matrices, norm, 16.0)
+        prefix = _prefix(block, family)
+        return _ffn(family, lambda name: weight(block.layer, prefix(name)), norm, 16.0)
+
+    return FFNs(len(blocks), read)
+
+
+def _is_routed(block: NeuronBlock, family: Architecture, config: Any) -> bool:
+    """Whether a block is a routed expert: no dense layer, and no shared expert."""
+    experts = family.experts
+    return (
+        experts is not None
+        and block.expert is not None
+        and block.expert < int(getattr(config, experts.count))
+    )
+
+
+def _prefix(block: NeuronBlock, family: Architecture) -> Callable[[str], str]:
+    """Return the function from a projection's path in a dense layer to that in this block."""
+    if block.expert is None:
+        return lambda name: name
+    assert family.experts is not None
+    shared = family.experts.shared
+    return lambda name: f"{shared}.{name.rpartition('.')[2]}"
+
+
+def _expert(matrices: Matrices, norm: Tensor, bits: float) -> FFN:
+    gate, up, down = matrices
+    return FFN(gate * norm, up * norm, down, bits)
 
 
 def of_modules(
     layers: Sequence[nn.Module],
     family: Architecture,
+    config: Any,
     dense: Callable[[nn.Module], Tensor],
     bits: Callable[[nn.Module], float],
     rounding_error: Callable[[nn.Module], float] = lambda _: math.inf,
 ) -> FFNs:
-    """Return the FFNs of a loaded model's layers, the preceding norms folded in.
+    """Return the FFNs of a loaded model's blocks, the preceding norms folded in.
 
     `dense`, `bits` and `rounding_error` return a projection's dequantized weight [d_out, d_in], its
     bits per stored weight, and the relative error of weights that its stored scales explain.
     """
+    blocks = family.space(config).blocks
 
-    def read(layer: int) -> FFN:
-        module: Any = layers[layer]
+    def read(number: int) -> FFN:
+        block = blocks[number]
+        module: Any = layers[block.layer]
+        prefix = _prefix(block, family)
 
         def weight(name: str) -> Tensor:
-            return dense(module.get_submodule(name)).float().cpu()
+            return dense(module.get_submodule(prefix(name))).float().cpu()
 
         norm = torch.ones(())
         if family.norm:
             norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
-        projections = [module.get_submodule(name) for name in family.projections]
+        if _is_routed(block, family, config):
+            assert block.expert is not None
+            assert family.experts is not None
+            routed = module.get_submodule(family.experts.block).experts
+            gate, up, down = (w.float().cpu() for w in loaded_expert(routed, block.expert))
+            return _expert((gate, up, down), norm, bits(routed))
+        projections = [module.get_submodule(prefix(name)) for name in family.projections]
         ffn = _ffn(family, weight, norm, min(map(bits, projections)))
         return ffn._replace(rounding_error=max(map(rounding_error, projections)))
 
-    return FFNs(len(layers), read)
+    return FFNs(len(blocks), read)
 
 
 def _ffn(family: Architecture, weight: Callable[[str], Tensor], norm: Tensor, bits: float) -> FFN:

@@ -107,7 +107,7 @@ class LlamaMonitor:
 
         Raises HQError if α is negative or not a number.
         """
-        positions = [(neuron.layer, neuron.index) for neuron in self.neurons.positive]
+        positions = [neuron.position for neuron in self.neurons.positive]
         return self._backend.scale(dict.fromkeys(positions, alpha))
 
     def _require_room(self, old: int, new: int) -> None:

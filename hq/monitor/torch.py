@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from hq.backends.base import require_length
+from hq.backends.transformers.activations import layer_norms
 from hq.backends.transformers.decoding import TorchDecoding
 from hq.backends.transformers.eager import eager
+from hq.backends.transformers.experts import verify_experts
 from hq.backends.transformers.hooks import ShareHooks, Watched, scaled
 from hq.backends.transformers.loaded import dense_weight, loaded_identity
 from hq.errors import HQError
@@ -23,7 +25,6 @@ from hq.monitor.generation import observed
 from hq.monitor.reader import Choose, follow_steps, generate_steps
 from hq.monitor.recorder import PromptTokens, Recorder
 from hq.monitor.step import Step
-from hq.neurons.cett import column_norms
 from hq.neurons.neuron_set import ModelIdentity, NeuronSet
 from hq.tracing.sampling import StopCriteria
 
@@ -67,7 +68,9 @@ class TorchMonitor:
         self._model = model
         self._name, self._space = identity.name, identity.space
         self._downs = down_projections(model.get_decoder(), architecture_of(model.config))
-        self._watched = list(self._layers(norms_of or self._loaded_norms))
+        verify_experts(self._downs)
+        norms = norms_of or self._loaded_norms
+        self._watched = Watched.of(neurons.flat, self._space, self._downs, norms)
         self._hooks = ShareHooks(self._watched, neurons.cett)
         self._open = ExitStack()
         self._recorder: Recorder | None = None  # of the last `generate`
@@ -104,7 +107,7 @@ class TorchMonitor:
         Raises HQError if α is negative or not a number, and for a compiled model, which calls no
         hooks.
         """
-        positions = [(neuron.layer, neuron.index) for neuron in self.neurons.positive]
+        positions = [neuron.position for neuron in self.neurons.positive]
         return scaled(self._model, self._downs, dict.fromkeys(positions, alpha), self._space)
 
     def live(self) -> Recorder:
@@ -157,19 +160,8 @@ class TorchMonitor:
         require_length("The prompt", len(prompt), limit, self._name, new)
         return _TorchReader(self._model, self._watched, self.neurons)
 
-    def _layers(self, norms_of: NormsOf) -> Iterator[Watched]:
-        for layer in sorted({neuron.layer for neuron in self.neurons.neurons}):
-            norms = norms_of(layer)
-            indices = [neuron.index for neuron in self.neurons.neurons if neuron.layer == layer]
-            yield Watched(
-                layer=layer,
-                down=self._downs[layer],
-                norms=norms,
-                indices=torch.tensor(indices, device=norms.device),
-            )
-
-    def _loaded_norms(self, layer: int) -> Float[Tensor, " d_ff"]:
-        return column_norms(dense_weight(self._downs[layer], f"layer {layer}"))
+    def _loaded_norms(self, layer: int) -> Float[Tensor, " width"]:
+        return layer_norms(self._downs[layer], lambda down: dense_weight(down, f"layer {layer}"))
 
 
 class _TorchReader:

@@ -7,6 +7,11 @@ h [d_ff] is the input of a layer's down projection. There are three measures of 
 - `contribution`: the numerator alone, by which precisions are compared
 
 Norms are those of the loaded variant's own, dequantized W_down.
+
+In a mixture of experts the output of a layer is y = Σ_e g_e · E_e(x), with the routing weight g_e
+of expert e; a shared expert is one more, with its own gate or g = 1. Neuron (layer, e, i) counts
+with g_e · h_i in place of h_i, and with 0 at tokens that are not routed to e. The denominators are
+over the whole layer: Σ over all experts, or ‖y‖₂ (without the biases of down projections).
 """
 
 from typing import Literal, get_args
@@ -67,5 +72,10 @@ def denominator(
         return torch.ones_like(magnitude[..., 0])
     if measure == "sum":
         return magnitude @ norms
+    return output_norm(output)
+
+
+def output_norm(output: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token"]:
+    """‖y‖₂ of a layer's output at each token, float32."""
     norm: Float[Tensor, "*token"] = torch.linalg.vector_norm(output.float(), dim=-1)
     return norm

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from hq.errors import HQError
 from hq.neurons.cett import Measure, Span
+from hq.neurons.factors import named
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.space import NeuronSpace
 
@@ -116,8 +117,7 @@ def where_not_finite(X: Float[np.ndarray, "n p"], space: NeuronSpace | None, sta
     column += start
     column_name = f"column {column}"
     if space is not None:
-        layer, _, index = space.locate(column)
-        column_name = f"neuron ({layer}, {index})"
+        column_name = f"neuron {named(space.positions(column)[0])}"
     return (
         f"{int(bad.sum())} feature values are NaN or infinite, the first in row {row} at "
         f"{column_name}: trace these responses again in float32."

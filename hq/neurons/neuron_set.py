@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 from hq.errors import HQError
-from hq.neurons.space import NeuronBlock, NeuronSpace
+from hq.neurons.factors import named
+from hq.neurons.space import NeuronBlock, NeuronSpace, Position
 from hq.storage.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -118,20 +119,36 @@ def _space(n_layers: int, d_ff: int, blocks: tuple[NeuronBlock, ...] | None) -> 
 
 
 class Neuron(_Record):
-    """Coordinate `index` of the input of layer `layer`'s down projection.
+    """Coordinate `index` of the input of the down projection of a layer, or of one of its experts.
 
-    `mean` and `scale` standardise its CETT before `weight` is applied.
+    `mean` and `scale` standardise its CETT before `weight` is applied. In a mixture of experts,
+    `routed` is the share of the fitted responses of which a token reached its expert.
     """
 
     layer: Annotated[int, Field(ge=0)]
+    expert: Annotated[int, Field(ge=0)] | None = None
     index: Annotated[int, Field(ge=0)]
     weight: float
     mean: float
     scale: Annotated[float, Field(gt=0)]
+    routed: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialize: Any) -> dict[str, Any]:
+        """Leaves out what only mixtures of experts have."""
+        fields: dict[str, Any] = serialize(self)
+        return {k: v for k, v in fields.items() if v is not None or k not in ("expert", "routed")}
+
+    @property
+    def position(self) -> Position:
+        """(layer, index), or (layer, expert, index)."""
+        if self.expert is None:
+            return self.layer, self.index
+        return self.layer, self.expert, self.index
 
 
 class NeuronSet(_Record):
-    """All neurons with a non-zero weight, sorted by (layer, index), and what they were fitted on.
+    """All neurons with a non-zero weight, sorted by position, and what they were fitted on.
 
     The decision value of a response is intercept + Σ_k weight_k · (CETT_k − mean_k) / scale_k, the
     log odds that it is hallucinated. `thresholds` are named cut-offs on that value.
@@ -157,8 +174,8 @@ class NeuronSet(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        positions = [(n.layer, n.index) for n in self.neurons]
-        if positions != sorted(set(positions)):
+        order = [(n.layer, -1 if n.expert is None else n.expert, n.index) for n in self.neurons]
+        if order != sorted(set(order)):
             raise ValueError("neurons must be unique and sorted by (layer, index)")
         try:
             _ = self.flat
@@ -182,7 +199,7 @@ class NeuronSet(_Record):
         return self._flat_indices(self.positive)
 
     def _flat_indices(self, neurons: tuple[Neuron, ...]) -> Int[np.ndarray, " k"]:
-        return self.model.space.flat([n.layer for n in neurons], [n.index for n in neurons])
+        return self.model.space.flat_of([n.position for n in neurons])
 
     @property
     def layers(self) -> dict[int, int]:
@@ -230,7 +247,7 @@ class NeuronSet(_Record):
     def require_present(self, absent: Collection[int], precision: str) -> None:
         """Raises HQError if a neuron of the set is among the flat indices `absent`."""
         lost = [
-            f"({n.layer}, {n.index})"
+            named(n.position)
             for n, flat in zip(self.neurons, self.flat.tolist(), strict=True)
             if flat in absent
         ]

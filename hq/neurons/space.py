@@ -1,10 +1,11 @@
 """Where a model's neurons lie: blocks of neurons, and flat indices over all of them.
 
 A block is what one down projection reads: a layer's FFN, or one expert of a layer. Blocks may have
-different widths. The flat index of a neuron is the column that it has in a feature matrix.
+different widths. The flat index of a neuron is the column that it has in a feature matrix. Experts
+count as the router counts them; a shared expert, which every token passes, follows them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from hq.errors import HQError
 
 NO_EXPERT = -1  # in `Location.expert`: the neuron's block is a whole layer
+
+Position = tuple[int, ...]
+"""(layer, index) of a neuron of a dense layer, (layer, expert, index) of a neuron of an expert."""
 
 
 class NeuronBlock(BaseModel):
@@ -77,8 +81,8 @@ class NeuronSpace:
     def __str__(self) -> str:
         widths = sorted({block.width for block in self.blocks})
         size = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
-        of = " experts" if self.blocks[0].expert is not None else ""
-        return f"{self.n_layers} layers of {size}{of and f' in each of their{of}'}"
+        experts = " in each of their experts" if self.has_experts else ""
+        return f"{self.n_layers} layers of {size}{experts}"
 
     @property
     def n_layers(self) -> int:
@@ -91,9 +95,14 @@ class NeuronSpace:
         return tuple(block.width for block in self.blocks)
 
     @property
+    def has_experts(self) -> bool:
+        """Whether a layer is a mixture of experts."""
+        return len(self.blocks) > self.n_layers or any(b.expert is not None for b in self.blocks)
+
+    @property
     def is_rectangular(self) -> bool:
         """Whether each layer is one block and all have the same width."""
-        return len(set(self.widths)) == 1 and len(self.blocks) == self.n_layers
+        return len(set(self.widths)) == 1 and not self.has_experts
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +113,12 @@ class NeuronSpace:
     def slices(self) -> tuple[slice, ...]:
         """The flat indices of each block."""
         ends = self._offsets.tolist()
+        return tuple(slice(start, end) for start, end in pairwise(ends))
+
+    @cached_property
+    def layer_slices(self) -> tuple[slice, ...]:
+        """The flat indices of each layer, all of its experts together."""
+        ends = self._offsets[self._first_block].tolist()
         return tuple(slice(start, end) for start, end in pairwise(ends))
 
     def flat(
@@ -136,6 +151,17 @@ class NeuronSpace:
             )
         flat: Int[np.ndarray, "*n"] = self._offsets[blocks] + indices
         return flat
+
+    def flat_of(self, positions: Iterable[Position]) -> Int[np.ndarray, " n"]:
+        """Flat indices of neurons by position, int64. Raises HQError as `flat` does."""
+        rows = [p if len(p) == 3 else (p[0], NO_EXPERT, p[-1]) for p in positions]
+        layers, experts, indices = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        return self.flat(layers, indices, experts)
+
+    def positions(self, flat: ArrayLike) -> list[Position]:
+        """The position of each flat index. Raises HQError for an index outside the space."""
+        rows = np.stack([part.reshape(-1) for part in self.locate(flat)], axis=1).tolist()
+        return [(la, i) if expert == NO_EXPERT else (la, expert, i) for la, expert, i in rows]
 
     def block_of(self, flat: ArrayLike) -> Int[np.ndarray, "*n"]:
         """Number of the block of each flat index. Raises HQError for an index outside the space."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hq.errors import HQError
 from hq.models.checkpoint import DENSE_DTYPES, StoredTensor, read_tensor, tensors_of
+from hq.models.expert_weights import is_routed
 from hq.precisions.base import (
     WEIGHT_NAMES,
     StoredWeight,
@@ -124,6 +125,8 @@ class BlockFloat(Dequantized):
         for name, linear in model.get_decoder().named_modules():
             if isinstance(linear, nn.Linear):
                 self._round(name, linear)
+            elif is_routed(linear):
+                self._round_experts(name, linear)
         return model
 
     def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
@@ -152,6 +155,28 @@ class BlockFloat(Dequantized):
         scale_bits = rows * columns * self.scale_bits + self.extra_bits
         nbytes = (weight.numel() * self.code_bits + scale_bits) // 8
         record(linear, self._stored(self.made, nbytes, weight.numel(), weight.device))
+
+    def stored_experts(self, module: nn.Module) -> StoredWeight | None:
+        """How the format stores the experts that were rounded to it."""
+        weight = packed_weight(module)
+        return None if weight is None else weight.stored
+
+    def _round_experts(self, name: str, routed: Any) -> None:
+        """Round each matrix of each expert as that of a linear layer."""
+        nbytes = weights = 0
+        for packed in (routed.gate_up_proj, routed.down_proj):
+            for expert, stored in enumerate(packed):
+                linear = nn.Linear(1, 1, bias=False, device="meta")
+                matrix = stored.T if routed.is_transposed else stored
+                linear.out_features, linear.in_features = matrix.shape
+                linear.weight = nn.Parameter(matrix, requires_grad=False)
+                self._round(f"{name}, expert {expert},", linear)
+                rounded = linear.weight.T if routed.is_transposed else linear.weight
+                packed.data[expert] = rounded
+                of_linear = packed_weight(linear)
+                assert of_linear is not None
+                nbytes, weights = nbytes + of_linear.stored.nbytes, weights + matrix.numel()
+        record(routed, self._stored(self.made, nbytes, weights, routed.down_proj.device))
 
     def _stored(
         self, scheme: BlockScheme, nbytes: int, weights: int, device: torch.device

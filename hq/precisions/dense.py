@@ -37,6 +37,16 @@ class FP16:
         weight = getattr(module, "weight", None)
         return isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2
 
+    def stored_experts(self, module: nn.Module) -> StoredWeight | None:
+        """The 3-D weights in memory; None if they are codes."""
+        weights = [module.gate_up_proj, module.down_proj]
+        if not all(isinstance(w, Tensor) and w.is_floating_point() for w in weights):
+            return None
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        sizes = [(int(w.nbytes), int(w.numel())) for w in weights if isinstance(w, Tensor)]
+        nbytes, count = (sum(of) for of in zip(*sizes, strict=True))
+        return StoredWeight(dtype, nbytes, count)
+
     def dense(self, module: nn.Module) -> Tensor:
         """The weight itself."""
         weight = module.weight

@@ -8,19 +8,20 @@ import warnings
 from importlib.metadata import version
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import Neuron, NeuronSet
-from hq.neurons.space import NeuronSpace
+from hq.neurons.space import NO_EXPERT
 from hq.probe.l1 import SOLVER, TOLERANCE, Columns
 from hq.probe.matrix import standardised
 from hq.probe.regularisation import RULE, Choice, Design, choose_c
 from hq.stats.thresholds import youden_threshold
 
 THRESHOLD = "youden"
+MIN_ROUTED = 10  # responses of each class that reach the expert of a neuron
 
 
 def identify(
@@ -155,8 +156,8 @@ def neuron_set(
         tokens=features.span,
         labels="1-vs-1" if design.judged.all() else "3-vs-1",
         intercept=_shortest(np.float32(intercept)),
-        neurons=_neurons(coef, mean, scale, features.model.space),
-        provenance=provenance,
+        neurons=_neurons(coef, mean, scale, features),
+        provenance=provenance | _rarely_routed(coef, design, features),
     )
 
 
@@ -259,20 +260,56 @@ def _neurons(
     coef: Float[np.ndarray, " p"],
     mean: Float[np.ndarray, " p"],
     scale: Float[np.ndarray, " p"],
-    space: NeuronSpace,
+    features: Features,
 ) -> tuple[Neuron, ...]:
-    chosen = np.flatnonzero(coef)
-    layers, _, indices = space.locate(chosen)
+    space, chosen = features.model.space, np.flatnonzero(coef)
+    shares = _routed(features, chosen).mean(axis=0).tolist()
+    experts = space.locate(chosen).expert.tolist()
+    positions = zip(chosen, space.positions(chosen), experts, strict=True)
     return tuple(
         Neuron(
-            layer=layer,
-            index=index,
+            layer=position[0],
+            expert=None if expert == NO_EXPERT else expert,
+            index=position[-1],
             weight=_shortest(coef[flat]),
             mean=_shortest(mean[flat]),
             scale=_shortest(scale[flat]),
+            routed=None if expert == NO_EXPERT else share,
         )
-        for flat, layer, index in zip(chosen, layers.tolist(), indices.tolist(), strict=True)
+        for (flat, position, expert), share in zip(positions, shares, strict=True)
     )
+
+
+def _routed(features: Features, chosen: Int[np.ndarray, " k"]) -> Bool[np.ndarray, "n k"]:
+    """Whether a token of each response was routed to the block of each neuron.
+
+    A neuron's CETT is zero at tokens that are not routed to its expert, so a response in which all
+    neurons of an expert are zero did not reach it.
+    """
+    space, routed = features.model.space, np.ones((len(features), len(chosen)), dtype=bool)
+    if not space.has_experts:
+        return routed
+    blocks = space.block_of(chosen)
+    for block in np.unique(blocks):
+        reached = (features.values[:, space.slices[block]] != 0).any(axis=1)
+        routed[:, blocks == block] = reached[:, None]
+    return routed
+
+
+def _rarely_routed(
+    coef: Float[np.ndarray, " p"], design: Design, features: Features
+) -> dict[str, int]:
+    """How many chosen neurons have experts that few responses of a class reached.
+
+    Such a neuron's weight rests on a few responses, whatever their number in all. Empty for a model
+    without experts.
+    """
+    if not features.model.space.has_experts:
+        return {}
+    y = design.y[: len(features)]
+    routed = _routed(features, np.flatnonzero(coef))
+    fewest = np.minimum(routed[y == 1].sum(axis=0), routed[y == 0].sum(axis=0))
+    return {"rarely_routed": int((fewest < MIN_ROUTED).sum()), "min_routed": MIN_ROUTED}
 
 
 def _shortest(value: np.floating) -> float:

@@ -229,7 +229,7 @@ def read_variants(folder: Path) -> tuple[list[Factors], list[Factors]]:
 
     def factors(name: str) -> list[Factors]:
         return [
-            {(layer, index): alpha for layer, index, alpha in neurons} for neurons in content[name]
+            {tuple(position): alpha for *position, alpha in neurons} for neurons in content[name]
         ]
 
     return factors("h"), factors("matched")
@@ -318,7 +318,10 @@ def _make_asked(work: "Work[Materials]") -> None:
 
 
 def _make_variants(work: "Work[Materials]") -> None:
-    """Write variants.json: for each variant, [layer, index, α] of each neuron."""
+    """Write variants.json: for each variant, [layer, index, α] of each neuron.
+
+    A neuron of an expert is [layer, expert, index, α].
+    """
     parameters, m = work.parameters, work.materials
     neurons = NeuronSet.load(work.inputs["neurons"] / NEURONS_FILE, m.model)
     chosen = h_neurons(neurons)
@@ -326,9 +329,7 @@ def _make_variants(work: "Work[Materials]") -> None:
     draws = matched_neurons(chosen, size, m.model.space, parameters["draws"], parameters["seed"])
 
     def factors(flat: Int[np.ndarray, " k"], alpha: float) -> list[list[float]]:
-        layers, _, indices = m.model.space.locate(flat)
-        pairs = zip(layers.tolist(), indices.tolist(), strict=True)
-        return [[layer, index, alpha] for layer, index in pairs]
+        return [[*position, alpha] for position in m.model.space.positions(flat)]
 
     h = [factors(chosen, alpha) for alpha in parameters["alphas"]]
     matched = [factors(draw, alpha) for draw in draws for alpha in parameters["control_alphas"]]

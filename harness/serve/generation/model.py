@@ -176,7 +176,7 @@ class ServedModel:
 
     def _scaled_tokens(self, steps: Iterator[Step], alpha: float) -> Iterator[int]:
         """The tokens of an answer; neurons are scaled only while the model computes a token."""
-        factors = {(neuron.layer, neuron.index): alpha for neuron in self.neurons.positive}
+        factors = {neuron.position: alpha for neuron in self.neurons.positive}
         while True:
             with self._backend.scale(factors):
                 step = next(steps, None)

@@ -1,6 +1,6 @@
 """The llama.cpp backend: a GGUF file whose activations are read and scaled in llama.cpp's graph."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,7 @@ from hq.models.ffn_weights import FFNs
 from hq.models.head import Head, ReferenceLogits
 from hq.models.logits import blocks_of, distributions
 from hq.neurons.cett import Measure, Span
+from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions.gguf import (
@@ -425,7 +426,7 @@ class LlamaBackend:
                 f"{limit} tokens: shorten it."
             )
 
-    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
+    def scale(self, factors: Factors) -> AbstractContextManager[None]:
         """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
         return self.scales.scaled(factors)
 

@@ -3,7 +3,7 @@
 import gc
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,10 @@ from hq.backends.base import (
     require_sites,
 )
 from hq.backends.batching import plan, span_weights
+from hq.backends.transformers.activations import layer_norms
 from hq.backends.transformers.decoding import TorchDecoding
 from hq.backends.transformers.eager import eager
+from hq.backends.transformers.experts import Mixture, verify_experts
 from hq.backends.transformers.hidden import HiddenHooks
 from hq.backends.transformers.hooks import DownHooks, ShareHooks, Watched, scaled
 from hq.backends.transformers.prefix import PrefixCache
@@ -41,13 +43,17 @@ from hq.models.architectures.detection import verify_detection
 from hq.models.audit import AuditRow
 from hq.models.auto import context_length, is_wrapper
 from hq.models.checkpoint import architecture_at, checkpoint_identity
+from hq.models.expert_weights import is_routed
 from hq.models.ffn_weights import FFNs, of_modules
 from hq.models.head import Head, ReferenceLogits, body_of, head_of
 from hq.models.logits import distributions
-from hq.neurons.cett import Measure, Span, column_norms
+from hq.neurons.cett import Measure, Span
+from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import PRECISIONS
+from hq.precisions.base import StoredWeight
+from hq.precisions.experts import experts_at, require_experts
 
 _TOKEN_BUDGET = 2048  # tokens per batch; larger batches are not faster on a CPU
 _VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, two of which exist at once
@@ -76,12 +82,15 @@ class TorchBackend:
         self._precision = PRECISIONS[precision]
         self._family = architecture_at(path)
         self.identity = model_identity or checkpoint_identity(path)
+        if self.identity.space.has_experts:
+            require_experts(path, self._precision)
         self.device = usable_device(device)
         self.token_budget = token_budget
         self.model: Any = self._precision.load(path, self.device)
         self.decoder: nn.Module = self.model.get_decoder()
         self.downs = down_projections(self.decoder, self._family)
         self.audit()
+        verify_experts(self.downs)
         if self._family.detected or is_wrapper(self.model):
             verify_detection(self.model, self.downs, self._dense, self.device)
 
@@ -110,7 +119,7 @@ class TorchBackend:
 
     @cached_property
     def _norms(self) -> list[Float[Tensor, " d_ff"]]:
-        return [column_norms(self._dense(down)) for down in self.downs]
+        return [layer_norms(down, self._dense) for down in self.downs]
 
     def norms_of(self, layer: int) -> Float[Tensor, " d_ff"]:
         """‖W_down[:, i]‖₂ of one layer, on the device that computes."""
@@ -125,11 +134,16 @@ class TorchBackend:
         return int(self.model.get_input_embeddings().num_embeddings)
 
     def audit(self) -> list[AuditRow]:
-        """The projections inside the layers, counted by how their weights are stored."""
+        """The projections inside the layers, counted by how their weights are stored.
+
+        The routed experts of a layer count as one.
+        """
         layers = self.decoder.get_submodule(self._family.layers)
-        downs = set(self.downs)
-        projections = {n: m for n, m in layers.named_modules() if _projects(m) or m in downs}
-        wrong = [name for name, m in projections.items() if not self._precision.is_precision_of(m)]
+        downs = {down for down in self.downs if Mixture.of(down) is None}
+        projections = {
+            n: m for n, m in layers.named_modules() if _projects(m) or m in downs or is_routed(m)
+        }
+        wrong = [name for name, m in projections.items() if not self._is_stored(m)]
         if wrong:
             raise HQError(
                 f"{len(wrong)} of {len(projections)} projections are not {self.precision}, "
@@ -141,9 +155,19 @@ class TorchBackend:
             for (module, storage, bits, size), count in sorted(kinds.items())
         ]
 
+    def _is_stored(self, module: nn.Module) -> bool:
+        """Whether a projection, or the routed experts of a layer, are at this precision."""
+        if is_routed(module):
+            return experts_at(self._precision, module) is not None
+        return self._precision.is_precision_of(module)
+
+    def _stored(self, module: nn.Module) -> StoredWeight:
+        experts = experts_at(self._precision, module) if is_routed(module) else None
+        return experts or self._precision.stored(module)
+
     def _kind(self, module: nn.Module) -> tuple[str, str, float, int]:
         """Class, storage type, bits per weight, number of weights."""
-        stored = self._precision.stored(module)
+        stored = self._stored(module)
         bits = round(8 * stored.nbytes / stored.weights, 3)
         return type(module).__name__, stored.storage, bits, stored.weights
 
@@ -152,25 +176,25 @@ class TorchBackend:
 
         A CPU holds the latter in FP32 for its arithmetic; tied weights count once.
         """
-        projections = [m for m in self.decoder.modules() if _projects(m)]
+        projections = [m for m in self.decoder.modules() if _projects(m) or is_routed(m)]
         held = [*self.model.named_parameters(), *self.model.named_buffers()]
         packed = {
             tensor.data_ptr()
             for module in projections
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-            if name != "bias"
+            if not name.endswith("bias")
         }
         rest = {t.data_ptr(): t for _, t in held if t.data_ptr() not in packed}
         of_rest: Iterator[int] = (
             2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
         )
-        return sum(of_rest) + sum(self._precision.stored(m).shipped_nbytes for m in projections)
+        return sum(of_rest) + sum(self._stored(m).shipped_nbytes for m in projections)
 
     def ffns(self) -> FFNs:
         """The weights of each layer's FFN, dequantized."""
 
         def bits(module: nn.Module) -> float:
-            stored = self._precision.stored(module)
+            stored = self._stored(module)
             return 8 * stored.shipped_nbytes / stored.weights
 
         def explained(module: nn.Module) -> float:
@@ -178,7 +202,8 @@ class TorchBackend:
 
         layers = self.decoder.get_submodule(self._family.layers)
         assert isinstance(layers, nn.ModuleList)
-        return of_modules(list(layers), self._family, self._dense, bits, explained)
+        config = self.model.config.get_text_config()
+        return of_modules(list(layers), self._family, config, self._dense, bits, explained)
 
     def trace(
         self,
@@ -242,7 +267,8 @@ class TorchBackend:
         A prefix that all prompts share is computed once. Raises HQError as `trace` does.
         """
         self._require_fitting(exchanges)
-        layout, watched = plan(exchanges, self.token_budget), self._watched(neurons)
+        layout = plan(exchanges, self.token_budget)
+        watched = Watched.of(neurons, self.identity.space, self.downs, self.norms_of)
         start = len(layout.prefix)
         downs, hooks = [layer.down for layer in watched], ShareHooks(watched, measure)
         with torch.inference_mode():
@@ -258,18 +284,6 @@ class TorchBackend:
                     for of_row, e in zip(cett, batch, strict=True)
                 ]
                 yield join_readings(number, rows, parts, self.precision)
-
-    def _watched(self, neurons: Int[np.ndarray, " k"]) -> list[Watched]:
-        layers, _, indices = self.identity.space.locate(neurons)
-        return [
-            Watched(
-                layer=layer,
-                down=self.downs[layer],
-                norms=self._norms[layer],
-                indices=torch.from_numpy(indices[layers == layer]).to(self.device),
-            )
-            for layer in np.unique(layers).tolist()
-        ]
 
     def logits(
         self, exchanges: Sequence[PromptResponse]
@@ -384,8 +398,8 @@ class TorchBackend:
         for row, exchange in enumerate(exchanges):
             require_length(f"Text {row}", len(exchange), limit, name)
 
-    def scale(self, factors: Mapping[tuple[int, int], float]) -> AbstractContextManager[None]:
-        """Multiply h_i by α for each (layer, index) and its α, while the context lasts."""
+    def scale(self, factors: Factors) -> AbstractContextManager[None]:
+        """Multiply h_i by α for each neuron and its α, while the context lasts."""
         return scaled(self.model, self.downs, factors, self.identity.space)
 
     def padded(self, batch: list[PromptResponse], start: int) -> Int[Tensor, "batch seq"]:

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hq.backends.base import Site
-from hq.backends.transformers.hooks import removing, require_met
+from hq.backends.transformers.activations import removing
+from hq.backends.transformers.hooks import require_met
 from hq.errors import HQError
 from hq.models.architectures import Architecture
 

@@ -1,10 +1,10 @@
-"""Hooks on the input of each down projection, which read or scale it.
+"""Hooks on each layer's FFN, which read or scale its activations.
 
 Context managers own the handles, so no hook outlives its use.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hq.backends.transformers.activations import Activations, observed, removing
 from hq.backends.transformers.eager import anything_compiled, eager
+from hq.backends.transformers.experts import Mixture, scaled_experts
 from hq.errors import HQError
-from hq.neurons.cett import Measure, denominator, require_measures, span_means
-from hq.neurons.factors import check_factors
-from hq.neurons.space import NeuronSpace
+from hq.neurons.cett import Measure, require_measures
+from hq.neurons.factors import Factors, check_factors
+from hq.neurons.space import NO_EXPERT, NeuronSpace
 
 
 class DownHooks:
@@ -48,9 +50,7 @@ class DownHooks:
 
     def __enter__(self) -> "DownHooks":
         for layer, down in enumerate(self._downs):
-            self._stack.enter_context(
-                removing(down.register_forward_hook(partial(self._read, layer)))
-            )
+            self._stack.enter_context(observed(down, partial(self._read, layer)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,27 +74,39 @@ class DownHooks:
         means, self._means = self._means, torch.empty(0)
         return means
 
-    def _read(self, layer: int, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+    def _read(self, layer: int, activations: Activations) -> None:
         self._met.append(layer)
-        batch, _, seq = self._weights.shape
-        product = _product(module, output)
-        self._means[..., self._slices[layer]] = span_means(
-            args[0].reshape(batch, seq, -1),  # OPT flattens batch and sequence
-            product.reshape(batch, seq, -1),
-            self._norms[layer],
-            self._weights,
-            self._measures,
+        self._means[..., self._slices[layer]] = activations.span_means(
+            self._norms[layer], self._weights, self._measures
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A layer of which some neurons are read."""
+    """A layer of which some neurons are read; indices are over all experts of the layer."""
 
     layer: int
-    down: nn.Module
-    norms: Float[Tensor, " d_ff"]  # on the device of the computation
+    down: nn.Module  # its down projection, or its block of experts
+    norms: Float[Tensor, " width"]  # on the device of the computation
     indices: Int[Tensor, " k"]
+
+    @classmethod
+    def of(
+        cls,
+        neurons: Int[np.ndarray, " k"],
+        space: NeuronSpace,
+        downs: Sequence[nn.Module],
+        norms: Callable[[int], Float[Tensor, " width"]],
+    ) -> list["Watched"]:
+        """The layers of these neurons (flat indices, ascending)."""
+        layers = space.locate(neurons).layer
+        found = []
+        for layer in np.unique(layers).tolist():
+            inside = neurons[layers == layer] - space.layer_slices[layer].start
+            of_layer = norms(layer)
+            indices = torch.from_numpy(inside).to(of_layer.device)
+            found.append(cls(layer, downs[layer], of_layer, indices))
+        return found
 
 
 class ShareHooks:
@@ -119,8 +131,8 @@ class ShareHooks:
     def __enter__(self) -> "ShareHooks":
         self._passes = [_Passes() for _ in self._layers]
         for watched, passes in zip(self._layers, self._passes, strict=True):
-            hook = watched.down.register_forward_hook(partial(self._read, watched, passes))
-            self._stack.enter_context(removing(hook))
+            hook = observed(watched.down, partial(self._read, watched, passes))
+            self._stack.enter_context(hook)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,17 +170,11 @@ class ShareHooks:
             passes.tokens.clear()
             passes.read.clear()
 
-    def _read(
-        self, watched: Watched, passes: "_Passes", module: nn.Module, args: Any, output: Tensor
-    ) -> None:
-        h = args[0].flatten(0, -2)
-        passes.tokens.append(len(h))
-        if not self.reading:
-            return
-        magnitude = h.abs().float()
-        product = _product(module, output) if self._measure == "output" else output
-        of_layer = denominator(self._measure, magnitude, product.flatten(0, -2), watched.norms)
-        passes.read.append(torch.cat([magnitude[:, watched.indices], of_layer[:, None]], dim=1))
+    def _read(self, watched: Watched, passes: "_Passes", activations: Activations) -> None:
+        passes.tokens.append(activations.tokens)
+        if self.reading:
+            values = activations.chosen(watched.indices, watched.norms, self._measure)
+            passes.read.append(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +194,6 @@ def require_met(layer: int, times: int, expected: int = 1) -> None:
             "forward pass: run one pass at a time, on the model without compilation or kernels "
             "that replace its FFN."
         )
-
-
-def _product(down: nn.Module, output: Tensor) -> Tensor:
-    """W_down · h, without the bias."""
-    bias = getattr(down, "bias", None)
-    return output if bias is None else output - bias
 
 
 _SCALES: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
@@ -218,7 +218,7 @@ def _counted(decoder: nn.Module) -> Iterator[None]:
 def scaled(
     model: Any,
     downs: Sequence[nn.Module],
-    factors: Mapping[tuple[int, int], float],
+    factors: Factors,
     space: NeuronSpace,
 ) -> Iterator[None]:
     """Scale chosen coordinates of h while the context lasts; weights do not change.
@@ -228,9 +228,9 @@ def scaled(
     not reach a scaled layer, and at the end if code that was compiled earlier ran instead.
     """
     check_factors(factors, space)
-    by_layer: dict[int, dict[int, float]] = defaultdict(dict)
-    for (layer, index), alpha in factors.items():
-        by_layer[layer][index] = alpha
+    by_layer: dict[int, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for (layer, *expert, index), alpha in factors.items():
+        by_layer[layer][expert[0] if expert else NO_EXPERT][index] = alpha
     if not by_layer:
         yield
         return
@@ -242,10 +242,12 @@ def scaled(
 
     with ExitStack() as stack:
         stack.enter_context(eager(model, [downs[layer] for layer in by_layer]))
-        for layer, chosen in by_layer.items():
-            alphas = torch.tensor(list(chosen.values()))
-            hook = partial(_scale, partial(met.add, layer), torch.tensor(list(chosen)), alphas)
-            stack.enter_context(removing(downs[layer].register_forward_pre_hook(hook)))
+        for layer, of_layer in by_layer.items():
+            chosen = {
+                expert: (torch.tensor(list(alphas)), torch.tensor(list(alphas.values())))
+                for expert, alphas in of_layer.items()
+            }
+            stack.enter_context(_scaled_layer(downs[layer], chosen, partial(met.add, layer)))
         decoder = model.get_decoder()
         stack.enter_context(removing(decoder.register_forward_hook(check)))
         stack.enter_context(_counted(decoder))
@@ -257,6 +259,25 @@ def scaled(
             )
 
 
+@contextmanager
+def _scaled_layer(
+    module: nn.Module, chosen: dict[int, tuple[Tensor, Tensor]], meet: Callable[[], None]
+) -> Iterator[None]:
+    """Scale neurons, by expert, of one layer: indices inside the expert, and α."""
+    mixture = Mixture.of(module)
+    with ExitStack() as stack:
+        if mixture is not None:
+            shared = chosen.pop(len(mixture.routed.down_proj), None)
+            if chosen:
+                stack.enter_context(scaled_experts(mixture, chosen, meet))
+            chosen = {} if shared is None else {NO_EXPERT: shared}
+            module = module if shared is None else mixture.shared.down_proj
+        for indices, alphas in chosen.values():
+            hook = partial(_scale, meet, indices, alphas)
+            stack.enter_context(removing(module.register_forward_pre_hook(hook)))
+        yield
+
+
 def _scale(
     meet: Callable[[], None], indices: Tensor, alphas: Tensor, _: nn.Module, args: tuple[Tensor]
 ) -> tuple[Tensor]:
@@ -264,12 +285,3 @@ def _scale(
     h = args[0].clone()
     h[..., indices.to(h.device)] *= alphas.to(h.device, h.dtype)
     return (h,)
-
-
-@contextmanager
-def removing(handle: Any) -> Iterator[None]:
-    """A hook handle as a context manager."""
-    try:
-        yield
-    finally:
-        handle.remove()

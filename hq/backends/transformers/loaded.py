@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hq.backends.transformers.backend import TorchBackend
+from hq.backends.transformers.experts import Mixture, verify_experts
 from hq.errors import HQError
 from hq.models.architectures import Architecture, architecture_of, down_projections
 from hq.models.architectures.detection import verify_detection
 from hq.models.auto import is_wrapper
+from hq.models.expert_weights import routed_in
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import LOADED_ORIGIN, ModelIdentity
 from hq.precisions import PRECISIONS, Precision
 from hq.precisions.bitsandbytes import FourBit, Int8
+from hq.precisions.experts import experts_at
 
 _BITSANDBYTES: tuple[Precision, ...] = (
     Int8(),
@@ -121,7 +124,7 @@ class LoadedBackend(TorchBackend):
             )
         self._precision = cast(Precision, _HeldPrecision())
         # Checked first, because this error names the layer.
-        weights = [dense_weight(down, f"layer {i}") for i, down in enumerate(self.downs)]
+        weights = [_a_weight(down, f"layer {i}") for i, down in enumerate(self.downs)]
         devices = {weight.device for weight in weights}
         if len(devices) > 1:
             raise HQError(
@@ -130,14 +133,36 @@ class LoadedBackend(TorchBackend):
             )
         (self.device,) = devices
         self.token_budget = _TOKEN_BUDGET
+        _require_one_precision(self.decoder, self.identity.name)
         held = _precision_of(self.downs[0])
         self.precision = held.name if held is not _DENSE else str(weights[0].dtype).split(".")[-1]
         self.audit()
+        verify_experts(self.downs)
         if self._family.detected or is_wrapper(model):
             verify_detection(model, self.downs, self._dense, self.device)
 
     def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
         return dense_weight(projection, "this model")
+
+
+def _a_weight(down: nn.Module, where: str) -> Tensor:
+    """A weight of a layer. Raises HQError as `dense_weight` does."""
+    mixture = Mixture.of(down)
+    return dense_weight(down, where) if mixture is None else mixture.routed.down_proj.detach()
+
+
+def _require_one_precision(decoder: nn.Module, name: str) -> None:
+    """Raises HQError if bitsandbytes quantized a model without its experts."""
+    routed = routed_in(decoder)
+    held = {p.name for m in decoder.modules() if (p := _bitsandbytes_precision(m))}
+    if not (routed and held):
+        return
+    count = sum(m.gate_up_proj.numel() + m.down_proj.numel() for m in routed.values())
+    raise HQError(
+        f"{name} is quantized by bitsandbytes ({', '.join(sorted(held))}) without its experts, "
+        f"{count:,} weights that are still {next(iter(routed.values())).down_proj.dtype}: results "
+        "would be those of no precision; load it without quantization."
+    )
 
 
 _DENSE = PRECISIONS["fp16"]
@@ -161,6 +186,10 @@ class _HeldPrecision:
     def is_precision_of(self, module: nn.Module) -> bool:
         """Whether the projection can be read."""
         return _precision_of(module).is_precision_of(module)
+
+    def stored_experts(self, module: nn.Module) -> Any:
+        """How a layer's routed experts are stored."""
+        return experts_at(_DENSE, module)
 
     def dense(self, module: nn.Module) -> Tensor:
         """The dequantized weight, in the module's own layout."""

@@ -4,10 +4,25 @@ A record says where the FFN is and how GGUF stores the model; loading and runnin
 `hq.precisions` and `hq.backends`.
 """
 
+from typing import Any
+
 from torch import nn
 from transformers import PretrainedConfig
 
-from hq.models.architectures import cohere, gemma, glm, gpt, llama, olmo, opt, phi, qwen, ungated
+from hq.models.architectures import (
+    cohere,
+    gemma,
+    glm,
+    gpt,
+    gpt_oss,
+    llama,
+    mixtral,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    ungated,
+)
 from hq.models.architectures.detection import detect
 from hq.models.architectures.record import GGUF_LAYOUTS, RECORDS, Architecture
 
@@ -21,7 +36,9 @@ __all__ = [
     "gemma",
     "glm",
     "gpt",
+    "gpt_oss",
     "llama",
+    "mixtral",
     "olmo",
     "opt",
     "phi",
@@ -41,7 +58,14 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
 
 
 def down_projections(decoder: nn.Module, architecture: Architecture) -> list[nn.Module]:
-    """Return the down projection of every layer, in order."""
+    """Return the down projection of every layer in order; of a mixture, the whole block."""
     layers = decoder.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
-    return [layer.get_submodule(architecture.down) for layer in layers]
+    experts = architecture.experts
+    if experts is None:
+        return [layer.get_submodule(architecture.down) for layer in layers]
+    config: Any = decoder.config
+    return [
+        layer.get_submodule(experts.block if experts.is_mixture(config, i) else architecture.down)
+        for i, layer in enumerate(layers)
+    ]

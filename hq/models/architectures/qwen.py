@@ -1,8 +1,9 @@
-"""Qwen 2 and 3, alone or inside the multimodal Qwen-VL models."""
+"""Qwen 2 and 3, dense or mixtures of experts, alone or inside the multimodal Qwen-VL models."""
 
 from transformers import PretrainedConfig
 
 from hq.models.architectures import gguf_settings, llama_cpp
+from hq.models.architectures.experts import Experts, by_step
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
@@ -61,6 +62,18 @@ register_architecture(
     ),
     "qwen3",
 )
+register_architecture(
+    Architecture(
+        norms=_QWEN2,
+        experts=Experts(
+            shared="mlp.shared_expert",
+            shared_width="shared_expert_intermediate_size",
+            is_mixture=by_step,
+        ),
+    ),
+    "qwen2_moe",
+)
+register_architecture(Architecture(norms=_QWEN3, experts=Experts(is_mixture=by_step)), "qwen3_moe")
 register_architecture(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
 register_architecture(Architecture(norms=_QWEN3), "qwen3_vl_text")
 GGUF_LAYOUTS.add(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
 from hq.errors import HQError
+from hq.models.architectures.experts import Experts
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.norm_digest import NormNames
-from hq.neurons.space import NeuronSpace
+from hq.neurons.space import NeuronBlock, NeuronSpace
 from hq.registry import Registry
 
 Value = bool | int | float | str | list[str] | list[int] | list[float]
@@ -105,6 +106,7 @@ class Architecture:
     linear_in_up: bool = True  # if gated: h_i is proportional to row i of W_up
     norms: NormNames | None = None  # the norms that identify a model; None if GGUF has no names
     conversion: Conversion | None = None  # how it is written as GGUF; None if hq cannot
+    experts: Experts | None = None  # of layers that are mixtures; others are dense, as above
     detected: bool = False  # from the model's structure, not from a record
 
     @property
@@ -121,13 +123,21 @@ class Architecture:
                 f"The config of this {config.model_type} model names {len(widths)} widths for "
                 f"{layers} layers: copy config.json again."
             )
-        return NeuronSpace.of_widths(widths)
+        if self.experts is None:
+            return NeuronSpace.of_widths(widths)
+        blocks: list[NeuronBlock] = []
+        for layer, width in enumerate(widths):
+            mixture = self.experts.is_mixture(config, layer)
+            dense = NeuronBlock(layer=layer, width=width)
+            blocks += self.experts.blocks(config, layer) if mixture else [dense]
+        return NeuronSpace(tuple(blocks))
 
     @property
     def described(self) -> dict[str, str]:
         """Entry of the provenance: whether it was detected, and which modules are hooked."""
         known_by = "detected" if self.detected else "record"
-        return {"known_by": known_by, "down": f"{self.layers}.*.{self.down}"}
+        hooked = f"{self.experts.block}.experts" if self.experts else self.down
+        return {"known_by": known_by, "down": f"{self.layers}.*.{hooked}"}
 
     @property
     def gated(self) -> bool:

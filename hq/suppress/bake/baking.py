@@ -34,6 +34,11 @@ def bake(source: Path, target: Path, factors: Factors) -> BakeRecord:
     already, and a target that exists.
     """
     model = open_target(source)
+    if model.space.has_experts:
+        raise HQError(
+            f"{source} is a mixture of experts, into which hq does not bake factors: scale its "
+            "neurons at run time (hq.load and Model.scale)."
+        )
     check_factors(factors, model.space)
     if not factors:
         raise HQError("No neuron is named, so there is nothing to bake: name H-Neurons.")

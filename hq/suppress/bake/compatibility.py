@@ -71,7 +71,8 @@ def _ffns(model: BakeTarget) -> FFNs:
     if isinstance(model, GGUFModel):
         return model.file.ffns()
     family = architecture_at(model.path)
-    layers: Any = load_float32(model.path).get_decoder().get_submodule(family.layers)
+    loaded: Any = load_float32(model.path)
+    layers = loaded.get_decoder().get_submodule(family.layers)
 
     def dense(module: nn.Module) -> torch.Tensor:
         weight = _precision(module).dense(module)
@@ -82,7 +83,8 @@ def _ffns(model: BakeTarget) -> FFNs:
         stored = _precision(module).stored(module) if packed is None else packed.stored
         return 8 * float(stored.shipped_nbytes) / float(stored.weights)
 
-    return of_modules(list(layers), family, dense, bits)
+    config = loaded.config.get_text_config()
+    return of_modules(list(layers), family, config, dense, bits)
 
 
 def _precision(module: nn.Module) -> Precision:

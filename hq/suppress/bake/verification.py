@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt8
 
 from hq.neurons.factors import Factors
 from hq.neurons.prompt_response import PromptResponse
+from hq.neurons.space import Position
 from hq.suppress.bake.baking import open_target, require_record, undo_patches
 from hq.suppress.bake.record import BakeRecord
 from hq.suppress.bake.strided_scales import StoredNumbers, StridedScales, nearest_exact
@@ -130,7 +131,7 @@ def _different_bytes(
 def _compare_numbers(
     model: BakeTarget,
     original: BakeTarget,
-    scales: Mapping[tuple[int, int], Sequence[StridedScales]],
+    scales: Mapping[Position, Sequence[StridedScales]],
     factors: Factors,
 ) -> Verification:
     """Compare each stored number with α times its original, then the dequantized weights."""
@@ -160,9 +161,7 @@ def _compare_numbers(
     )
 
 
-def _weight_error(
-    model: BakeTarget, original: BakeTarget, neuron: tuple[int, int], alpha: float
-) -> float:
+def _weight_error(model: BakeTarget, original: BakeTarget, neuron: Position, alpha: float) -> float:
     """Largest error of a dequantized weight, relative to the error that is allowed for it."""
     before, after = (each.neuron_weights(*neuron) for each in (original, model))
     with np.errstate(invalid="ignore"):

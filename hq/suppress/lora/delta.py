@@ -34,9 +34,14 @@ class LoraDelta:
 def lora_deltas(factors: Factors, space: NeuronSpace) -> list[LoraDelta]:
     """The delta of each layer that has neurons to scale; neurons with α₀ = 1 are left out.
 
-    Raises HQError for a neuron that the model lacks, an α₀ that is negative or not finite, and if
-    no neuron is left.
+    Raises HQError for a mixture of experts, a neuron that the model lacks, an α₀ that is negative
+    or not finite, and if no neuron is left.
     """
+    if space.has_experts:
+        raise HQError(
+            "The model is a mixture of experts, whose experts are no linear layers that an adapter "
+            "could change: scale its neurons at run time (hq.load and Model.scale)."
+        )
     check_factors(factors, space)
     coefficients: dict[int, dict[int, float]] = defaultdict(dict)
     for (layer, index), alpha in sorted(factors.items()):

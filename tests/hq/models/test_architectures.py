@@ -33,7 +33,8 @@ PATHS = ("layers", "down", "up", "gate", "norm", "norm_offset", "fused", "transp
 
 
 def test_every_known_type_has_a_tiny_model():
-    made = {name: config() for name, config in decoders.RECORDED.items()}
+    recorded = decoders.RECORDED | decoders.MIXTURES
+    made = {name: config() for name, config in recorded.items()}
     assert {config.get_text_config().model_type for config in made.values()} == {*RECORDS}
     wrappers = {c.model_type for c in made.values() if c.get_text_config() is not c}
     assert wrappers == {*WRAPPERS}
