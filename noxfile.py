@@ -220,6 +220,11 @@ def run(
     session.run(str(BIN / command), *arguments, external=True, success_codes=accepted)
 
 
+def given_responses() -> tuple[str, ...]:
+    """The option with the committed responses; none if NOX_SAMPLE is 1, and the model is asked."""
+    return () if os.environ.get("NOX_SAMPLE") == "1" else ("--responses", RESPONSES)
+
+
 def study(session: nox.Session, precisions: str, accepted: Sequence[int] = (0,)) -> None:
     """Runs the default study on its committed responses.
 
@@ -229,9 +234,8 @@ def study(session: nox.Session, precisions: str, accepted: Sequence[int] = (0,))
     `accepted` are the codes of `hq check` with which the session succeeds.
     """
     shared(session)
-    given = () if os.environ.get("NOX_SAMPLE") == "1" else ("--responses", RESPONSES)
-    chosen = ("--precisions", precisions, *given)
-    run(session, "hq", "study", "run", STUDY, *chosen, *session.posargs)
+    chosen = ("--precisions", precisions, *given_responses(), *session.posargs)
+    run(session, "hq", "study", "run", STUDY, *chosen)
     if not session.posargs:
         tables = (f"runs/{STUDY}", "--against", f"results/{STUDY}")
         run(session, "hq", "check", *tables, accepted=accepted)
@@ -281,7 +285,7 @@ def sweep(session: nox.Session) -> None:
     """Scale the H-Neurons by α at FP16 and NF4 on the study's questions, and check results/."""
     shared(session)
     chosen = session.posargs or ("--scenarios", "knowledge")
-    run(session, "hq", "sweep", STUDY, "--precisions", "fp16,nf4", *chosen)
+    run(session, "hq", "sweep", STUDY, "--precisions", "fp16,nf4", *given_responses(), *chosen)
     if not session.posargs:
         run(session, "hq", "check", f"runs/{STUDY}-sweep", "--against", f"results/{STUDY}-sweep")
 
@@ -291,7 +295,8 @@ def evidence(session: nox.Session) -> None:
     """Run the experiments of docs/evidence.md at FP16 and NF4, and check results/."""
     shared(session)
     for name in session.posargs or EVIDENCE:
-        run(session, "hq", "run", STUDY, "-e", name, "--precisions", "fp16,nf4")
+        chosen = ("--precisions", "fp16,nf4", *given_responses())
+        run(session, "hq", "run", STUDY, "-e", name, *chosen)
         run(session, "hq", "check", f"runs/{STUDY}-{name}", "--against", f"results/{STUDY}-{name}")
 
 
