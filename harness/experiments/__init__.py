@@ -18,6 +18,7 @@ for _name, _class in {
     "specifications": "SpecificationsExperiment",
     "steps": "StepsExperiment",
     "tokens": "TokensExperiment",
+    "origin": "OriginExperiment",
 }.items():
     EXPERIMENTS.add_named(_name, f"{__name__}.{_name}.experiment:{_class}")
 

@@ -42,7 +42,7 @@ def form(name: str, shots: Shots = ()) -> PromptForm:
     """Return the prompt form of this name.
 
     Args:
-        name: "few-shot" or "chat".
+        name: "few-shot", "plain" or "chat".
         shots: (question, answer) pairs; the form's default ones if empty.
 
     Raises:
@@ -55,6 +55,7 @@ class FewShot:
     """Solved examples, then the question; suits base models too. A response is one line."""
 
     stop_strings: tuple[str, ...] = ("\n",)
+    labels = ("Q", "A")
 
     def __init__(self, shots: Shots = ()) -> None:
         self._shots = tuple(shots or DEFAULT_SHOTS)
@@ -71,15 +72,27 @@ class FewShot:
             begun: The beginning of the answer, to be continued.
         """
         encoder = Encoder(tokenizer)
+        asks, says = self.labels
         turns = [(encoder.user(q), encoder.user(a)) for q, a in (*self._shots, *before)]
-        examples = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in turns)
+        examples = "".join(f"{asks}: {q}\n{says}: {a}\n\n" for q, a in turns)
         # The prompt ends without a space: tokenizers join it to the answer's first word.
         answer = f" {encoder.user(begun)}" if begun else ""
-        return encoder.text(f"{examples}Q: {encoder.user(question)}\nA:{answer}")
+        return encoder.text(f"{examples}{asks}: {encoder.user(question)}\n{says}:{answer}")
 
     def stop_ids(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """Return the end-of-text token."""
         return _end_of_text(tokenizer)
+
+
+class Plain(FewShot):
+    """The question alone; suits base models too. A response is one line."""
+
+    labels = ("Question", "Answer")
+
+    def __init__(self, shots: Shots = ()) -> None:
+        if shots:
+            raise HQError("The prompt form 'plain' takes no shots: use 'few-shot' or remove them.")
+        self._shots = ()
 
 
 class Chat:
@@ -114,6 +127,7 @@ class Chat:
 
 
 FORMS.add("few-shot", FewShot)
+FORMS.add("plain", Plain)
 FORMS.add("chat", Chat)
 
 

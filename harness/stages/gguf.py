@@ -43,8 +43,10 @@ def node(m: "Materials", precision: str) -> Node:
         },
         dense,
         precision,
+        m.model_scope,
         unit="files",
         disk=m.weights * 2,
+        materials=m,
     )
 
 

@@ -20,22 +20,42 @@ SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab
 """Files that define the text of tokens."""
 
 
+class _Loaded:
+    """The loaded model, if any, and where it is from."""
+
+    def __init__(self) -> None:
+        self.backend: Backend | None = None
+        self.source: Path | None = None
+
+    def close(self) -> None:
+        if self.backend is not None:
+            self.backend.close()
+            self.backend = None
+
+
 class Models:
     """The checkpoint `path` at any precision, with at most one loaded model."""
 
-    def __init__(self, study: Study, path: Path, identity: ModelIdentity) -> None:
+    def __init__(
+        self, study: Study, path: Path, identity: ModelIdentity, beside: "Models | None" = None
+    ) -> None:
+        """Prepare to load a checkpoint.
+
+        Args:
+            study: The study, with the device and packed checkpoints.
+            path: The checkpoint's folder.
+            identity: Its identity.
+            beside: Another checkpoint: of the two, at most one model is loaded.
+        """
         self.study = study
         self.path = path
         self.identity = identity
-        self._loaded: Backend | None = None
-        self._source: Path | None = None  # of the loaded model
+        self._loaded = _Loaded() if beside is None else beside._loaded
         self._fingerprints: dict[str, str] = {}
 
     def close(self) -> None:
         """Free the loaded model."""
-        if self._loaded is not None:
-            self._loaded.close()
-            self._loaded = None
+        self._loaded.close()
 
     def open(self, precision: str, made: Path | None = None) -> Backend:
         """Load the model at a precision, after freeing another one.
@@ -43,12 +63,12 @@ class Models:
         `made` is the GGUF file or packed checkpoint that hq made for the precision, if any.
         """
         source = made or self.given(precision) or self.path
-        is_loaded = self._loaded is not None and self._loaded.precision == precision
-        if self._loaded is None or not is_loaded or self._source != source:
+        loaded = self._loaded.backend
+        if loaded is None or loaded.precision != precision or self._loaded.source != source:
             self.close()
-            self._source = source
-            self._loaded = open_backend(source, precision, self.study.device, self.identity)
-        return self._loaded
+            loaded = open_backend(source, precision, self.study.device, self.identity)
+            self._loaded.backend, self._loaded.source = loaded, source
+        return loaded
 
     def given(self, precision: str) -> Path | None:
         """Return the file or folder that the study gives for a precision; None if it gives none."""

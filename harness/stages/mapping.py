@@ -80,12 +80,13 @@ def node(m: "Materials", precision: str, making: int = 0) -> Node:
         m.models.parameters(precision),
         files(m, precision, making),
         precision,
-        pack.about(making),
+        pack.about(making, m.model_scope),
         units=m.model.n_layers,
         unit="layers",
         disk=13 * m.model.n_neurons,
         memory=m.resident(precision),
         first=given or precision in (REFERENCE, GGUF_SOURCE),
+        materials=m,
     )
 
 

@@ -18,7 +18,7 @@ from harness.stages.loading import Models
 from harness.stages.recorded import Recorded, load
 from harness.stages.samples import Prompted
 from harness.stages.units import Part
-from harness.studies.study import SAMPLERS, Study
+from harness.studies.study import SAMPLERS, PromptSection, Study
 from hq.backends.base import require_length
 from hq.errors import HQError
 from hq.models.architectures.llama_cpp import head_width
@@ -46,18 +46,24 @@ T = TypeVar("T")
 class Materials:
     """The model, questions, prompts and texts of a study. Properties are computed on first use."""
 
-    def __init__(self, study: Study, beside: "Materials | None" = None) -> None:
+    def __init__(
+        self, study: Study, beside: "Materials | None" = None, other_model: bool = False
+    ) -> None:
         """Prepare the materials of a study.
 
         Args:
             study: The study.
             beside: Materials of the same model with other questions, whose loaded model and
                 calibration texts are used.
+            other_model: Whether `beside` has another model, which is freed before this one loads.
         """
         self.study = study
         self.scope = "" if beside is None else study.name
         """Part of the names of nodes that depend on the questions; empty for the study of a run."""
-        self._beside = beside
+        self.model_scope = study.name if other_model else ""
+        """Part of the names of nodes that depend on the model only; empty for that of a run."""
+        self._beside = None if other_model else beside
+        self._other = beside if other_model else None
         self._added: dict[Callable[..., Any], Any] = {}
 
     def __enter__(self) -> "Materials":
@@ -91,6 +97,15 @@ class Materials:
             for part in ("scenario", "prompt", "sampling", "reserve", "responses")
         }
         return Materials(own.model_copy(update={"name": other.name, **parts}), beside=self)
+
+    def with_model(self, model: str, name: str, prompt: PromptSection) -> "Materials":
+        """Return the materials of another model, which is asked the same questions.
+
+        Its nodes have `name` in their names. Packed checkpoints that the study gives are of its own
+        model, so they are left out.
+        """
+        changes = {"name": name, "model": model, "prompt": prompt, "checkpoints": {}}
+        return Materials(self.study.model_copy(update=changes), beside=self, other_model=True)
 
     def check(self) -> None:
         """Validate the study before the first node runs.
@@ -155,7 +170,8 @@ class Materials:
         """The checkpoint at each precision, with at most one loaded model."""
         if self._beside is not None:
             return self._beside.models
-        return Models(self.study, self.path, self.model)
+        other = None if self._other is None else self._other.models
+        return Models(self.study, self.path, self.model, other)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -32,9 +32,9 @@ def makings(m: "Materials", precision: str) -> range:
     return range(m.study.pack.makings if made else 1)
 
 
-def about(making: int) -> str:
-    """Return what distinguishes the nodes of a making; empty for making 0."""
-    return f"making {making}" if making else ""
+def about(making: int, scope: str = "") -> str:
+    """Return what distinguishes the nodes of a making and a scope; empty for making 0 of a run."""
+    return " ".join(filter(None, (scope, f"making {making}" if making else "")))
 
 
 def node(m: "Materials", precision: str, making: int = 0) -> Node:
@@ -60,11 +60,12 @@ def node(m: "Materials", precision: str, making: int = 0) -> Node:
             **({"making": making} if making else {}),
         },
         precision=name,
-        about=about(making),
+        about=about(making, m.model_scope),
         units=m.model.n_layers,
         unit="layers",
         disk=m.weights * 2,
         memory=m.weights * 8,
+        materials=m,
     )
 
 

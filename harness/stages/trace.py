@@ -39,11 +39,12 @@ def node(
         | {"measures": measures, "spans": spans, "storage": m.study.identify.storage},
         mapping.model_inputs(m, precision, making) | {"tokens": tokens},
         precision,
-        " ".join(filter(None, (about, pack.about(making)))),
+        pack.about(making, about),
         units=n,
         unit="texts",
         disk=4 * arrays * n * m.model.n_neurons,
         memory=m.resident(precision),
+        materials=m,
     )
 
 

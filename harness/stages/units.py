@@ -31,7 +31,7 @@ from hq.errors import HQError
 
 Part = Literal["sample", "calibration", "held-out"]
 LARGEST_UNIT = 0.2  # largest share of the samples in one unit
-_Key = tuple[str, str]  # kind and value
+Key = tuple[str, str]  # kind and value
 
 
 class Item(Protocol):
@@ -66,9 +66,12 @@ def assign_units(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str,
 
     `answers` are the normalised answers that the model gave, by id; empty ones link nothing.
     """
-    return _components(
-        {item.id: [*_keys(item), *_texts("answer", answers[item.id])] for item in items}
-    )
+    return _components({item.id: linking_keys(item, answers[item.id]) for item in items})
+
+
+def linking_keys(item: Item, answer: str) -> list[Key]:
+    """Return the keys of a sample: two samples with a key in common are in one unit."""
+    return [*_keys(item), *_texts("answer", answer)]
 
 
 def require_small_units(units: Sequence[str]) -> None:
@@ -87,10 +90,10 @@ def require_small_units(units: Sequence[str]) -> None:
         )
 
 
-def _components(keys: Mapping[str, Iterable[_Key]]) -> dict[str, str]:
+def _components(keys: Mapping[str, Iterable[Key]]) -> dict[str, str]:
     """Map each id to the smallest id in its component of the graph of ids and keys."""
     ids = sorted(keys)
-    columns: dict[_Key, int] = {}
+    columns: dict[Key, int] = {}
     links = [
         (row, columns.setdefault(key, len(columns)))
         for row, id in enumerate(ids)
@@ -104,12 +107,12 @@ def _components(keys: Mapping[str, Iterable[_Key]]) -> dict[str, str]:
     return {id: names.setdefault(label, id) for id, label in zip(ids, labels, strict=False)}
 
 
-def _keys(item: Item) -> list[_Key]:
+def _keys(item: Item) -> list[Key]:
     entities = [("entity", entity) for entity in item.entities]
     return [*entities, *_texts("wording", normalise(item.wording))]
 
 
-def _texts(kind: str, text: str) -> list[_Key]:
+def _texts(kind: str, text: str) -> list[Key]:
     """The key of a text; none if the text has no words."""
     return [(kind, text)] if text else []
 

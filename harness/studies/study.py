@@ -42,7 +42,7 @@ class PromptSection(Section):
     """The form of prompts."""
 
     form: str = "chat"
-    """`chat` (the chat template of the model) or `few-shot`."""
+    """`chat` (the chat template of the model), `few-shot`, or `plain` (the question alone)."""
     shots: tuple[tuple[str, str], ...] = ()
     """(question, answer) pairs for `few-shot`; default: four general ones."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.models.gguf_tokenizer import GGUFTokenizer
-from harness.scenarios.prompts import FewShot
+from harness.scenarios.prompts import FewShot, Plain
 from harness.serve.api.errors import APIError
 from hq.models.encoding import PLACEHOLDER, Encoder, render_chat
 from hq.registry import Registry
@@ -133,6 +133,24 @@ def _encode_few_shot(
     tokenizer: GGUFTokenizer, turns: Sequence[Turn], answer_prefix: str | None
 ) -> list[int]:
     """Solved examples, then earlier questions and answers, then the question."""
+    return _encode_lines("few-shot", FewShot(), tokenizer, turns, answer_prefix)
+
+
+@CONVERSATION_ENCODERS.register("plain")
+def _encode_plain(
+    tokenizer: GGUFTokenizer, turns: Sequence[Turn], answer_prefix: str | None
+) -> list[int]:
+    """Earlier questions and answers, then the question."""
+    return _encode_lines("plain", Plain(), tokenizer, turns, answer_prefix)
+
+
+def _encode_lines(
+    name: str,
+    form: FewShot,
+    tokenizer: GGUFTokenizer,
+    turns: Sequence[Turn],
+    answer_prefix: str | None,
+) -> list[int]:
     expected_roles = ["user", "assistant"] * len(turns)
     for index, turn in enumerate(turns):
         if turn.role == expected_roles[index] and not turn.calls:
@@ -140,7 +158,7 @@ def _encode_few_shot(
         fault = f"is the {turn.role}'s, not the {expected_roles[index]}'s"
         raise APIError(
             400,
-            "The prompt form few-shot requires questions and answers in turn: "
+            f"The prompt form {name} requires questions and answers in turn: "
             f"message {index} {'calls tools' if turn.calls else fault}.",
             param="messages",
         )
@@ -150,4 +168,4 @@ def _encode_few_shot(
         )
     texts = [turn.text for turn in turns]
     earlier = list(zip(texts[:-1:2], texts[1::2], strict=True))
-    return FewShot().encode(tokenizer, texts[-1], earlier, answer_prefix or "")
+    return form.encode(tokenizer, texts[-1], earlier, answer_prefix or "")
