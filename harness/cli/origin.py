@@ -28,9 +28,7 @@ def origin(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            help="The model that it was tuned from, likewise; default: base in [origin]."
-        ),
+        typer.Option(help="The model that it was tuned from, likewise; default: base in [origin]."),
     ] = None,
     precisions: Precisions = None,
     questions: Questions = None,

@@ -18,7 +18,7 @@ from torch import Tensor
 from hq.errors import HQError
 from hq.models.ffn_weights import FFN
 from hq.probe.controls import random_neurons
-from hq.stats.intervals import Estimate, estimate_mean
+from hq.stats.intervals import Estimate, estimate, estimate_mean, mean_statistic
 from hq.stats.permutation import rank_p
 
 RANDOM_DRAWS = 9999
@@ -40,7 +40,8 @@ def neuron_changes(
     """
     placed = variant if order is None else variant.at(order)
     pairs = zip(source.parts, placed.parts, strict=True)
-    return np.stack([_change(a.double(), b.double()) for a, b in pairs])
+    # In one memory layout, lengths of equal vectors are equal to the bit.
+    return np.stack([_change(a.double().contiguous(), b.double().contiguous()) for a, b in pairs])
 
 
 def _change(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[np.ndarray, " n"]:
@@ -125,7 +126,7 @@ def rank_test(
     drawn = random_neurons(len(chosen), len(ranks), RANDOM_DRAWS, seed)
     by_chance, by_match = ranks[drawn].mean(axis=1), ranks[matched].mean(axis=1)
     return RankTest(
-        estimate_mean(own),
+        estimate(mean_statistic(own), len(own), name="mean rank", scale="logit"),
         Estimate.of_draws(by_match),
         estimate_mean(own - ranks[matched].mean(axis=0)),
         *_both_sides(own.mean(), by_chance),

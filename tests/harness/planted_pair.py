@@ -2,7 +2,8 @@
 
 The base is `harness.bench.planted_model`, with an end-of-text token after every answer and a
 tokenizer of words. Tuning is plain gradient descent on right answers, in which each neuron has its
-own relative step: the planted neurons have smaller steps than all others, or larger ones.
+own relative step. The planted neurons have smaller steps than all others, or are moved on purpose:
+far, and in random directions, so that they still cause hallucination.
 """
 
 import json
@@ -15,14 +16,15 @@ from jaxtyping import Float
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from harness.bench.planted_model import D_FF, Planted, planted_model
+from harness.bench.planted_model import ANSWERS, D_FF, RELATIONS, Planted, planted_model
 from harness.judges.base import Question
 from harness.scenarios import SCENARIOS
 from harness.scenarios.questions import question_scenario
 
 SUBJECTS = 1200
 STEPS = 3
-SMALL, USUAL, LARGE = 2e-4, 2e-3, 0.05  # of a vector's length, per step
+SMALL, USUAL = 2e-4, 2e-3  # of a vector's length, per step
+MOVED = 0.15  # of a vector's length, once
 _BATCH = 64
 _SCENARIO = "planted-lines"
 
@@ -73,8 +75,8 @@ def write(folder: Path) -> None:
     ]
     questions = folder / "questions.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for name, step in (("stable", SMALL), ("moved", LARGE)):
-        save(tuned(planted, base, step), folder / name, words)
+    for name, moved in (("stable", 0.0), ("moved", MOVED)):
+        save(tuned(planted, base, moved), folder / name, words)
         paths = {"tuned": folder / name, "base": folder / "base", "questions": questions}
         text = STUDY.format(**{key: json.dumps(str(path)) for key, path in paths.items()})
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
@@ -91,9 +93,7 @@ def word(number: int) -> str:
 
 def tokenizer(words: list[str]) -> hf.PreTrainedTokenizerFast:
     """Words, without what a plain prompt has around the question; the last one ends a text."""
-    core = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0])
-    )
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[1]))
     core.normalizer = normalizers.Sequence(
         [normalizers.Replace("Question:", ""), normalizers.Replace("Answer:", "")]
     )
@@ -122,9 +122,9 @@ def _ending(planted: Planted) -> hf.LlamaForCausalLM:
     weights = old.state_dict()
     embedding = weights["model.embed_tokens.weight"]
     is_answer = torch.zeros(len(embedding))
-    is_answer[sorted(set(planted.right))] = 1
-    reads = torch.linalg.lstsq(embedding.double(), is_answer.double()[:, None], driver="gelsd")
-    row = 10 * reads.solution.T.float()
+    is_answer[1 + RELATIONS : 1 + RELATIONS * (1 + ANSWERS)] = 1
+    reads = torch.linalg.pinv(embedding.double(), rtol=1e-3) @ is_answer.double()
+    row = 10 * reads[None].float()
     weights["lm_head.weight"] = torch.cat([weights["lm_head.weight"], row])
     weights["model.embed_tokens.weight"] = torch.cat([embedding, embedding[:1]])
     llama.load_state_dict(weights)
@@ -133,15 +133,13 @@ def _ending(planted: Planted) -> hf.LlamaForCausalLM:
     return llama
 
 
-def tuned(
-    planted: Planted, base: hf.LlamaForCausalLM, step: float
-) -> hf.LlamaForCausalLM:
-    """Return the base after gradient descent on right answers, with `step` for planted neurons."""
+def tuned(planted: Planted, base: hf.LlamaForCausalLM, moved: float) -> hf.LlamaForCausalLM:
+    """Return the base after gradient descent; planted neurons are also `moved`, if not 0."""
     llama = hf.LlamaForCausalLM(base.config).eval()
     llama.load_state_dict(base.state_dict())
     rng = np.random.default_rng(0)
     steps = USUAL * rng.uniform(0.5, 1.5, 2 * D_FF)
-    steps[planted.causal] = step
+    steps[planted.causal] = SMALL
     by_layer = torch.as_tensor(steps.reshape(2, D_FF), dtype=torch.float32)
     weights = [
         (projection, by_layer[number])
@@ -155,15 +153,24 @@ def tuned(
         llama.zero_grad()
         loss.backward()
         for projection, size in weights:
-            _descend(projection.weight, size)
+            _step(projection.weight, projection.weight.grad, size)
+    generator = torch.Generator().manual_seed(0)
+    far = torch.zeros(2 * D_FF)
+    far[planted.causal] = moved
+    for (projection, _), size in zip(
+        weights, far.reshape(2, D_FF).repeat_interleave(3, 0), strict=True
+    ):
+        drawn = torch.randn(projection.weight.shape, generator=generator)
+        _step(projection.weight, drawn, size)
     return llama.requires_grad_(False)
 
 
-def _descend(weight: torch.nn.Parameter, size: Float[torch.Tensor, " d_ff"]) -> None:
-    """Move each neuron's vector against its gradient, by `size` of its length."""
-    assert weight.grad is not None
-    of_column = len(size) == weight.shape[1]  # W_down
+def _step(
+    weight: torch.nn.Parameter, direction: torch.Tensor | None, size: Float[torch.Tensor, " d_ff"]
+) -> None:
+    """Move each neuron's vector against a direction, by `size` of its length."""
+    assert direction is not None
+    dim = 0 if len(size) == weight.shape[1] else 1  # of a neuron's vector; W_down has columns
     with torch.no_grad():
-        length, gradient = weight.norm(dim=int(not of_column), keepdim=True), weight.grad
-        unit = gradient / gradient.norm(dim=int(not of_column), keepdim=True).clamp(min=1e-30)
-        weight -= unit * length * (size if of_column else size[:, None])
+        unit = direction / direction.norm(dim=dim, keepdim=True).clamp(min=1e-30)
+        weight -= unit * weight.norm(dim=dim, keepdim=True) * size.unsqueeze(dim)

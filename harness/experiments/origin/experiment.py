@@ -70,7 +70,7 @@ class OriginExperiment(Experiment):
         transfer = TransferAnalysis(
             tuned=Answers(samples, _questions(m), probes),
             tuned_traces=traces,
-            base=Answers(base.graph.read_samples(outputs), _questions(base.m), base.probes(outputs)),
+            base=base.answers(outputs),
             base_traces={p: base.traces(outputs, p) for p in m.study.precisions},
             draws=m.study.compare.draws,
             seed=m.study.seed,
@@ -146,9 +146,10 @@ class _Base:
         """Return the traces of the base model's answers at a precision."""
         return Traces.open(outputs[self.trace(precision)])
 
-    def probes(self, outputs: Outputs) -> CrossFit:
-        """Return the probes of all folds, cross-fitted on the base model."""
-        return CrossFit.load(outputs[self.identify()] / PROBES_FILE, self.m.model)
+    def answers(self, outputs: Outputs) -> Answers:
+        """Return the base model's answers, and the probes that are cross-fitted on them."""
+        probes = CrossFit.load(outputs[self.identify()] / PROBES_FILE, self.m.model)
+        return Answers(self.graph.read_samples(outputs), _questions(self.m), probes)
 
 
 def _questions(m: Materials) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _others(study: Study) -> list[str]:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(columns[0], overflow="fold")
+    table.add_column(columns[0], overflow="fold", min_width=9)
     for column in columns[1:]:
         table.add_column(column, no_wrap=True)
     return table
@@ -185,26 +186,25 @@ def _ranks_table(rows: Sequence[Any]) -> Table:
     table = _table(
         "Normalised rank of the change by tuning: small rank = large change, 1 = the\n"
         f"smallest of {rows[0].of:,} neurons. The unit is the neuron; p is one-sided.",
-        *("group", "neurons", "rank", "matched", "p stable\nall", "p changed\nall"),
-        *("p stable\nmatched", "p changed\nmatched"),
+        *("group", "rank", "matched", "p: changed less\nthan all", "than\nmatched"),
+        *("p: changed more\nthan all", "than\nmatched"),
     )
     for row in rows:
-        sides = (row.p_stable, row.p_changed, row.p_stable_matched, row.p_changed_matched)
+        sides = (row.p_stable, row.p_stable_matched, row.p_changed, row.p_changed_matched)
         table.add_row(
-            row.group,
-            str(row.neurons),
+            f"{row.neurons}\n{row.group}",
             estimate_cell(row.rank),
             estimate_cell(row.rank_matched),
-            *(f"{p:.3f}" for p in sides),
+            *(f"{p:.2g}" for p in sides),
         )
     return table
 
 
 def _distances_table(rows: Sequence[Any]) -> Table:
     table = _table(
-        "Mean 1 − cos from the FP16 base. Paired difference over H-Neurons, above 0 if\n"
-        "tuning moved them more.",
-        *("change", "H-Neurons", "matched", "all", "tuned −\nthis", "moved more\nthan by tuning"),
+        "Mean 1 − cos from the FP16 base. tuned − this: paired over H-Neurons, above 0 if\n"
+        "tuning moved them more. moved more: H-Neurons that this moves more than tuning.",
+        *("change", "H-Neurons", "matched", "all", "tuned −\nthis", "moved\nmore"),
     )
     for row in rows:
         table.add_row(
@@ -213,7 +213,7 @@ def _distances_table(rows: Sequence[Any]) -> Table:
             _small(row.distance_matched),
             f"{row.distance_all:.2g}",
             "" if row.tuned_minus is None else _small(row.tuned_minus),
-            "" if row.moved_more is None else f"{row.moved_more} of {row.neurons}",
+            "" if row.moved_more is None else f"{row.moved_more}\nof {row.neurons}",
         )
     return table
 
