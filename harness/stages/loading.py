@@ -50,7 +50,7 @@ class Models:
         self.study = study
         self.path = path
         self.identity = identity
-        self._loaded = _Loaded() if beside is None else beside._loaded
+        self._loaded: _Loaded = _Loaded() if beside is None else beside._loaded
         self._fingerprints: dict[str, str] = {}
 
     def close(self) -> None:

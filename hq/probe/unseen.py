@@ -19,9 +19,9 @@ MOST_FOLDS = 2
 
 def fit_without(probes: CrossFit, folds: Folds) -> NeuronSet:
     """Return the fit without these folds, at most `MOST_FOLDS`: the set for use without none."""
-    first, *others = sorted(folds) or [None]
-    if first is None:
+    if not folds:
         return probes.neurons
+    first, *others = sorted(folds)
     of_fold = probes.folds[first]
     return of_fold.calibration[others[0]] if others else of_fold.probe
 

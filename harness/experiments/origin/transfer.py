@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from harness.experiments.origin.tables import TransferRow
 from harness.judges.base import Question
@@ -160,15 +160,25 @@ class TransferAnalysis:
 
     @property
     def _y(self) -> Int[np.ndarray, " n"]:
-        return self.base.rows.y[self._kept]
+        y: Int[np.ndarray, " n"] = self.base.rows.y[self._kept]
+        return y
 
     @property
-    def _units(self) -> np.ndarray:
-        return self.base.rows.units[self._kept]
+    def _units(self) -> Shaped[np.ndarray, " n"]:
+        units: Shaped[np.ndarray, " n"] = self.base.rows.units[self._kept]
+        return units
 
     def _matrix(self, precision: str) -> Matrix:
-        neurons = self.tuned.probes.neurons
-        return self.base_traces[precision].matrix(neurons.cett, neurons.tokens)
+        """Return CETT of all neurons on the kept answers of the base model at a precision."""
+        if precision not in self._matrices:
+            neurons = self.tuned.probes.neurons
+            traced = self.base_traces[precision].matrix(neurons.cett, neurons.tokens)
+            self._matrices[precision] = traced[self._kept]
+        return self._matrices[precision]
+
+    @cached_property
+    def _matrices(self) -> dict[str, Matrix]:
+        return {}
 
     def _area(self, scores: Float[np.ndarray, " n"]) -> Estimate:
         return estimate_auroc(scores, self._y, self._units)
@@ -184,7 +194,7 @@ class TransferAnalysis:
         X = self._matrix(precision)
 
         def decisions(folds: Folds) -> Float[np.ndarray, " n"]:
-            return score(fit_without(self.tuned.probes, folds), X)[self._kept]
+            return score(fit_without(self.tuned.probes, folds), X)
 
         return unseen_scores(decisions, self._related)
 
@@ -203,7 +213,7 @@ class TransferAnalysis:
         X = self._matrix(precision)
 
         def decisions(folds: Folds) -> Float[np.ndarray, " n"]:
-            return self._probe(fit_without(self.base.probes, folds), X)[self._kept]
+            return self._probe(fit_without(self.base.probes, folds), X)
 
         return unseen_scores(decisions, self._own_folds)
 
@@ -213,7 +223,7 @@ class TransferAnalysis:
         decisions = {
             folds: np.stack(
                 [
-                    probe.decision_function(X[:, columns].astype(np.float64))[self._kept]
+                    probe.decision_function(X[:, columns].astype(np.float64))
                     for probe, columns in zip(fit.probes, fit.neurons, strict=True)
                 ]
             )
