@@ -169,16 +169,14 @@ class TransferAnalysis:
         return units
 
     def _matrix(self, precision: str) -> Matrix:
-        """Return CETT of all neurons on the kept answers of the base model at a precision."""
-        if precision not in self._matrices:
-            neurons = self.tuned.probes.neurons
-            traced = self.base_traces[precision].matrix(neurons.cett, neurons.tokens)
-            self._matrices[precision] = traced[self._kept]
-        return self._matrices[precision]
+        """Return CETT of all neurons on all answers of the base model, mapped from its file."""
+        neurons = self.tuned.probes.neurons
+        return self.base_traces[precision].matrix(neurons.cett, neurons.tokens)
 
-    @cached_property
-    def _matrices(self) -> dict[str, Matrix]:
-        return {}
+    def _columns(self, X: Matrix, columns: Int[np.ndarray, " k"]) -> Float[np.ndarray, "n k"]:
+        """Return some neurons on the kept answers, in float64."""
+        values: Float[np.ndarray, "n k"] = X[:, columns][self._kept].astype(np.float64)
+        return values
 
     def _area(self, scores: Float[np.ndarray, " n"]) -> Estimate:
         return estimate_auroc(scores, self._y, self._units)
@@ -198,13 +196,11 @@ class TransferAnalysis:
 
         return unseen_scores(decisions, self._related)
 
-    @staticmethod
-    def _probe(fit: NeuronSet, X: Matrix) -> Float[np.ndarray, " n"]:
-        return fit.score_unchecked(X[:, fit.flat].astype(np.float64))
+    def _probe(self, fit: NeuronSet, X: Matrix) -> Float[np.ndarray, " n"]:
+        return fit.score_unchecked(self._columns(X, fit.flat))
 
-    @classmethod
-    def _h_neurons(cls, fit: NeuronSet, X: Matrix) -> Float[np.ndarray, " n"]:
-        return cls._probe(fit.model_copy(update={"neurons": fit.positive}), X)
+    def _h_neurons(self, fit: NeuronSet, X: Matrix) -> Float[np.ndarray, " n"]:
+        return self._probe(fit.model_copy(update={"neurons": fit.positive}), X)
 
     def _probe_at(self, precision: str) -> Float[np.ndarray, " n"]:
         return self._scores(precision, self._probe)
@@ -223,7 +219,7 @@ class TransferAnalysis:
         decisions = {
             folds: np.stack(
                 [
-                    probe.decision_function(X[:, columns].astype(np.float64))
+                    probe.decision_function(self._columns(X, columns))
                     for probe, columns in zip(fit.probes, fit.neurons, strict=True)
                 ]
             )
