@@ -101,10 +101,11 @@ class Materials:
     def with_model(self, model: str, name: str, prompt: PromptSection) -> "Materials":
         """Return the materials of another model, which is asked the same questions.
 
-        Its nodes have `name` in their names. Packed checkpoints that the study gives are of its own
-        model, so they are left out.
+        Its nodes have `name` in their names. Packed checkpoints and responses that the study gives
+        are of its own model, so they are left out.
         """
-        changes = {"name": name, "model": model, "prompt": prompt, "checkpoints": {}}
+        given = {"checkpoints": {}, "responses": ""}
+        changes = {"name": name, "model": model, "prompt": prompt, **given}
         return Materials(self.study.model_copy(update=changes), beside=self, other_model=True)
 
     def check(self) -> None:
