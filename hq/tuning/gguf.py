@@ -5,8 +5,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hq.errors import HQError
-from hq.gguf.file import GGUFFile
 from hq.gguf.write import gguf_package
 from hq.models.architectures import Architecture
 from hq.storage.atomic import atomic_file
@@ -14,37 +12,30 @@ from hq.tuning.adapter import deltas
 
 
 def write_gguf_lora(
-    base: GGUFFile, family: Architecture, adapter: Mapping[str, Tensor], into: Path
+    architecture: str, name: str, family: Architecture, adapter: Mapping[str, Tensor], into: Path
 ) -> None:
-    """Write A and B in float32, for a GGUF file of the checkpoint that the LoRA was trained on.
+    """Write A and B in float32, for GGUF files of the checkpoint that the LoRA was trained on.
 
-    Projections of the FFN have the same layout in both formats. `into` appears when it is
-    complete. Raises HQError if the file lacks a target, if shapes do not fit, and if the package
-    gguf is missing.
+    `architecture` is llama.cpp's name, and `name` that of the checkpoint. Projections of the FFN
+    have the same layout in both formats. `into` appears when it is complete. Raises HQError if the
+    package gguf is missing.
     """
     package = gguf_package()
     keys = package.Keys
     parts = list(deltas(adapter))
     with atomic_file(into) as path:
-        writer = package.GGUFWriter(path, base.architecture)
+        writer = package.GGUFWriter(path, architecture)
         try:
             writer.add_type(package.GGUFType.ADAPTER)
             writer.add_string(keys.Adapter.TYPE, "lora")
             writer.add_float32(keys.Adapter.LORA_ALPHA, float(len(parts[0][1])))
-            writer.add_name(f"{base.identity.name} tuned")
+            writer.add_name(f"{name} tuned")
             writer.add_base_model_count(1)
-            writer.add_base_model_name(0, base.identity.name)
+            writer.add_base_model_name(0, name)
             for target, a, b in parts:
-                name = _name(target, family)
-                shape = base.tensors[name].shape if name in base.tensors else None
-                if shape != (a.shape[1], b.shape[0]):
-                    raise HQError(
-                        f"{base.path} has {name} of shape {shape}, but the adapter changes a "
-                        f"matrix of {a.shape[1]} × {b.shape[0]}: use a file of the checkpoint "
-                        "that it was trained on."
-                    )
-                writer.add_tensor(f"{name}.lora_a", a.contiguous().numpy())
-                writer.add_tensor(f"{name}.lora_b", b.contiguous().numpy())
+                tensor = _name(target, family)
+                writer.add_tensor(f"{tensor}.lora_a", a.contiguous().numpy())
+                writer.add_tensor(f"{tensor}.lora_b", b.contiguous().numpy())
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
