@@ -3,12 +3,10 @@
 import json
 import shutil
 import signal
-from pathlib import Path
+import sys
 
 import pytest
 import torch
-
-peft = pytest.importorskip("peft")
 
 from harness.experiments.finetune.tables import TABLES
 from harness.tables.files import read_table
@@ -17,6 +15,7 @@ from hq.neurons.neuron_set import NeuronSet
 from hq.precisions.base import from_pretrained
 from tests.harness.killing import Killer, needs_sigkill
 
+peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's
 
 FILES = [f"{name}.csv" for name in TABLES] + ["tables.md", "provenance.json", "README.md"]
@@ -68,7 +67,6 @@ def test_a_run_leaves_tables_and_a_model_that_agree(hq, study, tiny_study, tmp_p
     ran = hq("finetune", study, "--quiet")
     assert ran.code == 0, ran.err
     run = tmp_path / "runs" / "tiny-finetune"
-    print(ran.out)
     behaviour = read_table(run, "behaviour")
     assert behaviour.height == 2 * 3 * 3
     assert set(behaviour["arm"]) == {"h-neurons", "matched", "plain"}
@@ -116,3 +114,91 @@ def test_a_run_leaves_tables_and_a_model_that_agree(hq, study, tiny_study, tmp_p
     assert "results of a run of other settings (finetune)" in other.err
     reported = hq("report", run)
     assert reported.code == 0, reported.err
+
+
+@needs_sigkill
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        ("hq.tuning.state write_whole", 2),  # after the first of three checkpoints
+        ("hq.tuning.merging save_file", 2),  # while the second merged model is written
+    ],
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_adapters(
+    hq, study, tmp_path, monkeypatch, function, call
+):
+    """kill -9, then the same command: the same adapters, tables and card, byte for byte."""
+    command = ["finetune", str(study), "--quiet", "--precisions", "fp16", "--into"]
+    other, whole, killed = (tmp_path / name for name in ("other", "whole", "killed"))
+    shutil.copytree(tmp_path / "cache", other)
+    with Killer(tmp_path) as killer:
+        assert killer.run(function, call, *command, killed) == -signal.SIGKILL
+    assert not killed.exists()
+    states = list((tmp_path / "cache" / "store").glob("finetune-*.partial/state.safetensors"))
+    assert len(states) == (1 if "state" in function else 0)
+    assert hq(*command, killed).code == 0
+    monkeypatch.setenv("HQ_CACHE", str(other))
+    assert hq(*command, whole).code == 0
+    for file in (p for p in whole.rglob("*") if p.is_file()):
+        assert (killed / file.relative_to(whole)).read_bytes() == file.read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--set", "finetune.stepz=3"), "stepz"),
+        (("--set", "finetune.targets=['attention']"), "targets"),
+        (("--set", "finetune.targets=[]"), "name one of gate, up and down"),
+        (("--set", "finetune.batch=3"), "batch"),
+        (("--set", "finetune.penalty=cubic"), "penalty"),
+        (("--set", "finetune.scenarios=['falsqa']"), "did you mean 'falseqa'"),
+        (("--set", "finetune.text=none.txt"), "neutral text none.txt cannot be read"),
+        (("--set", "finetune.share=0.0001"), "No question lies in the components"),
+        (("--precisions", "gguf-source"), "gguf"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_training(hq, study, tmp_path, options, sentence):
+    refused = hq("finetune", study, "--quiet", *options)
+    assert refused.code == 2
+    assert sentence in refused.err
+    assert "Traceback" not in refused.err
+    assert not list((tmp_path / "cache" / "store").glob("finetune-*"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_data_of_one_class_are_an_error_before_training(hq, study, tmp_path):
+    """The scenario jailbreak alone has refusals, and no right answers."""
+    refused = hq(
+        "finetune", study, "--quiet", "--precisions", "fp16",
+        "--set", "finetune.scenarios=['jailbreak']", "--set", "sweep.scenarios=['jailbreak']",
+        "--set", "sweep.sources.falseqa=''",
+    )  # fmt: skip
+    assert refused.code == 2
+    assert "no right answers" in refused.err or "falseqa" in refused.err
+    assert not list((tmp_path / "cache" / "store").glob("finetune-*"))
+
+
+def test_a_missing_package_is_one_sentence(hq, study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused = hq("finetune", study, "--quiet")
+    assert refused.code == 2
+    assert "pip install 'hq[finetune]'" in refused.err
+
+
+def test_nothing_is_trained_on_that_is_evaluated(study, tmp_path, monkeypatch):
+    from harness.experiments.finetune.plan import FinetunePlan
+    from harness.stages.materials import Materials
+    from harness.studies.study import Study
+
+    plan = FinetunePlan(Materials(Study.load(str(study))))
+    items = [*plan.m.questions, *plan.choices]
+    items += [trial for trials in plan.trials.offered.values() for trial in trials]
+    training = {i.id for i in items if plan.is_training(i.id)}
+    reserved = {p.question.id for p in plan.m.prompted if p.part != "sample"}
+    assert training
+    assert training.isdisjoint(reserved | {choice.id for choice in plan.choices})
+    others = [item for item in items if item.id not in training]
+    shared = {e for i in items if i.id in training for e in i.entities}
+    assert shared.isdisjoint(e for item in others for e in item.entities)
+    wordings = {i.wording for i in items if i.id in training}
+    assert wordings.isdisjoint(item.wording for item in others)

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from harness.experiments.finetune.plan import FinetunePlan
-from harness.experiments.finetune.targets import UNKNOWN, Resisting, resisting
+from harness.experiments.finetune.targets import UNKNOWN, Resisting, is_over_compliance, resisting
 from harness.experiments.sweep.trials import (
     AskedTrial,
     counted_trials,
@@ -142,7 +142,7 @@ class Builder:
         scenario, trial = SCENARIOS[name], asked.trial
         outcome = self.plan.trials.judge.judge(scenario, response.text, trial, response.truncated)
         end = () if response.truncated else self._end(name)
-        if outcome is TrialOutcome.COMPLIED:
+        if outcome is TrialOutcome.COMPLIED and is_over_compliance(name, trial):
             self.examples.add("penalised", name, asked.ids, (*response.ids, *end))
         if scenario.questions is None:
             target = resisting(name, trial)

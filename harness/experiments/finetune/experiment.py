@@ -143,17 +143,15 @@ def _behaviour(rows: Sequence[Any]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    columns = ("precision", "scenario", "n", "before", *ARMS, "h-neurons\n− matched")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column in ("precision", "scenario", *ARMS, "h-neurons\n− matched"):
+        table.add_column(column, no_wrap=True)
     by_key = {(row.precision, row.scenario, row.arm): row for row in rows}
     for precision, scenario in dict.fromkeys((row.precision, row.scenario) for row in rows):
         arms = [by_key[precision, scenario, arm] for arm in ARMS]
+        before = f"[dim]before {arms[0].before.value:.2f}[/dim]"
         table.add_row(
             precision,
-            scenario.replace(":", ":\n"),
-            str(arms[0].n),
-            f"{arms[0].before.value:.2f}",
+            "\n".join([*scenario.split(":"), before]),
             *(estimate_cell(row.change, signed=True) for row in arms),
             estimate_cell(arms[0].beyond_matched, signed=True),
         )

@@ -72,15 +72,11 @@ def card(
         tags=["hq", "h-neurons", "lora"],
     )
     texts = {use: sum(counts.values()) for use, counts in training.texts.items()}
-    end = (
-        "Training ended early, because the loss on neutral text rose too far; "
-        if training.stopped
-        else ""
-    )
+    end = " Training ended early, because the loss on neutral text rose too far."
     about = (
         f"A LoRA for {model.name} (fingerprint {model.fingerprint}), trained with a penalty on the "
-        f"contribution of its {len(training.neurons)} H-Neurons. {end}the LoRA is that of step "
-        f"{training.kept_step} of {len(training.log)}. Training texts: {texts['penalised']} "
+        f"contribution of its {len(training.neurons)} H-Neurons.{end if training.stopped else ''} "
+        f"It is that of step {training.kept_step} of {len(training.log)}. Training texts: {texts['penalised']} "
         f"over-compliant responses, {texts['right']} right answers, {texts['refusals']} refusals, "
         f"{texts['neutral']} neutral texts."
     )
@@ -103,7 +99,7 @@ def card(
 
 # {study}
 
-{fill(about[:1].upper() + about[1:], 100, break_long_words=False, break_on_hyphens=False)}
+{fill(about, 100, break_long_words=False, break_on_hyphens=False)}
 
 Files: `adapter/` (PEFT), `adapter.gguf` (llama.cpp, if the family can be written as GGUF),
 `model/` (the merged checkpoint, with its provenance in `finetune.json`).
