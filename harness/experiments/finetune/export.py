@@ -76,9 +76,9 @@ def card(
     about = (
         f"A LoRA for {model.name} (fingerprint {model.fingerprint}), trained with a penalty on the "
         f"contribution of its {len(training.neurons)} H-Neurons.{end if training.stopped else ''} "
-        f"It is that of step {training.kept_step} of {len(training.log)}. Training texts: {texts['penalised']} "
-        f"over-compliant responses, {texts['right']} right answers, {texts['refusals']} refusals, "
-        f"{texts['neutral']} neutral texts."
+        f"It is that of step {training.kept_step} of {len(training.log)}. Training texts: "
+        f"{texts['penalised']} over-compliant responses, {texts['right']} right answers, "
+        f"{texts['refusals']} refusals, {texts['neutral']} neutral texts."
     )
     rows = [row for row in behaviour if row.arm == ARM]
     table = "\n".join(

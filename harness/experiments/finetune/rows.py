@@ -223,7 +223,7 @@ class FinetuneRows:
             yield TrainingStep(
                 arm=arm,
                 seed=self.seed,
-                kept=record["step"] == training.kept_step,
+                kept=int(record["step"] == training.kept_step),
                 **dict.fromkeys(measured) | record,
             )
 

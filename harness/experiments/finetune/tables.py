@@ -133,7 +133,7 @@ class TrainingStep(Row):
     arm: str = Field(description=_ARM)
     step: int = Field(description="number of the step, from 1")
     seed: int = Field(description=_SEED)
-    kept: bool = Field(description="whether the LoRA after this step is the one that is kept")
+    kept: int = Field(description="1 if the LoRA after this step is the one that is kept, else 0")
     loss: float = Field(description="CE + λ · penalty + β · KL")
     ce: float = Field(description="mean loss on right answers and refusals, nats per token")
     penalty: float = Field(description="penalty on the arm's neurons; 0 for plain")
