@@ -13,6 +13,7 @@ from harness.cli.study import (
     Overrides,
     Precisions,
     Questions,
+    Responses,
     Resume,
     execute,
     planned,
@@ -29,6 +30,7 @@ def finetune(
     model: ModelOption = None,
     precisions: Precisions = None,
     questions: Questions = None,
+    responses: Responses = None,
     overrides: Overrides = None,
     into: Annotated[
         Path | None,
@@ -52,7 +54,7 @@ def finetune(
     adapter. The folder then contains adapter/ (PEFT), adapter.gguf (llama.cpp), model/ (merged)
     and README.md (model card). Needs hq[finetune].
     """
-    chosen = planned(study, model, precisions, questions, overrides)
+    chosen = planned(study, model, precisions, questions, overrides, responses)
     _require_own_folder(chosen, into or Path("runs") / f"{chosen.name}-finetune")
     execute(chosen, "finetune", into, resume, quiet, as_json)
 

@@ -18,12 +18,8 @@ from harness.stages.loading import Models
 from harness.stages.recorded import Recorded, load
 from harness.stages.samples import Prompted
 from harness.stages.units import Part
-<<<<<<< HEAD
-from harness.studies.study import SAMPLERS, PromptSection, Study
-=======
 from harness.store.node import Output
-from harness.studies.study import SAMPLERS, Study
->>>>>>> 4cfd42b (Experiment finetune: training data, arms, tables, exports and hq finetune (in work))
+from harness.studies.study import SAMPLERS, PromptSection, Study
 from hq.backends.base import require_length
 from hq.errors import HQError
 from hq.models.architectures.llama_cpp import head_width
