@@ -19,7 +19,11 @@ from hq.errors import HQError
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-_CHATTY = ("torchao", "torch.utils._pytree")  # they warn about features that hq does not use
+_CHATTY = (
+    "gguf",
+    "torchao",
+    "torch.utils._pytree",
+)  # they warn about features that hq does not use
 
 out = Console()
 err = Console(stderr=True)

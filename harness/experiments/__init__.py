@@ -15,6 +15,7 @@ for _name, _class in {
     "information": "InformationExperiment",
     "distributions": "DistributionsExperiment",
     "drift": "DriftExperiment",
+    "finetune": "FinetuneExperiment",
     "specifications": "SpecificationsExperiment",
     "steps": "StepsExperiment",
     "tokens": "TokensExperiment",

@@ -20,7 +20,7 @@ REPORTS: Registry[Builder] = Registry("report", "hq.reports")
 # used, and import tables and charts, but nothing that needs torch.
 for _name in (
     *("detect", "tokens", "sweep", "survival", "detectors", "conditions", "information"),
-    *("distributions", "drift", "origin", "specifications", "steps"),
+    *("distributions", "drift", "finetune", "origin", "specifications", "steps"),
 ):
     REPORTS.add_named(_name, f"harness.experiments.{_name}.report:report")
 REPORTS.add_named("scores", "harness.demo.report:report")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, get_args
 
+from harness.stages import checkpoint
 from harness.store.environment import CONVERT
 from harness.store.node import Node, Stage, Work
 from hq.gguf.quantize import quantize
@@ -33,7 +34,8 @@ def node(m: "Materials", precision: str) -> Node:
     """Declare the file of a precision: from the checkpoint, or quantized from the F16 file."""
     precision = file_precision(precision)
     kind = precision.removeprefix(GGUF_PREFIX)
-    dense = {} if kind in _WRITTEN else {"dense": node(m, GGUF_PREFIX + "f16").output()}
+    is_written = kind in _WRITTEN
+    dense = {} if is_written else {"dense": node(m, GGUF_PREFIX + "f16").output()}
     return Node(
         STAGE,
         {
@@ -41,7 +43,7 @@ def node(m: "Materials", precision: str) -> Node:
             "files": file_digests(m.path, _SOURCES),
             "kind": kind,
         },
-        dense,
+        dense or checkpoint.inputs(m),
         precision,
         m.model_scope,
         unit="files",
@@ -55,7 +57,8 @@ def make(work: "Work[Materials]") -> None:
     m, kind = work.materials, work.parameters["kind"]
     for dtype in _WRITTEN:
         if kind == dtype:
-            write_gguf(m.path, work.folder / FILE, dtype, m.model)
+            source = checkpoint.made(work.inputs) or m.path
+            write_gguf(source, work.folder / FILE, dtype, m.model)
             return
     quantize(work.inputs["dense"] / FILE, work.folder / FILE, kind)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from safetensors.numpy import load_file, save_file
 
-from harness.stages import gguf, pack
+from harness.stages import checkpoint, gguf, pack
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
 from harness.store.runner import Outputs
@@ -91,12 +91,15 @@ def node(m: "Materials", precision: str, making: int = 0) -> Node:
 
 
 def files(m: "Materials", precision: str, making: int = 0) -> dict[str, Output]:
-    """Return the GGUF file or packed checkpoint that hq makes for a precision, as an input."""
+    """Return what hq makes for a precision, as inputs: a checkpoint, GGUF or packed file."""
     if m.models.given(precision) is not None:
         return {}
+    made = checkpoint.inputs(m)
     if recipe_of(precision):
-        return {"file": pack.node(m, precision, making).output()}
-    return {} if BACKEND_OF[precision] == "torch" else {"file": gguf.node(m, precision).output()}
+        return made | {"file": pack.node(m, precision, making).output()}
+    if BACKEND_OF[precision] == "torch":
+        return made
+    return made | {"file": gguf.node(m, precision).output()}
 
 
 def model_inputs(m: "Materials", precision: str, making: int = 0) -> dict[str, Output]:
@@ -132,7 +135,7 @@ def mapped(folder: Path, backend: Backend) -> Backend:
 def _open(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
     folder = inputs.get("file")
     if folder is None:
-        return m.models.open(precision)
+        return m.models.open(precision, checkpoint.made(inputs))
     return m.models.open(precision, folder / (pack.FOLDER if recipe_of(precision) else gguf.FILE))
 
 
@@ -144,7 +147,8 @@ def make(work: "Work[Materials]") -> None:
     m, precision = work.materials, str(work.node.precision)
     with work.task(m.model.n_layers, "layers") as task:
         variant = _open(m, work.inputs, precision).ffns()
-        build(work.folder, of_checkpoint(m.path), variant, task)
+        source = checkpoint.made(work.inputs) or m.path
+        build(work.folder, of_checkpoint(source), variant, task)
 
 
 def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Task) -> None:

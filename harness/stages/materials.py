@@ -18,6 +18,7 @@ from harness.stages.loading import Models
 from harness.stages.recorded import Recorded, load
 from harness.stages.samples import Prompted
 from harness.stages.units import Part
+from harness.store.node import Output
 from harness.studies.study import SAMPLERS, PromptSection, Study
 from hq.backends.base import require_length
 from hq.errors import HQError
@@ -64,6 +65,8 @@ class Materials:
         """Part of the names of nodes that depend on the model only; empty for that of a run."""
         self._beside = None if other_model else beside
         self._other = beside if other_model else None
+        self.made: Output | None = None
+        """The output with the checkpoint, if a node makes it."""
         self._added: dict[Callable[..., Any], Any] = {}
 
     def __enter__(self) -> "Materials":
@@ -79,6 +82,17 @@ class Materials:
             self._added[kind] = kind(self)
         added: T = self._added[kind]
         return added
+
+    def of_variant(self, name: str, checkpoint: Output) -> "Materials":
+        """Return the materials of a checkpoint that a node makes from the study's.
+
+        It has the same neurons, config and tokenizer. Its weights are known when the node is
+        finished, so `model` is still the study's model.
+        """
+        variant = Materials(self.study, beside=self)
+        variant.scope = variant.model_scope = name
+        variant.made = checkpoint
+        return variant
 
     def with_questions_of(self, name: str) -> "Materials":
         """Return the materials of another study's questions, prompts and sampling.
@@ -154,6 +168,8 @@ class Materials:
     @cached_property
     def model(self) -> ModelIdentity:
         """Name, fingerprint and shape of the checkpoint."""
+        if self._beside is not None:
+            return self._beside.model
         return checkpoint_identity(self.path)
 
     @cached_property
@@ -244,7 +260,7 @@ class Materials:
     def texts(self) -> list[PromptResponse]:
         """Held-out texts for perplexity and KL: pieces of a file, or questions and answers."""
         section = self.study.compare
-        texts = self._file_texts("held-out", section.text) if section.text else self._true_answers()
+        texts = self.file_texts("held-out", section.text) if section.text else self._true_answers()
         ends = np.cumsum([len(text.response) for text in texts])
         return texts[: int(np.searchsorted(ends, section.text_tokens)) + 1]
 
@@ -266,7 +282,7 @@ class Materials:
             return self._beside.calibrations
         section, seed = self.study.pack, self.study.seed
         if section.text:
-            pool = [e.ids for e in self._file_texts("calibration", section.text)]
+            pool = [e.ids for e in self.file_texts("calibration", section.text)]
         else:
             reserved = self._reserved("calibration")
             pool = [p.ids + self.encode(f" {p.question.aliases[0]}") for p in reserved]
@@ -326,7 +342,11 @@ class Materials:
             )
         return reserved
 
-    def _file_texts(self, use: str, path: str, length: int = 256) -> list[PromptResponse]:
+    def file_texts(self, use: str, path: str, length: int = 256) -> list[PromptResponse]:
+        """Return the pieces of a text file, each of at most `length` tokens.
+
+        Raises HQError, naming the `use` of the text, if it cannot be read or is empty.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

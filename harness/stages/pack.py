@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.stages import checkpoint
 from harness.stages.loading import SPELLING
 from harness.store.environment import PACK, versions
 from harness.store.node import Node, Stage, Work
@@ -59,8 +60,9 @@ def node(m: "Materials", precision: str, making: int = 0) -> Node:
             "texts": digest(m.calibrations[making]),
             **({"making": making} if making else {}),
         },
-        precision=name,
-        about=about(making, m.model_scope),
+        checkpoint.inputs(m),
+        name,
+        about(making, m.model_scope),
         units=m.model.n_layers,
         unit="layers",
         disk=m.weights * 2,
@@ -76,7 +78,7 @@ def make(work: "Work[Materials]") -> None:
     recipe, section = RECIPES[name], m.study.pack
     assert recipe.method != "compressed-tensors"
     job = QuantizationJob(
-        source=m.path,
+        source=checkpoint.made(work.inputs) or m.path,
         method=recipe.method,
         bits=recipe.bits,
         group_size=section.group_size or group_size(widths(m.path)),

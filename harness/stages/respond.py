@@ -5,17 +5,25 @@ generates only missing responses, and a killed run continues after the last batc
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.store.jsonl import append, read_log
-from harness.store.node import GrowingLog
+from harness.stages import mapping
+from harness.stages.loading import SPELLING
+from harness.store.jsonl import LOG_FILE, append, read_log
+from harness.store.node import GrowingLog, Work
 from harness.store.progress import Task
 from harness.store.store import digest
 from hq.backends.base import Backend
+from hq.backends.opening import max_rows
 from hq.neurons.factors import Factors
 from hq.tracing.sampling import Sampling, StopCriteria, sample
+
+if TYPE_CHECKING:
+    from harness.stages.materials import Materials
 
 GREEDY_LOG = GrowingLog("replies", sources=("hq.backends.opening", "harness.stages.mapping"))
 PLAIN = "plain"
@@ -46,6 +54,48 @@ def variant_of(factors: Factors) -> str:
 def prompt_name(prompt: Prompt) -> str:
     """Return a digest of a prompt's token ids."""
     return digest(prompt)
+
+
+def response_parameters(m: "Materials", precision: str, criteria: StopCriteria) -> dict[str, Any]:
+    """Return what a response depends on, apart from its prompt and the scaled neurons."""
+    return m.models.parameters(precision, SPELLING) | criteria.parameters
+
+
+def logged_responses(
+    work: "Work[Materials]",
+    criteria: StopCriteria,
+    prompts: Sequence[Prompt],
+    variants: Sequence[Factors],
+    max_new_tokens: int,
+    name: str,
+) -> list[list[GreedyResponse]]:
+    """Return responses [variant][prompt] of a node's model, from the log that all nodes share.
+
+    `name` is shown with the progress. Raises HQError if a prompt is too long.
+    """
+    m, precision = work.materials, str(work.node.precision)
+    for prompt in prompts:
+        m.require_length("A prompt", prompt, max_new_tokens)
+    key = response_parameters(m, precision, criteria) | {
+        "max_new_tokens": max_new_tokens,
+        "file": work.digests.get("file"),
+    }
+    if "checkpoint" in work.digests:
+        key["checkpoint"] = work.digests["checkpoint"]
+    with (
+        work.store.growing(GREEDY_LOG.name, GREEDY_LOG.version, key) as folder,
+        work.task(len(prompts) * len(variants), "responses", name) as task,
+    ):
+        return respond(
+            folder / LOG_FILE,
+            partial(mapping.backend, work),
+            prompts,
+            variants,
+            criteria,
+            max_new_tokens,
+            task,
+            max_rows(precision),
+        )
 
 
 def respond(

@@ -269,8 +269,7 @@ def load_packed(path: Path, precision: str, recipe: Recipe) -> PackedCheckpoint:
 
 def import_gptqmodel(precision: str) -> Any:
     """The package gptqmodel. Raises HQError if it is not installed."""
-    for name in ("gptqmodel", "tokenicer", "logbar"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_gptqmodel()
     try:
         import gptqmodel
     except ImportError as error:
@@ -278,6 +277,12 @@ def import_gptqmodel(precision: str) -> Any:
             f"Precision {precision!r} needs gptqmodel: pip install 'hq[gptq]'."
         ) from error
     return gptqmodel
+
+
+def quiet_gptqmodel() -> None:
+    """Let gptqmodel and its parts log errors only: importing it logs a banner."""
+    for name in ("gptqmodel", "tokenicer", "logbar"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def round_to_nearest(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +27,9 @@ from harness.stages.respond import GreedyResponse
 from harness.stages.sample import RESPONSES_FILE, read_records
 from harness.stages.samples import read_samples, write_tokens
 from harness.stages.select import SAMPLES_FILE, TOKENS_FILE
-from harness.store.jsonl import LOG_FILE
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.store import digest
 from harness.studies.study import REFERENCE
-from hq.backends.opening import max_rows
 from hq.errors import HQError
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import NeuronSet
@@ -72,7 +69,7 @@ class SweepNodes:
         plan, m = self.plan, self.m
         return Node(
             ASK,
-            _generates(m, REFERENCE, m.stop_criteria_of(plan.form(name)))
+            respond.response_parameters(m, REFERENCE, m.stop_criteria_of(plan.form(name)))
             | {
                 "scenario": name,
                 "trials": plan.trials_digest(name),
@@ -116,7 +113,7 @@ class SweepNodes:
         n = plan.section.trials * len({trial.kind for trial in plan.offered[name]})
         return Node(
             RESPOND,
-            _generates(m, precision, m.stop_criteria_of(plan.form(name)))
+            respond.response_parameters(m, precision, m.stop_criteria_of(plan.form(name)))
             | {"form": plan.form_name(name), "max_new_tokens": plan.max_new_tokens(name)},
             self._scaled(precision) | {"asked": self.ask(name).output()},
             precision,
@@ -131,7 +128,7 @@ class SweepNodes:
         plan, m = self.plan, self.m
         return Node(
             ANSWER,
-            _generates(m, precision, m.stop_criteria)
+            respond.response_parameters(m, precision, m.stop_criteria)
             | {
                 "prompts": digest([p.ids for p in plan.questions]),
                 "max_new_tokens": m.study.sampling.max_new_tokens,
@@ -276,11 +273,6 @@ def read_outcomes(folder: Path) -> tuple[list[int], list[bool]]:
     return content["rows"], content["complied"]
 
 
-def _generates(m: "Materials", precision: str, criteria: StopCriteria) -> dict[str, Any]:
-    """Return what a response depends on, apart from its prompt and the scaled neurons."""
-    return m.models.parameters(precision, SPELLING) | criteria.parameters
-
-
 def _plan(work: "Work[Materials]") -> "SweepPlan":
     from harness.experiments.sweep.plan import SweepPlan
 
@@ -369,29 +361,8 @@ def _responses(
     about: str,
 ) -> list[list[GreedyResponse]]:
     """Return responses to prompts under each variant, from the log that all nodes share."""
-    m, precision = work.materials, str(work.node.precision)
-    for prompt in ids:
-        m.require_length("A prompt", prompt, max_new_tokens)
-    key = _generates(m, precision, criteria) | {
-        "max_new_tokens": max_new_tokens,
-        "file": work.digests.get("file"),
-    }
-    log = respond.GREEDY_LOG
-    name = about if " " in about else f"sweep {precision} {about}"
-    with (
-        work.store.growing(log.name, log.version, key) as folder,
-        work.task(len(ids) * len(variants), "responses", name) as task,
-    ):
-        return respond.respond(
-            folder / LOG_FILE,
-            partial(mapping.backend, work),
-            ids,
-            variants,
-            criteria,
-            max_new_tokens,
-            task,
-            max_rows(precision),
-        )
+    name = about if " " in about else f"sweep {work.node.precision} {about}"
+    return respond.logged_responses(work, criteria, ids, variants, max_new_tokens, name)
 
 
 def _make_costs(work: "Work[Materials]") -> None:

@@ -21,12 +21,13 @@ _ENCODED = 64
 class SweepPlan:
     """The section [sweep] of a study, and everything that it names, loaded."""
 
-    def __init__(self, m: Materials) -> None:
+    def __init__(self, m: Materials, section: SweepSection | None = None) -> None:
+        """Load what the section names; default: the study's section [sweep]."""
         self.m = m
         self._prompts: dict[str, dict[str, tuple[int, ...]]] = {}
         self._digests: dict[str, str] = {}
         values = m.study.sections.get("sweep", {})
-        self.section = SweepSection.of(values, "the section [sweep]")
+        self.section = section or SweepSection.of(values, "the section [sweep]")
 
     @property
     def scenarios(self) -> tuple[str, ...]:

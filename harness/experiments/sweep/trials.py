@@ -89,6 +89,28 @@ def counted_trials(
     Raises:
         HQError: If no trial of a kind counts.
     """
+    counted = first_counted(trials, form, tokenizer, answer, wanted, mixed)
+    empty = [kind for kind, of_kind in counted.items() if not of_kind]
+    if empty or not counted:
+        raise HQError(
+            f"No trial of {label(name, *empty[:1])} counts, because the model answers none of the "
+            "first questions correctly: leave the scenario out, or give it an easier file."
+        )
+    return {label(name, kind): trials_of_kind for kind, trials_of_kind in counted.items()}
+
+
+def first_counted(
+    trials: Sequence[Trial],
+    form: PromptForm,
+    tokenizer: "Tokenizer",
+    answer: Answer,
+    wanted: int,
+    mixed: Collection[str] = (),
+) -> dict[str, list[AskedTrial]]:
+    """Return the first `wanted` trials of each kind that count, by kind; there may be none.
+
+    Arguments are those of `counted_trials`.
+    """
     kinds = sorted({trial.kind for trial in trials})
     component = units.components(trials)
     counted: dict[str, list[AskedTrial]] = {kind: [] for kind in kinds}
@@ -103,13 +125,7 @@ def counted_trials(
                 ids = tuple(form.encode(tokenizer, trial.prompt, dialogue))
                 near = trial.question in mixed
                 counted[trial.kind].append(AskedTrial(trial, ids, component[trial.id], near))
-    empty = [kind for kind in kinds if not counted[kind]]
-    if empty or not kinds:
-        raise HQError(
-            f"No trial of {label(name, *empty[:1])} counts, because the model answers none of the "
-            "first questions correctly: leave the scenario out, or give it an easier file."
-        )
-    return {label(name, kind): trials_of_kind for kind, trials_of_kind in counted.items()}
+    return counted
 
 
 def label(name: str, kind: str = "") -> str:
