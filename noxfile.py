@@ -275,9 +275,9 @@ def awq(session: nox.Session) -> None:
 
 @nox.session
 def llamacpp(session: nox.Session) -> None:
-    """Read the FP16 neurons in llama.cpp on committed responses (Q8_0, Q4_K_M, Q4_1); check."""
+    """Read the FP16 neurons in llama.cpp on committed responses (Q4_K_M, embedded Q4_1); check."""
     with_llama(session)
-    study(session, "fp16,gguf-q8_0,gguf-q4_k_m,gguf-source")
+    study(session, "fp16,gguf-q4_k_m,gguf-source")
 
 
 @nox.session

@@ -33,7 +33,7 @@ from tests.detect_runs import CONTROLS, PRECISIONS, around, default, write_run
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout with small detection runs, and everything else as committed."""
-    for folder in (readme.CHECKOUT / "results").glob("smollm2-knowledge-*"):
+    for folder in (readme.CHECKOUT / "results").glob("smollm2-*-*"):
         if folder.name != "smollm2-knowledge-cuda":
             shutil.copytree(folder, tmp_path / "results" / folder.name)
     judges = tmp_path / "harness" / "judges"

@@ -109,7 +109,7 @@ def test_the_report_has_the_ranks_and_the_published_ones(runs, hq, tmp_path):
     page = tmp_path / "report.html"
     done = hq("report", runs / "stable-out", "--into", page)
     assert done.code == 0, done.err
-    text = page.read_text("utf-8")
+    text = page.read_text(encoding="utf-8")
     assert "small rank = large change" in text
     assert all(mean in text for mean in PUBLISHED.values())
 

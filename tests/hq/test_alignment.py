@@ -330,6 +330,7 @@ def another(family: str, layer: int) -> FFN:
     return of_modules(
         list(layers),
         described,
+        model.config.get_text_config(),
         lambda m: m.weight.T if described.transposed else m.weight,
         lambda _: 16.0,
     )[layer]

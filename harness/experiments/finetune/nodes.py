@@ -246,7 +246,7 @@ def read_replies(folder: Path) -> dict[str, list[GreedyResponse]]:
 
 def read_outcomes(folder: Path) -> dict[str, list[str]]:
     """Read outcomes by label."""
-    content: dict[str, list[str]] = json.loads((folder / OUTCOMES_FILE).read_text("utf-8"))
+    content: dict[str, list[str]] = json.loads((folder / OUTCOMES_FILE).read_text(encoding="utf-8"))
     return content
 
 
