@@ -76,7 +76,9 @@ def test_ranks_say_which_pair_kept_its_neurons(runs):
 
 
 def test_a_small_rank_is_a_large_change(runs):
-    planted = {tuple(neuron) for neuron in json.loads((runs / "planted.json").read_text("utf-8"))}
+    planted = {
+        tuple(neuron) for neuron in json.loads((runs / "planted.json").read_text(encoding="utf-8"))
+    }
     for pair, is_small in (("stable", False), ("moved", True)):
         neurons = pl.read_csv(runs / f"{pair}-out" / "neuron_ranks.csv").rows(named=True)
         found = [n for n in neurons if (n["layer"], n["index"]) in planted]
@@ -97,7 +99,7 @@ def test_quantization_moves_kept_neurons_more_and_moved_ones_less_than_tuning(ru
 
 
 def test_the_base_is_recorded_and_its_nodes_are_told_apart(runs):
-    provenance = json.loads((runs / "stable-out" / "provenance.json").read_text("utf-8"))
+    provenance = json.loads((runs / "stable-out" / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["base"]["name"] == "base"
     assert provenance["base"]["fingerprint"] != provenance["fingerprint"]
     names = list(provenance["nodes"])
@@ -115,7 +117,7 @@ def test_the_report_has_the_ranks_and_the_published_ones(runs, hq, tmp_path):
 
 
 def test_the_page_of_docs_has_the_published_ranks():
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "origin.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "origin.md").read_text(encoding="utf-8")
     assert all(f"| {model} | {mean} |" in page for model, mean in PUBLISHED.items())
 
 
@@ -150,7 +152,7 @@ def permuted(base: Path) -> None:
 
 def other_kind(base: Path) -> None:
     config = base / "config.json"
-    text = config.read_text("utf-8")
+    text = config.read_text(encoding="utf-8")
     config.write_text(
         text.replace('"llama"', '"mistral"').replace("LlamaFor", "MistralFor"), "utf-8"
     )
@@ -173,7 +175,7 @@ def other_sizes(base: Path) -> None:
 
 def other_words(base: Path) -> None:
     path = base / "tokenizer.json"
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     vocabulary["c"], vocabulary["d"] = vocabulary["d"], vocabulary["c"]
     path.write_text(json.dumps(content), "utf-8")
