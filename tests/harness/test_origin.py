@@ -154,7 +154,7 @@ def other_kind(base: Path) -> None:
     config = base / "config.json"
     text = config.read_text(encoding="utf-8")
     config.write_text(
-        text.replace('"llama"', '"mistral"').replace("LlamaFor", "MistralFor"), "utf-8"
+        text.replace('"llama"', '"mistral"').replace("LlamaFor", "MistralFor"), encoding="utf-8"
     )
 
 
@@ -178,7 +178,7 @@ def other_words(base: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     vocabulary["c"], vocabulary["d"] = vocabulary["d"], vocabulary["c"]
-    path.write_text(json.dumps(content), "utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 PAIRS = {
