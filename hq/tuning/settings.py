@@ -18,14 +18,14 @@ class TuningSettings:
 
     rank: int = 8
     targets: tuple[Target, ...] = ("gate", "up", "down")
-    learning_rate: float = 5e-4
-    steps: int = 150
+    learning_rate: float = 1e-3
+    steps: int = 100
     batch: int = 4
     penalty: Penalty = "hinge"
     penalty_weight: float = 1.0
     quantile: float = 0.5  # of the reference's contributions on right answers: the hinge's target
     kl_weight: float = 1.0
-    every: int = 25  # steps between two checkpoints, at which the capability is measured
+    every: int = 20  # steps between two checkpoints, at which the capability is measured
     stop: float = 0.1  # largest rise of the loss on validation text, in nats per token
     seed: int = 0
 
