@@ -63,9 +63,9 @@ def _require_own_folder(study: "Study", folder: Path) -> None:
     """Raises HQError if the folder has the results of another run; precisions may be added."""
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import definition_of
-    from harness.tables.provenance import read_provenance
+    from harness.tables.provenance import PROVENANCE_FILE, read_provenance
 
-    if not (folder / "provenance.json").is_file():
+    if not (folder / PROVENANCE_FILE).is_file():
         return
     found = read_provenance(folder)
     kind = EXPERIMENTS["finetune"]
