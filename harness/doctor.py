@@ -88,7 +88,8 @@ def _kernel(what: str, name: str) -> Finding:
     weight, x = (torch.randn(64, 64, generator=generator).to(device) for _ in range(2))
     try:
         with torch.inference_mode():
-            product = PRECISIONS[name].layer(weight)(x.to(compute_dtype(device)))
+            precision = PRECISIONS[name]
+            product = precision.layer(weight)(x.to(compute_dtype(device, precision)))
     except HQError as missing:
         return Finding(what=what, state="missing", detail=str(missing))
     error = float((product - x @ weight.T).norm() / (x @ weight.T).norm())

@@ -48,7 +48,7 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
     return {
         "packages": versions(*_RUNS[backend], *PRECISIONS[precision].packages),
         "device": torch_device.type,
-        "compute": str(compute_dtype(torch_device)).removeprefix("torch."),
+        "compute": str(compute_dtype(torch_device, PRECISIONS[precision])).removeprefix("torch."),
         "machine": machine_class(),
         **PRECISIONS[precision].settings,
     }

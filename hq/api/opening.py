@@ -22,12 +22,12 @@ def load(model: str | Path, precision: str | None = None, *, device: str | None 
 
     Args:
         model: A checkpoint folder, the id of a model on the Hugging Face hub, or a GGUF file.
-        precision: For a checkpoint, `fp16` (the default), `int8`, `nf4`, `nf4-dq`, `fp4`, `fp8`,
-            `nvfp4`, `mxfp4`, `torchao-int8`, `torchao-int4`, `hqq-4`, or for a quantized checkpoint
-            the precision that it has, such as `gptq-4`, `awq-4` or `fp8`. A GGUF file runs at its
-            own precision: leave it out, or name it to have it checked (`gguf-q4_k_m`). The
-            suffixes `+fa` (flash attention, K-V cache in F16), `+kv-q8_0` and `+kv-q4_0` (flash
-            attention, K-V cache in that type) say how llama.cpp runs the file:
+        precision: For a checkpoint, `fp16` (the default), `bf16`, `int8`, `nf4`, `nf4-dq`, `fp4`,
+            `fp8`, `nvfp4`, `mxfp4`, `torchao-int8`, `torchao-int4`, `hqq-4`, or for a quantized
+            checkpoint the precision that it has, such as `gptq-4`, `awq-4` or `fp8`. A GGUF file
+            runs at its own precision: leave it out, or name it to have it checked
+            (`gguf-q4_k_m`). The suffixes `+fa` (flash attention, K-V cache in F16), `+kv-q8_0` and
+            `+kv-q4_0` (flash attention, K-V cache in that type) say how llama.cpp runs the file:
             `gguf-source+kv-q8_0` for a file of any type.
         device: `cpu`, `cuda` or `cuda:N`; CUDA by default if there is any.
 

@@ -1,4 +1,4 @@
-"""Named ways to run one checkpoint: FP16, bitsandbytes, packed, small floats, torchao, GGUF.
+"""Named ways to run one checkpoint: FP16, BF16, bitsandbytes, packed, small floats, torchao, GGUF.
 
 What executes a model at a precision is in `hq.backends`; GGUF files themselves are in `hq.gguf`.
 """
@@ -14,6 +14,7 @@ _TORCH: tuple[Precision, ...] = (
     bitsandbytes.FourBit("nf4", double=True),
     bitsandbytes.FourBit("fp4"),
     dense.FP16(),
+    dense.BF16(),
     fp8.FP8(),
     nvfp4.NVFP4(),
     mxfp4.MXFP4(),

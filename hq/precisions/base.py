@@ -78,9 +78,18 @@ class Precision(Protocol):
 PRECISIONS: Registry[Precision] = Registry("precision", "hq.precisions")
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """FP32 on a CPU, which has no FP16 arithmetic, and FP16 elsewhere."""
-    return torch.float32 if device.type == "cpu" else torch.float16
+@runtime_checkable
+class OwnArithmetic(Protocol):
+    """A precision that computes on a GPU in another type than FP16."""
+
+    arithmetic: torch.dtype
+
+
+def compute_dtype(device: torch.device, precision: object = None) -> torch.dtype:
+    """FP32 on a CPU; on a GPU FP16, or the precision's own type (BF16)."""
+    if device.type == "cpu":
+        return torch.float32
+    return precision.arithmetic if isinstance(precision, OwnArithmetic) else torch.float16
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""fp16, the reference: weights rounded to FP16; arithmetic in FP32 on a CPU, in FP16 on a GPU."""
+"""fp16, the reference, and bf16: weights in 16 bits; arithmetic in FP32 on a CPU, else in 16."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
 
 class FP16:
-    """Dense half-precision weights."""
+    """Dense weights in FP16 (5 bits of exponent, 11 of precision)."""
 
     name = "fp16"
+    arithmetic = torch.float16  # of the weights, and on a GPU also of the products
     packages: tuple[str, ...] = ()
     settings: Mapping[str, object] = {}
 
     def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
-        """The model, loaded in FP16 first, so that wider weights are rounded as they would ship."""
+        """The model, loaded in 16 bits first, so that wider weights are rounded as they ship."""
         require_precision(path, self.name)
-        model = from_pretrained(path, device, dtype=torch.float16)
-        return model.to(compute_dtype(device))
+        model = from_pretrained(path, device, dtype=self.arithmetic)
+        return model.to(compute_dtype(device, self))
 
     def layer(self, weight: Tensor) -> nn.Module:
-        """A linear with this weight, rounded to FP16."""
+        """A linear with this weight, rounded to 16 bits."""
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
-        linear.weight = nn.Parameter(weight.half().to(compute_dtype(weight.device)))
+        rounded = weight.to(self.arithmetic)
+        linear.weight = nn.Parameter(rounded.to(compute_dtype(weight.device, self)))
         return linear
 
     def is_precision_of(self, module: nn.Module) -> bool:
@@ -59,3 +61,29 @@ class FP16:
         assert isinstance(weight, Tensor)
         dtype = str(weight.dtype).removeprefix("torch.")
         return StoredWeight(dtype, weight.nbytes, weight.numel())
+
+
+class BF16(FP16):
+    """Dense weights in BF16 (8 bits of exponent, 8 of precision), rounded once from the file's."""
+
+    name = "bf16"
+    arithmetic = torch.bfloat16
+
+    def is_precision_of(self, module: nn.Module) -> bool:
+        """Whether the weight is a dense matrix of BF16 values."""
+        return super().is_precision_of(module) and _is_bf16(module.weight)
+
+    def stored_experts(self, module: nn.Module) -> StoredWeight | None:
+        """The 3-D weights in memory; None unless they are BF16 values."""
+        weights = (module.gate_up_proj, module.down_proj)
+        return super().stored_experts(module) if all(map(_is_bf16, weights)) else None
+
+
+def _is_bf16(weight: object) -> bool:
+    """Whether the weights are BF16, or FP32 whose last 16 bits are zero."""
+    assert isinstance(weight, Tensor)
+    if weight.dtype != torch.float32:
+        return weight.dtype == torch.bfloat16
+    # A matrix at a time, or an expert's: the bits need as much memory as the weights.
+    parts = weight if weight.ndim == 3 else (weight,)
+    return not any(bool((part.view(torch.int32) & 0xFFFF).any()) for part in parts)

@@ -66,7 +66,7 @@ CASES = {
     ),
     **{
         f"torch-{name}": Case(partial(TorchBackend, device="cpu", precision=name, token_budget=64))
-        for name in ("nf4", "nf4-dq", "fp4", "fp8", "nvfp4", "mxfp4")
+        for name in ("bf16", "nf4", "nf4-dq", "fp4", "fp8", "nvfp4", "mxfp4")
     },
     **{
         f"torch-{name}": Case(
@@ -113,8 +113,12 @@ CASES = {
             exact=False,
             model="mixtral",
         )
-        for name in ("fp8", "nvfp4", "mxfp4")
+        for name in ("bf16", "fp8", "nvfp4", "mxfp4")
     },
+    "cuda-bf16": Case(
+        partial(TorchBackend, device="cuda", precision="bf16", token_budget=64),
+        shape=0.2,  # 8 bits of precision, 3 fewer than FP16
+    ),
     "cuda-gptq-4": Case(
         partial(TorchBackend, device="cuda", precision="gptq-4", token_budget=64),
         shape=0.05,

@@ -30,6 +30,7 @@ BITSANDBYTES = ("int8", "nf4", "nf4-dq", "fp4")
 DOUBLE = {round(4 + 8 / 64 + 64 / weights, 3) for weights in (64 * 32, 64 * 64, 64 * 128)}
 BITS = {
     "fp16": {32.0},
+    "bf16": {32.0},
     "int8": {8.25, 8.5},
     "nf4": {4.5},
     "fp4": {4.5},
@@ -46,6 +47,7 @@ BITS = {
 # Largest error of a norm.
 NEAR = {
     "fp16": (0, 1e-6),
+    "bf16": (1e-5, 1e-3),
     "int8": (1e-4, 0.02),
     "torchao-int8": (1e-4, 0.02),
     "fp8": (1e-3, 0.02),
@@ -122,6 +124,7 @@ def test_the_audit_shows_real_storage(backend: TorchBackend) -> None:
     )
     storage, module = {
         "fp16": ("float32", "Linear"),
+        "bf16": ("float32", "Linear"),
         "int8": ("int8", "Linear8bitLt"),
         "torchao-int8": ("int8", "Linear"),
         "torchao-int4": ("int4 in bytes g64 sym", "Linear"),
@@ -148,7 +151,8 @@ def test_weight_bytes_count_what_ships(checkpoint: Checkpoint) -> None:
     rest = sum(t.nbytes for name, t in weights.items() if "_proj" not in name)
     in_layers = sum(t.numel() for name, t in weights.items() if "_proj" in name)
     slack = 1024  # buffers: rotary frequencies, quantization code books
-    expected = {"fp16": 16, "nf4": 4.5, "fp4": 4.5, "nf4-dq": 4.127, "nvfp4": 4.5, "mxfp4": 4.25}
+    expected = {"fp16": 16, "bf16": 16, "nf4": 4.5, "fp4": 4.5, "nf4-dq": 4.127, "nvfp4": 4.5}
+    expected["mxfp4"] = 4.25
     for precision, bits in expected.items():
         assert 0 <= of(precision) - (rest + in_layers * bits / 8) <= slack, precision
     assert of("nf4") < of("int8") < of("fp16")

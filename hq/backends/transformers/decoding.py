@@ -89,7 +89,7 @@ class TorchDecoding:
                 logits_to_keep=self._last,
                 **self._position_inputs(ids.shape[1]),
             )
-        logits: torch.Tensor = out.logits[:, -1]
+        logits: torch.Tensor = out.logits[:, -1].float()  # NumPy has no BF16
         return logits
 
     def _position_inputs(self, new: int) -> dict[str, torch.Tensor]:

@@ -251,7 +251,7 @@ def test_small_floats_round_the_experts_too(path: Path, name: str) -> None:
 def test_precisions_that_would_leave_experts_unquantized_are_refused(path: Path, name: str) -> None:
     with pytest.raises(HQError, match=rf"^{name} would leave the experts of .* unquantized") as e:
         TorchBackend(path, name, "cpu")
-    assert str(e.value).endswith("use fp16, fp8, nvfp4 or mxfp4.")
+    assert str(e.value).endswith("use fp16, bf16, fp8, nvfp4 or mxfp4.")
 
 
 def test_routed_shares_count_the_tokens_that_reach_an_expert(backend: TorchBackend) -> None:
