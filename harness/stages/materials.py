@@ -32,6 +32,7 @@ from hq.models.checkpoint import (
     weight_files,
     whole_config,
 )
+from hq.models.placement import AUTO
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
@@ -179,7 +180,7 @@ class Materials:
 
     def resident(self, precision: str) -> int:
         """Estimate the bytes of the loaded model: float32 on a CPU, 16 bits elsewhere."""
-        dense = BACKEND_OF[precision] == "torch" and self.study.device != "cuda"
+        dense = BACKEND_OF[precision] == "torch" and self.study.device not in ("cuda", AUTO)
         return self.weights * (4 if dense else 2)
 
     @cached_property

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hq.backends.opening import device_of
 from hq.backends.transformers.backend import usable_device
+from hq.models.placement import AUTO
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 from hq.precisions.gguf import attention_of
@@ -48,6 +49,7 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
     return {
         "packages": versions(*_RUNS[backend], *PRECISIONS[precision].packages),
         "device": torch_device.type,
+        **({"placement": AUTO} if device == AUTO else {}),
         "compute": str(compute_dtype(torch_device, PRECISIONS[precision])).removeprefix("torch."),
         "machine": machine_class(),
         **PRECISIONS[precision].settings,

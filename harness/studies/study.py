@@ -179,8 +179,9 @@ class Study(Section):
     """Precisions to compare; `fp16` is always included. `hq list precisions` shows all."""
     seed: Seed = 0
     """Seed of questions, samples, folds and draws."""
-    device: Literal["cpu", "cuda"] | None = None
-    """Where the model runs; default: CUDA if there is a GPU."""
+    device: Literal["cpu", "cuda", "auto"] | None = None
+    """Where the model runs; default: CUDA if there is a GPU. `auto` distributes its layers over all
+    GPUs and, where these are full, the memory of the CPU; the table `precisions` says where."""
     responses: str = ""
     """File of `hq responses export` with the responses to the questions, which are then not
     sampled; default: sample them."""

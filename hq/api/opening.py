@@ -29,7 +29,9 @@ def load(model: str | Path, precision: str | None = None, *, device: str | None 
             (`gguf-q4_k_m`). The suffixes `+fa` (flash attention, K-V cache in F16), `+kv-q8_0` and
             `+kv-q4_0` (flash attention, K-V cache in that type) say how llama.cpp runs the file:
             `gguf-source+kv-q8_0` for a file of any type.
-        device: `cpu`, `cuda` or `cuda:N`; CUDA by default if there is any.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`; CUDA by default if there is any. `auto`
+            distributes the layers over all GPUs and, where these are full, leaves weights in the
+            memory of the CPU, with a warning (fp16, bf16 and bitsandbytes).
 
     Raises:
         HQError: The model cannot be found or read, has no neurons that hq knows, or does not run at
@@ -92,8 +94,8 @@ def wrap(
             `hq.models.checkpoint.checkpoint_identity(folder)`.
 
     Raises:
-        HQError: The model is in training mode, on several devices, or has no neurons or weights
-            that hq can read.
+        HQError: The model is in training mode, on Apple's GPU, or has no neurons or weights that
+            hq can read.
     """
 
     def given() -> Any:

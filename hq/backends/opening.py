@@ -11,6 +11,7 @@ from hq.backends.llamacpp.packed_batch import MAX_ROWS
 from hq.backends.transformers.backend import TorchBackend, usable_device
 from hq.errors import HQError
 from hq.llamacpp.library import load_library
+from hq.models.placement import AUTO
 from hq.neurons.neuron_set import ModelIdentity
 from hq.precisions import BACKEND_OF
 
@@ -35,6 +36,8 @@ def open_backend(
 def device_of(precision: str, device: str | None) -> str:
     """The device on which a precision runs; `None` selects CUDA if it is available, else the CPU.
 
+    llama.cpp distributes layers over all GPUs by itself, so `auto` is `cuda` there.
+
     Raises HQError for an unknown precision, and for a device that its backend cannot use here.
     """
     return _RUNNERS[BACKEND_OF[precision]].device(device)
@@ -52,7 +55,8 @@ def _torch(
 
 
 def _torch_device(device: str | None) -> str:
-    return str(usable_device(device))
+    usable = usable_device(device)
+    return AUTO if device == AUTO else str(usable)
 
 
 def _llamacpp(
@@ -70,14 +74,15 @@ def _llamacpp(
 
 
 def _llamacpp_device(device: str | None) -> str:
-    if device not in (None, "cpu", "cuda"):
+    if device not in (None, "cpu", "cuda", AUTO):
         raise HQError(
-            f"llama.cpp runs on cpu or cuda, not on {device!r}: use one of these, or omit `device`."
+            f"llama.cpp runs on cpu or cuda (all GPUs), not on {device!r}: use one of these, or "
+            "omit `device`."
         )
     if device == "cpu" or (device is None and not torch.cuda.is_available()):
         return "cpu"
     has_cuda = any(name.startswith(_CUDA) for name in load_library().gpus)
-    if device == "cuda" and not has_cuda:
+    if device in ("cuda", AUTO) and not has_cuda:
         raise HQError(
             "This build of llama-cpp-python finds no CUDA device here: rebuild it with "
             "CMAKE_ARGS=-DGGML_CUDA=on, or omit `device`."

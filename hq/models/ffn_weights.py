@@ -21,6 +21,7 @@ from hq.models.checkpoint import (
     text_config,
 )
 from hq.models.expert_weights import Matrices, loaded_expert, stored_expert
+from hq.models.placement import in_memory
 from hq.neurons.space import NeuronBlock
 
 
@@ -201,7 +202,9 @@ def of_modules(
 
         norm = torch.ones(())
         if family.norm:
-            norm = module.get_submodule(family.norm).weight.float().cpu() + family.norm_offset
+            of_norm = module.get_submodule(family.norm)
+            with in_memory(of_norm):
+                norm = of_norm.weight.float().cpu() + family.norm_offset
         if _is_routed(block, family, config):
             assert block.expert is not None
             assert family.experts is not None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hq.errors import HQError
 from hq.models.auto import is_wrapper
 from hq.models.logits import Block, block_edges
+from hq.models.placement import device_of, in_memory
 
 _HEAD_FILE = "head.safetensors"
 _HIDDEN_FILE = "hidden.npy"
@@ -91,22 +92,24 @@ def head_of(model: nn.Module, decoder: nn.Module) -> Head:
     matrix.
     """
     output = model.get_output_embeddings()  # type: ignore[operator]
-    weight = getattr(output, "weight", None)
+    with in_memory(output):
+        weight, bias = getattr(output, "weight", None), getattr(output, "bias", None)
     name = type(model).__name__
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         raise HQError(f"The output head of {name} is not a dense matrix: hq cannot use it.")
-    ids = torch.arange(4, device=weight.device)[None]
+    device = device_of(model.get_input_embeddings())  # type: ignore[operator]
+    ids = torch.arange(4, device=device)[None]
     # A wrapper may count positions from 1 (PaliGemma), its language model from 0.
     positions = {"position_ids": ids} if is_wrapper(model) else {}
-    hidden = body_of(decoder)(ids, use_cache=False, **positions).last_hidden_state[0]
-    expected = model(ids, use_cache=False, **positions).logits[0].float()
+    states = body_of(decoder)(ids, use_cache=False, **positions).last_hidden_state[0]
+    hidden = states.to(weight.device)
+    expected = model(ids, use_cache=False, **positions).logits[0].to(hidden.device).float()
     if not expected.isfinite().all():
         raise HQError(
             f"The logits of {name} are not finite: the model overflows or its weights are damaged."
         )
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
     cap = next((float(c) for key in _CAPS if (c := getattr(settings, key, None))), None)
-    bias = getattr(output, "bias", None)
     head = Head(weight, bias, cap=cap)
     logits = head.logits(hidden)
     if cap is None:

@@ -21,6 +21,7 @@ from hq.backends.transformers.loaded import dense_weight, loaded_identity
 from hq.errors import HQError
 from hq.models.architectures import architecture_of, down_projections
 from hq.models.auto import context_length
+from hq.models.placement import device_of, require_supported
 from hq.monitor.generation import observed
 from hq.monitor.reader import Choose, follow_steps, generate_steps
 from hq.monitor.recorder import PromptTokens, Recorder
@@ -50,7 +51,8 @@ class TorchMonitor:
     `model_identity` names the model if its norms cannot:
     hq.models.checkpoint.checkpoint_identity(folder).
     `norms_of` returns ‖W_down[:, i]‖₂ of a layer, for weights that only the caller can dequantize.
-    Raises HQError for a set of another model, and for weights that hq cannot dequantize.
+    Raises HQError for a set of another model, for weights that hq cannot dequantize, and for a
+    model on Apple's GPU.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TorchMonitor:
         model_identity: ModelIdentity | None = None,
         norms_of: NormsOf | None = None,
     ) -> None:
+        require_supported(device_of(model.get_input_embeddings()))
         identity = model_identity or loaded_identity(model)
         neurons.require(identity)
         if not neurons.neurons:
@@ -171,8 +174,7 @@ class _TorchReader:
         self._model = model
         self._downs = [layer.down for layer in watched]
         self._hooks = ShareHooks(watched, neurons.cett)
-        device = model.get_input_embeddings().weight.device
-        self._decoding = TorchDecoding(model, device)
+        self._decoding = TorchDecoding(model, device_of(model.get_input_embeddings()))
 
     def read(
         self, prompt: Sequence[int]

@@ -1,11 +1,13 @@
 """The interface of a precision: how it loads, verifies and dequantizes weights for torch."""
 
+import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from hq.errors import HQError, first_line
 from hq.models.auto import model_class
+from hq.models.placement import AUTO
 from hq.models.checkpoint import (
     DENSE_DTYPES,
     quantization_config,
@@ -26,6 +29,7 @@ from hq.registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_log = logging.getLogger("hq")
 _DENSE_TYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -72,6 +76,15 @@ class Precision(Protocol):
 
     def stored(self, module: nn.Module) -> StoredWeight:
         """How the weight of the projection is stored, scales included."""
+        ...
+
+
+@runtime_checkable
+class Distributes(Protocol):
+    """A precision that also loads on all GPUs at once."""
+
+    def load_distributed(self, path: Path) -> "PreTrainedModel":
+        """The model, its layers distributed by accelerate over all GPUs and the CPU's memory."""
         ...
 
 
@@ -136,9 +149,42 @@ def require_precision(path: Path, precision: str) -> Mapping[str, Any] | None:
 WEIGHT_NAMES = (".weight", ".qweight", ".weight_packed")
 
 
-def from_pretrained(path: Path, device: torch.device, **options: object) -> "PreTrainedModel":
+def load_distributed(precision: Precision, path: Path) -> "PreTrainedModel":
+    """Load a model with its layers on all GPUs and, where these are full, in the CPU's memory.
+
+    Logs a warning if weights are not on a GPU. Raises HQError for a precision that runs on one
+    device only, and for a model that fits neither the GPUs nor the CPU's memory.
+    """
+    if not isinstance(precision, Distributes):
+        able = [name for name in PRECISIONS if isinstance(PRECISIONS[name], Distributes)]
+        raise HQError(
+            f"Precision {precision.name!r} runs on one device: use cuda or cpu in place of 'auto', "
+            f"or a precision that can be distributed ({', '.join(able)})."
+        )
+    model = precision.load_distributed(path)
+    held = Counter(str(place) for place in model.hf_device_map.values())  # type: ignore[operator]
+    if held["disk"]:
+        raise HQError(
+            f"{path} fits neither the GPUs nor the memory of the CPU: use a precision with fewer "
+            "bits, or a machine with more memory."
+        )
+    if held["cpu"]:
+        _log.warning(
+            "%s does not fit the memory of the GPUs: %d of its %d parts stay in the memory of the "
+            "CPU and are copied to a GPU in each forward pass, which is slow.",
+            path,
+            held["cpu"],
+            held.total(),
+        )
+    return model
+
+
+def from_pretrained(
+    path: Path, device: torch.device | Literal["auto"], **options: object
+) -> "PreTrainedModel":
     """Load a checkpoint with transformers: safetensors only, every weight found, on `device`."""
-    options = {"use_safetensors": True, "device_map": {"": device}, **options}
+    device_map = device if device == AUTO else {"": device}
+    options = {"use_safetensors": True, "device_map": device_map, **options}
     return load_complete(path, model_class(whole_config(path)), path, **options)
 
 

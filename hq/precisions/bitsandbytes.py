@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hq.errors import HQError
+from hq.models.placement import AUTO
 from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ class Int8:
         """Whether bitsandbytes quantized it to 8 bits."""
         return _is_own(quantization) and bool(quantization.get("load_in_8bit"))
 
-    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
+    def load(self, path: Path, device: torch.device | Literal["auto"]) -> "PreTrainedModel":
         """The model, quantized while it is loaded, unless its checkpoint is."""
         from transformers import BitsAndBytesConfig
 
         import_bitsandbytes(self.name)
         return _load(path, device, self.name, BitsAndBytesConfig(load_in_8bit=True))
+
+    def load_distributed(self, path: Path) -> "PreTrainedModel":
+        """The model on all GPUs; bitsandbytes refuses weights in the CPU's memory."""
+        return self.load(path, AUTO)
 
     def layer(self, weight: Tensor) -> nn.Module:
         """An 8-bit linear of bitsandbytes, which quantizes when it is moved to a device."""
@@ -87,7 +92,7 @@ class FourBit:
             and bool(quantization.get("bnb_4bit_use_double_quant")) == self._double
         )
 
-    def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
+    def load(self, path: Path, device: torch.device | Literal["auto"]) -> "PreTrainedModel":
         """The model, quantized while it is loaded, unless its checkpoint is."""
         from transformers import BitsAndBytesConfig
 
@@ -98,8 +103,12 @@ class FourBit:
             bnb_4bit_use_double_quant=self._double,
         )
         model = _load(path, device, self.name, config)
-        compute_four_bit_in(model, compute_dtype(device))
+        compute_four_bit_in(model, _compute_dtype(device))
         return model
+
+    def load_distributed(self, path: Path) -> "PreTrainedModel":
+        """The model on all GPUs; bitsandbytes refuses weights in the CPU's memory."""
+        return self.load(path, AUTO)
 
     def layer(self, weight: Tensor) -> nn.Module:
         """A 4-bit linear of bitsandbytes, which quantizes when it is moved to a device."""
@@ -162,12 +171,19 @@ def import_bitsandbytes(precision: str) -> Any:
 
 
 def _load(
-    path: Path, device: torch.device, precision: str, config: "BitsAndBytesConfig"
+    path: Path,
+    device: torch.device | Literal["auto"],
+    precision: str,
+    config: "BitsAndBytesConfig",
 ) -> "PreTrainedModel":
     """A model of a dense checkpoint, or of one that bitsandbytes quantized at this precision."""
     is_quantized = require_precision(path, precision) is not None
     options = {} if is_quantized else {"quantization_config": config}
-    return from_pretrained(path, device, dtype=compute_dtype(device), **options)
+    return from_pretrained(path, device, dtype=_compute_dtype(device), **options)
+
+
+def _compute_dtype(device: torch.device | Literal["auto"]) -> torch.dtype:
+    return torch.float16 if device == AUTO else compute_dtype(device)
 
 
 def _is_own(quantization: Mapping[str, Any]) -> bool:

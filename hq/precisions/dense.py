@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hq.models.placement import AUTO
 from hq.precisions.base import StoredWeight, compute_dtype, from_pretrained, require_precision
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class FP16:
         require_precision(path, self.name)
         model = from_pretrained(path, device, dtype=self.arithmetic)
         return model.to(compute_dtype(device, self))
+
+    def load_distributed(self, path: Path) -> "PreTrainedModel":
+        """The model on all GPUs, where it is computed in the type of its weights."""
+        require_precision(path, self.name)
+        return from_pretrained(path, AUTO, dtype=self.arithmetic)
 
     def layer(self, weight: Tensor) -> nn.Module:
         """A linear with this weight, rounded to 16 bits."""

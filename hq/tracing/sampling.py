@@ -187,8 +187,6 @@ def truncated_cdf(
     """
     k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     top, tokens = torch.topk(logits, k, dim=-1)
-    if top.device.type == "mps":  # which has no float64
-        top = top.cpu()
     if not top[:, 0].isfinite().all():
         raise _not_finite()
     shares = torch.softmax(top.double() / settings.temperature, dim=-1)

@@ -23,6 +23,7 @@ from hq.errors import HQError
 from hq.models.architectures import down_projections
 from hq.models.checkpoint import architecture_at
 from hq.models.head import Head, body_of, head_of
+from hq.models.placement import AUTO
 from hq.neurons.cett import Measure, Span
 from hq.neurons.prompt_response import PromptResponse
 from hq.neurons.space import NeuronSpace
@@ -113,6 +114,8 @@ class _Trainer:
     def __init__(self, path: Path, run: TuningRun, device: str | None) -> None:
         self.run, self.settings = run, run.settings
         family = architecture_at(path)
+        if device == AUTO:
+            raise HQError("Fine-tuning runs on one device: use cuda or cpu in place of 'auto'.")
         self.device = usable_device(device)
         model: Any = PRECISIONS["fp16"].load(path, self.device)
         if self.device.type == "cuda":

@@ -9,21 +9,36 @@ import pytest
 import torch
 
 from hq.backends.opening import device_of, open_backend
+from hq.backends.transformers import loaded
 from hq.backends.transformers.backend import usable_device
 from hq.errors import HQError
 from hq.gguf.types import TYPES
+from hq.monitor import torch as torch_monitor
 from tests.hq import gguf_files
+from tests.hq.monitored import load, neuron_set
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA that is not there")
 needs_llama = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama_cpp")
 
 
-@pytest.mark.parametrize("device", ["quantum", "mps", "cpu:1", "cuda:x", "CUDA", "xpu", ""])
+@pytest.mark.parametrize("device", ["quantum", "mps:0", "cpu:1", "cuda:x", "CUDA", "xpu", ""])
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("gguf-f32", marks=needs_llama)])
 def test_an_unknown_device_is_refused(precision, device, checkpoint, gguf):
     source = checkpoint("llama") if precision == "fp16" else gguf("llama")
     with pytest.raises(HQError, match=rf"cpu or cuda.*not on {device!r}"):
         open_backend(source, precision, device)
+
+
+def test_apple_s_gpu_is_refused(checkpoint, monkeypatch):
+    with pytest.raises(HQError, match=r"Apple's GPU \(mps\), which has no float64.* device cpu"):
+        usable_device("mps")
+    model = load(checkpoint("llama"))
+    for module in (loaded, torch_monitor):
+        monkeypatch.setattr(module, "device_of", lambda _: torch.device("mps"))
+    with pytest.raises(HQError, match="Apple's GPU"):
+        loaded.LoadedBackend(model)
+    with pytest.raises(HQError, match="Apple's GPU"):
+        torch_monitor.TorchMonitor(model, neuron_set(loaded.loaded_identity(model)))
 
 
 @no_cuda

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hq.backends.transformers.experts import Mixture, Routing
+from hq.models.placement import bias_of
 from hq.neurons.cett import Measure, column_norms, denominator, output_norm, span_means
 
 
@@ -254,5 +255,5 @@ def removing(handle: Any) -> Iterator[None]:
 
 def _product(down: nn.Module, output: Tensor) -> Tensor:
     """W_down · h, without the bias."""
-    bias = getattr(down, "bias", None)
+    bias = bias_of(down)
     return output if bias is None else output - bias

@@ -47,12 +47,21 @@ from hq.models.expert_weights import is_routed
 from hq.models.ffn_weights import FFNs, of_modules
 from hq.models.head import Head, ReferenceLogits, body_of, head_of
 from hq.models.logits import distributions
+from hq.models.placement import (
+    AUTO,
+    device_of,
+    in_memory,
+    is_distributed,
+    places,
+    require_supported,
+    summary,
+)
 from hq.neurons.cett import Measure, Span
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
 from hq.precisions import PRECISIONS
-from hq.precisions.base import StoredWeight
+from hq.precisions.base import StoredWeight, load_distributed
 from hq.precisions.experts import experts_at, require_experts
 
 _TOKEN_BUDGET = 2048  # tokens per batch; larger batches are not faster on a CPU
@@ -61,6 +70,9 @@ _VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, two of 
 
 class TorchBackend:
     """One checkpoint loaded at one precision. A context manager; `close` frees the weights.
+
+    With the device `auto`, accelerate distributes the layers over all GPUs and, where these are
+    full, leaves their weights in the memory of the CPU; `device` is then that of the embeddings.
 
     Raises HQError for an unknown family or precision, an incomplete checkpoint, a device that torch
     does not have, and if the loaded modules do not have the requested precision.
@@ -86,7 +98,12 @@ class TorchBackend:
             require_experts(path, self._precision)
         self.device = usable_device(device)
         self.token_budget = token_budget
-        self.model: Any = self._precision.load(path, self.device)
+        self.model: Any
+        if device == AUTO:
+            self.model = load_distributed(self._precision, path)
+            self.device = device_of(self.model.get_input_embeddings())
+        else:
+            self.model = self._precision.load(path, self.device)
         self.decoder: nn.Module = self.model.get_decoder()
         self.downs = down_projections(self.decoder, self._family)
         self.audit()
@@ -109,8 +126,17 @@ class TorchBackend:
 
     @property
     def compute(self) -> str:
-        """The type of the arithmetic."""
-        return str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        """The type of the arithmetic; of a distributed model, also where its layers are."""
+        dtype = str(self.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        return ", ".join(filter(None, (dtype, summary(self._places()))))
+
+    def _places(self) -> list[str]:
+        """Where the down projection, or the experts, of each layer are; empty on one device."""
+        if not is_distributed(self.model):
+            return []
+        wanted = {id(m) for m in self.downs}
+        named = {name: m for name, m in self.model.named_modules() if id(m) in wanted}
+        return list(places(self.model, named).values())
 
     @cached_property
     def norms(self) -> Float[np.ndarray, " p"]:
@@ -126,7 +152,8 @@ class TorchBackend:
         return self._norms[layer]
 
     def _dense(self, projection: nn.Module) -> Float[Tensor, "d_out d_in"]:
-        dense = self._precision.dense(projection)
+        with in_memory(projection):
+            dense = self._precision.dense(projection)
         return dense.T if isinstance(projection, Conv1D) else dense
 
     @property
@@ -149,10 +176,15 @@ class TorchBackend:
                 f"{len(wrong)} of {len(projections)} projections are not {self.precision}, "
                 f"{wrong[0]} first: results would be those of another precision."
             )
-        kinds = Counter(self._kind(m) for m in projections.values())
+        dtype = self.compute.partition(",")[0]
+        names = {id(m): name for name, m in self.model.named_modules()}
+        where = places(self.model, {names[id(m)]: m for m in projections.values()})
+        kinds = Counter(
+            (*self._kind(m), f"{dtype} {where[names[id(m)]]}".strip()) for m in projections.values()
+        )
         return [
-            AuditRow(module, count, storage, bits, self.compute, count * size)
-            for (module, storage, bits, size), count in sorted(kinds.items())
+            AuditRow(module, count, storage, bits, compute, count * size)
+            for (module, storage, bits, size, compute), count in sorted(kinds.items())
         ]
 
     def _is_stored(self, module: nn.Module) -> bool:
@@ -179,12 +211,15 @@ class TorchBackend:
         projections = [m for m in self.decoder.modules() if _projects(m) or is_routed(m)]
         held = [*self.model.named_parameters(), *self.model.named_buffers()]
         packed = {
-            tensor.data_ptr()
+            _key(tensor)
             for module in projections
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]
             if not name.endswith("bias")
         }
-        rest = {t.data_ptr(): t for _, t in held if t.data_ptr() not in packed}
+        if self.model.config.get_text_config().tie_word_embeddings:  # offloaded, they are two
+            packed |= {_key(tensor) for tensor in self.model.get_output_embeddings().parameters()}
+            packed -= {_key(tensor) for tensor in self.model.get_input_embeddings().parameters()}
+        rest = {_key(t): t for _, t in held if _key(t) not in packed}
         of_rest: Iterator[int] = (
             2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest.values()
         )
@@ -312,7 +347,7 @@ class TorchBackend:
         for number, rows, batch, hidden in self._last_hidden(exchanges, skip):
             chosen = torch.tensor([token for e in batch for token in e.response])
             with torch.inference_mode():
-                blocks = None if reference is None else reference.blocks(rows, self.device)
+                blocks = None if reference is None else reference.blocks(rows, hidden.device)
                 part = distributions(self.head.blocks(hidden), chosen, blocks)
             yield join_predictions(number, rows, batch, [part], hidden, self.precision)
 
@@ -385,6 +420,7 @@ class TorchBackend:
                     states = body(self.padded(batch, start), **inputs).last_hidden_state
                     pairs = zip(states, spans, strict=True)
                     hidden = torch.cat([row[begin:end] for row, (begin, end) in pairs])
+                    hidden = hidden.to(self.head.weight.device)
                 yield number, rows, batch, hidden
 
     def decoding(self) -> TorchDecoding:
@@ -411,15 +447,26 @@ class TorchBackend:
 def usable_device(device: str | None) -> torch.device:
     """The device of that name, `cpu`, `cuda` or `cuda:N`; `None` selects CUDA if torch has it.
 
+    `auto`, which distributes a model, needs CUDA: the device is the first GPU.
+
     Raises HQError for other names, and for a device that torch does not have here.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         return torch.device("cuda" if count else "cpu")
+    if device == AUTO:
+        if not count:
+            raise HQError(
+                "The device 'auto' distributes layers over GPUs, and torch has no CUDA device here: "
+                "use cpu, or omit `device`."
+            )
+        return torch.device("cuda", 0)
+    if device == "mps":
+        require_supported(torch.device("mps"))
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise HQError(
-            f"torch models run on cpu or cuda (cuda:1 is the second GPU), not on {device!r}: use "
-            "one of these, or omit `device`."
+            "torch models run on cpu or cuda (cuda:1 is the second GPU, auto is all GPUs), not on "
+            f"{device!r}: use one of these, or omit `device`."
         )
     requested = torch.device(device)
     if requested.type == "cuda" and (requested.index or 0) >= count:
@@ -428,6 +475,11 @@ def usable_device(device: str | None) -> torch.device:
             f"torch has {available} here, not {device}: use another device, or omit `device`."
         )
     return requested
+
+
+def _key(tensor: Tensor) -> int:
+    """What identifies the memory of a tensor; offloaded ones have none."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()
 
 
 def _projects(module: nn.Module) -> bool:

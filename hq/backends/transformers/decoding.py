@@ -11,6 +11,7 @@ from hq.backends.base import require_length
 from hq.backends.batching import shared_prefix
 from hq.backends.transformers.prefix import PrefixCache
 from hq.models.auto import context_length, is_wrapper
+from hq.models.placement import PerDevice, is_distributed
 
 
 class TorchDecoding:
@@ -26,7 +27,10 @@ class TorchDecoding:
         self._name = name  # in messages
         self._limit = context_length(model.config)
         self._device = device
-        self._last = torch.tensor([-1], device=device)
+        # An index copies the last states; the view of a slice would make the product with the
+        # output head a batch of vector products, which read the head once per row. The states of a
+        # distributed model may be on another device than an index.
+        self._last = 1 if is_distributed(model) else torch.tensor([-1], device=device)
         self._prefix_ids: tuple[int, ...] = ()
         self._prefix: PrefixCache | None = None
         self._cache: Any = None
@@ -66,7 +70,7 @@ class TorchDecoding:
         """Append tokens[r] to row parents[r] of the last call, and return the next logits."""
         if not np.array_equal(parents, np.arange(self._rows)):
             rows = torch.from_numpy(parents).to(self._device)
-            self._cache.batch_select_indices(rows)
+            _select(self._cache, rows)
             self._pads = None if self._pads is None else self._pads[rows]
         return self._advance(torch.from_numpy(tokens)[:, None])
 
@@ -84,8 +88,6 @@ class TorchDecoding:
                 ids.to(self._device),
                 cache=self._cache,
                 use_cache=True,
-                # An index copies the last states; the view of a slice would make the product with
-                # the output head a batch of vector products, which read the head once per row.
                 logits_to_keep=self._last,
                 **self._position_inputs(ids.shape[1]),
             )
@@ -103,3 +105,11 @@ class TorchDecoding:
         slots = torch.arange(self._slots, device=self._device) - self._pads[:, None]
         mask: Bool[torch.Tensor, "row slot"] = slots >= 0
         return {"attention_mask": mask.long(), "position_ids": slots[:, -new:].clamp(min=0)}
+
+
+def _select(cache: Any, rows: Int[torch.Tensor, " row"]) -> None:
+    """Keep these rows of a cache, each layer of which is on the device of its layer."""
+    indices = PerDevice(rows)
+    for layer in cache.layers:
+        keys = getattr(layer, "keys", None)
+        layer.batch_select_indices(rows if keys is None else indices.on(keys.device))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hq.errors import HQError
+from hq.models.placement import PerDevice
 from hq.neurons.cett import column_norms
 
 _CHECKED = 8  # random tokens on which an implementation is checked
@@ -54,7 +55,40 @@ class Routing:
 Scaling = Mapping[int, tuple[Int[Tensor, " k"], Float[Tensor, " k"]]]
 """Indices and factors α of neurons, by expert."""
 
-_SCALINGS: WeakKeyDictionary[nn.Module, tuple[Scaling, ...]] = WeakKeyDictionary()
+
+@dataclass(frozen=True, slots=True)
+class _ExpertFactors:
+    """The product of all factors that act on an expert's neurons, computed once per context."""
+
+    rows: PerDevice  # neurons that it changes
+    factors: PerDevice  # of every neuron, float32
+    changes: PerDevice  # factor - 1, of `rows`
+
+    @classmethod
+    def of(cls, scalings: Sequence[Scaling], expert: int, width: int) -> "_ExpertFactors":
+        product = torch.ones(width, dtype=torch.float64)
+        for indices, alphas in (scaling[expert] for scaling in scalings if expert in scaling):
+            product[indices] *= alphas.double()
+        factors = product.float()
+        rows = torch.where(factors != 1)[0]
+        return cls(PerDevice(rows), PerDevice(factors), PerDevice(factors[rows] - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    """The scalings that act on a layer's routed experts, the outermost first."""
+
+    scalings: tuple[Scaling, ...]
+    by_expert: Mapping[int, _ExpertFactors]
+
+    @classmethod
+    def of(cls, scalings: tuple[Scaling, ...], width: int) -> "_Active":
+        experts = sorted({expert for scaling in scalings for expert in scaling})
+        with torch.inference_mode(False):
+            return cls(scalings, {e: _ExpertFactors.of(scalings, e, width) for e in experts})
+
+
+_ACTIVE: WeakKeyDictionary[nn.Module, _Active] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -78,6 +112,11 @@ class Mixture:
                     f"{type(routed).__name__} has experts that hq cannot read ({name}): load the "
                     "model on one device, without parallel experts."
                 )
+        if routed.down_proj.is_meta:
+            raise HQError(
+                f"{type(routed).__name__} has experts that are offloaded to the CPU or a disk, and "
+                "hq reads them in every pass: load the model with all its layers on GPUs."
+            )
         shared, gate = (getattr(module, n, None) for n in ("shared_expert", "shared_expert_gate"))
         return cls(module, routed, shared, gate)
 
@@ -134,21 +173,11 @@ class Mixture:
             both = torch.stack(pair, dim=0 if routed.is_concatenated else 1).flatten()
             weight, bias = weight[both], None if bias is None else bias[both]
         h: Tensor = routed._apply_gate(linear(x.to(weight.dtype), weight, bias))
-        active = self.factors(expert, width) if scaled else None
-        if active is not None:
-            active = active.to(h.device, h.dtype)
-            h = h * (active if rows is None else active[rows])
+        active = _ACTIVE.get(self.routed) if scaled else None
+        if active is not None and expert in active.by_expert:
+            factors = active.by_expert[expert].factors.on(h.device, h.dtype)
+            h = h * (factors if rows is None else factors[rows])
         return h
-
-    def factors(self, expert: int, width: int) -> Float[Tensor, " d_ff"] | None:
-        """The product of the factors that act on each neuron of an expert; None if none does."""
-        active = [s[expert] for s in _SCALINGS.get(self.routed, ()) if expert in s]
-        if not active:
-            return None
-        product = torch.ones(width, dtype=torch.float64)
-        for indices, alphas in active:
-            product[indices] *= alphas.double()
-        return product.float()
 
     def output(self, routing: Routing, output: Tensor) -> Float[Tensor, "token d_model"]:
         """The output of the block without the biases of down projections: Σ_e g_e · W_down · h."""
@@ -170,30 +199,30 @@ def scaled_experts(mixture: Mixture, scaling: Scaling, meet: Callable[[], None])
 
     def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         meet()
-        active = _SCALINGS[routed]
-        if active[0] is not scaling:
+        active = _ACTIVE[routed]
+        if active.scalings[0] is not scaling:
             return output
         routing, total = Routing.of(args), output.float()
-        for expert in sorted({expert for one in active for expert in one}):
-            tokens, weights = routing.to(expert)
-            factors = mixture.factors(expert, mixture.width)
-            assert factors is not None
-            rows = torch.where(factors != 1)[0].to(output.device)
-            if not (len(tokens) and len(rows)):
+        for expert, factors in active.by_expert.items():
+            rows = factors.rows.on(output.device)
+            tokens, weights = routing.to(expert) if len(rows) else (rows, rows)
+            if not len(tokens):
                 continue
             h = mixture.h(routing.x[tokens], expert, rows, scaled=False).float()
-            change = h * (factors.to(output.device)[rows] - 1) * weights[:, None]
+            change = h * factors.changes.on(output.device) * weights[:, None]
             down = mixture.down(expert)[:, rows].float()
             total = total.index_add(0, tokens, change @ down.T)
         return total.to(output.dtype)
 
     handle = routed.register_forward_hook(add)
-    _SCALINGS[routed] = (*_SCALINGS.get(routed, ()), scaling)
+    outer = _ACTIVE[routed].scalings if routed in _ACTIVE else ()
+    _ACTIVE[routed] = _Active.of((*outer, scaling), mixture.width)
     try:
         yield
     finally:
         handle.remove()
-        _SCALINGS[routed] = tuple(s for s in _SCALINGS[routed] if s is not scaling)
+        left = tuple(s for s in _ACTIVE[routed].scalings if s is not scaling)
+        _ACTIVE[routed] = _Active.of(left, mixture.width)
 
 
 def verify_experts(modules: Sequence[nn.Module]) -> None:

@@ -14,6 +14,7 @@ from hq.backends.transformers.activations import removing
 from hq.backends.transformers.hooks import require_met
 from hq.errors import HQError
 from hq.models.architectures import Architecture
+from hq.models.placement import PerDevice
 
 # The last part of the name of an attention's output projection, in every family of transformers
 # that hq has a record of.
@@ -58,7 +59,8 @@ class HiddenHooks:
         if "heads" in sites:
             self._modules["heads"] = attention_outputs(decoder, architecture)
         self._stack = ExitStack()
-        self._weights: Float[Tensor, "batch weighting seq"] = torch.empty(0)
+        self._weights = PerDevice(torch.empty(0))  # [batch, weighting, seq]
+        self._shape = torch.Size((0, 0, 0))  # of the weights
         self._sums: dict[tuple[Site, int], Float[Tensor, "batch weighting width"]] = {}
         self._met: list[tuple[Site, int]] = []
 
@@ -82,7 +84,8 @@ class HiddenHooks:
 
     def expect(self, weights: Float[Tensor, "batch weighting seq"]) -> None:
         """Set the weights of each token of the next pass."""
-        self._weights, self._sums, self._met = weights, {}, []
+        self._weights, self._shape = PerDevice(weights), weights.shape
+        self._sums, self._met = {}, []
 
     def collect(self) -> dict[Site, Float[Tensor, "weighting batch layer width"]]:
         """Return the weighted sums of the pass. Raises HQError unless it reached every layer."""
@@ -90,7 +93,8 @@ class HiddenHooks:
         for site, modules in self._modules.items():
             for layer in range(len(modules)):
                 require_met(layer, self._met.count((site, layer)))
-            of_layers = [self._sums[site, layer] for layer in range(len(modules))]
+            device = self._sums[site, 0].device
+            of_layers = [self._sums[site, layer].to(device) for layer in range(len(modules))]
             sums[site] = torch.stack(of_layers, dim=2).transpose(0, 1)
         self._sums = {}
         return sums
@@ -102,9 +106,10 @@ class HiddenHooks:
         self._add("residual", layer, output[0] if isinstance(output, tuple) else output)
 
     def _add(self, site: Site, layer: int, states: Tensor) -> None:
-        batch, _, seq = self._weights.shape
+        batch, _, seq = self._shape
         self._met.append((site, layer))
-        self._sums[site, layer] = self._weights @ states.reshape(batch, seq, -1).float()
+        weights = self._weights.on(states.device)
+        self._sums[site, layer] = weights @ states.reshape(batch, seq, -1).float()
 
 
 def _layers(decoder: nn.Module, architecture: Architecture) -> list[nn.Module]:

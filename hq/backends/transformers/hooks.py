@@ -20,6 +20,7 @@ from hq.backends.transformers.activations import Activations, observed, removing
 from hq.backends.transformers.eager import anything_compiled, eager
 from hq.backends.transformers.experts import Mixture, scaled_experts
 from hq.errors import HQError
+from hq.models.placement import PerDevice
 from hq.neurons.cett import Measure, require_measures
 from hq.neurons.factors import Factors, check_factors
 from hq.neurons.space import NO_EXPERT, NeuronSpace
@@ -43,7 +44,7 @@ class DownHooks:
         require_measures(measures)
         self._measures = measures
         self._stack = ExitStack()
-        self._weights: Float[Tensor, "batch span seq"] = torch.empty(0)
+        self._weights = PerDevice(torch.empty(0))  # [batch, span, seq]
         self._slices = NeuronSpace.of_widths([len(of_layer) for of_layer in norms]).slices
         self._means: Float[Tensor, "batch measure span p"] = torch.empty(0)
         self._met: list[int] = []  # layers of this pass
@@ -60,7 +61,7 @@ class DownHooks:
         """Set the weight of each token of the next pass in each span."""
         batch, spans, _ = weights.shape
         shape = (batch, len(self._measures), spans, self._slices[-1].stop)
-        self._weights = weights
+        self._weights = PerDevice(weights)
         self._means = torch.empty(shape, device=weights.device)
         self._met = []
 
@@ -76,9 +77,10 @@ class DownHooks:
 
     def _read(self, layer: int, activations: Activations) -> None:
         self._met.append(layer)
-        self._means[..., self._slices[layer]] = activations.span_means(
-            self._norms[layer], self._weights, self._measures
-        )
+        norms = self._norms[layer]
+        weights = self._weights.on(norms.device)
+        means = activations.span_means(norms, weights, self._measures)
+        self._means[..., self._slices[layer]] = means
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,15 +275,27 @@ def _scaled_layer(
             chosen = {} if shared is None else {NO_EXPERT: shared}
             module = module if shared is None else mixture.shared.down_proj
         for indices, alphas in chosen.values():
-            hook = partial(_scale, meet, indices, alphas)
+            hook = _Scale(indices, alphas, meet)
             stack.enter_context(removing(module.register_forward_pre_hook(hook)))
         yield
 
 
-def _scale(
-    meet: Callable[[], None], indices: Tensor, alphas: Tensor, _: nn.Module, args: tuple[Tensor]
-) -> tuple[Tensor]:
-    meet()
-    h = args[0].clone()
-    h[..., indices.to(h.device)] *= alphas.to(h.device, h.dtype)
-    return (h,)
+class _Scale:
+    """A hook that multiplies h by one factor per neuron: α, or 1, which changes no bit.
+
+    The factors are copied to the device of h at the first pass only.
+    """
+
+    def __init__(self, indices: Tensor, alphas: Tensor, meet: Callable[[], None]) -> None:
+        self._indices, self._alphas, self._meet = indices, alphas, meet
+        self._factors: PerDevice | None = None
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        self._meet()
+        (h,) = args
+        if self._factors is None:
+            with torch.inference_mode(False):  # passes inside the context may have gradients
+                factors = torch.ones(h.shape[-1])
+                factors[self._indices] = self._alphas
+            self._factors = PerDevice(factors)
+        return (h * self._factors.on(h.device, h.dtype),)

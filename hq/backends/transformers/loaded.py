@@ -16,6 +16,7 @@ from hq.models.architectures.detection import verify_detection
 from hq.models.auto import is_wrapper
 from hq.models.expert_weights import routed_in
 from hq.models.norm_digest import norm_digest
+from hq.models.placement import device_of, in_memory, require_supported
 from hq.neurons.neuron_set import LOADED_ORIGIN, ModelIdentity
 from hq.precisions import PRECISIONS, Precision
 from hq.precisions.bitsandbytes import FourBit, Int8
@@ -56,7 +57,9 @@ def dense_weight(projection: nn.Module, where: str) -> Float[Tensor, "d_out d_in
 
     Raises HQError, which names `where`, for other modules, of which norms would be a guess.
     """
-    kind, weight = type(projection), getattr(projection, "weight", None)
+    kind = type(projection)
+    with in_memory(projection):
+        weight = getattr(projection, "weight", None)
     if kind in (nn.Linear, Conv1D) and type(weight) in (nn.Parameter, Tensor):
         assert isinstance(weight, Tensor)
         if not weight.is_meta:
@@ -65,7 +68,7 @@ def dense_weight(projection: nn.Module, where: str) -> Float[Tensor, "d_out d_in
         return precision.dense(_as_loaded(projection))
     raise HQError(
         f"hq cannot read the weights of {kind.__module__}.{kind.__name__}, the down projection of "
-        f"{where}: use dense weights that are not offloaded, or bitsandbytes, with adapters "
+        f"{where}: use dense weights, or bitsandbytes, with adapters "
         "merged; open packed checkpoints with hq.backends.transformers.backend.TorchBackend."
     )
 
@@ -90,11 +93,15 @@ def _norm_digest(decoder: nn.Module, architecture: Architecture, n_layers: int) 
     names = architecture.norms
     if names is None:
         return ""
-    norms = {
-        canonical: (weight.detach().float() + names.offset).cpu().numpy()
-        for name, weight in decoder.named_parameters()
-        if (canonical := names.canonical(name)) is not None and not weight.is_meta
-    }
+    norms = {}
+    for path, module in decoder.named_modules():
+        for name in dict(module.named_parameters(recurse=False)):
+            canonical = names.canonical(f"{path}.{name}".removeprefix("."))
+            if canonical is not None:
+                with in_memory(module):
+                    weight = module.get_parameter(name).detach()
+                if not weight.is_meta:
+                    norms[canonical] = (weight.float() + names.offset).cpu().numpy()
     wanted = list(names.ordered(n_layers))
     return norm_digest(norms[name] for name in wanted) if norms.keys() >= set(wanted) else ""
 
@@ -103,12 +110,13 @@ class LoadedBackend(TorchBackend):
     """A transformers model that the user loaded: dense, or quantized by bitsandbytes.
 
     The model is used as it is: nothing is moved, and `close` only drops the reference. `precision`
-    is bitsandbytes' (int8, nf4 or fp4), or the type of the first down projection's weights.
+    is bitsandbytes' (int8, nf4 or fp4), or the type of the first down projection's weights. A
+    device map may distribute its layers over GPUs, the CPU and a disk.
 
     `model_identity` names the model if its norms cannot:
     hq.models.checkpoint.checkpoint_identity(folder).
 
-    Raises HQError for a model without known neurons, in training mode, on several devices, or with
+    Raises HQError for a model without known neurons, in training mode, on Apple's GPU, or with
     projections that hq cannot dequantize.
     """
 
@@ -125,13 +133,8 @@ class LoadedBackend(TorchBackend):
         self._precision = cast(Precision, _HeldPrecision())
         # Checked first, because this error names the layer.
         weights = [_a_weight(down, f"layer {i}") for i, down in enumerate(self.downs)]
-        devices = {weight.device for weight in weights}
-        if len(devices) > 1:
-            raise HQError(
-                f"{self.identity.name} lies on {len(devices)} devices, and hq traces models on "
-                "one: load it without device_map='auto'."
-            )
-        (self.device,) = devices
+        self.device = device_of(model.get_input_embeddings())
+        require_supported(self.device)
         self.token_budget = _TOKEN_BUDGET
         _require_one_precision(self.decoder, self.identity.name)
         held = _precision_of(self.downs[0])

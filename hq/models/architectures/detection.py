@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from hq.errors import HQError, first_line
 from hq.models.architectures.record import Architecture
 from hq.models.auto import without_weights
+from hq.models.placement import bias_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -265,7 +266,7 @@ def verify_detection(
     products: list[tuple[Tensor, Tensor]] = []  # h, and W_down·h
 
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        bias = getattr(module, "bias", None)
+        bias = bias_of(module)
         # Falcon adds to the output in place.
         products.append((args[0].clone(), output.clone() if bias is None else output - bias))
 
