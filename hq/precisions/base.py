@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from hq.errors import HQError, first_line
 from hq.models.auto import model_class
-from hq.models.placement import AUTO
 from hq.models.checkpoint import (
     DENSE_DTYPES,
     quantization_config,
@@ -24,6 +23,7 @@ from hq.models.checkpoint import (
     tensors_of,
     whole_config,
 )
+from hq.models.placement import AUTO
 from hq.registry import Registry
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ def test_an_offloaded_model_is_recognised_and_watched(
 def test_offloaded_experts_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = checkpoint("mixtral")
     places = device_map(folder, ["cpu", "disk", "cpu"], "cpu")
-    with pytest.raises(HQError, match="experts that are offloaded .* all its layers on GPUs"):
+    with pytest.raises(HQError, match=r"experts that are offloaded .* all its layers on GPUs"):
         wrapped(folder, places, tmp_path, torch.float32)
 
 

@@ -457,8 +457,8 @@ def usable_device(device: str | None) -> torch.device:
     if device == AUTO:
         if not count:
             raise HQError(
-                "The device 'auto' distributes layers over GPUs, and torch has no CUDA device here: "
-                "use cpu, or omit `device`."
+                "The device 'auto' distributes layers over GPUs, and torch has no CUDA device "
+                "here: use cpu, or omit `device`."
             )
         return torch.device("cuda", 0)
     if device == "mps":

@@ -246,7 +246,10 @@ def scaled(
         stack.enter_context(eager(model, [downs[layer] for layer in by_layer]))
         for layer, of_layer in by_layer.items():
             chosen = {
-                expert: (torch.tensor(list(alphas)), torch.tensor(list(alphas.values())))
+                expert: (
+                    torch.tensor(list(alphas)),
+                    torch.tensor(list(alphas.values()), dtype=torch.float32),
+                )
                 for expert, alphas in of_layer.items()
             }
             stack.enter_context(_scaled_layer(downs[layer], chosen, partial(met.add, layer)))
