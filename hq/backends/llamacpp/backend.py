@@ -25,7 +25,7 @@ from hq.backends.base import (
 )
 from hq.backends.batching import Plan, plan, span_weights
 from hq.backends.llamacpp.decoding import LlamaDecoding
-from hq.backends.llamacpp.packed_batch import MAX_ROWS, PackedBatch, read_prefix
+from hq.backends.llamacpp.packed_batch import MAX_ROWS, PackedBatch, decode_prefix, read_prefix
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.types import GGMLType
@@ -189,8 +189,13 @@ class LlamaBackend:
             shape = (len(measures), len(spans), *self.file.norms.shape)
             prefix = np.zeros((1, len(measures), 1, *shape[2:]), dtype=np.float32)
             ones = np.full((len(layout.prefix), 1), "other" in spans, dtype=np.float32)
-            with observer.traced(np.zeros(len(ones), dtype=np.int64), ones, prefix, measures):
-                read_prefix(context, layout.prefix)
+            # The last layer computes tokens with logits only, so as many as fit the budget.
+            step = self._outputs_per_decode if "other" in spans else context.batch
+            for begin in range(0, len(ones), step):
+                part = slice(begin, min(begin + step, len(ones)))
+                first = np.zeros(part.stop - begin, dtype=np.int64)
+                with observer.traced(first, ones[part], prefix, measures):
+                    decode_prefix(context, layout.prefix, part, "other" in spans)
             for number, rows in enumerate(layout.batches):
                 if number not in skip:
                     self._require_same_scales(factors)
@@ -222,7 +227,7 @@ class LlamaBackend:
         padded = span_weights(batch, start, max(packed.lengths), spans)
         weights = padded.transpose(0, 2, 1)[packed.rows, packed.positions]  # [token, span]
         with packed.sequences(context):
-            for chunk in packed.chunks(context.batch):
+            for chunk in packed.chunks(min(context.batch, self._outputs_per_decode)):
                 chunk_weights = np.ascontiguousarray(weights[chunk])
                 rows = packed.rows[chunk].copy()
                 with observer.traced(rows, chunk_weights, values, measures):
@@ -256,14 +261,13 @@ class LlamaBackend:
                 self._require_same_scales(factors)
                 batch = [exchanges[row] for row in rows]
                 packed, parts = PackedBatch(batch, start), []
-                with packed.sequences(context), observer.watched(positions, measure) as readings:
-                    for chunk in packed.chunks(context.batch):
-                        # Every token is an output, as the last layer computes no others.
-                        count = chunk.stop - chunk.start
-                        packed.decode(context, chunk, np.ones(count))
-                        parts.append(readings.cett(count))
                 prompts = np.array([len(e.prompt) - start for e in batch])
                 of_responses = packed.positions >= prompts[packed.rows]
+                with packed.sequences(context), observer.watched(positions, measure) as readings:
+                    for chunk in packed.chunks(min(context.batch, self._outputs_per_decode)):
+                        # The last layer computes tokens with logits only.
+                        packed.decode(context, chunk, of_responses[chunk])
+                        parts.append(readings.cett(chunk.stop - chunk.start))
                 cett = np.concatenate(parts)[of_responses]
                 ends = np.cumsum([len(e.response) for e in batch])
                 yield join_readings(number, rows, np.split(cett, ends[:-1]), self.precision)
@@ -319,7 +323,7 @@ class LlamaBackend:
         if not exchanges:
             return
         self.require_length(max(map(len, exchanges)))
-        budget = min(self.token_budget, max(1, _LOGIT_BUDGET // self.model.vocabulary))
+        budget = min(self.token_budget, self._outputs_per_decode)
         layout = plan(exchanges, budget, MAX_ROWS)
         reader = HiddenReader(tuple(sites), self.file.n_layers, self.file.path.name)
         with closing(self._hidden_context(layout, exchanges, reader)) as context:
@@ -390,7 +394,7 @@ class LlamaBackend:
         if not exchanges:
             return
         self.require_length(max(map(len, exchanges)))
-        budget = min(self.token_budget, max(1, _LOGIT_BUDGET // self.model.vocabulary))
+        budget = min(self.token_budget, self._outputs_per_decode)
         layout = plan(exchanges, budget, MAX_ROWS)
         context, _ = self._context_for(layout, exchanges)
         factors = self.scales.factors
@@ -408,6 +412,11 @@ class LlamaBackend:
                 wanted = np.logical_and(packed.positions >= first, packed.positions < end)
                 with packed.sequences(context):
                     yield number, rows, batch, _logit_chunks(context, packed, wanted)
+
+    @property
+    def _outputs_per_decode(self) -> int:
+        """The most tokens of which one decode may compute logits."""
+        return max(1, _LOGIT_BUDGET // self.model.vocabulary)
 
     def decoding(self) -> LlamaDecoding:
         """Create a set of continuations."""

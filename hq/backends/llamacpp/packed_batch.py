@@ -15,14 +15,22 @@ MAX_ROWS = 255  # llama.cpp's maximum number of sequences, without the prefix's
 
 
 def read_prefix(context: Context, prefix: Sequence[int]) -> None:
-    """Clear the context and compute the prefix in its sequence, in as few decodes as fit."""
+    """Clear the context and compute the prefix in its sequence, in as few decodes as fit.
+
+    Nothing is computed but keys and values: the logits of 2,048 tokens would need a GiB at a
+    vocabulary of 131,072.
+    """
     context.clear()
     for begin in range(0, len(prefix), context.batch):
-        tokens = prefix[begin : begin + context.batch]
-        count = len(tokens)
-        sequence = np.full(count, PREFIX_SEQUENCE)
-        # With logits at every token, as the last layer computes no others.
-        context.decode(tokens, begin + np.arange(count), sequence, np.ones(count))
+        decode_prefix(context, prefix, slice(begin, begin + context.batch), False)
+
+
+def decode_prefix(context: Context, prefix: Sequence[int], part: slice, wanted: bool) -> None:
+    """Compute a part of the prefix; with logits if the FFN of the last layer is `wanted` too."""
+    tokens = prefix[part]
+    count = len(tokens)
+    sequence = np.full(count, PREFIX_SEQUENCE)
+    context.decode(tokens, part.start + np.arange(count), sequence, np.full(count, wanted))
 
 
 class PackedBatch:
