@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.models import requirements
 from harness.models.packaged import EMBEDDED_NAME, PACKAGED, packaged_gguf
-from harness.store.places import cache_folder
+from hq.storage.places import cache_folder
 from hq.errors import HQError
 from hq.llamacpp.library import load_library
 from hq.precisions import BACKEND_OF, PRECISIONS
@@ -31,13 +31,17 @@ class Finding(BaseModel):
     fix: str = ""
 
 
-def examine() -> list[Finding]:
-    """Run all checks, in the order in which a user would fix problems."""
+def examine(deep: bool = False) -> list[Finding]:
+    """Run all checks, in the order in which a user would fix problems.
+
+    With `deep`, each precision of torch also multiplies by a small layer: packages such as
+    bitsandbytes take seconds to import.
+    """
     return [
         _python(),
         _torch(),
         *(_extra(name, packages) for name, packages in requirements.EXTRAS.items()),
-        *map(_precision, BACKEND_OF),
+        *(_precision(name, deep) for name in BACKEND_OF),
         _llamacpp(),
         _embedded(),
         _cache(),
@@ -64,8 +68,8 @@ def _extra(name: str, packages: tuple[str, ...]) -> Finding:
     return Finding(what=f"extra {name}", state="missing", detail=detail, fix=fix)
 
 
-def _precision(name: str) -> Finding:
-    """Check the packages that make and run a precision, and multiply with its kernel."""
+def _precision(name: str, deep: bool) -> Finding:
+    """Check the packages that make and run a precision; `deep` also multiplies with its kernel."""
     what = f"precision {name}"
     runs, makes = requirements.packages_to_run(name), requirements.packages_to_make(name)
     if lacking := requirements.missing_packages(runs + makes):
@@ -76,8 +80,11 @@ def _precision(name: str) -> Finding:
         return Finding(
             what=what, state="missing", detail=detail, fix=requirements.install_command(lacking[0])
         )
-    if BACKEND_OF[name] != "torch" or name.endswith(NATIVE):  # run files, not layers
-        return Finding(what=what, state="ok", detail=", ".join(runs + makes))
+    # llama.cpp and the native kernels run files, not layers.
+    if not deep or BACKEND_OF[name] != "torch" or name.endswith(NATIVE):
+        packages = {p: requirements.installed_version(p) for p in dict.fromkeys(runs + makes)}
+        detail = ", ".join(f"{package} {number}" for package, number in packages.items())
+        return Finding(what=what, state="ok", detail=detail or "torch")
     return _kernel(what, name)
 
 

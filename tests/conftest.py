@@ -1,7 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,15 @@ def family(request: pytest.FixtureRequest) -> str:
 def _one_thread() -> None:
     """More threads only wait for each other on models this small."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_fingerprints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache gets no entries of files that the tests remove."""
+    folder = tmp_path_factory.mktemp("fingerprints")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hq.storage.fingerprints.cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

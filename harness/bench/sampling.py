@@ -20,7 +20,7 @@ from harness.stages.sample import (
     record_of,
 )
 from harness.stages.samples import Prompted
-from harness.store.places import cache_folder
+from hq.storage.places import cache_folder
 from harness.store.progress import Progress
 from harness.store.runner import Runner
 from harness.store.store import Store

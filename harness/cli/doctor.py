@@ -1,5 +1,8 @@
 """`hq doctor`: checks the extras, devices and kernels."""
 
+from typing import Annotated
+
+import typer
 from rich.markup import escape
 from rich.table import Table
 
@@ -10,11 +13,24 @@ _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Check what this machine can run, and print what to install for the rest."""
+def doctor(
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also quantize a small layer at each precision and multiply by it on this "
+            "machine's device. This imports packages that take seconds, such as bitsandbytes.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check what this machine can run, and print what to install for the rest.
+
+    The packages of each precision are looked up by their versions; `--deep` runs its kernel.
+    """
     from harness.doctor import examine
 
-    findings = examine()
+    findings = examine(deep)
     if as_json:
         print_json([finding.model_dump() for finding in findings])
         return

@@ -72,7 +72,7 @@ def _on_answers(plan: "Study", other: "Judge", limit: int, quiet: bool) -> "Judg
     from harness.experiments.judge_comparison import compare_judges, distinct_responses
     from harness.stages import responses as stage
     from harness.stages.materials import Materials
-    from harness.store.places import cache_folder
+    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store
@@ -92,7 +92,7 @@ def _on_sweep(plan: "Study", other: "TrialJudge", quiet: bool) -> "dict[str, Jud
     from harness.experiments.sweep.nodes import SweepNodes
     from harness.experiments.sweep.plan import SweepPlan
     from harness.stages.materials import Materials
-    from harness.store.places import cache_folder
+    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store

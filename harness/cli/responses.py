@@ -34,7 +34,7 @@ def export_command(
     """
     from harness.stages import recorded, sample
     from harness.stages.materials import Materials
-    from harness.store.places import cache_folder
+    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store

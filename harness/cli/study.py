@@ -109,7 +109,7 @@ def execute(
     from harness.check.summary import as_json as verdicts
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import run as run_experiment
-    from harness.store.places import cache_folder
+    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.store import Store
 
@@ -196,7 +196,7 @@ def plan_command(
     """
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import plan as plan_experiment
-    from harness.store.places import cache_folder
+    from hq.storage.places import cache_folder
     from harness.store.store import Store
 
     chosen = planned(study, model, precisions, questions, overrides, responses)

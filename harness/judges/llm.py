@@ -17,7 +17,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.judges.base import Question, Verdict
-from harness.store.places import cache_folder
+from hq.storage.places import cache_folder
 from hq.errors import HQError
 
 ATTEMPTS = 5

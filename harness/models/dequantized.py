@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness.store.environment import versions
-from harness.store.places import cache_folder
+from hq.storage.places import cache_folder
 from harness.store.store import digest
 from hq.errors import HQError, first_line
 from hq.gguf.file import GGUFFile

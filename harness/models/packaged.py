@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from harness.store.places import cache_folder
+from hq.storage.places import cache_folder
 from hq.errors import HQError
 from hq.storage.atomic import atomic_file
 

@@ -24,6 +24,7 @@ from hq.models.audit import AuditRow
 from hq.models.ffn_weights import FFN, FFNs
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
+from hq.storage.fingerprints import cached_fingerprint
 
 _CHUNK = 1 << 22  # bytes that are hashed at a time
 
@@ -100,8 +101,12 @@ class GGUFFile:
     def fingerprint(self) -> str:
         """BLAKE2b over every tensor's name, type, shape and bytes: 16 hex digits.
 
-        It depends on the tensors only, so metadata and splitting do not change it.
+        It depends on the tensors only, so metadata and splitting do not change it. It is computed
+        once for files that do not change.
         """
+        return cached_fingerprint("gguf 1", self.paths, self._fingerprint)
+
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.type.name} {list(tensor.shape)}\n".encode())

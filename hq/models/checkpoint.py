@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from hq.errors import HQError, first_line
 from hq.models.architectures import Architecture, architecture_of
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import ModelIdentity
+from hq.storage.fingerprints import cached_fingerprint
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -109,18 +111,33 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(file: Path) -> Iterator[StoredTensor]:
-    """Yield the tensors of a safetensors file from its header.
+    """Yield the tensors of a safetensors file from its header, which is read once.
 
     Raises HQError if the file is incomplete.
     """
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise HQError(f"{file} cannot be read: {first_line(error)}.") from error
+    stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return iter(_header(file, stamp))
+
+
+@lru_cache(maxsize=256)  # files; a large model has some 200
+def _header(file: Path, _: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+    """Return the tensors in the header of a file with this stamp."""
     _require_complete(file)
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header: dict[str, Any] = json.loads(stream.read(length))
     header.pop("__metadata__", None)
+    tensors = []
     for name, entry in header.items():
         start, end = (8 + length + offset for offset in entry["data_offsets"])
-        yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, start, end)
+        tensors.append(
+            StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, start, end)
+        )
+    return tuple(tensors)
 
 
 def read_tensor(file: Path, name: str) -> Tensor:
@@ -238,9 +255,13 @@ def quantization_config(path: Path) -> dict[str, Any] | None:
 def fingerprint(path: Path) -> str:
     """Return 16 hex digits of BLAKE2b over every tensor's name, dtype, shape and bytes.
 
-    Sharding and file headers do not change it; one bit of one weight does. Raises HQError if a
-    safetensors file is incomplete or cannot be read.
+    Sharding and file headers do not change it; one bit of one weight does. It is computed once for
+    files that do not change. Raises HQError if a safetensors file is incomplete or cannot be read.
     """
+    return cached_fingerprint("safetensors 1", weight_files(path), lambda: _fingerprint(path))
+
+
+def _fingerprint(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, dtype, shape, file, start, end in sorted(tensors_of(path).values()):
         digest.update(f"{name} {dtype} {list(shape)}\n".encode())

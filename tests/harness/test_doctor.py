@@ -1,6 +1,8 @@
 """`hq doctor` reports what is installed, and what to install for the rest."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,32 @@ from hq.precisions import BACKEND_OF
 
 
 def test_every_precision_is_tried(hq):
+    outcome = hq("doctor", "--deep", "--json")
+    assert outcome.code == 0
+    details = {finding["what"]: finding["detail"] for finding in json.loads(outcome.out)}
+    for name in ("fp16", "bf16", "nf4", "fp8", "gptq-4"):
+        assert "relative error of a product on" in details[f"precision {name}"] or (
+            "is not installed" in details[f"precision {name}"]
+        )
+
+
+def test_without_deep_no_package_of_a_precision_is_imported():
+    """Each takes seconds: bitsandbytes imports torch's compiler."""
+    program = (
+        "import sys; from harness.doctor import examine; found = examine(); "
+        "print(sorted({'bitsandbytes', 'torchao', 'gptqmodel', 'torch._dynamo', 'numba', "
+        "'accelerate', 'sklearn'} & sys.modules.keys())); "
+        "print([f.detail for f in found if f.what == 'precision nf4'])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True
+    )
+    imported, nf4 = ran.stdout.splitlines()
+    assert imported == "[]"
+    assert "bitsandbytes" in nf4
+
+
+def test_every_precision_has_a_line(hq):
     outcome = hq("doctor", "--json")
     assert outcome.code == 0
     found = {finding["what"]: finding for finding in json.loads(outcome.out)}

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from harness.models import dequantized, packaged
 from harness.models.sources import gguf_of, resolve_model
-from harness.store.places import cache_folder
+from hq.storage.places import cache_folder
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile

@@ -30,7 +30,7 @@ def opened(path: Path, precision: str, layers: int) -> Any:
 def everything(backend: Any) -> dict[str, Array]:
     """All that is read of some exchanges, plain and scaled, and prompts of several decodes."""
     exchanges = tiny.exchanges()
-    long = [PromptResponse(tuple(range(5, 95)) + (i,), (3 + i, 4)) for i in range(2)]
+    long = [PromptResponse((*range(5, 95), i), (3 + i, 4)) for i in range(2)]
     found: dict[str, Array] = {}
     for suffix, factors in (("", {}), (", scaled", FACTORS)):
         with backend.scale(factors):
