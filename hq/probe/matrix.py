@@ -140,9 +140,14 @@ def standardised(
     if 4 * n * p > IN_MEMORY:
         streamed = Streamed(arrays, space)
         return (streamed, *streamed.moments)
-    X = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    fitted: Standardised = standardise(X, space=space)
-    return InMemory(fitted.Z), fitted.mean, fitted.scale
+    if len(arrays) == 1:
+        fitted: Standardised = standardise(arrays[0], space=space)
+        return InMemory(fitted.Z), fitted.mean, fitted.scale
+    streamed = Streamed(arrays, space)  # without a copy that holds the rows of all arrays
+    Z = np.empty((n, p), dtype=np.float32, order="F")
+    for columns, block in streamed.blocks():
+        Z[:, columns] = block
+    return (InMemory(Z), *streamed.moments)
 
 
 def _slices(p: int, width: int) -> Iterator[slice]:

@@ -40,16 +40,23 @@ def column_ranks(X: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "p n"]:
 
     Raises HQError if a value is NaN.
     """
-    columns = np.ascontiguousarray(X.T)
+    n, p = X.shape
+    ranks = np.empty((p, n), dtype=np.float32)
+    for block in column_blocks(p):
+        _rank(np.ascontiguousarray(X[:, block].T), ranks[block])
+    return ranks
+
+
+def _rank(columns: Float[np.ndarray, "b n"], ranks: Float[np.ndarray, "b n"]) -> None:
+    """Write the ranks of some columns; the order of their rows takes twice their memory."""
     if np.isnan(columns).any():
         raise HQError("Some values are NaN, which have no rank: trace those texts again.")
     order = np.argsort(columns, axis=1)
-    ranks = np.empty(columns.shape, dtype=np.float32)
-    np.put_along_axis(ranks, order, np.arange(1, len(X) + 1, dtype=np.float32)[None], axis=1)
-    ascending = np.sort(columns, axis=1)
-    tied = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
+    ascending = np.arange(1, columns.shape[1] + 1, dtype=np.float32)
+    np.put_along_axis(ranks, order, ascending[None], axis=1)
+    ordered = np.take_along_axis(columns, order, axis=1)
+    tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     ranks[tied] = rankdata(columns[tied], axis=1)
-    return ranks
 
 
 def ranked_aurocs(
@@ -62,11 +69,11 @@ def ranked_aurocs(
     """
     n = labels.shape[1]
     exact: type[np.floating[Any]] = np.float32 if n * (n + 1) < _EXACT else np.float64
-    # Twice a mean rank is a whole number.
-    twice: Float[np.ndarray, "labelings p"] = np.matmul(
-        labels.astype(exact), (2 * ranks).astype(exact).T
-    )
-    sums = twice.astype(np.float64) / 2
+    of_rows, sums = labels.astype(exact), np.empty((len(labels), len(ranks)))
+    for block in column_blocks(len(ranks)):
+        # Twice a mean rank is a whole number, so the sums are exact in any order.
+        sums[:, block] = np.matmul(of_rows, (2 * ranks[block]).astype(exact).T)
+    sums /= 2
     positives = labels.sum(axis=1)[:, None].astype(np.float64)
     pairs = positives * (n - positives)
     areas: Float[np.ndarray, "labelings p"] = np.full(sums.shape, np.nan)
