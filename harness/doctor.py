@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.models import requirements
 from harness.models.packaged import EMBEDDED_NAME, PACKAGED, packaged_gguf
-from hq.storage.places import cache_folder
 from hq.errors import HQError
 from hq.llamacpp.library import load_library
 from hq.precisions import BACKEND_OF, PRECISIONS
 from hq.precisions.base import compute_dtype
 from hq.precisions.packed import NATIVE
+from hq.storage.places import cache_folder
 
 _GIB = 2**30
 _NEEDED_GIB = 4  # for traces and checkpoint of the default study, with a margin

@@ -20,7 +20,6 @@ from harness.stages.sample import (
     record_of,
 )
 from harness.stages.samples import Prompted
-from hq.storage.places import cache_folder
 from harness.store.progress import Progress
 from harness.store.runner import Runner
 from harness.store.store import Store
@@ -28,6 +27,7 @@ from harness.studies.study import REFERENCE, SAMPLERS, Balance, Study
 from hq.backends.base import Backend
 from hq.backends.opening import max_rows
 from hq.backends.transformers.backend import TorchBackend
+from hq.storage.places import cache_folder
 from hq.tracing.sampling import Tree, sample
 
 _GENERATED = 16  # questions that transformers' `generate` answers

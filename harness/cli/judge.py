@@ -72,10 +72,10 @@ def _on_answers(plan: "Study", other: "Judge", limit: int, quiet: bool) -> "Judg
     from harness.experiments.judge_comparison import compare_judges, distinct_responses
     from harness.stages import responses as stage
     from harness.stages.materials import Materials
-    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store
+    from hq.storage.places import cache_folder
 
     store = Store(cache_folder() / "store", fresh=False)
     with Progress(quiet=quiet) as progress, Materials(plan) as m:
@@ -92,11 +92,11 @@ def _on_sweep(plan: "Study", other: "TrialJudge", quiet: bool) -> "dict[str, Jud
     from harness.experiments.sweep.nodes import SweepNodes
     from harness.experiments.sweep.plan import SweepPlan
     from harness.stages.materials import Materials
-    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store
     from harness.studies.study import REFERENCE
+    from hq.storage.places import cache_folder
 
     store = Store(cache_folder() / "store", fresh=False)
     with Progress(quiet=quiet) as progress, Materials(plan) as m:

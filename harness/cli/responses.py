@@ -34,10 +34,10 @@ def export_command(
     """
     from harness.stages import recorded, sample
     from harness.stages.materials import Materials
-    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store
+    from hq.storage.places import cache_folder
 
     chosen = planned(study, model, None, questions, overrides)
     if chosen.responses:

@@ -109,9 +109,9 @@ def execute(
     from harness.check.summary import as_json as verdicts
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import run as run_experiment
-    from hq.storage.places import cache_folder
     from harness.store.progress import Progress
     from harness.store.store import Store
+    from hq.storage.places import cache_folder
 
     kind = EXPERIMENTS[experiment]
     folder = into or Path("runs") / kind.study_name(study)
@@ -196,8 +196,8 @@ def plan_command(
     """
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import plan as plan_experiment
-    from hq.storage.places import cache_folder
     from harness.store.store import Store
+    from hq.storage.places import cache_folder
 
     chosen = planned(study, model, precisions, questions, overrides, responses)
     kind = EXPERIMENTS[experiment or chosen.experiment]

@@ -17,8 +17,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.judges.base import Question, Verdict
-from hq.storage.places import cache_folder
 from hq.errors import HQError
+from hq.storage.places import cache_folder
 
 ATTEMPTS = 5
 TIMEOUT_S = 60.0

@@ -17,11 +17,11 @@ from typing import Any
 from filelock import FileLock
 
 from harness.store.environment import versions
-from hq.storage.places import cache_folder
 from harness.store.store import digest
 from hq.errors import HQError, first_line
 from hq.gguf.file import GGUFFile
 from hq.neurons.neuron_set import GGUF_ORIGIN
+from hq.storage.places import cache_folder
 
 _READ_BY = ("gguf", "tokenizers", "transformers")
 _VERSION = 3  # of the checkpoints that are made here; part of their folder's name

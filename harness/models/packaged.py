@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from hq.storage.places import cache_folder
 from hq.errors import HQError
 from hq.storage.atomic import atomic_file
+from hq.storage.places import cache_folder
 
 EMBEDDED_NAME = "smollm2"
 _CHUNK = 1 << 20

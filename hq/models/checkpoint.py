@@ -134,9 +134,7 @@ def _header(file: Path, _: tuple[int, ...]) -> tuple[StoredTensor, ...]:
     tensors = []
     for name, entry in header.items():
         start, end = (8 + length + offset for offset in entry["data_offsets"])
-        tensors.append(
-            StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, start, end)
-        )
+        tensors.append(StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, start, end))
     return tuple(tensors)
 
 

@@ -49,10 +49,11 @@ def device_of(module: nn.Module) -> torch.device:
     """Return the device on which a module with weights of its own computes."""
     weight = next(module.parameters())
     if weight.is_meta:
-        hook = getattr(module, "_hf_hook", None)
+        hook: Any = getattr(module, "_hf_hook", None)
         for one in getattr(hook, "hooks", (hook,)):
-            if getattr(one, "execution_device", None) is not None:
-                return torch.device(one.execution_device)
+            execution = getattr(one, "execution_device", None)
+            if execution is not None:
+                return torch.device(execution)
     return weight.device
 
 
@@ -81,7 +82,7 @@ def bias_of(module: nn.Module) -> Tensor | None:
         return bias
     if module not in _BIASES:
         with in_memory(module):
-            _BIASES[module] = module.bias.detach()  # type: ignore[union-attr]
+            _BIASES[module] = module.get_parameter("bias").detach()
     return _BIASES[module]
 
 

@@ -162,7 +162,7 @@ def load_distributed(precision: Precision, path: Path) -> "PreTrainedModel":
             f"or a precision that can be distributed ({', '.join(able)})."
         )
     model = precision.load_distributed(path)
-    held = Counter(str(place) for place in model.hf_device_map.values())  # type: ignore[operator]
+    held = Counter(str(place) for place in model.hf_device_map.values())
     if held["disk"]:
         raise HQError(
             f"{path} fits neither the GPUs nor the memory of the CPU: use a precision with fewer "

@@ -145,7 +145,7 @@ def standardised(
         return InMemory(fitted.Z), fitted.mean, fitted.scale
     streamed = Streamed(arrays, space)  # without a copy that holds the rows of all arrays
     Z = np.empty((n, p), dtype=np.float32, order="F")
-    for columns, block in streamed.blocks():
+    for columns, block in streamed.blocks(1024):
         Z[:, columns] = block
     return (InMemory(Z), *streamed.moments)
 

@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 
 from harness.models import dequantized, packaged
 from harness.models.sources import gguf_of, resolve_model
-from hq.storage.places import cache_folder
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.models.checkpoint import checkpoint_identity
+from hq.storage.places import cache_folder
 from tests.hq import gguf_files
 
 
