@@ -114,7 +114,8 @@ def test_an_entry_of_other_files_is_not_believed(file: Path, cache: Path) -> Non
     compute = Counted()
     cached_fingerprint("a", [file], compute)
     (entry,) = (cache / "fingerprints").iterdir()
-    entry.write_text(entry.read_text(encoding="utf-8").replace("weights", "others"), "utf-8")
+    text = entry.read_text(encoding="utf-8").replace("weights", "others")
+    entry.write_text(text, encoding="utf-8")
     assert cached_fingerprint("a", [file], compute) == "0000000000000002"
 
 
