@@ -5,12 +5,14 @@ scales. How each architecture is read is in its record (`hq.models.architectures
 """
 
 from dataclasses import dataclass
-
-from transformers import AutoConfig, PretrainedConfig
+from typing import TYPE_CHECKING
 
 from hq.gguf.file import GGUFFile
 from hq.models.architectures import GGUF_LAYOUTS
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 ROPE_TENSORS = frozenset(
     {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -25,7 +27,7 @@ class ReadConfig:
     The effect of such a key is unknown, so a file that has one must be compared with llama.cpp.
     """
 
-    config: PretrainedConfig
+    config: "PretrainedConfig"
     unread: tuple[str, ...]
 
 
@@ -39,6 +41,8 @@ def config_of(file: GGUFFile) -> ReadConfig:
     name = file.metadata.get("general.name")
     if isinstance(name, str):
         fields["_model_name_or_path"] = name
+    from transformers import AutoConfig
+
     config = AutoConfig.for_model(layout.model_type, **fields)
     return ReadConfig(config, settings.unread())
 

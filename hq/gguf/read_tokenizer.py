@@ -7,7 +7,7 @@ after a special token where SentencePiece does.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import (
@@ -20,13 +20,15 @@ from tokenizers import (
     pre_tokenizers,
 )
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import damaged
 from hq.gguf.vocabulary import HUGGINGFACE_KEY, KEY_PREFIX, SPACE, TokenType
 from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PreTrainedTokenizerFast
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _CONTROL = ("bos", "eos", "eot", "eom")  # are control tokens, whatever their declared type
@@ -37,7 +39,7 @@ _STEPS: dict[str, Callable[[], Any]] = {
 }
 
 
-def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
+def tokenizer_of(file: GGUFFile) -> "PreTrainedTokenizerFast":
     """The tokenizer of the file: byte-level BPE or SentencePiece.
 
     Raises HQError if it is of another kind, has an unknown pre-tokenizer, or lacks a part.
@@ -50,6 +52,8 @@ def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
         # transformers makes it a special token, so a word that is used for padding is left out.
         and not (role == "pad" and _types(file)[index : index + 1] == [TokenType.NORMAL])
     }
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, clean_up_tokenization_spaces=False, **roles
     )

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
 
 from hq.errors import HQError, first_line
 from hq.gguf.write_tokenizer import tokenizer_metadata
@@ -20,6 +19,9 @@ from hq.models.architectures.record import Conversion, Metadata, Value, Weights
 from hq.models.checkpoint import tensor_files, text_config, whole_config
 from hq.neurons.neuron_set import ModelIdentity
 from hq.storage.atomic import atomic_file
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 Dtype = Literal["f32", "f16"]
 
@@ -118,7 +120,7 @@ def _general(dtype: Dtype, identity: ModelIdentity) -> Metadata:
 
 
 def _plan(
-    checkpoint: Path, config: PretrainedConfig, conversion: Conversion
+    checkpoint: Path, config: "PretrainedConfig", conversion: Conversion
 ) -> list[PlannedTensor]:
     """List the tensors of the file and check their names, without reading weights."""
     names = _names(conversion, config)
@@ -177,7 +179,7 @@ def _is_equal(file: Any, key: str, other_path: Path, other_key: str) -> bool:
         return all(torch.equal(one[i : i + _ROWS], two[i : i + _ROWS]) for i in starts)
 
 
-def _names(conversion: Conversion, config: PretrainedConfig) -> Callable[[Path, str], str]:
+def _names(conversion: Conversion, config: "PretrainedConfig") -> Callable[[Path, str], str]:
     """A function that returns llama.cpp's name of a checkpoint's tensor.
 
     It raises HQError if llama.cpp has no such tensor.
@@ -213,7 +215,7 @@ def _planned(
     key: str,
     shape: tuple[int, ...],
     name: str,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     conversion: Conversion,
 ) -> PlannedTensor:
     def read() -> Weights:

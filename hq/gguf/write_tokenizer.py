@@ -18,15 +18,16 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from hq.errors import HQError
 from hq.gguf.vocabulary import HUGGINGFACE_KEY, KEY_PREFIX, SPACE, TokenType
 from hq.models.architectures.pre_tokenizers import PRE_TOKENIZERS
 from hq.models.architectures.record import Metadata
 from hq.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 TokenizerJSON = dict[str, Any]
 """A tokenizer in the JSON format of the library tokenizers."""
@@ -46,7 +47,7 @@ class _Model:
     space_prefix: bool = False  # whether a space is put before a text
 
 
-def tokenizer_metadata(checkpoint: Path, config: PretrainedConfig, rows: int) -> Metadata:
+def tokenizer_metadata(checkpoint: Path, config: "PretrainedConfig", rows: int) -> Metadata:
     """The `tokenizer.*` keys for an embedding of `rows` rows; rows without a token are unused.
 
     Raises HQError if the checkpoint has no tokenizer, or one that llama.cpp cannot reproduce.
@@ -280,7 +281,9 @@ def _added_type(model: _Model, token: dict[str, Any]) -> TokenType:
     return TokenType.NORMAL if merged and SPACE in token["content"] else TokenType.USER_DEFINED
 
 
-def _special_ids(checkpoint: Path, tokenizer: Any, config: PretrainedConfig, rows: int) -> Metadata:
+def _special_ids(
+    checkpoint: Path, tokenizer: Any, config: "PretrainedConfig", rows: int
+) -> Metadata:
     """Ids by llama.cpp's keys. It has three keys for tokens that end an answer."""
     end_keys = ("eos_token_id", "eot_token_id", "eom_token_id")
     ids = dict(zip(end_keys, _end_ids(checkpoint, tokenizer, config), strict=False)) | {
@@ -291,7 +294,7 @@ def _special_ids(checkpoint: Path, tokenizer: Any, config: PretrainedConfig, row
     return {key: id for key, id in ids.items() if id is not None and 0 <= id < rows}
 
 
-def _end_ids(checkpoint: Path, tokenizer: Any, config: PretrainedConfig) -> list[int]:
+def _end_ids(checkpoint: Path, tokenizer: Any, config: "PretrainedConfig") -> list[int]:
     """The tokenizer's EOS token, then the other tokens that end a generation."""
     file = checkpoint / "generation_config.json"
     generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -6,20 +6,22 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
 
 from hq.errors import HQError, first_line
 from hq.models.architectures import Architecture, architecture_of
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import ModelIdentity
 from hq.storage.fingerprints import cached_fingerprint
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -159,7 +161,7 @@ def checkpoint_identity(path: Path) -> ModelIdentity:
     )
 
 
-def text_config(path: Path) -> PretrainedConfig:
+def text_config(path: Path) -> "PretrainedConfig":
     """Return the config of the language model, which may be part of a multimodal config.
 
     Raises HQError as `whole_config` does.
@@ -168,12 +170,14 @@ def text_config(path: Path) -> PretrainedConfig:
     return text
 
 
-def whole_config(path: Path) -> PretrainedConfig:
+def whole_config(path: Path) -> "PretrainedConfig":
     """Return the config of a checkpoint, multimodal parts included.
 
     Raises HQError if the config cannot be read, or makes transformers load weights from other files
     than the usual ones: an adapter in the folder, or a file that the config names.
     """
+    from transformers import AutoConfig
+
     require_no_adapter(path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path)
@@ -305,7 +309,7 @@ class _GenerationConfig(BaseModel):
     eos_token_id: int | list[int] | None = None
 
 
-def _norm_digest(path: Path, config: PretrainedConfig, architecture: Architecture) -> str:
+def _norm_digest(path: Path, config: "PretrainedConfig", architecture: Architecture) -> str:
     """Return the norm digest; empty if the family has no GGUF names or a norm is missing."""
     names = architecture.norms
     if names is None:

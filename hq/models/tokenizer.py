@@ -4,8 +4,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from hq.errors import HQError, first_line
 
 _SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # packages that read a tokenizer.model
@@ -14,6 +12,8 @@ _SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # packages that read a to
 def load_tokenizer(path: Path) -> Any:
     """Load the tokenizer of the checkpoint in `path`. Raises HQError if that fails."""
     try:
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         if _needs_packages(path):

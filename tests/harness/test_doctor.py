@@ -27,7 +27,7 @@ def test_without_deep_no_package_of_a_precision_is_imported():
     program = (
         "import sys; from harness.doctor import examine; found = examine(); "
         "print(sorted({'bitsandbytes', 'torchao', 'gptqmodel', 'torch._dynamo', 'numba', "
-        "'accelerate', 'sklearn'} & sys.modules.keys())); "
+        "'accelerate', 'sklearn', 'transformers'} & sys.modules.keys())); "
         "print([f.detail for f in found if f.what == 'precision nf4'])"
     )
     ran = subprocess.run(

@@ -4,10 +4,9 @@ A record says where the FFN is and how GGUF stores the model; loading and runnin
 `hq.precisions` and `hq.backends`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PretrainedConfig
 
 from hq.models.architectures import (
     cohere,
@@ -25,6 +24,9 @@ from hq.models.architectures import (
 )
 from hq.models.architectures.detection import detect
 from hq.models.architectures.record import GGUF_LAYOUTS, RECORDS, Architecture
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 __all__ = [
     "GGUF_LAYOUTS",
@@ -47,7 +49,7 @@ __all__ = [
 ]
 
 
-def architecture_of(config: PretrainedConfig) -> Architecture:
+def architecture_of(config: "PretrainedConfig") -> Architecture:
     """Return the architecture of a model from its config, which may be multimodal.
 
     Records are found by the `model_type` of the language model. A model type without a record is

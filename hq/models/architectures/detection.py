@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError, first_line
 from hq.models.architectures.record import Architecture
@@ -29,7 +27,7 @@ from hq.models.auto import without_weights
 from hq.models.placement import bias_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _TOKENS = 4
 _TOLERANCE = 0.05  # relative; LLM.int8() rounds activations to 8 bits, others stay below 1e-3
@@ -50,7 +48,7 @@ class _Call:
     output: Tensor
 
 
-def detect(config: PretrainedConfig) -> Architecture:
+def detect(config: "PretrainedConfig") -> Architecture:
     """Return the architecture of a dense decoder, from its config only.
 
     Raises HQError with the cause if the FFNs cannot be identified: mixtures of experts, recurrent
@@ -75,7 +73,7 @@ def detect(config: PretrainedConfig) -> Architecture:
 _detected: dict[str, Architecture] = {}  # cache by the content of the config
 
 
-def _detect(config: PretrainedConfig) -> Architecture:
+def _detect(config: "PretrainedConfig") -> Architecture:
     text = config.get_text_config()
     name = text.model_type
     if config.is_encoder_decoder:
@@ -96,7 +94,7 @@ def _detect(config: PretrainedConfig) -> Architecture:
     return replace(_architecture(path, calls[0], known[0], name), width=lambda _: widths)
 
 
-def _stack(decoder: nn.Module, text: PretrainedConfig) -> tuple[str, nn.ModuleList]:
+def _stack(decoder: nn.Module, text: "PretrainedConfig") -> tuple[str, nn.ModuleList]:
     """Return the path and the modules of the largest ModuleList with as many items as layers."""
     count = int(text.num_hidden_layers)
     lists = [
@@ -110,7 +108,7 @@ def _stack(decoder: nn.Module, text: PretrainedConfig) -> tuple[str, nn.ModuleLi
     return path, layers
 
 
-def _require_dense(layers: nn.ModuleList, text: PretrainedConfig) -> None:
+def _require_dense(layers: nn.ModuleList, text: "PretrainedConfig") -> None:
     """Raise HQError for recurrent layers and mixtures of experts."""
     stateful = {
         type(module).__name__
@@ -159,13 +157,13 @@ def _record(calls: list[_Call], path: str, module: nn.Module, args: Any, output:
         calls.append(_Call(path, module, args[0], output))
 
 
-def _stated_widths(text: PretrainedConfig) -> set[int]:
+def _stated_widths(text: "PretrainedConfig") -> set[int]:
     """Return the FFN's width according to the config; empty if the config does not state it."""
     stated = next(filter(None, (getattr(text, name, None) for name in _WIDTHS)), ())
     return set(stated) if isinstance(stated, list | tuple) else {int(stated)}
 
 
-def _down(calls: Sequence[_Call], stated: set[int], text: PretrainedConfig) -> _Call | None:
+def _down(calls: Sequence[_Call], stated: set[int], text: "PretrainedConfig") -> _Call | None:
     """Return the call of a layer's down projection; None if the layer alone does not show it."""
     hidden = int(text.hidden_size)
     writes = [c for c in calls if _is_matrix(c.module) and c.output.shape[-1] == hidden]
@@ -193,6 +191,8 @@ def _is_matrix(module: nn.Module) -> bool:
 
 def _architecture(layers: str, calls: Sequence[_Call], down: _Call, name: str) -> Architecture:
     """Return the record of an architecture with these calls in each layer."""
+    from transformers.pytorch_utils import Conv1D
+
     d_ff = int(down.input.shape[-1])
     parent = down.path.rpartition(".")[0]
     reads = [

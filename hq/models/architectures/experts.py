@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transformers import PretrainedConfig
-
 from hq.errors import HQError
 from hq.neurons.space import NeuronBlock
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from hq.models.checkpoint import StoredTensor
 
 
-def every_layer(_: PretrainedConfig, __: int) -> bool:
+def every_layer(_: "PretrainedConfig", __: int) -> bool:
     """Every layer is a mixture."""
     return True
 
 
-def by_step(config: PretrainedConfig, layer: int) -> bool:
+def by_step(config: "PretrainedConfig", layer: int) -> bool:
     """Every `decoder_sparse_step`-th layer is a mixture, without those in `mlp_only_layers`."""
     steps = (layer + 1) % int(config.decoder_sparse_step) == 0
     return bool(steps and config.num_experts > 0 and layer not in (config.mlp_only_layers or ()))
@@ -42,7 +42,7 @@ class Experts:
     width: str = "moe_intermediate_size"
     shared: str = ""  # the expert that every token passes; empty if there is none
     shared_width: str = ""
-    is_mixture: Callable[[PretrainedConfig, int], bool] = every_layer
+    is_mixture: Callable[["PretrainedConfig", int], bool] = every_layer
     transposed: bool = False  # packed in checkpoints: [d_in, d_out], gate and up in turn
     stored: str = "mlp.experts.{}."  # in checkpoints, of expert number {}
     gate: str = "gate_proj"
@@ -50,7 +50,7 @@ class Experts:
     down: str = "down_proj"
     router: str = "mlp.gate"  # in checkpoints
 
-    def blocks(self, config: PretrainedConfig, layer: int) -> list[NeuronBlock]:
+    def blocks(self, config: "PretrainedConfig", layer: int) -> list[NeuronBlock]:
         """The routed experts of a layer in the router's order, then the shared one."""
         widths = [int(getattr(config, self.width))] * int(getattr(config, self.count))
         widths += [int(getattr(config, self.shared_width))] if self.shared else []
@@ -59,7 +59,7 @@ class Experts:
             for expert, width in enumerate(widths)
         ]
 
-    def require_count(self, config: PretrainedConfig, tensors: Iterable["StoredTensor"]) -> None:
+    def require_count(self, config: "PretrainedConfig", tensors: Iterable["StoredTensor"]) -> None:
         """Raises HQError if a layer of the checkpoint has another number of experts."""
         stated = int(getattr(config, self.count))
         before, after = map(re.escape, self.stored.split("{}"))

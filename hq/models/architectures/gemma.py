@@ -1,9 +1,9 @@
 """Gemma 1 to 3: norms add 1 to their weights; from Gemma 2, norms precede and follow the FFN."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PretrainedConfig
 
 from hq.models.architectures import gguf_settings, llama_cpp
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
@@ -20,11 +20,14 @@ from hq.models.architectures.record import (
 )
 from hq.models.norm_digest import NormNames
 
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
+
 # llama.cpp recognizes a 27B model, with its different query scale, by its number of layers.
 _GEMMA2_27B, _GEMMA3_27B = 46, 62
 
 
-def _gemma2(config: PretrainedConfig) -> Metadata:
+def _gemma2(config: "PretrainedConfig") -> Metadata:
     caps = {
         "attn_logit_softcapping": config.attn_logit_softcapping,
         "final_logit_softcapping": config.final_logit_softcapping,
@@ -44,7 +47,7 @@ def _gemma2(config: PretrainedConfig) -> Metadata:
     )
 
 
-def _gemma3(config: PretrainedConfig) -> Metadata:
+def _gemma3(config: "PretrainedConfig") -> Metadata:
     """Metadata of Gemma 3's language model, alone or inside the multimodal model."""
     if config.attn_logit_softcapping:
         cap = config.attn_logit_softcapping
@@ -64,21 +67,21 @@ def _gemma3(config: PretrainedConfig) -> Metadata:
     )
 
 
-def _gemma2_weights(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
+def _gemma2_weights(part: str, weights: Weights, config: "PretrainedConfig") -> Weights:
     """1 + w for norms; Q is multiplied by the model's query scale over llama.cpp's."""
     if part == "attn_q":
         return weights * np.float32(_query_factor(config, _GEMMA2_27B))
     return weights + 1 if part.endswith("norm") else weights
 
 
-def _gemma3_weights(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
+def _gemma3_weights(part: str, weights: Weights, config: "PretrainedConfig") -> Weights:
     """1 + w for norms; Q's norm is multiplied by the model's query scale over llama.cpp's."""
     if part == "attn_q_norm":
         return (weights + 1) * np.float32(_query_factor(config, _GEMMA3_27B))
     return weights + 1 if part.endswith("norm") else weights
 
 
-def _query_factor(config: PretrainedConfig, layers_of_27b: int) -> float:
+def _query_factor(config: "PretrainedConfig", layers_of_27b: int) -> float:
     """Return the model's query scale over llama.cpp's; 1 for all published models."""
     built_in = llama_cpp.head_width(config)
     if config.num_hidden_layers == layers_of_27b:

@@ -1,8 +1,7 @@
 """GPT-2 and its successors: FFNs without a gate, LayerNorm, projections with a bias."""
 
 from dataclasses import replace
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from hq.models.architectures import llama_cpp
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
@@ -15,12 +14,15 @@ from hq.models.architectures.record import (
 )
 from hq.models.norm_digest import NormNames
 
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
+
 _GPT = Architecture(layers="h", down="mlp.c_proj", up="mlp.c_fc", gate="", norm="ln_2")
 _GPTJ = Architecture(layers="h", down="mlp.fc_out", up="mlp.fc_in", gate="", norm="ln_1")
 _NEOX = Architecture(down="mlp.dense_4h_to_h", up="mlp.dense_h_to_4h", gate="")
 
 
-def _four_hidden(config: PretrainedConfig) -> int:
+def _four_hidden(config: "PretrainedConfig") -> int:
     """Width of BLOOM and MPT; transformers ignores MPT's `expansion_ratio`."""
     return 4 * int(config.hidden_size)
 

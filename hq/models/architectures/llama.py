@@ -1,6 +1,6 @@
 """Llama, Mistral, and models with the same layer: RMSNorm, gated FFN, rotary embeddings."""
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from hq.models.architectures import gguf_settings, llama_cpp
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
@@ -15,8 +15,11 @@ from hq.models.architectures.record import (
 )
 from hq.models.norm_digest import NormNames
 
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
-def _metadata(config: PretrainedConfig) -> Metadata:
+
+def _metadata(config: "PretrainedConfig") -> Metadata:
     """Metadata of Llama and Mistral, which are one architecture in llama.cpp."""
     rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear", "llama3"))
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope

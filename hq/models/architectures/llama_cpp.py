@@ -6,12 +6,15 @@ A setting that llama.cpp would silently compute in another way raises HQError.
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PretrainedConfig
 
 from hq.errors import HQError
 from hq.models.architectures.record import Metadata, Weights
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 SEPARATE = {"attn_q": "d_model q", "attn_k": "d_model k", "attn_v": "d_model v"}
 FUSED = {"attn_qkv": "d_model qkv"}
@@ -25,7 +28,7 @@ QKV_BIASES = frozenset(SEPARATE)
 LINEAR_BIASES = frozenset({*SEPARATE, *ATTENTION, *FFN_SHAPES, "ffn_gate"})
 
 
-def common(config: PretrainedConfig, activation: str) -> Metadata:
+def common(config: "PretrainedConfig", activation: str) -> Metadata:
     """Metadata that every architecture has."""
     stated = getattr(config, "hidden_activation", None) or config.hidden_act
     if stated != activation:
@@ -46,7 +49,7 @@ def common(config: PretrainedConfig, activation: str) -> Metadata:
     }
 
 
-def without_window(config: PretrainedConfig) -> Metadata:
+def without_window(config: "PretrainedConfig") -> Metadata:
     """Context length of an architecture that llama.cpp always runs with full attention.
 
     Full and sliding attention agree on texts that fit into the window, so the context length is
@@ -59,7 +62,7 @@ def without_window(config: PretrainedConfig) -> Metadata:
 
 
 def rope_keys(
-    config: PretrainedConfig, parameters: Mapping[str, float | str], allowed: tuple[str, ...]
+    config: "PretrainedConfig", parameters: Mapping[str, float | str], allowed: tuple[str, ...]
 ) -> Metadata:
     """Base and linear scaling of rotary embeddings; for llama3 scaling see `llama3_factors`."""
     kind = str(parameters.get("rope_type", "default"))
@@ -73,7 +76,7 @@ def rope_keys(
     return base | {"rope.scaling.type": kind, "rope.scaling.factor": float(parameters["factor"])}
 
 
-def llama3_factors(config: PretrainedConfig) -> dict[str, Weights]:
+def llama3_factors(config: "PretrainedConfig") -> dict[str, Weights]:
     """Frequency divisors of rope type llama3, [head_dim / 2], as a GGUF tensor."""
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
@@ -87,12 +90,12 @@ def llama3_factors(config: PretrainedConfig) -> dict[str, Weights]:
     return {"rope_freqs.weight": (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)}
 
 
-def as_it_is(_: str, weights: Weights, __: PretrainedConfig) -> Weights:
+def as_it_is(_: str, weights: Weights, __: "PretrainedConfig") -> Weights:
     """The weights unchanged."""
     return weights
 
 
-def interleaved(part: str, weights: Weights, config: PretrainedConfig) -> Weights:
+def interleaved(part: str, weights: Weights, config: "PretrainedConfig") -> Weights:
     """Reorder the rows of Q and K: llama.cpp rotates adjacent pairs, transformers halves."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     if part not in heads:
@@ -101,7 +104,7 @@ def interleaved(part: str, weights: Weights, config: PretrainedConfig) -> Weight
     return halves.swapaxes(1, 2).reshape(weights.shape)
 
 
-def require_pattern(config: PretrainedConfig, period: int) -> None:
+def require_pattern(config: "PretrainedConfig", period: int) -> None:
     """Raise HQError unless exactly every `period`-th layer has full attention, as in llama.cpp."""
     layers = range(1, config.num_hidden_layers + 1)
     expected = ["full_attention" if n % period == 0 else "sliding_attention" for n in layers]
@@ -111,14 +114,14 @@ def require_pattern(config: PretrainedConfig, period: int) -> None:
         )
 
 
-def head_width(config: PretrainedConfig) -> int:
+def head_width(config: "PretrainedConfig") -> int:
     """Return the width of one attention head."""
     return int(
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
 
 
-def unsupported(config: PretrainedConfig, setting: str, instead: str) -> HQError:
+def unsupported(config: "PretrainedConfig", setting: str, instead: str) -> HQError:
     """Return the error for a config that llama.cpp would compute with another setting."""
     return HQError(
         f"A {config.model_type} model with {setting} cannot be written as GGUF: llama.cpp would "

@@ -1,6 +1,6 @@
 """Qwen 2 and 3, dense or mixtures of experts, alone or inside the multimodal Qwen-VL models."""
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from hq.models.architectures import gguf_settings, llama_cpp
 from hq.models.architectures.experts import Experts, by_step
@@ -17,8 +17,11 @@ from hq.models.architectures.record import (
 )
 from hq.models.norm_digest import NormNames
 
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
-def _qwen2(config: PretrainedConfig) -> Metadata:
+
+def _qwen2(config: "PretrainedConfig") -> Metadata:
     if config.num_attention_heads * llama_cpp.head_width(config) != config.hidden_size:
         raise llama_cpp.unsupported(
             config, f"head_dim {llama_cpp.head_width(config)}", "hidden_size / num_attention_heads"
@@ -26,7 +29,7 @@ def _qwen2(config: PretrainedConfig) -> Metadata:
     return _qwen3(config)
 
 
-def _qwen3(config: PretrainedConfig) -> Metadata:
+def _qwen3(config: "PretrainedConfig") -> Metadata:
     rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear"))
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
 

@@ -7,11 +7,10 @@ of another package.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PretrainedConfig
 
 from hq.errors import HQError
 from hq.models.architectures.experts import Experts
@@ -19,6 +18,9 @@ from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.norm_digest import NormNames
 from hq.neurons.space import NeuronBlock, NeuronSpace
 from hq.registry import Registry
+
+if TYPE_CHECKING:  # the import takes a second
+    from transformers import PretrainedConfig
 
 Value = bool | int | float | str | list[str] | list[int] | list[float]
 Metadata = dict[str, Value]
@@ -40,9 +42,9 @@ class Conversion:
     """
 
     architecture: str
-    metadata: Callable[[PretrainedConfig], Metadata]
-    edit: Callable[[str, Weights, PretrainedConfig], Weights]
-    made: Callable[[PretrainedConfig], dict[str, Weights]] = lambda _: {}
+    metadata: Callable[["PretrainedConfig"], Metadata]
+    edit: Callable[[str, Weights, "PretrainedConfig"], Weights]
+    made: Callable[["PretrainedConfig"], dict[str, Weights]] = lambda _: {}
     biases: frozenset[str] = frozenset()
 
 
@@ -67,16 +69,16 @@ class Layout:
 Width = int | Sequence[int]  # of every layer's FFN, or of each layer's
 
 
-def intermediate_size(config: PretrainedConfig) -> Width:
+def intermediate_size(config: "PretrainedConfig") -> Width:
     """Return `intermediate_size`: the width of every layer's FFN, or a list with that of each."""
     width: Any = config.intermediate_size
     return [int(w) for w in width] if isinstance(width, list | tuple) else int(width)
 
 
-def attribute(name: str) -> Callable[[PretrainedConfig], Width]:
+def attribute(name: str) -> Callable[["PretrainedConfig"], Width]:
     """Return a function that reads the FFN's width from a config; unset means 4 · hidden_size."""
 
-    def width(config: PretrainedConfig) -> int:
+    def width(config: "PretrainedConfig") -> int:
         return int(getattr(config, name, None) or 4 * config.hidden_size)
 
     return width
@@ -102,7 +104,7 @@ class Architecture:
     norm_offset: float = 0.0  # added to the weights of the norm
     fused: bool = False  # `up` contains the gate (first half) and the up projection
     transposed: bool = False  # checkpoints store weights as [d_in, d_out]
-    width: Callable[[PretrainedConfig], Width] = intermediate_size  # d_ff, from the text config
+    width: Callable[["PretrainedConfig"], Width] = intermediate_size  # d_ff, from the text config
     linear_in_up: bool = True  # if gated: h_i is proportional to row i of W_up
     norms: NormNames | None = None  # the norms that identify a model; None if GGUF has no names
     conversion: Conversion | None = None  # how it is written as GGUF; None if hq cannot
@@ -114,7 +116,7 @@ class Architecture:
         """Paths of the projections of the FFN."""
         return tuple(filter(None, (self.gate, self.up, self.down)))
 
-    def space(self, config: PretrainedConfig) -> NeuronSpace:
+    def space(self, config: "PretrainedConfig") -> NeuronSpace:
         """The space of a model's neurons, from its text config."""
         width, layers = self.width(config), int(config.num_hidden_layers)
         widths = (width,) * layers if isinstance(width, int) else tuple(width)
