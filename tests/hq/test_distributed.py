@@ -27,6 +27,7 @@ Checkpoint = Callable[[str], Path]
 FAMILIES = ("llama", "gemma3_text", "phi3", "opt", "gpt2")
 NEURONS = np.array([1, 5, tiny.D_FF + 2, (tiny.LAYERS - 1) * tiny.D_FF + 3])
 FACTORS = {(0, 1): 0.0, (1, 4): 0.3, (2, 7): 3.0}
+HALF = 2e-3  # relative, of logits in FP16
 CUDA = torch.cuda.device_count() if torch.cuda.is_available() else 0
 needs_two = pytest.mark.skipif(CUDA < 2, reason="needs two GPUs")
 
@@ -82,12 +83,22 @@ def everything(backend: Any, reference: ReferenceLogits | None = None) -> dict[s
     return found
 
 
-def compare(found: dict[str, Array], expected: dict[str, Array], tolerance: float) -> None:
-    """Each array is within a tolerance of its size."""
+def compare(
+    found: dict[str, Array],
+    expected: dict[str, Array],
+    tolerance: float,
+    of_decoding: float | None = None,
+) -> None:
+    """Each array is within a tolerance of its size.
+
+    A distributed decoding multiplies by the output head in another shape, which FP16 rounds
+    otherwise: `of_decoding` is its tolerance.
+    """
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         error = np.linalg.norm(found[name] - values) / np.linalg.norm(values)
-        assert error <= tolerance, name
+        decoded = name.startswith(("start", "step"))
+        assert error <= (of_decoding if decoded and of_decoding else tolerance), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,7 +186,7 @@ def test_weights_in_the_memory_of_the_cpu_are_read_as_on_the_gpu(
     folder = checkpoint("llama")
     layers: list[str | int] = [0, "cpu", "cpu"]
     model = wrapped(folder, device_map(folder, layers, rest), tmp_path, torch.float16)
-    compare(everything(model.backend), everything(on_one), 1e-6)
+    compare(everything(model.backend), everything(on_one), 1e-6, HALF)
     assert model.backend.compute == (
         "float16, 1 of 3 layers on cuda:0, 2 of 3 layers on cuda:0, weights in the CPU's memory"
     )
@@ -189,7 +200,7 @@ def test_auto_is_the_gpus(precision: str, checkpoint: Checkpoint) -> None:
         expected = everything(plain)
     with TorchBackend(folder, precision, device="auto") as auto:
         assert auto.device.type == "cuda"
-        compare(everything(auto), expected, 1e-6 if CUDA == 1 else 2e-3)
+        compare(everything(auto), expected, 1e-6 if CUDA == 1 else 1e-2)
 
 
 @pytest.mark.gpu
@@ -205,5 +216,5 @@ def test_layers_on_two_gpus_are_read_as_on_one(
 ) -> None:
     folder = checkpoint("llama")
     model = wrapped(folder, device_map(folder, layers, rest), tmp_path, torch.float16)
-    compare(everything(model.backend), everything(on_one), 1e-6)
+    compare(everything(model.backend), everything(on_one), 1e-6, HALF)
     assert "on cuda:1" in model.backend.compute
