@@ -17,7 +17,7 @@ PromptForm = Literal["token ids", "text", "text without BOS"]
 Seeds = Literal["repeat responses", "do not repeat responses", "not tried: greedy"]
 Ids = Literal["token_ids", "logprobs", "none"]
 
-_MANY = 8  # choices of a request that a server accepts if it does not accept all
+_FEWER = (8, 4, 2)  # responses per request that are tried if a server does not give all at once
 _LONG = 12  # tokens of the responses that have to differ between seeds
 _NEUTRAL: Mapping[str, Any] = {"min_p": 0, "repetition_penalty": 1}
 """Settings without effect, since servers have other defaults."""
@@ -62,6 +62,7 @@ class Completion(BaseModel):
 
     choices: list[Choice]
     usage: Usage | None = None
+    system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Abilities(BaseModel):
 
     url: str  # without user and password
     model: str
-    software: str  # header `Server`
+    software: str  # header `Server`, and the fingerprint that it states
     listed: dict[str, Any] | None  # the model's entry in /v1/models; None if there is no list
     prompt: PromptForm
     tokenizer: str  # how it was compared with the checkpoint's
@@ -99,9 +100,9 @@ class Abilities(BaseModel):
     seeds: Seeds
 
 
-def completion(client: Client, body: Mapping[str, Any], retry_500: bool = True) -> Completion:
+def completion(client: Client, body: Mapping[str, Any], patient: bool = True) -> Completion:
     """Return the reply to a completion request. Raises EndpointError, also if it is malformed."""
-    reply = client.post("/v1/completions", body, retry_500)
+    reply = client.post("/v1/completions", body, patient)
     try:
         return Completion.model_validate_json(reply.content)
     except ValidationError as error:
@@ -141,7 +142,8 @@ def served_model(client: Client, wanted: str) -> tuple[str, dict[str, Any] | Non
             f"The endpoint {client.url} serves {names}: name one with --set endpoint.model=NAME."
         )
     name = wanted or next(iter(by_name))
-    return name, by_name[name], reply.headers.get("Server", "")
+    entry = {key: value for key, value in by_name[name].items() if key != "created"}
+    return name, entry, reply.headers.get("Server", "")
 
 
 def find_abilities(
@@ -173,7 +175,7 @@ def find_abilities(
         form, tokenizer = _prompt_form(client, name, prompts, spelling)
         prompt = spelling.written(prompts[0], form)
         body = {"model": name, "prompt": prompt, "max_tokens": 2} | dict(required)
-        completion(client, body)
+        software = " ".join(filter(None, (software, completion(client, body).system_fingerprint)))
         fields, rejected, ids = _fields(client, body, end_tokens)
         seeds, choices = _sampled(client, body | fields, responses)
     except EndpointError as error:
@@ -247,7 +249,7 @@ def _listed(counts: object) -> str:
 
 def _prompt_tokens(client: Client, name: str, prompt: str | list[int]) -> int | None:
     body = {"model": name, "prompt": prompt, "max_tokens": 1, "temperature": 0}
-    usage = completion(client, body, retry_500=False).usage
+    usage = completion(client, body, patient=False).usage
     return None if usage is None else usage.prompt_tokens
 
 
@@ -289,7 +291,7 @@ def _tokenize(client: Client, name: str, text: str) -> list[int] | None:
         "parse_special": True,
     }
     try:
-        content = client.post("/tokenize", body, retry_500=False).json()
+        content = client.post("/tokenize", body, patient=False).json()
     except (EndpointError, ValueError):
         return None
     tokens = content.get("tokens") if isinstance(content, dict) else content
@@ -329,7 +331,7 @@ def _fields(
 
 def _accepts(client: Client, body: Mapping[str, Any]) -> bool:
     try:
-        completion(client, body, retry_500=False)
+        completion(client, body, patient=False)
     except EndpointError as error:
         if error.status is None:
             raise
@@ -356,7 +358,7 @@ def _sampled(client: Client, body: Mapping[str, Any], responses: int) -> tuple[S
             "with sampling."
         )
     seeds: Seeds = "repeat responses" if first == again else "do not repeat responses"
-    for count in dict.fromkeys((responses, min(responses, _MANY))):
+    for count in dict.fromkeys((responses, *(n for n in _FEWER if n < responses))):
         if count > 1 and _gives_different(client, {**long, "seed": 3, "n": count}):
             return seeds, count
     return seeds, 1
@@ -365,7 +367,7 @@ def _sampled(client: Client, body: Mapping[str, Any], responses: int) -> tuple[S
 def _gives_different(client: Client, body: Mapping[str, Any]) -> bool:
     """Whether a request for n responses gives as many, and not one of them n times."""
     try:
-        texts = [choice.text for choice in completion(client, body, retry_500=False).choices]
+        texts = [choice.text for choice in completion(client, body, patient=False).choices]
     except EndpointError as error:
         if error.status is None:
             raise

@@ -27,7 +27,7 @@ class Client:
 
     Args:
         url: Base URL, for example https://host/v1. A user and password in it are sent, not shown.
-        key: API key, sent as a bearer token.
+        key: API key, sent as a bearer token, in place of a user and password.
         named: What names the URL in messages, such as an option.
         timeout: Seconds to wait for a reply.
         sleep: Waits between attempts, in seconds.
@@ -47,7 +47,7 @@ class Client:
         parts = _parsed(url, named)
         self.host = parts.netloc.decode()
         self.url = str(parts.copy_with(username="", password="", query=None, fragment=None))
-        self._base = str(parts).rstrip("/")
+        self._base = self.url.rstrip("/") if key else str(parts).rstrip("/")
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=timeout
         )
@@ -61,17 +61,17 @@ class Client:
 
     def get(self, path: str) -> httpx.Response:
         """Return the reply to a GET request. Raises EndpointError."""
-        return self._sent("GET", path, None, retry_500=True)
+        return self._sent("GET", path, None, patient=False)
 
-    def post(self, path: str, body: object, retry_500: bool = True) -> httpx.Response:
+    def post(self, path: str, body: object, patient: bool = True) -> httpx.Response:
         """Return the successful reply to a JSON body. Raises EndpointError.
 
-        Statuses 429 and 5xx and lost connections are retried; without `retry_500`, status 500 is
-        not, because some servers answer it to a field that they do not know.
+        Lost connections and the statuses of overload are retried. So are, if `patient`, status 500
+        and a body that is not JSON; some servers answer 500 to a field that they do not know.
         """
-        return self._sent("POST", path, body, retry_500)
+        return self._sent("POST", path, body, patient)
 
-    def _sent(self, method: str, path: str, body: object, retry_500: bool) -> httpx.Response:
+    def _sent(self, method: str, path: str, body: object, patient: bool) -> httpx.Response:
         failure, wait = EndpointError("no attempt"), 0.0
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -82,10 +82,13 @@ class Client:
             except httpx.RequestError as error:
                 failure = EndpointError(f"{type(error).__name__}: {error}")
                 continue
-            if reply.is_success:
+            if reply.is_success and (not patient or _is_json(reply)):
                 return reply
+            if reply.is_success:
+                failure = EndpointError("a reply that is not JSON")
+                continue
             failure = EndpointError(_reason(reply), reply.status_code)
-            if not (reply.status_code in _OVERLOAD or (retry_500 and reply.status_code >= 500)):
+            if not (reply.status_code in _OVERLOAD or (patient and reply.status_code >= 500)):
                 break
             wait = _retry_after(reply) or wait
         raise failure
@@ -123,6 +126,14 @@ def _message(reply: httpx.Response) -> str:
     if isinstance(error, dict):
         error = error.get("message", "")
     return " ".join(str(error).split())
+
+
+def _is_json(reply: httpx.Response) -> bool:
+    try:
+        reply.json()
+    except ValueError:
+        return False
+    return True
 
 
 def _retry_after(reply: httpx.Response) -> float | None:

@@ -257,8 +257,10 @@ class _Check:
         # Sampling of a question is abandoned only if its verdicts are not all right or all wrong.
         agree = {r.verdict for r in line.responses} in ({Verdict.RIGHT}, {Verdict.WRONG})
         complete = sum(counts) == n
-        wrong = min(counts) < 1 or sum(counts) > n or line.complete != complete
-        if wrong or (agree and not complete):
+        wrong = min(counts, default=1) < 1 or sum(counts) > n or line.complete != complete
+        # A server can have returned responses that no tokens have; they are left out.
+        wrong = wrong or (self._is_exact and (not counts or (agree and not complete)))
+        if wrong:
             raise self._damaged(line.id, f"counts with the sum {sum(counts)}, of {n} responses")
 
     def _damaged(self, id: str, what: str) -> HQError:

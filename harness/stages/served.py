@@ -48,7 +48,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 SERVERS_FILE = "servers.json"
 RESPONSE_LOG = GrowingLog("served-responses", sources=("harness.endpoints.completions",))
 MAX_UNREADABLE = 0.02  # share of responses that may not be what their tokens decode to
-_FEW = 100  # responses after which the share is compared
+_FEW = 300  # responses after which the share is compared
 _SERVERS_LOG = "servers.jsonl"
 _TIMEOUT_S = 300.0
 _COMPARED = 3  # prompts on which the tokenizers are compared
