@@ -10,11 +10,12 @@ import os
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
@@ -81,6 +82,13 @@ class ServedSampler:
         self._stopped = Event()
         self._judging = Lock()
         self._counted = Counter[str]()
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def sample(
         self, chunk: Sequence[Prompted], known: Container[str]
@@ -119,7 +127,8 @@ class ServedSampler:
 
     @cached_property
     def _completer(self) -> Completer:
-        client, m = connect(self._m, self._wait), self._m
+        m = self._m
+        client = self._open.enter_context(connect(m, self._wait))
         spelling = _spelling(m)
         fields = _fields(m.sampling, m.stop_criteria.strings)
         by_length = sorted((p.ids for p in m.prompted if p.part == "sample"), key=len)
@@ -224,8 +233,8 @@ def make(work: "Work[Materials]") -> None:
     with (
         work.store.growing(RESPONSE_LOG.name, RESPONSE_LOG.version, parameters["responses"]) as log,
         work.task(len(m.prompted), "questions", "sample responses") as task,
+        ServedSampler(m, log / _SERVERS_LOG) as sampler,
     ):
-        sampler = ServedSampler(m, log / _SERVERS_LOG)
         quota, balance = parameters["quota"], parameters["balance"]
         records = collect(log / LOG_FILE, sampler, m.prompted, m.judge, quota, balance, task)
         servers = read_log(log / _SERVERS_LOG, Abilities)
