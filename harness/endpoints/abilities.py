@@ -4,7 +4,7 @@ Servers accept different fields, and most ignore those that they do not know. So
 from a server's name: each ability is tried, and the reply is compared with what it has to be.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,7 +177,7 @@ def find_abilities(
         body = {"model": name, "prompt": prompt, "max_tokens": 2} | dict(required)
         software = " ".join(filter(None, (software, completion(client, body).system_fingerprint)))
         fields, rejected, ids = _fields(client, body, end_tokens)
-        seeds, choices = _sampled(client, body | fields, responses)
+        seeds, choices = _sampled(client, {**body, **fields}, responses)
     except EndpointError as error:
         raise HQError(
             f"The endpoint {client.url} did not answer a request of completion ({error}): check "
@@ -243,8 +243,8 @@ def _forms(spelling: Spelling) -> Iterator[PromptForm]:
         yield "text without BOS"
 
 
-def _listed(counts: object) -> str:
-    return ", ".join(map(str, counts))  # type: ignore[call-overload]
+def _listed(counts: Iterable[int | None]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def _prompt_tokens(client: Client, name: str, prompt: str | list[int]) -> int | None:
@@ -315,10 +315,10 @@ def _fields(
         **_NEUTRAL,
     }
     accepted = dict(optional)
-    if not _accepts(client, body | accepted):
+    if not _accepts(client, {**body, **accepted}):
         accepted = {k: v for k, v in optional.items() if _accepts(client, {**body, k: v})}
     rejected = tuple(key for key in optional if key not in accepted)
-    choice = _first(completion(client, body | accepted))
+    choice = _first(completion(client, {**body, **accepted}))
     ids: Ids = "none"
     if choice.token_ids is not None:
         ids = "token_ids"

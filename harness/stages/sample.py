@@ -92,7 +92,10 @@ class QuestionRecord(BaseModel):
 class Sampler(Protocol):
     """Samples and judges the responses to questions."""
 
-    record: type[QuestionRecord]  # of its log
+    @property
+    def record(self) -> type[QuestionRecord]:
+        """The records of its log."""
+        ...
 
     def sample(
         self, chunk: Sequence[Prompted], known: Container[str]

@@ -40,66 +40,8 @@ class CompletionEndpoint:
         self.keys: set[str | None] = set()
         self.temperature: float | None = None  # of the study: other requests are trials
         self._lock = threading.Lock()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                endpoint.keys.add(self.headers["Authorization"])
-                if self.path != "/v1/models":
-                    self._send(404, {"error": "no such route"})
-                else:
-                    data = [{"id": name, "object": "model"} for name in endpoint.models]
-                    self._send(200, {"object": "list", "data": data})
-
-            def do_POST(self) -> None:
-                endpoint.keys.add(self.headers["Authorization"])
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if self.path == "/tokenize" and endpoint.tokenizes:
-                    ids = endpoint.encode(body["prompt"])
-                    self._send(200, {"tokens": [id + endpoint.shift for id in ids]})
-                elif self.path == "/v1/completions":
-                    self._complete(body)
-                else:
-                    self._send(404, {"detail": "Not Found"})
-
-            def _complete(self, body: dict[str, Any]) -> None:
-                fault = endpoint.fault_of(body)
-                if fault == "429":
-                    self._send(429, {"error": {"message": "too many requests"}})
-                elif fault == "500":
-                    self._send(500, {"error": {"message": "out of memory"}})
-                elif fault == "404":
-                    self._send(404, {"message": "the model was unloaded"})
-                elif fault == "truncated":
-                    self.send_response(200)
-                    self.send_header("Content-Length", "1000")
-                    self.end_headers()
-                    self.wfile.write(b'{"choices": [{"te')
-                elif fault == "not JSON":
-                    self._send(200, b"<html>")
-                elif fault == "fewer":
-                    self._send(200, endpoint.completion({**body, "n": 1}))
-                elif fault == "lost":
-                    self.close_connection = True
-                elif refused := endpoint.refused(body):
-                    self._send(400, {"error": {"message": refused}})
-                else:
-                    self._send(200, endpoint.completion(body))
-
-            def _send(self, status: int, content: dict[str, Any] | bytes) -> None:
-                body = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                for name, value in endpoint.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.endpoint = self
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -159,3 +101,72 @@ class CompletionEndpoint:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
+
+
+FAULTS: dict[str, tuple[int, dict[str, Any] | bytes]] = {
+    "429": (429, {"error": {"message": "too many requests"}}),
+    "500": (500, {"error": {"message": "out of memory"}}),
+    "404": (404, {"message": "the model was unloaded"}),
+    "not JSON": (200, b"<html>"),
+}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    endpoint: CompletionEndpoint
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        endpoint = self.server.endpoint
+        endpoint.keys.add(self.headers["Authorization"])
+        if self.path != "/v1/models":
+            self._send(404, {"error": "no such route"})
+        else:
+            data = [{"id": name, "object": "model"} for name in endpoint.models]
+            self._send(200, {"object": "list", "data": data})
+
+    def do_POST(self) -> None:
+        endpoint = self.server.endpoint
+        endpoint.keys.add(self.headers["Authorization"])
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize" and endpoint.tokenizes:
+            ids = endpoint.encode(body["prompt"])
+            self._send(200, {"tokens": [id + endpoint.shift for id in ids]})
+        elif self.path == "/v1/completions":
+            self._complete(body)
+        else:
+            self._send(404, {"detail": "Not Found"})
+
+    def _complete(self, body: dict[str, Any]) -> None:
+        endpoint = self.server.endpoint
+        fault = endpoint.fault_of(body)
+        if fault in FAULTS:
+            self._send(*FAULTS[fault])
+        elif fault == "truncated":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [{"te')
+        elif fault == "lost":
+            self.close_connection = True
+        elif fault == "fewer":
+            self._send(200, endpoint.completion({**body, "n": 1}))
+        elif refused := endpoint.refused(body):
+            self._send(400, {"error": {"message": refused}})
+        else:
+            self._send(200, endpoint.completion(body))
+
+    def _send(self, status: int, content: dict[str, Any] | bytes) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in self.server.endpoint.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
