@@ -48,8 +48,7 @@ class Choice(BaseModel):
         content = (self.logprobs or {}).get("content")
         if not isinstance(content, list) or not content:
             return None
-        ids = [token.get("id") if isinstance(token, dict) else None for token in content]
-        return ids if all(isinstance(id, int) for id in ids) else None
+        return _whole([token.get("id") if isinstance(token, dict) else None for token in content])
 
     @property
     def ids(self) -> list[int] | None:
@@ -297,8 +296,13 @@ def _tokenize(client: Client, name: str, text: str) -> list[int] | None:
     tokens = content.get("tokens") if isinstance(content, dict) else content
     if not isinstance(tokens, list):
         return None
-    ids = [token.get("id") if isinstance(token, dict) else token for token in tokens]
-    return ids if all(isinstance(id, int) for id in ids) else None
+    return _whole([token.get("id") if isinstance(token, dict) else token for token in tokens])
+
+
+def _whole(values: Sequence[object]) -> list[int] | None:
+    """The values if all are token ids."""
+    ids = [value for value in values if isinstance(value, int)]
+    return ids if len(ids) == len(values) else None
 
 
 def _fields(
