@@ -322,7 +322,8 @@ def _fields(
     if not _accepts(client, {**body, **accepted}):
         accepted = {k: v for k, v in optional.items() if _accepts(client, {**body, k: v})}
     rejected = tuple(key for key in optional if key not in accepted)
-    choice = _first(completion(client, {**body, **accepted}))
+    # Without stop strings: a response that ends at once would have no ids.
+    choice = _first(completion(client, {**body, **accepted, "stop": None}))
     ids: Ids = "none"
     if choice.token_ids is not None:
         ids = "token_ids"

@@ -106,7 +106,8 @@ class Completer:
         is_odd = _REPLACEMENT in text or not self._criteria.tokens.isdisjoint(ids)
         if is_odd or not _alike(decoded, text):
             return None
-        return Response(ids, decoded, choice.finish_reason == "length" and not ends, True)
+        cut = choice.finish_reason == "length" and not ends
+        return Response(ids, decoded, cut, retokenised=bool(ids))
 
 
 def _alike(ours: str, theirs: str) -> bool:

@@ -104,7 +104,8 @@ def test_a_server_that_reads_and_returns_text_gives_equal_texts(export, endpoint
     assert server["tokenizer"] == "numbers of prompt tokens"
     assert set(server["rejected"]) == endpoint.rejects
     assert set(server["fields"]) == {"repetition_penalty"}
-    assert facts["retokenised"] == facts["responses"]
+    words = sum(s.count for r in records() for s in r.responses if s.ids)
+    assert facts["retokenised"] == words > 0
     assert {r.id: {(s.text, s.count) for s in r.responses} for r in records()} == whole
 
 
@@ -294,6 +295,11 @@ def test_a_run_states_what_sampled_it(hq, tiny_study, endpoint):
     of_server = facts["sampling"]["responses_from_server"]
     assert of_server["servers"][0]["url"] == endpoint.url.removesuffix("/v1")
     assert of_server["servers"][0]["seeds"] == "repeat responses"
+
+    assert hq("report", "run", "--into", "page.html").code == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "responses_from_server" in page
+    assert NAME in page
 
     # The same responses from a file, without a server.
     exported = ("responses", "export", tiny_study, "--into", "served.jsonl.gz")

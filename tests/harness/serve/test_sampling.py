@@ -1,9 +1,15 @@
-"""`--sampler openai` with `hq serve`: its responses are those of the local llama.cpp sampler."""
+"""`--sampler openai` with `hq serve` and llama-server: their responses are the local sampler's."""
 
 import json
-from contextlib import contextmanager
+import os
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from harness.stages.sample import QuestionRecord
@@ -13,6 +19,8 @@ from hq.gguf.write import write_gguf
 from hq.models.checkpoint import checkpoint_identity
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from tests.harness.serve.conftest import NEVER, running, seal
+
+LLAMA_SERVER = os.environ.get("HQ_LLAMA_SERVER") or shutil.which("llama-server") or ""
 
 
 @contextmanager
@@ -92,3 +100,42 @@ def test_samples_come_several_a_request_and_seeds_repeat_them(
     assert (about["choices"], about["seeds"]) == (3, "repeat responses")
     assert about["prompt"] == "token ids"
     assert facts["unreadable"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not LLAMA_SERVER, reason="this machine: no llama-server; HQ_LLAMA_SERVER names its file"
+)
+def test_llama_server_samples_what_the_local_sampler_does(export, monkeypatch):
+    monkeypatch.setattr("harness.stages.sample.CHUNK", 60)
+    greedy = ("--set", "sampling.temperature=0")
+    assert export("--sampler", "llamacpp", *greedy).code == 0
+    gguf = min(Path("cache/store").glob("gguf-*/model.gguf"), key=lambda path: path.stat().st_size)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    exact = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
+    process = subprocess.Popen(
+        [LLAMA_SERVER, "-m", str(gguf), "--port", str(port), "--alias", "tiny", "-t", "1", *exact],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(100):
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").is_success:
+                    break
+            time.sleep(0.1)
+        outcome = export("--sampler", "openai", "--endpoint", url, *greedy)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert outcome.code == 0, outcome.err
+    (file,) = Path("cache/store").glob("served-[0-9a-f]*/servers.json")
+    (about,) = json.loads(file.read_text(encoding="utf-8"))["servers"]
+    assert (about["prompt"], about["ids"]) == ("token ids", "logprobs")
+    assert about["tokenizer"] == "token ids of /tokenize"
+    local, remote = records("sample"), records("served")
+    equal = sum(local[id].responses == remote[id].responses for id in local)
+    assert equal / len(local) >= 0.95, f"{equal} of {len(local)}"
