@@ -16,6 +16,7 @@ from harness.tables.contents import lacks_table
 from harness.tables.files import Frames, read_table, write_frames
 from harness.tables.provenance import (
     FROM_FILE,
+    FROM_SERVER,
     PROVENANCE_FILE,
     Facts,
     difference,
@@ -27,7 +28,7 @@ from harness.tables.provenance import (
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
-_RESPONSES = ("recorded", "sample")  # stages
+_RESPONSES = ("recorded", "sample", "served")  # stages
 _ROUNDING = 1e-3  # relative difference of fitted numbers between processors
 
 
@@ -98,8 +99,8 @@ def _with_equal_responses(new: Facts, committed: Facts) -> tuple[Facts, Facts]:
 
     Equal responses have equal outputs, and later nodes depend on nothing else of them.
     """
-    given, sampled = _outputs((new, committed), "recorded"), _outputs((new, committed), "sample")
-    equal = given & sampled
+    both = (new, committed)
+    equal = _outputs(both, "recorded") & (_outputs(both, "sample") | _outputs(both, "served"))
     without = [
         facts
         | {
@@ -128,7 +129,9 @@ def _declared(facts: Facts) -> Facts:
     reference = of_precisions(facts, {REFERENCE})
     reference.pop("threads", None)  # they change the last digits only
     if "sampling" in reference:
-        counts = {k: v for k, v in reference["sampling"].items() if k != FROM_FILE}
+        counts = {
+            k: v for k, v in reference["sampling"].items() if k not in (FROM_FILE, FROM_SERVER)
+        }
         reference["sampling"] = counts
     nodes = {
         name: {k: v for k, v in node.items() if k not in ("inputs", "outputs")}

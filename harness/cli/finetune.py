@@ -8,6 +8,8 @@ import typer
 from harness.cli.app import AsJson, Quiet, app
 from harness.cli.study import (
     DEFAULT_STUDY,
+    Concurrency,
+    EndpointOption,
     ModelOption,
     Name,
     Overrides,
@@ -15,6 +17,7 @@ from harness.cli.study import (
     Questions,
     Responses,
     Resume,
+    SamplerOption,
     execute,
     planned,
 )
@@ -31,6 +34,9 @@ def finetune(
     precisions: Precisions = None,
     questions: Questions = None,
     responses: Responses = None,
+    sampler: SamplerOption = None,
+    endpoint: EndpointOption = None,
+    concurrency: Concurrency = None,
     overrides: Overrides = None,
     into: Annotated[
         Path | None,
@@ -54,7 +60,17 @@ def finetune(
     adapter. The folder then contains adapter/ (PEFT), adapter.gguf (llama.cpp), model/ (merged)
     and README.md (model card). Needs hq[finetune].
     """
-    chosen = planned(study, model, precisions, questions, overrides, responses)
+    chosen = planned(
+        study,
+        model,
+        precisions,
+        questions,
+        overrides,
+        responses,
+        sampler,
+        endpoint,
+        concurrency,
+    )
     _require_own_folder(chosen, into or Path("runs") / f"{chosen.name}-finetune")
     execute(chosen, "finetune", into, resume, quiet, as_json)
 

@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Quiet, app, err
-from harness.cli.study import DEFAULT_STUDY, ModelOption, Name, Overrides, Questions, planned
+from harness.cli.study import (
+    DEFAULT_STUDY,
+    Concurrency,
+    EndpointOption,
+    ModelOption,
+    Name,
+    Overrides,
+    Questions,
+    SamplerOption,
+    planned,
+)
 from hq.errors import HQError
 
 responses_app = typer.Typer(no_args_is_help=True, help="Record the responses of a study.")
@@ -21,6 +31,9 @@ def export_command(
     study: Name = DEFAULT_STUDY,
     model: ModelOption = None,
     questions: Questions = None,
+    sampler: SamplerOption = None,
+    endpoint: EndpointOption = None,
+    concurrency: Concurrency = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -32,14 +45,14 @@ def export_command(
     Example: `hq responses export smollm2-knowledge --into responses.jsonl.gz`, then
     `hq run smollm2-knowledge --responses responses.jsonl.gz`.
     """
-    from harness.stages import recorded, sample
+    from harness.stages import recorded, responses
     from harness.stages.materials import Materials
     from harness.store.progress import Progress
     from harness.store.runner import Runner
     from harness.store.store import Store
     from hq.storage.places import cache_folder
 
-    chosen = planned(study, model, None, questions, overrides)
+    chosen = planned(study, model, None, questions, overrides, None, sampler, endpoint, concurrency)
     if chosen.responses:
         raise HQError(
             f"The study {chosen.name} reads its responses from {chosen.responses}: copy that file, "
@@ -50,7 +63,7 @@ def export_command(
     store = Store(cache_folder() / "store", fresh=False)
     with Progress(quiet=quiet) as progress, Materials(chosen) as m:
         m.check()
-        node = sample.node(m)
+        node = responses.sampled(m)
         folder = Runner(store, progress, m).run([node])[node]
         count = recorded.export(m, folder, into)
     size = into.stat().st_size / 1000

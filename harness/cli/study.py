@@ -1,5 +1,6 @@
 """`hq run`, `hq plan` and `hq study run`: experiments of a study, from questions to tables."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,28 @@ Responses = Annotated[
         metavar="FILE",
     ),
 ]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        help="What samples the responses: torch at FP16, llamacpp at Q8_0, or openai, the server "
+        "at --endpoint. Default: that of the study, else torch.",
+    ),
+]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        help="Address of an OpenAI-compatible server (vLLM, SGLang, TGI, llama-server, Ollama, hq "
+        "serve) of the study's model, for --sampler openai. Its key is the environment variable "
+        "OPENAI_API_KEY.",
+        metavar="URL",
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help="Requests to the endpoint at a time (8).", min=1, max=256),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,20 +98,44 @@ def planned(
     questions: Path | None,
     overrides: Sequence[str] | None = None,
     responses: Path | None = None,
+    sampler: str | None = None,
+    endpoint: str | None = None,
+    concurrency: int | None = None,
 ) -> "Study":
-    """Load a study, and apply the options that commands share."""
+    """Load a study, and apply the options that commands share.
+
+    Raises HQError if an endpoint is given and another sampler is used.
+    """
     from harness.experiments.run import load_study, validate_sections
 
     study = load_study(name)
     if overrides:
         study = study.overridden(overrides)
         validate_sections(study)
+    study = _sampled_by(study, sampler, endpoint, concurrency)
     study = study.changed(
         model=model,
         precisions=None if precisions is None else tuple(precisions.split(",")),
         responses=None if responses is None else str(responses),
     )
     return study if questions is None else study.reading(str(questions))
+
+
+def _sampled_by(
+    study: "Study", sampler: str | None, endpoint: str | None, concurrency: int | None
+) -> "Study":
+    given = {
+        "sampling.sampler": sampler,
+        "endpoint.url": None if endpoint is None else json.dumps(endpoint),
+        "endpoint.concurrency": concurrency,
+    }
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    study = study.overridden(changes) if changes else study
+    if endpoint is not None and study.sampling.sampler != "openai":
+        raise HQError(
+            f"The sampler {study.sampling.sampler} uses no --endpoint: add --sampler openai."
+        )
+    return study
 
 
 def execute(
@@ -155,6 +202,9 @@ def run_command(
     precisions: Precisions = None,
     questions: Questions = None,
     responses: Responses = None,
+    sampler: SamplerOption = None,
+    endpoint: EndpointOption = None,
+    concurrency: Concurrency = None,
     overrides: Overrides = None,
     into: Into = None,
     against: Annotated[
@@ -173,7 +223,17 @@ def run_command(
     After a kill, the same command continues. The output of each node is stored under a digest of
     everything it depends on, so after a change only affected nodes are computed again.
     """
-    chosen = planned(study, model, precisions, questions, overrides, responses)
+    chosen = planned(
+        study,
+        model,
+        precisions,
+        questions,
+        overrides,
+        responses,
+        sampler,
+        endpoint,
+        concurrency,
+    )
     execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against)
 
 
@@ -185,6 +245,9 @@ def plan_command(
     precisions: Precisions = None,
     questions: Questions = None,
     responses: Responses = None,
+    sampler: SamplerOption = None,
+    endpoint: EndpointOption = None,
+    concurrency: Concurrency = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -199,7 +262,17 @@ def plan_command(
     from harness.store.store import Store
     from hq.storage.places import cache_folder
 
-    chosen = planned(study, model, precisions, questions, overrides, responses)
+    chosen = planned(
+        study,
+        model,
+        precisions,
+        questions,
+        overrides,
+        responses,
+        sampler,
+        endpoint,
+        concurrency,
+    )
     kind = EXPERIMENTS[experiment or chosen.experiment]
     steps, power = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
     if as_json:
@@ -266,12 +339,11 @@ def study_run(
     study: Name = DEFAULT_STUDY,
     model: ModelOption = None,
     precisions: Precisions = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="Sampler of responses: torch, or llamacpp at Q8_0."),
-    ] = None,
     questions: Questions = None,
     responses: Responses = None,
+    sampler: SamplerOption = None,
+    endpoint: EndpointOption = None,
+    concurrency: Concurrency = None,
     overrides: Overrides = None,
     into: Into = None,
     resume: Resume = True,
@@ -279,7 +351,15 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Identify H-Neurons on FP16 and evaluate them at each precision; same as hq run -e detect."""
-    chosen = planned(study, model, precisions, questions, overrides, responses)
-    if sampler is not None:
-        chosen = chosen.overridden([f"sampling.sampler={sampler}"])
+    chosen = planned(
+        study,
+        model,
+        precisions,
+        questions,
+        overrides,
+        responses,
+        sampler,
+        endpoint,
+        concurrency,
+    )
     execute(chosen, "detect", into, resume, quiet, as_json)

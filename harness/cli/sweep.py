@@ -7,6 +7,8 @@ import typer
 from harness.cli.app import AsJson, Quiet, app, out, print_json
 from harness.cli.study import (
     DEFAULT_STUDY,
+    Concurrency,
+    EndpointOption,
     Into,
     ModelOption,
     Name,
@@ -15,6 +17,7 @@ from harness.cli.study import (
     Questions,
     Responses,
     Resume,
+    SamplerOption,
     execute,
     planned,
 )
@@ -61,6 +64,9 @@ def sweep(
     ] = None,
     questions: Questions = None,
     responses: Responses = None,
+    sampler: SamplerOption = None,
+    endpoint: EndpointOption = None,
+    concurrency: Concurrency = None,
     overrides: Overrides = None,
     into: Into = None,
     dry_run: Annotated[
@@ -78,7 +84,17 @@ def sweep(
     """
     from harness.experiments.run import validate_sections
 
-    chosen = planned(study, model, precisions, questions, overrides, responses)
+    chosen = planned(
+        study,
+        model,
+        precisions,
+        questions,
+        overrides,
+        responses,
+        sampler,
+        endpoint,
+        concurrency,
+    )
     given = {
         "scenarios": None if scenarios is None else scenarios.split(","),
         "alphas": None if alphas is None else alphas.split(","),

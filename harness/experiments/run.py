@@ -167,13 +167,13 @@ def _precision_in(node: Node) -> str | None:
 
 
 def definition_of(study: Study) -> dict[str, Any]:
-    """Return the study without its model, sections of experiments, and file of responses.
+    """Return the study without its model, sections of experiments, file of responses and endpoint.
 
-    Paths have no meaning on other machines, so it only contains whether they are given; nodes have
-    digests of the files.
+    Paths have no meaning on other machines, so it only contains whether they are given. Nodes have
+    digests of the files, and the name of the model that an endpoint serves.
     """
     definition = study.model_dump(
-        mode="json", exclude={"model", "experiment", "responses", "sections"}
+        mode="json", exclude={"model", "experiment", "responses", "endpoint", "sections"}
     )
     definition["scenario"]["options"].pop("source", None)
     definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)

@@ -13,16 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.endpoints.client import Client, EndpointError
 from harness.judges.base import Question, Verdict
 from hq.errors import HQError
 from hq.storage.places import cache_folder
-
-ATTEMPTS = 5
-TIMEOUT_S = 60.0
-MAX_WAIT_S = 30.0
 
 _INSTRUCTION = """\
 You grade answers to questions. Compare the response with the accepted answers; they mean the same
@@ -90,26 +86,23 @@ class LLMJudge:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url = f"{url.rstrip('/')}/chat/completions"
-        self._host = _host(self._url)
+        self._client = Client(url, key, "HQ_JUDGE_URL", sleep=sleep)
         self._model = model
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
         self._cache = cache
         self._words = _read_cache(cache)
         self._unclear: set[str] = set()
-        self._sleep = sleep
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._client.close()
+        self._client.__exit__(*exception)
 
     @property
     def identity(self) -> str:
         """Model, host and prompt wording, each of which changes the labels."""
         wording = hashlib.sha256((_INSTRUCTION + _again(_VERDICTS)).encode()).hexdigest()[:16]
-        return f"llm {self._model} at {self._host}, prompt {wording}"
+        return f"llm {self._model} at {self._client.host}, prompt {wording}"
 
     @property
     def label(self) -> str:
@@ -181,40 +174,22 @@ class LLMJudge:
 
     def _ask(self, messages: list[dict[str, str]]) -> str:
         """The model's reply; overload, server errors and lost connections are retried."""
-        failure, wait = "", 0.0
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self._sleep(wait)
-            wait = min(2.0**attempt, MAX_WAIT_S)
-            try:
-                reply = self._client.post(self._url, json=self._request(messages))
-            except httpx.RequestError as error:
-                failure = f"{type(error).__name__}: {error}"
-                continue
-            if reply.is_success:
-                return _content(reply, self._url)
-            failure = f"HTTP {reply.status_code}"
-            if reply.status_code != 429 and reply.status_code < 500:
-                break
-            wait = _retry_after(reply) or wait
-        raise HQError(
-            f"The judge at {self._url} gave no answer ({failure}): check HQ_JUDGE_URL, "
-            "HQ_JUDGE_KEY and HQ_JUDGE_MODEL, or use the judge 'rules'."
-        )
+        try:
+            reply = self._client.post("/chat/completions", self._request(messages))
+        except EndpointError as error:
+            raise HQError(
+                f"The judge at {self._url} gave no answer ({error}): check HQ_JUDGE_URL, "
+                "HQ_JUDGE_KEY and HQ_JUDGE_MODEL, or use the judge 'rules'."
+            ) from error
+        return _content(reply.content, self._url)
 
     def _request(self, messages: list[dict[str, str]]) -> dict[str, object]:
         return {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 16}
 
 
-def _retry_after(reply: httpx.Response) -> float | None:
-    """Seconds that the server asks the client to wait, at most MAX_WAIT_S."""
-    seconds = reply.headers.get("Retry-After", "")
-    return min(float(seconds), MAX_WAIT_S) if seconds.isdigit() else None
-
-
-def _content(reply: httpx.Response, url: str) -> str:
+def _content(reply: bytes, url: str) -> str:
     try:
-        completion = _Completion.model_validate_json(reply.content)
+        completion = _Completion.model_validate_json(reply)
         return completion.choices[0].message.content or ""
     except (ValidationError, IndexError) as error:
         raise HQError(
@@ -240,20 +215,6 @@ def _parse(reply: str, words: tuple[str, ...]) -> str | None:
     """The word if the reply is exactly one of them; "not right" is not."""
     plain = _DECORATION.sub(" ", reply).strip().lower()
     return plain if plain in words else None
-
-
-def _host(url: str) -> str:
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise HQError(
-            f"HQ_JUDGE_URL gives {url!r}, which is not a URL ({error}): set it to https://HOST/v1."
-        ) from error
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise HQError(
-            f"HQ_JUDGE_URL gives {url!r}, which is not an HTTP URL: set it to https://HOST/v1."
-        )
-    return parts.netloc.decode()
 
 
 def _read_cache(path: Path | None) -> dict[str, str | None]:

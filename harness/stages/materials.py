@@ -13,7 +13,7 @@ from harness.models.requirements import packages_to_make, require_packages
 from harness.models.sources import gguf_of, resolve_model
 from harness.scenarios import prompts
 from harness.scenarios.questions import QuestionSet, load_questions
-from harness.stages import units
+from harness.stages import served, units
 from harness.stages.loading import Models
 from harness.stages.recorded import Recorded, load
 from harness.stages.samples import Prompted
@@ -117,8 +117,14 @@ class Materials:
         """Return the materials of another model, which is asked the same questions.
 
         Its nodes have `name` in their names. Packed checkpoints and responses that the study gives
-        are of its own model, so they are left out.
+        are of its own model, so they are left out. Raises HQError if an endpoint samples, which
+        serves the study's own model.
         """
+        if self.study.sampling.sampler == served.SAMPLER:
+            raise HQError(
+                f"The experiment also asks {model}, which the endpoint does not serve: use the "
+                "sampler torch or llamacpp."
+            )
         given = {"checkpoints": {}, "responses": ""}
         changes = {"name": name, "model": model, "prompt": prompt, **given}
         return Materials(self.study.model_copy(update=changes), beside=self, other_model=True)
@@ -131,7 +137,8 @@ class Materials:
         """
         study = self.study
         made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
-        require_packages((*study.precisions, SAMPLERS[study.sampling.sampler]), study.checkpoints)
+        sampled = [SAMPLERS[s] for s in (study.sampling.sampler,) if s in SAMPLERS]
+        require_packages((*study.precisions, *sampled), study.checkpoints)
         for name in {p.removesuffix(NATIVE) for p in study.precisions} & set(study.checkpoints):
             resolve(study.checkpoints[name])
         if GGUF_SOURCE in map(file_precision, study.precisions):
@@ -159,7 +166,8 @@ class Materials:
         """
         _ = self.judge, self.stop_criteria
         self._require_room()
-        _ = self.recorded
+        if self.recorded is None and self.study.sampling.sampler == served.SAMPLER:
+            _ = self.served_model
 
     @cached_property
     def path(self) -> Path:
@@ -245,6 +253,11 @@ class Materials:
     def recorded(self) -> Recorded | None:
         """The responses in the study's file; None if they are sampled. Raises HQError."""
         return load(self)
+
+    @cached_property
+    def served_model(self) -> str:
+        """The name of the model at the study's endpoint. Raises HQError if it is not known."""
+        return served.find_model(self)
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.judges.base import PromptedJudge, Verdict
-from harness.stages import response_file
+from harness.stages import response_file, served
 from harness.stages.response_file import Header, Line
 from harness.stages.sample import (
     JudgedResponse,
@@ -57,7 +57,8 @@ def node(m: "Materials", recorded: Recorded) -> Node:
             "balance": m.study.sampling.balance,
             "design": design_digest(m.prompted),
         },
-        precision=recorded.header.precision,  # no model is loaded, but rows belong to it
+        # No model is loaded, but rows belong to the precision at which one sampled.
+        precision=None if _is_served(header["precision"]) else header["precision"],
         about=f"responses {m.scope}".rstrip(),
         units=len(recorded.records),
         unit="questions",
@@ -84,7 +85,7 @@ def load(m: "Materials") -> Recorded | None:
     header, lines, digest = response_file.read(path)
     _require_settings(path, header, m)
     prompted = {p.question.id: p for p in m.prompted}
-    check = _Check(path, m)
+    check = _Check(path, m, _is_served(header.precision))
     records: dict[str, QuestionRecord] = {}
     for line in lines:
         if line.id in records:
@@ -128,7 +129,7 @@ def _require_settings(path: Path, header: Header, m: "Materials") -> None:
         )
     stops = m.stop_criteria.parameters
     wanted = {
-        "precision": SAMPLERS[m.study.sampling.sampler],
+        "precision": _sampled_at(m, header),
         **{f"sampling.{key}": value for key, value in asdict(m.sampling).items()},
         **stops,
         "judge": m.judge.identity,
@@ -147,6 +148,23 @@ def _require_settings(path: Path, header: Header, m: "Materials") -> None:
                 f"{wanted.get(key)!r}: change the study, or give a file that was sampled with its "
                 "settings."
             )
+
+
+def _is_served(precision: str) -> bool:
+    return precision.startswith(f"{served.SAMPLER}:")
+
+
+def _sampled_at(m: "Materials", header: Header) -> str:
+    """Return the precision that the file has to state: for an endpoint, its model's name.
+
+    Every name is accepted if the study has none, because the server is not asked.
+    """
+    sampler = m.study.sampling.sampler
+    if sampler != served.SAMPLER:
+        return SAMPLERS[sampler]
+    if not m.study.endpoint.model and _is_served(header.precision):
+        return header.precision
+    return f"{served.SAMPLER}:{m.study.endpoint.model}"
 
 
 def _asked(
@@ -171,8 +189,10 @@ def _asked(
 class _Check:
     """Compares lines of a file with the study: questions, tokens, texts, counts and verdicts."""
 
-    def __init__(self, path: Path, m: "Materials") -> None:
+    def __init__(self, path: Path, m: "Materials", is_served: bool) -> None:
         self._path = path
+        # Texts that are tokenized again can have more tokens than were sampled.
+        self._is_exact = not is_served
         self._judge = m.judge
         # The verdicts of a language model are taken as recorded.
         self._judged_again = not isinstance(m.judge, PromptedJudge)
@@ -211,7 +231,8 @@ class _Check:
         limit = self._settings.max_new_tokens
         if any(not 0 <= id < self._vocabulary for id in response.ids):
             raise self._damaged(line.id, f"a token outside the vocabulary of {self._vocabulary:,}")
-        if len(response.ids) > limit or not self._criteria.tokens.isdisjoint(response.ids):
+        too_long = self._is_exact and len(response.ids) > limit
+        if too_long or not self._criteria.tokens.isdisjoint(response.ids):
             raise self._damaged(line.id, f"a response beyond its end or {limit} tokens")
         if not _is_text_of(response, self._criteria):
             raise self._damaged(
@@ -221,6 +242,8 @@ class _Check:
     def _require_verdict(self, response: JudgedResponse, p: Prompted) -> None:
         is_longest = len(response.ids) == self._settings.max_new_tokens
         is_cut = is_longest and self._criteria.split(response.ids) is None
+        if not self._is_exact:  # the server said what it cut
+            is_cut = response.verdict is Verdict.CUT
         verdict = self._judge.judge(response.text, p.question, is_cut)
         if verdict is not response.verdict:
             raise HQError(
@@ -234,8 +257,10 @@ class _Check:
         # Sampling of a question is abandoned only if its verdicts are not all right or all wrong.
         agree = {r.verdict for r in line.responses} in ({Verdict.RIGHT}, {Verdict.WRONG})
         complete = sum(counts) == n
-        wrong = min(counts) < 1 or sum(counts) > n or line.complete != complete
-        if wrong or (agree and not complete):
+        wrong = min(counts, default=1) < 1 or sum(counts) > n or line.complete != complete
+        # A server can have returned responses that no tokens have; they are left out.
+        wrong = wrong or (self._is_exact and (not counts or (agree and not complete)))
+        if wrong:
             raise self._damaged(line.id, f"counts with the sum {sum(counts)}, of {n} responses")
 
     def _damaged(self, id: str, what: str) -> HQError:

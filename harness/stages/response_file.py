@@ -51,7 +51,7 @@ class Line(BaseModel):
 
     id: str
     asked: str  # digest of the prompt and the accepted answers
-    responses: Annotated[tuple[JudgedResponse, ...], Field(min_length=1)]
+    responses: tuple[JudgedResponse, ...]
     complete: bool
     generated: Annotated[int, Field(ge=0)]
     naive: Annotated[int, Field(ge=0)]

@@ -7,12 +7,12 @@ new questions.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -89,6 +89,21 @@ class QuestionRecord(BaseModel):
         return normalise(self.typical.text)
 
 
+class Sampler(Protocol):
+    """Samples and judges the responses to questions."""
+
+    @property
+    def record(self) -> type[QuestionRecord]:
+        """The records of its log."""
+        ...
+
+    def sample(
+        self, chunk: Sequence[Prompted], known: Container[str]
+    ) -> Iterator[Sequence[QuestionRecord]]:
+        """Yield records of questions whose ids are not in `known`, as soon as there are any."""
+        ...
+
+
 def node(m: "Materials") -> Node:
     """Declare the responses to as many questions as the quota of pairs takes."""
     study = m.study
@@ -135,18 +150,16 @@ def make(work: "Work[Materials]") -> None:
         work.store.growing(RESPONSE_LOG.name, RESPONSE_LOG.version, key) as log,
         work.task(len(m.prompted), "questions", "sample responses") as task,
     ):
-        records = collect(
-            log / LOG_FILE,
+        sampler = LocalSampler(
             lambda: mapping.backend(work).decoding(),
             m.prompted,
             m.sampling,
             m.stop_criteria,
             m.judge,
-            parameters["quota"],
-            parameters["balance"],
-            task,
             max_rows(precision),
         )
+        quota, balance = parameters["quota"], parameters["balance"]
+        records = collect(log / LOG_FILE, sampler, m.prompted, m.judge, quota, balance, task)
     write_records(work.folder, records)
 
 
@@ -157,17 +170,60 @@ def design_digest(prompted: Sequence[Prompted]) -> str:
     )
 
 
+class LocalSampler:
+    """Samples with a loaded model; all questions of a batch are sampled again if one is missing."""
+
+    record = QuestionRecord
+
+    def __init__(
+        self,
+        decoding: Callable[[], Decoding],
+        prompted: Sequence[Prompted],
+        settings: Sampling,
+        criteria: StopCriteria,
+        judge: Judge,
+        max_rows: int = 1 << 16,
+    ) -> None:
+        """Prepare to sample.
+
+        Args:
+            decoding: Loads the model; called only if a record is missing.
+            prompted: All questions.
+            settings: Settings of the sampler.
+            criteria: What ends a response.
+            judge: Gives the verdicts.
+            max_rows: The largest number of responses that are decoded together.
+        """
+        self._shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
+        self._questions = {p.question.id: p.question for p in prompted}
+        self._consistent = consistency(prompted, judge)
+        self._settings, self._criteria, self._judge = settings, criteria, judge
+        self._questions_at_once = max_rows // settings.responses
+
+    def sample(
+        self, chunk: Sequence[Prompted], known: Container[str]
+    ) -> Iterator[Sequence[QuestionRecord]]:
+        """Yield the records of each batch."""
+        for batch in batches(chunk, self._questions_at_once):
+            if not all(p.question.id in known for p in batch):
+                prompts = [(p.question.id, p.ids) for p in batch]
+                trees = sample(
+                    self._shared(), prompts, self._settings, self._criteria, self._consistent
+                )
+                yield [
+                    record_of(tree, self._questions[tree.key], self._judge, self._settings)
+                    for tree in trees
+                ]
+
+
 def collect(
     log: Path,
-    decoding: Callable[[], Decoding],
+    sampler: Sampler,
     prompted: Sequence[Prompted],
-    settings: Sampling,
-    criteria: StopCriteria,
     judge: Judge,
     quota: int,
     balance: Balance,
     task: Task,
-    max_rows: int = 1 << 16,
 ) -> list[QuestionRecord]:
     """Return the records of all questions that are asked for the quota, in their order.
 
@@ -178,31 +234,21 @@ def collect(
 
     Args:
         log: The file of finished records.
-        decoding: Loads the model; called only if a record is missing.
+        sampler: Samples what is missing.
         prompted: The questions, in a fixed order.
-        settings: Settings of the sampler.
-        criteria: What ends a response.
-        judge: Gives the verdicts.
+        judge: Gives the verdicts; its unclear replies are shown.
         quota: The number of pairs at which sampling stops. Text matching keeps fewer of them.
         balance: What the two answers of a pair share.
         task: Shows the number of questions.
-        max_rows: The largest number of responses that are decoded together.
     """
-    records = {record.id: record for record in read_log(log, QuestionRecord)}
-    questions = {p.question.id: p for p in prompted}
-    consistent = consistency(prompted, judge)
-    shared = cache(partial(_sharing, decoding, [p.ids for p in prompted]))
+    records = {record.id: record for record in read_log(log, sampler.record)}
     asked: list[Prompted] = []
     for chunk, left_out in chunks_for(prompted, records, quota, balance):
-        task.advance(left_out)
-        for batch in batches(chunk, max_rows // settings.responses):
-            if not all(p.question.id in records for p in batch):
-                prompts = [(p.question.id, p.ids) for p in batch]
-                trees = sample(shared(), prompts, settings, criteria, consistent)
-                new = [record_of(t, questions[t.key].question, judge, settings) for t in trees]
-                append(log, new)
-                records |= {record.id: record for record in new}
-            task.advance(len(batch))
+        task.advance(left_out + sum(p.question.id in records for p in chunk))
+        for new in sampler.sample(chunk, records):
+            append(log, new)
+            task.advance(sum(record.id not in records for record in new))
+            records |= {record.id: record for record in new}
         asked += chunk
         closed = pairs(candidates(asked, records, balance), quota)
         unclear = f", {judge.unclear} replies of the judge unclear" if judge.unclear else ""
@@ -252,8 +298,9 @@ def _sharing(decoding: Callable[[], Decoding], prompts: Sequence[tuple[int, ...]
 
 
 def write_records(folder: Path, records: Sequence[QuestionRecord]) -> None:
-    """Write responses.jsonl."""
-    lines = (record.model_dump_json() + "\n" for record in records)
+    """Write responses.jsonl, without the further fields of a sampler's own records."""
+    fields = set(QuestionRecord.model_fields)
+    lines = (record.model_dump_json(include=fields) + "\n" for record in records)
     (folder / RESPONSES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

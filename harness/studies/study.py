@@ -22,7 +22,7 @@ from hq.precisions.packed import Dequantized
 from hq.tracing.sampling import Sampling
 from hq.tracing.traces import StorageType
 
-SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # precision at which responses are sampled
+SAMPLERS = {"torch": "fp16", "llamacpp": "gguf-q8_0"}  # precision of each sampler of this machine
 REFERENCE = "fp16"  # precision of the probe, with which others are compared
 Balance = Literal["answer", "text"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -67,8 +67,9 @@ class SamplingSection(Section):
     texts predict the label (propensity matching), for answers that rarely repeat."""
     judge: str = "rules"
     """Judge of the responses: `hq list judges`."""
-    sampler: Literal["torch", "llamacpp"] = "torch"
-    """What samples the responses: torch at FP16, or llama.cpp at Q8_0."""
+    sampler: Literal["torch", "llamacpp", "openai"] = "torch"
+    """What samples the responses: torch at FP16, llama.cpp at Q8_0, or openai, the server in
+    [endpoint]."""
 
     def settings(self, seed: int) -> Sampling:
         """Return the settings of the sampler."""
@@ -80,6 +81,18 @@ class SamplingSection(Section):
             self.max_new_tokens,
             seed,
         )
+
+
+class EndpointSection(Section):
+    """The OpenAI-compatible server that samples if `sampling.sampler` is `openai`."""
+
+    url: str = ""
+    """Its address, such as http://localhost:8000; the key, if it needs one, is the environment
+    variable OPENAI_API_KEY."""
+    model: str = ""
+    """Name of the model there; default: the only one that it serves."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests at a time."""
 
 
 class ReserveSection(Section):
@@ -188,6 +201,7 @@ class Study(Section):
     scenario: ScenarioSection = ScenarioSection()
     prompt: PromptSection = PromptSection()
     sampling: SamplingSection = SamplingSection()
+    endpoint: EndpointSection = EndpointSection()
     reserve: ReserveSection = ReserveSection()
     identify: IdentifySection = IdentifySection()
     compare: CompareSection = CompareSection()

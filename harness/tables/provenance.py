@@ -12,6 +12,7 @@ from hq.errors import HQError
 
 PROVENANCE_FILE = "provenance.json"
 FROM_FILE = "responses_from_file"  # in `sampling`: the digest of the file
+FROM_SERVER = "responses_from_server"  # in `sampling`: the servers, which can differ between runs
 
 Facts = dict[str, Any]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from harness.endpoints.client import ATTEMPTS
 from harness.judges.base import Question, Verdict
-from harness.judges.llm import ATTEMPTS, LLMJudge
+from harness.judges.llm import LLMJudge
 from harness.judges.registry import make_judge
 from hq.errors import HQError
 from tests.harness.judge_endpoint import Endpoint

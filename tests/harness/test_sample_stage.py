@@ -13,6 +13,7 @@ from harness.stages import sample as stage
 from harness.stages.materials import Materials
 from harness.stages.sample import (
     JudgedResponse,
+    LocalSampler,
     QuestionRecord,
     asked_digest,
     collect,
@@ -46,17 +47,9 @@ def run(folder, parts, quota=1000, log=None, balance="text"):
         Progress(quiet=True) as progress,
         progress.task("sample", len(prompted), "questions") as task,
     ):
-        records = collect(
-            log,
-            lambda: decoding,
-            prompted,
-            SETTINGS,
-            ending,
-            make_judge("rules"),
-            quota,
-            balance,
-            task,
-        )
+        judge = make_judge("rules")
+        sampler = LocalSampler(lambda: decoding, prompted, SETTINGS, ending, judge)
+        records = collect(log, sampler, prompted, judge, quota, balance, task)
     write_records(folder, records)
     return read_records(folder)
 

@@ -19,7 +19,7 @@ from harness.experiments.detect.makings import FurtherMaking
 from harness.experiments.detect.power import power
 from harness.experiments.detect.tables import TABLES
 from harness.scenarios.rows import SetAside
-from harness.stages import mapping, pack, sample, select, uncertainty
+from harness.stages import mapping, pack, sample, select, served, uncertainty
 from harness.stages.graph import Graph
 from harness.stages.identify import (
     NEURONS_FILE,
@@ -33,7 +33,7 @@ from harness.stages.samples import require_origin
 from harness.store.node import Node
 from harness.store.runner import Outputs
 from harness.studies.study import REFERENCE, Study
-from harness.tables.provenance import FROM_FILE
+from harness.tables.provenance import FROM_FILE, FROM_SERVER
 from harness.tables.schema import Row
 from hq.probe.fidelity import relative_error
 from hq.probe.identify import THRESHOLD
@@ -138,14 +138,17 @@ class DetectExperiment(Experiment):
     def facts(self, m: Materials, outputs: Outputs) -> dict[str, Any]:
         """Return the numbers of questions asked, of samples, and of generated tokens.
 
-        With the digest of the file that the responses came from, if they were not sampled.
+        With the digest of the file that the responses came from, or the servers that sampled them,
+        if no model here did.
         """
         graph = Graph(m)
         records = sample.read_records(outputs[graph.responses]).values()
         labels = Counter(record.hallucinated for record in records)
         unusable = len(m.questions.set_aside)
         set_aside = {"rows_set_aside": unusable} if unusable else {}
-        given = {} if m.recorded is None else {FROM_FILE: m.recorded.digest}
+        given: dict[str, Any] = {} if m.recorded is None else {FROM_FILE: m.recorded.digest}
+        if graph.responses.stage is served.STAGE:
+            given = {FROM_SERVER: served.read(outputs[graph.responses]).model_dump(mode="json")}
         return {
             "sampling": set_aside
             | given
