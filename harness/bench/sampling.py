@@ -20,10 +20,9 @@ from harness.stages.sample import (
     record_of,
 )
 from harness.stages.samples import Prompted
-from hq.storage.places import cache_folder
+from harness.store.opening import open_store
 from harness.store.progress import Progress
 from harness.store.runner import Runner
-from harness.store.store import Store
 from harness.studies.study import REFERENCE, SAMPLERS, Balance, Study
 from hq.backends.base import Backend
 from hq.backends.opening import max_rows
@@ -54,7 +53,7 @@ def bench_sampling(study: str = "smollm2-facts", questions: int = 384) -> list[B
         study: Name or file of a study.
         questions: Number of questions.
     """
-    store = Store(cache_folder() / "store")
+    store = open_store()
     with Materials(Study.load(study)) as m:
         runner = Runner(store, Progress(quiet=True), m)
         prompted = m.prompted[:questions]
