@@ -241,4 +241,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
             f"The store {url} cannot be used: {first_line(error)}. Give a folder or a URL such as "
             "s3://bucket/hq."
         ) from error
-    return fs, str(path).rstrip("/")
+    base = str(path).rstrip("/")
+    if not base:
+        raise HQError(f"The store {url} names no folder or bucket: write s3://bucket/hq.")
+    return fs, base
