@@ -36,7 +36,7 @@ class RemoteStore(Store):
 
     def __init__(self, url: str, cache: Path, fresh: bool = False) -> None:
         super().__init__(cache / digest(url), fresh)
-        self.url = url.rstrip("/")
+        self.url = url
         self._records: dict[str, dict[str, Any]] = {}
         self._fs, self._base = _filesystem(self.url)
         self._require_exclusive()
