@@ -158,12 +158,13 @@ def _nodes(costs: Costs) -> list[Node]:
         for p in PRECISIONS
     }
     chosen = node("select", None, node("sample", "fp16", maps["fp16"]))
-    wanted: list[Node] = []
+    # The divergence from FP16 is computed with the logits of FP16.
+    reference = node("uncertainty", "fp16", maps["fp16"], chosen)
+    wanted: list[Node] = [reference]
     for p in PRECISIONS:
-        wanted += [
-            node("identify", p, node("trace", p, maps[p], chosen), chosen),
-            node("uncertainty", p, maps[p], chosen),
-        ]
+        wanted.append(node("identify", p, node("trace", p, maps[p], chosen), chosen))
+        if p != "fp16":
+            wanted.append(node("uncertainty", p, maps[p], chosen, reference))
     return wanted
 
 

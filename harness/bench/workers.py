@@ -3,6 +3,8 @@
 import json
 import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +35,8 @@ def bench_workers(
     time begins when all workers have started, which has a row of its own.
 
     Simulated: the runner schedules a study of a 70B model at four precisions on a virtual clock,
-    with assumed `costs`. Efficiency is the time of one worker over that of all, per worker; the row
-    of the limit says which jobs determine the end.
+    with assumed `costs`: it quantizes the GPTQ checkpoint, or is given it. Efficiency is the time
+    of one worker over that of all, per worker; `limit` says which jobs determine the end.
     """
     rows: list[BenchRow] = []
     if find_spec("ray") is None:
@@ -60,37 +62,22 @@ def bench_workers(
 
 
 def _simulated(gpus: int, costs: Costs) -> list[BenchRow]:
+    """Return the rows of a run that quantizes a checkpoint, and of one that is given it."""
     rows: list[BenchRow] = []
-    alone = makespan(simulate(1, costs))
-    for workers in (gpus // 16, gpus // 4, gpus):
-        ran = simulate(workers, costs)
-        total = makespan(ran)
-        rows.append(
-            BenchRow(
-                name=f"simulated_efficiency_{workers}",
-                value=alone / total / workers,
-                unit="ratio",
-                note=f"{total / 3600:.2f} h, {alone / 3600:.1f} h on one GPU, assumed costs",
-            )
-        )
-    by_stage: dict[str, float] = {}
-    for one in critical(ran):
-        stage = one.job.node.stage.name
-        by_stage[stage] = by_stage.get(stage, 0.0) + one.end - one.start
-    longest = sorted(by_stage.items(), key=lambda item: -item[1])
-    loading = sum(one.end - one.start for one in ran) / (gpus * total)
-    shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in longest)
-    rows.append(
-        BenchRow(name=f"simulated_busy_{gpus}", value=loading, unit="ratio", note="loads included")
-    )
-    rows.append(
-        BenchRow(
-            name=f"simulated_limit_{gpus}",
-            value=longest[0][1] / total,
-            unit="ratio",
-            note=f"of the time to the end: {shares}",
-        )
-    )
+    for kind, assumed in (("", costs), ("_given", replace(costs, pack=0.0))):
+        alone = makespan(simulate(1, assumed))
+        for workers in (gpus // 16, gpus // 4, gpus):
+            ran = simulate(workers, assumed)
+            total = makespan(ran)
+            note = f"{total / 3600:.2f} h, {alone / 3600:.1f} h on one GPU; costs are assumed"
+            name, value = f"simulated_efficiency_{workers}{kind}", alone / total / workers
+            rows.append(BenchRow(name=name, value=value, unit="ratio", note=note))
+        by_stage: Counter[str] = Counter()
+        for one in critical(ran):
+            by_stage[one.job.node.stage.name] += round(100 * (one.end - one.start) / total)
+        note = ", ".join(f"{stage} {share}%" for stage, share in by_stage.most_common() if share)
+        name, value = f"simulated_limit_{gpus}{kind}", by_stage.most_common(1)[0][1]
+        rows.append(BenchRow(name=name, value=value, unit="%", note=f"of the time: {note}"))
     return rows
 
 

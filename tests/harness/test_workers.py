@@ -201,7 +201,7 @@ def test_a_lost_machine_is_replaced_by_another(here, notes, s3):
 
 
 def test_what_no_machine_has_is_one_sentence(here, notes):
-    with pytest.raises(HQError, match="No machine of the cluster has what squares needs: .* GiB"):
+    with pytest.raises(HQError, match=r"No machine of the cluster has what squares needs: .* GiB"):
         run(notes, memory=2**60)
 
 
