@@ -81,7 +81,7 @@ class Workers(NamedTuple):
     """Where the nodes of a run are computed: by default one after another in this process."""
 
     store: str | None = None
-    count: int | None = None
+    number: int | None = None
     address: str | None = None
 
 
@@ -136,8 +136,8 @@ def execute(
     if folder.is_file():
         raise HQError(f"{folder} is a file: name a folder for the tables.")
     url, executor = store_url(workers.store), None
-    if workers.count is not None or workers.address is not None:
-        executor = on_workers(study, kind, url, workers.count, workers.address)
+    if workers.number is not None or workers.address is not None:
+        executor = on_workers(study, kind, url, workers.number, workers.address)
     store = open_store(url, fresh=not resume)
     with Progress(quiet=quiet) as progress:
         require = None if against is None else partial(_require_decision, study.name, against)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -61,8 +62,9 @@ def s3(monkeypatch):
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-    yield "s3://bucket/hq"
+    bucket = f"bucket-{secrets.token_hex(4)}"  # servers in one process share their buckets
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+    yield f"s3://{bucket}/hq"
     server.stop()
 
 
