@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from harness.store.places import cache_folder
 from harness.store.remote import RemoteStore
 from harness.store.store import Store
+from hq.storage.places import cache_folder
 
 STORE_VARIABLE = "HQ_STORE"
 
