@@ -213,6 +213,11 @@ def with_browser(session: nox.Session) -> None:
     with_extra(session, "browser", ("playwright",), ("--no-deps", "axe-playwright-python"))
 
 
+def with_scale(session: nox.Session) -> None:
+    """Adds Ray, s3fs and the tests' S3-compatible server to the shared environment."""
+    with_extra(session, "scale", ("-e", ".[scale]"), ("moto[s3]", "flask", "flask-cors"))
+
+
 def run(
     session: nox.Session, command: str, *arguments: str, accepted: Sequence[int] = (0,)
 ) -> None:
@@ -317,6 +322,14 @@ def slow(session: nox.Session) -> None:
     session.env["OMP_NUM_THREADS"] = "1"  # one worker per core
     parallel = ("-n", "auto", "--dist", "loadfile")
     run(session, "pytest", "-m", "slow", *parallel, "--durations=25", *session.posargs)
+
+
+@nox.session
+def scale(session: nox.Session) -> None:
+    """Run the tests of many machines: Ray's workers, and a store on an S3-compatible server."""
+    with_scale(session)
+    session.env["OMP_NUM_THREADS"] = "1"
+    run(session, "pytest", "-m", "scale", "--durations=25", *session.posargs)
 
 
 @nox.session

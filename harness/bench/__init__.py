@@ -15,6 +15,7 @@ from harness.bench.monitor import bench_monitor
 from harness.bench.planted import bench_planted
 from harness.bench.sampling import bench_sampling
 from harness.bench.tests import bench_tests
+from harness.bench.workers import bench_workers
 
 BENCHES.add("cett", bench_cett)
 BENCHES.add("deploy", bench_deploy)
@@ -26,5 +27,6 @@ BENCHES.add("monitor", bench_monitor)
 BENCHES.add("planted", bench_planted)
 BENCHES.add("sampling", bench_sampling)
 BENCHES.add("tests", bench_tests)
+BENCHES.add("workers", bench_workers)
 
 __all__ = ["BENCHES", "report"]

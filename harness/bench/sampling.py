@@ -20,14 +20,13 @@ from harness.stages.sample import (
     record_of,
 )
 from harness.stages.samples import Prompted
+from harness.store.opening import open_store
 from harness.store.progress import Progress
 from harness.store.runner import Runner
-from harness.store.store import Store
 from harness.studies.study import REFERENCE, SAMPLERS, Balance, Study
 from hq.backends.base import Backend
 from hq.backends.opening import max_rows
 from hq.backends.transformers.backend import TorchBackend
-from hq.storage.places import cache_folder
 from hq.tracing.sampling import Tree, sample
 
 _GENERATED = 16  # questions that transformers' `generate` answers
@@ -54,7 +53,7 @@ def bench_sampling(study: str = "smollm2-facts", questions: int = 384) -> list[B
         study: Name or file of a study.
         questions: Number of questions.
     """
-    store = Store(cache_folder() / "store")
+    store = open_store()
     with Materials(Study.load(study)) as m:
         runner = Runner(store, Progress(quiet=True), m)
         prompted = m.prompted[:questions]

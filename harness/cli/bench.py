@@ -15,7 +15,8 @@ def bench_command(
         typer.Argument(
             help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
             "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching), "
-            "planted (known causal neurons), sampling or tests (levels). Each takes 2 to 5 minutes."
+            "planted (known causal neurons), sampling, tests (levels) or workers (scaling). Each "
+            "takes 1 to 5 minutes."
         ),
     ],
     as_json: AsJson = False,

@@ -72,12 +72,11 @@ def _on_answers(plan: "Study", other: "Judge", limit: int, quiet: bool) -> "Judg
     from harness.experiments.judge_comparison import compare_judges, distinct_responses
     from harness.stages import responses as stage
     from harness.stages.materials import Materials
+    from harness.store.opening import open_store
     from harness.store.progress import Progress
     from harness.store.runner import Runner
-    from harness.store.store import Store
-    from hq.storage.places import cache_folder
 
-    store = Store(cache_folder() / "store", fresh=False)
+    store = open_store()
     with Progress(quiet=quiet) as progress, Materials(plan) as m:
         m.check()
         node = stage.node(m)
@@ -92,13 +91,12 @@ def _on_sweep(plan: "Study", other: "TrialJudge", quiet: bool) -> "dict[str, Jud
     from harness.experiments.sweep.nodes import SweepNodes
     from harness.experiments.sweep.plan import SweepPlan
     from harness.stages.materials import Materials
+    from harness.store.opening import open_store
     from harness.store.progress import Progress
     from harness.store.runner import Runner
-    from harness.store.store import Store
     from harness.studies.study import REFERENCE
-    from hq.storage.places import cache_folder
 
-    store = Store(cache_folder() / "store", fresh=False)
+    store = open_store()
     with Progress(quiet=quiet) as progress, Materials(plan) as m:
         sweep = m.of(SweepPlan)
         sweep.check()

@@ -47,10 +47,9 @@ def export_command(
     """
     from harness.stages import recorded, responses
     from harness.stages.materials import Materials
+    from harness.store.opening import open_store
     from harness.store.progress import Progress
     from harness.store.runner import Runner
-    from harness.store.store import Store
-    from hq.storage.places import cache_folder
 
     chosen = planned(study, model, None, questions, overrides, None, sampler, endpoint, concurrency)
     if chosen.responses:
@@ -60,7 +59,7 @@ def export_command(
         )
     if into.is_dir():
         raise HQError(f"{into} is a folder: name the file to write.")
-    store = Store(cache_folder() / "store", fresh=False)
+    store = open_store()
     with Progress(quiet=quiet) as progress, Materials(chosen) as m:
         m.check()
         node = responses.sampled(m)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -89,6 +89,23 @@ Resume = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Reuse finished nodes, or compute all of them again."),
 ]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="Folder or URL for finished nodes, which machines can share: /mnt/hq, s3://bucket/hq. "
+        "Default: $HQ_STORE, else a folder below the cache of this machine.",
+        metavar="URL",
+    ),
+]
+
+
+class Workers(NamedTuple):
+    """Where the nodes of a run are computed: by default one after another in this process."""
+
+    store: str | None = None
+    number: int | None = None
+    address: str | None = None
 
 
 def planned(
@@ -146,6 +163,7 @@ def execute(
     quiet: bool,
     as_json: bool,
     against: Path | None = None,
+    workers: Workers = Workers(),  # noqa: B008 - immutable
 ) -> None:
     """Run an experiment of a study, and print its summary. Raises HQError as `run`.
 
@@ -155,19 +173,22 @@ def execute(
     from harness.check.gate import judge
     from harness.check.summary import as_json as verdicts
     from harness.experiments import EXPERIMENTS
+    from harness.experiments.run import on_workers
     from harness.experiments.run import run as run_experiment
+    from harness.store.opening import open_store, store_url
     from harness.store.progress import Progress
-    from harness.store.store import Store
-    from hq.storage.places import cache_folder
 
     kind = EXPERIMENTS[experiment]
     folder = into or Path("runs") / kind.study_name(study)
     if folder.is_file():
         raise HQError(f"{folder} is a file: name a folder for the tables.")
-    store = Store(cache_folder() / "store", fresh=not resume)
+    url, executor = store_url(workers.store), None
+    if workers.number is not None or workers.address is not None:
+        executor = on_workers(study, kind, url, workers.number, workers.address)
+    store = open_store(url, fresh=not resume)
     with Progress(quiet=quiet) as progress:
         require = None if against is None else partial(_require_decision, study.name, against)
-        result = run_experiment(study, kind, store, progress, folder, require)
+        result = run_experiment(study, kind, store, progress, folder, require, executor)
     report = None if against is None else judge(folder, against)
     if as_json:
         tables = {name: [row.model_dump() for row in rows] for name, rows in result.tables.items()}
@@ -215,6 +236,24 @@ def run_command(
         ),
     ] = None,
     resume: Resume = True,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of worker processes on this machine, which compute nodes and parts of "
+            "nodes at once with equal results; each may hold a loaded model. Needs hq\\[scale]. "
+            "Default: everything runs in this process.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running Ray cluster (HOST:6379, or auto) whose machines compute the "
+            "nodes; it can run any code, so use one that you trust. Needs --store and hq\\[scale].",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    store: StoreOption = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -223,6 +262,8 @@ def run_command(
     After a kill, the same command continues. The output of each node is stored under a digest of
     everything it depends on, so after a change only affected nodes are computed again.
     """
+    if workers is not None and ray is not None:
+        raise HQError("--workers starts processes here and --ray uses a cluster: give one of them.")
     chosen = planned(
         study,
         model,
@@ -234,7 +275,8 @@ def run_command(
         endpoint,
         concurrency,
     )
-    execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against)
+    where = Workers(store, workers, ray)
+    execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against, where)
 
 
 @app.command("plan")
@@ -249,6 +291,7 @@ def plan_command(
     endpoint: EndpointOption = None,
     concurrency: Concurrency = None,
     overrides: Overrides = None,
+    store: StoreOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what `hq run` would compute, by node, and why, without running it.
@@ -259,8 +302,7 @@ def plan_command(
     """
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import plan as plan_experiment
-    from harness.store.store import Store
-    from hq.storage.places import cache_folder
+    from harness.store.opening import open_store
 
     chosen = planned(
         study,
@@ -274,7 +316,7 @@ def plan_command(
         concurrency,
     )
     kind = EXPERIMENTS[experiment or chosen.experiment]
-    steps, power = plan_experiment(chosen, kind, Store(cache_folder() / "store"))
+    steps, power = plan_experiment(chosen, kind, open_store(store))
     if as_json:
         rows = [] if power is None else [row._asdict() for row in power.rows]
         print_json({"nodes": [_as_json(step) for step in steps], "power": rows})

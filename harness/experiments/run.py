@@ -3,12 +3,15 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.experiments.base import EXPERIMENTS, Experiment, Power
 from harness.stages.materials import Materials
-from harness.store.environment import FIT, QUESTIONS, machine_class, threads, versions
+from harness.store.cluster import RayExecutor
+from harness.store.environment import FIT, QUESTIONS, engine, machine_class, threads, versions
+from harness.store.executor import Executor
 from harness.store.node import Node, ordered
 from harness.store.progress import Progress
 from harness.store.runner import Outputs, Planned, Runner
@@ -60,11 +63,13 @@ def run(
     progress: Progress,
     folder: Path,
     require: Callable[[Facts], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Run an experiment of a study, and write its tables to `folder`.
 
     Everything is validated before the first node; then `require` is called with what provenance
-    will state about the study and its nodes, and may raise to prevent the run. Raises HQError if
+    will state about the study and its nodes, and may raise to prevent the run. `executor` computes
+    the nodes, by default one after another in this process. Raises HQError if
     the study or its files are wrong, if the disk has too little space, or if a node cannot be
     computed.
     """
@@ -72,7 +77,7 @@ def run(
         nodes = _validated(m, experiment)
         if require is not None:
             require(declared(m, experiment, nodes))
-        runner = Runner(store, progress, m)
+        runner = Runner(store, progress, m, executor)
         require_space(store.root, runner.missing(nodes))
         outputs = runner.run(nodes)
         rows = experiment.rows(m, outputs)
@@ -81,6 +86,35 @@ def run(
         experiment.write(folder, m, outputs)
         write_tables(folder, experiment.tables, rows, provenance)  # provenance.json comes last
     return Result(folder, rows, provenance)
+
+
+def on_workers(
+    study: Study,
+    experiment: Experiment,
+    store: str | None,
+    workers: int | None = None,
+    address: str | None = None,
+) -> RayExecutor:
+    """Return the executor of a run on worker processes of this machine, or of a Ray cluster."""
+    if address is not None and store is None:
+        raise HQError(
+            "Machines of a cluster need a store that all of them reach: give --store, or set "
+            "HQ_STORE to a shared folder or to a URL such as s3://bucket/hq."
+        )
+
+    def gpus(node: Node) -> int:
+        if node.precision is None:
+            return 0
+        return int(engine(node.precision, study.device)["device"] == "cuda")
+
+    declare = partial(_declare, study, experiment.name)
+    return RayExecutor(declare, store, workers, address, gpus)
+
+
+def _declare(study: Study, experiment: str) -> tuple[Materials, list[Node]]:
+    """Declare the nodes of a run in a worker; the run itself has validated the study."""
+    m = Materials(study)
+    return m, list(EXPERIMENTS[experiment].nodes(m))
 
 
 class PlannedRun(NamedTuple):

@@ -23,7 +23,7 @@ from harness.stages.loading import SPELLING
 from harness.stages.pairing import Candidate, pairs
 from harness.stages.samples import Prompted, Sample
 from harness.store.jsonl import LOG_FILE, append, parse, read_log
-from harness.store.node import GrowingLog, Node, Stage, Work
+from harness.store.node import GrowingLog, Node, Shard, Sharding, Stage, Work
 from harness.store.progress import Task
 from harness.store.store import digest
 from harness.studies.study import SAMPLERS, Balance
@@ -391,4 +391,55 @@ def _length(item: Prompted | Sample) -> int:
     return len(item.ids if isinstance(item, Prompted) else item.prompt_ids)
 
 
-STAGE = Stage("sample", make, version=2)
+def make_shard(work: "Work[Materials]", shard: Shard, earlier: Sequence[Path]) -> None:
+    """Write the records of a shard's batches of the next chunk, which earlier rounds decide.
+
+    The batches are those of an undivided run. Unlike in it, the log is not read.
+    """
+    m, log = work.materials, work.folder / LOG_FILE
+    known = {record.id: record for record in read_log(log, QuestionRecord)}
+    questions = {p.question.id: p.question for p in m.prompted}
+    consistent = consistency(m.prompted, m.judge)
+    opened = cache(lambda: _sharing(mapping.backend(work).decoding, [p.ids for p in m.prompted]))
+    limit = max_rows(str(work.node.precision)) // m.sampling.responses
+    for number, batch in enumerate(batches(_next_chunk(work, earlier), limit)):
+        if shard.has(number) and not all(p.question.id in known for p in batch):
+            prompts = [(p.question.id, p.ids) for p in batch]
+            trees = sample(opened(), prompts, m.sampling, m.stop_criteria, consistent)
+            append(log, [record_of(t, questions[t.key], m.judge, m.sampling) for t in trees])
+    write_records(work.folder, read_log(log, QuestionRecord))
+    log.unlink(missing_ok=True)
+
+
+def merge(work: "Work[Materials]", shards: Sequence[Path]) -> None:
+    """Write responses.jsonl from the records of all shards, and add them to the log."""
+    m, parameters, records = work.materials, work.parameters, _records_of(shards)
+    key = parameters["responses"] | {"file": work.digests.get("file")}
+    chunks = chunks_for(m.prompted, records, parameters["quota"], parameters["balance"])
+    asked = [records[p.question.id] for chunk, _ in chunks for p in chunk]
+    with work.store.growing(RESPONSE_LOG.name, RESPONSE_LOG.version, key) as log:
+        logged = {record.id for record in read_log(log / LOG_FILE, QuestionRecord)}
+        append(log / LOG_FILE, [record for record in asked if record.id not in logged])
+    write_records(work.folder, asked)
+
+
+def _next_chunk(work: "Work[Materials]", shards: Sequence[Path]) -> list[Prompted]:
+    """Return the first chunk with a question of which these shards have no record; else none."""
+    m, records = work.materials, _records_of(shards)
+    quota, balance = work.parameters["quota"], work.parameters["balance"]
+    for chunk, _ in chunks_for(m.prompted, records, quota, balance):
+        if not all(p.question.id in records for p in chunk):
+            return chunk
+    return []
+
+
+def _records_of(shards: Sequence[Path]) -> dict[str, QuestionRecord]:
+    return {name: record for folder in shards for name, record in read_records(folder).items()}
+
+
+STAGE = Stage(
+    "sample",
+    make,
+    version=2,
+    sharding=Sharding(make_shard, merge, lambda work, shards: bool(_next_chunk(work, shards))),
+)

@@ -4,18 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from harness.stages import mapping, pack
 from harness.stages.samples import read_tokens
 from harness.stages.select import TOKENS_FILE
-from harness.store.node import Node, Output, Stage, Work
+from harness.store.node import Node, Output, Shard, Sharding, Stage, Work
 from harness.store.progress import Task
-from hq.backends.base import Backend
+from hq.backends.base import Backend, TraceBatch
+from hq.errors import HQError
 from hq.neurons.cett import Measure, Span
 from hq.neurons.prompt_response import PromptResponse
-from hq.tracing.traces import TraceWriter, describe
+from hq.storage.atomic import atomic_file, write_whole
+from hq.tracing.traces import TraceInfo, TraceWriter, describe
 
 if TYPE_CHECKING:
     from harness.stages.materials import Materials
+
+_SHARD_FILE = "shard.json"
+_NORMS_FILE = "norms.npy"
+_BATCHES = "batch-*.npz"
 
 
 def node(
@@ -76,4 +84,41 @@ def trace(
     writer.close(backend.norms)
 
 
-STAGE = Stage("trace", make, sources=("hq.backends.opening",))
+def make_shard(work: "Work[Materials]", shard: Shard, _: Sequence[Path]) -> None:
+    """Write the batches whose numbers belong to a shard, after those of a killed run."""
+    exchanges = read_tokens(work.inputs["tokens"] / TOKENS_FILE)
+    if not exchanges:
+        return
+    folder, backend = work.folder, mapping.backend(work)
+    measures, spans = tuple(work.parameters["measures"]), tuple(work.parameters["spans"])
+    info = describe(backend, exchanges, measures, spans)
+    done = {int(path.stem.partition("-")[2]) for path in folder.glob(_BATCHES)}
+    # There are at most as many batches as texts.
+    skip = frozenset(n for n in range(len(exchanges)) if n in done or not shard.has(n))
+    for batch in backend.trace(exchanges, measures, spans, skip=skip):
+        target = folder / f"batch-{batch.number}.npz"
+        with atomic_file(target) as draft, open(draft, "wb") as file:
+            np.savez(file, rows=batch.rows, values=batch.values)
+    np.save(folder / _NORMS_FILE, backend.norms)
+    write_whole(folder / _SHARD_FILE, info.model_dump_json())
+
+
+def merge(work: "Work[Materials]", shards: Sequence[Path]) -> None:
+    """Write the traces from the batches of all shards. Raises HQError if workers differ."""
+    texts = [p.read_text(encoding="utf-8") for f in shards if (p := f / _SHARD_FILE).is_file()]
+    if len(set(texts)) > 1:
+        raise HQError("Two workers loaded the model differently: give all the same hq and machine.")
+    for text in texts[:1]:
+        info = TraceInfo.model_validate_json(text)
+        writer = TraceWriter(work.folder, info)
+        for path in (path for folder in shards for path in folder.glob(_BATCHES)):
+            with np.load(path, allow_pickle=False) as stored:
+                rows, values = stored["rows"], stored["values"]
+            number = int(path.stem.partition("-")[2])
+            if number not in writer.done:
+                about = (info.measures, info.spans, info.model, info.precision)
+                writer.write(TraceBatch(number, rows, values, *about, frozenset(info.missing)))
+        writer.close(np.load(shards[0] / _NORMS_FILE, allow_pickle=False))
+
+
+STAGE = Stage("trace", make, sources=("hq.backends.opening",), sharding=Sharding(make_shard, merge))

@@ -1,5 +1,6 @@
 """The computing environment: versions of packages, device and machine, for keys of nodes."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -66,6 +67,16 @@ def threads() -> int:
     from threadpoolctl import threadpool_info
 
     return max((pool["num_threads"] for pool in threadpool_info()), default=1)
+
+
+def use_threads(number: int) -> None:
+    """Set the number of threads of matrix products in this process, also for later libraries."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    torch.set_num_threads(number)
+    threadpool_limits(number)
 
 
 def _version(package: str) -> str:

@@ -36,6 +36,37 @@ class GrowingLog:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One of `count` parts into which the work of a node is divided, in a round of such parts."""
+
+    index: int
+    count: int
+    round: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.round}-{self.index}-{self.count}"
+
+    def has(self, number: int) -> bool:
+        """Return whether a numbered piece of work belongs to this part."""
+        return number % self.count == self.index
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the work of a node is divided among workers; the bytes of its output do not change.
+
+    Args:
+        make: Writes the output of one part; it may read the parts of earlier rounds.
+        merge: Writes the output of the node from those of all parts, without a model.
+        more: Whether another round follows the finished parts; None if one round is enough.
+    """
+
+    make: Callable[["Work[Any]", Shard, Sequence[Path]], None]
+    merge: Callable[["Work[Any]", Sequence[Path]], None]
+    more: Callable[["Work[Any]", Sequence[Path]], bool] | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One kind of step, from files to files.
 
@@ -50,6 +81,7 @@ class Stage:
             the stage; `harness.experiments.lock` digests them and all modules that they import.
         volatile: Files that differ between runs, such as speeds; they have no content digest.
         verify: Raises HQError if later nodes must not use a finished output.
+        sharding: How several workers share the work of a node; None if it cannot be divided.
     """
 
     name: str
@@ -59,6 +91,7 @@ class Stage:
     sources: tuple[str, ...] = ()
     volatile: frozenset[str] = frozenset()
     verify: Callable[["Node", Path], None] | None = None
+    sharding: Sharding | None = None
 
 
 @dataclass(frozen=True)

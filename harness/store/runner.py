@@ -1,44 +1,27 @@
-"""Runner of declared nodes: inputs first, one loaded model at a time, finished outputs reused."""
+"""Runner of declared nodes: inputs first, one model at a stretch, finished outputs reused.
 
-from collections.abc import Iterator, Mapping, Sequence
+An executor computes the nodes: by default one after another in this process. With more slots, nodes
+whose inputs are finished run at once, and stages with a `sharding` are divided among the slots.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.store.environment import versions
-from harness.store.node import Node, Output, Work, note_node, ordered
+from harness.store.executor import Executor, Job, Local
+from harness.store.node import Node, Shard, Sharding, Work, note_node, ordered
+from harness.store.outputs import Outputs as Outputs
 from harness.store.progress import Progress
-from harness.store.store import Store, digest, read_record
+from harness.store.schedule import Schedule
+from harness.store.store import Store, digest
+from hq.errors import HQError
+
+_SHARD = ".shard-"  # in names of parts of an output
 
 State = Literal["there", "missing", "stale", "waits"]
-
-
-class Outputs:
-    """The folders of finished nodes."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, Path] = {}
-
-    def __getitem__(self, node: Node) -> Path:
-        return self._folders[node.identity]
-
-    def __contains__(self, node: Node) -> bool:
-        return node.identity in self._folders
-
-    def add(self, node: Node, folder: Path) -> None:
-        """Add the folder of a finished node."""
-        self._folders[node.identity] = folder
-
-    def digest(self, output: Output) -> str:
-        """Return the content digest of an output, or of some of its files."""
-        files: Mapping[str, str] = read_record(self[output.node])["outputs"]
-        return digest([files[name] for name in output.files] if output.files else dict(files))
-
-    def record(self, node: Node) -> dict[str, Any]:
-        """Return everything a node was computed from, and the content digest of its output."""
-        record = read_record(self[node])
-        record.pop("seconds")
-        return record | {"outputs": digest(record["outputs"])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,33 +42,84 @@ class Planned:
 class Runner:
     """Runs the nodes of one study and keeps their outputs in a store."""
 
-    def __init__(self, store: Store, progress: Progress, materials: Any) -> None:
+    def __init__(
+        self,
+        store: Store,
+        progress: Progress,
+        materials: Any,
+        executor: Executor | None = None,
+    ) -> None:
         self._store = store
         self._progress = progress
         self._materials = materials
-        self._outputs = Outputs()
+        self._executor = executor or Local(self.compute)
+        self._outputs = Outputs(store)
         self._keys: dict[str, dict[str, Any]] = {}
 
     def run(self, wanted: Sequence[Node]) -> Outputs:
         """Compute the missing ones of `wanted` and of all nodes that they depend on.
 
-        Among nodes with finished inputs, those marked `first` come first, then those at the
-        precision of the loaded model, so that each model is loaded once. Raises HQError, naming the
-        node, if one cannot be computed.
+        Among nodes with finished inputs, those marked `first` come first, and nothing else starts
+        while they run; then those at the precision of the last started job, so that each model is
+        loaded once. Raises HQError, naming the node, if one cannot be computed.
         """
-        pending = [node for node in ordered(wanted) if node not in self._outputs]
-        loaded: str | None = None
-        while pending:
-            ready = [n for n in pending if self._is_ready(n)]
-            finished = next((n for n in ready if self._finished(n)), None)
-            same_model = next((n for n in ready if n.precision in (None, loaded)), None)
-            early = next((n for n in ready if n.first), None)
-            node = finished or early or same_model or ready[0]
-            self._outputs.add(node, self._build(node))
-            if finished is None:
-                loaded = node.precision or loaded
-            pending.remove(node)
-        return self._outputs
+        schedule = Schedule([node for node in ordered(wanted) if node not in self._outputs])
+        with self._executor as executor, self._counted(schedule) as advance:
+            while True:
+                for node in schedule.waiting():
+                    if self._is_ready(node) and not self._reuse(node):
+                        schedule.add(self._jobs(node, (), executor.slots))
+                    elif node in self._outputs:
+                        schedule.drop(node)
+                        advance(1)
+                while schedule.running < executor.slots and (job := schedule.next()):
+                    executor.submit(job)
+                if not schedule.running:
+                    return self._outputs
+                job = executor.wait()
+                shards = schedule.ended(job)
+                if shards:  # a round of them is finished
+                    schedule.add(self._jobs(job.node, shards, executor.slots))
+                elif job.shard is None:
+                    self._finish(job)
+                    advance(1)
+
+    def compute(self, job: Job) -> None:
+        """Compute a job whose inputs are finished, and put its output into the store."""
+        node, sharding = job.node, job.node.stage.sharding
+        earlier = job.shards
+        key = self._key(node)
+        record = key | {"node": str(job), "units": node.units}
+        spent = sum(self._record(name)["seconds"] for name in earlier) if not job.shard else 0.0
+
+        def make(folder: Path) -> None:
+            inputs = {name: self._outputs[o.node] for name, o in node.inputs.items()}
+            work = self._work(node, folder, inputs)
+            if sharding is None or not (job.shard or earlier):
+                node.stage.make(work)
+            elif job.shard is None:
+                sharding.merge(work, self._folders(earlier))
+            else:
+                sharding.make(work, job.shard, self._folders(earlier))
+
+        try:
+            self._store.build(job.name, record, make, node.stage.volatile, spent)
+        except Exception as error:
+            note_node(error, node)
+            raise
+
+    def adopt(self, node: Node) -> str:
+        """Find the finished inputs of a node; return the name of its own output.
+
+        Raises HQError if an input is not finished.
+        """
+        missing = [n for n in self.missing([node]) if n.identity != node.identity]
+        if missing:
+            raise HQError(
+                f"The input {missing[0].name} of {node.name} is not in the store of this worker: "
+                "give all workers the same store, and the same versions of hq and its packages."
+            )
+        return self._folder_name(node)
 
     def plan(self, wanted: Sequence[Node]) -> list[Planned]:
         """Return what `run` would do with each node, without computing anything.
@@ -108,12 +142,20 @@ class Runner:
 
     def _reuse(self, node: Node) -> bool:
         """Add the output of a node if it is finished; return whether it is."""
-        folder = self._finished(node) if self._is_ready(node) else None
-        if folder is None:
+        if node in self._outputs:
+            return True
+        record = self._store.record(self._folder_name(node)) if self._is_ready(node) else None
+        if record is None:
             return False
-        _verify(node, folder)
-        self._outputs.add(node, folder)
+        self._add(node, record)
         return True
+
+    def _add(self, node: Node, record: dict[str, Any]) -> None:
+        """Add a finished output. Raises HQError if later nodes must not use it."""
+        name = self._folder_name(node)
+        if node.stage.verify is not None:
+            _verify(node, self._folders((name,))[0])
+        self._outputs.add(node, name, record)
 
     def _planned(self, node: Node) -> Planned:
         if self._reuse(node):
@@ -150,33 +192,54 @@ class Runner:
     def _folder_name(self, node: Node) -> str:
         return f"{node.stage.name}-{digest(self._key(node))}"
 
-    def _finished(self, node: Node) -> Path | None:
-        return self._store.finished(self._folder_name(node))
-
-    def _build(self, node: Node) -> Path:
-        key = self._key(node)
-
-        def make(folder: Path) -> None:
-            node.stage.make(
-                Work(
-                    node,
-                    folder,
-                    {name: self._outputs[o.node] for name, o in node.inputs.items()},
-                    key["inputs"],
-                    self._materials if node.materials is None else node.materials,
-                    self._store,
-                    self._progress,
-                )
+    def _record(self, name: str) -> dict[str, Any]:
+        record = self._store.record(name)
+        if record is None:
+            raise HQError(
+                f"The output {name} is not in the store {self._store} although it was computed: "
+                "give all workers the same store, and remove nothing from it during a run."
             )
+        return record
 
-        record = key | {"node": node.name, "units": node.units}
-        try:
-            folder = self._store.build(self._folder_name(node), record, make, node.stage.volatile)
-        except Exception as error:
-            note_node(error, node)
-            raise
-        _verify(node, folder)
-        return folder
+    def _folders(self, names: Sequence[str]) -> list[Path]:
+        return [f for name in names if self._record(name) and (f := self._store.finished(name))]
+
+    def _work(self, node: Node, folder: Path, inputs: Mapping[str, Path]) -> Work[Any]:
+        materials = self._materials if node.materials is None else node.materials
+        digests = self._key(node)["inputs"]
+        return Work(node, folder, inputs, digests, materials, self._store, self._progress)
+
+    def _jobs(self, node: Node, shards: tuple[str, ...], slots: int) -> list[Job]:
+        """Return what to compute next for a node, of which these shards are finished."""
+        name, sharding = self._folder_name(node), node.stage.sharding
+        if sharding is None or slots == 1 or not self._goes_on(node, sharding, shards):
+            jobs = [Job(node, name, shards=shards)]
+        else:
+            turn = 1 + max(map(_round_of, shards), default=-1)
+            parts = [Shard(index, slots, turn) for index in range(slots)]
+            jobs = [Job(node, f"{name}{_SHARD}{part}", part, shards) for part in parts]
+        for job in jobs:
+            self._store.renew(job.name)
+        return jobs
+
+    def _goes_on(self, node: Node, sharding: Sharding, shards: tuple[str, ...]) -> bool:
+        """Return whether a round of shards follows."""
+        if sharding.more is None:
+            return not shards
+        work = self._work(node, self._store.root, {})
+        return sharding.more(work, self._folders(shards))
+
+    def _finish(self, job: Job) -> None:
+        """Add the output of a computed node, and remove its shards."""
+        self._add(job.node, self._record(job.name))
+        for name in job.shards:
+            self._store.discard(name)
+
+    def _counted(self, schedule: Schedule) -> AbstractContextManager[Callable[[int], None]]:
+        """Show the number of finished nodes, if the nodes themselves run elsewhere."""
+        if self._executor.slots == 1:
+            return nullcontext(lambda _: None)
+        return _advancing(self._progress, len(schedule))
 
     def _expected(self, node: Node) -> float | None:
         """Estimate the seconds from the last node of the same stage and precision, by its units."""
@@ -200,10 +263,19 @@ class Runner:
         return f"{nearest[0]}{more}" if nearest else ""
 
 
+@contextmanager
+def _advancing(progress: Progress, nodes: int) -> Iterator[Callable[[int], None]]:
+    with progress.task("nodes", nodes, "nodes") as task:
+        yield task.advance
+
+
+def _round_of(shard: str) -> int:
+    return int(shard.rpartition(_SHARD)[2].partition("-")[0])
+
+
 def _verify(node: Node, folder: Path) -> None:
     """Raises HQError, naming the node, if later nodes must not use its finished output."""
-    if node.stage.verify is None:
-        return
+    assert node.stage.verify is not None
     try:
         node.stage.verify(node, folder)
     except Exception as error:

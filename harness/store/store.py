@@ -22,7 +22,7 @@ from hq.storage.atomic import remove_drafts, write_whole
 
 NODE_FILE = "node.json"
 LOG_RECORD_FILE = "log.json"
-_DIGEST_PATTERN = "[0-9a-f]" * 16
+DIGEST_PATTERN = "[0-9a-f]" * 16
 _BLOCK = 1 << 22
 _PATIENCE_S = 2.0  # a process that waits longer for another one says so
 
@@ -58,11 +58,18 @@ class Store:
         self._fresh = fresh
         self._used: set[str] = set()
 
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """Return the record of a finished output; None if there is none or it is computed again."""
+        folder = self.root / name
+        finished = not self._outdated(name) and (folder / NODE_FILE).is_file()
+        return read_record(folder) if finished else None
+
     def finished(self, name: str) -> Path | None:
         """Return the folder of a finished output; None if there is none or it is computed again."""
-        folder = self.root / name
-        outdated = self._fresh and name not in self._used
-        return folder if not outdated and (folder / NODE_FILE).is_file() else None
+        return None if self._outdated(name) else self._held(name)
 
     def build(
         self,
@@ -70,26 +77,41 @@ class Store:
         record: Mapping[str, object],
         make: Callable[[Path], None],
         volatile: frozenset[str] = frozenset(),
+        spent: float = 0.0,
     ) -> Path:
         """Return the folder of an output; `make(folder)` writes it unless it is finished.
 
         `record` holds what `name` was derived from. Files in `volatile` have no content digest.
+        `spent` are the seconds that parts of the output have taken before.
         """
         with self._locked(name):
             final, partial = self.root / name, self.root / f"{name}.partial"
-            if not final.exists():
+            if self._held(name) is None:
                 partial.mkdir(exist_ok=True)
                 remove_drafts(partial)
                 started = time.monotonic()
                 make(partial)
-                seconds = round(time.monotonic() - started, 3)
+                seconds = round(spent + time.monotonic() - started, 3)
                 outputs = _digests(partial, volatile | {NODE_FILE})
                 text = json.dumps(
                     {**record, "outputs": outputs, "seconds": seconds}, indent=1, sort_keys=True
                 )
                 write_whole(partial / NODE_FILE, text)
                 os.rename(partial, final)
+                self._publish(name)
         return final
+
+    def renew(self, name: str) -> None:
+        """Remove an output if this store is `fresh` and has not used it yet."""
+        if self._outdated(name):
+            with self._locked(name):
+                pass
+
+    def discard(self, name: str) -> None:
+        """Remove an output that nothing needs any more, finished or not."""
+        with self._locked(name):
+            self._remove_folder(f"{name}.partial")
+            self._remove(name)
 
     @contextmanager
     def growing(self, name: str, version: int, record: Mapping[str, object]) -> Iterator[Path]:
@@ -104,12 +126,23 @@ class Store:
     def records(self, stage: str) -> Iterator[dict[str, Any]]:
         """Yield the records of all finished outputs of a stage, newest first."""
         times: dict[Path, float] = {}
-        for path in self.root.glob(f"{stage}-{_DIGEST_PATTERN}/{NODE_FILE}"):
+        for path in self.root.glob(f"{stage}-{DIGEST_PATTERN}/{NODE_FILE}"):
             with suppress(FileNotFoundError):  # another process may remove it
                 times[path] = path.stat().st_mtime
         for path in sorted(times, key=times.__getitem__, reverse=True):
             with suppress(FileNotFoundError):
                 yield json.loads(path.read_text(encoding="utf-8"))
+
+    def _outdated(self, name: str) -> bool:
+        return self._fresh and name not in self._used
+
+    def _held(self, name: str) -> Path | None:
+        """Return the complete folder of an output on this machine, if there is an output."""
+        folder = self.root / name
+        return folder if (folder / NODE_FILE).is_file() else None
+
+    def _publish(self, name: str) -> None:
+        """Make a complete folder known to other machines; here they read the folder itself."""
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -117,12 +150,16 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with _lock(self.root / f"{name}.lock", name):
             if self._fresh and name not in self._used:
-                for folder in (name, f"{name}.partial"):
-                    self._remove(folder)
+                self._remove_folder(f"{name}.partial")
+                self._remove(name)
             self._used.add(name)
             yield
 
     def _remove(self, name: str) -> None:
+        """Remove an output, finished or not, wherever it is."""
+        self._remove_folder(name)
+
+    def _remove_folder(self, name: str) -> None:
         """Remove a folder if it exists, so that a kill leaves no incomplete folder of that name."""
         folder, removed = self.root / name, self.root / f"{name}.removed"
         if removed.exists():  # by a process that was killed
