@@ -88,6 +88,21 @@ class Distributes(Protocol):
         ...
 
 
+@runtime_checkable
+class MadeByLayer(Protocol):
+    """A precision that needs no other weight of the model to make a projection."""
+
+    replaces: tuple[type[nn.Module], ...]  # classes of projections that `Precision.layer` replaces
+
+    def loaded_in(self, device: torch.device) -> torch.dtype:
+        """The type in which `load` reads the checkpoint, before it quantizes."""
+        ...
+
+    def layer(self, weight: Float[Tensor, "d_out d_in"]) -> nn.Module:
+        """One projection with this weight, as in `Precision`."""
+        ...
+
+
 PRECISIONS: Registry[Precision] = Registry("precision", "hq.precisions")
 
 

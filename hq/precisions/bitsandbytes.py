@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError
 from hq.models.placement import AUTO
@@ -22,6 +23,11 @@ class Int8:
     name = "int8"
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
+    replaces: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+
+    def loaded_in(self, device: torch.device) -> torch.dtype:
+        """The compute type."""
+        return compute_dtype(device)
 
     def reads(self, quantization: Mapping[str, Any]) -> bool:
         """Whether bitsandbytes quantized it to 8 bits."""
@@ -40,9 +46,16 @@ class Int8:
 
     def layer(self, weight: Tensor) -> nn.Module:
         """An 8-bit linear of bitsandbytes, which quantizes when it is moved to a device."""
+        from transformers import BitsAndBytesConfig
+
         bnb = import_bitsandbytes(self.name)
         linear: nn.Module = bnb.nn.Linear8bitLt(
-            weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False
+            weight.shape[1],
+            weight.shape[0],
+            bias=False,
+            has_fp16_weights=False,
+            threshold=BitsAndBytesConfig().llm_int8_threshold,  # as a loaded model has it
+            device="meta",
         )
         linear.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
         return linear.to(weight.device)
@@ -78,10 +91,15 @@ class FourBit:
 
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
+    replaces: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
 
     def __init__(self, quant_type: str, double: bool = False) -> None:
         self.name = f"{quant_type}-dq" if double else quant_type
         self._type, self._double = quant_type, double
+
+    def loaded_in(self, device: torch.device) -> torch.dtype:
+        """The compute type."""
+        return compute_dtype(device)
 
     def reads(self, quantization: Mapping[str, Any]) -> bool:
         """Whether bitsandbytes quantized it to 4 bits of this type; transformers' defaults hold."""
@@ -115,9 +133,10 @@ class FourBit:
         bnb = import_bitsandbytes(self.name)
         settings = {"quant_type": self._type, "compress_statistics": self._double}
         linear: nn.Module = bnb.nn.Linear4bit(
-            weight.shape[1], weight.shape[0], bias=False, **settings
+            weight.shape[1], weight.shape[0], bias=False, device="meta", **settings
         )
         linear.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, **settings)
+        compute_four_bit_in(linear, compute_dtype(weight.device))
         return linear.to(weight.device)
 
     def is_precision_of(self, module: nn.Module) -> bool:

@@ -91,6 +91,11 @@ class BlockFloat(Dequantized):
     extra_bits: ClassVar[int] = 0  # of each projection, beside the scales of its blocks
     made: ClassVar[BlockScheme]  # what hq makes from an FP16 checkpoint
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]]  # of each part in safetensors
+    replaces: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+
+    def loaded_in(self, device: torch.device) -> torch.dtype:
+        """FP16, from which it rounds."""
+        return FP16().loaded_in(device)
 
     def reads(self, quantization: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this quantization config is stored at this precision."""

@@ -21,12 +21,19 @@ class FP16:
     arithmetic = torch.float16  # of the weights, and on a GPU also of the products
     packages: tuple[str, ...] = ()
     settings: Mapping[str, object] = {}
+    replaces: tuple[type[nn.Module], ...] = ()
+
+    def loaded_in(self, device: torch.device) -> torch.dtype:
+        """The type to which weights are rounded."""
+        return self.arithmetic
 
     def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model, loaded in 16 bits first, so that wider weights are rounded as they ship."""
         require_precision(path, self.name)
         model = from_pretrained(path, device, dtype=self.arithmetic)
-        return model.to(compute_dtype(device, self))
+        computed = compute_dtype(device, self)
+        # Also without effect on weights, a cast would round the frequencies of rotary embeddings.
+        return model if computed == self.arithmetic else model.to(computed)
 
     def load_distributed(self, path: Path) -> "PreTrainedModel":
         """The model on all GPUs, where it is computed in the type of its weights."""
@@ -35,7 +42,7 @@ class FP16:
 
     def layer(self, weight: Tensor) -> nn.Module:
         """A linear with this weight, rounded to 16 bits."""
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         rounded = weight.to(self.arithmetic)
         linear.weight = nn.Parameter(rounded.to(compute_dtype(weight.device, self)))
         return linear

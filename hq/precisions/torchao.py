@@ -27,8 +27,13 @@ class TorchAO:
     name: str
     packages: tuple[str, ...] = ("torchao",)
     settings: Mapping[str, object] = {}
+    replaces: tuple[type[nn.Module], ...] = (nn.Linear,)
     _bits: int
     _storage: str
+
+    def loaded_in(self, device: torch.device) -> torch.dtype:
+        """FP16, from which it quantizes."""
+        return FP16().loaded_in(device)
 
     def load(self, path: Path, device: torch.device) -> "PreTrainedModel":
         """The model, with every linear of its body quantized after loading."""

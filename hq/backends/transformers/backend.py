@@ -64,8 +64,8 @@ from hq.precisions import PRECISIONS
 from hq.precisions.base import StoredWeight, load_distributed
 from hq.precisions.experts import experts_at, require_experts
 
-_TOKEN_BUDGET = 2048  # tokens per batch; larger batches are not faster on a CPU
-_VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, two of which exist at once
+TOKEN_BUDGET = 2048  # tokens per batch; larger batches are not faster on a CPU
+VALUE_BUDGET = 1 << 25  # float32 values of a batch of traces: 128 MiB, two of which exist at once
 
 
 class TorchBackend:
@@ -86,7 +86,7 @@ class TorchBackend:
         path: str | Path,
         precision: str = "fp16",
         device: str | None = None,
-        token_budget: int = _TOKEN_BUDGET,
+        token_budget: int = TOKEN_BUDGET,
         model_identity: ModelIdentity | None = None,
     ) -> None:
         path = Path(path)
@@ -255,7 +255,7 @@ class TorchBackend:
         """
         self._require_fitting(exchanges)
         width = len(measures) * len(spans) * self.identity.n_neurons
-        layout = plan(exchanges, self.token_budget, max_rows=_VALUE_BUDGET // width)
+        layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         hooks = DownHooks(self.downs, self._norms, measures)
         # No hook stays on the model at a yield, as the caller may use it between batches.
         with torch.inference_mode(), eager(self.model, self.downs), hooks:
