@@ -244,6 +244,10 @@ def bare_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     bare = copy.deepcopy(config)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = model_class(bare)._from_config(bare, dtype=dtype)
+    # `from_pretrained` computes buffers in float32 and rounds them; a constructor does not.
+    for module in model.modules():
+        module._is_hf_initialized = False  # type: ignore[assignment]
+    model.initialize_weights()
     model.tie_weights()  # type: ignore[no-untyped-call]
     return model.eval().requires_grad_(False)
 
