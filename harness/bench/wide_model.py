@@ -59,7 +59,7 @@ def _extra_mib_of_trace(seed: int, config: dict[str, int], texts: int) -> float:
         for batch in backend.trace(pairs, _MEASURES, _SPANS):
             writer.write(batch)
         writer.close(backend.norms)
-        return _peak_mib() - before
+        return peak_mib() - before
 
 
 def _texts(seed: int, count: int, vocabulary: int) -> list[PromptResponse]:
@@ -69,7 +69,7 @@ def _texts(seed: int, count: int, vocabulary: int) -> list[PromptResponse]:
     return random_texts(rng, count - _LONG, vocabulary, (8, 14), (2, 6)) + long
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The peak resident memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where ru_maxrss starts at the parent process's value

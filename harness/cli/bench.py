@@ -15,8 +15,9 @@ def bench_command(
         typer.Argument(
             help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
             "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching), "
-            "planted (known causal neurons), sampling, tests (levels) or workers (scaling). Each "
-            "takes 1 to 5 minutes."
+            "planted (known causal neurons), sampling, stream (models of up to 8B, layer by layer; "
+            "15 minutes, 17 GB of disk), tests (levels) or workers (scaling). The others take 1 to "
+            "5 minutes."
         ),
     ],
     as_json: AsJson = False,
