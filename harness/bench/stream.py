@@ -222,4 +222,3 @@ def _peak() -> Iterator[list[float]]:
         over.set()
         if watcher.ident is not None:
             watcher.join()
-

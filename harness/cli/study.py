@@ -15,6 +15,7 @@ from harness.cli.check import print_report
 from hq.errors import HQError
 
 if TYPE_CHECKING:
+    from harness.stages.streaming import Streaming
     from harness.store.runner import Planned
     from harness.studies.study import Study
     from harness.tables.provenance import Facts
@@ -84,6 +85,14 @@ Overrides = Annotated[
         "Can be given several times.",
     ),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Trace layer by layer, with the memory of one layer; the numbers do not change. "
+        "Default: only if the model does not fit into memory.",
+    ),
+]
 Into = Annotated[Path | None, typer.Option(help="Folder for the tables; default: runs/NAME.")]
 Resume = Annotated[
     bool,
@@ -118,6 +127,7 @@ def planned(
     sampler: str | None = None,
     endpoint: str | None = None,
     concurrency: int | None = None,
+    stream: bool = False,
 ) -> "Study":
     """Load a study, and apply the options that commands share.
 
@@ -134,6 +144,7 @@ def planned(
         model=model,
         precisions=None if precisions is None else tuple(precisions.split(",")),
         responses=None if responses is None else str(responses),
+        stream="always" if stream else None,
     )
     return study if questions is None else study.reading(str(questions))
 
@@ -227,6 +238,7 @@ def run_command(
     endpoint: EndpointOption = None,
     concurrency: Concurrency = None,
     overrides: Overrides = None,
+    stream: Stream = False,
     into: Into = None,
     against: Annotated[
         Path | None,
@@ -274,6 +286,7 @@ def run_command(
         sampler,
         endpoint,
         concurrency,
+        stream,
     )
     where = Workers(store, workers, ray)
     execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against, where)
@@ -292,13 +305,16 @@ def plan_command(
     concurrency: Concurrency = None,
     overrides: Overrides = None,
     store: StoreOption = None,
+    stream: Stream = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what `hq run` would compute, by node, and why, without running it.
 
     Times are estimated from earlier nodes of the same stage on this machine; — means that there
     are none. Disk space is an upper bound, memory an estimate. The last line has the smallest
-    effect that the run could show with 80% power, as far as the experiment can tell.
+    effect that the run could show with 80% power, as far as the experiment can tell. For a model
+    that does not fit into memory, or with --stream, a table has the cost of traces that read it
+    layer by layer, here and on GPUs, whose rates are nominal.
     """
     from harness.experiments import EXPERIMENTS
     from harness.experiments.run import plan as plan_experiment
@@ -314,12 +330,14 @@ def plan_command(
         sampler,
         endpoint,
         concurrency,
+        stream,
     )
     kind = EXPERIMENTS[experiment or chosen.experiment]
-    steps, power = plan_experiment(chosen, kind, open_store(store))
+    steps, power, streaming = plan_experiment(chosen, kind, open_store(store))
     if as_json:
         rows = [] if power is None else [row._asdict() for row in power.rows]
-        print_json({"nodes": [_as_json(step) for step in steps], "power": rows})
+        facts = {"nodes": [_as_json(step) for step in steps], "power": rows}
+        print_json(facts | {"streaming": streaming.as_json()})
         return
     out.print(_plan_table(steps))
     missing = [step for step in steps if step.needed]
@@ -333,6 +351,9 @@ def plan_command(
         f"{_size(max((step.node.memory for step in missing), default=0))} of memory.",
         highlight=False,
     )
+    if streaming.sentence:
+        out.print(streaming.sentence, highlight=False)
+        out.print(_cost_table(streaming))
     if power is not None:
         out.print(power.sentence, highlight=False)
 
@@ -351,6 +372,22 @@ def _plan_table(steps: "Sequence[Planned]") -> Table:
             ("—" if step.seconds is None else _duration(step.seconds)) if step.needed else "",
             _size(node.disk) if step.needed and node.disk else "",
             step.why,
+        )
+    return table
+
+
+def _cost_table(streaming: "Streaming") -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("layer by layer on", "memory", "GPU memory", "read", "PFLOP", "hours"):
+        table.add_column(column, justify="left" if column.startswith("layer") else "right")
+    for name, cost in streaming.costs.items():
+        table.add_row(
+            name,
+            _size(cost.memory),
+            _size(cost.device_memory) if cost.device_memory else "",
+            _size(cost.read),
+            f"{cost.flops / 1e15:.3g}",
+            f"{cost.seconds / 3600:.2g}",
         )
     return table
 

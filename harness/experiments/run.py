@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.experiments.base import EXPERIMENTS, Experiment, Power
 from harness.stages.materials import Materials
+from harness.stages.streaming import Streaming, streaming
 from harness.store.cluster import RayExecutor
 from harness.store.environment import FIT, QUESTIONS, engine, machine_class, threads, versions
 from harness.store.executor import Executor
@@ -122,6 +123,7 @@ class PlannedRun(NamedTuple):
 
     steps: list[Planned]
     power: Power | None
+    streaming: Streaming
 
 
 def plan(study: Study, experiment: Experiment, store: Store) -> PlannedRun:
@@ -130,7 +132,7 @@ def plan(study: Study, experiment: Experiment, store: Store) -> PlannedRun:
         nodes = _validated(m, experiment)
         runner = Runner(store, Progress(quiet=True), m)
         steps = runner.plan(nodes)
-        return PlannedRun(steps, experiment.power(m, runner.outputs))
+        return PlannedRun(steps, experiment.power(m, runner.outputs), streaming(m, steps))
 
 
 def _validated(m: Materials, experiment: Experiment) -> list[Node]:
@@ -207,7 +209,8 @@ def definition_of(study: Study) -> dict[str, Any]:
     digests of the files, and the name of the model that an endpoint serves.
     """
     definition = study.model_dump(
-        mode="json", exclude={"model", "experiment", "responses", "endpoint", "sections"}
+        mode="json",
+        exclude={"model", "experiment", "responses", "endpoint", "sections", "stream"},
     )
     definition["scenario"]["options"].pop("source", None)
     definition["checkpoints"] = dict.fromkeys(definition["checkpoints"], _GIVEN)

@@ -1,20 +1,25 @@
 """The study's checkpoint at each precision, and what results of a loaded model depend on."""
 
+from functools import cached_property
 from pathlib import Path
 
 from harness.models.sources import gguf_of
-from harness.store.environment import engine
+from harness.store.environment import available_memory, engine
 from harness.store.store import digest
 from harness.studies.study import Study
 from hq.backends.base import Backend
 from hq.backends.opening import open_backend
+from hq.backends.streamed.backend import StreamedBackend, unstreamable
+from hq.backends.streamed.passes import Passes
 from hq.gguf.file import GGUFFile
-from hq.models.checkpoint import file_digests, fingerprint, resolve
+from hq.models.checkpoint import file_digests, fingerprint, resolve, weight_files
+from hq.models.placement import AUTO
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import GGUF_SOURCE, file_precision
 from hq.precisions.packed import NATIVE
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
+from hq.storage.places import cache_folder
 
 SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """Files that define the text of tokens."""
@@ -25,6 +30,7 @@ class _Loaded:
 
     def __init__(self) -> None:
         self.backend: Backend | None = None
+        self.streamed = False
         self.source: Path | None = None
 
     def close(self) -> None:
@@ -57,18 +63,57 @@ class Models:
         """Free the loaded model."""
         self._loaded.close()
 
-    def open(self, precision: str, made: Path | None = None) -> Backend:
+    def open(self, precision: str, made: Path | None = None, streams: bool = False) -> Backend:
         """Load the model at a precision, after freeing another one.
 
-        `made` is the GGUF file or packed checkpoint that hq made for the precision, if any.
+        Args:
+            precision: Its name.
+            made: The GGUF file or packed checkpoint that hq made for the precision, if any.
+            streams: Whether one layer at a time is enough; then a model that does not fit into
+                memory is not loaded.
         """
         source = made or self.given(precision) or self.path
-        loaded = self._loaded.backend
-        if loaded is None or loaded.precision != precision or self._loaded.source != source:
+        streamed = streams and self.streams(precision)
+        loaded, held = self._loaded.backend, (self._loaded.source, self._loaded.streamed)
+        if loaded is None or loaded.precision != precision or held != (source, streamed):
             self.close()
-            loaded = open_backend(source, precision, self.study.device, self.identity)
-            self._loaded.backend, self._loaded.source = loaded, source
+            if streamed:
+                loaded = StreamedBackend(
+                    source,
+                    precision,
+                    None if self.study.device == AUTO else self.study.device,
+                    model_identity=self.identity,
+                    passes=self.passes,
+                )
+            else:
+                loaded = open_backend(source, precision, self.study.device, self.identity)
+            self._loaded.backend = loaded
+            self._loaded.source, self._loaded.streamed = source, streamed
         return loaded
+
+    @cached_property
+    def passes(self) -> Passes:
+        """Traces that read the checkpoint layer by layer, at all precisions of the study."""
+        able = [p for p in self.study.precisions if self.streams(p)]
+        return Passes(cache_folder() / "streamed", able)
+
+    def streams(self, precision: str) -> bool:
+        """Whether steps that can are run with one layer in memory, by the study or the memory."""
+        chosen = self.study.stream
+        if chosen == "auto":
+            fits = self.resident(precision) <= available_memory(self.study.device)
+            return not fits and not unstreamable(self.path, precision)
+        return chosen == "always"
+
+    def resident(self, precision: str) -> int:
+        """Estimate the bytes of the loaded model: float32 on a CPU, 16 bits elsewhere."""
+        dense = BACKEND_OF[precision] == "torch" and self.study.device not in ("cuda", AUTO)
+        return self.weights * (4 if dense else 2)
+
+    @cached_property
+    def weights(self) -> int:
+        """Number of weights of the checkpoint, by the size of its files at 16 bits per weight."""
+        return sum(file.stat().st_size for file in weight_files(self.path)) // 2
 
     def given(self, precision: str) -> Path | None:
         """Return the file or folder that the study gives for a precision; None if it gives none."""

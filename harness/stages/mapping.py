@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from safetensors.numpy import load_file, save_file
 
-from harness.stages import checkpoint, gguf, pack
+from harness.stages import checkpoint, gguf, pack, streaming
 from harness.store.node import Node, Output, Stage, Work
 from harness.store.progress import Task
 from harness.store.runner import Outputs
@@ -84,7 +84,7 @@ def node(m: "Materials", precision: str, making: int = 0) -> Node:
         units=m.model.n_layers,
         unit="layers",
         disk=13 * m.model.n_neurons,
-        memory=m.resident(precision),
+        memory=streaming.memory(m, precision),
         first=given or precision in (REFERENCE, GGUF_SOURCE),
         materials=m,
     )
@@ -109,7 +109,8 @@ def model_inputs(m: "Materials", precision: str, making: int = 0) -> dict[str, O
 
 def backend(work: "Work[Materials]") -> Backend:
     """Load the model at the node's precision, with the neuron indices of the checkpoint."""
-    return at(work.materials, work.inputs, str(work.node.precision))
+    streams = work.node.stage.streams
+    return at(work.materials, work.inputs, str(work.node.precision), streams)
 
 
 def opened(m: "Materials", outputs: Outputs, precision: str) -> Backend:
@@ -118,9 +119,11 @@ def opened(m: "Materials", outputs: Outputs, precision: str) -> Backend:
     return at(m, inputs, precision)
 
 
-def at(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
-    """Load the model at a precision from the folders of `model_inputs`."""
-    return mapped(inputs["map"], _open(m, inputs, precision))
+def at(
+    m: "Materials", inputs: Mapping[str, Path], precision: str, streams: bool = False
+) -> Backend:
+    """Load the model at a precision from the folders of `model_inputs`, as `Models.open`."""
+    return mapped(inputs["map"], _open(m, inputs, precision, streams))
 
 
 def mapped(folder: Path, backend: Backend) -> Backend:
@@ -132,10 +135,10 @@ def mapped(folder: Path, backend: Backend) -> Backend:
     return PermutedBackend(backend, indices, matched)
 
 
-def _open(m: "Materials", inputs: Mapping[str, Path], precision: str) -> Backend:
+def _open(m: "Materials", inputs: Mapping[str, Path], precision: str, streams: bool) -> Backend:
     folder = inputs.get("file")
     if folder is None:
-        return m.models.open(precision, checkpoint.made(inputs))
+        return m.models.open(precision, checkpoint.made(inputs), streams)
     return m.models.open(precision, folder / (pack.FOLDER if recipe_of(precision) else gguf.FILE))
 
 
@@ -146,7 +149,7 @@ def make(work: "Work[Materials]") -> None:
     """
     m, precision = work.materials, str(work.node.precision)
     with work.task(m.model.n_layers, "layers") as task:
-        variant = _open(m, work.inputs, precision).ffns()
+        variant = _open(m, work.inputs, precision, work.node.stage.streams).ffns()
         source = checkpoint.made(work.inputs) or m.path
         build(work.folder, of_checkpoint(source), variant, task)
 
@@ -245,4 +248,4 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
         neurons.require_present(frozenset(absent.tolist()), precision)
 
 
-STAGE = Stage("map", make, version=2, sources=("hq.backends.opening",), verify=verify)
+STAGE = Stage("map", make, version=2, sources=("hq.backends.opening",), verify=verify, streams=True)

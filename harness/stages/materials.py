@@ -21,6 +21,7 @@ from harness.stages.units import Part
 from harness.store.node import Output
 from harness.studies.study import SAMPLERS, PromptSection, Study
 from hq.backends.base import require_length
+from hq.backends.streamed.backend import require_streamable
 from hq.errors import HQError
 from hq.models.architectures.llama_cpp import head_width
 from hq.models.auto import context_length
@@ -29,7 +30,6 @@ from hq.models.checkpoint import (
     end_tokens,
     resolve,
     text_config,
-    weight_files,
     whole_config,
 )
 from hq.models.placement import AUTO
@@ -37,7 +37,6 @@ from hq.models.tokenizer import load_tokenizer
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
-from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import GGUF_SOURCE, PLUS, file_precision, require_head_widths
 from hq.precisions.packed import NATIVE, recipe_of
 from hq.tracing.sampling import Sampling, StopCriteria
@@ -137,6 +136,9 @@ class Materials:
         """
         study = self.study
         made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
+        if study.stream == "always":
+            for precision in study.precisions:
+                require_streamable(self.path, precision)
         sampled = [SAMPLERS[s] for s in (study.sampling.sampler,) if s in SAMPLERS]
         require_packages((*study.precisions, *sampled), study.checkpoints)
         for name in {p.removesuffix(NATIVE) for p in study.precisions} & set(study.checkpoints):
@@ -181,15 +183,14 @@ class Materials:
             return self._beside.model
         return checkpoint_identity(self.path)
 
-    @cached_property
+    @property
     def weights(self) -> int:
         """Number of weights of the checkpoint, by the size of its files at 16 bits per weight."""
-        return sum(file.stat().st_size for file in weight_files(self.path)) // 2
+        return self.models.weights
 
     def resident(self, precision: str) -> int:
         """Estimate the bytes of the loaded model: float32 on a CPU, 16 bits elsewhere."""
-        dense = BACKEND_OF[precision] == "torch" and self.study.device not in ("cuda", AUTO)
-        return self.weights * (4 if dense else 2)
+        return self.models.resident(precision)
 
     @cached_property
     def models(self) -> Models:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.stages import mapping, pack
+from harness.stages import mapping, pack, streaming
 from harness.stages.samples import read_tokens
 from harness.stages.select import TOKENS_FILE
 from harness.store.node import Node, Output, Shard, Sharding, Stage, Work
@@ -50,8 +50,8 @@ def node(
         pack.about(making, about),
         units=n,
         unit="texts",
-        disk=4 * arrays * n * m.model.n_neurons,
-        memory=m.resident(precision),
+        disk=streaming.disk(m, precision, n, arrays),
+        memory=streaming.memory(m, precision),
         materials=m,
     )
 
@@ -65,6 +65,8 @@ def make(work: "Work[Materials]") -> None:
     if exchanges:
         measures, spans = tuple(work.parameters["measures"]), tuple(work.parameters["spans"])
         with work.task(len(exchanges), "texts") as task:
+            passes = work.materials.models.passes
+            passes.watch = lambda done, layers: task.note(f"layer {done} of {layers}")
             trace(work.folder, mapping.backend(work), exchanges, measures, spans, task)
 
 
@@ -121,4 +123,10 @@ def merge(work: "Work[Materials]", shards: Sequence[Path]) -> None:
         writer.close(np.load(shards[0] / _NORMS_FILE, allow_pickle=False))
 
 
-STAGE = Stage("trace", make, sources=("hq.backends.opening",), sharding=Sharding(make_shard, merge))
+STAGE = Stage(
+    "trace",
+    make,
+    sources=("hq.backends.opening",),
+    sharding=Sharding(make_shard, merge),
+    streams=True,
+)

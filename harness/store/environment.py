@@ -4,6 +4,9 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+import psutil
+import torch
+
 from hq.backends.opening import device_of
 from hq.backends.transformers.backend import usable_device
 from hq.models.placement import AUTO
@@ -55,6 +58,13 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
         "machine": machine_class(),
         **PRECISIONS[precision].settings,
     }
+
+
+def available_memory(device: str | None) -> int:
+    """Return the bytes of memory that a model may take on a device now."""
+    if usable_device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def machine_class() -> str:

@@ -82,6 +82,7 @@ class Stage:
         volatile: Files that differ between runs, such as speeds; they have no content digest.
         verify: Raises HQError if later nodes must not use a finished output.
         sharding: How several workers share the work of a node; None if it cannot be divided.
+        streams: Whether it can run with one layer of the model in memory.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Stage:
     volatile: frozenset[str] = frozenset()
     verify: Callable[["Node", Path], None] | None = None
     sharding: Sharding | None = None
+    streams: bool = False
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,9 @@ class Study(Section):
     device: Literal["cpu", "cuda", "auto"] | None = None
     """Where the model runs; default: CUDA if there is a GPU. `auto` distributes its layers over all
     GPUs and, where these are full, the memory of the CPU; the table `precisions` says where."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Whether traces read the model layer by layer, which changes no result. `auto`: if the model
+    does not fit into memory. Steps that need the whole model load it in any case."""
     responses: str = ""
     """File of `hq responses export` with the responses to the questions, which are then not
     sampled; default: sample them."""

@@ -95,9 +95,7 @@ def test_architectures_with_a_record(name: str, tmp_path: Path) -> None:
 # --- one pass for several precisions, and its resume
 
 
-def test_one_pass_reads_the_files_once(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_one_pass_reads_the_files_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path, exchanges = checkpoint("llama"), tiny.exchanges()
     passes = Passes(tmp_path, ("fp16", "nf4"))
     seen: list[int] = []
@@ -189,5 +187,5 @@ def test_a_missing_tensor_is_named(checkpoint: Checkpoint, tmp_path: Path) -> No
     tensors = load_file(path / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(HQError, match="lacks model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(HQError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
         StreamedBackend(path, "fp16", "cpu")

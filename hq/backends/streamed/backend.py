@@ -269,5 +269,3 @@ def unstreamable(path: Path, precision: str) -> str:
     if getattr(text, "num_kv_shared_layers", 0):
         return "its layers share the keys and values of earlier layers"
     return ""
-
-

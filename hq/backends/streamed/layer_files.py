@@ -40,12 +40,15 @@ class LayerFiles:
         assert isinstance(layers, nn.ModuleList)
         self._prefix = _decoder_prefix(path, family, layers[0], self._tensors)
         self.layers = [
-            self._located(f"{family.layers}.{number}.", layer) for number, layer in enumerate(layers)
+            self._located(f"{family.layers}.{number}.", layer)
+            for number, layer in enumerate(layers)
         ]
         of_decoder = self._located("", decoder, without=f"{family.layers}.")
         self.outside: Mapping[str, StoredTensor] = of_decoder
 
-    def _located(self, where: str, module: nn.Module, without: str = "-") -> dict[str, StoredTensor]:
+    def _located(
+        self, where: str, module: nn.Module, without: str = "-"
+    ) -> dict[str, StoredTensor]:
         """The stored tensor of every parameter of a module, and of buffers that are stored."""
         found: dict[str, StoredTensor] = {}
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}

@@ -150,7 +150,9 @@ class Skeleton:
         self._state = None
         return self._run(ids, inputs)
 
-    def run(self, ids: Int[Tensor, "batch seq"], inputs: Mapping[str, Any], state: Tensor) -> Tensor:
+    def run(
+        self, ids: Int[Tensor, "batch seq"], inputs: Mapping[str, Any], state: Tensor
+    ) -> Tensor:
         """The output of the layer in memory, of which `state` is the input."""
         self._state = state
         return self._run(ids, inputs)
@@ -259,9 +261,7 @@ def projects(module: nn.Module) -> bool:
 
 def shapes_of(modules: Iterator[tuple[str, nn.Module]]) -> Counter[tuple[str, tuple[int, ...]]]:
     """Count the projections among named modules by class and shape of the weight."""
-    return Counter(
-        (type(m).__name__, tuple(m.weight.shape)) for _, m in modules if projects(m)
-    )
+    return Counter((type(m).__name__, tuple(m.weight.shape)) for _, m in modules if projects(m))
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
