@@ -146,10 +146,10 @@ def _rows(
 
 
 def _checkpoint_bytes(config: LlamaConfig) -> int:
-    """Bytes of the checkpoint, and of its traces."""
-    layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
-    layers = config.num_hidden_layers * layer
-    return 2 * (layers + 2 * config.vocab_size * config.hidden_size)
+    """An upper bound of the bytes of the checkpoint."""
+    d, d_ff = int(config.hidden_size or 0), int(config.intermediate_size or 0)
+    layers = int(config.num_hidden_layers or 0) * (4 * d * d + 3 * d * d_ff)
+    return 2 * (layers + 2 * int(config.vocab_size or 0) * d)
 
 
 def _measure(folder: Path, seed: int, samples: int, precisions: tuple[str, ...]) -> _Run:

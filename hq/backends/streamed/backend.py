@@ -147,12 +147,13 @@ class StreamedBackend:
     def weight_bytes(self) -> int:
         """Bytes of the weights as they ship: packed ones with their scales, all others in FP16."""
         inside = self._projections()
-        shipped = sum(self._kind(name, m)[1].shipped_nbytes for name, m in inside.items())
+        shipped: int = sum(self._kind(name, m)[1].shipped_nbytes for name, m in inside.items())
         of_projections = {id(m.weight) for m in inside.values()}
         model = self._skeleton.model
         held = [*model.named_parameters(), *model.named_buffers()]  # a tied weight comes once
         rest = (t for _, t in held if id(t) not in of_projections)
-        return shipped + sum(2 * t.numel() if t.is_floating_point() else t.nbytes for t in rest)
+        sizes = (2 * t.numel() if t.is_floating_point() else int(t.nbytes) for t in rest)
+        return shipped + sum(sizes)
 
     def ffns(self) -> FFNs:
         """The weights of each layer's FFN, dequantized; each access reads them again."""

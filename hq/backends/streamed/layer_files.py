@@ -6,6 +6,7 @@ Mapped pages count as resident memory, so tensors are read into memory of their 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -120,7 +121,8 @@ def _filled(
 ) -> Tensor:
     """A tensor with the bytes of the file at each place: (offset in the tensor, in the file)."""
     made = torch.empty(shape, dtype=_TYPES[stored.dtype])
-    into = memoryview(made.reshape(-1).view(torch.uint8).numpy())
+    bytes_of: Any = made.reshape(-1).view(torch.uint8).numpy()
+    into = memoryview(bytes_of)
     with open(stored.file, "rb", buffering=0) as stream:
         for begin, offset in places:
             stream.seek(offset)

@@ -5,8 +5,7 @@ it runs up to the layer in memory, which then gets stored hidden states in place
 """
 
 import copy
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -44,7 +43,7 @@ class Skeleton:
         self._loaded_in = precision.loaded_in(device)
         self.compute = compute_dtype(device)
         self.model = bare_model(config, self._loaded_in)
-        self.decoder: nn.Module = self.model.get_decoder()
+        self.decoder: Any = self.model.get_decoder()
         self.family = family
         self.layers = self.decoder.get_submodule(family.layers)
         assert isinstance(self.layers, nn.ModuleList)
@@ -66,10 +65,12 @@ class Skeleton:
             else:
                 weight = self._cast(read(stored))
             _put(module, leaf, weight)
-        for name, module in list(self.decoder.named_modules()):
+        for name, linear in list(self.decoder.named_modules()):
             inside = name.startswith(f"{self.family.layers}.")
-            if not inside and isinstance(module, self._made.replaces):
-                self._replace(self.decoder, name, self._quantized(module, module.weight))
+            if not inside and isinstance(linear, self._made.replaces):
+                weight = linear.weight
+                assert isinstance(weight, Tensor)
+                self._replace(self.decoder, name, self._quantized(linear, weight))
         for module in self.decoder.modules():
             for leaf, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
@@ -101,7 +102,7 @@ class Skeleton:
         """
         bare = self.layers[number]
         visit = vars(bare).pop("forward")
-        layer = copy.deepcopy(bare)
+        layer: nn.Module = copy.deepcopy(bare)
         bare.forward = visit
         projections = {name: m for name, m in layer.named_modules() if projects(m)}
         for name, weight in weights.items():
@@ -248,20 +249,15 @@ def bare_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         model: PreTrainedModel = model_class(bare)._from_config(bare, dtype=dtype)
     # `from_pretrained` computes buffers in float32 and rounds them; a constructor does not.
     for module in model.modules():
-        module._is_hf_initialized = False  # type: ignore[assignment]
+        module._is_hf_initialized = False
     model.initialize_weights()
-    model.tie_weights()  # type: ignore[no-untyped-call]
+    model.tie_weights()
     return model.eval().requires_grad_(False)
 
 
 def projects(module: nn.Module) -> bool:
     """Whether a module of a dense model multiplies by a matrix."""
     return isinstance(module, (nn.Linear, Conv1D))
-
-
-def shapes_of(modules: Iterator[tuple[str, nn.Module]]) -> Counter[tuple[str, tuple[int, ...]]]:
-    """Count the projections among named modules by class and shape of the weight."""
-    return Counter((type(m).__name__, tuple(m.weight.shape)) for _, m in modules if projects(m))
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
