@@ -32,7 +32,6 @@ from hq.models.checkpoint import (
     text_config,
     whole_config,
 )
-from hq.models.placement import AUTO
 from hq.models.tokenizer import load_tokenizer
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity

@@ -61,10 +61,13 @@ def engine(precision: str, device: str | None) -> dict[str, object]:
 
 
 def available_memory(device: str | None) -> int:
-    """Return the bytes of memory that a model may take on a device now."""
-    if usable_device(device).type == "cuda":
+    """Return the bytes of memory that a model may take on a device, or on `auto`, now."""
+    free = int(psutil.virtual_memory().available)
+    if usable_device(None if device == AUTO else device).type == "cpu":
+        return free
+    if device != AUTO:
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return free + sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
 
 
 def machine_class() -> str:

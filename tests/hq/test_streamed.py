@@ -55,7 +55,7 @@ def test_every_family_gives_the_trace_of_the_model_in_memory(
 
 @pytest.mark.parametrize(
     "precision",
-    ["nf4-dq", "fp4", "torchao-int8", "torchao-int4", "hqq-4", "fp8", "nvfp4", "mxfp4"],
+    ["bf16", "nf4-dq", "fp4", "torchao-int8", "torchao-int4", "hqq-4", "fp8", "nvfp4", "mxfp4"],
 )
 def test_every_precision_that_is_made_by_layer_gives_the_same_trace(
     precision: str, checkpoint: Checkpoint
@@ -63,7 +63,7 @@ def test_every_precision_that_is_made_by_layer_gives_the_same_trace(
     assert_equal(checkpoint("qwen2"), precision)  # has biases
 
 
-@pytest.mark.parametrize("precision", ["fp16", "nf4", "fp8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "nf4", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_wide_weights_are_rounded_as_in_memory(
     precision: str, dtype: torch.dtype, tmp_path: Path

@@ -77,7 +77,7 @@ class Machine:
     disk: float  # bytes read per second
     flops: float  # of a matrix product, per second
     quantized: float  # weights made per second at a quantized precision
-    dequantized: float  # weights dequantized per second
+    dequantized: float  # weights dequantized, or converted to the compute type, per second
     copied: float = float("inf")  # bytes per second to the device
 
 
@@ -86,16 +86,19 @@ GPU_80 = Machine("one 80 GB GPU", "cuda", 1e9, 125e12, 1e9, 1e11, 25e9)
 
 
 def this_cpu(disk: float = 1e9) -> Machine:
-    """This machine's CPU, with the speed of a matrix product measured in a second."""
+    """This machine's CPU, with the speed of a matrix product measured in a second.
+
+    The time of the processor is measured, so that other work on the machine does not count.
+    """
     a = torch.randn(512, 2048)
     b = torch.randn(4096, 2048)
     torch.nn.functional.linear(a, b)
-    started, done = time.perf_counter(), 0
-    while (spent := time.perf_counter() - started) < 0.5:
+    started, done = time.process_time(), 0
+    while (spent := time.process_time() - started) < 0.5:
         torch.nn.functional.linear(a, b)
         done += 1
-    rate = done * 2 * a.numel() * len(b) / spent
-    return Machine("this CPU", "cpu", disk, rate, 3e7, 3e8)
+    rate = done * 2 * a.numel() * len(b) / spent * torch.get_num_threads()
+    return Machine("this CPU", "cpu", disk, rate, 3e7, 5e8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def cost(
         flops / machine.flops
         + len(quantized) * all_weights / machine.quantized
         + len(quantized) * batches * all_weights / machine.dequantized
+        + (len(precisions) - len(quantized)) * all_weights / machine.dequantized
         + len(precisions) * _STORED * all_weights / machine.copied
     )
     return Cost(

@@ -41,7 +41,7 @@ class Skeleton:
         self.precision, self.device = precision, device
         self._made: MadeByLayer = precision
         self._loaded_in = precision.loaded_in(device)
-        self.compute = compute_dtype(device)
+        self.compute = compute_dtype(device, precision)
         self.model = bare_model(config, self._loaded_in)
         self.decoder: Any = self.model.get_decoder()
         self.family = family
@@ -68,9 +68,9 @@ class Skeleton:
         for name, linear in list(self.decoder.named_modules()):
             inside = name.startswith(f"{self.family.layers}.")
             if not inside and isinstance(linear, self._made.replaces):
-                weight = linear.weight
-                assert isinstance(weight, Tensor)
-                self._replace(self.decoder, name, self._quantized(linear, weight))
+                of_linear = linear.weight
+                assert isinstance(of_linear, Tensor)
+                self._replace(self.decoder, name, self._quantized(linear, of_linear))
         for module in self.decoder.modules():
             for leaf, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:

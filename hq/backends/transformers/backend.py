@@ -216,7 +216,9 @@ class TorchBackend:
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]
             if not name.endswith("bias")
         }
-        if self.model.config.get_text_config().tie_word_embeddings:  # offloaded, they are two
+        if getattr(
+            self.model.config.get_text_config(), "tie_word_embeddings", False
+        ):  # offloaded, they are two
             packed |= {_key(tensor) for tensor in self.model.get_output_embeddings().parameters()}
             packed -= {_key(tensor) for tensor in self.model.get_input_embeddings().parameters()}
         rest = {_key(t): t for _, t in held if _key(t) not in packed}
