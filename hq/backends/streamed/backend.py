@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -192,15 +193,18 @@ class StreamedBackend:
         if skip >= set(range(len(layout.batches))):
             return
         task = Task(exchanges, layout, measures, spans)
-        with tempfile.TemporaryDirectory(prefix="hq-streamed-") as temporary:
-            passes = self._passes or Passes(Path(temporary), (self.precision,))
-            folder = passes.finished(self.precision, task, self._files, self._bare, self.device)
-            self.norms = read_norms(folder, layers)
-            for number, rows, values in read_batches(folder, task, layers, skip):
+        with ExitStack() as stack:
+            passes = self._passes
+            if passes is None:
+                folder = tempfile.TemporaryDirectory(prefix="hq-streamed-")
+                passes = Passes(Path(stack.enter_context(folder)), (self.precision,))
+            values_of = passes.finished(self.precision, task, self._files, self._bare, self.device)
+            self.norms = read_norms(values_of, layers)
+            for number, rows, values in read_batches(values_of, task, layers, skip):
                 yield TraceBatch(
                     number, rows, values, measures, spans, self.identity, self.precision
                 )
-            passes.release(folder)
+            passes.release(values_of)
 
     def __getattr__(self, name: str) -> Any:
         """Raises HQError for everything that needs the whole model."""
