@@ -102,7 +102,7 @@ class Models:
         chosen = self.study.stream
         if chosen == "auto":
             fits = self.resident(precision) <= available_memory(self.study.device)
-            return not fits and not unstreamable(self.path, precision)
+            return not fits and not unstreamable(self.given(precision) or self.path, precision)
         return chosen == "always"
 
     def resident(self, precision: str) -> int:

@@ -137,7 +137,7 @@ class Materials:
         made = {p.removesuffix(NATIVE) for p in study.precisions if packages_to_make(p)}
         if study.stream == "always":
             for precision in study.precisions:
-                require_streamable(self.path, precision)
+                require_streamable(self.models.given(precision) or self.path, precision)
         sampled = [SAMPLERS[s] for s in (study.sampling.sampler,) if s in SAMPLERS]
         require_packages((*study.precisions, *sampled), study.checkpoints)
         for name in {p.removesuffix(NATIVE) for p in study.precisions} & set(study.checkpoints):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hq.backends.streamed.backend import StreamedBackend
 from hq.backends.streamed.passes import Passes
+from hq.backends.streamed.states import States
 from hq.backends.transformers.backend import TorchBackend
 from hq.errors import HQError
 from hq.models.checkpoint import checkpoint_identity
@@ -110,11 +111,10 @@ def test_one_pass_reads_the_files_once(checkpoint: Checkpoint, tmp_path: Path) -
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".npy", ".bin")]
 
 
-def test_a_stopped_pass_continues_with_the_next_layer(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    path, exchanges = checkpoint("gemma3_text"), tiny.exchanges(shared=12)
-    passes = Passes(tmp_path, ("fp16", "nf4"))
+@pytest.mark.parametrize("name", ["gemma3_text", "gptj", "mpt", "bloom", "persimmon", "gpt_neo"])
+def test_a_stopped_pass_continues_with_the_next_layer(name: str, tmp_path: Path) -> None:
+    path = decoders.save(decoders.RECORDED[name](), tmp_path / "model")
+    exchanges, passes = tiny.exchanges(shared=12), Passes(tmp_path, ("fp16", "nf4"))
 
     def stop(done: int, _: int) -> None:
         if done == 2:
@@ -132,7 +132,34 @@ def test_a_stopped_pass_continues_with_the_next_layer(
         (found,) = backend.trace(exchanges)
         (expected,) = StreamedBackend(path, precision, "cpu").trace(exchanges)
         np.testing.assert_array_equal(found.values, expected.values)
-    assert seen == [3]
+    assert seen == list(range(3, backend.identity.n_layers + 1))
+
+
+def test_a_pass_that_is_killed_inside_a_layer_repeats_the_layer(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, exchanges = checkpoint("llama"), tiny.exchanges()
+    write, calls = States.write, []
+
+    def failing(self: States, layer: int, number: int, states: torch.Tensor) -> None:
+        calls.append(layer)
+        write(self, layer, number, states)
+        if layer == 2 and calls.count(2) == 2:  # in the second layer, after some batches
+            raise KeyboardInterrupt
+
+    backend = StreamedBackend(path, "fp16", "cpu", 32, passes=Passes(tmp_path, ("fp16",)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(States, "write", failing)
+        next(backend.trace(exchanges))
+    again = Passes(tmp_path, ("fp16",))
+    seen: list[int] = []
+    again.watch = lambda done, _: seen.append(done)
+    found = list(StreamedBackend(path, "fp16", "cpu", 32, passes=again).trace(exchanges))
+    expected = list(StreamedBackend(path, "fp16", "cpu", 32).trace(exchanges))
+    assert len(expected) > 2
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+    assert seen == [2, 3]
 
 
 def test_batches_that_are_written_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:

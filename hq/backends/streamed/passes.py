@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Float, Int
+from pydantic import BaseModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -30,7 +31,7 @@ from hq.neurons.cett import Measure, Span
 from hq.neurons.prompt_response import PromptResponse
 from hq.storage.atomic import write_whole
 
-_DONE = "layers.json"  # number of finished layers
+_DONE = "layers.json"
 _PREFIX = 0  # place of the prefix among the batches of states
 
 
@@ -90,7 +91,7 @@ class Passes:
         with FileLock(self._root / f"{folder.name}.lock"):
             wanted = [precision]
             wanted += [p for p in self.precisions if p != precision and not _taken(folder, p)]
-            if _done(folder / precision) < len(files.layers):
+            if _record(folder / precision).layers < len(files.layers):
                 _run(task, files, {p: (folder / p, skeleton(p)) for p in wanted}, self.watch)
         return folder / precision
 
@@ -138,7 +139,8 @@ class _PrecisionRun:
     def __init__(self, folder: Path, skeleton: Skeleton, files: LayerFiles, task: Task) -> None:
         self._folder, self._skeleton, self._task = folder, skeleton, task
         folder.mkdir(exist_ok=True)
-        self.done = _done(folder)
+        record = _record(folder)
+        self.done, skeleton.returns_tuple = record.layers, record.returns_tuple
         self._device = skeleton.device
         skeleton.fill_outside(files, task.used)
         self._prefix = torch.tensor([list(task.layout.prefix)], dtype=torch.long)
@@ -184,7 +186,8 @@ class _PrecisionRun:
         np.save(_norms(self._folder, layer), norms.cpu().numpy())
         skeleton.drop()
         self.done = layer + 1
-        write_whole(self._folder / _DONE, json.dumps({"layers": self.done}))
+        record = _Record(layers=self.done, returns_tuple=skeleton.returns_tuple)
+        write_whole(self._folder / _DONE, record.model_dump_json())
 
     @torch.inference_mode()
     def _trace_prefix(self, layer: int, hooks: DownHooks) -> tuple[LayerPrefix, Tensor]:
@@ -235,10 +238,16 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
-def _done(folder: Path) -> int:
-    """The number of finished layers."""
+class _Record(BaseModel):
+    """What is known of a pass at one precision."""
+
+    layers: int = 0  # finished
+    returns_tuple: bool = False  # as in Skeleton
+
+
+def _record(folder: Path) -> _Record:
     file = folder / _DONE
-    return int(json.loads(file.read_text(encoding="utf-8"))["layers"]) if file.is_file() else 0
+    return _Record.model_validate_json(file.read_bytes()) if file.is_file() else _Record()
 
 
 def _taken(folder: Path, precision: str) -> bool:

@@ -50,7 +50,7 @@ class Skeleton:
         self._present = -1  # number of the layer in memory
         self._layer: nn.Module | None = None
         self._state: Tensor | None = None
-        self._kind: type = Tensor  # of what a layer returns
+        self.returns_tuple = False  # whether a layer does, known after the first one
         for number, layer in enumerate(self.layers):
             layer.forward = partial(self._visit, number)
 
@@ -176,15 +176,15 @@ class Skeleton:
         if self._state is None:
             raise _Reached(hidden)
         if number < self._present:
-            return (hidden, None) if self._kind is tuple else hidden
+            return (hidden, None) if self.returns_tuple else hidden
         if args:
             args = (self._state, *args[1:])
         else:
             kwargs["hidden_states"] = self._state
         assert self._layer is not None
         output = self._layer(*args, **kwargs)
-        self._kind = tuple if isinstance(output, tuple) else Tensor
-        raise _Reached(output[0] if isinstance(output, tuple) else output)
+        self.returns_tuple = isinstance(output, tuple)
+        raise _Reached(output[0] if self.returns_tuple else output)
 
     def _cast(self, weight: Tensor) -> Tensor:
         return weight.to(self.device).to(self._loaded_in).to(self.compute)
