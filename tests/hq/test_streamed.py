@@ -54,6 +54,24 @@ def test_every_family_gives_the_trace_of_the_model_in_memory(
     assert_equal(checkpoint(family), precision, shared=12)  # longer than sliding windows
 
 
+@pytest.mark.parametrize("precision", ["fp16", "nf4"])
+def test_every_family_predicts_as_in_memory(
+    family: str, precision: str, checkpoint: Checkpoint
+) -> None:
+    path, exchanges = checkpoint(family), tiny.exchanges(shared=12)
+    with TorchBackend(path, precision, "cpu", 64) as resident:
+        head = resident.head
+        expected = list(resident.predictions(exchanges))
+    backend = StreamedBackend(path, precision, "cpu", 64)
+    assert len(backend.head.weight) == len(head.weight)
+    np.testing.assert_allclose(backend.head.factor, head.factor, rtol=1e-6)
+    for one, other in zip(backend.predictions(exchanges), expected, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_allclose(one.hidden, other.hidden, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(one.entropy, other.entropy, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(one.log_prob, other.log_prob, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "precision",
     ["bf16", "nf4-dq", "fp4", "torchao-int8", "torchao-int4", "hqq-4", "fp8", "nvfp4", "mxfp4"],

@@ -3,19 +3,33 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import nn
 
-from hq.backends.base import TraceBatch, require_known, require_length
+from hq.backends.base import (
+    Predictions,
+    TraceBatch,
+    join_predictions,
+    require_known,
+    require_length,
+)
 from hq.backends.batching import plan
 from hq.backends.streamed.layer_files import LayerFiles
-from hq.backends.streamed.passes import Passes, Task, read_batches, read_norms
+from hq.backends.streamed.passes import (
+    HEAD_IDS,
+    Passes,
+    PrecisionRun,
+    Task,
+    read_batches,
+    read_norms,
+)
 from hq.backends.streamed.skeleton import Skeleton, projects
 from hq.backends.transformers.activations import layer_norms
 from hq.backends.transformers.backend import TOKEN_BUDGET, VALUE_BUDGET, usable_device
@@ -30,6 +44,8 @@ from hq.models.checkpoint import (
     whole_config,
 )
 from hq.models.ffn_weights import FFNs, of_modules
+from hq.models.head import Head, ReferenceLogits
+from hq.models.logits import distributions
 from hq.neurons.cett import Measure, Span
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
@@ -183,28 +199,74 @@ class StreamedBackend:
         Raises HQError for token ids outside of the vocabulary, texts that are too long, and
         activations that are not finite.
         """
-        name, layers = self.identity.name, self.identity.n_layers
-        vocabulary = int(self._skeleton.model.get_input_embeddings().num_embeddings)
-        require_known(exchanges, vocabulary, name)
-        for row, exchange in enumerate(exchanges):
-            require_length(f"Text {row}", len(exchange), context_length(self._config), name)
+        self._require_fitting(exchanges)
+        layers = self.identity.n_layers
         width = len(measures) * len(spans) * self.identity.n_neurons
         layout = plan(exchanges, self.token_budget, max_rows=VALUE_BUDGET // width)
         if skip >= set(range(len(layout.batches))):
             return
         task = Task(exchanges, layout, measures, spans)
-        with ExitStack() as stack:
-            passes = self._passes
-            if passes is None:
-                folder = tempfile.TemporaryDirectory(prefix="hq-streamed-")
-                passes = Passes(Path(stack.enter_context(folder)), (self.precision,))
-            values_of = passes.finished(self.precision, task, self._files, self._bare, self.device)
-            self.norms = read_norms(values_of, layers)
-            for number, rows, values in read_batches(values_of, task, layers, skip):
+        with self._pass(task) as folder:
+            self.norms = read_norms(folder, layers)
+            for number, rows, values in read_batches(folder, task, layers, skip):
                 yield TraceBatch(
                     number, rows, values, measures, spans, self.identity, self.precision
                 )
-            passes.release(values_of)
+
+    def _require_fitting(self, exchanges: Sequence[PromptResponse]) -> None:
+        """Raises HQError for token ids outside of the vocabulary and texts that are too long."""
+        vocabulary = int(self._skeleton.model.get_input_embeddings().num_embeddings)
+        require_known(exchanges, vocabulary, self.identity.name)
+        limit, name = context_length(self._config), self.identity.name
+        for row, exchange in enumerate(exchanges):
+            require_length(f"Text {row}", len(exchange), limit, name)
+
+    @contextmanager
+    def _pass(self, task: Task) -> Iterator[Path]:
+        """The folder of a finished pass, which is removed if all of it was read."""
+        with ExitStack() as stack:
+            passes = self._passes
+            if passes is None:
+                temporary = tempfile.TemporaryDirectory(prefix="hq-streamed-")
+                passes = Passes(Path(stack.enter_context(temporary)), (self.precision,))
+            folder = passes.finished(self.precision, task, self._files, self._bare, self.device)
+            yield folder
+            passes.release(folder)
+
+    def predictions(
+        self,
+        exchanges: Sequence[PromptResponse],
+        reference: ReferenceLogits | None = None,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[Predictions]:
+        """The batches of `TorchBackend.predictions`, after a pass over the checkpoint.
+
+        Raises HQError as `trace` does, and for a head that hq cannot compute.
+        """
+        self._require_fitting(exchanges)
+        task = Task(exchanges, plan(exchanges, self.token_budget))
+        if skip >= set(range(len(task.layout.batches))):
+            return
+        with self._pass(task) as folder:
+            run = PrecisionRun(folder, self._bare(self.precision), self._files, task)
+            for number, rows in enumerate(task.layout.batches):
+                if number in skip:
+                    continue
+                batch = [exchanges[row] for row in rows]
+                chosen = torch.tensor([token for e in batch for token in e.response])
+                hidden = run.last_hidden(number)
+                with torch.inference_mode():
+                    blocks = None if reference is None else reference.blocks(rows, self.device)
+                    part = distributions(self.head.blocks(hidden), chosen, blocks)
+                yield join_predictions(number, rows, batch, [part], hidden, self.precision)
+            del run
+
+    @cached_property
+    def head(self) -> Head:
+        """The map from last hidden states to logits, which is read as a whole."""
+        skeleton = self._bare(self.precision)
+        skeleton.fill_outside(self._files, torch.tensor(list(HEAD_IDS)))
+        return skeleton.head(self._files)
 
     def __getattr__(self, name: str) -> Any:
         """Raises HQError for everything that needs the whole model."""
@@ -219,10 +281,8 @@ class StreamedBackend:
 
 _RESIDENT = {
     "decoding": "responses",
-    "head": "logits",
     "hidden_states": "hidden states",
     "logits": "logits",
-    "predictions": "probabilities of tokens",
     "read_tokens": "CETT of single tokens",
     "scale": "steering",
 }

@@ -79,6 +79,23 @@ class LayerFiles:
             found[name] = stored
         return found
 
+    def head(self, model: Any, part: str = "weight") -> StoredTensor:
+        """The stored weight or bias of the output head, which may be that of the embeddings.
+
+        Raises HQError if the checkpoint has none.
+        """
+        names = {module: name for name, module in model.named_modules()}
+        own = f"{names[model.get_output_embeddings()]}.{part}"
+        found = [n for n in self._tensors if n == own or n.endswith(f".{own}")]
+        if len(found) == 1:
+            return self._tensors[found[0]]
+        embeddings = model.get_input_embeddings()
+        inside = (n for n, m in model.get_decoder().named_modules() if m is embeddings)
+        tied = self.outside.get(f"{next(inside, '')}.{part}")
+        if found or tied is None:
+            raise HQError(f"{self.path} lacks {own}: the checkpoint is incomplete.")
+        return tied
+
     def read(self, layer: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Read the tensors of a layer, or some of them. Raises HQError if a file was cut off."""
         located = self.layers[layer]

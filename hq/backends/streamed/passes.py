@@ -32,6 +32,7 @@ from hq.neurons.prompt_response import PromptResponse
 from hq.storage.atomic import write_whole
 
 _DONE = "layers.json"
+HEAD_IDS = range(4)  # of the text on which `hq.models.head` measures an output head
 _PREFIX = 0  # place of the prefix among the batches of states
 
 
@@ -41,8 +42,8 @@ class Task:
 
     exchanges: Sequence[PromptResponse]
     layout: Plan
-    measures: tuple[Measure, ...]
-    spans: tuple[Span, ...]
+    measures: tuple[Measure, ...] = ()  # none: only the last hidden states are needed
+    spans: tuple[Span, ...] = ()
 
     @property
     def key(self) -> list[object]:
@@ -53,8 +54,8 @@ class Task:
 
     @property
     def used(self) -> Int[Tensor, " k"]:
-        """Ids of the tokens of all texts, ascending; 0 is the padding."""
-        return torch.tensor(sorted({0}.union(*(e.ids for e in self.exchanges))))
+        """Ids of the tokens of all texts and of `HEAD_IDS`, ascending; 0 is the padding."""
+        return torch.tensor(sorted(set(HEAD_IDS).union(*(e.ids for e in self.exchanges))))
 
     def ids(self, number: int) -> Int[Tensor, "batch seq"]:
         """Token ids of a batch after the prefix, padded on the right."""
@@ -123,18 +124,18 @@ def _run(
     wanted: Mapping[str, tuple[Path, Skeleton]],
     watch: Callable[[int, int], None] | None,
 ) -> None:
-    """Trace the missing layers of each precision."""
-    runs = [_PrecisionRun(folder, skeleton, files, task) for folder, skeleton in wanted.values()]
+    """Run the missing layers of each precision."""
+    runs = [PrecisionRun(folder, skeleton, files, task) for folder, skeleton in wanted.values()]
     for layer, weights in files.in_order(min(run.done for run in runs), len(files.layers)):
         for run in runs:
             if run.done <= layer:
-                run.trace(layer, weights)
+                run.advance(layer, weights)
         if watch is not None:
             watch(layer + 1, len(files.layers))
 
 
-class _PrecisionRun:
-    """The pass at one precision."""
+class PrecisionRun:
+    """The pass at one precision, from its first missing layer on."""
 
     def __init__(self, folder: Path, skeleton: Skeleton, files: LayerFiles, task: Task) -> None:
         self._folder, self._skeleton, self._task = folder, skeleton, task
@@ -167,54 +168,44 @@ class _PrecisionRun:
             states = self._skeleton.embed(ids, prefix.inputs(len(ids)))
             self._states.write(0, number + 1, states)
 
-    def trace(self, layer: int, weights: Weights) -> None:
-        """Trace a layer, and record that it is finished."""
-        skeleton, task = self._skeleton, self._task
-        made = skeleton.make(layer, weights)
-        down = made.get_submodule(skeleton.family.down)
-        norms = layer_norms(down, skeleton.dense)
-        hooks = DownHooks([down], [norms], task.measures)
+    def advance(self, layer: int, weights: Weights) -> None:
+        """Run a layer, trace it if measures are asked for, and record that it is finished."""
+        made = self._skeleton.make(layer, weights)
+        if self._task.measures:
+            self._trace(layer, made.get_submodule(self._skeleton.family.down))
+        else:
+            self._pass(layer)
+        self._skeleton.drop()
+        self.done = layer + 1
+        record = _Record(layers=self.done, returns_tuple=self._skeleton.returns_tuple)
+        write_whole(self._folder / _DONE, record.model_dump_json())
+
+    @torch.inference_mode()
+    def _trace(self, layer: int, down: nn.Module) -> None:
+        task, length = self._task, len(self._task.layout.prefix)
+        norms = layer_norms(down, self._skeleton.dense)
         shape = (len(task.exchanges), len(task.measures), len(task.spans), len(norms))
         values = np.lib.format.open_memmap(
             _values(self._folder, layer), mode="w+", dtype=np.float32, shape=shape
         )
-        with hooks:
-            prefix, sums = self._trace_prefix(layer, hooks)
+        with DownHooks([down], [norms], task.measures) as hooks:
+            if length:
+                hooks.expect(torch.ones(1, 1, length, device=self._device))
+            prefix = self._run_prefix(layer)
+            sums = hooks.collect()[0, :, 0] if length else torch.zeros(())
             for number, rows in enumerate(task.layout.batches):
                 values[rows] = self._trace_batch(layer, number, prefix, sums, hooks)
         del values
         np.save(_norms(self._folder, layer), norms.cpu().numpy())
-        skeleton.drop()
-        self.done = layer + 1
-        record = _Record(layers=self.done, returns_tuple=skeleton.returns_tuple)
-        write_whole(self._folder / _DONE, record.model_dump_json())
 
-    @torch.inference_mode()
-    def _trace_prefix(self, layer: int, hooks: DownHooks) -> tuple[LayerPrefix, Tensor]:
-        """The layer's keys and values of the prefix, and the sums of CETT over its tokens."""
-        decoder, length = self._skeleton.decoder, len(self._task.layout.prefix)
-        if not length:
-            return LayerPrefix(decoder, 0, layer, None), torch.zeros(())
-        cache = DynamicCache(config=decoder.config)
-        hooks.expect(torch.ones(1, 1, length, device=self._device))
-        state = self._states.read(layer, _PREFIX).to(self._device)
-        inputs = {"cache": cache, "use_cache": True}
-        after = self._skeleton.run(self._prefix.to(self._device), inputs, state)
-        self._states.write(layer + 1, _PREFIX, after)
-        return LayerPrefix(decoder, length, layer, cache), hooks.collect()[0, :, 0]
-
-    @torch.inference_mode()
     def _trace_batch(
         self, layer: int, number: int, prefix: LayerPrefix, sums: Tensor, hooks: DownHooks
     ) -> Float[np.ndarray, "batch measure span d_ff"]:
-        task = self._task
+        task, start = self._task, len(self._task.layout.prefix)
         batch = [task.exchanges[row] for row in task.layout.batches[number]]
-        start, ids = len(task.layout.prefix), task.ids(number).to(self._device)
-        weights = span_weights(batch, start, ids.shape[1], task.spans)
+        weights = span_weights(batch, start, max(map(len, batch)) - start, task.spans)
         hooks.expect(torch.from_numpy(weights).to(self._device))
-        state = self._states.read(layer, number + 1).to(self._device)
-        after = self._skeleton.run(ids, prefix.inputs(len(batch)), state)
-        self._states.write(layer + 1, number + 1, after)
+        self._run_batch(layer, number, prefix)
         found = hooks.collect()
         if "other" in task.spans and start:
             counts = torch.tensor([len(e.prompt) for e in batch], device=self._device)
@@ -222,6 +213,44 @@ class _PrecisionRun:
         array = found.cpu().numpy()
         require_finite(array, self._skeleton.precision.name)
         return array
+
+    @torch.inference_mode()
+    def _pass(self, layer: int) -> None:
+        prefix = self._run_prefix(layer)
+        for number in range(len(self._task.layout.batches)):
+            self._run_batch(layer, number, prefix)
+
+    def _run_prefix(self, layer: int) -> LayerPrefix:
+        """The layer's keys and values of the prefix."""
+        decoder, length = self._skeleton.decoder, len(self._task.layout.prefix)
+        if not length:
+            return LayerPrefix(decoder, 0, layer, None)
+        cache = DynamicCache(config=decoder.config)
+        state = self._states.read(layer, _PREFIX).to(self._device)
+        inputs = {"cache": cache, "use_cache": True}
+        after = self._skeleton.run(self._prefix.to(self._device), inputs, state)
+        self._states.write(layer + 1, _PREFIX, after)
+        return LayerPrefix(decoder, length, layer, cache)
+
+    def _run_batch(self, layer: int, number: int, prefix: LayerPrefix) -> None:
+        ids = self._task.ids(number).to(self._device)
+        state = self._states.read(layer, number + 1).to(self._device)
+        after = self._skeleton.run(ids, prefix.inputs(len(ids)), state)
+        self._states.write(layer + 1, number + 1, after)
+
+    @torch.inference_mode()
+    def last_hidden(self, number: int) -> Float[Tensor, "token hidden"]:
+        """The last hidden states that predict the response tokens of a batch."""
+        task, start = self._task, len(self._task.layout.prefix)
+        batch = [task.exchanges[row] for row in task.layout.batches[number]]
+        ids = task.ids(number).to(self._device)
+        inputs = LayerPrefix(self._skeleton.decoder, start, -1, None).inputs(len(ids))
+        state = self._states.read(self.done, number + 1).to(self._device)
+        after = self._skeleton.finish(ids, inputs, state)
+        # The token before each token of the response predicts it.
+        spans = [(len(e.prompt) - start - 1, len(e) - start - 1) for e in batch]
+        pairs = zip(after, spans, strict=True)
+        return torch.cat([row[begin:end] for row, (begin, end) in pairs])
 
 
 def _files_key(files: LayerFiles) -> list[object]:

@@ -6,6 +6,7 @@ it runs up to the layer in memory, which then gets stored hidden states in place
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,11 @@ from hq.backends.streamed.layer_files import LayerFiles, Weights, read, read_row
 from hq.errors import HQError
 from hq.models.architectures import Architecture
 from hq.models.auto import model_class
+from hq.models.head import Head, body_of, head_of
 from hq.precisions import Precision
 from hq.precisions.base import MadeByLayer, compute_dtype
+
+_HEAD_ROWS = 64  # of the vocabulary, on which the scale of logits is measured
 
 
 class Skeleton:
@@ -49,6 +53,7 @@ class Skeleton:
         assert isinstance(self.layers, nn.ModuleList)
         self._present = -1  # number of the layer in memory
         self._layer: nn.Module | None = None
+        self._finishes = False  # whether layers return the state, or without one their input
         self._state: Tensor | None = None
         self.returns_tuple = False  # whether a layer does, known after the first one
         for number, layer in enumerate(self.layers):
@@ -158,6 +163,40 @@ class Skeleton:
         self._state = state
         return self._run(ids, inputs)
 
+    def finish(
+        self, ids: Int[Tensor, "batch seq"], inputs: Mapping[str, Any], state: Tensor
+    ) -> Tensor:
+        """What the decoder makes of the output `state` of its last layer."""
+        self._state, self._finishes = state, True
+        try:
+            after: Tensor = body_of(self.decoder)(ids, **inputs).last_hidden_state
+        finally:
+            self._state, self._finishes = None, False
+        return after
+
+    def head(self, files: LayerFiles) -> Head:
+        """The output head, in the type of the file if that is exact.
+
+        Raises HQError as `hq.models.head.head_of`.
+        """
+        output: Any = self.model.get_output_embeddings()
+        stored = files.head(self.model)
+        bias = files.head(self.model, "bias") if output.bias is not None else None
+        used = torch.arange(min(_HEAD_ROWS, stored.shape[0]))
+        _put(output, "weight", self._cast(read_rows(stored, used)))
+        whole_bias = None if bias is None else self._cast(read(bias))
+        if whole_bias is not None:
+            _put(output, "bias", whole_bias[: len(used)])
+        self._finishes = True
+        try:
+            measured = head_of(self.model, self.decoder)
+        finally:
+            self._finishes = False
+        weight = read(stored)
+        if self._loaded_in.itemsize == 2:
+            weight = weight.to(self._loaded_in)
+        return replace(measured, weight=weight.to(self.device), bias=whole_bias)
+
     def _run(self, ids: Int[Tensor, "batch seq"], inputs: Mapping[str, Any]) -> Tensor:
         try:
             self.decoder(ids, **inputs)
@@ -173,6 +212,9 @@ class Skeleton:
     def _visit(self, number: int, *args: Any, **kwargs: Any) -> Any:
         """The forward pass of a layer; those before the one in memory return their input."""
         hidden = args[0] if args else kwargs["hidden_states"]
+        if self._finishes:
+            hidden = hidden if self._state is None else self._state
+            return (hidden, None) if self.returns_tuple else hidden
         if self._state is None:
             raise _Reached(hidden)
         if number < self._present:
