@@ -5,6 +5,7 @@ from pathlib import Path
 
 from harness.models.sources import gguf_of
 from harness.store.environment import available_memory, engine
+from harness.store.progress import Task
 from harness.store.store import digest
 from harness.studies.study import Study
 from hq.backends.base import Backend
@@ -96,6 +97,10 @@ class Models:
         """Traces that read the checkpoint layer by layer, at all precisions of the study."""
         able = [p for p in self.study.precisions if self.streams(p)]
         return Passes(cache_folder() / "streamed", able)
+
+    def show_layers(self, task: Task) -> None:
+        """Show the progress of passes beside that of a task."""
+        self.passes.watch = lambda done, layers: task.note(f"layer {done} of {layers}")
 
     def streams(self, precision: str) -> bool:
         """Whether steps that can are run with one layer in memory, by the study or the memory."""

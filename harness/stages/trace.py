@@ -65,8 +65,7 @@ def make(work: "Work[Materials]") -> None:
     if exchanges:
         measures, spans = tuple(work.parameters["measures"]), tuple(work.parameters["spans"])
         with work.task(len(exchanges), "texts") as task:
-            passes = work.materials.models.passes
-            passes.watch = lambda done, layers: task.note(f"layer {done} of {layers}")
+            work.materials.models.show_layers(task)
             trace(work.folder, mapping.backend(work), exchanges, measures, spans, task)
 
 

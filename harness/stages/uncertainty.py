@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from pydantic import BaseModel, ConfigDict
 
-from harness.stages import mapping, pack
+from harness.stages import mapping, pack, streaming
 from harness.stages.samples import read_tokens
 from harness.stages.select import TOKENS_FILE
 from harness.store.jsonl import append, read_log
@@ -84,7 +84,7 @@ def node(
         pack.about(making),
         units=n + len(m.texts),
         unit="texts",
-        memory=m.resident(precision),
+        memory=streaming.memory(m, precision),
     )
 
 
@@ -95,6 +95,7 @@ def make(work: "Work[Materials]") -> None:
     total = len(answers) + len(m.texts)
     with work.task(total, "texts", f"logits {precision}") as task:
         backend, reference = mapping.backend(work), work.inputs.get("reference")
+        m.models.show_layers(task)
         measure(work.folder, backend, answers, m.texts, reference, task)
 
 
@@ -231,5 +232,9 @@ def read(folder: Path) -> Uncertainty:
 
 
 STAGE = Stage(
-    "uncertainty", make, sources=("hq.backends.opening",), volatile=frozenset({_SPEED_FILE})
+    "uncertainty",
+    make,
+    sources=("hq.backends.opening",),
+    volatile=frozenset({_SPEED_FILE}),
+    streams=True,
 )

@@ -51,7 +51,7 @@ def test_a_model_that_does_not_fit_is_streamed(
 ) -> None:
     monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: Memory())
     planned = json.loads(hq("plan", tiny_study, "--json").out)["streaming"]
-    assert "and 0.0 GiB are available: 4 of" in planned["sentence"]
+    assert "and 0.0 GiB are available: 6 of" in planned["sentence"]
     never = hq("plan", tiny_study, "--json", "--set", "stream=never").out
     assert "no node reads it layer by layer" in json.loads(never)["streaming"]["sentence"]
 

@@ -56,7 +56,8 @@ from hq.precisions.base import MadeByLayer, StoredWeight, require_precision
 class StreamedBackend:
     """One checkpoint at one precision, of which one layer at a time is in memory.
 
-    It traces, and reads weights; everything else raises HQError, as it needs the whole model.
+    It traces, predicts and reads weights; everything else raises HQError, as it needs the whole
+    model.
     Values are those of TorchBackend.
 
     Args:
