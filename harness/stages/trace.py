@@ -52,6 +52,7 @@ def node(
         unit="texts",
         disk=streaming.disk(m, precision, n, arrays),
         memory=streaming.memory(m, precision),
+        whole=m.models.streams(precision),  # each part would read the whole checkpoint
         materials=m,
     )
 

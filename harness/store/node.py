@@ -118,6 +118,7 @@ class Node:
         memory: Bytes of memory that the computation takes.
         first: Whether it runs before other nodes, because its output may forbid everything else.
         materials: What `make` may read, if it is not the materials of the run.
+        whole: Whether one worker computes it, although the stage could be divided.
     """
 
     stage: Stage
@@ -131,6 +132,7 @@ class Node:
     memory: int = 0
     first: bool = False
     materials: Any = None
+    whole: bool = False
 
     @cached_property
     def name(self) -> str:

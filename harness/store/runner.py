@@ -211,7 +211,8 @@ class Runner:
 
     def _jobs(self, node: Node, shards: tuple[str, ...], slots: int) -> list[Job]:
         """Return what to compute next for a node, of which these shards are finished."""
-        name, sharding = self._folder_name(node), node.stage.sharding
+        name = self._folder_name(node)
+        sharding = None if node.whole else node.stage.sharding
         if sharding is None or slots == 1 or not self._goes_on(node, sharding, shards):
             jobs = [Job(node, name, shards=shards)]
         else:
