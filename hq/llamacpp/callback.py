@@ -121,12 +121,9 @@ def _fault(state: Ints, h: int, rows: int) -> Fault:
     return Fault.NONE if reachable(h, state) else Fault.MEMORY
 
 
-@nb.cfunc(types.boolean(types.uint64, types.boolean, types.uint64))
-def _callback(address: int, ask: bool, user: int) -> bool:
-    tensor: Any = np.int64(address)
-    state = words(user, _SIZE)
-    if state[Field.EXPERTS]:
-        return bool(in_mixture(state, tensor, ask))
+@compiled
+def _in_layer(state: Ints, tensor: int, ask: bool) -> Any:
+    """Scale or read at a node of dense layers; whether its value is needed, or to go on."""
     at_output = False
     layer = layer_of(
         tensor + NAME,
@@ -165,6 +162,15 @@ def _callback(address: int, ask: bool, user: int) -> bool:
         else:
             _at_h(state, layer, actions, tensor, rows)
     return True
+
+
+@nb.cfunc(types.boolean(types.uint64, types.boolean, types.uint64))
+def _callback(address: int, ask: bool, user: int) -> bool:
+    tensor: Any = np.int64(address)
+    state = words(user, _SIZE)
+    if state[Field.EXPERTS]:
+        return bool(in_mixture(state, tensor, ask))
+    return bool(_in_layer(state, tensor, ask))
 
 
 def address() -> int:

@@ -3,7 +3,8 @@
 h is the second operand of the node that multiplies by `ffn_down`, whatever that operand is called
 (`ffn_swiglu`, `ffn_geglu`, `ffn_gate_par`, …), so the search starts from the down projections. In a
 mixture of experts they are `ffn_down_exps` and `ffn_down_shexp`, and the products with the routing
-weights and with the shared expert's gate are found from them. The graph also shows how attention is computed, which llama.cpp may change without an error.
+weights and with the shared expert's gate are found from them. The graph also shows how attention is
+computed, which llama.cpp may change without an error.
 """
 
 import ctypes
@@ -184,10 +185,6 @@ class GraphNodeFinder:
         shared = _DownProjection()
         if experts.shared_width:
             shared = self._common(layers, _SHARED, experts.shared_width)
-        elif any(kind == _SHARED for _, kind in self._layers):
-            raise HQError(
-                f"{self._source} has shared experts, but states no width for them: convert it again."
-            )
         return MixtureNodes(
             experts, down.weighted, shared.h, shared.output, shared.gate, shared.weighted
         )

@@ -37,43 +37,55 @@ from hq.llamacpp.state import Fault, Field, LayerAction
 # Nodes of a layer, in the order of their names in the state.
 _H, _OUTPUT, _WEIGHTED, _SHARED_H, _SHARED_OUTPUT, _SHARED_GATE, _SHARED_WEIGHTED = range(7)
 _NODES = 7
-_NONE = -1
 
 
 @compiled
 def in_mixture(state: Ints, tensor: int, ask: bool) -> Any:
     """Scale or read at a node; whether its value is needed, or if not `ask`, to go on."""
-    node, layer = _NONE, -1
-    for k in range(_NODES):
-        length = state[Field.H_NAME_LENGTH + 2 * k]
-        if length:
-            name_at = state[Field.H_NAME_AT + 2 * k]
-            layer = layer_of(tensor + NAME, name_at, length, state[Field.LAYERS])
-            if layer >= 0:
-                node = k
-                break
+    node, layer = _node_of(state, tensor)
     actions = words(state[Field.ACTIONS_AT], state[Field.LAYERS])[layer] if layer >= 0 else 0
     if not actions:
         return not ask
-    if not ask:
-        state[Field.COMPUTED] = tensor
-        if node == _SHARED_H or node == _SHARED_OUTPUT:
-            _at_shared(state, node, layer, actions, tensor)
-        return True
+    if ask:
+        return _at_ask(state, node, layer, actions, tensor)
+    state[Field.COMPUTED] = tensor
+    if node in (_SHARED_H, _SHARED_OUTPUT):
+        _at_shared(state, node, layer, tensor)
+    return True
+
+
+@compiled
+def _node_of(state: Ints, tensor: int) -> Any:
+    """Which node of which layer a tensor is; -1 and -1 for others."""
+    for node in range(_NODES):
+        length = state[Field.H_NAME_LENGTH + 2 * node]
+        if length:
+            name_at = state[Field.H_NAME_AT + 2 * node]
+            layer = layer_of(tensor + NAME, name_at, length, state[Field.LAYERS])
+            if layer >= 0:
+                return node, layer
+    return -1, -1
+
+
+@compiled
+def _at_ask(state: Ints, node: int, layer: int, actions: int, tensor: int) -> Any:
+    """Inspect the operands of a node that is not computed yet; whether its value is needed."""
     scales, reads = (actions & LayerAction.SCALE) != 0, (actions & ~LayerAction.SCALE) != 0
+    if node in (_H, _SHARED_H):
+        return scales
     if node == _OUTPUT and scales:
         _scale_routed(state, layer, tensor)
         if not reads:
             words(state[Field.VISITS_AT], state[Field.LAYERS])[layer] += 1
-    elif reads and node == _WEIGHTED:
+    if not reads:
+        return False
+    if node == _WEIGHTED:
         rows = _read_routed(state, tensor)
         if not state[Field.SHARED_WIDTH]:
             _finish(state, layer, actions, rows)
-    elif reads and node == _SHARED_WEIGHTED:
+    elif node == _SHARED_WEIGHTED:
         _finish(state, layer, actions, _read_shared(state, tensor))
-    if node == _H or node == _SHARED_H:
-        return scales
-    return reads and (node == _OUTPUT or node == _SHARED_OUTPUT or node == _SHARED_GATE)
+    return node in (_OUTPUT, _SHARED_OUTPUT, _SHARED_GATE)
 
 
 @compiled
@@ -180,6 +192,14 @@ def _read_routed(state: Ints, weighted: int) -> Any:
         return 0
     if not len(_experts_of(state, _operand(output, 2), rows)):
         return 0
+    _keep_routed(state, weights_at, h_at, output, rows)
+    return rows
+
+
+@compiled
+def _keep_routed(state: Ints, weights_at: int, h_at: int, output: int, rows: int) -> None:
+    """Copy |g·h| and Σ_e g_e·W_down,e·h_e from checked tensors."""
+    used, width, d_model = state[Field.USED_EXPERTS], state[Field.D_FF], state[Field.D_MODEL]
     weights = floats(state[Field.ROUTED_WEIGHT_AT], rows * used)
     stored = values_of(weights_at, state, rows * used)
     for slot in range(rows * used):
@@ -202,11 +222,10 @@ def _read_routed(state: Ints, weighted: int) -> Any:
             slot = row * used + k
             for j in range(d_model):
                 y[j] += weights[slot] * products[slot * d_model + j]
-    return rows
 
 
 @compiled
-def _at_shared(state: Ints, node: int, layer: int, actions: int, tensor: int) -> None:
+def _at_shared(state: Ints, node: int, layer: int, tensor: int) -> None:
     """Scale h of the shared expert once it is computed, or keep it once W_down·h is."""
     width, routed = state[Field.SHARED_WIDTH], state[Field.EXPERTS] * state[Field.D_FF]
     h_at = tensor if node == _SHARED_H else _operand(tensor, 1)

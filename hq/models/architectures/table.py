@@ -50,10 +50,11 @@ linear layers; DeepSeek has no PEFT adapters, as PEFT mistakes its FFNs for expe
 
 Baking a factor α into *rows* of the up projection works for dense and quantized weights; into
 *columns* of the down projection, only for dense weights. OPT is baked into rows if its activation
-is ReLU. Experts of a mixture are traced, scaled and monitored, at fp16, fp8, nvfp4 and mxfp4,
-and at the `gguf-` precisions where the column GGUF says so
-([mixtures of experts](explanation/mixtures.md)); they are not baked, and have no adapters. The column GGUF says whether hq *writes* such a checkpoint as GGUF (needed for the `gguf-`
-precisions) and *reads* GGUF files of the architecture.
+is ReLU. Experts of a mixture are traced, scaled and monitored, at fp16, fp8, nvfp4 and mxfp4, and
+at the `gguf-` precisions where the column GGUF says so ([mixtures of
+experts](explanation/mixtures.md)); they are not baked, and have no adapters. The column GGUF says
+whether hq *writes* such a checkpoint as GGUF (needed for the `gguf-` precisions) and *reads* GGUF
+files of the architecture.
 
 """
 

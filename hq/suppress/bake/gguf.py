@@ -23,7 +23,6 @@ from hq.gguf.types import GGMLType, dequantized
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
-from hq.neurons.space import NeuronSpace
 from hq.registry import Registry
 from hq.storage.atomic import atomic_file
 from hq.storage.copying import copy_from
@@ -75,7 +74,7 @@ class GGUFModel:
         self.file = GGUFFile(path)
         self.file.require_single_file()
         self.d_ff = self.file.d_ff
-        self.space = NeuronSpace.rectangular(self.file.n_layers, self.d_ff)
+        self.space = self.file.space
         self.vocabulary = self.file.vocabulary
 
     @property

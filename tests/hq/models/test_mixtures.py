@@ -17,7 +17,6 @@ from hq.backends.transformers.hooks import DownHooks
 from hq.backends.transformers.loaded import LoadedBackend
 from hq.backends.transformers.routing import routed_shares
 from hq.errors import HQError
-from hq.gguf.write import write_gguf
 from hq.models.alignment import map_model
 from hq.models.checkpoint import checkpoint_identity
 from hq.models.ffn_weights import of_checkpoint
@@ -302,8 +301,6 @@ def test_what_experts_cannot_do_is_said_in_a_sentence(path: Path, tmp_path: Path
         bake(path, tmp_path / "baked", factors)
     with pytest.raises(HQError, match="whose experts are no linear layers that an adapter"):
         write_peft_adapter(path, checkpoint_identity(path), factors, tmp_path / "adapter")
-    with pytest.raises(HQError, match="GGUF"):
-        write_gguf(path, tmp_path / "model.gguf", "f16", checkpoint_identity(path))
     assert not list(tmp_path.iterdir())
 
 
