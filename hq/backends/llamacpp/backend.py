@@ -485,7 +485,9 @@ class LlamaBackend:
 def _expert_sizes(file: GGUFFile) -> ExpertSizes | None:
     """The experts of each layer, for the search in llama.cpp's graph."""
     experts = file.experts
-    return experts and ExpertSizes(experts.count, experts.used, experts.shared_width)
+    if experts is None:
+        return None
+    return ExpertSizes(experts.count, experts.used, experts.shared_width)
 
 
 def compute_of(kind: GGMLType, device: str) -> str:

@@ -136,6 +136,19 @@ def test_scaling_experts_that_no_token_reaches_changes_no_bit(pair: Pair) -> Non
         np.testing.assert_array_equal(dict(pair.llama.logits([text]))[0], plain)
 
 
+def test_copied_tensors_read_and_scale_as_tensors_in_place(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose memory the callback copies from and to."""
+    factors = dict(zip(pair.llama.identity.space.positions(FLAT), FACTORS, strict=True))
+    with pair.llama.scale(factors):
+        expected = traced(pair.llama), tokens(pair.llama, FLAT, "output"), logits(pair.llama)
+        monkeypatch.setattr(pair.llama.model, "on_host", False)
+        found = traced(pair.llama), tokens(pair.llama, FLAT, "output"), logits(pair.llama)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def neuron_set(backend: Any, measure: Any) -> NeuronSet:
     """A set of the neurons FLAT."""
     neurons = tuple(
