@@ -84,7 +84,9 @@ MIXTURES: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(
         **_EXPERTS, moe_intermediate_size=D_FF // 4, head_dim=16, norm_topk_prob=True
     ),
-    "olmoe": lambda: hf.OlmoeConfig(**_EXPERTS | {"intermediate_size": D_FF // 4}),
+    "olmoe": lambda: hf.OlmoeConfig(
+        **_EXPERTS | {"intermediate_size": D_FF // 4, "num_key_value_heads": 4}
+    ),
     "gpt_oss": lambda: hf.GptOssConfig(
         **_EXPERTS | {"intermediate_size": D_FF // 4},
         num_local_experts=4,
@@ -95,10 +97,20 @@ MIXTURES: dict[str, Callable[[], hf.PretrainedConfig]] = {
     ),
 }
 
+# Those that llama.cpp runs, which has no dense layers in Qwen2-MoE.
+MIXTURES_IN_LLAMACPP: dict[str, Callable[[], hf.PretrainedConfig]] = {
+    **{name: MIXTURES[name] for name in ("mixtral", "qwen3_moe", "olmoe")},
+    "qwen2_moe-every": lambda: hf.Qwen2MoeConfig(
+        **_EXPERTS | {"num_experts": 3},
+        moe_intermediate_size=D_FF // 4,
+        shared_expert_intermediate_size=D_FF // 4,
+    ),
+}
+
 
 def model(family: str, seed: int = 0, **changes: int) -> hf.PreTrainedModel:
     """A random model whose weights are FP16 values, held in FP32; `changes` are of its config."""
-    config = (FAMILIES | WIDE_HEADS | MIXTURES)[family]()
+    config = (FAMILIES | WIDE_HEADS | MIXTURES | MIXTURES_IN_LLAMACPP)[family]()
     config.update(changes)
     return randomized(hf.AutoModelForCausalLM.from_config(config).eval(), seed)
 

@@ -244,8 +244,8 @@ def _open_mapped(model: str, precision: str, source: str, progress: "Progress") 
     backend = open_backend(path, precision, None, known)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        with progress.task(f"map {precision}", known.n_layers, "layers") as task:
-            mapping.build(folder, of_checkpoint(dense), backend.ffns(), task)
+        with progress.task(f"map {precision}", len(known.space.blocks), "layers") as task:
+            mapping.build(folder, known.space, of_checkpoint(dense), backend.ffns(), task)
         mapping.require(folder, precision)
         return mapping.mapped(folder, backend)
 

@@ -148,17 +148,17 @@ def _write_stability(folder: Path, fitted: CrossFit, selected: Stability) -> Non
     in_folds = Counter(flat for f in fitted.folds for flat in f.probe.flat.tolist())
     often = np.flatnonzero(selected.frequency >= 0.5).tolist()
     listed = np.array(sorted({*weights, *often}), dtype=np.int64)
-    layers, _, indices = space.locate(listed)
     rows = [
         {
             "layer": layer,
+            **({"expert": expert[0] if expert else None} if space.has_experts else {}),
             "index": index,
             "weight": weights[flat].weight if flat in weights else 0.0,
             "folds": in_folds[flat],
             "frequency": float(selected.frequency[flat]),
         }
-        for flat, layer, index in zip(
-            listed.tolist(), layers.tolist(), indices.tolist(), strict=True
+        for flat, (layer, *expert, index) in zip(
+            listed.tolist(), space.positions(listed), strict=True
         )
     ]
     pl.DataFrame(rows).write_csv(folder / STABILITY_FILE)

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -20,6 +20,7 @@ from hq.errors import HQError
 from hq.models.alignment import ALIGNED, MISSING, LayerMap, map_model
 from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
+from hq.neurons.space import NeuronBlock, NeuronSpace
 from hq.precisions import BACKEND_OF
 from hq.precisions.gguf import GGUF_SOURCE, file_precision
 from hq.precisions.packed import recipe_of
@@ -35,10 +36,10 @@ _NAMED = 3  # layers that a message lists
 class NeuronMap(NamedTuple):
     """The index of each neuron of the source at a precision."""
 
-    permutation: Int[np.ndarray, " p"]  # index of each source neuron in its layer, or MISSING
+    permutation: Int[np.ndarray, " p"]  # index of each source neuron in its block, or MISSING
     matched: Bool[np.ndarray, " p"]
     factors: Float[np.ndarray, " p"]  # h at this precision ÷ h of the source
-    widths: Int[np.ndarray, " layer"]
+    widths: Int[np.ndarray, " block"]
 
     @property
     def identical(self) -> bool:
@@ -47,7 +48,7 @@ class NeuronMap(NamedTuple):
         return bool(self.matched.all() and (self.permutation == indices).all())
 
     def by_layer(self, values: Shaped[np.ndarray, " p"]) -> list[Shaped[np.ndarray, " d_ff"]]:
-        """Split values of all neurons into one array per layer."""
+        """Split values of all neurons into one array per layer, or per expert of each layer."""
         return np.split(values, np.cumsum(self.widths)[:-1])
 
 
@@ -55,7 +56,7 @@ _KEYS = {"permutation": "places", "matched": "found", "factors": "factors"}  # k
 
 
 class LayerRow(NamedTuple):
-    """One line of layers.csv."""
+    """One line of layers.csv: a layer, or one expert of it."""
 
     layer: int
     relation: str
@@ -65,6 +66,12 @@ class LayerRow(NamedTuple):
     h_low: float  # 5% and 95% of the factors
     h_high: float
     note: str
+    expert: int | None = None  # a column of mixtures of experts only
+
+    @property
+    def name(self) -> str:
+        """The layer and the expert, for messages."""
+        return f"{self.layer}" + ("" if self.expert is None else f", expert {self.expert}")
 
 
 def node(m: "Materials", precision: str, making: int = 0) -> Node:
@@ -81,7 +88,7 @@ def node(m: "Materials", precision: str, making: int = 0) -> Node:
         files(m, precision, making),
         precision,
         pack.about(making, m.model_scope),
-        units=m.model.n_layers,
+        units=len(m.model.space.blocks),
         unit="layers",
         disk=13 * m.model.n_neurons,
         memory=streaming.memory(m, precision),
@@ -148,21 +155,26 @@ def make(work: "Work[Materials]") -> None:
     Raises HQError if the numbers of layers differ.
     """
     m, precision = work.materials, str(work.node.precision)
-    with work.task(m.model.n_layers, "layers") as task:
+    with work.task(len(m.model.space.blocks), "layers") as task:
         variant = _open(m, work.inputs, precision, work.node.stage.streams).ffns()
         source = checkpoint.made(work.inputs) or m.path
-        build(work.folder, of_checkpoint(source), variant, task)
+        build(work.folder, m.model.space, of_checkpoint(source), variant, task)
 
 
-def build(folder: Path, source: Sequence[FFN], variant: Sequence[FFN], task: Task) -> None:
-    """Write the files of the stage. Raises HQError if the numbers of layers differ."""
+def build(
+    folder: Path, space: NeuronSpace, source: Sequence[FFN], variant: Sequence[FFN], task: Task
+) -> None:
+    """Write the files of the stage; FFNs are those of the blocks of the source's space.
+
+    Raises HQError if the numbers of blocks differ.
+    """
     if len(source) != len(variant):
         raise HQError(f"It has {len(variant)} layers, not {len(source)}: it is another model.")
     maps: list[LayerMap] = []
     for layer_map in map_model(source, variant):
         maps.append(layer_map)
         task.advance(1)
-    _write(folder, maps)
+    _write(folder, space, maps)
 
 
 def verify(node: Node, folder: Path) -> None:
@@ -170,11 +182,9 @@ def verify(node: Node, folder: Path) -> None:
     require(folder, str(node.precision))
 
 
-def _write(folder: Path, maps: Sequence[LayerMap]) -> None:
+def _write(folder: Path, space: NeuronSpace, maps: Sequence[LayerMap]) -> None:
     with (folder / LAYERS_FILE).open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(LayerRow._fields)
-        lines.writerows(map(_row, maps))
+        _write_rows(file, (), {(): list(map(_row, space.blocks, maps))})
     arrays = {
         key: np.concatenate([getattr(m, field).numpy() for m in maps])
         for field, key in _KEYS.items()
@@ -183,10 +193,24 @@ def _write(folder: Path, maps: Sequence[LayerMap]) -> None:
     save_file(arrays | {"widths": widths}, folder / _ARRAYS_FILE)
 
 
-def _row(one: LayerMap) -> LayerRow:
+def _write_rows(
+    file: TextIO, keys: Sequence[str], rows: Mapping[tuple[str, ...], Sequence[LayerRow]]
+) -> None:
+    """Write rows by the values of their key columns; without experts there is no such column."""
+    has_experts = any(row.expert is not None for own in rows.values() for row in own)
+    layer, *others = (name for name in LayerRow._fields if name != "expert")
+    columns = (layer, "expert", *others) if has_experts else (layer, *others)
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow((*keys, *columns))
+    for values, own in rows.items():
+        lines.writerows((*values, *(getattr(row, name) for name in columns)) for row in own)
+
+
+def _row(block: NeuronBlock, one: LayerMap) -> LayerRow:
     low, high = quantiles(one.permutation.numpy(), one.factors.numpy())
     return LayerRow(
-        layer=one.layer,
+        layer=block.layer,
+        expert=block.expert,
         relation=str(one.relation),
         bits=round(one.bits, 3),
         error=round(one.error, 6),
@@ -213,20 +237,17 @@ def read(folder: Path) -> NeuronMap:
 
 
 def rows(folder: Path) -> list[LayerRow]:
-    """Read one row per layer."""
+    """Read one row per layer, or per expert of each layer."""
     with (folder / LAYERS_FILE).open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
-        kinds = LayerRow.__annotations__
+        kinds = LayerRow.__annotations__ | {"expert": lambda text: int(text) if text else None}
         return [LayerRow(**{k: kinds[k](v) for k, v in line.items()}) for line in lines]
 
 
 def write_layers(into: Path, folders: Mapping[str, Path]) -> None:
     """Write the rows of several precisions to one file."""
     with into.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(("precision", *LayerRow._fields))
-        for precision, folder in folders.items():
-            lines.writerows((precision, *row) for row in rows(folder))
+        _write_rows(file, ("precision",), {(name,): rows(f) for name, f in folders.items()})
 
 
 def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> None:
@@ -236,7 +257,7 @@ def require(folder: Path, precision: str, neurons: NeuronSet | None = None) -> N
     """
     unaligned = [row for row in rows(folder) if row.relation not in ALIGNED]
     if unaligned:
-        listed = ", ".join(f"{row.layer} ({row.note})" for row in unaligned[:_NAMED])
+        listed = ", ".join(f"{row.name} ({row.note})" for row in unaligned[:_NAMED])
         more = f" and {len(unaligned) - _NAMED} more" if len(unaligned) > _NAMED else ""
         raise HQError(
             f"At {precision} neurons are not those of the source in {len(unaligned)} layers: "

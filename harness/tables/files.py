@@ -12,7 +12,7 @@ from typing import Any, get_args
 import polars as pl
 
 from harness.tables.provenance import PROVENANCE_FILE, provenance_json
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import EXPERT, Row, Tables
 from hq.errors import HQError
 from hq.storage.atomic import write_whole
 
@@ -37,6 +37,7 @@ def write_frames(
 ) -> None:
     """Write the same files, given the columns of the CSV files."""
     folder.mkdir(parents=True, exist_ok=True)
+    frames = {name: _without_empty_experts(frame) for name, frame in frames.items()}
     for name, frame in frames.items():
         write_whole(folder / f"{name}.csv", frame.write_csv())
     title = f"# {provenance['study']}\n"
@@ -44,6 +45,21 @@ def write_frames(
     write_whole(folder / MARKDOWN_FILE, "\n".join([title, *parts]))
     write_whole(folder / RESULTS_FILE, _results(tables, frames, provenance))
     write_whole(folder / PROVENANCE_FILE, provenance_json(provenance))
+
+
+def _without_empty_experts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame without the column `expert` if no neuron of it has one."""
+    has_none = EXPERT in frame.columns and frame[EXPERT].null_count() == frame.height
+    return frame.drop(EXPERT) if has_none else frame
+
+
+def neuron_names(frame: pl.DataFrame) -> pl.Expr:
+    """Return the expression that names the neuron of each row: layer:index or layer:expert:index.
+
+    Neurons of dense layers have no expert in their name.
+    """
+    parts = [name for name in ("layer", EXPERT, "index") if name in frame.columns]
+    return pl.concat_str(parts, separator=":", ignore_nulls=True)
 
 
 def frame_of(kind: type[Row], rows: Sequence[Row]) -> pl.DataFrame:
@@ -73,12 +89,12 @@ def read_table(folder: Path, name: str, kind: type[Row] | None = None) -> pl.Dat
 
 def section(name: str, kind: type[Row], frame: pl.DataFrame) -> str:
     """Return a table as Markdown, with its name and a description of each column."""
-    return f"## {name}\n\n{markdown(kind, frame)}\n\n{_legend(kind)}\n"
+    return f"## {name}\n\n{markdown(kind, frame)}\n\n{_legend(kind, frame)}\n"
 
 
 def markdown(kind: type[Row], frame: pl.DataFrame) -> str:
     """Return a Markdown table, with estimates as `value [low, high]` and missing cells as —."""
-    names = list(kind.model_fields)
+    names = _names(kind, frame)
     lines = [_line(names), _line(["---"] * len(names))]
     for row in frame.iter_rows(named=True):
         lines.append(_line([_cell([row[c] for c in _columns(kind, name)]) for name in names]))
@@ -94,8 +110,11 @@ def _results(tables: Tables, frames: Frames, provenance: Mapping[str, Any]) -> s
         "fingerprint": provenance["fingerprint"],
         "tables": {
             name: {
-                "keys": list(tables[name][1]),
-                "columns": {f: d.description for f, d in tables[name][0].model_fields.items()},
+                "keys": [key for key in tables[name][1] if key in frame.columns],
+                "columns": {
+                    field: tables[name][0].model_fields[field].description
+                    for field in _names(tables[name][0], frame)
+                },
                 "rows": [_without_nan(row) for row in frame.iter_rows(named=True)],
             }
             for name, frame in frames.items()
@@ -153,6 +172,11 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _legend(kind: type[Row]) -> str:
-    fields = kind.model_fields.items()
-    return "\n".join(f"- `{name}`: {field.description}" for name, field in fields)
+def _legend(kind: type[Row], frame: pl.DataFrame) -> str:
+    fields = kind.model_fields
+    return "\n".join(f"- `{name}`: {fields[name].description}" for name in _names(kind, frame))
+
+
+def _names(kind: type[Row], frame: pl.DataFrame) -> list[str]:
+    """Return the names of a table's fields, without `expert` if the table has no such column."""
+    return [name for name in kind.model_fields if name != EXPERT or EXPERT in frame.columns]

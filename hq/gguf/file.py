@@ -14,16 +14,27 @@ from jaxtyping import Float, UInt8
 
 from hq.errors import HQError
 from hq.gguf.header import Header, MetadataValue, TensorInfo, damaged
-from hq.gguf.layout import PROJECTIONS, Sizes, gguf_architecture, require_tensors, sizes_of
+from hq.gguf.layout import (
+    EXPERT_PROJECTIONS,
+    PROJECTIONS,
+    ExpertCounts,
+    Sizes,
+    gguf_architecture,
+    layout_of,
+    require_tensors,
+    sizes_of,
+)
 from hq.gguf.norms import cached_norms, dequantized_column_norms
 from hq.gguf.parts import locate_tensors, open_parts
 from hq.gguf.types import GGMLType, dequantized
 from hq.gguf.vocabulary import tokens_of
-from hq.models.architectures import GGUF_LAYOUTS, RECORDS
+from hq.models.architectures import RECORDS
+from hq.models.architectures.record import Layout
 from hq.models.audit import AuditRow
 from hq.models.ffn_weights import FFN, FFNs
 from hq.models.norm_digest import norm_digest
 from hq.neurons.neuron_set import GGUF_ORIGIN, ModelIdentity
+from hq.neurons.space import NeuronBlock, NeuronSpace
 from hq.storage.fingerprints import cached_fingerprint
 
 _CHUNK = 1 << 22  # bytes that are hashed at a time
@@ -75,8 +86,28 @@ class GGUFFile:
 
     @property
     def d_ff(self) -> int:
-        """Number of neurons of a layer: the width of the down projection's input."""
+        """Number of neurons of a layer, or of each routed expert of a mixture."""
         return self._sizes.d_ff
+
+    @property
+    def experts(self) -> ExpertCounts | None:
+        """The experts of each layer; None if layers are dense."""
+        return self._sizes.experts
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the file's architecture."""
+        return layout_of(self.header, self.architecture)
+
+    @cached_property
+    def space(self) -> NeuronSpace:
+        """Where the model's neurons lie."""
+        return self._sizes.space
+
+    @property
+    def width(self) -> int:
+        """Number of neurons of a layer, all experts together."""
+        return len(self.space) // self.n_layers
 
     @property
     def head_widths(self) -> tuple[int, int]:
@@ -141,20 +172,20 @@ class GGUFFile:
         return dequantized(self.rows(name), self.tensors[name].type)
 
     @cached_property
-    def norms(self) -> Float[np.ndarray, "layer d_ff"]:
-        """‖W_down[:, i]‖₂ of the file's own dequantized weights, float32.
+    def norms(self) -> Float[np.ndarray, "layer width"]:
+        """‖W_down[:, i]‖₂ of the file's own dequantized weights, float32; expert after expert.
 
         Cached as "<file name>.hq.safetensors" in the same folder. Raises HQError if weights are
         NaN or infinite.
         """
-        return cached_norms(self.path, self._stamp, (self.n_layers, self.d_ff), self._norms)
+        return cached_norms(self.path, self._stamp, (self.n_layers, self.width), self._norms)
 
     def ffns(self) -> FFNs:
-        """The dequantized weights of each layer's FFN, multiplied by the norm before it.
+        """The dequantized weights of each block's FFN, multiplied by the norm before it.
 
         llama.cpp's norms include the offset that some families add to their weights.
         """
-        return FFNs(self.n_layers, self._ffn)
+        return FFNs(len(self.space.blocks), self._ffn)
 
     def audit(self, compute: Callable[[int, GGMLType], str]) -> list[AuditRow]:
         """The projections inside the layers, counted by the type that they are stored in.
@@ -179,28 +210,55 @@ class GGUFFile:
         """Layer, name and tensor of each projection."""
         for name, tensor in self.tensors.items():
             parts = name.split(".")  # blk, layer, projection, "weight" or "bias"
-            if len(parts) == 4 and parts[2] in PROJECTIONS and parts[3] == "weight":
+            if (
+                len(parts) == 4
+                and parts[2] in PROJECTIONS | EXPERT_PROJECTIONS
+                and parts[3] == "weight"
+            ):
                 yield int(parts[1]), parts[2], tensor
 
-    def _ffn(self, layer: int) -> FFN:
-        names = {n: f"blk.{layer}.{n}.weight" for n in ("ffn_gate", "ffn_up", "ffn_down")}
+    def _ffn(self, number: int) -> FFN:
+        block = self.space.blocks[number]
+        names = {
+            n: f"blk.{block.layer}.{n}{self._suffix(block)}.weight"
+            for n in ("ffn_gate", "ffn_up", "ffn_down")
+        }
         stored = {n: self.tensors[name] for n, name in names.items() if name in self.tensors}
         bits = min(tensor.bits_per_weight for tensor in stored.values())
-        dense = {n: torch.from_numpy(np.array(self.dense(t.name))) for n, t in stored.items()}
-        norm = torch.from_numpy(np.array(self.dense(f"blk.{layer}.ffn_norm.weight"))).ravel()
+        dense = {n: torch.from_numpy(self._matrix(t.name, block)) for n, t in stored.items()}
+        norm_name = f"blk.{block.layer}.ffn_norm.weight"
+        norm = torch.from_numpy(np.array(self.dense(norm_name))).ravel()
         gate, up, down = dense.get("ffn_gate"), dense["ffn_up"], dense["ffn_down"]
         if gate is None and len(up) == 2 * down.shape[1]:  # one matrix for both
             gate, up = up.chunk(2)
         return FFN(None if gate is None else gate * norm, up * norm, down, bits)
 
-    def _norms(self) -> Float[np.ndarray, "layer d_ff"]:
-        norms = np.empty((self.n_layers, self.d_ff), dtype=np.float32)
-        for layer in range(self.n_layers):
-            name = f"blk.{layer}.ffn_down.weight"
-            norms[layer] = dequantized_column_norms(self.rows(name), self.tensors[name].type)
-            if not np.isfinite(norms[layer]).all():
+    def _suffix(self, block: NeuronBlock) -> str:
+        """What the names of a block's tensors have after ffn_gate, ffn_up and ffn_down."""
+        if self.experts is None or block.expert is None:
+            return ""
+        return "_exps" if block.expert < self.experts.count else "_shexp"
+
+    def _rows_of(self, name: str, block: NeuronBlock) -> UInt8[np.ndarray, "row nbytes"]:
+        """The stored rows of a block's matrix; those of routed experts follow one another."""
+        rows = self.rows(name)
+        if block.expert is None or not name.endswith("_exps.weight"):
+            return rows
+        count = self.tensors[name].shape[1]
+        return rows[block.expert * count : (block.expert + 1) * count]
+
+    def _matrix(self, name: str, block: NeuronBlock) -> Float[np.ndarray, "row weight"]:
+        return np.array(dequantized(self._rows_of(name, block), self.tensors[name].type))
+
+    def _norms(self) -> Float[np.ndarray, "layer width"]:
+        norms = np.empty(len(self.space), dtype=np.float32)
+        for block, own in zip(self.space.blocks, self.space.slices, strict=True):
+            name = f"blk.{block.layer}.ffn_down{self._suffix(block)}.weight"
+            rows = self._rows_of(name, block)
+            norms[own] = dequantized_column_norms(rows, self.tensors[name].type)
+            if not np.isfinite(norms[own]).all():
                 raise damaged(self.path, f"{name} has weights that are not finite")
-        return norms
+        return norms.reshape(self.n_layers, self.width)
 
     def _source_identity(self) -> ModelIdentity | None:
         """The identity of the source checkpoint, if the metadata name one."""
@@ -218,26 +276,24 @@ class GGUFFile:
             and isinstance(digest, str)
         ):
             raise damaged(self.path, "its hq.source keys do not name a checkpoint")
-        return ModelIdentity(
+        return ModelIdentity.of(
             name=name,
             fingerprint=fingerprint,
             architecture=architecture,
-            n_layers=self.n_layers,
-            d_ff=self.d_ff,
+            space=self.space,
             norm_digest=digest,
         )
 
     def _own_identity(self) -> ModelIdentity:
         """The identity of a file that names no source checkpoint."""
-        model_type = GGUF_LAYOUTS[self.architecture].model_type
+        model_type = self.layout.model_type
         name = self.metadata.get("general.name")
         names = RECORDS[model_type].norms
         norms = [] if names is None else list(names.ordered(self.n_layers))
-        return ModelIdentity(
+        return ModelIdentity.of(
             name=name if isinstance(name, str) and name else self.path.stem,
             fingerprint=GGUF_ORIGIN + self.fingerprint,
             architecture=model_type,
-            n_layers=self.n_layers,
-            d_ff=self.d_ff,
+            space=self.space,
             norm_digest=norm_digest(self.dense(name).ravel() for name in norms) if norms else "",
         )

@@ -13,15 +13,41 @@ import numpy as np
 
 from hq.errors import HQError
 from hq.gguf.header import Header, TensorInfo, damaged
-from hq.models.architectures import GGUF_LAYOUTS, RECORDS
-from hq.models.architectures.llama_cpp import ATTENTION, FUSED, GATED, NORMS, SEPARATE
+from hq.models.architectures import GGUF_LAYOUTS, GGUF_MIXTURES, RECORDS
+from hq.models.architectures.llama_cpp import (
+    ATTENTION,
+    EXPERTS,
+    FUSED,
+    GATED,
+    NORMS,
+    SEPARATE,
+    SHARED_EXPERT,
+)
 from hq.models.architectures.record import Layout
+from hq.neurons.space import NeuronBlock, NeuronSpace
 
 _OPTIONAL = {"output": "d_model vocabulary"} | dict.fromkeys(
     ("rope_freqs", "rope_factors_long", "rope_factors_short"), "rope"
 )
 PROJECTIONS = frozenset({*SEPARATE, *FUSED, *ATTENTION, *GATED} - NORMS.keys())
-"""Names of the matrices of attention and FFN."""
+"""Names of the matrices of attention and dense FFNs."""
+EXPERT_PROJECTIONS = frozenset({*EXPERTS, *SHARED_EXPERT} - {"ffn_gate_inp", "ffn_gate_inp_shexp"})
+"""Names of the matrices of experts, without the routers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """The experts of each layer of a mixture."""
+
+    count: int  # routed experts
+    used: int  # that a token is routed to
+    width: int  # neurons of a routed expert
+    shared_width: int  # neurons of the shared expert; 0 if there is none
+
+    @property
+    def widths(self) -> list[int]:
+        """Number of neurons of each expert, the shared one last."""
+        return [self.width] * self.count + [self.shared_width] * (self.shared_width > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +62,20 @@ class Sizes:
     d_ff: int
     vocabulary: int
     widths: Mapping[str, int]
+    experts: ExpertCounts | None = None  # of each layer; None if layers are dense
+
+    @property
+    def space(self) -> NeuronSpace:
+        """Where the neurons lie; a shared expert follows the routed ones."""
+        if self.experts is None:
+            return NeuronSpace.rectangular(self.n_layers, self.d_ff)
+        return NeuronSpace(
+            tuple(
+                NeuronBlock(layer=layer, width=width, expert=expert)
+                for layer in range(self.n_layers)
+                for expert, width in enumerate(self.experts.widths)
+            )
+        )
 
 
 def gguf_architecture(path: Path, header: Header) -> str:
@@ -48,14 +88,28 @@ def gguf_architecture(path: Path, header: Header) -> str:
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise damaged(path, "it lacks general.architecture")
-    if name not in GGUF_LAYOUTS:
-        list(RECORDS)  # loads the families of other packages, which register their layouts
-    if name not in GGUF_LAYOUTS:
+    list(RECORDS)  # loads the families of other packages, which register their layouts
+    known = {*GGUF_LAYOUTS, *GGUF_MIXTURES}
+    if name not in known:
         raise HQError(
             f"{path} has the architecture {name!r}, which hq does not know: use one of "
-            f"{', '.join(sorted(GGUF_LAYOUTS))}, or the checkpoint that it was made from."
+            f"{', '.join(sorted(known))}, or the checkpoint that it was made from."
+        )
+    has_experts = bool(header.metadata.get(f"{name}.expert_count", 0))
+    if name not in (GGUF_MIXTURES if has_experts else GGUF_LAYOUTS):
+        what = "a mixture of experts" if has_experts else "dense"
+        possible = sorted(GGUF_MIXTURES if has_experts else GGUF_LAYOUTS)
+        raise HQError(
+            f"{path} is {what} and has the architecture {name!r}, which hq reads only with "
+            f"{'dense layers' if has_experts else 'experts'}: use one of {', '.join(possible)}."
         )
     return name
+
+
+def layout_of(header: Header, name: str) -> Layout:
+    """The layout of a file of the architecture `name`, which may have experts."""
+    has_experts = bool(header.metadata.get(f"{name}.expert_count", 0))
+    return GGUF_MIXTURES[name] if has_experts else GGUF_LAYOUTS[name]
 
 
 def sizes_of(path: Path, header: Header, name: str, vocabulary: int) -> Sizes:
@@ -64,11 +118,10 @@ def sizes_of(path: Path, header: Header, name: str, vocabulary: int) -> Sizes:
     Raises HQError if one is missing, impossible, or contradicts another.
     """
     hparams = _Hyperparameters(path, header, name)
-    if hparams.optional("expert_count", 0):
-        raise HQError(f"{path} is a mixture of experts, which hq cannot read: use a dense model.")
+    layout = layout_of(header, name)
     hparams.require_finite()
     hparams.require(hparams.optional("vocab_size", vocabulary) == vocabulary, "vocab_size")
-    epsilon = f"attention.{GGUF_LAYOUTS[name].epsilon}"
+    epsilon = f"attention.{layout.epsilon}"
     hparams.require(0 < hparams.number(epsilon) < 1, epsilon)
     d_model, d_ff = hparams.size("embedding_length"), hparams.size("feed_forward_length")
     heads = hparams.size("attention.head_count")
@@ -89,7 +142,24 @@ def sizes_of(path: Path, header: Header, name: str, vocabulary: int) -> Sizes:
         "rope": rotated // 2,
         "context": hparams.size("context_length"),
     }
-    return Sizes(hparams.n_layers, d_model, d_ff, vocabulary, widths)
+    experts = _experts(hparams, layout)
+    if experts is not None:
+        d_ff = experts.width
+        widths |= {
+            "experts": experts.count,
+            "expert_ff": experts.width,
+            "shared_ff": experts.shared_width,
+        }
+    return Sizes(hparams.n_layers, d_model, d_ff, vocabulary, widths, experts)
+
+
+def _experts(hparams: "_Hyperparameters", layout: Layout) -> ExpertCounts | None:
+    if not hparams.count("expert_count"):
+        return None
+    count, used = hparams.size("expert_count"), hparams.size("expert_used_count")
+    hparams.require(used <= count, "expert_used_count")
+    shared = hparams.size(layout.shared_width) if layout.shared_width else 0
+    return ExpertCounts(count, used, hparams.size(layout.expert_width), shared)
 
 
 def require_tensors(path: Path, header: Header, name: str, sizes: Sizes) -> None:
@@ -98,7 +168,7 @@ def require_tensors(path: Path, header: Header, name: str, sizes: Sizes) -> None
     Raises HQError with the name of the first tensor that is missing, unknown, or of another shape.
     """
     known: set[str] = set()
-    for tensor_name, shape, required in _expected(header, GGUF_LAYOUTS[name], sizes.n_layers):
+    for tensor_name, shape, required in _expected(header, layout_of(header, name), sizes.n_layers):
         tensor = header.tensors.get(tensor_name)
         if tensor is not None:
             _require_form(path, tensor, tuple(sizes.widths[axis] for axis in shape.split()))
@@ -176,6 +246,11 @@ class _Hyperparameters:
         self.require(isinstance(value, float), key)
         assert isinstance(value, float)
         return value
+
+    def count(self, key: str) -> int:
+        """A number that may be 0 or missing, which is the same."""
+        value = self._metadata.get(self._prefix + key, 0)
+        return self.size(key) if not isinstance(value, int) or value else 0
 
     def optional(self, key: str, default: int) -> int:
         """A size, or the default if the file does not have it."""

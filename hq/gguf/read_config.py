@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hq.gguf.file import GGUFFile
-from hq.models.architectures import GGUF_LAYOUTS
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 
 if TYPE_CHECKING:  # the import takes a second
@@ -36,7 +35,7 @@ def config_of(file: GGUFFile) -> ReadConfig:
 
     Raises HQError if transformers' model of the architecture does not support a setting.
     """
-    settings, layout = GGUFSettings(file), GGUF_LAYOUTS[file.architecture]
+    settings, layout = GGUFSettings(file), file.layout
     fields = _special_tokens(file) | layout.fields(settings)
     name = file.metadata.get("general.name")
     if isinstance(name, str):

@@ -1,5 +1,6 @@
 """Write a GGUF file from a checkpoint, tensor by tensor: the model is never in memory at once."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from hq.errors import HQError, first_line
 from hq.gguf.write_tokenizer import tokenizer_metadata
 from hq.models.architectures import RECORDS
-from hq.models.architectures.record import Conversion, Metadata, Value, Weights
-from hq.models.checkpoint import tensor_files, text_config, whole_config
+from hq.models.architectures.record import Architecture, Conversion, Metadata, Value, Weights
+from hq.models.checkpoint import tensor_files, tensors_of, text_config, whole_config
+from hq.models.ffn_weights import of_checkpoint
 from hq.neurons.neuron_set import ModelIdentity
 from hq.storage.atomic import atomic_file
 
@@ -28,6 +30,7 @@ Dtype = Literal["f32", "f16"]
 _NUMPY: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 FILE_TYPE = {"f32": 0, "f16": 1}  # llama.cpp's LLAMA_FTYPE_ALL_F32 and LLAMA_FTYPE_MOSTLY_F16
 _QUANTIZATION_VERSION = 2
+_ROUTER, _SHARED_GATE = "ffn_gate_inp", "ffn_gate_inp_shexp"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 # Prefixes of names in a multimodal checkpoint: of its language model, and of its other parts.
@@ -45,8 +48,9 @@ class PlannedTensor:
     read: Callable[[], Weights]
 
     def dtype(self, matrices: Dtype) -> type[np.floating[Any]]:
-        """The dtype in the file: that of matrices, or float32 for a vector."""
-        return _NUMPY[matrices] if len(self.shape) > 1 else np.float32
+        """The dtype in the file: that of matrices, or float32 for a vector or a router."""
+        is_matrix = len(self.shape) > 1 and _part(self.name) != _ROUTER
+        return _NUMPY[matrices] if is_matrix else np.float32
 
 
 def write_gguf(checkpoint: Path, into: Path, dtype: Dtype, identity: ModelIdentity) -> None:
@@ -124,10 +128,16 @@ def _plan(
 ) -> list[PlannedTensor]:
     """List the tensors of the file and check their names, without reading weights."""
     names = _names(conversion, config)
+    family = RECORDS[config.model_type]
+    is_expert = _expert_names(family)
     planned = [
         _planned(path, key, shape, names(checkpoint, key), config, conversion)
         for path, key, shape in _sources(checkpoint)
+        if not is_expert(key)
     ]
+    if family.experts is not None:
+        family.experts.require_count(config, tensors_of(checkpoint).values())
+        planned += _experts(checkpoint, config, family)
     extra = conversion.made(config)
     planned += [
         PlannedTensor(name, extra[name].shape, partial(extra.__getitem__, name)) for name in extra
@@ -205,6 +215,43 @@ def _names(conversion: Conversion, config: "PretrainedConfig") -> Callable[[Path
     return name
 
 
+def _expert_names(family: Architecture) -> Callable[[str], bool]:
+    """A function that says whether a tensor of a checkpoint belongs to a routed expert."""
+    if family.experts is None:
+        return lambda _: False
+    one = family.experts.stored.partition("{}")[0]
+    prefixes = "|".join(map(re.escape, (one, f"{family.experts.block}.experts.")))
+    pattern = re.compile(rf"(?:^|\.){re.escape(family.layers)}\.\d+\.(?:{prefixes})")
+    return lambda key: pattern.search(key) is not None
+
+
+def _experts(
+    checkpoint: Path, config: PretrainedConfig, family: Architecture
+) -> Iterator[PlannedTensor]:
+    """The matrices of the routed experts, packed layer by layer: [expert, row, column]."""
+    experts, blocks = family.experts, family.space(config).blocks
+    assert experts is not None
+    count, width = int(getattr(config, experts.count)), int(getattr(config, experts.width))
+    ffns = of_checkpoint(checkpoint, folded=False)
+
+    def read(numbers: list[int], matrix: Literal["gate", "up", "down"]) -> Weights:
+        packed = torch.stack([getattr(ffns[number], matrix) for number in numbers])
+        return np.ascontiguousarray(packed.numpy())
+
+    for layer in range(config.num_hidden_layers):
+        routed = [
+            n
+            for n, block in enumerate(blocks)
+            if block.layer == layer and block.expert is not None and block.expert < count
+        ]
+        matrices: tuple[Literal["gate", "up", "down"], ...] = ("gate", "up", "down")
+        for matrix in matrices:
+            shape = (width, config.hidden_size)
+            shape = shape[::-1] if matrix == "down" else shape
+            name = f"blk.{layer}.ffn_{matrix}_exps.weight"
+            yield PlannedTensor(name, (count, *shape), partial(read, routed, matrix))
+
+
 def _part(name: str) -> str:
     """The part of a tensor's name that a conversion knows: attn_q of blk.3.attn_q.weight."""
     return name.split(".")[-2]
@@ -218,6 +265,9 @@ def _planned(
     config: "PretrainedConfig",
     conversion: Conversion,
 ) -> PlannedTensor:
+    if _part(name) == _SHARED_GATE:
+        shape = shape[-1:]  # a matrix of one row in checkpoints
+
     def read() -> Weights:
         with _open(path) as file:
             tensor = file.get_tensor(key)
@@ -227,7 +277,7 @@ def _planned(
                 "checkpoint, before quantization."
             )
         converted = conversion.edit(_part(name), tensor.to(torch.float32).numpy(), config)
-        return np.ascontiguousarray(converted)
+        return np.ascontiguousarray(converted).reshape(shape)
 
     return PlannedTensor(name, shape, read)
 

@@ -11,7 +11,7 @@ from typing import Any
 from hq.errors import HQError
 from hq.llamacpp.attention import EXACT, Attention
 from hq.llamacpp.context import Context
-from hq.llamacpp.graph import GraphNodeFinder, GraphNodes
+from hq.llamacpp.graph import ExpertSizes, GraphNodeFinder, GraphNodes
 from hq.llamacpp.library import load_library
 from hq.llamacpp.observer import GraphObserver
 
@@ -82,8 +82,16 @@ class LlamaModel:
             raise HQError(f"llama.cpp cannot load the adapter {path}: {load_library().reason()}.")
         return adapter
 
-    def graph_nodes(self, layers: int, d_ff: int, attention: Attention = EXACT) -> GraphNodes:
+    def graph_nodes(
+        self,
+        layers: int,
+        d_ff: int,
+        attention: Attention = EXACT,
+        experts: ExpertSizes | None = None,
+    ) -> GraphNodes:
         """Find the graph nodes that hold h and W_down·h by decoding one token.
+
+        `experts` are those of a mixture, in which `d_ff` is the width of a routed expert.
 
         Raises HQError if there are none, or if llama.cpp computes attention in another way.
         """
@@ -93,7 +101,7 @@ class LlamaModel:
         sizes = {"tokens": 32, "batch": 8}
         with Context(self, None, callback=callback, attention=attention, **sizes) as context:
             context.decode([0], [0], [0], [True])
-        return finder.nodes(layers, d_ff, attention)
+        return finder.nodes(layers, d_ff, attention, experts)
 
     def tokenize(
         self, text: str, add_special: bool = True, parse_special: bool = True

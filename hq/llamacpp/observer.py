@@ -35,14 +35,14 @@ class GraphObserver:
     def __init__(
         self,
         nodes: GraphNodes,
-        norms: Float[np.ndarray, "layer d_ff"],
+        norms: Float[np.ndarray, "layer width"],
         capacity: int,
         scales: "ActivationScales",
         on_host: bool = True,
     ) -> None:
-        layers, d_ff = nodes.layers, nodes.d_ff
+        layers, width = nodes.layers, nodes.width
         _require(capacity > 0, f"a decode of at most {capacity} tokens")
-        _require(scales.shape == (layers, d_ff), f"scales of a model of shape {scales.shape}")
+        _require(scales.shape == (layers, width), f"scales of a model of shape {scales.shape}")
         self.capacity = capacity
         self._nodes = nodes
         self._state = np.zeros(len(Field), dtype=np.int64)
@@ -53,19 +53,55 @@ class GraphObserver:
         self._actions = np.zeros(layers, dtype=np.int64)
         self._visits = np.zeros(layers, dtype=np.int64)
         self._set(Field.LAYERS, layers)
-        self._set(Field.D_FF, d_ff)
+        self._set(Field.D_FF, nodes.d_ff)
+        self._set(Field.WIDTH, width)
         self._set(Field.D_MODEL, nodes.d_model)
         self._set(Field.COPY, not on_host)
         self._set_name(Field.H_NAME_AT, Field.H_NAME_LENGTH, nodes.h)
         self._set_name(Field.OUTPUT_NAME_AT, Field.OUTPUT_NAME_LENGTH, nodes.output)
         norms = np.ascontiguousarray(norms, dtype=np.float32)
-        self._set_array(Field.NORMS_AT, norms, layers, d_ff)
+        self._set_array(Field.NORMS_AT, norms, layers, width)
         self._set_array(Field.ACTIONS_AT, self._actions, layers)
         self._set_array(Field.VISITS_AT, self._visits, layers)
         if not on_host:
-            size = capacity * max(d_ff, nodes.d_model)
+            size = capacity * _widest(nodes)
             self._set_array(Field.SCRATCH_AT, np.empty(size, dtype=np.float32), size)
+        self._set_mixture()
         self._set_measures(())
+
+    def _set_mixture(self) -> None:
+        """Give the callback the nodes of experts, and room for what a token reads of them."""
+        mixture, capacity = self._nodes.mixture, self.capacity
+        if mixture is None:
+            return
+        sizes, d_ff, d_model = mixture.sizes, self._nodes.d_ff, self._nodes.d_model
+        self._set(Field.EXPERTS, sizes.count)
+        self._set(Field.USED_EXPERTS, sizes.used)
+        self._set(Field.SHARED_WIDTH, sizes.shared_width)
+        self._set_name(Field.WEIGHTED_NAME_AT, Field.WEIGHTED_NAME_LENGTH, mixture.weighted)
+        if sizes.shared_width:
+            for address, length, name in (
+                (Field.SHARED_H_NAME_AT, Field.SHARED_H_NAME_LENGTH, mixture.shared_h),
+                (
+                    Field.SHARED_OUTPUT_NAME_AT,
+                    Field.SHARED_OUTPUT_NAME_LENGTH,
+                    mixture.shared_output,
+                ),
+                (Field.SHARED_GATE_NAME_AT, Field.SHARED_GATE_NAME_LENGTH, mixture.shared_gate),
+                (
+                    Field.SHARED_WEIGHTED_NAME_AT,
+                    Field.SHARED_WEIGHTED_NAME_LENGTH,
+                    mixture.shared_weighted,
+                ),
+            ):
+                self._set_name(address, length, name)
+        for where, width, dtype in (
+            (Field.ROUTED_EXPERT_AT, sizes.used, np.int64),
+            (Field.ROUTED_WEIGHT_AT, sizes.used, np.float32),
+            (Field.ROUTED_H_AT, sizes.used * d_ff + sizes.shared_width, np.float32),
+            (Field.LAYER_OUTPUT_AT, d_model, np.float32),
+        ):
+            self._set_array(where, np.zeros((capacity, width), dtype=dtype), capacity, width)
 
     def attach(self) -> int:
         """Return the address of the state, the callback's user data, for one context.
@@ -85,7 +121,10 @@ class GraphObserver:
     def watched(
         self, neurons: Sequence[tuple[int, int]], measure: Measure
     ) -> Iterator["NeuronReadings"]:
-        """Read the CETT of some neurons at every token, by the measure `sum` or `output`."""
+        """Read the CETT of some neurons at every token, by the measure `sum` or `output`.
+
+        A neuron is a layer and an index among the neurons of the layer, all experts together.
+        """
         _require(measure in ("sum", "output"), f"{measure!r} as the measure of watched neurons")
         order = np.array(
             sorted(range(len(neurons)), key=lambda k: neurons[k]), dtype=np.int64
@@ -93,7 +132,7 @@ class GraphObserver:
         by_layer = np.array(neurons, dtype=np.int64).reshape(-1, 2)[order]
         layers, indices = by_layer[:, 0], np.ascontiguousarray(by_layer[:, 1])
         _require_below("layer", layers, self._nodes.layers)
-        _require_below("neuron", indices, self._nodes.d_ff)
+        _require_below("neuron", indices, self._nodes.width)
         count, n_layers = len(neurons), self._nodes.layers
         readings = NeuronReadings(
             values=np.zeros((self.capacity, count), dtype=np.float32),
@@ -117,7 +156,7 @@ class GraphObserver:
         self,
         rows: Int[np.ndarray, " token"],
         weights: Float[np.ndarray, "token span"],
-        values: Float[np.ndarray, "row measure span layer d_ff"],
+        values: Float[np.ndarray, "row measure span layer width"],
         measures: tuple[Measure, ...],
     ) -> Iterator[None]:
         """Add each token's CETT, times its weight in each span, to `values` at the token's row.
@@ -125,7 +164,7 @@ class GraphObserver:
         The decodes inside must be of exactly these tokens.
         """
         tokens, spans = weights.shape
-        shape = (len(measures), spans, self._nodes.layers, self._nodes.d_ff)
+        shape = (len(measures), spans, self._nodes.layers, self._nodes.width)
         _require_below("row", rows, len(values))
         with self._reading(measures):
             self._set_array(Field.TRACE_ROW_AT, rows, tokens)
@@ -230,10 +269,14 @@ ActiveFactors = list[Factors]
 
 
 class ActivationScales:
-    """The factors that scale a model's activations, shared by the observers of its contexts."""
+    """The factors that scale a model's activations, shared by the observers of its contexts.
 
-    def __init__(self, layers: int, d_ff: int) -> None:
-        self.shape = (layers, d_ff)
+    `shape` is the number of layers and of neurons in each, all experts together.
+    """
+
+    def __init__(self, space: NeuronSpace) -> None:
+        self._space = space
+        self.shape = (space.n_layers, len(space) // space.n_layers)
         self._active: ActiveFactors = []
         self.version = 0  # increases with every change
 
@@ -248,7 +291,7 @@ class ActivationScales:
 
         Raises HQError if the model has no such neuron, or if an α is not finite and at least 0.
         """
-        check_factors(factors, NeuronSpace.rectangular(*self.shape))
+        check_factors(factors, self._space)
         copied = dict(factors)  # later changes of the caller's mapping have no effect
         self._active.append(copied)
         self.version += 1
@@ -261,11 +304,12 @@ class ActivationScales:
     def flat(
         self,
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Layer, index and α of every active factor, sorted by neuron, the outermost first."""
-        triples = [(*neuron, a) for factors in self._active for neuron, a in factors.items()]
-        triples.sort(key=lambda triple: triple[0])
-        layers, indices = (np.array([t[k] for t in triples], dtype=np.int64) for k in (0, 1))
-        return layers, indices, np.array([t[2] for t in triples], dtype=np.float32)
+        """Layer, index in it and α of every active factor, by neuron, the outermost first."""
+        pairs = [pair for factors in self._active for pair in factors.items()]
+        flat = self._space.flat_of(position for position, _ in pairs)
+        order = np.argsort(flat, kind="stable")
+        layers, indices = np.divmod(flat[order], self.shape[1])
+        return layers, indices, np.array([a for _, a in pairs], dtype=np.float32)[order]
 
 
 class NeuronReadings:
@@ -318,9 +362,20 @@ def _require_below(what: str, numbers: Int[np.ndarray, " n"], limit: int) -> Non
             raise _misread(f"{what} {low if low < 0 else high} of {limit}")
 
 
+def _widest(nodes: GraphNodes) -> int:
+    """The largest number of values per token of a tensor that is copied."""
+    if nodes.mixture is None:
+        return max(nodes.d_ff, nodes.d_model)
+    sizes = nodes.mixture.sizes
+    return max(
+        sizes.used * max(nodes.d_ff, nodes.d_model), nodes.d_model, sizes.count, sizes.shared_width
+    )
+
+
 _FAULTS = {
     Fault.NONE: "",
     Fault.SHAPE: "a tensor is not dense float32 with the width of the FFN",
     Fault.ROWS: "a tensor has another number of rows than the decode has tokens",
     Fault.MEMORY: "a tensor is outside host memory, though the model was opened for the CPU",
+    Fault.ORDER: "the nodes of a mixture of experts come in another order",
 }

@@ -12,22 +12,36 @@ class Field(IntEnum):
     H_NAME_LENGTH = auto()
     OUTPUT_NAME_AT = auto()  # uint8: the same for the nodes that hold W_down·h
     OUTPUT_NAME_LENGTH = auto()
+    WEIGHTED_NAME_AT = auto()  # in mixtures: g·W_down·h of the routed experts
+    WEIGHTED_NAME_LENGTH = auto()
+    SHARED_H_NAME_AT = auto()  # the shared expert's; their lengths are 0 if there is none
+    SHARED_H_NAME_LENGTH = auto()
+    SHARED_OUTPUT_NAME_AT = auto()
+    SHARED_OUTPUT_NAME_LENGTH = auto()
+    SHARED_GATE_NAME_AT = auto()
+    SHARED_GATE_NAME_LENGTH = auto()
+    SHARED_WEIGHTED_NAME_AT = auto()
+    SHARED_WEIGHTED_NAME_LENGTH = auto()
     LAYERS = auto()
-    D_FF = auto()
+    D_FF = auto()  # width of a layer's FFN, or of each routed expert
+    WIDTH = auto()  # number of neurons of a layer, all experts together
+    EXPERTS = auto()  # number of routed experts; 0 if layers are dense
+    USED_EXPERTS = auto()  # number of experts that a token is routed to
+    SHARED_WIDTH = auto()  # of the shared expert; 0 if there is none
     D_MODEL = auto()
     ACTIONS_AT = auto()  # int64[layer]: bits of LayerAction
     READ_AT_OUTPUT = auto()  # whether h is read when W_down·h is there, not before
     COPY = auto()  # whether tensors are copied to the scratch, as some may be outside host memory
-    SCRATCH_AT = auto()  # float32[token, max(d_ff, d_model)]
+    SCRATCH_AT = auto()  # float32[token, widest tensor]
     TOKENS = auto()  # number of tokens in this decode
     OUTPUTS = auto()  # number of tokens with logits: the last layer may compute only these
     OUTPUT_TOKEN_AT = auto()  # int64[output]: indices of these tokens
-    NORMS_AT = auto()  # float32[layer, d_ff]: ‖W_down[:, i]‖₂
+    NORMS_AT = auto()  # float32[layer, width]: ‖W_down[:, i]‖₂
     SCALE_START_AT = auto()  # int64[layer + 1]: where each layer begins in the next two arrays
-    SCALE_INDEX_AT = auto()  # int64[scaled]: neuron index
+    SCALE_INDEX_AT = auto()  # int64[scaled]: index among the neurons of the layer
     SCALE_FACTOR_AT = auto()  # float32[scaled]: its factor α
     WATCH_START_AT = auto()  # int64[layer + 1]: where each layer begins in WATCH_INDEX
-    WATCH_INDEX_AT = auto()  # int64[watched]: neuron index
+    WATCH_INDEX_AT = auto()  # int64[watched]: index among the neurons of the layer
     WATCHED = auto()  # number of watched neurons
     WATCH_VALUE_AT = auto()  # float32[token, watched]: contribution
     WATCH_DENOMINATOR_AT = auto()  # float32[token, layer]: Σ_j contribution_j, or ‖W_down·h‖
@@ -38,7 +52,12 @@ class Field(IntEnum):
     SUM_MEASURE = auto()  # index of the measure `sum`, -1 if it is not computed; so the next two
     OUTPUT_MEASURE = auto()
     CONTRIBUTION_MEASURE = auto()
-    TRACE_VALUE_AT = auto()  # float32[row, measure, span, layer, d_ff]
+    TRACE_VALUE_AT = auto()  # float32[row, measure, span, layer, width]
+    ROUTED_EXPERT_AT = auto()  # int64[token, used]: the experts of each token of this layer
+    ROUTED_WEIGHT_AT = auto()  # float32[token, used]: their routing weights
+    ROUTED_H_AT = auto()  # float32[token, used · d_ff + shared width]: |g·h| of these experts
+    LAYER_OUTPUT_AT = auto()  # float32[token, d_model]: Σ_e g_e · W_down,e·h_e so far
+    COMPUTED = auto()  # in mixtures: address of the last node whose value was asked for
     VISITS_AT = auto()  # int64[layer]: how often the layer was read or scaled in this decode
     FAULT = auto()  # a Fault
 
@@ -58,13 +77,15 @@ class Fault(IntEnum):
     SHAPE = 1  # not d_ff wide, or not dense float32
     ROWS = 2  # the number of rows is neither that of the tokens nor that of the outputs
     MEMORY = 3  # outside host memory, though the model was opened for the CPU
+    ORDER = 4  # nodes of a mixture are computed in another order than in the inspected graph
 
 
 _INTS = {
     *(Field.ACTIONS_AT, Field.OUTPUT_TOKEN_AT, Field.TRACE_ROW_AT, Field.VISITS_AT),
     *(Field.SCALE_START_AT, Field.SCALE_INDEX_AT, Field.WATCH_START_AT, Field.WATCH_INDEX_AT),
+    Field.ROUTED_EXPERT_AT,
 }
-_BYTES = {Field.H_NAME_AT, Field.OUTPUT_NAME_AT}
+_BYTES = {field for field in Field if field.name.endswith("NAME_AT")}
 DTYPES = {
     field: np.dtype("i8" if field in _INTS else "u1" if field in _BYTES else "f4")
     for field in Field
@@ -74,5 +95,6 @@ DTYPES = {
 WRITTEN = {
     *(Field.SCRATCH_AT, Field.WATCH_VALUE_AT, Field.WATCH_DENOMINATOR_AT),
     *(Field.TRACE_VALUE_AT, Field.VISITS_AT),
+    *(Field.ROUTED_EXPERT_AT, Field.ROUTED_WEIGHT_AT, Field.ROUTED_H_AT, Field.LAYER_OUTPUT_AT),
 }
 """The arrays that the callback writes to."""

@@ -13,6 +13,7 @@ from hq.llamacpp.observer import GraphObserver
 from hq.monitor.combination import Combination
 from hq.monitor.reader import Choose, follow_steps, generate_steps
 from hq.monitor.step import Step
+from hq.neurons.cett import Measure
 from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.sampling import StopCriteria
 
@@ -120,7 +121,8 @@ class LlamaMonitor:
 
     def _reader(self) -> "_Reader":
         context, observer = self._backend.context(self._capacity, 1, min(self._capacity, _BATCH))
-        return _Reader(context, observer, self.neurons, self._require_room)
+        positions = self._backend.in_layers(self.neurons.flat)
+        return _Reader(context, observer, positions, self.neurons.cett, self._require_room)
 
     @contextmanager
     def _watched(self) -> Iterator["_Reader"]:
@@ -147,12 +149,12 @@ class _Reader:
         self,
         context: Context,
         observer: GraphObserver,
-        neurons: NeuronSet,
+        positions: list[tuple[int, int]],
+        measure: Measure,
         require_room: Callable[[int, int], None],
     ) -> None:
         self.context = context
-        self._observer, self._measure = observer, neurons.cett
-        self._positions = [(n.layer, n.index) for n in neurons.neurons]
+        self._observer, self._positions, self._measure = observer, positions, measure
         self._require_room = require_room
         self._length = 0
 

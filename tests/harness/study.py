@@ -44,21 +44,27 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
     )
 
 
-def checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A Llama of 3 layers of 128 neurons, saved with the tokenizer."""
+_SHAPE = {
+    "vocab_size": len(_VOCABULARY),
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+def checkpoint(folder: Path, seed: int = 0, experts: bool = False) -> Path:
+    """A Llama of 3 layers of 128 neurons, or a Mixtral of 4 · 32, saved with the tokenizer."""
     torch.manual_seed(seed)
-    config = hf.LlamaConfig(
-        vocab_size=len(_VOCABULARY),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=0,
-        initializer_range=0.2,
-    )
-    hf.LlamaForCausalLM(config).half().save_pretrained(folder)
+    config: hf.PretrainedConfig = hf.LlamaConfig(**_SHAPE)
+    if experts:
+        mixture = {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+        config = hf.MixtralConfig(**_SHAPE | mixture)
+    hf.AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -85,9 +91,10 @@ def questions(path: Path, model: Path, count: int = 400) -> Path:
     return path
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, experts: bool = False) -> Path:
     """Checkpoint, questions and study.toml in `folder`; the path of the last."""
-    model = checkpoint(folder / "model")
+    # With seed 0 the Mixtral gives too many equal answers for independent units.
+    model = checkpoint(folder / "model", seed=int(experts), experts=experts)
     asked = questions(folder / "questions.jsonl", model)
     text = STUDY.format(model=json.dumps(str(model)), questions=json.dumps(str(asked)))
     (folder / "study.toml").write_text(text, encoding="utf-8")

@@ -106,9 +106,13 @@ class Run:
             maps = folder / f"map-{precision}"
             maps.mkdir()
             mapping.build(
-                maps, self.weights["source"], self.weights[precision], Task(None, "", 1, "")
+                maps,
+                fits["fp16"].neurons.model.space,
+                self.weights["source"],
+                self.weights[precision],
+                Task(None, "", 1, ""),
             )
-            probe = [(n.layer, n.index) for n in fits["fp16"].neurons.neurons]
+            probe = fits["fp16"].neurons.flat
             rows["mapping"].append(alignment(maps, precision, probe))
         return rows
 

@@ -18,6 +18,7 @@ from hq.errors import HQError
 from hq.models.alignment import MISSING, map_model
 from hq.models.ffn_weights import FFN, of_checkpoint
 from hq.neurons.neuron_set import NeuronSet
+from hq.neurons.space import NeuronSpace
 from hq.tracing.traces import Traces, TraceWriter, describe
 from tests import tiny
 from tests.hq.monitored import neuron_set
@@ -64,7 +65,9 @@ def folder(
     """The output folder of the stage for it."""
     made = tmp_path_factory.mktemp("map")
     with Progress(quiet=True) as progress, progress.task("map", tiny.LAYERS, "layers") as task:
-        mapping.build(made, of_checkpoint(checkpoint("llama")), inner.ffns(), task)
+        mapping.build(
+            made, inner.identity.space, of_checkpoint(checkpoint("llama")), inner.ffns(), task
+        )
     return made
 
 
@@ -144,7 +147,7 @@ def test_traces_on_disk_know_what_is_missing(mapped, tmp_path):
 
 
 def test_tables_leave_missing_neurons_out(folder):
-    summary = alignment(folder, "gptq-4", [(LAYER, PRUNED), (LAYER, MOVED)])
+    summary = alignment(folder, "gptq-4", LAYER * tiny.D_FF + np.array([PRUNED, MOVED]))
     assert summary.probe_found == 1
     assert np.isfinite([summary.h_low, summary.h_high]).all()
     with (folder / mapping.LAYERS_FILE).open(encoding="utf-8") as file:
@@ -182,7 +185,7 @@ def test_layers_may_have_different_widths(tmp_path):
     order = [torch.randperm(width, generator=generator) for width in (24, 40)]
     variant = [one.at(indices) for one, indices in zip(source, order, strict=True)]
     with Progress(quiet=True).task("map", 2, "layers") as task:
-        mapping.build(tmp_path, source, variant, task)
+        mapping.build(tmp_path, NeuronSpace.of_widths((24, 40)), source, variant, task)
     neurons = mapping.read(tmp_path)
     assert not neurons.identical
     assert neurons.matched.all()

@@ -109,7 +109,7 @@ def test_a_precision_maps_onto_the_model_with_the_error_of_its_format(
 ):
     variant = materials.models.open(precision).ffns()
     with Progress(quiet=True) as progress, progress.task("map", len(variant), "layers") as task:
-        mapping.build(tmp_path, of_checkpoint(materials.path), variant, task)
+        mapping.build(tmp_path, materials.model.space, of_checkpoint(materials.path), variant, task)
     layers = mapping.rows(tmp_path)
     assert {row.relation for row in layers} == {"identical"}
     assert all(low < row.error < high and row.found == 1 for row in layers)

@@ -14,6 +14,7 @@ import numpy as np
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
 from hq.llamacpp.observer import ActivationScales, GraphObserver
+from hq.neurons.space import NeuronSpace
 
 TOKENS = 8
 
@@ -100,7 +101,9 @@ def _misuses(backend: LlamaBackend) -> dict[str, Callable[[], object]]:
             GraphObserver(nodes, norms, 4, backend.scales), tokens=32, batch=5
         ),
         "an observer for no tokens": observed(capacity=0),
-        "scales of another model": observed(scales=ActivationScales(layers, d_ff + 1)),
+        "scales of another model": observed(
+            scales=ActivationScales(NeuronSpace.rectangular(layers, d_ff + 1))
+        ),
         "norms of a layer too few": observed(norms=norms[1:]),
         "norms that are narrower": observed(norms=norms[:, 1:]),
         "a layer that is not there": watched(layers, 0),

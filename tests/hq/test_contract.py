@@ -131,6 +131,18 @@ CASES = {
     "llamacpp-f32": Case(partial(llamacpp, "f32"), file="f32", needs="llama_cpp"),
     "llamacpp-q8_0": Case(partial(llamacpp, "q8_0"), shape=0.05, file="q8_0", needs="llama_cpp"),
     "llamacpp-q4_0": Case(partial(llamacpp, "q4_0"), shape=0.1, file="q4_0", needs="llama_cpp"),
+    **{
+        f"llamacpp-{kind}-{name}": Case(
+            partial(llamacpp, kind),
+            shape=shape,
+            exact=False,  # an expert multiplies its tokens of all rows at once
+            file=kind,
+            needs="llama_cpp",
+            model=name,
+        )
+        for name in tiny.MIXTURES_IN_LLAMACPP
+        for kind, shape in (("f32", 1e-5), ("f16", 0.02), ("q8_0", 0.05), ("q4_k_m", 0.1))
+    },
     # A key or value at the edge of two codes gets the other one where a last bit differs.
     **{
         f"llamacpp-f32+{suffix}": Case(
@@ -639,7 +651,7 @@ def test_it_audits_every_projection(backend: Backend) -> None:
     rows = backend.audit()
     attention, ffn = 4 * tiny.LAYERS, 3 * 64 * tiny.D_FF * tiny.LAYERS
     assert sum(row.count for row in rows) >= attention + tiny.LAYERS
-    if any("Experts" in row.module for row in rows):
+    if any("Experts" in row.module or row.module.endswith("_exps") for row in rows):
         assert sum(row.weights for row in rows) > ffn
     else:
         assert sum(row.count for row in rows) == attention + 3 * tiny.LAYERS

@@ -167,6 +167,26 @@ def test_a_failure_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_same_adapter_has_the_same_bytes(checkpoint, tmp_path):
+    """Six times: safetensors itself would order two keys of metadata by chance."""
+    folders = [
+        made(checkpoint("llama"), dict.fromkeys(NEURONS, 0.3), tmp_path / str(i)) for i in range(6)
+    ]
+    assert len({(folder / WEIGHTS_FILE).read_bytes() for folder in folders}) == 1
+    with safe_open(folders[0] / WEIGHTS_FILE, framework="pt") as file:
+        fingerprint = checkpoint_identity(checkpoint("llama")).fingerprint
+        assert file.metadata() == {"format": "pt", "hq.source.fingerprint": fingerprint}
+    expected = load_file(folders[0] / WEIGHTS_FILE)
+    plain = tmp_path / "plain.safetensors"
+    save_file(expected, plain)
+    stored = plain.read_bytes()
+    assert (
+        (folders[0] / WEIGHTS_FILE)
+        .read_bytes()
+        .endswith(stored[8 + int.from_bytes(stored[:8], "little") :])
+    )
+
+
 def test_the_config_is_json_that_a_person_can_read(checkpoint, tmp_path):
     folder = made(checkpoint("opt"), {(1, 5): 0.0}, tmp_path / "adapter")
     said = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from harness.report.charts.style import BLUE, GREEN, VERMILION
 from harness.report.grids import grid
 from harness.report.page import Figure, Part, Section
 from harness.report.run import RunFolder
+from harness.tables.files import neuron_names
 from harness.tables.readme_cells import Cells
 
 _LOOKS = {
@@ -42,7 +43,7 @@ def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
         f"{t.estimate('held_out', 'auroc_held_out', **held)} on others."
     )
     chosen = run.frame("conditions").filter(precision=precision).sort("auroc", descending=True)
-    name = pl.concat_str("layer", pl.lit(":"), "index")
+    name = neuron_names(chosen)
     points = pl.concat(
         [points_of(chosen, column, name, pl.lit(label)) for column, label in _COLUMNS.items()]
     )

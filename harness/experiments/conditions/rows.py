@@ -78,6 +78,7 @@ class ConditionsAnalysis:
                 ConditionsRow(
                     precision=self._precision,
                     layer=neuron.layer,
+                    expert=neuron.expert,
                     index=neuron.index,
                     weight=neuron.weight,
                     folds=len(self._folds_with(flat)),

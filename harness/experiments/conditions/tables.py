@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import ExpertField, Row, Tables
 from hq.stats.intervals import Estimate
 
 _DRAWS = "; mean and 95% of draws with labels flipped by unit"
@@ -13,6 +13,7 @@ class ConditionsRow(Row):
 
     precision: str = Field(description="the precision at which the neuron is evaluated")
     layer: int = Field(description="layer of the neuron, from 0")
+    expert: int | None = ExpertField
     index: int = Field(description="index of the neuron in its layer")
     weight: float = Field(description="weight in the FP16 set; condition 1: above 0")
     folds: int = Field(
@@ -107,7 +108,7 @@ class ScenarioRow(Row):
 
 
 TABLES: Tables = {
-    "conditions": (ConditionsRow, ("precision", "layer", "index")),
+    "conditions": (ConditionsRow, ("precision", "layer", "expert", "index")),
     "counts": (CountsRow, ("precision", "tau", "tau_cross")),
     "held_out": (HeldOutRow, ("precision",)),
     "scenarios": (ScenarioRow, ("scenario",)),

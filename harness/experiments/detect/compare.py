@@ -475,23 +475,22 @@ def _require_model(traces: Traces, neurons: NeuronSet) -> None:
     neurons.require(traces.info.model, f"The neuron set that {traces.folder} is compared by")
 
 
-def alignment(folder: Path, precision: str, probe: Sequence[tuple[int, int]]) -> AlignmentRow:
+def alignment(folder: Path, precision: str, probe: Int[np.ndarray, " k"]) -> AlignmentRow:
     """Return the row of table `mapping`, from the output of stage `map`."""
     layers, neurons = mapping.rows(folder), mapping.read(folder)
     kinds = Counter(row.relation for row in layers)
     errors = np.array([row.error for row in layers])
     low, high = mapping.quantiles(neurons.permutation, neurons.factors)
-    matched = neurons.by_layer(neurons.matched)
     return AlignmentRow(
         precision=precision,
         layers=", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
         bits=min(row.bits for row in layers),
         error=float(np.median(errors)),
         error_worst=float(errors.max()),
-        worst=int(errors.argmax()),
+        worst=layers[errors.argmax()].layer,
         found=float(neurons.matched.mean()),
         probe=len(probe),
-        probe_found=sum(bool(matched[layer][index]) for layer, index in probe),
+        probe_found=int(neurons.matched[probe].sum()),
         h_low=low,
         h_high=high,
     )

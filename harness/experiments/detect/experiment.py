@@ -83,7 +83,7 @@ class DetectExperiment(Experiment):
         require_origin(probes.neurons, samples, reference)
         texts = text_scores(samples)
         rows["design"].append(design(samples, m.study.sampling.balance, m.study.seed, texts))
-        probe = [(n.layer, n.index) for n in probes.neurons.neurons]
+        probe = probes.neurons.flat
         for precision in m.study.precisions:
             folder = outputs[mapping.node(m, precision)]
             if precision != REFERENCE:
@@ -279,9 +279,12 @@ def _write_neuron_errors(
             neurons.neurons, measure(np.ones((1, len(reference))))[0].tolist(), strict=True
         ):
             value = None if np.isnan(error) else error
-            rows.append((precision, neuron.layer, neuron.index, neuron.weight, value))
-    schema = ["precision", "layer", "index", "weight", "relative_error"]
+            position = (neuron.layer, neuron.expert, neuron.index)
+            rows.append((precision, *position, neuron.weight, value))
+    schema = ["precision", "layer", "expert", "index", "weight", "relative_error"]
     frame = pl.DataFrame(rows, schema=schema, orient="row", infer_schema_length=None)
+    if not neurons.model.space.has_experts:
+        frame = frame.drop("expert")
     write_whole(path, frame.write_csv(float_precision=6))
 
 

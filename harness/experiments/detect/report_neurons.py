@@ -8,6 +8,7 @@ from harness.report.charts.style import BLUE, GREY, VERMILION
 from harness.report.grids import grid
 from harness.report.page import Block, Figure, Prose, Section
 from harness.report.run import REFERENCE, RunFolder
+from harness.tables.files import neuron_names
 from harness.tables.readme_cells import code, listed, text_of
 from harness.tables.readme_findings import fidelity
 
@@ -22,16 +23,19 @@ def neurons(run: RunFolder) -> Section:
         text = "The folder has no neurons.json with a rectangular model, so layers are not shown."
         return Section(title, [Prose(text, "absent")])
     names = ("positive weight: H-Neurons", "negative weight")
+    widths = dict.fromkeys(range(model["n_layers"]), model["d_ff"])
+    if blocks := model.get("blocks"):  # layers of several widths, or with experts
+        widths = dict.fromkeys(widths, 0)
+        for block in blocks:
+            widths[block["layer"]] += block["width"]
     layers = pl.DataFrame(
         [
             (
                 layer,
                 name,
-                1000
-                * sum(n.layer == layer and (n.weight > 0) == is_h for n in found)
-                / model["d_ff"],
+                1000 * sum(n.layer == layer and (n.weight > 0) == is_h for n in found) / width,
             )
-            for layer in range(model["n_layers"])
+            for layer, width in widths.items()
             for name, is_h in zip(names, (True, False), strict=True)
         ],
         schema=["layer", "sign", "per_mille"],
@@ -103,7 +107,7 @@ def _error_map(run: RunFolder) -> Block:
             "absent",
         )
     kept = of_neurons.filter(pl.col("precision") != REFERENCE).with_columns(
-        neuron=pl.concat_str("layer", pl.lit(":"), "index")
+        neuron=neuron_names(of_neurons)
     )
     kept = kept.sort("weight", descending=True, maintain_order=True)
     if not kept.height:

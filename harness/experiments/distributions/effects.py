@@ -68,6 +68,7 @@ class EffectAnalysis:
                 EffectRow(
                     precision=self.traces.info.precision,
                     layer=neuron.layer,
+                    expert=neuron.expert,
                     index=neuron.index,
                     weight=neuron.weight,
                     median_right=float(np.median(cett[y == 0])),

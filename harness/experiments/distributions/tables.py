@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import ExpertField, Row, Tables
 from hq.stats.intervals import Estimate
 
 _SET = "h: the H-Neurons of the FP16 set; matched: regular neurons of the same layers and "
@@ -46,6 +46,7 @@ class EffectRow(Row):
 
     precision: str = Field(description="the precision at which the neuron is evaluated")
     layer: int = Field(description="layer of the neuron, from 0")
+    expert: int | None = ExpertField
     index: int = Field(description="index of the neuron in its layer")
     weight: float = Field(description="weight in the FP16 set")
     median_right: float = Field(description="median CETT of right answers")
@@ -101,7 +102,7 @@ class QuantileRow(Row):
 TABLES: Tables = {
     "density": (DensityRow, ("precision", "layer")),
     "placement": (PlacementRow, ("precision",)),
-    "effects": (EffectRow, ("precision", "layer", "index")),
+    "effects": (EffectRow, ("precision", "layer", "expert", "index")),
     "sets": (SetRow, ("precision", "neurons")),
     "quantiles": (QuantileRow, ("precision", "neurons", "label")),
 }

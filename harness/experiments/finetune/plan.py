@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.experiments.finetune.neutral import OPENINGS
 from harness.experiments.finetune.section import FinetuneSection
+from harness.experiments.mixtures import require_dense
 from harness.experiments.sweep.plan import SweepPlan
 from harness.experiments.sweep.section import SweepSection
 from harness.scenarios.base import SCENARIOS
@@ -45,6 +46,7 @@ class FinetunePlan:
     def check(self) -> None:
         """Raises HQError if the model, a precision, a scenario or a package cannot be used."""
         m, section = self.m, self.section
+        require_dense(m, "a LoRA changes linear layers, which its experts are not")
         require_peft()
         family = architecture_at(m.path)
         require_targets(family, section.targets, str(text_config(m.path).model_type))

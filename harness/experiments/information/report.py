@@ -9,6 +9,7 @@ from harness.report.charts.style import BLUE, GREEN, GREY, VERMILION
 from harness.report.grids import grid
 from harness.report.page import Block, Figure, Part, Section
 from harness.report.run import RunFolder
+from harness.tables.files import neuron_names
 from harness.tables.readme_cells import Cells
 
 _LOOKS = {
@@ -57,7 +58,7 @@ def report(run: RunFolder, _others: Sequence[RunFolder]) -> Part:
         "`information.csv`: information, held_out, matched, random",
     )
     first = run.frame("neurons").filter(**where).sort("information", descending=True)
-    name = pl.concat_str("layer", pl.lit(":"), "index")
+    name = neuron_names(first)
     single = points_of(first, "information", name, pl.lit("H-Neurons"))
     each = Figure(
         f"Mutual information of each H-Neuron at {where['precision']}",

@@ -104,6 +104,7 @@ class InformationAnalysis:
                 NeuronRow(
                     precision=self.traces.info.precision,
                     layer=neuron.layer,
+                    expert=neuron.expert,
                     index=neuron.index,
                     weight=neuron.weight,
                     information=self._estimate(self._mean(np.array([flat]))),

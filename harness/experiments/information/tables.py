@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import ExpertField, Row, Tables
 from hq.stats.intervals import Estimate
 
 _CORRECTED = "with Miller–Madow correction, in bits"
@@ -57,6 +57,7 @@ class NeuronRow(Row):
 
     precision: str = Field(description="the precision at which the neuron is evaluated")
     layer: int = Field(description="layer of the neuron, from 0")
+    expert: int | None = ExpertField
     index: int = Field(description="index of the neuron in its layer")
     weight: float = Field(description="weight in the FP16 set")
     information: Estimate = Field(description=f"I(H;Y), {_CORRECTED}")
@@ -95,6 +96,6 @@ class LayerRow(Row):
 
 TABLES: Tables = {
     "information": (InformationRow, ("precision",)),
-    "neurons": (NeuronRow, ("precision", "layer", "index")),
+    "neurons": (NeuronRow, ("precision", "layer", "expert", "index")),
     "layers": (LayerRow, ("precision", "layer")),
 }

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from harness.experiments.base import Experiment, estimate_cell
+from harness.experiments.mixtures import require_dense
 from harness.experiments.origin import nodes
 from harness.experiments.origin.pair import require_pair
 from harness.experiments.origin.section import FORM, OriginSection, base_model
@@ -42,6 +43,7 @@ class OriginExperiment(Experiment):
 
     def check(self, m: Materials) -> None:
         """Raises HQError if the two models are no pair, or the base cannot be asked."""
+        require_dense(m, "ranks of changes by tuning are those of neurons of dense layers")
         base = m.of(base_model)
         require_pair(base, m)
         base.check()

@@ -186,17 +186,16 @@ class SpecificationAnalysis:
         }
         often = np.flatnonzero(shares["in_settings"] >= _LISTED).tolist()
         listed = np.array(sorted({*weights, *often}), dtype=np.int64)
-        layers, _, indices = self.neurons.model.space.locate(listed)
+        positions = self.neurons.model.space.positions(listed)
         return [
             SelectedNeuron(
                 layer=layer,
+                expert=expert[0] if expert else None,
                 index=index,
                 weight=weights.get(flat),
                 **{name: float(share[flat]) for name, share in shares.items()},
             )
-            for flat, layer, index in zip(
-                listed.tolist(), layers.tolist(), indices.tolist(), strict=True
-            )
+            for flat, (layer, *expert, index) in zip(listed.tolist(), positions, strict=True)
         ]
 
     def stability(self) -> list[Stability]:

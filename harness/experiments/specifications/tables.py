@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from harness.tables.schema import Row, Tables
+from harness.tables.schema import ExpertField, Row, Tables
 from hq.stats.intervals import Estimate
 
 _CONSISTENCY = (
@@ -132,6 +132,7 @@ class SelectedNeuron(Row):
     """How often a neuron is selected, if it is in the study's own set or in half of the others."""
 
     layer: int = Field(description="layer")
+    expert: int | None = ExpertField
     index: int = Field(description="index within the layer")
     weight: float | None = Field(description="weight in the study's own set; empty if not in it")
     in_folds: float = Field(description="share of the sets without one of the study's folds")
@@ -214,7 +215,7 @@ TABLES: Tables = {
     ),
     "split_half": (SplitHalfRow, ("splits",)),
     "stability": (Stability, ("source",)),
-    "neurons": (SelectedNeuron, ("layer", "index")),
+    "neurons": (SelectedNeuron, ("layer", "expert", "index")),
     "partitions": (PartitionRow, ("folds", "samples")),
     "not_fitted": (NotFitted, ("cett", "tokens", "labels", "folds", "samples")),
 }

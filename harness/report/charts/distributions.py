@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from harness.report.charts.style import BLUE, EDGE, GREEN, GREY, INK, VERMILION
-from harness.tables.files import read_table
+from harness.tables.files import neuron_names, read_table
 
 _SETS = {"h": "H-Neurons", "matched": "matched", "random": "random"}
 _LABELS, _COLOURS = ["right answers", "hallucinated answers"], [BLUE, VERMILION]
@@ -94,9 +94,7 @@ def _cett(quantiles: pl.DataFrame, has_legend: bool) -> alt.LayerChart:
 
 def _effects(effects: pl.DataFrame) -> alt.LayerChart:
     """Draw the delta of each H-Neuron with its interval, and that of its matched neurons."""
-    ordered = effects.sort("delta", descending=True).with_columns(
-        neuron=pl.concat_str("layer", pl.lit(":"), "index")
-    )
+    ordered = effects.sort("delta", descending=True).with_columns(neuron=neuron_names(effects))
     x = alt.X(
         "neuron:N",
         sort=ordered["neuron"].to_list(),

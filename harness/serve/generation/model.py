@@ -19,6 +19,7 @@ from harness.serve.generation.detokenizer import StreamingDetokenizer, strip_lea
 from harness.serve.generation.grammar import GrammarCompiler
 from harness.serve.generation.sampler import SampledLogprobs, Sampler
 from hq.backends.llamacpp.backend import LlamaBackend
+from hq.errors import HQError
 from hq.monitor import LlamaMonitor, Step
 from hq.monitor.bundle import Bundle
 from hq.neurons.neuron_set import NeuronSet
@@ -57,6 +58,11 @@ class ServedModel:
         )
         try:
             bundle.require(self._backend.file)
+            if self._backend.identity.space.has_experts:
+                raise HQError(
+                    f"{gguf} is a mixture of experts, and the server's responses name neurons by "
+                    "layer and index only: use hq monitor."
+                )
             self.form = form_name or bundle.prompt
             self._form = form(self.form)
             self.tokenizer = GGUFTokenizer(self._backend.file, self._backend.model)

@@ -31,7 +31,7 @@ from hq.gguf.file import GGUFFile
 from hq.gguf.types import GGMLType
 from hq.llamacpp.attention import EXACT
 from hq.llamacpp.context import Context
-from hq.llamacpp.graph import CPU
+from hq.llamacpp.graph import CPU, ExpertSizes
 from hq.llamacpp.hidden import HiddenReader
 from hq.llamacpp.library import load_library
 from hq.llamacpp.model import LlamaModel
@@ -99,12 +99,14 @@ class LlamaBackend:
         self.threads = threads
         self.model = LlamaModel(*self.file.paths, n_gpu_layers=n_gpu_layers)
         try:
-            self._nodes = self.model.graph_nodes(self.file.n_layers, self.file.d_ff, self.attention)
+            self._nodes = self.model.graph_nodes(
+                self.file.n_layers, self.file.d_ff, self.attention, _expert_sizes(self.file)
+            )
             self._require_devices(n_gpu_layers)
         except BaseException:
             self.close()
             raise
-        self.scales = ActivationScales(self.file.n_layers, self.file.d_ff)
+        self.scales = ActivationScales(self.file.space)
 
     def __enter__(self) -> "LlamaBackend":
         return self
@@ -161,8 +163,14 @@ class LlamaBackend:
         return context, observer
 
     def ffns(self) -> FFNs:
-        """The weights of each layer's FFN, dequantized."""
+        """The weights of each block's FFN, dequantized."""
         return self.file.ffns()
+
+    def in_layers(self, neurons: Int[np.ndarray, " k"]) -> list[tuple[int, int]]:
+        """The layer of each flat index, and the index in it over all experts."""
+        self.identity.space.block_of(neurons)  # raises HQError for neurons of another model
+        layers, indices = np.divmod(neurons, self.file.width)
+        return list(zip(layers.tolist(), indices.tolist(), strict=True))
 
     def trace(
         self,
@@ -219,7 +227,7 @@ class LlamaBackend:
         observer: GraphObserver,
         batch: Sequence[PromptResponse],
         start: int,
-        values: Float[np.ndarray, "batch measure span layer d_ff"],
+        values: Float[np.ndarray, "batch measure span layer width"],
         measures: tuple[Measure, ...],
         spans: tuple[Span, ...],
     ) -> None:
@@ -250,8 +258,7 @@ class LlamaBackend:
         self.require_length(max(map(len, exchanges)))
         layout = plan(exchanges, self.token_budget, MAX_ROWS)
         context, observer = self._context_for(layout, exchanges)
-        layers, _, indices = self.identity.space.locate(neurons)
-        positions = list(zip(layers.tolist(), indices.tolist(), strict=True))
+        positions = self.in_layers(neurons)
         start, factors = len(layout.prefix), self.scales.factors
         with closing(context):
             read_prefix(context, layout.prefix)
@@ -436,7 +443,7 @@ class LlamaBackend:
             )
 
     def scale(self, factors: Factors) -> AbstractContextManager[None]:
-        """h_i ← α·h_i for each (layer, index) and its α, while the context lasts."""
+        """h_i ← α·h_i for each neuron and its α, while the context lasts."""
         return self.scales.scaled(factors)
 
     def _require_devices(self, n_gpu_layers: int) -> None:
@@ -473,6 +480,14 @@ class LlamaBackend:
         rows = max(len(rows) for rows in layout.batches)
         batch = max(start, min(tokens, self.token_budget))
         return start + tokens, rows + 1, batch
+
+
+def _expert_sizes(file: GGUFFile) -> ExpertSizes | None:
+    """The experts of each layer, for the search in llama.cpp's graph."""
+    experts = file.experts
+    if experts is None:
+        return None
+    return ExpertSizes(experts.count, experts.used, experts.shared_width)
 
 
 def compute_of(kind: GGMLType, device: str) -> str:

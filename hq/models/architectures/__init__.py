@@ -23,13 +23,14 @@ from hq.models.architectures import (
     ungated,
 )
 from hq.models.architectures.detection import detect
-from hq.models.architectures.record import GGUF_LAYOUTS, RECORDS, Architecture
+from hq.models.architectures.record import GGUF_LAYOUTS, GGUF_MIXTURES, RECORDS, Architecture
 
 if TYPE_CHECKING:  # the import takes a second
     from transformers import PretrainedConfig
 
 __all__ = [
     "GGUF_LAYOUTS",
+    "GGUF_MIXTURES",
     "RECORDS",
     "Architecture",
     "architecture_of",

@@ -146,6 +146,11 @@ def common_fields(settings: GGUFSettings, partial: bool = False) -> Fields:
     }
 
 
+def refuse_mixture(settings: GGUFSettings) -> Fields:
+    """Raise HQError: hq runs mixtures in llama.cpp, and rebuilds no checkpoint from their files."""
+    raise settings.refusal("expert_count", "and hq makes no checkpoint of a mixture of experts")
+
+
 def rotated_width(settings: GGUFSettings) -> int:
     """Return how many values of an attention head the rotary embedding covers."""
     heads, d_model = settings.size("attention.head_count"), settings.size("embedding_length")

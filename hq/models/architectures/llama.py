@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the import takes a second
     from transformers import PretrainedConfig
 
 
-def _metadata(config: "PretrainedConfig") -> Metadata:
+def metadata(config: "PretrainedConfig") -> Metadata:
     """Metadata of Llama and Mistral, which are one architecture in llama.cpp."""
     rope = llama_cpp.rope_keys(config, config.rope_parameters, ("default", "linear", "llama3"))
     return llama_cpp.common(config, "silu") | llama_cpp.without_window(config) | rope
@@ -40,7 +40,7 @@ def _fields(settings: GGUFSettings) -> Fields:
 _NORMS = NormNames(LLAMA_NORMS)
 _CONVERSION = Conversion(
     "llama",
-    _metadata,
+    metadata,
     llama_cpp.interleaved,
     llama_cpp.llama3_factors,
     llama_cpp.LINEAR_BIASES,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hq.errors import HQError
+from hq.models.architectures.experts import Experts
 from hq.models.architectures.record import Metadata, Weights
 
 if TYPE_CHECKING:  # the import takes a second
@@ -22,6 +23,18 @@ ATTENTION = {"attn_output": "o d_model"}
 NORMS = {"attn_norm": "d_model", "ffn_norm": "d_model"}
 FFN_SHAPES = {"ffn_up": "d_model d_ff", "ffn_down": "d_ff d_model"}
 GATED = NORMS | FFN_SHAPES | {"ffn_gate": "d_model d_ff"}
+EXPERTS = {
+    "ffn_gate_inp": "d_model experts",
+    "ffn_gate_exps": "d_model expert_ff experts",
+    "ffn_up_exps": "d_model expert_ff experts",
+    "ffn_down_exps": "expert_ff d_model experts",
+}
+SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "d_model",
+    "ffn_gate_shexp": "d_model shared_ff",
+    "ffn_up_shexp": "d_model shared_ff",
+    "ffn_down_shexp": "shared_ff d_model",
+}
 QK_LENGTHS = {"attn_q_norm": "key", "attn_k_norm": "key"}
 OUTSIDE = {"token_embd": "d_model vocabulary", "output_norm": "d_model"}
 QKV_BIASES = frozenset(SEPARATE)
@@ -47,6 +60,28 @@ def common(config: "PretrainedConfig", activation: str) -> Metadata:
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.dimension_count": head_dim,
     }
+
+
+def expert_keys(config: "PretrainedConfig", family: Experts, normalized: bool) -> Metadata:
+    """Metadata of the experts of `family`.
+
+    `normalized` is whether llama.cpp divides the routing weights by their sum over the experts that
+    a token is routed to. Raises HQError for a config that says otherwise, or has dense layers.
+    """
+    stated = getattr(config, "norm_topk_prob", normalized)
+    if bool(stated) != normalized:
+        raise unsupported(config, f"norm_topk_prob = {stated}", f"norm_topk_prob = {normalized}")
+    if not all(family.is_mixture(config, layer) for layer in range(config.num_hidden_layers)):
+        raise unsupported(config, "dense layers among its mixtures", "experts in every layer")
+    keys: Metadata = {
+        "expert_count": int(getattr(config, family.count)),
+        "expert_used_count": config.num_experts_per_tok,
+    }
+    if family.width != "intermediate_size":
+        keys["expert_feed_forward_length"] = int(getattr(config, family.width))
+    if family.shared:
+        keys["expert_shared_feed_forward_length"] = int(getattr(config, family.shared_width))
+    return keys
 
 
 def without_window(config: "PretrainedConfig") -> Metadata:

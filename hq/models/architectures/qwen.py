@@ -7,6 +7,7 @@ from hq.models.architectures.experts import Experts, by_step
 from hq.models.architectures.gguf_settings import Fields, GGUFSettings
 from hq.models.architectures.record import (
     GGUF_LAYOUTS,
+    GGUF_MIXTURES,
     LLAMA_NORMS,
     QK_NORMS,
     Architecture,
@@ -47,6 +48,22 @@ def _qwen3_fields(settings: GGUFSettings) -> Fields:
     return _qwen2_fields(settings) | {"attention_bias": has_bias}
 
 
+_QWEN2_EXPERTS = Experts(
+    shared="mlp.shared_expert",
+    shared_width="shared_expert_intermediate_size",
+    is_mixture=by_step,
+)
+_QWEN3_EXPERTS = Experts(is_mixture=by_step)
+
+
+def _qwen2_moe(config: "PretrainedConfig") -> Metadata:
+    return _qwen2(config) | llama_cpp.expert_keys(config, _QWEN2_EXPERTS, normalized=False)
+
+
+def _qwen3_moe(config: "PretrainedConfig") -> Metadata:
+    return _qwen3(config) | llama_cpp.expert_keys(config, _QWEN3_EXPERTS, normalized=True)
+
+
 _QWEN2 = NormNames(LLAMA_NORMS)
 _QWEN3 = NormNames(LLAMA_NORMS | QK_NORMS)
 _BIASES = llama_cpp.QKV_BIASES
@@ -68,15 +85,19 @@ register_architecture(
 register_architecture(
     Architecture(
         norms=_QWEN2,
-        experts=Experts(
-            shared="mlp.shared_expert",
-            shared_width="shared_expert_intermediate_size",
-            is_mixture=by_step,
-        ),
+        conversion=Conversion("qwen2moe", _qwen2_moe, llama_cpp.as_it_is, biases=_BIASES),
+        experts=_QWEN2_EXPERTS,
     ),
     "qwen2_moe",
 )
-register_architecture(Architecture(norms=_QWEN3, experts=Experts(is_mixture=by_step)), "qwen3_moe")
+register_architecture(
+    Architecture(
+        norms=_QWEN3,
+        conversion=Conversion("qwen3moe", _qwen3_moe, llama_cpp.as_it_is),
+        experts=_QWEN3_EXPERTS,
+    ),
+    "qwen3_moe",
+)
 register_architecture(Architecture(norms=_QWEN2), "qwen2_vl_text", "qwen2_5_vl_text")
 register_architecture(Architecture(norms=_QWEN3), "qwen3_vl_text")
 GGUF_LAYOUTS.add(
@@ -85,4 +106,26 @@ GGUF_LAYOUTS.add(
 GGUF_LAYOUTS.add(
     "qwen3",
     Layout("qwen3", _qwen3_fields, llama_cpp.GATED | llama_cpp.QK_LENGTHS, llama_cpp.OUTSIDE),
+)
+GGUF_MIXTURES.add(
+    "qwen2moe",
+    Layout(
+        "qwen2_moe",
+        gguf_settings.refuse_mixture,
+        llama_cpp.NORMS | llama_cpp.EXPERTS | llama_cpp.SHARED_EXPERT,
+        llama_cpp.OUTSIDE,
+        _BIASES,
+        expert_width="expert_feed_forward_length",
+        shared_width="expert_shared_feed_forward_length",
+    ),
+)
+GGUF_MIXTURES.add(
+    "qwen3moe",
+    Layout(
+        "qwen3_moe",
+        gguf_settings.refuse_mixture,
+        llama_cpp.NORMS | llama_cpp.EXPERTS | llama_cpp.QK_LENGTHS,
+        llama_cpp.OUTSIDE,
+        expert_width="expert_feed_forward_length",
+    ),
 )

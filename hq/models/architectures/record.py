@@ -64,6 +64,8 @@ class Layout:
     outside: Mapping[str, str]
     biased: frozenset[str] = frozenset()
     epsilon: str = "layer_norm_rms_epsilon"
+    expert_width: str = "feed_forward_length"  # of mixtures: the key of the width of an expert
+    shared_width: str = ""  # and of the shared expert; empty if there is none
 
 
 Width = int | Sequence[int]  # of every layer's FFN, or of each layer's
@@ -151,6 +153,9 @@ RECORDS: Registry[Architecture] = Registry("model architecture", "hq.families")
 """By the `model_type` of the language model's config."""
 
 GGUF_LAYOUTS: Registry[Layout] = Registry("GGUF architecture")  # by llama.cpp's name
+
+GGUF_MIXTURES: Registry[Layout] = Registry("GGUF architecture of mixtures of experts")
+"""Layouts of files with experts, by llama.cpp's name, which may be that of a dense one too."""
 
 
 def register_architecture(record: Architecture, *model_types: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hq.models.architectures import GGUF_LAYOUTS, RECORDS
+from hq.models.architectures import GGUF_LAYOUTS, GGUF_MIXTURES, RECORDS
 
 # Tested model types without a record, as their layers depend on the config.
 DETECTED_TYPES = (
@@ -50,10 +50,11 @@ linear layers; DeepSeek has no PEFT adapters, as PEFT mistakes its FFNs for expe
 
 Baking a factor α into *rows* of the up projection works for dense and quantized weights; into
 *columns* of the down projection, only for dense weights. OPT is baked into rows if its activation
-is ReLU. Experts of a mixture are traced, scaled and monitored, at fp16, fp8, nvfp4 and mxfp4
-([mixtures of experts](explanation/mixtures.md)); they are not baked, and have no adapters and no
-GGUF. The column GGUF says whether hq *writes* such a checkpoint as GGUF (needed for the `gguf-`
-precisions) and *reads* GGUF files of the architecture.
+is ReLU. Experts of a mixture are traced, scaled and monitored, at fp16, fp8, nvfp4 and mxfp4, and
+at the `gguf-` precisions where the column GGUF says so ([mixtures of
+experts](explanation/mixtures.md)); they are not baked, and have no adapters. The column GGUF says
+whether hq *writes* such a checkpoint as GGUF (needed for the `gguf-` precisions) and *reads* GGUF
+files of the architecture.
 
 """
 
@@ -77,7 +78,8 @@ FAMILY_COLUMNS = ("model type", "known by", "bake into", "GGUF")
 
 def family_rows() -> list[FamilyRow]:
     """Return one row per tested or registered model type, sorted by name."""
-    readable = {GGUF_LAYOUTS[name].model_type for name in GGUF_LAYOUTS}
+    layouts = (GGUF_LAYOUTS, GGUF_MIXTURES)
+    readable = {layout[name].model_type for layout in layouts for name in layout}
     rows = [FamilyRow(name, "detected", "columns", "—") for name in DETECTED_TYPES]
     for name in RECORDS:
         record = RECORDS[name]

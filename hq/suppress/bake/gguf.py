@@ -20,11 +20,9 @@ from hq.errors import HQError
 from hq.gguf.file import GGUFFile
 from hq.gguf.header import TensorInfo, padded
 from hq.gguf.types import GGMLType, dequantized
-from hq.models.architectures import GGUF_LAYOUTS
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.neurons.prompt_response import PromptResponse
-from hq.neurons.space import NeuronSpace
 from hq.registry import Registry
 from hq.storage.atomic import atomic_file
 from hq.storage.copying import copy_from
@@ -76,7 +74,7 @@ class GGUFModel:
         self.file = GGUFFile(path)
         self.file.require_single_file()
         self.d_ff = self.file.d_ff
-        self.space = NeuronSpace.rectangular(self.file.n_layers, self.d_ff)
+        self.space = self.file.space
         self.vocabulary = self.file.vocabulary
 
     @property
@@ -97,7 +95,7 @@ class GGUFModel:
         """
         prefix = f"blk.{layer}."
         up = self.file.tensors[f"{prefix}ffn_up.weight"]
-        gated = "ffn_gate" in GGUF_LAYOUTS[self.file.architecture].layer
+        gated = "ffn_gate" in self.file.layout.layer
         fused = up.shape[1] == 2 * self.d_ff  # the gate comes first
         if not gated and not fused:
             return [_column(self.path, self.file.tensors[f"{prefix}ffn_down.weight"], index)]

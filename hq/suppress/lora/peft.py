@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
 from torch import Tensor
 
 from hq.errors import HQError
@@ -23,6 +22,7 @@ from hq.models.ffn_weights import weights_of
 from hq.neurons.factors import Factors
 from hq.neurons.neuron_set import ModelIdentity
 from hq.storage.atomic import atomic_folder
+from hq.storage.safetensors_bytes import safetensors_bytes
 from hq.suppress.lora.delta import LoraDelta, lora_deltas
 
 CONFIG_FILE = "adapter_config.json"
@@ -57,7 +57,8 @@ def write_peft_adapter(
         tensors[f"{prefix}.lora_A.weight"] = torch.from_numpy(delta.one_hot(width))
         tensors[f"{prefix}.lora_B.weight"] = columns
     config = _config(checkpoint, family, {names[d.layer]: d.rank for d in deltas})
-    weights = save(tensors, {"format": "pt", "hq.source.fingerprint": model.fingerprint})
+    metadata = {"format": "pt", "hq.source.fingerprint": model.fingerprint}
+    weights = safetensors_bytes(tensors, metadata)
     with atomic_folder(into) as draft:
         (draft / CONFIG_FILE).write_bytes(json.dumps(config, indent=2).encode())
         (draft / WEIGHTS_FILE).write_bytes(weights)

@@ -17,7 +17,6 @@ from hq.backends.transformers.hooks import DownHooks
 from hq.backends.transformers.loaded import LoadedBackend
 from hq.backends.transformers.routing import routed_shares
 from hq.errors import HQError
-from hq.gguf.write import write_gguf
 from hq.models.alignment import map_model
 from hq.models.checkpoint import checkpoint_identity
 from hq.models.ffn_weights import of_checkpoint
@@ -246,12 +245,43 @@ def test_small_floats_round_the_experts_too(path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["int8", "nf4", "nf4-dq", "fp4", "torchao-int8", "torchao-int4", "hqq-4", "gptq-4"]
+    "name",
+    ["int8", "nf4", "nf4-dq", "fp4", "torchao-int8", "torchao-int4", "hqq-4", "gptq-4", "awq-4"],
 )
 def test_precisions_that_would_leave_experts_unquantized_are_refused(path: Path, name: str) -> None:
     with pytest.raises(HQError, match=rf"^{name} would leave the experts of .* unquantized") as e:
         TorchBackend(path, name, "cpu")
     assert str(e.value).endswith("use fp16, bf16, fp8, nvfp4 or mxfp4.")
+
+
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}
+_PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+_BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "words"),
+    [
+        (_AWQ, "awq-4", r"quantized already \(awq\), and hq does not read packed experts"),
+        (_PACKED, "compressed-4", r"already \(compressed-tensors\), and hq does not read packed"),
+        (_BITSANDBYTES, "nf4", r"already \(bitsandbytes\), and hq does not read packed experts"),
+        (_AWQ, "fp16", r"is quantized already \(awq\), so it does not run as fp16"),
+        ({"quant_method": "mxfp4"}, "fp16", r"already \(mxfp4\), .* fp16: name its source"),
+        ({"quant_method": "mxfp4"}, "mxfp4", r"already \(mxfp4\), .* mxfp4: name its source"),
+    ],
+)
+def test_checkpoints_of_packed_experts_are_refused(
+    path: Path, tmp_path: Path, config: dict[str, Any], precision: str, words: str
+) -> None:
+    """gpt-oss in MXFP4 among them; before any weight is read."""
+    for file in path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    stated = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(
+        json.dumps(stated | {"quantization_config": config}), encoding="utf-8"
+    )
+    with pytest.raises(HQError, match=words):
+        TorchBackend(tmp_path, precision, "cpu")
 
 
 def test_routed_shares_count_the_tokens_that_reach_an_expert(backend: TorchBackend) -> None:
@@ -302,8 +332,6 @@ def test_what_experts_cannot_do_is_said_in_a_sentence(path: Path, tmp_path: Path
         bake(path, tmp_path / "baked", factors)
     with pytest.raises(HQError, match="whose experts are no linear layers that an adapter"):
         write_peft_adapter(path, checkpoint_identity(path), factors, tmp_path / "adapter")
-    with pytest.raises(HQError, match="GGUF"):
-        write_gguf(path, tmp_path / "model.gguf", "f16", checkpoint_identity(path))
     assert not list(tmp_path.iterdir())
 
 
