@@ -226,7 +226,7 @@ def _expert_names(family: Architecture) -> Callable[[str], bool]:
 
 
 def _experts(
-    checkpoint: Path, config: PretrainedConfig, family: Architecture
+    checkpoint: Path, config: "PretrainedConfig", family: Architecture
 ) -> Iterator[PlannedTensor]:
     """The matrices of the routed experts, packed layer by layer: [expert, row, column]."""
     experts, blocks = family.experts, family.space(config).blocks
