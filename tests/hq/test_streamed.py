@@ -106,7 +106,16 @@ def test_texts_without_a_shared_prefix(checkpoint: Checkpoint) -> None:
     assert_equal(checkpoint("gemma2"), "fp16", shared=0)
 
 
-@pytest.mark.parametrize("name", sorted(set(decoders.RECORDED) - set(tiny.FAMILIES)))
+UNLIKE = ("bloom", "cohere2", "gpt_neo", "gptj", "mpt", "qwen3_vl")  # masks, buffers, positions
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in UNLIKE else pytest.mark.slow)
+        for name in sorted(set(decoders.RECORDED) - set(tiny.FAMILIES))
+    ],
+)
 def test_architectures_with_a_record(name: str, tmp_path: Path) -> None:
     assert_equal(decoders.save(decoders.RECORDED[name](), tmp_path), "fp16", shared=12)
 
