@@ -14,9 +14,9 @@ def bench_command(
         str,
         typer.Argument(
             help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
-            "cross-fitting), intervals (coverage), l1 (solver), logits, monitor (watching), "
-            "planted (known causal neurons), sampling, tests (levels) or workers (scaling). Each "
-            "takes 1 to 5 minutes."
+            "cross-fitting), intervals (coverage), l1 (solver), l1-large (solver, out of core), "
+            "logits, monitor (watching), planted (known causal neurons), sampling, tests (levels) "
+            "or workers (scaling). Each takes 1 to 5 minutes; l1-large takes 10, and 4 GB of disk."
         ),
     ],
     as_json: AsJson = False,
