@@ -10,6 +10,7 @@ from harness.bench.deploy import bench_deploy
 from harness.bench.identify import bench_identify
 from harness.bench.intervals import bench_intervals
 from harness.bench.l1 import bench_l1
+from harness.bench.l1_large import bench_l1_large
 from harness.bench.logits import bench_logits
 from harness.bench.monitor import bench_monitor
 from harness.bench.planted import bench_planted
@@ -23,6 +24,7 @@ BENCHES.add("deploy", bench_deploy)
 BENCHES.add("identify", bench_identify)
 BENCHES.add("intervals", bench_intervals)
 BENCHES.add("l1", bench_l1)
+BENCHES.add("l1-large", bench_l1_large)
 BENCHES.add("logits", bench_logits)
 BENCHES.add("monitor", bench_monitor)
 BENCHES.add("planted", bench_planted)

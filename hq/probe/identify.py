@@ -116,14 +116,12 @@ def neurons_of(
 ) -> NeuronSet:
     """Return the chosen solution as a NeuronSet, without a threshold, with its provenance."""
     point = choice.point
-    loose: dict[str, float] = {}
     if point.tolerance > TOLERANCE:
         warnings.warn(
             f"The L1 fit at C = {point.C:g} met a tolerance of {point.tolerance:g} only, not "
             f"{TOLERANCE:g}: weights near zero may be in or out of the set by chance.",
             stacklevel=3,
         )
-        loose = {"tolerance": point.tolerance}
     provenance: dict[str, str | int | float] = {
         "precision": features.precision,
         "C": point.C,
@@ -133,10 +131,15 @@ def neurons_of(
         "cv_auroc": point.auroc,
         "solver": SOLVER,
         "solver_version": version("skglm"),
-        **loose,
+        **loosened(point.tolerance),
     }
     fitted = choice.columns, choice.coef, choice.intercept
     return neuron_set(fitted, design, features, provenance)
+
+
+def loosened(tolerance: float) -> dict[str, float]:
+    """Return the entry of a provenance if a fit met no better tolerance than this one."""
+    return {"tolerance": tolerance} if tolerance > TOLERANCE else {}
 
 
 def neuron_set(

@@ -19,6 +19,7 @@ IN_MEMORY = 4 * 2**30
 """Standardised features of more bytes are computed from the traces in each pass."""
 
 _WIDTH = 8192  # columns at a time: 32 kB of each row, so that a disk reads long pieces
+_NARROW = 512  # of arrays that are stored column after column, so that a block stays in the cache
 
 
 class Matrix(Protocol):
@@ -76,6 +77,8 @@ class Streamed:
         self, arrays: Sequence[Float[np.ndarray, "n p"]], space: NeuronSpace | None = None
     ) -> None:
         self._arrays = tuple(arrays)
+        by_column = all(array.flags.f_contiguous for array in self._arrays)
+        self._width = _NARROW if by_column else _WIDTH
         self._ends = np.cumsum([len(array) for array in self._arrays])
         n, p = self.shape
         if not n * p:
@@ -84,7 +87,7 @@ class Streamed:
             )
         self._mean, self._scale = np.empty(p), np.empty(p)
         self._constant = np.zeros(p, dtype=bool)
-        for columns in _slices(p, _WIDTH):
+        for columns in _slices(p, self._width):
             block = self._raw(columns)
             self._mean[columns], self._scale[columns], self._constant[columns] = standardise_block(
                 block
@@ -104,7 +107,7 @@ class Streamed:
 
     def blocks(self, width: int | None = None) -> Iterator[tuple[slice, Float[np.ndarray, "n b"]]]:
         """Yield the columns in blocks of `width`, or of the width that suits a disk."""
-        for columns in _slices(self.shape[1], width or _WIDTH):
+        for columns in _slices(self.shape[1], width or self._width):
             yield columns, self._standardised(self._raw(columns), columns)
 
     def take(

@@ -83,6 +83,15 @@ class Choice(NamedTuple):
     held_out: Float[np.ndarray, " n"]  # of the first repeat at this C; NaN outside of the rows
 
 
+class Sized(NamedTuple):
+    """The solution of a path that has at most a given number of neurons."""
+
+    columns: Columns
+    coef: Float[np.ndarray, " p"]
+    intercept: float
+    tolerance: float  # that the fit met; see hq.probe.l1
+
+
 class ValidatedPath(NamedTuple):
     """The eligible solutions on some rows, each with its cross-validation."""
 
@@ -156,7 +165,7 @@ def validated_path(
 
 def fit_sizes(
     design: Design, parts: Sequence[Int[np.ndarray, " m"]], sizes: Sequence[int]
-) -> list[list[tuple[Columns, Float[np.ndarray, " p"], float]]]:
+) -> list[list[Sized]]:
     """Fit the path on each part of the rows, and return a solution for each number of neurons.
 
     Without cross-validation: each is the solution at the largest C of the grid with at most this
@@ -167,19 +176,20 @@ def fit_sizes(
     grids = [_grid(of_part, y, None) for of_part, y in zip(columns, labels, strict=True)]
     paths = l1_paths(columns, labels, grids, max_nonzero=max(sizes))
     return [
-        [(of_part, *_of_size(path, size)) for size in sizes]
+        [_of_size(of_part, path, size) for size in sizes]
         for of_part, path in zip(columns, paths, strict=True)
     ]
 
 
-def _of_size(path: L1Path, size: int) -> tuple[Float[np.ndarray, " p"], float]:
+def _of_size(columns: Columns, path: L1Path, size: int) -> Sized:
     fitting = np.flatnonzero((path.n_nonzero <= size) & (path.n_nonzero > 0))
     if not fitting.size:
         raise HQError(
             f"No C selects from 1 to {size} neurons: the fits have {path.n_nonzero.tolist()}; ask "
             "for more neurons."
         )
-    return path.coef(fitting[-1]), float(path.intercepts[fitting[-1]])
+    i = fitting[-1]
+    return Sized(columns, path.coef(i), float(path.intercepts[i]), float(path.tolerances[i]))
 
 
 def fit_at(

@@ -16,7 +16,7 @@ from hq.errors import HQError
 from hq.neurons.features import Features
 from hq.neurons.neuron_set import NeuronSet
 from hq.probe.cross_fit import require_folds
-from hq.probe.identify import design_of, neuron_set, neurons_of
+from hq.probe.identify import design_of, loosened, neuron_set, neurons_of
 from hq.probe.regularisation import (
     Rule,
     best_auroc,
@@ -117,9 +117,11 @@ def cross_fit_by_rule(
             provenance: dict[str, str | int | float] = {
                 "precision": features.precision,
                 "rule": size_rule(size),
-                "n": len(fit[0].rows),
+                "n": len(fit.columns.rows),
+                **loosened(fit.tolerance),
             }
-            of_part[size_rule(size)] = neuron_set(fit, design, features, provenance)
+            fitted = fit.columns, fit.coef, fit.intercept
+            of_part[size_rule(size)] = neuron_set(fitted, design, features, provenance)
     if finished is not None:
         finished()
     return {

@@ -3,12 +3,15 @@ import sys
 
 import numpy as np
 import pytest
+from skglm.penalties import L1
+from skglm.solvers import ProxNewton
 from sklearn.linear_model import LogisticRegression
 
 from hq.errors import HQError
 from hq.neurons.features import standardise
 from hq.neurons.space import NeuronSpace
-from hq.probe.l1 import TOLERANCE, Columns, l1_path, l1_paths, objective, smallest_c
+from hq.probe.datafit import StableLogistic
+from hq.probe.l1 import TOLERANCE, Columns, _Path, l1_path, l1_paths, objective, smallest_c
 from hq.probe.matrix import InMemory, Streamed, standardised
 
 
@@ -196,6 +199,50 @@ def test_columns_outside_of_the_first_working_set_are_found():
     assert 0.2 * np.abs(Z.T @ residual).max() < 1 + 2 * TOLERANCE
 
 
+@pytest.fixture
+def correlated() -> tuple[np.ndarray, np.ndarray]:
+    """600 columns in groups of 12 with a correlation of 0.7, and labels that depend on 4."""
+    rng = np.random.default_rng(5)
+    factors = rng.standard_normal((150, 50)).repeat(12, axis=1)
+    X = np.sqrt(0.7) * factors + np.sqrt(0.3) * rng.standard_normal((150, 600))
+    odds = 1.5 * (X[:, 5] - X[:, 200] + X[:, 370] - X[:, 590])
+    return X.astype(np.float32), (odds + rng.logistic(size=150) > 0).astype(np.int64)
+
+
+def by_skglm(Z: np.ndarray, y: np.ndarray, C: float) -> tuple[np.ndarray, float]:
+    """Weights and intercept of a fit on all columns in memory, with a tenth of the tolerance."""
+    alpha = 1 / (C * len(y))
+    solver = ProxNewton(tol=TOLERANCE / 10 * alpha, max_iter=50, max_pn_iter=50, fit_intercept=True)
+    start = np.zeros(Z.shape[1] + 1, dtype=np.float32)
+    signs = np.where(y == 1, 1, -1).astype(np.float32)
+    w, _, _ = solver.solve(Z, signs, StableLogistic(), L1(alpha), start, 0 * signs)
+    return w[:-1], float(w[-1])
+
+
+@pytest.mark.parametrize("working", [2, 250])
+def test_a_path_out_of_core_has_the_objectives_of_skglm(correlated, monkeypatch, working):
+    """With two working columns, almost every column of a solution enters as a violator."""
+    X, y = correlated
+    accepted = []
+    accept = _Path.accept
+    monkeypatch.setattr("hq.probe.l1._WORKING", working)
+    monkeypatch.setattr("hq.probe.matrix._NARROW", 64)
+    monkeypatch.setattr(
+        _Path,
+        "accept",
+        lambda path: (accepted.append([s.violates for s in path._seen]), accept(path)),
+    )
+    (columns,) = Columns.parts(Streamed([np.asfortranarray(X)]), [np.arange(150)])
+    Z = standardise(X).Z
+    Cs = (smallest_c(columns, y) * np.geomspace(1.1, 8, 8)).tolist()
+    path = l1_path(columns, y, Cs)
+    assert path.n_nonzero[-1] > 20
+    assert any(map(any, accepted)) == (working == 2)
+    for i, C in enumerate(Cs):
+        found = objective(Z, y, path.coef(i), path.intercepts[i], C)
+        assert found / objective(Z, y, *by_skglm(Z, y, C), C) - 1 <= 1e-6
+
+
 def test_streamed_features_have_the_values_of_those_in_memory(problem):
     rng = np.random.default_rng(3)
     X = rng.lognormal(-7, 1, (50, 9000)).astype(np.float32)
@@ -205,6 +252,11 @@ def test_streamed_features_have_the_values_of_those_in_memory(problem):
     assert streamed.shape == whole.shape == (50, 9000)
     blocks = list(streamed.blocks())
     assert len(blocks) == 2
+    by_column = list(Streamed([np.asfortranarray(a) for a in arrays]).blocks())
+    assert len(by_column) > 2
+    np.testing.assert_array_equal(
+        np.hstack([b for _, b in by_column]), np.hstack([b for _, b in blocks])
+    )
     np.testing.assert_array_equal(np.hstack([b for _, b in blocks]), next(whole.blocks())[1])
     rows, columns = np.array([3, 19, 20, 49]), np.array([0, 17, 8500, 8999])
     np.testing.assert_array_equal(streamed.take(rows, columns), whole.take(rows, columns))
