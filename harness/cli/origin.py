@@ -13,6 +13,7 @@ from harness.cli.study import (
     Overrides,
     Precisions,
     Questions,
+    Responses,
     Resume,
     execute,
     planned,
@@ -32,6 +33,7 @@ def origin(
     ] = None,
     precisions: Precisions = None,
     questions: Questions = None,
+    responses: Responses = None,
     overrides: Overrides = None,
     into: Into = None,
     resume: Resume = True,
@@ -42,10 +44,11 @@ def origin(
 
     The tuned model's NeuronSet scores the base model's own responses at each precision. Then the
     weights of each neuron are compared between base and tuned (rank of the change: small rank =
-    large change), and between the base and its precisions.
+    large change), and between the base and its precisions. `--responses` are the tuned model's; the
+    base is always sampled.
 
     Example: `hq origin --model path/to/tuned --base smollm2 --precisions fp16,nf4`.
     """
     given = [] if base is None else [f"origin.base={json.dumps(base)}"]
-    chosen = planned(study, model, precisions, questions, [*(overrides or []), *given])
+    chosen = planned(study, model, precisions, questions, [*(overrides or []), *given], responses)
     execute(chosen, "origin", into, resume, quiet, as_json)
