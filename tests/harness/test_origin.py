@@ -107,6 +107,25 @@ def test_the_base_is_recorded_and_its_nodes_are_told_apart(runs):
     assert "trace nf4" not in names  # the tuned model runs at FP16 only
 
 
+def test_recorded_responses_of_the_tuned_model_give_the_same_tables(
+    runs, hq, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("HQ_CACHE", str(runs / "cache"))
+    file, study = tmp_path / "responses.jsonl.gz", runs / "stable.toml"
+    exported = hq("responses", "export", study, "--into", file)
+    assert exported.code == 0, exported.err
+    done = hq("origin", study, "--responses", file, "--into", tmp_path / "out")
+    assert done.code == 0, done.err
+    for name in ("transfer", "ranks", "distances"):
+        again, sampled = (
+            folder / f"{name}.csv" for folder in (tmp_path / "out", runs / "stable-out")
+        )
+        assert again.read_bytes() == sampled.read_bytes()
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
+    assert {"recorded", "sample fp16 base"} <= set(provenance["nodes"])
+
+
 def test_the_report_has_the_ranks_and_the_published_ones(runs, hq, tmp_path):
     page = tmp_path / "report.html"
     done = hq("report", runs / "stable-out", "--into", page)
