@@ -123,7 +123,7 @@ def test_recorded_responses_of_the_tuned_model_give_the_same_tables(
         )
         assert again.read_bytes() == sampled.read_bytes()
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
-    assert {"recorded", "sample fp16 base"} <= set(provenance["nodes"])
+    assert {"recorded fp16 responses", "sample fp16 base"} <= set(provenance["nodes"])
 
 
 def test_the_report_has_the_ranks_and_the_published_ones(runs, hq, tmp_path):
