@@ -436,10 +436,21 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure speed and memory against peers, by the benches of `hq bench`."""
     with_llama(session)
-    run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "hprobes==0.11.*")
+    run(
+        session,
+        "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "hprobes==0.11.*",
+        "pybiglasso==0.2.*",
+    )
     for name in session.posargs or (
         "cett",
         "l1",
+        "l1-large",
         "identify",
         "logits",
         "sampling",

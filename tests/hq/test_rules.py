@@ -95,3 +95,12 @@ def test_sizes_that_are_no_numbers_of_neurons(data, sizes):
 def test_fold_sets_need_folds(sets):
     with pytest.raises(ValueError, match="fewer than two folds"):
         FoldSets(neurons=sets["best"].neurons, folds=())
+
+
+def test_a_loosened_tolerance_is_recorded_for_a_given_size(data, sets, monkeypatch):
+    assert "tolerance" not in sets["2 neurons"].neurons.provenance
+    # No float32 fit meets the first of these.
+    monkeypatch.setattr("hq.probe.l1._TOLERANCES", (1e-12, 1e-2))
+    with pytest.warns(UserWarning, match="met a tolerance"):
+        loose = cross_fit_by_rule(data[0], data[1], UNITS, FOLDS, (2,), **SETTINGS)
+    assert loose["2 neurons"].neurons.provenance["tolerance"] == 1e-2

@@ -423,6 +423,6 @@ def _verify_own(node: Node, folder: Path) -> None:
         raise HQError(reason)
 
 
-FIT_STAGE = Stage("specification-fit", _make_fit, packages=FIT, verify=_verify_own)
+FIT_STAGE = Stage("specification-fit", _make_fit, version=2, packages=FIT, verify=_verify_own)
 ESTIMATES_STAGE = Stage("specification-estimates", _make_estimates, packages=FIT)
 AGREEMENT_STAGE = Stage("specification-agreement", _make_agreement, packages=FIT)
