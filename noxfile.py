@@ -456,6 +456,7 @@ def bench(session: nox.Session) -> None:
         "sampling",
         "monitor",
         "deploy",
+        "serving",
         "planted",
     ):
         run(session, "hq", "bench", name)

@@ -16,9 +16,10 @@ def bench_command(
             help="cett (traces), deploy (baked weights, adapters), identify (choice of C, "
             "cross-fitting), intervals (coverage), l1 (solver), l1-large (solver, out of core; 10 "
             "minutes, 4 GB of disk), logits, monitor (watching), planted (known causal neurons), "
-            "sampling, stream (models of up to 8B, layer by layer; 15 minutes, 17 GB of disk), "
-            "tests (levels) or workers (scaling). scale is l1-large, serving, stream and workers. "
-            "The others take 1 to 5 minutes."
+            "sampling, serving (8 clients, and llama-server is built first; 10 minutes), stream "
+            "(models of up to 8B, layer by layer; 15 minutes, 17 GB of disk), tests (levels) or "
+            "workers (scaling). scale is l1-large, serving, stream and workers. The others take 1 "
+            "to 5 minutes."
         ),
     ],
     as_json: AsJson = False,

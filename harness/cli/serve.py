@@ -39,6 +39,17 @@ def serve(
             help="File of accepted API keys, one per line. Default: the key in HQ_API_KEY."
         ),
     ] = None,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=255,
+            help="Answers generated together; others wait. Each takes memory for the keys and "
+            "values of a whole context (the policy's limits.context tokens), at least two of "
+            "them: 94 MB each for the embedded model. An answer with alpha other than 1 counts "
+            "as two.",
+        ),
+    ] = 4,
     threads: Annotated[int, typer.Option(min=1, help="Threads of llama.cpp.")] = 2,
     gpu_layers: Annotated[
         int, typer.Option(min=-1, help="Layers to run on a GPU; -1 for all.")
@@ -83,6 +94,7 @@ def serve(
             loaded_policy.form,
             threads,
             gpu_layers,
+            parallel,
         ) as model,
     ):
         names = (*LOCAL_NAMES, host) if is_local(host) else ()
@@ -105,7 +117,7 @@ def _print_summary(service: "Service", host: str, port: int, audit: Path) -> Non
         f"prompt form {model.form}, {model.compute}",
         f"bundle   {model.bundle.name} {model.bundle.digest[:12]}, {model.bundle.precision}",
         f"policy   {rules}; alpha {policy.alpha[0]:g} to {policy.alpha[1]:g}; "
-        f"queue of {policy.limits.queue}",
+        f"{model.parallel} answers together, queue of {policy.limits.queue}",
         f"audit    {audit}",
         "",
         f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",

@@ -2,9 +2,10 @@
 
 llama.cpp calls it for every node of its graph before the node is computed (`ask`), and again after
 it if the answer was true. In dense layers, the callback answers true for the nodes that hold h, and
-for those that hold W_down·h if ‖W_down·h‖ is needed. It scales chosen neurons in place, and reads
-the contributions of watched neurons or the span means of CETT of all neurons. `hq.llamacpp.mixture`
-does the same in mixtures of experts.
+for those that hold W_down·h if ‖W_down·h‖ is needed. It scales chosen neurons in place, by
+one factor for all tokens or by a factor for each token, and reads the contributions of watched
+neurons or the span means of CETT of all neurons. `hq.llamacpp.mixture` does the same in mixtures of
+experts, except for a factor for each token.
 
 Its user data is one int64 array, laid out as in `hq.llamacpp.state`. numba compiles the callback
 when this module is imported, which takes seconds and loads llama.cpp.
@@ -32,9 +33,10 @@ from hq.llamacpp.native import (
     words,
 )
 from hq.llamacpp.shares import add, is_weighted, length_of, total_of
-from hq.llamacpp.state import Fault, Field, LayerAction
+from hq.llamacpp.state import SCALING, Fault, Field, LayerAction
 
 _SIZE = len(Field)
+_SCALING = int(SCALING)  # numba knows no flags
 
 
 @compiled
@@ -46,6 +48,21 @@ def _scale(state: Ints, layer: int, h: Floats, rows: int) -> None:
     for row in range(rows):
         for k in range(starts[layer], starts[layer + 1]):
             h[row * width + indices[k]] *= factors[k]
+
+
+@compiled
+def _scale_tokens(state: Ints, layer: int, h: Floats, rows: int) -> None:
+    """Multiply the same neurons by the factor of each row's token."""
+    starts = words(state[Field.TOKEN_SCALE_START_AT], state[Field.LAYERS] + 1)
+    indices = words(state[Field.TOKEN_SCALE_INDEX_AT], starts[state[Field.LAYERS]])
+    factors = floats(state[Field.TOKEN_FACTOR_AT], state[Field.TOKENS])
+    outputs = words(state[Field.OUTPUT_TOKEN_AT], state[Field.OUTPUTS])
+    width = state[Field.D_FF]
+    for row in range(rows):
+        factor = factors[row if rows == state[Field.TOKENS] else outputs[row]]
+        if factor != 1:
+            for k in range(starts[layer], starts[layer + 1]):
+                h[row * width + indices[k]] *= factor
 
 
 @compiled
@@ -87,11 +104,14 @@ def _read(state: Ints, layer: int, actions: int, h: Floats, rows: int, output: F
 def _at_h(state: Ints, layer: int, actions: int, tensor: int, rows: int) -> None:
     """Scale h, and read it if the layer's output is not needed."""
     h = values_of(tensor, state, rows * state[Field.D_FF])
-    if actions & LayerAction.SCALE:
-        _scale(state, layer, h, rows)
+    if actions & _SCALING:
+        if actions & LayerAction.SCALE:
+            _scale(state, layer, h, rows)
+        if actions & LayerAction.SCALE_TOKENS:
+            _scale_tokens(state, layer, h, rows)
         if state[Field.COPY]:
             put(tensor, state[Field.SCRATCH_AT], 0, 4 * len(h))
-    if actions & ~LayerAction.SCALE:
+    if actions & ~_SCALING:
         _read(state, layer, actions, h, rows, h[:0])
 
 
@@ -143,9 +163,9 @@ def _in_layer(state: Ints, tensor: int, ask: bool) -> Any:
         return not ask
     actions = words(state[Field.ACTIONS_AT], state[Field.LAYERS])[layer]
     if at_output:
-        actions &= ~LayerAction.SCALE
+        actions &= ~_SCALING
     elif state[Field.READ_AT_OUTPUT]:
-        actions &= LayerAction.SCALE
+        actions &= _SCALING
     if not actions:
         return not ask
     if ask:

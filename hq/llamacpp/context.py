@@ -37,6 +37,9 @@ class Context:
         threads: Number of CPU threads.
         callback: An eval callback in place of an observer.
         attention: Flash attention or not, and the types of keys and values.
+        unified: Whether sequences share the cells. If not, each has tokens ÷ sequences of its own
+            (a multiple of 256) and attends to no others' cells, which is faster; a decode then
+            takes as many tokens of each of several consecutive sequences, sorted by sequence.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Context:
         threads: int = 1,
         callback: Any = None,
         attention: Attention = EXACT,
+        unified: bool = True,
     ) -> None:
         llama = load_library().llama
         batch = min(batch, tokens)  # as llama.cpp does
@@ -70,7 +74,7 @@ class Context:
             getattr(llama, f"GGML_TYPE_{kind.upper()}")
             for kind in (attention.keys, attention.values)
         )
-        settings.kv_unified = True  # sequences share the cells of a prefix, and batches keep order
+        settings.kv_unified = unified  # shared: a prefix is stored once, and batches keep order
         settings.swa_full = True
         settings.op_offload = False  # otherwise 32 tokens and more would be computed on a GPU
         settings.offload_kqv = not model.on_host
@@ -178,11 +182,16 @@ class Context:
             _require_range("sequence", sequence, 0, self.sequences - 1)
         load_library().llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def forget(self, sequence: int) -> None:
-        """Remove a sequence; in a closed context there is none to remove."""
+    def forget(self, sequence: int, keep: int = 0) -> bool:
+        """Remove a sequence after its first `keep` tokens; a closed context has none to remove.
+
+        Returns False, and removes nothing, if the model cannot keep a part of a sequence.
+        """
         _require_range("sequence", sequence, 0, self.sequences - 1)
-        if self._key in self.model.handles.contexts:
-            load_library().llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        if self._key not in self.model.handles.contexts:
+            return True
+        memory, llama = self._memory, load_library().llama
+        return bool(llama.llama_memory_seq_rm(memory, sequence, keep or -1, -1))
 
     @property
     def _handle(self) -> Any:

@@ -98,8 +98,9 @@ class LlamaModel:
         llama = load_library().llama
         finder = GraphNodeFinder(self.path.name)
         callback = llama.ggml_backend_sched_eval_callback(finder)
-        sizes = {"tokens": 32, "batch": 8}
-        with Context(self, None, callback=callback, attention=attention, **sizes) as context:
+        with Context(
+            self, None, callback=callback, attention=attention, tokens=32, batch=8
+        ) as context:
             context.decode([0], [0], [0], [True])
         return finder.nodes(layers, d_ff, attention, experts)
 

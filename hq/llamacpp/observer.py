@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from hq.errors import HQError
 from hq.llamacpp.graph import GraphNodes
-from hq.llamacpp.state import DTYPES, WRITTEN, Fault, Field, LayerAction
+from hq.llamacpp.state import DTYPES, SCALING, WRITTEN, Fault, Field, LayerAction
 from hq.neurons.cett import Measure, require_measures
 from hq.neurons.factors import Factors, check_factors
 from hq.neurons.space import NeuronSpace
@@ -49,6 +49,8 @@ class GraphObserver:
         self._arrays: dict[Field, np.ndarray] = {}  # keeps alive what the callback points to
         self._scales, self._scales_version = scales, -1
         self._attached = False
+        self._token_factors: Float[np.ndarray, " token"] | None = None
+        self._token_scaled: Int[np.ndarray, " n"] = np.zeros(0, dtype=np.int64)  # their layers
         self._traced_tokens: int | None = None  # that the decode in `traced` must have
         self._actions = np.zeros(layers, dtype=np.int64)
         self._visits = np.zeros(layers, dtype=np.int64)
@@ -152,6 +154,33 @@ class GraphObserver:
             yield readings
 
     @contextmanager
+    def scaled_by_token(
+        self, neurons: Sequence[tuple[int, int]]
+    ) -> Iterator[Float[np.ndarray, " token"]]:
+        """Scale some neurons by a factor of each token's own: h_i ← α_t·h_i.
+
+        Yields the factors, one per token of a decode and 1 at first: write those of a decode's
+        tokens before it. Other factors (`ActivationScales`) are multiplied.
+        """
+        _require(self._nodes.mixture is None, "a factor for each token in a mixture of experts")
+        _require(self._token_factors is None, "two sets of factors per token")
+        by_layer = np.array(sorted(neurons), dtype=np.int64).reshape(-1, 2)
+        layers, indices = by_layer[:, 0], np.ascontiguousarray(by_layer[:, 1])
+        _require_below("layer", layers, self._nodes.layers)
+        _require_below("neuron", indices, self._nodes.d_ff)
+        factors: Float[np.ndarray, " token"] = np.ones(self.capacity, dtype=np.float32)
+        starts = self._starts(layers)
+        self._set_array(Field.TOKEN_SCALE_START_AT, starts, self._nodes.layers + 1)
+        self._set_array(Field.TOKEN_SCALE_INDEX_AT, indices, len(indices))
+        self._set_array(Field.TOKEN_FACTOR_AT, factors, self.capacity)
+        self._token_factors, self._token_scaled = factors, np.unique(layers)
+        try:
+            yield factors
+        finally:
+            self._token_factors = None
+            self._actions &= ~LayerAction.SCALE_TOKENS
+
+    @contextmanager
     def traced(
         self,
         rows: Int[np.ndarray, " token"],
@@ -187,6 +216,10 @@ class GraphObserver:
         self._set_array(Field.OUTPUT_TOKEN_AT, outputs, len(outputs))
         self._set(Field.FAULT, Fault.NONE)
         self._update_scales()
+        if self._token_factors is not None:
+            self._actions &= ~LayerAction.SCALE_TOKENS
+            if (self._token_factors[:tokens] != 1).any():
+                self._actions[self._token_scaled] |= LayerAction.SCALE_TOKENS
         self._visits[:] = 0
 
     def end(self) -> None:
@@ -208,7 +241,7 @@ class GraphObserver:
     @contextmanager
     def _reading(self, measures: tuple[Measure, ...]) -> Iterator[None]:
         """Compute these measures, and remove the reader's actions at the end."""
-        if (self._actions & ~LayerAction.SCALE).any():
+        if (self._actions & ~SCALING).any():
             raise HQError(
                 "This context is being read already: end that reading, or open another context."
             )
@@ -217,7 +250,7 @@ class GraphObserver:
         try:
             yield
         finally:
-            self._actions &= LayerAction.SCALE
+            self._actions &= SCALING
             self._traced_tokens = None
             self._set_measures(())
 

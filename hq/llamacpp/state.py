@@ -40,6 +40,9 @@ class Field(IntEnum):
     SCALE_START_AT = auto()  # int64[layer + 1]: where each layer begins in the next two arrays
     SCALE_INDEX_AT = auto()  # int64[scaled]: index among the neurons of the layer
     SCALE_FACTOR_AT = auto()  # float32[scaled]: its factor α
+    TOKEN_SCALE_START_AT = auto()  # int64[layer + 1]: where each layer begins in the next array
+    TOKEN_SCALE_INDEX_AT = auto()  # int64[scaled]: neuron index
+    TOKEN_FACTOR_AT = auto()  # float32[token]: α of these neurons at each token
     WATCH_START_AT = auto()  # int64[layer + 1]: where each layer begins in WATCH_INDEX
     WATCH_INDEX_AT = auto()  # int64[watched]: index among the neurons of the layer
     WATCHED = auto()  # number of watched neurons
@@ -65,9 +68,14 @@ class Field(IntEnum):
 class LayerAction(IntEnum):
     """Bits that say what the callback does at a layer."""
 
-    SCALE = 1
+    SCALE = 1  # by factors that hold for all tokens
     WATCH = 2
     TRACE = 4
+    SCALE_TOKENS = 8  # by a factor for each token
+
+
+SCALING = LayerAction.SCALE | LayerAction.SCALE_TOKENS
+"""The actions that change h."""
 
 
 class Fault(IntEnum):
@@ -84,6 +92,7 @@ _INTS = {
     *(Field.ACTIONS_AT, Field.OUTPUT_TOKEN_AT, Field.TRACE_ROW_AT, Field.VISITS_AT),
     *(Field.SCALE_START_AT, Field.SCALE_INDEX_AT, Field.WATCH_START_AT, Field.WATCH_INDEX_AT),
     Field.ROUTED_EXPERT_AT,
+    *(Field.TOKEN_SCALE_START_AT, Field.TOKEN_SCALE_INDEX_AT),
 }
 _BYTES = {field for field in Field if field.name.endswith("NAME_AT")}
 DTYPES = {

@@ -40,14 +40,7 @@ class LlamaMonitor:
         tokens: int = 2048,
         combination: Combination | None = None,
     ) -> None:
-        neurons.require(backend.identity)
-        if not neurons.neurons:
-            raise HQError("The neuron set is empty: there is nothing to watch.")
-        if combination is not None and neurons.tokens != "answer":
-            raise HQError(
-                f"The neuron set reads the span {neurons.tokens!r}, and probabilities are combined "
-                "with sets that read 'answer': use the set without a combination."
-            )
+        require_watchable(backend, neurons, combination)
         self.neurons = neurons
         self._combination = combination
         self._capacity = tokens
@@ -140,6 +133,20 @@ class LlamaMonitor:
                 reader.context.close()
             else:
                 self._idle.append(reader)
+
+
+def require_watchable(
+    backend: LlamaBackend, neurons: NeuronSet, combination: Combination | None
+) -> None:
+    """Raises HQError if the set belongs to another model, is empty, or cannot be combined."""
+    neurons.require(backend.identity)
+    if not neurons.neurons:
+        raise HQError("The neuron set is empty: there is nothing to watch.")
+    if combination is not None and neurons.tokens != "answer":
+        raise HQError(
+            f"The neuron set reads the span {neurons.tokens!r}, and probabilities are combined "
+            "with sets that read 'answer': use the set without a combination."
+        )
 
 
 class _Reader:

@@ -82,6 +82,8 @@ class StopCriteria:
         """
         if ids[-1] in self.tokens:
             return ids[:-1], self.decode(ids[:-1])
+        if not self.strings:
+            return None
         text = self.decode(ids)
         cuts = [cut for cut in (text.find(string) for string in self.strings) if cut >= 0]
         if not cuts:

@@ -1,14 +1,16 @@
-"""The engine: one thread owns the model and answers the queued jobs one after the other."""
+"""The engine: one thread owns the model and answers several of the queued jobs together."""
 
 import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from harness.serve.generation.answer import Draft, FinalAnswer, GenerationRequest, Token
 from harness.serve.generation.queue import (
+    Event,
     Failure,
     Job,
     JobStopped,
@@ -38,8 +40,8 @@ class Answerer(Protocol):
 
     def answer(
         self, request: GenerationRequest, drafts: list[Draft], check_running: Callable[[], None]
-    ) -> Iterator[Token | FinalAnswer]:
-        """Yield the tokens that may be shown, then the final answer.
+    ) -> Generator[Token | FinalAnswer | None, None, None]:
+        """Yield the tokens that may be shown, then the final answer; None to wait for a step.
 
         Appends each draft to `drafts` when it begins, and calls `check_running` before each token.
         """
@@ -64,13 +66,26 @@ class ResponseRecorder(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class _RunningJob:
+    """A job that is being answered."""
+
+    job: Job
+    events: Generator[Token | FinalAnswer | None, None, None]
+    fault: Exception | None = None  # of a step that should have continued it
+
+
 class Engine:
-    """Answers jobs in order of arrival, one at a time.
+    """Answers jobs in order of arrival, `parallel` of them at a time.
+
+    Between two steps of the model every answer is continued as far as it goes without the model.
 
     Each response is recorded before its last event is delivered, so a client that has a complete
     answer finds it in the audit log.
 
     Args:
+        step: continues the answers that wait for the model by one step.
+        parallel: number of answers that are generated together.
         capacity: number of requests that may wait.
         observe: called after each response with the job, its outcome and its answer.
     """
@@ -79,12 +94,17 @@ class Engine:
         self,
         answerer: Answerer,
         recorder: ResponseRecorder,
+        step: Callable[[], None],
+        parallel: int,
         capacity: int,
         observe: Callable[[Job, ResponseOutcome, FinalAnswer | None], None],
     ) -> None:
         self._answerer, self._recorder = answerer, recorder
         self._capacity, self._observe = capacity, observe
+        self._step, self._parallel = step, parallel
         self._queue = RequestQueue(capacity)
+        self._next: deque[Job] = deque()  # of requests that have left the queue
+        self._events: list[tuple[Job, Event]] = []  # to be delivered before the next step
         self._recent_seconds: deque[float] = deque([1.0], maxlen=32)  # of the last answers
         self._shutting_down = self._aborting = False
         self._record_error = ""
@@ -105,7 +125,8 @@ class Engine:
             raise EngineUnavailable(self._record_error or "The server is shutting down.")
         if not self._queue.put(jobs):
             mean = sum(self._recent_seconds) / len(self._recent_seconds)
-            raise QueueFull(self._capacity, max(1, round(len(self._queue) * mean)))
+            wait = len(self._queue) * mean / self._parallel
+            raise QueueFull(self._capacity, max(1, round(wait)))
 
     @property
     def ready(self) -> bool:
@@ -140,31 +161,70 @@ class Engine:
                 self._recorder.stopped()
 
     def _work(self) -> None:
-        while (jobs := self._queue.get()) is not None:
+        running: list[_RunningJob] = []
+        while running := [*running, *self._begun(self._parallel - len(running))]:
             self.busy = True
-            for job in jobs:
-                self._answer(job)
-            self.busy = False
+            self._finish_abandoned()
+            running = [each for each in running if self._advance(each)]
+            self._deliver()
+            if running:
+                self._continue(running)
+            self.busy = bool(running)
 
-    def _answer(self, job: Job) -> None:
-        answer: FinalAnswer | None = None
-        outcome: ResponseOutcome = "completed"
-        last_event: FinalAnswer | Failure
-        error = ""
+    def _deliver(self) -> None:
+        """Deliver all events at once: receivers wake up only after every answer has advanced."""
+        events, self._events = self._events, []
+        for job, event in events:
+            job.deliver(event)
+
+    def _begun(self, places: int) -> list[_RunningJob]:
+        """Begin as many jobs as there are places; wait for one if no job runs."""
+        begun: list[_RunningJob] = []
+        while len(begun) < places:
+            if not self._next:
+                is_idle = places == self._parallel and not begun
+                self._next.extend(self._queue.get(wait=is_idle) or ())
+            if not self._next:
+                break
+            begun.append(self._begin(self._next.popleft()))
+        return begun
+
+    def _begin(self, job: Job) -> _RunningJob:
         job.begin()
 
         def check_running() -> None:
             if self._aborting:
                 job.stop("shut down")
-            self._finish_abandoned()
             job.check_running()
 
+        return _RunningJob(job, self._answerer.answer(job.request, job.drafts, check_running))
+
+    def _continue(self, running: Sequence[_RunningJob]) -> None:
+        """Run one step of the model; if it fails, so does every answer that runs."""
         try:
-            for event in self._answerer.answer(job.request, job.drafts, check_running):
+            self._step()
+        except Exception as fault:
+            for each in running:
+                each.fault = fault
+
+    def _advance(self, running: _RunningJob) -> bool:
+        """Deliver what an answer has, up to the next step; return False if it has ended."""
+        job = running.job
+        answer: FinalAnswer | None = None
+        outcome: ResponseOutcome = "completed"
+        last_event: FinalAnswer | Failure
+        error = ""
+        try:
+            if running.fault is not None:
+                running.events.close()
+                raise running.fault
+            for event in running.events:
+                if event is None:
+                    return True
                 if isinstance(event, FinalAnswer):
                     answer = last_event = event
                 else:
-                    job.deliver(event)
+                    self._events.append((job, event))
             assert answer is not None
         except JobStopped as stopped:
             outcome, last_event = stopped.reason, Failure(stopped.reason)
@@ -174,10 +234,14 @@ class Engine:
             last_event = Failure("error")
         self._recent_seconds.append(job.seconds - (job.seconds_queued or 0.0))
         self._finish(job, outcome, last_event, answer, error)
+        return False
 
     def _finish_abandoned(self) -> None:
-        """Finish waiting jobs whose client is gone while another answer is generated."""
-        for job in self._queue.remove_abandoned():
+        """Finish waiting jobs whose client is gone while others are answered."""
+        gone = [job for job in self._next if job.stop_reason is not None]
+        for job in gone:
+            self._next.remove(job)
+        for job in (*gone, *self._queue.remove_abandoned()):
             job.begin()
             reason = job.stop_reason or "disconnected"
             self._finish(job, reason, Failure(reason))
@@ -190,7 +254,7 @@ class Engine:
         answer: FinalAnswer | None = None,
         error: str = "",
     ) -> None:
-        """Record a response, then deliver its last event."""
+        """Record a response, after which its last event may be delivered."""
         try:
             self._recorder.finished(job, outcome, answer, error)
         except Exception as fault:
@@ -198,4 +262,4 @@ class Engine:
             log.critical("%s No more requests are answered.", fault)
             last_event = Failure("not recorded")
         self._observe(job, outcome, answer)
-        job.deliver(last_event)
+        self._events.append((job, last_event))

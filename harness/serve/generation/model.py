@@ -1,6 +1,6 @@
 """The served model: it generates answers and evaluates the probe at each of their tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from harness.serve.generation.grammar import GrammarCompiler
 from harness.serve.generation.sampler import SampledLogprobs, Sampler
 from hq.backends.llamacpp.backend import LlamaBackend
 from hq.errors import HQError
-from hq.monitor import LlamaMonitor, Step
+from hq.monitor import BatchMonitor, Step
 from hq.monitor.bundle import Bundle
 from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.sampling import StopCriteria
@@ -31,9 +31,12 @@ TOP_NEURONS = 8  # neurons listed at each token
 class ServedModel:
     """A GGUF file and the bundle that was validated on it. A context manager; `close` frees it.
 
-    One thread generates at a time. Attention is computed as when the bundle was made.
+    One thread generates: it calls `step` while answers wait. Attention is computed as when the
+    bundle was made.
 
     Args:
+        parallel: answers that are generated together. Each takes the memory of `context_tokens`
+            keys and values, at least two of them; an answer with alpha ≠ 1 takes two.
         context_tokens: tokens that a prompt and its answer may have together, up to the model's
             own limit.
         form_name: prompt form of chats; "" for the form that the bundle was validated with.
@@ -50,8 +53,9 @@ class ServedModel:
         form_name: str = "",
         threads: int = 1,
         n_gpu_layers: int = 0,
+        parallel: int = 4,
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self.parallel = bundle, parallel
         self.neurons: NeuronSet = bundle.neurons
         self._backend = LlamaBackend(
             gguf, bundle.source_precision, threads=threads, n_gpu_layers=n_gpu_layers
@@ -77,11 +81,12 @@ class ServedModel:
                 if isinstance(trained_length, int)
                 else context_tokens
             )
-            self._reader, self._scaled_writer = (
-                LlamaMonitor(
-                    self._backend, self.neurons, self.context_tokens, bundle.facts.combination
-                )
-                for _ in range(2)
+            self._batch = BatchMonitor(
+                self._backend,
+                self.neurons,
+                max(2, parallel),
+                self.context_tokens,
+                bundle.facts.combination,
             )
             self._warm_up()
         except BaseException:
@@ -138,57 +143,63 @@ class ServedModel:
         end_tokens = frozenset(self.tokenizer.eos_token_id)
         return StopCriteria(end_tokens, stops, self.tokenizer.decode)
 
-    def generate(self, request: GenerationRequest, draft: Draft) -> Iterator[Token]:
-        """Generate the draft token by token.
+    def step(self) -> None:
+        """Read the next tokens of all answers that wait, together."""
+        self._batch.step()
 
-        If the draft's alpha is not 1, a second context reads the same tokens with no neuron scaled,
-        and the scores come from it: thresholds were set on unscaled scores, and suppression must
-        not make an answer look safer.
+    def generate(
+        self, request: GenerationRequest, draft: Draft
+    ) -> Generator[Token | None, None, None]:
+        """Generate the draft token by token; yield None where a `step` has to come first.
+
+        If the draft's alpha is not 1, a second sequence reads the same tokens with no neuron
+        scaled, and the scores come from it: thresholds were set on unscaled scores, and suppression
+        must not make an answer look safer.
         """
         detokenizer = StreamingDetokenizer(self.tokenizer.piece, request.stop.strings, request.trim)
         grammar = (
             self.grammars.start(request.grammar, request.stop.tokens) if request.grammar else None
         )
         sampler = Sampler(request.sampling, request.prompt, grammar, request.top_logprobs)
-        for step in self._steps(request, draft.alpha, sampler):
-            logprob = (
-                self._piece_logprob(step.token, sampler.logprobs[len(draft.tokens)])
-                if sampler.logprobs
-                else None
-            )
-            token = Token(detokenizer.add(step.token), self._reading(step), logprob)
-            draft.tokens.append(token)
-            yield token
+        stopped = False
+        with self._batch.answer(request.prompt, request.max_new_tokens, draft.alpha) as answer:
+            while not stopped and len(draft.tokens) < request.max_new_tokens:
+                while answer.waiting:
+                    yield None
+                sampled = sampler(answer.logits)
+                ended = request.stop.split(tuple(sampler.sampled))
+                stopped = ended is not None
+                if ended is not None and len(ended[0]) < len(sampler.sampled):
+                    break
+                is_last = stopped or len(sampler.sampled) == request.max_new_tokens
+                answer.append(sampled, is_last)
+                while answer.waiting:
+                    yield None
+                assert answer.step is not None
+                token = self._token(answer.step, detokenizer, sampler)
+                draft.tokens.append(token)
+                yield token
         # The sampled token that ended the answer is not part of it, but its text may begin with
         # the answer's last characters.
         rest = sampler.sampled[len(draft.tokens) :]
         draft.tail = "".join(map(detokenizer.add, rest)) + detokenizer.end()
-        stopped = request.stop.split(tuple(sampler.sampled)) is not None
         draft.finish_reason = "stop" if stopped else "length"
 
     def _warm_up(self) -> None:
         """Compile the probe's code and touch the memory, so that no request waits for it."""
-        stop = StopCriteria(frozenset(), (), self.tokenizer.decode)
-        for monitor in (self._reader, self._scaled_writer):
-            for _ in monitor.answer((0,), stop, 1):
-                pass
+        for alpha in (1.0, 0.0):
+            with self._batch.answer((0,), 1, alpha) as answer:
+                while answer.waiting:
+                    self.step()
+                answer.append(0, is_last=True)
+                self.step()
 
-    def _steps(self, request: GenerationRequest, alpha: float, sampler: Sampler) -> Iterator[Step]:
-        arguments = (request.prompt, request.stop, request.max_new_tokens, sampler)
-        if alpha == 1:
-            return self._reader.answer(*arguments)
-        tokens = self._scaled_tokens(self._scaled_writer.answer(*arguments), alpha)
-        return self._reader.follow(request.prompt, tokens)
-
-    def _scaled_tokens(self, steps: Iterator[Step], alpha: float) -> Iterator[int]:
-        """The tokens of an answer; neurons are scaled only while the model computes a token."""
-        factors = {neuron.position: alpha for neuron in self.neurons.positive}
-        while True:
-            with self._backend.scale(factors):
-                step = next(steps, None)
-            if step is None:
-                return
-            yield step.token
+    def _token(self, step: Step, detokenizer: StreamingDetokenizer, sampler: Sampler) -> Token:
+        """The token of a step, which the sampler sampled last."""
+        logprob = (
+            self._piece_logprob(step.token, sampler.logprobs[-1]) if sampler.logprobs else None
+        )
+        return Token(detokenizer.add(step.token), self._reading(step), logprob)
 
     def _piece_logprob(self, token: int, sampled: SampledLogprobs) -> PieceLogprob:
         def named(

@@ -110,10 +110,13 @@ class RequestQueue:
             self._changed.notify()
             return True
 
-    def get(self) -> Sequence[Job] | None:
-        """Wait for the next request; return None once the queue is closed and empty."""
+    def get(self, wait: bool) -> Sequence[Job] | None:
+        """Return the next request, or None if there is none.
+
+        With `wait`, wait for it; None then means that the queue is closed.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._requests or self._closed)
+            self._changed.wait_for(lambda: self._requests or self._closed or not wait)
             return self._requests.popleft() if self._requests else None
 
     def remove_abandoned(self) -> list[Job]:

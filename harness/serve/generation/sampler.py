@@ -76,9 +76,10 @@ class Sampler:
 
     def __call__(self, logits: Float[np.ndarray, " vocab"]) -> int:
         """Return the id of the next token."""
-        if not np.isfinite(logits.max()):  # NaN counts as the largest
+        likeliest = int(logits.argmax())
+        if not np.isfinite(logits[likeliest]):  # NaN counts as the largest
             raise HQError("The model's logits are not finite: its weights are damaged.")
-        token = self._next(logits)
+        token = self._next(logits, likeliest)
         if self._top_logprobs is not None:
             self.logprobs.append(_logprobs(logits, token, self._top_logprobs))
         for chain in self._penalties or ():
@@ -88,9 +89,11 @@ class Sampler:
         self.sampled.append(token)
         return token
 
-    def _next(self, logits: Float[np.ndarray, " vocab"]) -> int:
+    def _next(self, logits: Float[np.ndarray, " vocab"], likeliest: int) -> int:
         if self._penalties is None:
             self._penalties = _penalty_chains(self._settings, len(logits), self._prompt)
+        if not self._penalties and self._grammar is None and self._truncation is None:
+            return likeliest
         ids: Int[np.ndarray, " kept"] = np.arange(len(logits))
         values: Float[np.ndarray, " kept"] = logits
         for chain in self._penalties:

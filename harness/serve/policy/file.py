@@ -44,7 +44,7 @@ class Limits(BaseModel):
     new_tokens: Annotated[int, Field(ge=1)] = 512
     """The largest number of tokens of an answer."""
     queue: Annotated[int, Field(ge=1)] = 16
-    """Requests that wait while one is answered; others get status 429."""
+    """Requests that wait while others are answered; the next ones get status 429."""
     seconds: Annotated[float, Field(gt=0)] = 120.0
     """Seconds from a request's arrival to its answer's end."""
     grace: Annotated[int, Field(ge=0)] = 20

@@ -4,7 +4,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from harness.serve.api.wire_format import KEEP_ALIVE_COMMENT, ResponseEncoder
 from harness.serve.generation.answer import FinalAnswer, GenerationRequest, Token
 from harness.serve.generation.engine import EngineUnavailable, QueueFull
 from harness.serve.generation.queue import Event, Failure, Job
+from harness.serve.web.mailbox import Mailbox
 from harness.serve.web.middleware import JSONRoute
 from harness.serve.web.service import Service
 
@@ -33,14 +33,13 @@ class EventQueue:
     Create it in the event loop. Each event has the index of its choice.
     """
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._loop, self._mailbox = asyncio.get_running_loop(), mailbox
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
     def put(self, choice: int, event: Event) -> None:
         """Add an event. Thread-safe; does nothing if the loop has ended."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+        self._mailbox.call(self._loop, partial(self._events.put_nowait, (choice, event)))
 
     async def get(self, timeout: float) -> tuple[int, Event] | None:
         """Return the next event, or None after `timeout` seconds without one."""
@@ -88,7 +87,7 @@ async def _complete(
     generation_request: GenerationRequest,
     prompt: str | list[Any],
 ) -> Response:
-    events = EventQueue()
+    events = EventQueue(service.mailbox)
     deadline = time.monotonic() + service.policy.limits.seconds
     ids = [uuid.uuid4().hex for _ in range(body.answers)]
     jobs = [

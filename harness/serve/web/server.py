@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 
 import uvicorn
 
@@ -11,6 +12,7 @@ from harness.serve.web.service import Service
 from hq.errors import HQError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SWITCH_SECONDS = 1e-4  # after which the event loop lets the engine's thread run
 _CONNECTION_GRACE = 10  # seconds after the policy's grace until open connections are closed
 
 
@@ -39,6 +41,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def run_server(service: Service, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish running answers within the policy's grace."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Uvicorn raises the signal again after its shutdown: it must not end the process then.
     handlers = {number: signal.signal(number, _ignore_signal) for number in _SIGNALS}
     try:

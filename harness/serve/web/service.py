@@ -1,6 +1,6 @@
 """The service: model, policy, engine and audit log, connected for the routes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.serve.api.validation import RequestValidator
 from harness.serve.audit.log import AuditLog
@@ -10,6 +10,7 @@ from harness.serve.generation.model import ServedModel
 from harness.serve.policy.enforcer import PolicyEnforcer
 from harness.serve.policy.file import Policy
 from harness.serve.web.access import APIKeys
+from harness.serve.web.mailbox import Mailbox
 from harness.serve.web.metrics import Metrics
 from hq import __version__
 
@@ -29,6 +30,7 @@ class Service:
     metrics: Metrics
     keys: APIKeys
     names: tuple[str, ...]
+    mailbox: Mailbox = field(default_factory=Mailbox)
 
     @classmethod
     def create(
@@ -57,6 +59,8 @@ class Service:
         engine = Engine(
             PolicyEnforcer(model, policy, thresholds),
             AuditRecorder(audit, hashes, policy.record),
+            model.step,
+            model.parallel,
             policy.limits.queue,
             metrics.count_response,
         )

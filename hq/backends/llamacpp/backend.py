@@ -147,7 +147,9 @@ class LlamaBackend:
         """Bytes of all tensors in the file."""
         return self.file.weight_bytes()
 
-    def context(self, tokens: int, sequences: int, batch: int) -> tuple[Context, GraphObserver]:
+    def context(
+        self, tokens: int, sequences: int, batch: int, unified: bool = True
+    ) -> tuple[Context, GraphObserver]:
         """Create a context of this size, and the observer that reads and scales in it."""
         observer = GraphObserver(
             self._nodes, self.file.norms, batch, self.scales, self.model.on_host
@@ -159,6 +161,7 @@ class LlamaBackend:
             batch=batch,
             threads=self.threads,
             attention=self.attention,
+            unified=unified,
         )
         return context, observer
 

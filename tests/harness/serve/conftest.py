@@ -158,7 +158,12 @@ class Running:
 
 @contextmanager
 def running(
-    gguf: Path, folder: Path, log: Path, policy: dict | None = None, keys: tuple[str, ...] = ()
+    gguf: Path,
+    folder: Path,
+    log: Path,
+    policy: dict | None = None,
+    keys: tuple[str, ...] = (),
+    parallel: int = 4,
 ) -> Iterator[Running]:
     """Run a server on a free port until the context ends."""
     policy_model = Policy.model_validate({"domains": RULES} | (policy or {}))
@@ -166,7 +171,13 @@ def running(
         listener = stack.enter_context(open_socket("127.0.0.1", 0))
         audit = stack.enter_context(AuditLog(log))
         model = stack.enter_context(
-            ServedModel(gguf, Bundle.load(folder), policy_model.limits.context, policy_model.form)
+            ServedModel(
+                gguf,
+                Bundle.load(folder),
+                policy_model.limits.context,
+                policy_model.form,
+                parallel=parallel,
+            )
         )
         service = Service.create(model, policy_model, audit, APIKeys(keys), LOCAL_NAMES)
         server = Server(service)
@@ -202,6 +213,15 @@ def served(
     log = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     with running(gguf_file, bundle_folder, log) as server:
         yield server
+
+
+def close_to(value: object) -> object:
+    """Return a value that equals others up to rounding, which the tokens of a decode change."""
+    if isinstance(value, float):
+        return pytest.approx(value, rel=1e-4, abs=1e-5)
+    if isinstance(value, dict):
+        return {key: close_to(each) for key, each in value.items()}
+    return [close_to(each) for each in value] if isinstance(value, list) else value
 
 
 def ask(text: str = "the model", **options: object) -> dict:

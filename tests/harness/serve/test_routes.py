@@ -10,7 +10,7 @@ from harness.serve.api.errors import APIError
 from harness.serve.web import app
 from harness.serve.web.access import APIKeys, is_local
 from hq.monitor.bundle import Bundle
-from tests.harness.serve.conftest import ALWAYS, NEVER, ask
+from tests.harness.serve.conftest import ALWAYS, NEVER, ask, close_to
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -76,13 +76,14 @@ def test_regenerate_keeps_the_answer_with_the_lower_score(http, served):
     }
     completion = http.post(CHAT, json=ask(hq={"domain": "again"})).json()["hq"]
     better = min((1.0, 0.0), key=lambda alpha: scores[alpha]["score"])
-    assert (completion["alpha"], completion["score"]) == (better, scores[better]["score"])
+    assert completion["alpha"] == better
+    assert completion["score"] == close_to(scores[better]["score"])
     assert (completion["decision"], completion["regenerated"]) == ("regenerate", better == 0.0)
     line = served.line(completion["audit_id"])
     assert line["alphas"] == [1.0, 0.0]
     assert line["tokens_written"] == 16
     streamed = events(http.post(CHAT, json=ask(stream=True, hq={"domain": "again"})))
-    assert streamed[-1]["hq"]["score"] == completion["score"]
+    assert streamed[-1]["hq"]["score"] == close_to(completion["score"])
 
 
 def test_scores_come_from_the_unscaled_model(http, gguf_file, bundle_folder):
@@ -102,7 +103,7 @@ def test_scores_come_from_the_unscaled_model(http, gguf_file, bundle_folder):
         prompt = backend.model.tokenize(body["prompt"])
         for alpha, values in readings.items():
             steps = list(monitor.follow(prompt, ids[alpha]))
-            assert [r["score"] for r in values] == pytest.approx([s.score for s in steps], rel=1e-6)
+            assert [r["score"] for r in values] == pytest.approx([s.score for s in steps], rel=1e-4)
             contributions = sum(part for *_, part in values[0]["neurons"]) + neurons.intercept
             assert contributions == pytest.approx(values[0]["token_score"])
 
