@@ -15,6 +15,7 @@ from harness.bench.logits import bench_logits
 from harness.bench.monitor import bench_monitor
 from harness.bench.planted import bench_planted
 from harness.bench.sampling import bench_sampling
+from harness.bench.scale import bench_scale
 from harness.bench.serving import bench_serving
 from harness.bench.stream import bench_stream
 from harness.bench.tests import bench_tests
@@ -30,6 +31,7 @@ BENCHES.add("logits", bench_logits)
 BENCHES.add("monitor", bench_monitor)
 BENCHES.add("planted", bench_planted)
 BENCHES.add("sampling", bench_sampling)
+BENCHES.add("scale", bench_scale)
 BENCHES.add("serving", bench_serving)
 BENCHES.add("stream", bench_stream)
 BENCHES.add("tests", bench_tests)
