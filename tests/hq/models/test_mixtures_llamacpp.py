@@ -19,13 +19,14 @@ from hq.gguf.write import write_gguf
 from hq.models.alignment import ALIGNED, map_model
 from hq.models.checkpoint import checkpoint_identity
 from hq.models.ffn_weights import of_checkpoint
+from hq.monitor.bundle import Bundle, Domain
 from hq.monitor.llamacpp import LlamaMonitor
 from hq.neurons.cett import MEASURES, SPANS
 from hq.neurons.neuron_set import Neuron, NeuronSet
 from hq.neurons.prompt_response import PromptResponse
 from hq.suppress.bake import bake
 from hq.suppress.lora.gguf import write_gguf_adapter
-from tests import tiny
+from tests import bundles, tiny
 from tests.hq.models.test_architectures import far
 
 pytest.importorskip("llama_cpp")
@@ -220,6 +221,21 @@ def test_factors_are_not_baked_into_experts(gguf: Callable[..., Path], tmp_path:
     with pytest.raises(HQError, match="whose experts are no linear layers that an adapter"):
         write_gguf_adapter(GGUFFile(file), {(0, 1, 2): 0.0}, tmp_path / "adapter.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_server_has_no_name_for_experts(
+    pair: Pair, family: str, gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A bundle of them is written and read; only the server's responses cannot name them."""
+    from harness.serve.generation.model import ServedModel  # it needs the extra serve
+
+    file = gguf(family)
+    domains = {"all": Domain(threshold=0.0, false_alarms=0.1, n=30)}
+    neurons = neuron_set(pair.llama, "sum")
+    bundle = Bundle.load(bundles.save(tmp_path / "bundle", file, neurons, domains, "gguf-f32"))
+    np.testing.assert_array_equal(bundle.norms, pair.llama.norms[FLAT])
+    with pytest.raises(HQError, match="mixture of experts, and the server's responses name"):
+        ServedModel(file, bundle, 64)
 
 
 def test_a_file_of_experts_becomes_no_checkpoint(gguf: Callable[..., Path]) -> None:
