@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.store.places import cache_folder
 from hq.errors import HQError
+from hq.storage.places import cache_folder
 
 PROGRAM = "llama-server"
 _SETTINGS = (
