@@ -1,12 +1,12 @@
 """Benchmarks of scale: large models, many features, many machines, many clients."""
 
-from harness.bench.base import BenchRow
+from harness.bench.base import Bench, BenchRow
 from harness.bench.l1_large import bench_l1_large
 from harness.bench.serving import bench_serving
 from harness.bench.stream import bench_stream
 from harness.bench.workers import bench_workers
 
-_PARTS = {
+_PARTS: dict[str, Bench] = {
     "stream": bench_stream,
     "l1-large": bench_l1_large,
     "workers": bench_workers,
