@@ -25,18 +25,18 @@ def test_l1_large_has_its_rows_at_a_small_size(monkeypatch):
 
 
 def test_a_design_has_correlated_groups_and_depends_on_a_few_columns(tmp_path):
-    design = write_design(tmp_path / "design.npy", seed=0, n=2000, p=64)
+    design = write_design(tmp_path / "design.npy", seed=0, n=2000, p=256)
     X = design.matrix
-    assert X.shape == (2000, 64)
+    assert X.shape == (2000, 256)
     assert X.dtype == np.float32
     assert X.flags.f_contiguous
     correlation = np.corrcoef(X, rowvar=False)
-    group = np.arange(64) // 16
-    same = (group[:, None] == group) & ~np.eye(64, dtype=bool)
+    group = np.arange(256) // 16
+    same = (group[:, None] == group) & ~np.eye(256, dtype=bool)
     assert correlation[same].mean() == pytest.approx(0.6, abs=0.03)
     assert np.abs(correlation[group[:, None] != group]).mean() < 0.03
     shift = X[design.y == 1].mean(axis=0) - X[design.y == 0].mean(axis=0)
-    truth = np.linspace(0, 63, 8).astype(int)
+    truth = np.linspace(0, 255, 8).astype(int)
     assert np.abs(shift[truth]).min() > 0.2
 
 
