@@ -92,7 +92,10 @@ class Distributes(Protocol):
 class MadeByLayer(Protocol):
     """A precision that needs no other weight of the model to make a projection."""
 
-    replaces: tuple[type[nn.Module], ...]  # classes of projections that `Precision.layer` replaces
+    @property
+    def replaces(self) -> tuple[type[nn.Module], ...]:
+        """Classes of projections that `Precision.layer` replaces."""
+        ...
 
     def loaded_in(self, device: torch.device) -> torch.dtype:
         """The type in which `load` reads the checkpoint, before it quantizes."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hq.errors import HQError
 from hq.models.placement import AUTO
@@ -23,7 +22,11 @@ class Int8:
     name = "int8"
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
-    replaces: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+
+    @property
+    def replaces(self) -> tuple[type[nn.Module], ...]:
+        """Linear layers, and those of GPT-2."""
+        return _linears()
 
     def loaded_in(self, device: torch.device) -> torch.dtype:
         """The compute type."""
@@ -91,7 +94,11 @@ class FourBit:
 
     packages: tuple[str, ...] = ("bitsandbytes",)
     settings: Mapping[str, object] = {}
-    replaces: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+
+    @property
+    def replaces(self) -> tuple[type[nn.Module], ...]:
+        """Linear layers, and those of GPT-2."""
+        return _linears()
 
     def __init__(self, quant_type: str, double: bool = False) -> None:
         self.name = f"{quant_type}-dq" if double else quant_type
@@ -228,3 +235,9 @@ def _is_relevant(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(
         ("MatMul8bitLt: inputs will be", "Failed to load CPU gemm")
     )
+
+
+def _linears() -> tuple[type[nn.Module], ...]:
+    from transformers.pytorch_utils import Conv1D  # the import takes a second
+
+    return nn.Linear, Conv1D

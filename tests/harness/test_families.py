@@ -7,6 +7,7 @@ from harness.experiments import EXPERIMENTS
 from harness.experiments.run import provenance_of
 from harness.stages.materials import Materials
 from harness.store.runner import Outputs
+from harness.store.store import Store
 from harness.studies.study import Study
 from hq.models.architectures import RECORDS
 from hq.models.architectures.table import DETECTED_TYPES
@@ -33,12 +34,12 @@ def test_every_type_is_listed_with_what_can_be_done(hq):
     assert "mistral3" in hq("families").out
 
 
-def test_provenance_says_which_architecture_was_detected(own_study):
+def test_provenance_says_which_architecture_was_detected(own_study, tmp_path):
     loaded, folder = Study.load(str(own_study)), own_study.parent / "model"
 
     def facts():
         survival = EXPERIMENTS["survival"]  # has no facts of its own
-        return provenance_of(Materials(loaded), survival, [], Outputs())
+        return provenance_of(Materials(loaded), survival, [], Outputs(Store(tmp_path / "store")))
 
     assert "architecture" not in facts()
     (folder / "model.safetensors").unlink()

@@ -169,6 +169,6 @@ def test_wide_traces_make_smaller_batches(
     backend: TorchBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = tiny.LAYERS * tiny.D_FF
-    monkeypatch.setattr("hq.backends.transformers.backend._VALUE_BUDGET", 2 * row)
+    monkeypatch.setattr("hq.backends.transformers.backend.VALUE_BUDGET", 2 * row)
     sizes = [len(batch.rows) for batch in backend.trace(tiny.exchanges(5))]
     assert sizes == [2, 2, 1]
