@@ -1,7 +1,9 @@
 """The served model: it generates answers and evaluates the probe at each of their tokens."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +28,8 @@ from hq.neurons.neuron_set import NeuronSet
 from hq.tracing.sampling import StopCriteria
 
 TOP_NEURONS = 8  # neurons listed at each token
+
+_Result = TypeVar("_Result")
 
 
 class ServedModel:
@@ -57,8 +61,10 @@ class ServedModel:
     ) -> None:
         self.bundle, self.parallel = bundle, parallel
         self.neurons: NeuronSet = bundle.neurons
-        self._backend = LlamaBackend(
-            gguf, bundle.source_precision, threads=threads, n_gpu_layers=n_gpu_layers
+        self._backend = _in_new_thread(
+            lambda: LlamaBackend(
+                gguf, bundle.source_precision, threads=threads, n_gpu_layers=n_gpu_layers
+            )
         )
         try:
             bundle.require(self._backend.file)
@@ -88,7 +94,7 @@ class ServedModel:
                 self.context_tokens,
                 bundle.facts.combination,
             )
-            self._warm_up()
+            _in_new_thread(self._warm_up)
         except BaseException:
             self._backend.close()
             raise
@@ -225,3 +231,13 @@ class ServedModel:
                 (*self._indices[k], float(step.cett[k]), float(contributions[k])) for k in top
             ],
         )
+
+
+def _in_new_thread(work: Callable[[], _Result]) -> _Result:
+    """Call a function that computes with llama.cpp in a thread that ends with it.
+
+    OpenMP keeps a team of threads for each thread that computed. If there are more of them than
+    cores, they sleep at every barrier, so only the engine's thread may have a team.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
