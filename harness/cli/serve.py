@@ -1,5 +1,6 @@
 """`hq serve`: a monitored model behind OpenAI's interface, with a policy and an audit log."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,6 +68,9 @@ def serve(
     missing = [name for name in _REQUIRED_MODULES if find_spec(name) is None]
     if missing:
         raise HQError(f"Serving requires {missing[0]}: pip install 'hq[serve]'.")
+    # GNU's OpenMP reads it when it is loaded, with llama.cpp. Threads that wait for each other spin
+    # for about 0.1 ms and then sleep, not for 10 ms, in which no other thread could use the core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from harness.models.sources import gguf_of
     from harness.serve.audit.log import AuditLog
     from harness.serve.generation.model import ServedModel
