@@ -69,7 +69,7 @@ def serve(
     if missing:
         raise HQError(f"Serving requires {missing[0]}: pip install 'hq[serve]'.")
     # GNU's OpenMP reads it when it is loaded, with llama.cpp. Threads that wait for each other spin
-    # for about 0.1 ms and then sleep, not for 10 ms, in which no other thread could use the core.
+    # 3,000 times and then sleep: by default they spin so long that others cannot use the core.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from harness.models.sources import gguf_of
     from harness.serve.audit.log import AuditLog
