@@ -1,5 +1,6 @@
 """The study's checkpoint at each precision, and what results of a loaded model depend on."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from hq.precisions.gguf import GGUF_SOURCE, file_precision
 from hq.precisions.packed import NATIVE
 from hq.precisions.packed_checkpoints.checkpoint import CONFIG_FILES
 from hq.storage.places import cache_folder
+
+_log = logging.getLogger("hq")
 
 SPELLING = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """Files that define the text of tokens."""
@@ -59,6 +62,7 @@ class Models:
         self.identity = identity
         self._loaded: _Loaded = _Loaded() if beside is None else beside._loaded
         self._fingerprints: dict[str, str] = {}
+        self._streamed: dict[str, bool] = {}
 
     def close(self) -> None:
         """Free the loaded model."""
@@ -103,12 +107,30 @@ class Models:
         self.passes.watch = lambda done, layers: task.note(f"layer {done} of {layers}")
 
     def streams(self, precision: str) -> bool:
-        """Whether steps that can are run with one layer in memory, by the study or the memory."""
-        chosen = self.study.stream
-        if chosen == "auto":
-            fits = self.resident(precision) <= available_memory(self.study.device)
-            return not fits and not unstreamable(self.given(precision) or self.path, precision)
-        return chosen == "always"
+        """Whether steps that can are run with one layer in memory, by the study or the memory.
+
+        The first answer holds, which is given when nodes are declared: later a loaded model takes
+        memory that it frees before the next one is opened.
+        """
+        if precision not in self._streamed:
+            self._streamed[precision] = self._must_stream(precision)
+        return self._streamed[precision]
+
+    def _must_stream(self, precision: str) -> bool:
+        if self.study.stream != "auto":
+            return self.study.stream == "always"
+        needed, available = self.resident(precision), available_memory(self.study.device)
+        if needed <= available or unstreamable(self.given(precision) or self.path, precision):
+            return False
+        _log.warning(
+            "%s at %s takes %.1f GiB of memory and %.1f are available: its traces read it layer by "
+            "layer. The numbers do not change.",
+            self.identity.name,
+            precision,
+            needed / 2**30,
+            available / 2**30,
+        )
+        return True
 
     def resident(self, precision: str) -> int:
         """Estimate the bytes of the loaded model: float32 on a CPU, 16 bits elsewhere."""

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.stages.materials import Materials
 from harness.store import environment
+from harness.studies.study import Study
 from tests.harness.conftest import Outcome
 
 CLI = Callable[..., Outcome]
@@ -54,6 +56,22 @@ def test_a_model_that_does_not_fit_is_streamed(
     assert "and 0.0 GiB are available: 6 of" in planned["sentence"]
     never = hq("plan", tiny_study, "--json", "--set", "stream=never").out
     assert "no node reads it layer by layer" in json.loads(never)["streaming"]["sentence"]
+
+
+def test_a_loaded_model_does_not_change_what_is_streamed(
+    tiny_study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Materials(Study.load(str(tiny_study))) as m:
+        declared = {precision: m.models.streams(precision) for precision in ("fp16", "nf4")}
+        assert declared == {"fp16": False, "nf4": False}
+        monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: Memory())
+        assert {precision: m.models.streams(precision) for precision in declared} == declared
+        assert not caplog.messages
+        assert m.models.streams("int8")
+        assert m.models.streams("int8")
+    (said,) = caplog.messages
+    assert "at int8 takes" in said
+    assert "read it layer by layer" in said
 
 
 class Memory:
