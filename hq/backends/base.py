@@ -248,6 +248,15 @@ def require_length(text: str, length: int, limit: int | None, model: str, new: i
         )
 
 
+def require_fitting(
+    exchanges: Sequence[PromptResponse], vocabulary: int, limit: int | None, name: str
+) -> None:
+    """Raises HQError for token ids outside of the vocabulary and texts that are too long."""
+    require_known(exchanges, vocabulary, name)
+    for row, exchange in enumerate(exchanges):
+        require_length(f"Text {row}", len(exchange), limit, name)
+
+
 def join_predictions(
     number: int,
     rows: Int[np.ndarray, " batch"],

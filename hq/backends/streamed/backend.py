@@ -17,8 +17,7 @@ from hq.backends.base import (
     Predictions,
     TraceBatch,
     join_predictions,
-    require_known,
-    require_length,
+    require_fitting,
 )
 from hq.backends.batching import plan
 from hq.backends.streamed.layer_files import LayerFiles
@@ -217,10 +216,7 @@ class StreamedBackend:
     def _require_fitting(self, exchanges: Sequence[PromptResponse]) -> None:
         """Raises HQError for token ids outside of the vocabulary and texts that are too long."""
         vocabulary = int(self._skeleton.model.get_input_embeddings().num_embeddings)
-        require_known(exchanges, vocabulary, self.identity.name)
-        limit, name = context_length(self._config), self.identity.name
-        for row, exchange in enumerate(exchanges):
-            require_length(f"Text {row}", len(exchange), limit, name)
+        require_fitting(exchanges, vocabulary, context_length(self._config), self.identity.name)
 
     @contextmanager
     def _pass(self, task: Task) -> Iterator[Path]:

@@ -25,8 +25,7 @@ from hq.backends.base import (
     join_predictions,
     join_readings,
     require_finite,
-    require_known,
-    require_length,
+    require_fitting,
     require_sites,
 )
 from hq.backends.batching import plan, span_weights
@@ -431,10 +430,8 @@ class TorchBackend:
 
     def _require_fitting(self, exchanges: Sequence[PromptResponse]) -> None:
         """Raises HQError for token ids outside of the vocabulary and texts that are too long."""
-        require_known(exchanges, self._vocabulary, self.identity.name)
-        limit, name = context_length(self.model.config), self.identity.name
-        for row, exchange in enumerate(exchanges):
-            require_length(f"Text {row}", len(exchange), limit, name)
+        limit = context_length(self.model.config)
+        require_fitting(exchanges, self._vocabulary, limit, self.identity.name)
 
     def scale(self, factors: Factors) -> AbstractContextManager[None]:
         """Multiply h_i by α for each neuron and its α, while the context lasts."""
