@@ -4,6 +4,7 @@ Random Llama models have the shapes of real ones. Each is traced at fp16 and nf4
 new process; time is compared with that of reading the files and of the matrix products alone.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,7 @@ import torch
 from transformers import LlamaConfig
 
 from harness.bench.base import BenchRow, in_new_process, random_texts, seconds_of
+from harness.bench.memory import anonymous_mib
 from harness.bench.stream_model import forget, write_llama
 from harness.bench.wide_model import peak_mib
 from hq.backends.streamed.backend import StreamedBackend
@@ -62,7 +64,7 @@ class _Run(NamedTuple):
     seconds: float  # of the pass at all precisions
     processor: float  # seconds of the processor, divided by the number of threads
     reading: float  # seconds to read the files from disk
-    anonymous: float  # peak MiB of memory that no file backs; NaN where the system does not tell
+    anonymous: float  # peak MiB of memory that no file backs
     resident: float  # peak MiB, mapped pages included
     from_disk: bool  # whether files were removed from the system's cache before
     cost: Cost
@@ -101,7 +103,6 @@ def _rows(
             return [BenchRow(name=f"{name}_peak_gib", value=None, unit="GiB", note=note)]
         size = write_llama(folder, config, seed)
         run = in_new_process(_measure, folder, seed, samples, precisions)
-    anonymous = run.resident if np.isnan(run.anonymous) else run.anonymous
     computing = run.cost.products
     source = "disk" if run.from_disk else "the system's cache"
     note = f"{config.num_hidden_layers} layers, {size / 2**30:.1f} GiB, {samples} texts, " + (
@@ -110,7 +111,7 @@ def _rows(
     return [
         BenchRow(
             name=f"{name}_peak_gib",
-            value=anonymous / 1024,
+            value=run.anonymous / 1024,
             unit="GiB",
             goal=f"<= {_LIMIT_GIB}",
             note=f"{note}; with pages of files {run.resident / 1024:.2f}",
@@ -136,7 +137,7 @@ def _rows(
         ),
         BenchRow(
             name=f"{name}_predicted_memory",
-            value=run.cost.memory / 2**20 / anonymous,
+            value=run.cost.memory / 2**20 / run.anonymous,
             unit="x",
             note="cost model over measurement",
         ),
@@ -211,20 +212,16 @@ def _read(folder: Path, layers: int) -> None:
 @contextmanager
 def _peak() -> Iterator[list[float]]:
     """A list with the peak MiB of anonymous memory of this process within the context."""
-    status, peak, over = Path("/proc/self/status"), [float("nan")], threading.Event()
+    peak, over = [0.0], threading.Event()
 
     def watch() -> None:
         while not over.wait(0.02):
-            for line in status.read_text(encoding="utf-8").splitlines():
-                if line.startswith("RssAnon"):
-                    peak[0] = float(np.fmax(peak[0], int(line.split()[1]) / 1024))
+            peak[0] = max(peak[0], anonymous_mib(os.getpid()))
 
     watcher = threading.Thread(target=watch)
-    if status.exists():
-        watcher.start()
+    watcher.start()
     try:
         yield peak
     finally:
         over.set()
-        if watcher.ident is not None:
-            watcher.join()
+        watcher.join()
