@@ -17,6 +17,7 @@ from harness.cli.study import (
     Questions,
     Responses,
     Resume,
+    Sampler,
     SamplerOption,
     execute,
     planned,
@@ -60,17 +61,8 @@ def finetune(
     adapter. The folder then contains adapter/ (PEFT), adapter.gguf (llama.cpp), model/ (merged)
     and README.md (model card). Needs hq[finetune].
     """
-    chosen = planned(
-        study,
-        model,
-        precisions,
-        questions,
-        overrides,
-        responses,
-        sampler,
-        endpoint,
-        concurrency,
-    )
+    by = Sampler(sampler, endpoint, concurrency)
+    chosen = planned(study, model, precisions, questions, overrides, responses, by)
     _require_own_folder(chosen, into or Path("runs") / f"{chosen.name}-finetune")
     execute(chosen, "finetune", into, resume, quiet, as_json)
 

@@ -14,6 +14,7 @@ from harness.cli.study import (
     Name,
     Overrides,
     Questions,
+    Sampler,
     SamplerOption,
     planned,
 )
@@ -51,7 +52,8 @@ def export_command(
     from harness.store.progress import Progress
     from harness.store.runner import Runner
 
-    chosen = planned(study, model, None, questions, overrides, None, sampler, endpoint, concurrency)
+    by = Sampler(sampler, endpoint, concurrency)
+    chosen = planned(study, model, None, questions, overrides, None, by)
     if chosen.responses:
         raise HQError(
             f"The study {chosen.name} reads its responses from {chosen.responses}: copy that file, "

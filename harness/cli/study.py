@@ -109,6 +109,14 @@ StoreOption = Annotated[
 ]
 
 
+class Sampler(NamedTuple):
+    """What samples the responses: by default what the study says."""
+
+    name: str | None = None
+    endpoint: str | None = None
+    concurrency: int | None = None
+
+
 class Workers(NamedTuple):
     """Where the nodes of a run are computed: by default one after another in this process."""
 
@@ -124,9 +132,7 @@ def planned(
     questions: Path | None,
     overrides: Sequence[str] | None = None,
     responses: Path | None = None,
-    sampler: str | None = None,
-    endpoint: str | None = None,
-    concurrency: int | None = None,
+    sampler: Sampler = Sampler(),  # noqa: B008 - immutable
     stream: bool = False,
 ) -> "Study":
     """Load a study, and apply the options that commands share.
@@ -139,7 +145,7 @@ def planned(
     if overrides:
         study = study.overridden(overrides)
         validate_sections(study)
-    study = _sampled_by(study, sampler, endpoint, concurrency)
+    study = _sampled_by(study, sampler)
     study = study.changed(
         model=model,
         precisions=None if precisions is None else tuple(precisions.split(",")),
@@ -149,17 +155,15 @@ def planned(
     return study if questions is None else study.reading(str(questions))
 
 
-def _sampled_by(
-    study: "Study", sampler: str | None, endpoint: str | None, concurrency: int | None
-) -> "Study":
+def _sampled_by(study: "Study", sampler: Sampler) -> "Study":
     given = {
-        "sampling.sampler": sampler,
-        "endpoint.url": None if endpoint is None else json.dumps(endpoint),
-        "endpoint.concurrency": concurrency,
+        "sampling.sampler": sampler.name,
+        "endpoint.url": None if sampler.endpoint is None else json.dumps(sampler.endpoint),
+        "endpoint.concurrency": sampler.concurrency,
     }
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     study = study.overridden(changes) if changes else study
-    if endpoint is not None and study.sampling.sampler != "openai":
+    if sampler.endpoint is not None and study.sampling.sampler != "openai":
         raise HQError(
             f"The sampler {study.sampling.sampler} uses no --endpoint: add --sampler openai."
         )
@@ -276,18 +280,8 @@ def run_command(
     """
     if workers is not None and ray is not None:
         raise HQError("--workers starts processes here and --ray uses a cluster: give one of them.")
-    chosen = planned(
-        study,
-        model,
-        precisions,
-        questions,
-        overrides,
-        responses,
-        sampler,
-        endpoint,
-        concurrency,
-        stream,
-    )
+    by = Sampler(sampler, endpoint, concurrency)
+    chosen = planned(study, model, precisions, questions, overrides, responses, by, stream)
     where = Workers(store, workers, ray)
     execute(chosen, experiment or chosen.experiment, into, resume, quiet, as_json, against, where)
 
@@ -320,18 +314,8 @@ def plan_command(
     from harness.experiments.run import plan as plan_experiment
     from harness.store.opening import open_store
 
-    chosen = planned(
-        study,
-        model,
-        precisions,
-        questions,
-        overrides,
-        responses,
-        sampler,
-        endpoint,
-        concurrency,
-        stream,
-    )
+    by = Sampler(sampler, endpoint, concurrency)
+    chosen = planned(study, model, precisions, questions, overrides, responses, by, stream)
     kind = EXPERIMENTS[experiment or chosen.experiment]
     steps, power, streaming = plan_experiment(chosen, kind, open_store(store))
     if as_json:
@@ -430,15 +414,6 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Identify H-Neurons on FP16 and evaluate them at each precision; same as hq run -e detect."""
-    chosen = planned(
-        study,
-        model,
-        precisions,
-        questions,
-        overrides,
-        responses,
-        sampler,
-        endpoint,
-        concurrency,
-    )
+    by = Sampler(sampler, endpoint, concurrency)
+    chosen = planned(study, model, precisions, questions, overrides, responses, by)
     execute(chosen, "detect", into, resume, quiet, as_json)

@@ -17,6 +17,7 @@ from harness.cli.study import (
     Questions,
     Responses,
     Resume,
+    Sampler,
     SamplerOption,
     execute,
     planned,
@@ -84,17 +85,8 @@ def sweep(
     """
     from harness.experiments.run import validate_sections
 
-    chosen = planned(
-        study,
-        model,
-        precisions,
-        questions,
-        overrides,
-        responses,
-        sampler,
-        endpoint,
-        concurrency,
-    )
+    by = Sampler(sampler, endpoint, concurrency)
+    chosen = planned(study, model, precisions, questions, overrides, responses, by)
     given = {
         "scenarios": None if scenarios is None else scenarios.split(","),
         "alphas": None if alphas is None else alphas.split(","),
