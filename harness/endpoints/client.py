@@ -57,6 +57,10 @@ class Client:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     def get(self, path: str) -> httpx.Response:

@@ -96,7 +96,7 @@ class LLMJudge:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._client.__exit__(*exception)
+        self._client.close()
 
     @property
     def identity(self) -> str:
